@@ -1,0 +1,50 @@
+# `make` alone lists the targets. Everything runs in .venv, which `setup` makes from requirements.lock.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell command -v $(name)),$(name))))
+BIN := .venv/bin
+ROOT ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench ui lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or 3.12 is needed; call make PYTHON=python3.11") if not (3, 11) <= sys.version_info[:2] <= (3, 12) else 0'
+	@echo "Setting up .venv: about 7 GB, a minute or a few, once."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' requirements.lock)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	@touch $@
+
+setup: .venv/installed ## make .venv with everything that is needed
+
+demo: setup ## train a small Würstchen on this machine and draw pictures (about 10 minutes)
+	$(BIN)/python -m pipeline run conf=stage_c root=$(ROOT)
+	@echo "MLflow with all pictures and figures: make ui"
+
+test: setup ## run the test suite
+	$(BIN)/python -m pytest
+
+lint: setup ## check style, types and layers; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## put the code into the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## measure the training loop, the reader and the demo's parts
+	$(BIN)/python -m tests.bench
+
+ui: setup ## open MLflow on the runs of this checkout
+	$(BIN)/python -m pipeline ui root=$(ROOT)
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --group test --group lint --universal --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade -o requirements.lock
+
+clean: ## delete .venv and caches; never runs
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

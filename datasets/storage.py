@@ -1,0 +1,150 @@
+"""Files on shared storage: one code path for local folders and for URIs such as `s3://bucket/prefix`.
+
+Nothing becomes visible half-written. Locally a file is written beside its final name, flushed to disk, and renamed; an
+object store makes an object visible only when its upload is complete. Paths are plain strings, local or URI.
+"""
+
+import hashlib
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a manifest keeps of one file: its size in bytes and the sha256 of its content, in hex."""
+
+    bytes: int
+    sha256: str
+
+
+class CorruptFile(ValueError):
+    """A file's content is not what its manifest says."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is a URI rather than a local path."""
+    return "://" in path and not path.startswith("file://")
+
+
+def join(base: str, *parts: str) -> str:
+    """Append path components to a local path or URI."""
+    return "/".join([base.rstrip("/"), *parts])
+
+
+def absolute(path: str) -> str:
+    """Make a local path absolute (Ray changes the working directory of its workers); leave a URI as it is."""
+    return path.rstrip("/") if is_remote(path) else str(Path(path.removeprefix("file://")).expanduser().resolve())
+
+
+def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The Arrow file system of a local path or URI, and the path inside it."""
+    if not is_remote(path):
+        return pafs.LocalFileSystem(), absolute(path)
+    try:
+        return pafs.FileSystem.from_uri(path)
+    except pa.ArrowInvalid:  # not one of Arrow's own schemes: fsspec may know it (memory://, gs://, ...)
+        import fsspec
+
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    filesystem, inner = open_filesystem(path)
+    return filesystem.get_file_info(inner).type != pafs.FileType.NotFound
+
+
+def read(path: str, expect: FileEntry | None = None) -> bytes:
+    """The whole content of a file; with `expect`, verified against its size and sha256 (else `CorruptFile`)."""
+    filesystem, inner = open_filesystem(path)
+    with filesystem.open_input_stream(inner) as stream:
+        data: bytes = stream.read()
+    if expect is not None and (len(data) != expect.bytes or hashlib.sha256(data).hexdigest() != expect.sha256):
+        raise CorruptFile(
+            f"{path} does not hold the {expect.bytes} bytes that its manifest names; "
+            "delete its artifact's folder and run the same command again"
+        )
+    return data
+
+
+def publish(content: bytes | Path, path: str) -> FileEntry:
+    """Put `content` (bytes, or a local file) at `path` in one step and return its size and sha256."""
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    if is_remote(path):
+        filesystem, inner = open_filesystem(path)
+        with filesystem.open_output_stream(inner) as stream:
+            stream.write(data)
+    else:
+        target = Path(absolute(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
+
+
+def create(data: bytes, path: str) -> bool:
+    """Put `data` at `path` only if nothing is there yet; False when something is.
+
+    Locally the check and the creation are one operation. Arrow's object stores have no create-if-absent, so two
+    writers within the same moment are told apart only by a second look.
+    """
+    if is_remote(path):
+        if exists(path):
+            return False
+        publish(data, path)
+        return read(path) == data
+    target = Path(absolute(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary.write_bytes(data)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def listing(folder: str) -> list[str]:
+    """Names of the files below a folder, relative to it and sorted; empty when there is no such folder."""
+    filesystem, inner = open_filesystem(folder)
+    infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
+    prefix = len(inner.rstrip("/")) + 1
+    files = (info.path[prefix:] for info in infos if info.type == pafs.FileType.File)
+    return sorted(name for name in files if not name.endswith(".tmp"))
+
+
+def remove(path: str) -> None:
+    """Delete a file or a whole folder; nothing happens when it is not there."""
+    filesystem, inner = open_filesystem(path)
+    kind = filesystem.get_file_info(inner).type
+    if kind == pafs.FileType.Directory:
+        filesystem.delete_dir(inner)
+    elif kind == pafs.FileType.File:
+        filesystem.delete_file(inner)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable: without this a power cut may forget it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

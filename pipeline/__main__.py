@@ -1,0 +1,169 @@
+"""`python -m pipeline VERB conf=NAME [key=value ...] [flags]`: parse, dispatch, end with the documented exit code."""
+
+import contextlib
+import json
+import logging
+import shlex
+import sys
+import threading
+from collections.abc import Callable
+
+from datasets import storage
+from pipeline import __version__, config, cost, run
+from pipeline.config import Config
+from pipeline.errors import UsageError, exit_code
+from pipeline.mlflow_store import locate_store
+from pipeline.screen import console, show_plan, show_summary
+from pipeline.words import Words, parse, usage
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    logging.getLogger("pipeline").addHandler(logging.NullHandler())
+    try:
+        words = parse(arguments)
+        HANDLERS[words.verb](words)
+    except BaseException as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        console.print(f"[bold red]error:[/] {error}" if str(error) else "stopped", markup=True)
+        return code
+    return 0
+
+
+def _config(words: Words) -> tuple[Config, str]:
+    """The checked config and the absolute root; `seed=` of `run` and `plan` is a plain override."""
+    if words.rest:
+        raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
+    loaded = config.load(words.required_conf(), words.overrides)
+    root = storage.absolute(words.root)
+    locate_store(root, loaded.tracking.uri)
+    return loaded, root
+
+
+def _run(words: Words) -> None:
+    loaded, root = _config(words)
+    planned = run.planned_steps(loaded, root, words.selection)
+    todo = [item for item in planned if item.state != "done"]
+    if not todo:
+        console.print(f"nothing to do: all {len(planned)} steps of conf={words.conf} are done in {root}")
+        _print_json(words, {"outcome": "nothing to do", "steps": [item.step.output for item in planned]})
+        return
+    command = "python -m pipeline " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+    summary = run.run(loaded, words.required_conf(), root, planned, command)
+    show_summary(summary)
+    _print_json(words, {"outcome": "done", "steps": [vars(step) for step in summary.steps]})
+
+
+def _plan(words: Words) -> None:
+    loaded, root = _config(words)
+    planned = run.planned_steps(loaded, root, words.selection)
+    costs = cost.estimates(planned, loaded)
+    if not words.json:
+        show_plan(planned, costs)
+        return
+    steps = [
+        {
+            "step": item.step.name,
+            "artifact": item.step.output,
+            "state": item.state,
+            "reason": item.reason,
+            "fingerprint": item.fingerprint.digest,
+            "cost": estimate,
+        }
+        for item, estimate in zip(planned, costs, strict=True)
+    ]
+    _print_json(words, {"steps": steps})
+
+
+def _status(words: Words) -> None:
+    from pipeline.reports import status
+
+    status(storage.absolute(words.root), words.json)
+
+
+def _show(words: Words) -> None:
+    from pipeline.reports import show
+
+    loaded, root = _config(words)
+    show(loaded, root, words.own.get("artifact"), words.json)
+
+
+def _show_config(words: Words) -> None:
+    if words.rest == ["list"]:
+        print("confs: " + ", ".join(config.names()))
+        for group, options in config.groups().items():
+            print(f"{group}: " + ", ".join(options))
+        return
+    loaded, _ = _config(words)
+    print(config.commented_yaml(loaded.model_dump(mode="json")), end="")
+
+
+def _sample(words: Words) -> None:
+    from pipeline.sampling import sample
+
+    loaded, root = _config(words)
+    sample(loaded, root, words.own)
+
+
+def _export(words: Words) -> None:
+    from pipeline.reports import export
+
+    loaded, root = _config(words)
+    export(loaded, root, words.own.get("out"))
+
+
+def _report(words: Words) -> None:
+    from pipeline.reports import hours
+
+    if words.rest != ["hours"]:
+        raise UsageError("report knows one table: python -m pipeline report hours")
+    hours(storage.absolute(words.root), words.json)
+
+
+def _ui(words: Words) -> None:
+    from pipeline.ui import serve_ui
+
+    port = words.own.get("port", "5000")
+    if not port.isdigit():
+        raise UsageError(f"port={port}: not a number")
+    uri = config.load(words.conf, words.overrides).tracking.uri if words.conf else None
+    with serve_ui(locate_store(storage.absolute(words.root), uri), int(port)) as url:
+        console.print(f"MLflow: {url} (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+def _doctor(words: Words) -> None:
+    from pipeline.doctor import examine
+
+    examine(storage.absolute(words.root), words.json)
+
+
+def _print_json(words: Words, document: object) -> None:
+    if words.json:
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+HANDLERS: dict[str, Callable[[Words], None]] = {
+    "run": _run,
+    "plan": _plan,
+    "status": _status,
+    "show": _show,
+    "config": _show_config,
+    "sample": _sample,
+    "export": _export,
+    "report": _report,
+    "ui": _ui,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""What a step gets to work with, and what it hands back.
+
+A step is a function `(Build) -> Facts`. It takes the typed values that it needs out of the config, puts files into the
+artifact's folder, and returns what the manifest shall say. The engine around it (`pipeline.run`) does the rest.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from datasets import shards, storage
+from datasets.storage import FileEntry
+from pipeline.artifacts import BUILDING, Artifact
+from pipeline.cluster import Cluster
+from pipeline.config import Config
+from pipeline.dag import Step
+from pipeline.errors import Interrupted
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a step reports of a finished build.
+
+    `call` names the library call that did the work, `workers` the process ids that it ran in, `metrics` what was
+    measured, `notes` anything else worth keeping (counts by cause, licences, labels).
+    """
+
+    files: dict[str, FileEntry]
+    rows: int
+    call: str
+    workers: list[int]
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Reporter(Protocol):
+    """Where a step's progress goes: the screen, the log, MLflow."""
+
+    def progress(self, done: float, total: float, unit: str) -> None:
+        """Work done so far of a total, in units such as `images` or `steps`."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Measurements at a training step."""
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        """A picture for the reviewers."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One step being built."""
+
+    config: Config
+    step: Step
+    path: str  # the artifact's folder
+    inputs: dict[str, Artifact]
+    cluster: Cluster
+    lease: Callable[[float], AbstractContextManager[None]]  # devices reserved -> their time in the ledger
+    report: Reporter
+    stop_signal: Callable[[], int | None]  # the signal that asked for the end, if one did
+
+    @property
+    def building(self) -> str:
+        """Folder for what only an unfinished build needs."""
+        return storage.join(self.path, BUILDING)
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function as one Ray task on one CPU."""
+        with self.lease(1):
+            return self.cluster.call(function, *arguments, tick=self.tick)
+
+    def call_each(self, function: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+        """Run a function for each argument tuple, a Ray task each."""
+        if items:
+            with self.lease(min(len(items), self.cluster.cpus)):
+                for result in self.cluster.call_each(function, items, self.tick):
+                    yield result
+                    self.raise_if_stopped()
+
+    def map_shards(self, worker: type, arguments: tuple[Any, ...], total: Sequence[int]) -> list[shards.Receipt]:
+        """Map the shards that have no receipt yet with a pool of `worker(*arguments, path, board)` actors.
+
+        Returns the receipts of all shards in the order of `total`, whoever made them.
+        """
+        finished = shards.finished(self.path)
+        todo = [shard for shard in total if shard not in finished]
+        if todo:
+            with self.lease(self.cluster.reserved(len(todo))):
+                self.cluster.map_shards(worker, (*arguments, self.path, self.cluster.board), todo, self.tick)
+            self.raise_if_stopped()
+            finished = shards.finished(self.path)
+        missing = [shard for shard in total if shard not in finished]
+        assert not missing, f"shards {missing} have no receipt, yet the map over them succeeded"
+        return [finished[shard] for shard in total]
+
+    def train(self, loop: Callable[[dict[str, Any]], None], payload: dict[str, Any]) -> None:
+        """Run a training loop as a Ray Train job."""
+        with self.lease(self.cluster.reserved_for_training(self.config.workers)):
+            self.cluster.train(
+                loop,
+                {**payload, "building": self.building, "path": self.path, "board": self.cluster.board},
+                workers=self.config.workers,
+                folder=self.building,
+                tick=self.tick,
+            )
+        self.raise_if_stopped()
+
+    def tick(self) -> None:
+        """Pass on what the workers said, and tell them whether to stop."""
+        for message in self.cluster.exchange(stop=self.stop_signal() is not None):
+            kind = message.pop("kind")
+            getattr(self.report, kind)(**message)
+
+    def raise_if_stopped(self) -> None:
+        """End the run here if a signal asked for it; what is committed stays."""
+        signal_number = self.stop_signal()
+        if signal_number is not None:
+            raise Interrupted(signal_number)

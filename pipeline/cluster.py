@@ -1,0 +1,247 @@
+"""Ray: starting it, tasks, actor pools over shards, training jobs. The only file that calls Ray.
+
+Ray's blocking calls run in a thread, so that the driver's main thread stays free for signals and progress. Workers talk
+back through one small actor, the board: progress, metrics, and the wish to stop.
+"""
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+import ray.exceptions
+import ray.train
+import ray.train.torch
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import UserCodeException
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from datasets import storage
+from pipeline.config import Cluster as ClusterConfig
+from pipeline.errors import InfrastructureError
+
+T = TypeVar("T")
+Post = Callable[[dict[str, Any]], None]
+POLL_S = 0.25
+
+
+class Board:
+    """What workers tell the driver, and whether they should stop. Runs as an actor without a CPU of its own."""
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+        self._stop = False
+
+    def post(self, message: dict[str, Any]) -> None:
+        """Leave a message for the driver."""
+        self._messages.append(message)
+
+    def exchange(self, stop: bool) -> list[dict[str, Any]]:
+        """The driver's visit: tell whether to stop, take the messages along."""
+        self._stop = stop
+        messages, self._messages = self._messages, []
+        return messages
+
+    def stopping(self) -> bool:
+        """Whether workers should save and return."""
+        return self._stop
+
+
+class BoardClient:
+    """A worker's view of the board."""
+
+    def __init__(self, board: Any):
+        self._board = board
+        self._asked = 0.0
+        self._stopping = False
+
+    def post(self, message: dict[str, Any]) -> None:
+        """Leave a message for the driver, without waiting."""
+        self._board.post.remote(message)
+
+    def stopping(self) -> bool:
+        """Whether to save and return; asks the board at most twice a second."""
+        if time.monotonic() - self._asked > 0.5:
+            self._stopping = ray.get(self._board.stopping.remote())
+            self._asked = time.monotonic()
+        return self._stopping
+
+
+class Cluster:
+    """A running Ray, local or remote."""
+
+    def __init__(self, config: ClusterConfig):
+        self.config = config
+        if config.address is None:  # our own local Ray: reachable with a secret that lives as long as this process
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+        ray.init(
+            address=config.address,
+            num_cpus=config.num_cpus if config.address is None else None,
+            include_dashboard=False if config.address is None else None,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            configure_logging=True,
+        )
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.max_errored_blocks = 0
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        total = ray.cluster_resources()
+        self.cpus = int(total.get("CPU", 1))
+        self.gpus = int(total.get("GPU", 0)) if config.device != "cpu" else 0
+        self.board = ray.remote(num_cpus=0)(Board).remote()
+
+    def close(self) -> None:
+        """Leave (or end) Ray."""
+        ray.shutdown()
+
+    @property
+    def device(self) -> str:
+        """`cuda` or `cpu`: where workers compute."""
+        if self.config.device == "cuda" and self.gpus == 0:
+            raise ValueError("cluster.device=cuda, but Ray sees no GPU; use cluster.device=auto or cpu")
+        return "cuda" if self.gpus else "cpu"
+
+    def exchange(self, stop: bool) -> list[dict[str, Any]]:
+        """Tell the workers whether to stop; returns what they posted since the last time."""
+        messages: list[dict[str, Any]] = ray.get(self.board.exchange.remote(stop))
+        return messages
+
+    def call(self, function: Callable[..., T], *arguments: Any, tick: Callable[[], None], cpus: int = 1) -> T:
+        """Run one function as a Ray task."""
+        reference = ray.remote(num_cpus=cpus, num_gpus=0, max_retries=0)(function).remote(*arguments)
+        return _patiently(lambda: ray.get(reference), tick)
+
+    def call_each(
+        self, function: Callable[..., T], items: Sequence[tuple[Any, ...]], tick: Callable[[], None]
+    ) -> Iterator[T]:
+        """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time."""
+        task = ray.remote(num_cpus=1, max_retries=0)(function)
+        waiting, running = list(items), []
+        while waiting or running:
+            while waiting and len(running) < self.cpus:
+                running.append(task.remote(*waiting.pop(0)))
+            done, running = ray.wait(running, timeout=POLL_S)
+            tick()
+            for reference in done:
+                yield _unwrapped(lambda reference=reference: ray.get(reference))
+
+    def reserved(self, items: int) -> float:
+        """Devices that an encoding pool over that many shards holds: GPUs, or CPUs where there are none."""
+        actors, cpus = self._pool(items)
+        return actors if self.device == "cuda" else actors * cpus
+
+    def reserved_for_training(self, workers: int) -> float:
+        """Devices that a training job with that many ranks holds."""
+        return workers * (self.config.gpus_per_worker if self.device == "cuda" else self._training_cpus(workers))
+
+    def _pool(self, items: int) -> tuple[int, int]:
+        """Actors of an encoding pool, and the CPUs of each."""
+        actors = max(1, min(self.config.encoders.max, items, self.gpus or self.cpus))
+        return actors, 1 if self.device == "cuda" else max(1, self.cpus // actors)
+
+    def _training_cpus(self, workers: int) -> int:
+        """CPUs of each rank: all there are on our own local Ray, what the config says elsewhere."""
+        return max(1, self.cpus // workers) if self.config.address is None else self.config.cpus_per_worker
+
+    def map_shards(
+        self, worker: type, arguments: tuple[Any, ...], shards: Sequence[int], tick: Callable[[], None]
+    ) -> list[dict[str, Any]]:
+        """Ray Data over shard numbers: a pool of `worker(*arguments)` actors maps each to a small result row.
+
+        `worker.__call__(batch)` gets `{"shard": array([number])}`. Tensors never travel through the object store.
+        """
+        most, cpus = self._pool(len(shards))
+        least = min(self.config.encoders.min, most)
+        data = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        mapped = data.map_batches(
+            worker,
+            batch_size=1,
+            fn_constructor_args=arguments,
+            compute=ActorPoolStrategy(min_size=least, max_size=most),
+            num_cpus=cpus,
+            num_gpus=1 if self.device == "cuda" else 0,
+        )
+        return _patiently(lambda: list(mapped.iter_rows()), tick)
+
+    def train(
+        self,
+        loop: Callable[[dict[str, Any]], None],
+        payload: dict[str, Any],
+        *,
+        workers: int,
+        folder: str,
+        tick: Callable[[], None],
+    ) -> None:
+        """Run `loop(payload)` on `workers` ranks as a Ray Train job; Ray restarts the group when a worker dies.
+
+        State lives in our own checkpoints, so each attempt gets a fresh Ray Train name: a damaged snapshot of an
+        earlier attempt can never stop a run from starting.
+        """
+        use_gpu = self.device == "cuda"
+        resources: dict[str, float] = {"CPU": self._training_cpus(workers)}
+        if use_gpu:
+            resources["GPU"] = self.config.gpus_per_worker
+        trainer = ray.train.torch.TorchTrainer(
+            loop,
+            train_loop_config=payload,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=secrets.token_hex(6),
+                storage_path=storage.join(folder, "ray_train"),
+                failure_config=ray.train.FailureConfig(max_failures=self.config.retries, controller_failure_limit=3),
+            ),
+        )
+        _patiently(trainer.fit, tick)
+
+
+def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:
+    """Run a blocking Ray call in a thread and tick meanwhile."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(blocking())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="ray", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        tick()
+    if failure:
+        raise _cause(failure[0]) from failure[0]
+    return outcome[0]
+
+
+def _unwrapped(blocking: Callable[[], T]) -> T:
+    try:
+        return blocking()
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that a worker raised, out of Ray's wrappings; failures of Ray itself as `InfrastructureError`."""
+    if isinstance(error, TrainingFailedError):
+        failures = list((getattr(error, "worker_failures", None) or {}).values())
+        return _cause(failures[0]) if failures else InfrastructureError(f"the training job failed: {error}")
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return _cause(error.cause)
+    if isinstance(error, UserCodeException) and error.__cause__:
+        return _cause(error.__cause__)
+    if isinstance(error, ray.exceptions.RayError):
+        return InfrastructureError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    return error

@@ -1,0 +1,324 @@
+"""The config: Hydra composes the YAML files and the command line's overrides, pydantic checks the result.
+
+Code below this file never sees a Hydra object: it gets frozen, typed values. An unknown key, a wrong type or an
+impossible combination is refused here, before anything is created.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from datasets.config import DataConfig
+from pipeline.dag import flatten
+from pipeline.errors import UsageError
+from stages.config import (
+    CompressorConfig,
+    CompressorWarmupLoss,
+    Settings,
+    StageAConfig,
+    StageALoss,
+    StageBConfig,
+    StageBLoss,
+    StageCConfig,
+    StageCLoss,
+    TextConfig,
+    TrainingConfig,
+)
+
+CONF = Path(__file__).parent.parent / "conf"
+INTERNAL = {"base"}  # shared defaults, not a conf that one runs
+
+
+INTERVALS = {"log_every", "checkpoint_every"}  # of a training: they change what is seen of it, not what comes out
+
+
+class StageA(Settings):
+    """Stage A: its architecture, its losses, its training."""
+
+    model: StageAConfig
+    loss: StageALoss
+    train: TrainingConfig
+
+
+class Warmup(Settings):
+    """Training of the compressor before Stage B, where it does not start from ImageNet weights."""
+
+    loss: CompressorWarmupLoss
+    train: TrainingConfig
+
+
+class Compressor(Settings):
+    """Semantic compressor: its architecture, its start (ImageNet weights or a warm-up), and whether B trains it along."""
+
+    model: CompressorConfig
+    weights: str | None
+    warmup: Warmup | None
+    joint: bool
+
+
+class StageB(Settings):
+    """Stage B, trained together with the compressor; `text` names a tower."""
+
+    model: StageBConfig
+    loss: StageBLoss
+    train: TrainingConfig
+    text: str
+
+
+class StageC(Settings):
+    """Stage C; `text` names a tower."""
+
+    model: StageCConfig
+    loss: StageCLoss
+    train: TrainingConfig
+    text: str
+
+
+class Sampling(Settings):
+    """How pictures are drawn from captions."""
+
+    limit: PositiveInt
+    width: PositiveInt = Field(multiple_of=128)
+    height: PositiveInt = Field(multiple_of=128)
+    steps_c: PositiveInt
+    steps_b: PositiveInt
+    guidance_c: float = Field(ge=0)
+    guidance_b: float = Field(ge=0)
+    negative: str
+
+
+class PickScore(Settings):
+    """PickScore, a learned preference; `weights` is the path of the ViT-H-14 checkpoint."""
+
+    weights: str
+    rival: str
+
+
+class Eval(Settings):
+    """What `evaluate` measures beside retrieval and PSNR."""
+
+    pickscore: PickScore | None = None
+
+
+class Encoders(Settings):
+    """Size of the pool of encoding actors."""
+
+    min: PositiveInt
+    max: PositiveInt
+
+
+class Cluster(Settings):
+    """Where the work runs. Nothing here changes a result, so nothing here enters a fingerprint."""
+
+    address: str | None
+    num_cpus: PositiveInt | None
+    device: Literal["auto", "cpu", "cuda"]
+    cpus_per_worker: PositiveInt
+    gpus_per_worker: int = Field(ge=0)
+    encoders: Encoders
+    retries: int = Field(ge=0)
+
+
+class Tracking(Settings):
+    """MLflow; `uri` null keeps an sqlite store under the root."""
+
+    uri: str | None
+    experiment: str
+
+
+class Config(Settings):
+    """One experiment, fully resolved."""
+
+    targets: tuple[str, ...] = Field(min_length=1)
+    seed: int = Field(ge=0, lt=2**32)
+    workers: PositiveInt
+    data: DataConfig
+    text: dict[str, TextConfig] = Field(min_length=1)
+    stage_a: StageA
+    compressor: Compressor
+    stage_b: StageB
+    stage_c: StageC
+    sample: Sampling
+    eval: Eval
+    cluster: Cluster
+    tracking: Tracking
+    rates: dict[str, float]
+
+    @model_validator(mode="after")
+    def _towers_exist(self) -> "Config":
+        for stage in ("stage_b", "stage_c"):
+            tower = getattr(self, stage).text
+            if tower not in self.text:
+                raise ValueError(f"{stage}.text names the tower '{tower}', but text has {', '.join(self.text)}")
+            width, wanted = self.text[tower].width, getattr(self, stage).model.text_width
+            if width != wanted:
+                raise ValueError(f"{stage}.model.text_width is {wanted}, but the tower '{tower}' gives width {width}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "Config":
+        for key, training in self.trainings().items():
+            for number, phase in enumerate(training.phases):
+                if phase.batch_size % self.workers:
+                    raise ValueError(
+                        f"{key}.phases.{number}.batch_size={phase.batch_size} does not divide among workers={self.workers}"
+                    )
+        return self
+
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """Every training of this config by its dotted key."""
+        found = {f"{name}.train": getattr(self, name).train for name in ("stage_a", "stage_b", "stage_c")}
+        if self.compressor.warmup:
+            found["compressor.warmup.train"] = self.compressor.warmup.train
+        return found
+
+    def trainings_of(self, step: str) -> list[TrainingConfig]:
+        """The trainings that a step runs, none for most steps."""
+        keys = {
+            "train_a": ["stage_a.train"],
+            "train_b": ["compressor.warmup.train", "stage_b.train"],
+            "train_c": ["stage_c.train"],
+        }
+        trainings = self.trainings()
+        return [trainings[key] for key in keys.get(step, []) if key in trainings]
+
+    def lookup(self, key: str) -> Any:
+        """The plain value (JSON types) below a dotted key, as fingerprints use it."""
+        node: Any = self.model_dump(mode="json")
+        for part in key.split("."):
+            node = node[part]
+        return _without(node, INTERVALS)
+
+
+def _without(tree: Any, names: set[str]) -> Any:
+    """A nested mapping without the keys of those names."""
+    if not isinstance(tree, dict):
+        return tree
+    return {key: _without(value, names) for key, value in tree.items() if key not in names}
+
+
+def names() -> list[str]:
+    """The confs that `conf=` may name."""
+    return sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in INTERNAL)
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups (`scale`, `data`, ...) with their options."""
+    folders = (path for path in CONF.iterdir() if path.is_dir() and path.name != "reference")
+    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in sorted(folders)}
+
+
+def load(conf: str, overrides: list[str]) -> Config:
+    """Compose and check a conf.
+
+    Raises:
+        UsageError: unknown conf, group option or key, wrong type, or values that do not fit together.
+    """
+    tree = compose(conf, overrides)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError("; ".join(_explain(item, tree) for item in error.errors()[:3])) from None
+
+
+def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
+    """The composed config as plain data, before types are checked."""
+    if conf not in names():
+        raise UsageError(f"conf={conf}: there is no such conf{_nearest(conf, names())}; there are {', '.join(names())}")
+    for word in overrides:
+        _check_override(word)
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra_compose(conf, overrides=overrides)
+        tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_explain_hydra(error, conf)) from None
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _check_override(word: str) -> None:
+    """Refuse what Hydra would accept but we do not: forced keys, sweeps, and unknown options of a group."""
+    key, separator, value = word.partition("=")
+    if not separator:
+        raise UsageError(f"'{word}' is neither a flag nor key=value")
+    if key in groups() and value not in groups()[key]:
+        options = groups()[key]
+        raise UsageError(f"{word}: {key} has no option '{value}'{_nearest(value, options)}; it has {', '.join(options)}")
+
+
+def _explain_hydra(error: Exception, conf: str) -> str:
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    if unknown:
+        known = [*flatten(compose(conf, [])), *groups()]
+        return f"{unknown[1]}: there is no such key{_nearest(unknown[1], known)}"
+    return text.splitlines()[0]
+
+
+def _explain(item: Any, tree: dict[str, Any]) -> str:
+    """One pydantic error as a sentence with the dotted key, its value and the nearest valid key."""
+    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        siblings = [name for name in flatten(tree) if name != key]
+        return f"{key}: there is no such key{_nearest(key, siblings)}"
+    if not key:
+        return message
+    if item["type"] in ("value_error", "missing"):
+        return f"{key}: {message}"
+    return f"{key}={item['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def comments() -> dict[str, str]:
+    """The comment of each config key, read from the YAML files of `conf/`."""
+    found: dict[str, str] = {}
+    for file in sorted(CONF.rglob("*.yaml")):
+        text = file.read_text()
+        whole = "@package _global_" in text or file.parent == CONF
+        found.update(_comments_of(text, prefix=[] if whole else [file.parent.name]))
+    return found
+
+
+def _comments_of(text: str, prefix: list[str]) -> dict[str, str]:
+    found = {}
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = re.match(r"^(\s*)([A-Za-z_]\w*):(?:\s[^#]*)?(?:#\s*(.*))?$", line)
+        if match:
+            indent = len(match[1])
+            path = [(depth, name) for depth, name in path if depth < indent] + [(indent, match[2])]
+            if match[3]:
+                found[".".join(prefix + [name for _, name in path])] = match[3]
+    return found
+
+
+def commented_yaml(tree: dict[str, Any]) -> str:
+    """A config tree as YAML, each line followed by its key's comment."""
+    remarks = comments()
+    lines = []
+    path: list[tuple[int, str]] = []
+    for line in yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000).splitlines():
+        match = re.match(r"^(\s*)([A-Za-z_]\w*):", line)
+        if match:
+            indent = len(match[1])
+            path = [(depth, name) for depth, name in path if depth < indent] + [(indent, match[2])]
+            remark = remarks.get(".".join(name for _, name in path))
+            line += f"  # {remark}" if remark else ""
+        lines.append(line)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,45 @@
+"""What can go wrong for a user, and the exit code each kind ends with.
+
+    0  done
+    2  UsageError, and every other ValueError: bad config, usage or input
+    3  BudgetExceeded: more rows lost or quarantined than the config allows
+    4  LeaseHeld: another run is building the same artifact
+    5  RetriesExhausted: a step kept failing
+    130, 143  Interrupted by SIGINT or SIGTERM after a clean save
+"""
+
+
+class UsageError(ValueError):
+    """The command line, the config or an input is wrong; the message names the key or path and the remedy."""
+
+
+class BudgetExceeded(RuntimeError):
+    """More rows were lost than the configured budget; nothing was committed."""
+
+
+class LeaseHeld(RuntimeError):
+    """Another live run is building this artifact; the message says whose."""
+
+
+class RetriesExhausted(RuntimeError):
+    """A step failed more often than `cluster.retries` allows."""
+
+
+class InfrastructureError(RuntimeError):
+    """A worker, node or service failed through no fault of the config; worth another try."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked for the end; everything worth keeping has been saved."""
+
+    def __init__(self, signal_number: int):
+        super().__init__("interrupted; the same command goes on from here")
+        self.exit_code = 128 + signal_number
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The documented exit code of an error; None for a programming error, which shows its traceback."""
+    if isinstance(error, Interrupted):
+        return error.exit_code
+    table = ((ValueError, 2), (BudgetExceeded, 3), (LeaseHeld, 4), (RetriesExhausted, 5), (KeyboardInterrupt, 130))
+    return next((code for kind, code in table if isinstance(error, kind)), None)

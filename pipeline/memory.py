@@ -1,0 +1,51 @@
+"""Peak memory of a run: the summed PSS of this process and everything below it, sampled once a second.
+
+PSS counts a page that n processes share as 1/n in each, so the sum is what the tree occupies; summed RSS
+would count Ray's object store and every library's pages once per process.
+"""
+
+import threading
+from types import TracebackType
+
+import psutil
+
+INTERVAL_S = 1.0
+
+
+class PeakMemory:
+    """Samples in the background while the `with` block runs; `peak_bytes` is the largest sum so far."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            self.peak_bytes = max(self.peak_bytes, tree_bytes())
+            if self._stop.wait(INTERVAL_S):
+                break
+
+
+def tree_bytes() -> int:
+    """Summed PSS in bytes of this process and all its descendants, now."""
+    this = psutil.Process()
+    return sum(_pss(process) for process in [this, *this.children(recursive=True)])
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        usage = process.memory_full_info()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0  # it ended since the tree was listed
+    return int(getattr(usage, "pss", usage.uss))  # macOS tells only what a process has for itself

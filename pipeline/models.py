@@ -1,0 +1,97 @@
+"""From artifacts to models in memory: what encoders, sampling and export share. Imports torch."""
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from datasets import storage
+from pipeline.artifacts import Artifact
+from pipeline.config import Config
+from stages.compressor import Compressor
+from stages.config import ClipTextConfig, TextConfig
+from stages.sample import Models
+from stages.stage_a import StageA
+from stages.stage_b import StageB
+from stages.stage_c import StageC
+from stages.text import TextTower, clip_tower, seeded_tower
+
+TOWER, NULL_TEXT = "tower.safetensors", "null_text.safetensors"
+
+
+def device(kind: str) -> torch.device:
+    """`cuda` or `cpu` as a torch device; on a CPU one thread, so that a picture never depends on the number of cores."""
+    if kind == "cpu":
+        torch.set_num_threads(1)
+    return torch.device(kind)
+
+
+def weights(module: nn.Module) -> bytes:
+    """A module's parameters and buffers as safetensors bytes, on the CPU."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def _filled(module: nn.Module, artifact: Artifact, name: str) -> nn.Module:
+    module.load_state_dict(safetensors.torch.load(artifact.read(name)))
+    return module.eval().requires_grad_(False)
+
+
+def stage_a(config: Config, artifact: Artifact) -> StageA:
+    """Stage A with its trained weights, in evaluation mode."""
+    model = _filled(StageA(config.stage_a.model), artifact, "stage_a.safetensors")
+    assert isinstance(model, StageA)
+    return model
+
+
+def compressor(config: Config, artifact: Artifact) -> Compressor:
+    """The compressor as it was trained with Stage B."""
+    model = _filled(Compressor(config.compressor.model), artifact, "compressor.safetensors")
+    assert isinstance(model, Compressor)
+    return model
+
+
+def stage_b(config: Config, artifact: Artifact) -> StageB:
+    """Stage B with its trained weights."""
+    model = _filled(StageB(config.stage_b.model), artifact, "stage_b.safetensors")
+    assert isinstance(model, StageB)
+    return model
+
+
+def stage_c(config: Config, artifact: Artifact) -> StageC:
+    """Stage C with its trained weights."""
+    model = _filled(StageC(config.stage_c.model), artifact, "stage_c.safetensors")
+    assert isinstance(model, StageC)
+    return model
+
+
+def fresh_tower(config: TextConfig) -> TextTower:
+    """A text tower as its config describes it: pretrained, or seeded and not yet centred."""
+    if isinstance(config, ClipTextConfig):
+        return clip_tower(config, safetensors.torch.load(storage.read(config.weights)))
+    return seeded_tower(config)
+
+
+def tower(config: TextConfig, artifact: Artifact) -> TextTower:
+    """The text tower that encoded an artifact's captions."""
+    model = _filled(TextTower(config.width, config.layers, config.heads, config.context_length), artifact, TOWER)
+    assert isinstance(model, TextTower)
+    return model
+
+
+def null_text(artifact: Artifact) -> Tensor:
+    """Hidden states of the empty caption, (N, D) fp32."""
+    return safetensors.torch.load(artifact.read(NULL_TEXT))["null_text"].float()
+
+
+def everything(config: Config, artifacts: dict[str, Artifact], where: torch.device) -> Models:
+    """All models that sampling needs, on one device."""
+    text_b, text_c = config.stage_b.text, config.stage_c.text
+    tower_c = tower(config.text[text_c], artifacts[f"text_{text_c}"]).to(where)
+    tower_b = tower_c if text_b == text_c else tower(config.text[text_b], artifacts[f"text_{text_b}"]).to(where)
+    return Models(
+        stage_a=stage_a(config, artifacts["stage_a"]).to(where),
+        stage_b=stage_b(config, artifacts["stage_b"]).to(where),
+        stage_c=stage_c(config, artifacts["stage_c"]).to(where),
+        text_b=tower_b,
+        text_c=tower_c,
+    )

@@ -1,0 +1,107 @@
+"""One rank of a training job: what a Ray Train worker does around the training loop of `stages.loop`.
+
+Runs in the worker. State goes to the artifact's building folder, progress and metrics to the board; when everything is
+trained, rank 0 publishes the weights and, last, `result.json`, which the driver turns into the manifest.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from torch import nn
+
+from datasets import storage
+from datasets.batches import Batches
+from datasets.storage import FileEntry
+from pipeline.checkpoints import Checkpoints
+from pipeline.cluster import BoardClient
+from stages import loop
+from stages.config import TrainingConfig
+
+RESULT = "result.json"
+
+
+class Rank:
+    """A worker's place in its job: rank, world size, device, board, folders."""
+
+    def __init__(self, path: str, building: str, board: Any, seed: int):
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.path, self.building, self.seed = path, building, seed
+        self.board = BoardClient(board)
+        if torch.cuda.is_available() and ray.get_gpu_ids():
+            self.device = ray.train.torch.get_device()
+        else:
+            self.device = torch.device("cpu")
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        torch.set_float32_matmul_precision("high")
+        self.files: dict[str, FileEntry] = {}
+        self.metrics: dict[str, float] = {"training_seconds": 0.0}
+
+    def train(self, name: str, objective: nn.Module, config: TrainingConfig, batches: Batches) -> bool:
+        """Train (or go on training) an objective; False when the run was asked to stop."""
+        states = Checkpoints(storage.join(self.building, "checkpoints", name), self._warn)
+
+        def read_batch(step: int) -> dict[str, Any]:
+            rows = config.phase_at(step).batch_size // self.world
+            return batches.read(config.images_after(step) + self.rank * rows, rows)
+
+        def log(step: int, values: dict[str, float]) -> None:
+            self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
+            self.board.post({"kind": "metrics", "values": {f"{name}/{k}": v for k, v in values.items()}, "step": step})
+            self.metrics.update({f"{name}/{k}": v for k, v in values.items()})
+
+        began = time.monotonic()
+        outcome = loop.train(
+            objective,
+            read_batch,
+            config,
+            seed=self.seed,
+            device=self.device,
+            rank=self.rank,
+            world=self.world,
+            load_state=states.load,
+            save_state=states.save,
+            log=log,
+            should_stop=self.board.stopping,
+        )
+        self.metrics["training_seconds"] += time.monotonic() - began
+        return outcome.finished
+
+    def publish(self, name: str, content: bytes) -> None:
+        """Put a file into the artifact (rank 0 only)."""
+        if self.rank == 0:
+            self.files[name] = storage.publish(content, storage.join(self.path, name))
+
+    def finish(self, rows: int) -> None:
+        """Say that everything is published (rank 0 only)."""
+        result = {
+            "files": {name: vars(entry) for name, entry in self.files.items()},
+            "metrics": self.metrics,
+            "rows": rows,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        if self.rank == 0:
+            storage.publish(json.dumps(result).encode(), storage.join(self.building, RESULT))
+
+    def _warn(self, text: str) -> None:
+        self.board.post({"kind": "warning", "text": text})
+
+
+def result(building: str) -> dict[str, Any] | None:
+    """What a finished job left for the driver, or None."""
+    path = storage.join(building, RESULT)
+    return json.loads(storage.read(path)) if storage.exists(path) else None
+
+
+def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """Make a module with initial weights that depend on the seed only."""
+    torch.manual_seed(seed)
+    return make()

@@ -1,0 +1,32 @@
+"""Taking secrets out of a config before anybody else gets to see it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+SECRET = re.compile(
+    r"(^|_)(token|secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private|account)_?key)(_|$)"
+)
+
+
+def redact(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without the values of telling keys, the passwords in URLs, and URLs' queries (signatures)."""
+    return {key: _redacted(value, _is_secret(key)) for key, value in config.items()}
+
+
+def _is_secret(key: str) -> bool:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-.]", "_", key)
+    return bool(SECRET.search(words.lower()))
+
+
+def _redacted(value: Any, secret: bool = False) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _redacted(item, secret or _is_secret(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(item, secret) for item in value]
+    if secret and value is not None:
+        return "***"
+    if isinstance(value, str):
+        value = re.sub(r"(?<=://)[^/\s@]+@", "***@", value)
+        return re.sub(r"(\w://[^\s?#]*)\?[^\s#]+", r"\1?***", value)
+    return value

@@ -1,0 +1,135 @@
+"""What is there: the verbs `status`, `show`, `export` and `report hours`. They read; only `export` writes, outside the root."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from datasets import storage
+from pipeline import ledger
+from pipeline.artifacts import Artifact, Store
+from pipeline.config import Config
+from pipeline.dag import differences, fingerprints, order
+from pipeline.errors import UsageError
+from pipeline.screen import console
+from pipeline.steps import table
+
+out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+
+def wanted(config: Config, root: str, names: list[str]) -> dict[str, Artifact]:
+    """The finished artifacts of exactly this config.
+
+    Raises:
+        UsageError: one is missing; the message lists what exists and names the nearest.
+    """
+    store = Store(root)
+    steps = order(table(config), names)
+    prints = fingerprints(steps, config.lookup)
+    found: dict[str, Artifact] = {}
+    for name in names:
+        artifact = store.find(name, prints[name].digest)
+        if artifact is None:
+            raise UsageError(_missing(name, store, prints))
+        found[name] = artifact
+    return found
+
+
+def _missing(name: str, store: Store, prints: dict[str, Any]) -> str:
+    others = list(store.finished(name))
+    text = f"root={store.root} has no {name} of exactly this conf; run it first: python -m pipeline run conf=..."
+    if not others:
+        return f"{text} (no {name} exists there at all)"
+    listed = ", ".join(other.manifest["fingerprint"] for other in others)
+    nearest = min(reversed(others), key=lambda other: len(differences(other.manifest, prints[name])))
+    changes = "; ".join(differences(nearest.manifest, prints[name]))
+    return f"{text}. There are: {listed}; the nearest, {nearest.manifest['fingerprint']}, differs in {changes}"
+
+
+def status(root: str, as_json: bool) -> None:
+    """Last runs with their steps' logs, and every artifact with its size."""
+    folder = storage.join(root, "invocations")
+    runs = [json.loads(storage.read(storage.join(folder, name))) for name in storage.listing(folder)[-10:]]
+    artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
+    if as_json:
+        keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
+        listed = [{key: artifact[key] for key in keys} for artifact in artifacts]
+        print(json.dumps({"root": root, "runs": runs, "artifacts": listed}, indent=1, ensure_ascii=False))
+        return
+    if not runs and not artifacts:
+        out.print(f"nothing has been run in {root} yet")
+        return
+    for run in runs:
+        out.print(f"run {run['id']}  conf={run['conf']}  {run['outcome']}")
+        for name, step in run["steps"].items():
+            out.print(f"    {name:12} {step['state']:12} log {step['log']}")
+    lines = Table("artifact", "fingerprint", "rows", "MiB", "seconds", "created", "where", box=None, pad_edge=False)
+    for item in artifacts:
+        size = f"{item['bytes'] / 2**20:.1f}"
+        lines.add_row(
+            item["name"], item["fingerprint"], str(item["rows"]), size, f"{item['seconds']:.1f}", item["created"], item["path"]
+        )
+    out.print(lines)
+
+
+def show(config: Config, root: str, name: str | None, as_json: bool) -> None:
+    """An artifact's manifest; for scores and samples their table too."""
+    known = [step.output for step in table(config)]
+    if name not in known:
+        given = f"artifact={name}: there is no such artifact" if name else "show needs artifact=NAME"
+        raise UsageError(f"{given}; this conf has {', '.join(known)}")
+    artifact = wanted(config, root, [name])[name]
+    manifest = artifact.manifest | {"path": artifact.path}
+    if as_json:
+        print(json.dumps(manifest, indent=1, ensure_ascii=False))
+        return
+    if name == "scores":
+        lines = Table("metric", "value", box=None, pad_edge=False)
+        for metric, value in manifest["metrics"].items():
+            lines.add_row(metric, f"{value:.4g}")
+        out.print(lines)
+        return
+    if name == "samples":
+        rows = json.loads(artifact.read("captions.json"))
+        for row in rows:
+            out.print(f"{row['key']}  {row['seed']:6d}  {row['caption']}")
+        out.print(f"pictures in {artifact.path}")
+        return
+    shown = {key: value for key, value in manifest.items() if key != "files"}
+    out.print_json(json.dumps(shown, ensure_ascii=False))
+    out.print(f"{len(manifest['files'])} files in {artifact.path}")
+
+
+def export(config: Config, root: str, folder: str | None) -> None:
+    """Copy the release of exactly this config to a folder."""
+    if not folder:
+        raise UsageError("export needs out=DIR")
+    target = storage.absolute(folder)
+    if storage.listing(target):
+        raise UsageError(f"out={folder}: the folder is not empty; give a new one")
+    release = wanted(config, root, ["release"])["release"]
+    for name in release.files:
+        storage.publish(release.read(name), storage.join(target, name))
+    console.print(f"{len(release.files)} files in {target}")
+
+
+def hours(root: str, as_json: bool) -> None:
+    """The device-hour table of a root, from its ledger."""
+    rows = ledger.totals(root)
+    listed = [{"step": step, "fingerprint": digest, **vars(total)} for (step, digest), total in rows.items()]
+    if as_json:
+        print(json.dumps({"root": root, "hours": listed, "paper": ledger.paper_comparison(0.0)}, indent=1))
+        return
+    lines = Table("step", "fingerprint", "attempts", "failed", "device-hours", "kind", box=None, pad_edge=False)
+    for row in listed:
+        lines.add_row(
+            row["step"],
+            row["fingerprint"],
+            str(row["attempts"]),
+            str(row["failed_attempts"]),
+            f"{row['device_seconds'] / 3600:.4f}" + (" (estimated)" if row["estimated"] else ""),
+            row["kind"],
+        )
+    out.print(lines)

@@ -1,0 +1,324 @@
+"""A run: build what the targets need and is missing, in order, each step under a lease, a ledger and a tracker."""
+
+import contextlib
+import importlib
+import json
+import logging
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from datasets import storage
+from pipeline import __version__, dag, ledger, lease
+from pipeline.artifacts import Artifact, Store
+from pipeline.build import Build, Facts
+from pipeline.config import Config
+from pipeline.dag import Planned, Selection
+from pipeline.environment import quiet_environment
+from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
+from pipeline.memory import PeakMemory
+from pipeline.screen import Built, StepProgress, Summary, console
+from pipeline.steps import table
+
+log = logging.getLogger(__name__)
+
+
+def planned_steps(config: Config, root: str, selection: Selection) -> list[Planned]:
+    """What a run of this config would do with each step that its targets need."""
+    steps = dag.order(table(config), config.targets)
+    return dag.plan(steps, config.lookup, Store(root), selection)
+
+
+def check_root(root: str) -> None:
+    """Refuse a root that cannot be written, before anything else happens there."""
+    probe = storage.join(root, f".probe-{uuid.uuid4().hex[:8]}")
+    try:
+        storage.publish(b"", probe)
+        storage.remove(probe)
+    except (OSError, NotADirectoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"root={root}: cannot be written ({reason}); give another root=") from None
+
+
+def check_weights(config: Config) -> None:
+    """Refuse a config that names weights which are not there, before anything runs."""
+    named = {f"text.{name}.weights": tower.weights for name, tower in config.text.items()}
+    named["stage_a.weights"] = config.stage_a.weights
+    named["compressor.weights"] = config.compressor.weights
+    if config.eval.pickscore:
+        named["eval.pickscore.weights"] = config.eval.pickscore.weights
+        named["eval.pickscore.rival"] = config.eval.pickscore.rival
+    for key, path in named.items():
+        if path is not None and not storage.exists(path):
+            raise UsageError(f"{key}: there is nothing at {path}; put the weights there or change the key")
+
+
+def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
+    """Build every planned step that is not done; returns what the last screen shows."""
+    check_weights(config)
+    check_root(root)
+    quiet_environment()
+    started = time.monotonic()
+    with _signals() as stopped, PeakMemory() as memory, _Session(config, conf, root, planned, command) as session:
+        for item in planned:
+            if item.state == "done":
+                continue
+            _raise_if(stopped)
+            session.build(item, stopped)
+        summary = session.summary
+    summary.seconds = time.monotonic() - started
+    summary.peak_bytes = memory.peak_bytes
+    return summary
+
+
+@dataclass
+class _Stop:
+    """The signal that asked for the end, if one did."""
+
+    number: int | None = None
+
+    def __call__(self) -> int | None:
+        return self.number
+
+
+def _raise_if(stopped: _Stop) -> None:
+    if stopped.number is not None:
+        raise Interrupted(stopped.number)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Stop]:
+    """The first SIGINT or SIGTERM asks for a clean end, the second ends at once."""
+    stop = _Stop()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.number is not None:
+            raise KeyboardInterrupt
+        stop.number = number
+        console.print("[yellow]saving and stopping; once more to abort at once[/]")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Session:
+    """One invocation that does work: Ray, MLflow, the ledger, logs, and the record for `status`."""
+
+    config: Config
+    conf: str
+    root: str
+    planned: list[Planned]
+    command: str
+    summary: Summary = field(default_factory=Summary)
+
+    def __enter__(self) -> "_Session":
+        from pipeline.cluster import Cluster
+        from pipeline.mlflow_store import locate_store
+        from pipeline.tracking import Tracking
+
+        self.id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:4]
+        self.store = Store(self.root)
+        self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
+        console.print(f"run {self.id} of conf={self.conf} in {self.root}")
+        self.exits = contextlib.ExitStack()
+        with contextlib.ExitStack() as exits:
+            self.tracking = exits.enter_context(
+                Tracking(
+                    locate_store(self.root, self.config.tracking.uri),
+                    self.config.tracking.experiment,
+                    conf=self.conf,
+                    targets=self.config.targets,
+                    invocation=self.id,
+                    fingerprints={item.step.output: item.fingerprint.digest for item in self.planned},
+                    config=self.config.model_dump(mode="json"),
+                )
+            )
+            self.ledger = ledger.Writer(self.root, self.id)
+            self.cluster = Cluster(self.config.cluster)
+            exits.callback(self.cluster.close)
+            self.summary.devices = self.cluster.device
+            self.record: dict[str, Any] = {
+                "id": self.id,
+                "conf": self.conf,
+                "command": self.command,
+                "host": socket.gethostname(),
+                "version": __version__,
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "outcome": "running",
+                "steps": {},
+            }
+            self._write_record()
+            self.exits = exits.pop_all()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
+        self._write_record()
+        self.summary.warnings += self.tracking.warnings
+        self.exits.__exit__(kind, error, trace)
+
+    def _write_record(self) -> None:
+        text = json.dumps(self.record, indent=1, ensure_ascii=False)
+        storage.publish(text.encode(), storage.join(self.root, "invocations", f"{self.id}.json"))
+
+    def build(self, item: Planned, stopped: _Stop) -> None:
+        """Build one step: lease, attempts, manifest, tracking, ledger."""
+        name, output, digest = item.step.name, item.step.output, item.fingerprint.digest
+        path = self.store.path(output, digest)
+        position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
+        log_path = storage.join(self.root, "logs", self.id, f"{output}.log")
+        self.record["steps"][output] = {"state": "running", "log": log_path, "artifact": path}
+        self._write_record()
+        label = name if name != "encode_text" else output
+        progress = StepProgress(label, position.replace("[", "\\["))
+        outcome = "failed"
+        begun = time.monotonic()
+        try:
+            with lease.hold(path, console.print), _logging_to(log_path):
+                artifact = self.store.find(output, digest) if item.reason != "forced" else None
+                if artifact is None:  # nobody else finished it while we waited for the lease
+                    artifact = self._build_under_lease(item, path, progress, stopped)
+            outcome = "done"
+        except Interrupted:
+            outcome = "interrupted"
+            raise
+        finally:
+            progress.close(outcome)
+            self.record["steps"][output]["state"] = outcome
+        self.artifacts[output] = artifact
+        self.summary.steps.append(self._line(artifact, begun))
+
+    def _line(self, artifact: Artifact, begun: float) -> Built:
+        manifest = artifact.manifest
+        return Built(
+            name=manifest["step"],
+            output=artifact.name,
+            state="built",
+            path=artifact.path,
+            seconds=time.monotonic() - begun,
+            training_seconds=manifest["metrics"].get("training_seconds", 0.0),
+            device_hours=manifest["device_seconds"] / 3600,
+            attempts=manifest["attempts"],
+        )
+
+    def _build_under_lease(self, item: Planned, path: str, progress: StepProgress, stopped: _Stop) -> Artifact:
+        step, fingerprint = item.step, item.fingerprint
+        if item.reason == "forced":
+            self.store.discard(step.output, fingerprint.digest)
+        begun = time.monotonic()
+        with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked, PeakMemory() as memory:
+            build = Build(
+                config=self.config,
+                step=step,
+                path=path,
+                inputs={name: self.artifacts[name] for name in step.inputs},
+                cluster=self.cluster,
+                lease=lambda devices: self.ledger.lease(
+                    step.name, fingerprint.digest, devices, self.cluster.device
+                ),
+                report=_Reporter(progress, tracked),
+                stop_signal=stopped,
+            )
+            facts = self._attempt(step.call, build)
+            spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
+            artifact = self.store.commit(
+                step.output,
+                fingerprint,
+                {
+                    "files": facts.files,
+                    "rows": facts.rows,
+                    "metrics": facts.metrics,
+                    "notes": facts.notes,
+                    "call": facts.call,
+                    "workers": facts.workers,
+                    "driver": {"pid": _pid(), "host": socket.gethostname(), "version": __version__},
+                    "seconds": round(time.monotonic() - begun, 3),
+                    "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
+                    "devices": spent.kind if spent else self.cluster.device,
+                    "attempts": spent.attempts if spent else 1,
+                    "failed_attempts": spent.failed_attempts if spent else 0,
+                    "peak_bytes": memory.peak_bytes,
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+            )
+            tracked.finish(artifact)
+        return artifact
+
+    def _attempt(self, call: str, build: Build) -> Facts:
+        """Call the step's function; failures of the infrastructure are tried again, with a growing pause."""
+        module, function = call.split(":")
+        for attempt in range(self.config.cluster.retries + 1):
+            try:
+                facts: Facts = getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build)
+                return facts
+            except (InfrastructureError, OSError) as error:
+                log.exception("attempt %d of %s failed", attempt + 1, call)
+                if attempt == self.config.cluster.retries:
+                    raise RetriesExhausted(f"{function} failed {attempt + 1} times; the last error was: {error}") from error
+                pause = 2.0**attempt
+                console.print(f"[yellow]{function}: {error}; trying again in {pause:.0f} s[/]")
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+@dataclass
+class _Reporter:
+    """Progress goes to the screen, measurements and pictures to MLflow."""
+
+    screen: StepProgress
+    tracked: Any
+
+    def progress(self, done: float, total: float, unit: str) -> None:
+        self.screen.update(done, total, unit)
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.tracked.metrics(values, step)
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        self.tracked.image(name, png, step)
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+@contextlib.contextmanager
+def _logging_to(path: str) -> Iterator[None]:
+    """Send the driver's log records to a step's file: at once on a local root, at the end on a remote one."""
+    local = Path(path) if not storage.is_remote(path) else Path(f"/tmp/{uuid.uuid4().hex}.log")
+    local.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(local)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("pipeline")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    except Exception:
+        logger.exception("the step ended with an error")
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        if storage.is_remote(path):
+            storage.publish(local, path)
+            local.unlink()

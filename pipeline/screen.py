@@ -1,0 +1,126 @@
+"""What a person sees: progress while a run works, and the last screen. Everything goes to stderr but JSON."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.dag import Planned
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class StepProgress:
+    """One step's line: name, work done of total, rate, time left; a plain line where there is no terminal."""
+
+    def __init__(self, name: str, position: str):
+        self.name = name
+        self._started = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._position = position
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[dim]{task.fields[position]}[/] {task.description:12}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]} {task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=None, unit="", rate="", position=position)
+        else:
+            console.print(f"{position} {name} ...")
+
+    def update(self, done: float, total: float, unit: str) -> None:
+        """Move the bar."""
+        if self._bar is not None and self._task is not None:
+            rate = done / max(1e-6, time.monotonic() - self._started)
+            self._bar.update(self._task, completed=done, total=total, unit=unit, rate=f"{rate:.1f}/s")
+
+    def close(self, outcome: str) -> None:
+        """Replace the bar by a line that says how it ended."""
+        if self._bar is not None:
+            self._bar.stop()
+        seconds = time.monotonic() - self._started
+        console.print(f"{self._position} {self.name:12} {outcome} in {seconds:.1f} s")
+
+
+@dataclass
+class Built:
+    """What the last screen says of one step."""
+
+    name: str
+    output: str
+    state: str
+    path: str
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    device_hours: float = 0.0
+    attempts: int = 0
+
+
+@dataclass
+class Summary:
+    """What the last screen shows of a run."""
+
+    steps: list[Built] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    devices: str = "cpu"
+    paper: str = ""
+    pictures: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    next_command: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def overhead(self) -> float:
+        """Share of the wall time in which no training step ran."""
+        return 1 - sum(step.training_seconds for step in self.steps) / max(self.seconds, 1e-9)
+
+
+def show_summary(summary: Summary) -> None:
+    """Print the last screen."""
+    unit = "GPU-hours" if summary.devices.startswith("cuda") else "CPU-hours"
+    table = Table("step", "artifact", "state", "seconds", unit, "where", box=None, header_style="bold", pad_edge=False)
+    for step in summary.steps:
+        table.add_row(
+            step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", step.path
+        )
+    console.print()
+    console.print(table)
+    if summary.metrics:
+        console.print("scores      " + ", ".join(f"{name} {value:.4g}" for name, value in summary.metrics.items()))
+    built = [step for step in summary.steps if step.training_seconds]
+    if built:
+        console.print(
+            f"time        {summary.seconds:.0f} s, of which {sum(s.training_seconds for s in built):.0f} s training "
+            f"steps (overhead {summary.overhead:.0%})"
+        )
+    else:
+        console.print(f"time        {summary.seconds:.0f} s")
+    console.print(f"memory      {summary.peak_bytes / 2**30:.2f} GiB at most (summed PSS of all processes)")
+    total = sum(step.device_hours for step in summary.steps)
+    console.print(f"device time {total:.3f} {unit} for everything above. {summary.paper}")
+    for warning in summary.warnings:
+        console.print(f"[yellow]warning[/]     {warning}")
+    for picture in summary.pictures:
+        console.print(f"pictures    {picture}")
+    console.print(f"next        {summary.next_command}")
+
+
+def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:
+    """Print the plan as a table on stdout."""
+    table = Table("step", "artifact", "state", "reason", "estimated cost", box=None, header_style="bold", pad_edge=False)
+    for item, cost in zip(planned, costs, strict=True):
+        colour = {"done": "green", "resume": "cyan", "run": "default", "stale": "yellow"}[item.state]
+        table.add_row(item.step.name, item.step.output, f"[{colour}]{item.state}[/]", item.reason, cost["text"])
+    Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200).print(table)

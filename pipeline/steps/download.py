@@ -1,0 +1,72 @@
+"""download: fetch the planned pictures, one Ray task a shard, img2dataset's Downloader inside."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from datasets import openmoji, plan, shards
+from datasets.config import DataConfig, DownloadConfig, ImageConfig
+from datasets.download import Hosts, download_shard
+from datasets.shards import Receipt
+from pipeline.build import Build, Facts
+from pipeline.errors import BudgetExceeded
+
+
+def download(build: Build) -> Facts:
+    """metadata -> images: tar shards in plan order; every planned row is kept or lost for a counted cause."""
+    metadata = build.inputs["metadata"]
+    data = build.config.data
+    planned = dict(plan.shards(metadata.read("plan.parquet")))
+    finished = shards.finished(build.path)
+    done = sum(receipt.rows_in for receipt in finished.values())
+    with _hosts(data) as hosts:
+        todo = [
+            (rows, shard, build.path, data.image, data.download, hosts)
+            for shard, rows in planned.items()
+            if shard not in finished
+        ]
+        for receipt in build.call_each(_download, todo):
+            finished[receipt.shard] = receipt
+            done += receipt.rows_in
+            build.report.progress(done, metadata.manifest["rows"], "pictures")
+    receipts = [finished[shard] for shard in planned]
+    dropped: Counter[str] = Counter()
+    for receipt in receipts:
+        dropped.update(receipt.dropped)
+    _check_losses(dropped, metadata.manifest["rows"], data.download.max_lost)
+    return Facts(
+        files={name: entry for receipt in receipts for name, entry in receipt.files.items()},
+        rows=sum(receipt.rows_out for receipt in receipts),
+        call="img2dataset.downloader.Downloader.download_shard",
+        workers=sorted({receipt.pid for receipt in receipts}),
+        notes={"planned": metadata.manifest["rows"], "lost": dict(dropped)},
+    )
+
+
+def _download(
+    rows: pa.Table, shard: int, folder: str, image: ImageConfig, download: DownloadConfig, hosts: Hosts
+) -> Receipt:
+    return download_shard(rows, shard=shard, folder=folder, image=image, download=download, hosts=hosts)
+
+
+@contextlib.contextmanager
+def _hosts(data: DataConfig) -> Iterator[Hosts]:
+    """Addresses of reserved hosts: the embedded source is served from this process for the time of the download."""
+    if data.openmoji is None or data.source != "openmoji":
+        yield {}
+        return
+    with openmoji.serve(data.openmoji.size) as address:
+        yield {openmoji.HOST: address}
+
+
+def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:
+    lost = dropped.total()
+    causes = ", ".join(f"{cause} {count}" for cause, count in dropped.most_common())
+    if lost == planned:
+        raise BudgetExceeded(f"none of {planned} planned pictures could be kept: {causes}")
+    if lost > max_lost * planned:
+        raise BudgetExceeded(
+            f"{lost} of {planned} planned pictures are lost, more than data.download.max_lost={max_lost} allows: {causes}"
+        )

@@ -1,0 +1,148 @@
+"""sample: draw a picture for each caption, and beside it what each stage alone could do."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from datasets import shards, storage
+from datasets.storage import FileEntry
+from pipeline.artifacts import Artifact
+from pipeline.build import Build, Facts
+from pipeline.config import Config
+from pipeline.sampling import caption_seed
+
+CHUNK = 8  # captions between two receipts
+COLUMNS = ("original", "stage_a", "stage_b", "generated")  # folders of the artifact, columns of the grid
+TITLES = ("original", "Stage A", "Stage B from the true code", "generated from text")
+GRID_ROWS = 64
+
+
+def sample(build: Build) -> Facts:
+    """images, text, stage_a, stage_b, stage_c -> samples: `generated/<key>.png` and its companions, `samples.parquet`."""
+    config = build.config
+    prompts = build.call(_prompts, build.inputs["images"], config.sample.limit, config.seed)
+    chunks = list(range(-(-len(prompts) // CHUNK)))
+    receipts = build.map_shards(Painter, (config, build.inputs, prompts, build.cluster.device), chunks)
+    files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
+    files |= build.call(_tables, build.path, prompts, files)
+    build.report.image("samples", storage.read(storage.join(build.path, "grid.png")), 0)
+    return Facts(
+        files=files,
+        rows=len(prompts),
+        call="ray.data.Dataset.map_batches",
+        workers=sorted({receipt.pid for receipt in receipts}),
+    )
+
+
+def _prompts(images: Artifact, limit: int, seed: int) -> list[dict[str, Any]]:
+    """The first captions of the images: key, caption, seed, shard."""
+    prompts = []
+    for shard in sorted(shards.finished(images.path)):
+        for row in shards.read_images(images.read(shards.image_name(shard))):
+            prompts.append(
+                {"key": row.key, "caption": row.caption, "seed": caption_seed(seed, row.caption), "shard": shard}
+            )
+            if len(prompts) == limit:
+                return prompts
+    return prompts
+
+
+class Painter:
+    """An actor with all models in memory that draws one chunk of captions at a time."""
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: dict[str, Artifact],
+        prompts: list[dict[str, Any]],
+        device: str,
+        path: str,
+        board: Any,
+    ):
+        from pipeline import models
+        from pipeline.cluster import BoardClient
+
+        self.config, self.inputs, self.prompts, self.path = config, inputs, prompts, path
+        self.device = models.device(device)
+        self.models = models.everything(config, inputs, self.device)
+        self.compressor = models.compressor(config, inputs["stage_b"]).to(self.device)
+        self.board = BoardClient(board)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
+        chunk = int(batch["shard"][0])
+        if not self.board.stopping():
+            started = shards.Clock()
+            rows = self.prompts[chunk * CHUNK : (chunk + 1) * CHUNK]
+            originals = self._originals({row["shard"] for row in rows})
+            files: dict[str, FileEntry] = {}
+            for row in rows:
+                for name, pixels in zip(COLUMNS, self._pictures(row, originals[row["key"]]), strict=True):
+                    file = f"{name}/{row['key']}.png"
+                    files[file] = storage.publish(_png(pixels), storage.join(self.path, file))
+            shards.publish_receipt(self.path, chunk, rows_in=len(rows), rows_out=len(rows), files=files, clock=started)
+            self.board.post({"kind": "progress", "done": len(rows), "total": len(self.prompts), "unit": "pictures"})
+        return {"shard": [chunk]}
+
+    def _originals(self, numbers: set[int]) -> dict[str, np.ndarray]:
+        images = self.inputs["images"]
+        return {
+            row.key: row.pixels()
+            for number in numbers
+            for row in shards.read_images(images.read(shards.image_name(number)))
+        }
+
+    def _pictures(self, row: dict[str, Any], original: np.ndarray) -> list[np.ndarray]:
+        """One caption's pictures, batch size 1: what `sample` draws for the same caption and seed is the same."""
+        import torch
+
+        from stages.sample import generate, reconstruct_a, reconstruct_b
+
+        settings = self.config.sample
+        image = torch.from_numpy(original.copy()).permute(2, 0, 1)[None].to(self.device)
+        text = self.models.text_b.encode([row["caption"]])[0] if self.models.text_b else None
+        drawn = generate(
+            self.models,
+            [row["caption"]],
+            [settings.negative],
+            [row["seed"]],
+            width=settings.width,
+            height=settings.height,
+            steps_c=settings.steps_c,
+            steps_b=settings.steps_b,
+            guidance_c=settings.guidance_c,
+            guidance_b=settings.guidance_b,
+        )
+        from_a = reconstruct_a(self.models.stage_a, image)
+        from_b = reconstruct_b(
+            self.models.stage_a, self.models.stage_b, self.compressor, image, text, [row["seed"]], settings.steps_b
+        )
+        return [original, from_a[0].numpy(), from_b[0].numpy(), drawn[0].numpy()]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from stages.grid import png
+
+    return png(pixels)
+
+
+def _tables(path: str, prompts: list[dict[str, Any]], files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+    """The table of captions, twice (Parquet for programs, JSON for `show`), and the grid."""
+    from PIL import Image
+
+    from stages.grid import grid
+
+    def pixels(name: str, key: str) -> np.ndarray:
+        file = f"{name}/{key}.png"
+        with Image.open(io.BytesIO(storage.read(storage.join(path, file), expect=files[file]))) as image:
+            return np.asarray(image.convert("RGB"))
+
+    rows = [{name: prompt[name] for name in ("key", "caption", "seed")} for prompt in prompts]
+    shown = [(row["caption"], [pixels(name, row["key"]) for name in COLUMNS]) for row in rows[:GRID_ROWS]]
+    contents = {
+        "samples.parquet": shards.table_bytes(rows),
+        "captions.json": json.dumps(rows, indent=1, ensure_ascii=False).encode(),
+        "grid.png": grid(TITLES, shown, blocks=4),
+    }
+    return {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}

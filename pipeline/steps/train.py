@@ -1,0 +1,121 @@
+"""train_a, train_b, train_c: a Ray Train job each, around the one loop of `stages.loop`."""
+
+from typing import Any
+
+from datasets.batches import Batches, Source
+from datasets.storage import FileEntry
+from pipeline.artifacts import Artifact
+from pipeline.build import Build, Facts
+from pipeline.config import Compressor as CompressorSettings
+from pipeline.config import StageA as StageASettings
+from pipeline.config import StageB as StageBSettings
+from pipeline.config import StageC as StageCSettings
+
+CALL = "ray.train.torch.TorchTrainer.fit"
+
+
+def train_a(build: Build) -> Facts:
+    """images -> stage_a: the VQGAN, with a panel of reconstructions."""
+    images = _source(build.inputs["images"], "image")
+    return _train(build, _loop_a, settings=build.config.stage_a, sources=[images])
+
+
+def train_b(build: Build) -> Facts:
+    """images, text, latents_a, stage_a -> stage_b: Stage B together with the semantic compressor."""
+    settings = build.config.stage_b
+    sources = [
+        _source(build.inputs["images"], "image"),
+        _source(build.inputs["latents_a"], "latents_a"),
+        _source(build.inputs[f"text_{settings.text}"], "text"),
+    ]
+    return _train(
+        build,
+        _loop_b,
+        settings=settings,
+        compressor=build.config.compressor,
+        stage_a_settings=build.config.stage_a,
+        stage_a=build.inputs["stage_a"],
+        sources=sources,
+    )
+
+
+def train_c(build: Build) -> Facts:
+    """latents_c, text -> stage_c: the text-conditional prior."""
+    settings = build.config.stage_c
+    text = build.inputs[f"text_{settings.text}"]
+    sources = [_source(build.inputs["latents_c"], "latents_c"), _source(text, "text")]
+    return _train(build, _loop_c, settings=settings, text=text, sources=sources)
+
+
+def _source(artifact: Artifact, field: str) -> Source:
+    return Source(field=field, folder=artifact.path, files=artifact.files)
+
+
+def _train(build: Build, loop: Any, **payload: Any) -> Facts:
+    from pipeline.rank import result
+
+    if result(build.building) is None:
+        build.train(loop, {**payload, "seed": build.config.seed})
+    found = result(build.building)
+    assert found is not None, "the job ended without a result, yet without an error"
+    return Facts(
+        files={name: FileEntry(**entry) for name, entry in found["files"].items()},
+        rows=found["rows"],
+        call=CALL,
+        workers=found["pids"],
+        metrics=found["metrics"],
+    )
+
+
+def _batches(payload: dict[str, Any]) -> Batches:
+    return Batches(payload["sources"], seed=payload["seed"])
+
+
+def _loop_a(payload: dict[str, Any]) -> None:
+    from pipeline.rank import Rank, seeded
+    from stages.checkpoint import weights
+    from stages.stage_a import StageA, StageAObjective
+
+    settings: StageASettings = payload["settings"]
+    with Rank.of(payload) as rank:
+        batches = _batches(payload)
+        stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
+        if rank.train("stage_a", StageAObjective(stage_a, settings.loss), settings.train, batches):
+            rank.publish("stage_a.safetensors", weights(stage_a))
+            rank.finish(batches.rows)
+
+
+def _loop_b(payload: dict[str, Any]) -> None:
+    from pipeline.rank import Rank, seeded
+    from stages.checkpoint import load_weights, weights
+    from stages.compressor import Compressor, CompressorWarmup
+    from stages.stage_b import StageB, StageBObjective
+
+    settings: StageBSettings = payload["settings"]
+    compressor_settings: CompressorSettings = payload["compressor"]
+    with Rank.of(payload) as rank:
+        batches = _batches(payload)
+        compressor = seeded(payload["seed"], lambda: Compressor(compressor_settings.model))
+        if compressor_settings.warmup:
+            warmup = seeded(payload["seed"] + 1, lambda: CompressorWarmup(compressor, settings.model, compressor_settings.loss))
+            if not rank.train("compressor", warmup, compressor_settings.warmup, batches):
+                return
+        stage_b = seeded(payload["seed"] + 2, lambda: StageB(settings.model))
+        if rank.train("stage_b", StageBObjective(stage_b, compressor, settings.loss), settings.train, batches):
+            rank.publish("stage_b.safetensors", weights(stage_b))
+            rank.publish("compressor.safetensors", weights(compressor))
+            rank.finish(batches.rows)
+
+
+def _loop_c(payload: dict[str, Any]) -> None:
+    from pipeline.rank import Rank, seeded
+    from stages.checkpoint import weights
+    from stages.stage_c import StageC, StageCObjective
+
+    settings: StageCSettings = payload["settings"]
+    with Rank.of(payload) as rank:
+        batches = _batches(payload)
+        stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
+        if rank.train("stage_c", StageCObjective(stage_c, settings.loss), settings.train, batches):
+            rank.publish("stage_c.safetensors", weights(stage_c))
+            rank.finish(batches.rows)

@@ -1,0 +1,81 @@
+"""The MLflow UI of a root: MLflow's own server, on this machine's loopback address only."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.environment import quiet_environment
+from pipeline.errors import UsageError
+from pipeline.mlflow_store import MlflowStore
+
+START_S = 120.0
+STOP_S = 10.0
+
+
+@contextlib.contextmanager
+def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
+    """Yield the URL of the MLflow UI once it answers; a local store gets a server for the time of the block.
+
+    The server listens on 127.0.0.1 only and takes 10 to 30 seconds to start.
+
+    Raises:
+        UsageError: there is no store yet, the port is taken, or the server ended or did not answer in time.
+    """
+    if store.artifacts is None:
+        yield store.uri
+        return
+    if not store.database.exists():
+        raise UsageError(f"root: there is no MLflow store {store.database} yet; run something first")
+    _check_port(port)
+    # One worker and no job runner: a third of the memory that MLflow's defaults take.
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", store.uri]
+    command += ["--no-serve-artifacts", "--default-artifact-root", str(store.artifacts)]
+    environment = {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    output = store.database.with_name("ui.log")
+    with open(output, "wb") as stream:
+        server = subprocess.Popen(
+            command, env=environment, cwd=output.parent, stdout=stream, stderr=stream, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_healthy(url, server, output)
+        yield url
+    finally:
+        _stop(server)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UsageError(
+                f"port={port}: is taken, perhaps by a UI that is already open; choose another port="
+            ) from None
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], output: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+            return
+        time.sleep(0.3)
+    raise UsageError(f"the MLflow UI did not start; {output} says why")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and the processes that it forked, which share its session."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_S)

@@ -1,0 +1,130 @@
+"""The command line's grammar: a verb, `key=value` words, and flags.
+
+A verb's own words (`prompt=`, `out=`, `root=`, ...) are taken literally after the first `=`, before anything reaches
+Hydra, so that a prompt may hold commas, quotes and parentheses; every other `key=value` is a Hydra override.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+
+from pipeline.dag import Selection
+from pipeline.errors import UsageError
+
+RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
+SAMPLE_WORDS = (
+    "prompt", "negative", "seed", "n", "width", "height", "image", "strength",
+    "steps_c", "steps_b", "guidance_c", "guidance_b", "out",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb with the words and flags that it takes beside `conf`, `root` and overrides."""
+
+    help: str
+    words: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    overrides: bool = True
+
+
+VERBS: dict[str, Verb] = {
+    "run": Verb("build the targets and whatever is missing before them", flags=RUN_FLAGS),
+    "plan": Verb("what a run would do, with reasons and estimated cost", flags=RUN_FLAGS),
+    "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",)),
+    "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
+    "config": Verb("the composed config with its comments; `config list`: confs, groups, values"),
+    "sample": Verb('prompt="..." out=DIR: draw pictures with the trained models', SAMPLE_WORDS),
+    "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
+    "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",)),
+    "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
+    "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",)),
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """A parsed command line."""
+
+    verb: str
+    conf: str | None = None
+    root: str = "runs"
+    own: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    selection: Selection = Selection()
+    json: bool = False
+
+    def required_conf(self) -> str:
+        """The conf's name; the verb cannot do without it."""
+        if self.conf is None:
+            raise UsageError(f"{self.verb} needs conf=NAME, for example: python -m pipeline {self.verb} conf=stage_c")
+        return self.conf
+
+
+def parse(arguments: list[str]) -> Words:
+    """Parse the words after `python -m pipeline`; `UsageError` names the word that does not fit."""
+    name, *words = arguments
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UsageError(f"there is no verb '{name}'{hint}; there are {', '.join(VERBS)}")
+    verb = VERBS[name]
+    own: dict[str, str] = {}
+    overrides: list[str] = []
+    rest: list[str] = []
+    flags: dict[str, list[str]] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        key, separator, value = word.partition("=")
+        if word.startswith("--"):
+            if key not in verb.flags:
+                raise UsageError(f"{name} has no flag {key}; it takes {', '.join(verb.flags) or 'none'}")
+            if key == "--json":
+                flags[key] = []
+                continue
+            value = value if separator else (queue.pop(0) if queue else "")
+            if not value:
+                raise UsageError(f"{key} needs a step's name, for example {key} train_c")
+            flags.setdefault(key, []).append(value)
+        elif separator and key in ("conf", "root", *verb.words):
+            if key in own:
+                raise UsageError(f"{key}= is given twice")
+            own[key] = value
+        elif separator:
+            overrides.append(word)
+        else:
+            rest.append(word)
+    for key in ("--from", "--until", "--only"):
+        if len(flags.get(key, [])) > 1:
+            raise UsageError(f"{key} is given twice")
+    root = own.pop("root", "runs")
+    if not root:
+        raise UsageError("root= is empty; give a folder or a URI")
+    return Words(
+        verb=name,
+        conf=own.pop("conf", None),
+        root=root,
+        own=own,
+        overrides=overrides,
+        rest=rest,
+        selection=Selection(
+            start=_first(flags.get("--from")),
+            until=_first(flags.get("--until")),
+            only=_first(flags.get("--only")),
+            force=tuple(flags.get("--force", ())),
+        ),
+        json="--json" in flags,
+    )
+
+
+def _first(values: list[str] | None) -> str | None:
+    return values[0] if values else None
+
+
+def usage() -> str:
+    """The help text: every verb on a line."""
+    lines = ["python -m pipeline VERB conf=NAME [key=value ...] [flags]", ""]
+    lines += [f"  {name:8} {verb.help}" for name, verb in VERBS.items()]
+    lines += ["", "Example: python -m pipeline run conf=stage_c", "Flags of run and plan: --from --until --only --force STEP"]
+    return "\n".join(lines)

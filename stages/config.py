@@ -1,0 +1,395 @@
+"""Settings of models, losses and training, checked when they are built. Imports no torch: `plan` stays quick.
+
+The defaults are the sizes of the paper; the authors' own names are given where they differ from ours.
+"""
+
+import math
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+LossWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
+TimeSampling = Literal["released", "uniform"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused, the text under a field is its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+class StageAConfig(Settings):
+    """Stage A, the VQGAN with a side ratio of 4 (`VQModel` of dome272/Wuerstchen; 18,406,894 parameters)."""
+
+    levels: Count = 2
+    """Resolutions inside; each level after the first halves the side."""
+    bottleneck_blocks: Count = 12
+    """Residual blocks of the decoder at the lowest resolution."""
+    hidden: Count = 384
+    """Channels at the lowest resolution (c_hidden); each level above has half as many."""
+    latent_channels: Count = 4
+    """Channels of the latents (c_latent)."""
+    codebook_size: Count = 8192
+    """Vectors in the codebook."""
+    codebook_init: Literal["uniform", "normal"] = "uniform"
+    """Start of the codebook: the authors' U(-1/k, 1/k), or N(0, 1), which suits a small codebook."""
+    scale: float = Field(0.3764, gt=0.0)
+    """What encoder outputs are divided by, so that Stage B sees unit variance (scale_factor)."""
+
+    @model_validator(mode="after")
+    def _hidden_divides(self) -> Self:
+        if self.hidden % 2 ** (self.levels - 1):
+            raise ValueError(
+                f"hidden ({self.hidden}) must be divisible by 2^(levels - 1); change hidden or levels"
+            )
+        return self
+
+
+class EfficientNetStage(Settings):
+    """One row of an EfficientNetV2 table (arXiv 2104.00298, Table 4)."""
+
+    block: Literal["fused", "mb"]
+    """Fused-MBConv or MBConv."""
+    expand: Count
+    """Expansion ratio."""
+    stride: Literal[1, 2]
+    """Stride of the first block."""
+    channels: Count
+    """Output channels; a multiple of 8."""
+    layers: Count
+    """Blocks in the stage."""
+
+
+class EfficientNetStages(Settings):
+    """A short EfficientNetV2 for small runs, built by torchvision from this table."""
+
+    stem: Count
+    """Channels after the first convolution, which has stride 2."""
+    stages: tuple[EfficientNetStage, ...] = Field(min_length=1)
+    """The stages in order; the strides, stem included, multiply to 32."""
+    last: Count
+    """Channels after the last 1x1 convolution (1280 in the full models)."""
+    stochastic_depth: Share = 0.0
+    """Highest probability that a block is skipped in training (0.2 in the full models)."""
+
+    @model_validator(mode="after")
+    def _stride_is_32(self) -> Self:
+        stride = 2 * math.prod(stage.stride for stage in self.stages)
+        if stride != 32:
+            raise ValueError(
+                f"stages have a total stride of {stride}, stem included; the compressor needs 32"
+            )
+        return self
+
+
+class CompressorConfig(Settings):
+    """Semantic compressor: EfficientNetV2 features, a 1x1 convolution, BatchNorm (`EfficientNetEncoder`)."""
+
+    backbone: Literal["efficientnet_v2_s", "efficientnet_v2_l"] | EfficientNetStages = "efficientnet_v2_s"
+    """The paper's S, the L of the first version, or a short table."""
+    latent_channels: Count = 16
+    """Channels of the code."""
+    batch_norm: Literal["affine", "plain", "fixed"] = "affine"
+    """Last BatchNorm: affine (the public weights), plain (no gamma and beta; Stable Cascade), or fixed at
+    gamma 42 and beta -1, which gives Stage C unit variance through the released (x + 1) / 42."""
+    input_ratio: float = Field(0.75, gt=0.0, le=1.0)
+    """Side of what the backbone sees, as a share of the image's side (768 of 1024)."""
+    resize: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of that resize, always antialiased: bilinear in the code, bicubic in the paper."""
+
+
+class StageBConfig(Settings):
+    """Stage B, the latent diffusion model (`DiffNeXt`; 1,055,365,280 parameters)."""
+
+    latent_channels: Count = 4
+    """Channels of Stage A's latents (c_in, c_out)."""
+    patch: Count = 2
+    """Side of the patches that become the channels of the first level."""
+    widths: tuple[Count, ...] = Field((320, 640, 1280, 1280), min_length=1)
+    """Channels of each level (c_hidden); each level after the first halves the side."""
+    blocks: tuple[Count, ...] = (4, 4, 14, 4)
+    """Repeats of the level's pattern, on the way down and again on the way up."""
+    patterns: tuple[Annotated[str, Field(pattern="^C[CTA]*$")], ...] = ("CT", "CTA", "CTA", "CTA")
+    """Blocks of one repeat (level_config): C convolution, T timestep, A attention."""
+    heads: tuple[Annotated[int, Field(ge=0)], ...] = (0, 10, 20, 20)
+    """Attention heads of each level; 0 where the pattern has no A."""
+    inject_code: tuple[bool, ...] = (False, True, True, True)
+    """Levels whose convolution blocks see the compressor's code (inject_effnet)."""
+    cond_width: Count = 1024
+    """Channels of the mapped text and of the mapped code (c_cond)."""
+    text_width: Count = 1024
+    """Channels of the text hidden states (clip_embd)."""
+    code_channels: Count = 16
+    """Channels of the compressor's code (effnet_embd)."""
+    timestep_channels: int = Field(64, ge=4, multiple_of=2)
+    """Channels of the timestep embedding (c_r)."""
+    dropout: Share = 0.1
+    """Dropout in convolution and attention blocks."""
+    code_mapper_std: float = Field(0.02, gt=0.0)
+    """Start of the 1x1 maps of the code; 0.02 / 42 for a compressor whose BatchNorm is `fixed`."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        levels = len(self.widths)
+        for name in ("blocks", "patterns", "heads", "inject_code"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"{name} needs one entry for each of the {levels} widths")
+        for width, pattern, heads in zip(self.widths, self.patterns, self.heads, strict=True):
+            if "A" in pattern and (heads == 0 or width % heads):
+                raise ValueError(f"heads ({heads}) must divide the width ({width}) of a level with attention")
+        return self
+
+
+class StageCConfig(Settings):
+    """Stage C, the text-conditional prior (`Prior`; 993,243,680 parameters, 993,636,896 with bigG's text)."""
+
+    latent_channels: Count = 16
+    """Channels of the compressor's code (c_in)."""
+    width: Count = 1536
+    """Channels inside (c)."""
+    depth: Count = 32
+    """Repeats of convolution, timestep, attention block."""
+    heads: Count = 24
+    """Attention heads."""
+    text_width: Count = 1024
+    """Channels of the text hidden states (c_cond): 1024 for CLIP-H, 1280 for bigG."""
+    timestep_channels: int = Field(64, ge=4, multiple_of=2)
+    """Channels of the timestep embedding (c_r)."""
+    dropout: Share = 0.1
+    """Dropout in convolution and attention blocks."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        return self
+
+
+class ClipTextConfig(Settings):
+    """A pretrained text tower of open_clip."""
+
+    model: Literal["ViT-H-14", "ViT-bigG-14"]
+    """open_clip's name of the model."""
+    weights: str
+    """Path or URI of its open_clip weights (safetensors)."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the hidden states."""
+        return {"ViT-H-14": 1024, "ViT-bigG-14": 1280}[self.model]
+
+    @property
+    def layers(self) -> int:
+        """Transformer layers."""
+        return {"ViT-H-14": 24, "ViT-bigG-14": 32}[self.model]
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return {"ViT-H-14": 16, "ViT-bigG-14": 20}[self.model]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of one caption, both ends included."""
+        return 77
+
+
+class SeededTextConfig(Settings):
+    """A small text tower of random weights that come from the seed: for runs without pretrained weights."""
+
+    model: Literal["seeded"] = "seeded"
+    """Always `seeded`."""
+    width: Count = 128
+    """Channels of the hidden states."""
+    layers: Count = 4
+    """Transformer layers."""
+    heads: Count = 4
+    """Attention heads."""
+    context_length: int = Field(16, ge=3, le=77)
+    """Tokens of one caption, both ends included."""
+    seed: int = Field(0, ge=0)
+    """Seed of the weights."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        return self
+
+
+TextConfig = Annotated[ClipTextConfig | SeededTextConfig, Field(discriminator="model")]
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+
+
+class StageALoss(Settings):
+    """Objective of Stage A."""
+
+    l1: Weight = 0.0
+    """Weight of the mean absolute error."""
+    mse: Weight = 1.0
+    """Weight of the mean squared error."""
+    colour: Weight = 0.0
+    """Weight of the mean absolute error of 4x4 averages, which keeps flat areas in their colour."""
+    vq: Weight = 1.0
+    """Weight of the codebook loss plus 0.25 x the commitment loss."""
+    quantised: Share = 0.9
+    """Probability of decoding through the codebook (the paper drops the quantisation in 10 %)."""
+    coin: Literal["sample", "step"] = "sample"
+    """Whether that is drawn for each sample or once a step."""
+    crop: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    """Side of random crops in pixels (128 in the paper); null trains on whole pictures."""
+
+
+class CompressorWarmupLoss(Settings):
+    """Objective of the compressor's warm-up, which stands in for ImageNet weights."""
+
+    noise: Weight = 0.1
+    """Standard deviation of the noise on the code, relative to the code's own."""
+    width: Count = 192
+    """Channels of the throwaway decoder's first layer."""
+
+
+class DiffusionLoss(Settings):
+    """What Stage B and C have in common: the weighted error of the predicted noise."""
+
+    weight: LossWeight = "p2"
+    """Weight of a sample by its noise level: p2 is 1 - abar, as in the authors' code; p2_paper is
+    (1 - abar) / (1 + abar), as printed; p2_snr is (1 - abar) / max(abar, 0.05), which minds high noise, where
+    a picture's identity is decided, and suits short trainings; none is 1."""
+    timesteps: TimeSampling = "released"
+    """How t is drawn: 1.08 (1 - U) + 0.001, clamped, as released, or U(0, 1)."""
+    text_drop: Share = 0.05
+    """Share of samples whose caption is replaced by the empty one, for guidance."""
+
+
+class StageBLoss(DiffusionLoss):
+    """Objective of Stage B."""
+
+    code_drop: Share = 0.05
+    """Share of samples whose code is zeroed, for guidance."""
+    code_noise: Share = 0.285
+    """Share of samples whose code is diffused, for robustness against Stage C's errors."""
+    code_noise_t: Share = 0.5
+    """Highest diffusion time of such a code."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.code_drop + self.code_noise > 1:
+            raise ValueError("code_drop + code_noise must not exceed 1")
+        return self
+
+
+class StageCLoss(DiffusionLoss):
+    """Objective of Stage C."""
+
+
+# ----------------------------------------------------------------------------------------------------
+# training
+
+
+class Phase(Settings):
+    """A stretch of a training with one batch size and one image size."""
+
+    steps: Count
+    """Steps of the optimiser."""
+    batch_size: Count
+    """Images a step, over all workers."""
+    size: int = Field(ge=8, multiple_of=8)
+    """Side of the images in pixels."""
+    freeze_norm: bool = False
+    """Whether BatchNorm works with its running statistics instead of the batch's."""
+
+
+class EmaConfig(Settings):
+    """Moving average of weights and buffers, which replaces them after the last step."""
+
+    decay: float = Field(gt=0.0, lt=1.0)
+    """Share of the old average kept at each update."""
+    every: Count
+    """Steps between updates."""
+    start: int = Field(ge=0)
+    """Steps during which the average is a plain copy."""
+
+
+class TrainingConfig(Settings):
+    """How a model is trained: all that `stages.loop` needs to know."""
+
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    """Run one after the other."""
+    learning_rate: float = Field(gt=0.0)
+    """Peak of the schedule."""
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (
+        0.9,
+        0.999,
+    )
+    """Decay of AdamW's two moments."""
+    weight_decay: Weight = 0.01
+    """Decoupled weight decay of AdamW."""
+    warmup_steps: int = Field(ge=0)
+    """Steps of linear warm-up of the learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or a cosine that ends at 1 % of the peak."""
+    gradient_clip: float = Field(1.0, gt=0.0)
+    """Largest norm of the whole gradient."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
+    ema: EmaConfig | None = None
+    """Moving average of the weights, if any."""
+    log_every: Count
+    """Steps between log entries, which are also the moments at which a stop request is seen."""
+    checkpoint_every: Count
+    """Steps between saved states; a multiple of log_every."""
+
+    @model_validator(mode="after")
+    def _steps_agree(self) -> Self:
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every")
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below the {self.num_steps} steps of all phases"
+            )
+        if self.ema and self.ema.start >= self.num_steps:
+            raise ValueError(
+                f"ema.start ({self.ema.start}) must be below the {self.num_steps} steps of all phases"
+            )
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all phases together."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of the step with this number, counted from 0."""
+        ends = list(accumulate(phase.steps for phase in self.phases))
+        return self.phases[bisect_right(ends, step)]
+
+    def images_after(self, steps: int) -> int:
+        """Images seen by all workers in the first `steps` steps."""
+        starts = accumulate((phase.steps for phase in self.phases), initial=0)
+        return sum(
+            phase.batch_size * min(max(steps - start, 0), phase.steps)
+            for phase, start in zip(self.phases, starts, strict=False)
+        )
+
+    def require_divisible(self, world: int) -> None:
+        """Raise ValueError unless the batch of every phase divides among `world` workers."""
+        for number, phase in enumerate(self.phases):
+            if phase.batch_size % world:
+                raise ValueError(
+                    f"phases.{number}.batch_size ({phase.batch_size}) must be divisible by the {world} workers"
+                )
+
+    def arithmetic(self) -> dict[str, object]:
+        """What decides the trained weights, as JSON values: all but the two intervals."""
+        return self.model_dump(mode="json", exclude={"checkpoint_every", "log_every"})

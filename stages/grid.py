@@ -1,0 +1,43 @@
+"""Contact sheets: rows of labelled pictures with a caption, for people."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN = 10
+LABEL = 22  # px for the captions beside and above the pictures
+BACKGROUND, INK, FAINT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
+
+
+def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], side: int = 128, blocks: int = 2) -> bytes:
+    """PNG of `rows` (caption, one picture a column), laid out in that many blocks side by side.
+
+    Pictures are uint8 (H, W, 3); each is shown `side` px wide and high. `columns` name them in the header.
+    """
+    font = ImageFont.load_default(14)
+    blocks = min(blocks, len(rows))
+    per_block = -(-len(rows) // blocks)
+    block_width = len(columns) * (side + MARGIN) + 2 * MARGIN
+    height = 2 * MARGIN + LABEL + per_block * (side + LABEL + MARGIN)
+    sheet = Image.new("RGB", (blocks * block_width, height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for block in range(blocks):
+        left = block * block_width + MARGIN
+        for number, name in enumerate(columns):
+            draw.text((left + number * (side + MARGIN), MARGIN), name, fill=FAINT, font=font)
+        for place, (caption, pictures) in enumerate(rows[block * per_block : (block + 1) * per_block]):
+            top = MARGIN + LABEL + place * (side + LABEL + MARGIN)
+            draw.text((left, top), caption, fill=INK, font=font)
+            for number, picture in enumerate(pictures):
+                shown = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+                sheet.paste(shown, (left + number * (side + MARGIN), top + LABEL))
+    return png(np.asarray(sheet))
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A uint8 picture (H, W, 3) as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,231 @@
+"""Blocks shared by the stages, after `modules.py` of dome272/Wuerstchen, with its state-dict key names.
+
+Hidden states are channels-last, (B, H, W, C): LayerNorm, Linear and attention then work in place, and a
+convolution sees the same memory as a (B, C, H, W) tensor with `torch.channels_last` strides. Images and
+latents at a model's borders are (B, C, H, W). Legend: B batch, H W sides, C channels, N tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` on (B, H, W, C)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` on (B, H, W, C)."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(input.permute(0, 3, 1, 2), output_size).permute(0, 2, 3, 1)
+
+
+class Patchify(nn.Module):
+    """(B, C, H, W) -> (B, H/p, W/p, C p^2), channels in the order of `nn.PixelUnshuffle`."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channels_last(F.pixel_unshuffle(x, self.patch))
+
+
+class Unpatchify(nn.Module):
+    """(B, H, W, C p^2) -> (B, C, H p, W p), channels in the order of `nn.PixelShuffle`."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x.permute(0, 3, 1, 2), self.patch)
+
+
+class GlobalResponseNorm(nn.Module):
+    """Global response normalisation over H and W (ConvNeXt V2, arXiv 2301.00808, Algorithm 1).
+
+    At the start it is the identity. The norms are taken in fp32: squares summed over a whole map lose digits
+    in half precision.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # As vector_norm(dtype=float32), also in its gradient of 0 at 0, but up to four times faster on CPUs.
+        norm = x.float().square().sum(dim=(1, 2), keepdim=True).clamp(min=1e-30).sqrt()
+        norm = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
+        return torch.addcmul(self.beta.to(x.dtype), x, (1 + self.gamma * norm).to(x.dtype))
+
+
+class ResBlock(nn.Module):
+    """Convolution block C: depthwise 3x3, then an MLP over its channels and `skip` further ones."""
+
+    def __init__(self, channels: int, skip: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.depthwise = Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
+        self.norm = layer_norm(channels)
+        self.channelwise = nn.Sequential(
+            nn.Linear(channels + skip, 4 * channels),
+            nn.GELU(),
+            GlobalResponseNorm(4 * channels),
+            nn.Dropout(dropout),
+            nn.Linear(4 * channels, channels),
+        )
+
+    def forward(self, x: Tensor, *skips: Tensor) -> Tensor:
+        return x + self.channelwise(torch.cat([self.norm(self.depthwise(x)), *skips], dim=-1))
+
+
+class TimestepBlock(nn.Module):
+    """Block T: scale and shift by the timestep's embedding."""
+
+    def __init__(self, channels: int, timestep_channels: int) -> None:
+        super().__init__()
+        self.mapper = nn.Linear(timestep_channels, 2 * channels)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        scale, shift = self.mapper(timestep)[:, None, None, :].chunk(2, dim=-1)
+        return x * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """Attention of tokens to themselves and a context, with the key names of `nn.MultiheadAttention`."""
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, tokens: Tensor, context: Tensor | None) -> Tensor:
+        """Return (B, N, C) for tokens (B, N, C) and a context (B, M, C)."""
+        channels = tokens.shape[-1]
+        query, key, value = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        if context is not None:
+            more = F.linear(context, self.in_proj_weight[channels:], self.in_proj_bias[channels:])
+            more_key, more_value = more.chunk(2, dim=-1)
+            key, value = torch.cat([key, more_key], dim=1), torch.cat([value, more_value], dim=1)
+        heads = (self._split(query), self._split(key), self._split(value))
+        attended = scaled_dot_product_attention(*heads, self.dropout if self.training else 0.0)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class AttnBlock(nn.Module):
+    """Block A: attention of each position to all positions and to the text."""
+
+    def __init__(self, channels: int, cond_width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = layer_norm(channels)
+        self.attention = nn.ModuleDict(
+            {"attn": Attention(channels, heads, dropout)}
+        )  # the authors' key names
+        self.kv_mapper = nn.Sequential(nn.SiLU(), nn.Linear(cond_width, channels))
+
+    def forward(self, x: Tensor, text: Tensor | None) -> Tensor:
+        tokens = self.norm(x).flatten(1, 2)
+        context = None if text is None else self.kv_mapper(text)
+        return x + self.attention["attn"](tokens, context).view_as(x)
+
+
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """torch's kernel, in fp32 on CPUs: there its backward pass is six to twelve times slower in bf16."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), dropout_p=dropout)
+
+
+def layer_norm(channels: int) -> nn.LayerNorm:
+    """LayerNorm over channels, without parameters, as everywhere in Würstchen."""
+    return nn.LayerNorm(channels, elementwise_affine=False, eps=1e-6)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C), contiguous."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sines then cosines of 10000 t at `channels / 2` frequencies from 1 to 1/10000.
+
+    t: (B,) fp32 in [0, 1]; half precision would lose the phase. Returns (B, channels) fp32.
+    """
+    assert t.dtype == torch.float32, "timesteps stay in fp32"
+    half = channels // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / (half - 1))
+    angles = (t * 10000)[:, None] * exponents.exp()
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def in_fp32(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a module or function to `x` in fp32, also under autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x.float())
+
+
+def to_unit_range(image: Tensor) -> Tensor:
+    """uint8 pixels -> fp32 in [0, 1], the range of Stage A and of the compressor."""
+    assert image.dtype == torch.uint8
+    return image.float() / 255
+
+
+def xavier_(module: nn.Module) -> None:
+    """The authors' general start: Xavier-uniform weights and zero biases in every Linear and Conv2d."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def damp_residuals_(module: nn.Module, depth: int) -> None:
+    """The authors' start of the blocks: last weight of each MLP x depth^-1/2, timestep maps zero."""
+    for block in module.modules():
+        if isinstance(block, ResBlock):
+            last = block.channelwise[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.mul_(depth**-0.5)
+        elif isinstance(block, TimestepBlock):
+            nn.init.zeros_(block.mapper.weight)
+
+
+@contextmanager
+def fresh_batch_norm(module: nn.Module) -> Iterator[None]:
+    """Measure BatchNorm statistics anew: they become the plain average over all batches that pass meanwhile.
+
+    Running averages lag behind the weights of a short training. Everything but BatchNorm is in evaluation
+    mode, and the whole module is so afterwards.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        module.eval()

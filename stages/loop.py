@@ -1,0 +1,273 @@
+"""The one training loop: every stage trains through `train`.
+
+The loop knows nothing of the objective beyond `(batch, draws) -> (loss, parts)`, and nothing of where
+batches come from or where states go. Its clock is the step. Batches, noise, dropout, learning rate and phase
+are functions of (seed, step), so a resumed training needs only weights, moments and the step, and continues
+bit for bit on the same kind of machine, thread count and world size.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from stages import checkpoint
+from stages.checkpoint import Checkpoint
+from stages.config import TrainingConfig
+from stages.draws import Draws
+
+Batch = dict[str, Tensor]
+
+_READ_AHEAD = 2  # batches waiting in memory while a step runs
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or its gradient is not finite; the weights are those before the step that is named."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Steps done so far, and whether they are all there are."""
+
+    step: int
+    finished: bool
+
+
+class _Optimizer(torch.optim.AdamW):
+    """Fused AdamW over the parameters that require a gradient, and the flag that makes it skip updates."""
+
+    def __init__(self, objective: nn.Module, config: TrainingConfig, device: torch.device) -> None:
+        trained = (parameter for parameter in objective.parameters() if parameter.requires_grad)
+        super().__init__(trained, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        self.found_inf = torch.zeros((), device=device)  # named and read by torch, as for GradScaler
+
+
+class _Meter:
+    """Means of the steps' scalars since the last reading, kept on the device in between."""
+
+    def __init__(self, world: int, device: torch.device) -> None:
+        self.world, self.device = world, device
+        self.names: list[str] = []
+        self.rows: list[Tensor] = []
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        self.names = list(scalars)
+        self.rows.append(torch.stack([scalar.float() for scalar in scalars.values()]))
+
+    def read(self, step: int) -> dict[str, float]:
+        """Return the means over steps and ranks; raise `NonFiniteLoss` for the first bad step."""
+        rows = torch.stack(self.rows)
+        if self.world > 1:
+            dist.all_reduce(rows)
+            rows /= self.world
+        self.rows.clear()
+        table = rows.cpu()
+        bad = ~table[:, :2].isfinite().all(dim=1)  # loss and gradient norm come first
+        if bad.any():
+            first = int(bad.float().argmax())
+            values = dict(zip(self.names, table[first].tolist(), strict=True))
+            number = step - len(table) + first + 1
+            raise NonFiniteLoss(f"step {number} of the training is not finite: {values}; lower learning_rate")
+        return dict(zip(self.names, table.mean(dim=0).tolist(), strict=True))
+
+
+def train(
+    objective: nn.Module,
+    read_batch: Callable[[int], dict[str, np.ndarray]],
+    config: TrainingConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    load_state: Callable[[], bytes | None],
+    save_state: Callable[[int, bytes], None],
+    log: Callable[[int, dict[str, float]], None],
+    should_stop: Callable[[], bool],
+) -> Outcome:
+    """Train `objective` in place, from the saved state if there is one, until done or asked to stop.
+
+    `objective(batch, draws)` returns the mean loss over its rows and named scalars to log. Parameters that
+    require a gradient are trained. Its own `train()` decides which parts stay in evaluation mode.
+
+    `read_batch(step)` returns this rank's rows, `batch_size / world` of them, of the step's global batch; it
+    runs in a background thread, ahead of the step. `load_state` is asked once on every rank,
+    `save_state(step, data)` and `log(step, values)` are called on rank 0 only, `should_stop` on every rank
+    every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
+    group must exist.
+
+    After the last step the state is saved, then the moving average, where one is kept, replaces the weights.
+
+    Raises `ValueError` where a batch size does not divide by `world`, `CheckpointMismatch` for a state of
+    another training, and `NonFiniteLoss` naming the step.
+    """
+    config.require_divisible(world)
+    objective.to(device)
+    if world > 1 and device.type == "cuda":  # on CPUs each rank normalises over its own rows
+        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    optimizer = _Optimizer(objective, config, device)
+    average = {key: value.clone() for key, value in objective.state_dict().items()} if config.ema else None
+    recipe = {"seed": seed, **config.arithmetic()}
+    step = _resume(load_state(), recipe, objective, optimizer, average)
+
+    def save() -> None:
+        if rank == 0:
+            tensors = checkpoint.snapshot(objective, optimizer, average)
+            save_state(step, checkpoint.dump(Checkpoint(step, recipe, tensors)))
+
+    model = _distribute(objective, device) if world > 1 else objective
+    meter = _Meter(world, device)
+    with closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches:
+        for batch in batches:
+            _set_mode(model, freeze_norm=config.phase_at(step).freeze_norm)
+            rate = config.learning_rate * learning_rate_factor(config, step)
+            draws = _draws(config, step, seed, device, rank, world)
+            meter.add(_update(model, optimizer, batch, draws, rate, config))
+            step += 1
+            if average is not None:
+                _follow(average, objective, config, step)
+
+            # The host waits for the device, and ranks for each other, only here.
+            if step % config.log_every == 0 or step == config.num_steps:
+                values = meter.read(step)
+                if rank == 0:
+                    log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
+                stop = step < config.num_steps and _any_rank(should_stop(), world, device)
+                if stop or step % config.checkpoint_every == 0 or step == config.num_steps:
+                    save()
+                if stop:
+                    return Outcome(step, finished=False)
+    if average is not None:
+        objective.load_state_dict(average)
+    return Outcome(step, finished=True)
+
+
+def learning_rate_factor(config: TrainingConfig, step: int) -> float:
+    """Share of the learning rate used by step `step` (from 0): linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / (config.num_steps - config.warmup_steps)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _resume(
+    data: bytes | None,
+    recipe: dict[str, object],
+    objective: nn.Module,
+    optimizer: torch.optim.AdamW,
+    average: dict[str, Tensor] | None,
+) -> int:
+    """Restore the saved state, if any, and return the steps it has behind it."""
+    if data is None:
+        return 0
+    saved = checkpoint.load(data)
+    checkpoint.require_recipe(saved, recipe)
+    checkpoint.restore(saved.tensors, objective, optimizer, average)
+    return saved.step
+
+
+def _read_ahead(
+    read_batch: Callable[[int], dict[str, np.ndarray]], steps: range, device: torch.device
+) -> Generator[Batch, None, None]:
+    """Yield the batch of every step, on the device, reading the next ones in one background thread."""
+
+    def read(step: int) -> Batch:
+        batch = {key: torch.from_numpy(value) for key, value in read_batch(step).items()}
+        return {key: value.pin_memory() for key, value in batch.items()} if device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read_batch") as pool:
+        coming = deque(pool.submit(read, step) for step in steps[:_READ_AHEAD])
+        following = iter(steps[_READ_AHEAD:])
+        while coming:
+            batch = coming.popleft().result()
+            coming.extend(pool.submit(read, step) for step in _first(following))
+            yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def _first(steps: Iterator[int]) -> list[int]:
+    step = next(steps, None)
+    return [] if step is None else [step]
+
+
+def _distribute(objective: nn.Module, device: torch.device) -> nn.Module:
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def _set_mode(model: nn.Module, *, freeze_norm: bool) -> None:
+    model.train()
+    if freeze_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def _draws(
+    config: TrainingConfig, step: int, seed: int, device: torch.device, rank: int, world: int
+) -> Draws:
+    """Seed the step: torch's own generators (dropout) per rank, and the draws of this rank's rows."""
+    mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(mixed[0]))
+    total_rows = config.phase_at(step).batch_size
+    rows = total_rows // world
+    return Draws(seed, step, rank * rows, rows, total_rows, device)
+
+
+def _update(
+    model: nn.Module,
+    optimizer: _Optimizer,
+    batch: Batch,
+    draws: Draws,
+    rate: float,
+    config: TrainingConfig,
+) -> dict[str, Tensor]:
+    """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with torch.autocast(draws.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        loss, parts = model(batch, draws)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+    # Once this flag is 1 the fused kernel skips every update, so the host need not look at each loss. The
+    # norm is taken after the ranks have averaged their gradients, so all of them decide alike.
+    optimizer.found_inf.copy_((~norm.isfinite()) | optimizer.found_inf.bool())
+    optimizer.step()
+    return {
+        "loss": loss.detach(),
+        "gradient_norm": norm,
+        **{key: part.detach() for key, part in parts.items()},
+    }
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], objective: nn.Module, config: TrainingConfig, step: int) -> None:
+    """Move the average, BatchNorm statistics included, towards the weights: a copy until `ema.start`."""
+    assert config.ema is not None
+    if step % config.ema.every:
+        return
+    weight = 1.0 if step <= config.ema.start else 1 - config.ema.decay
+    for key, value in objective.state_dict().items():
+        if value.is_floating_point():
+            average[key].lerp_(value, weight)
+        else:
+            average[key].copy_(value)
+
+
+def _any_rank(stop: bool, world: int, device: torch.device) -> bool:
+    if world == 1:
+        return stop
+    flag = torch.tensor(float(stop), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())

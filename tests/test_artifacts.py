@@ -1,0 +1,134 @@
+"""Artifacts and leases: what counts as done, what a reader may see, who may build."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from datasets import storage
+from datasets.storage import CorruptFile
+from pipeline import lease
+from pipeline.artifacts import Fingerprint, Store
+from pipeline.checkpoints import Checkpoints
+from pipeline.errors import LeaseHeld
+
+PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
+
+
+def commit(store: Store, content: bytes = b"weights"):
+    entry = storage.publish(content, storage.join(store.path("stage_a", PRINT.digest), "weights"))
+    return store.commit("stage_a", PRINT, {"files": {"weights": entry}, "rows": 1, "created": "2026-01-01"})
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request, tmp_path) -> Store:
+    """A store on a local folder, and one behind a URI that fsspec serves."""
+    return Store(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def test_without_its_manifest_an_artifact_does_not_exist(store):
+    storage.publish(b"weights", storage.join(store.path("stage_a", PRINT.digest), "weights"))
+    assert store.find("stage_a", PRINT.digest) is None
+    assert store.started("stage_a", PRINT.digest)
+    artifact = commit(store)
+    found = store.find("stage_a", PRINT.digest)
+    assert found is not None
+    assert found.manifest == artifact.manifest
+    assert found.read("weights") == b"weights"
+    assert [other.path for other in store.finished()] == [artifact.path]
+
+
+def test_a_flipped_byte_is_noticed(store):
+    artifact = commit(store)
+    storage.publish(b"weighty", storage.join(artifact.path, "weights"))
+    with pytest.raises(CorruptFile, match="weights does not hold the 7 bytes"):
+        artifact.read("weights")
+
+
+def test_the_content_hash_depends_on_bytes_only(store):
+    first = commit(store).manifest["content"]
+    assert commit(store).manifest["content"] == first
+    assert commit(store, b"other").manifest["content"] != first
+
+
+def test_a_manifest_of_another_format_is_refused(store):
+    artifact = commit(store)
+    text = json.dumps({**artifact.manifest, "format": 99}).encode()
+    storage.publish(text, storage.join(artifact.path, "manifest.json"))
+    with pytest.raises(CorruptFile, match="has format 99"):
+        store.find("stage_a", PRINT.digest)
+
+
+def test_a_failed_publish_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file"
+    storage.publish(b"old", str(target))
+    with pytest.raises(FileNotFoundError):
+        storage.publish(tmp_path / "missing", str(target))
+    assert target.read_bytes() == b"old"
+    assert storage.listing(str(tmp_path)) == ["file"]
+
+
+HOLD = """
+import sys, time
+from pipeline import lease
+with lease.hold(sys.argv[1], print):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lease on `tmp_path`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_live_owner_is_respected_and_named(tmp_path, holder):
+    with pytest.raises(LeaseHeld, match=f"pid {holder.pid}"), lease.hold(str(tmp_path), print):
+        pass
+
+
+def test_a_killed_owner_is_replaced(tmp_path, holder, capsys):
+    holder.send_signal(signal.SIGKILL)
+    while holder.poll() is None:
+        time.sleep(0.01)
+    with lease.hold(str(tmp_path), print):
+        assert storage.listing(str(tmp_path)) == ["building/lease.json"]
+    assert f"taking over from pid {holder.pid}" in capsys.readouterr().out
+    assert storage.listing(str(tmp_path)) == []
+
+
+def test_a_silent_owner_on_another_host_is_replaced_only_after_the_silence(tmp_path):
+    owner = {"token": "t", "host": "elsewhere", "pid": 1, "process_started": 0, "user": "somebody", "heartbeat": 3}
+    storage.publish(json.dumps(owner).encode(), str(tmp_path / "building/lease.json"))
+    said: list[str] = []
+    with lease.hold(str(tmp_path), said.append, silence_s=0.2):
+        pass
+    assert "watching the lease of pid 1 on elsewhere" in said[0]
+    assert "taking over" in said[1]
+
+
+def test_the_newest_valid_checkpoint_wins(tmp_path):
+    warnings: list[str] = []
+    states = Checkpoints(str(tmp_path), warnings.append)
+    assert states.load() is None
+    for step in (10, 20, 30):
+        states.save(step, b"state %d" % step)
+    assert states.load() == b"state 30"
+    assert len(storage.listing(str(tmp_path))) == 4  # two kept, each with its marker
+    (tmp_path / "000000030.safetensors").write_bytes(b"state 3x")
+    assert states.load() == b"state 20"
+    assert "checkpoint of step 30 skipped" in warnings[0]
+    (tmp_path / "000000020.json").unlink()
+    assert states.load() is None

@@ -1,0 +1,319 @@
+"""The release folder in diffusers' stock pipelines, offline: same tokens, same pictures, same bytes."""
+
+import hashlib
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    WuerstchenCombinedPipeline,
+    WuerstchenDecoderPipeline,
+    WuerstchenPriorPipeline,
+)
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from torch import nn
+
+from stages.compressor import Compressor
+from stages.config import (
+    CompressorConfig,
+    EfficientNetStages,
+    SeededTextConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.release import NotReleasable, model_card, release_files
+from stages.sample import Models, generate
+from stages.stage_a import StageA
+from stages.stage_b import StageB
+from stages.stage_c import StageC
+from stages.text import Tokenizer, seeded_tower
+
+M = TypeVar("M", bound=nn.Module)
+
+STAGE_A = StageAConfig(bottleneck_blocks=2, hidden=16, codebook_size=32, scale=0.7)
+STAGE_B = StageBConfig(
+    widths=(8, 16, 32),
+    blocks=(1, 2, 1),
+    patterns=("CT", "CTA", "CTA"),
+    heads=(0, 2, 4),
+    inject_code=(False, True, True),
+    cond_width=24,
+    text_width=20,
+    timestep_channels=16,
+)
+STAGE_C = StageCConfig(width=32, depth=2, heads=4, text_width=24, timestep_channels=32)
+COMPRESSOR = CompressorConfig(
+    backbone=EfficientNetStages.model_validate(
+        {
+            "stem": 8,
+            "stages": [
+                {"block": "fused", "expand": 2, "stride": 2, "channels": 8, "layers": 1} for _ in range(4)
+            ],
+            "last": 16,
+        }
+    ),
+    batch_norm="fixed",
+)
+# Towers of different widths and lengths: one in the other's place cannot go unseen.
+TEXT_B = SeededTextConfig(width=20, layers=2, heads=2, context_length=12, seed=1)
+TEXT_C = SeededTextConfig(width=24, layers=1, heads=3, context_length=16, seed=2)
+
+PROMPT = "a blue house, with three (3) windows: isn't it?"
+EXAMPLE: dict[str, Any] = {
+    "width": 256,
+    "height": 128,
+    "steps_c": 3,
+    "steps_b": 2,
+    "guidance_c": 2.5,
+    "guidance_b": 1.5,
+}
+CARD = model_card(
+    name="Tiny Würstchen",
+    license="cc-by-sa-4.0",
+    prompt=PROMPT,
+    **EXAMPLE,
+    sources=["OpenMoji, CC BY-SA 4.0, https://openmoji.org"],
+    scores={"retrieval_top1": 0.984375, "psnr_generated": 19.7012},
+    cost="0.1 CPU-hours",
+    limitations=["It knows 64 pictures."],
+)
+
+
+def randomised(module: M, generator: torch.Generator) -> M:
+    """Every parameter and buffer random, so that a tensor in the wrong place cannot go unseen."""
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if "running_var" in name:
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.is_floating_point():
+                tensor.normal_(std=0.1, generator=generator)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    generator = torch.Generator().manual_seed(0)
+    stage_a = randomised(StageA(STAGE_A), generator)
+    head = stage_a.out_block[0]
+    with torch.no_grad():  # few steps of random models give large latents: keep pixels in range
+        head.weight.mul_(0.02)
+        head.bias.add_(0.5)
+    return Models(
+        stage_a=stage_a,
+        stage_b=randomised(StageB(STAGE_B), generator),
+        stage_c=randomised(StageC(STAGE_C), generator),
+        text_b=randomised(seeded_tower(TEXT_B), generator),
+        text_c=randomised(seeded_tower(TEXT_C), generator),
+    )
+
+
+@pytest.fixture(scope="module")
+def compressor() -> Compressor:
+    return randomised(Compressor(COMPRESSOR), torch.Generator().manual_seed(1))
+
+
+def released(
+    models: Models, compressor: Compressor, stage_b: StageBConfig = STAGE_B
+) -> Iterator[tuple[str, bytes]]:
+    return release_files(
+        models,
+        compressor,
+        stage_a_config=STAGE_A,
+        stage_b_config=stage_b,
+        stage_c_config=STAGE_C,
+        compressor_config=COMPRESSOR,
+        card=CARD,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(models: Models, compressor: Compressor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("release")
+    for name, content in released(models, compressor):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert not path.exists()
+        path.write_bytes(content)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hugging Face's offline mode; and whoever opens a connection all the same fails the test."""
+    calls: list[Any] = []
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        calls.append(address)
+        raise ConnectionRefusedError(address)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    yield
+    assert calls == []
+
+
+def ours(models: Models, prompt: str, negative: str, seed: int, **settings: Any) -> np.ndarray:
+    return generate(models, [prompt], [negative], [seed], **settings)[0].numpy()
+
+
+def difference(a: Any, b: Any) -> int:
+    """Largest difference of two 8-bit pictures."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype == np.uint8
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+@pytest.mark.parametrize("load", [WuerstchenCombinedPipeline, AutoPipelineForText2Image, DiffusionPipeline])
+@pytest.mark.parametrize(("guidance_c", "guidance_b"), [(1.0, 0.0), (4.0, 1.5)])
+def test_the_combined_pipeline_draws_the_same_picture(
+    models: Models, folder: Path, load: Any, guidance_c: float, guidance_b: float
+) -> None:
+    pipeline = load.from_pretrained(folder)
+    assert type(pipeline) is WuerstchenCombinedPipeline
+    theirs = pipeline(
+        "red heart",
+        negative_prompt="blurry",
+        width=128,
+        height=128,
+        prior_num_inference_steps=4,
+        prior_guidance_scale=guidance_c,
+        num_inference_steps=3,
+        decoder_guidance_scale=guidance_b,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
+    settings = {
+        "width": 128,
+        "height": 128,
+        "steps_c": 4,
+        "steps_b": 3,
+        "guidance_c": guidance_c,
+        "guidance_b": guidance_b,
+    }
+    picture = ours(models, "red heart", "blurry", 7, **settings)
+    assert picture.std() > 10  # a picture, not a flat area
+    assert difference(theirs, picture) <= 1
+    assert difference(ours(models, "red heart", "blurry", 8, **settings), picture) > 50
+    assert difference(ours(models, "a cat", "blurry", 7, **settings), picture) > 1
+
+
+def test_prior_and_decoder_draw_the_same_picture_one_after_the_other(models: Models, folder: Path) -> None:
+    prior = WuerstchenPriorPipeline.from_pretrained(folder / "prior")
+    decoder = WuerstchenDecoderPipeline.from_pretrained(folder / "decoder")
+    generator = torch.Generator().manual_seed(3)
+    code = prior(
+        "a cat", width=256, height=128, num_inference_steps=3, guidance_scale=3.0, generator=generator
+    ).image_embeddings
+    assert code.shape == (1, 16, 3, 6)
+    theirs = decoder(code, "a cat", num_inference_steps=2, generator=generator).images[0]
+    picture = ours(
+        models, "a cat", "", 3, width=256, height=128, steps_c=3, steps_b=2, guidance_c=3.0, guidance_b=1.0
+    )
+    assert difference(theirs, picture) <= 1
+
+
+def test_the_example_of_the_card_runs(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert example
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(folder)
+    exec(example[1], names)
+    assert difference(names["image"], ours(models, PROMPT, "", 0, **EXAMPLE)) <= 1
+
+
+def test_nothing_is_missing_or_left_over(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for load, path in [
+        (WuerstchenCombinedPipeline, folder),
+        (WuerstchenPriorPipeline, folder / "prior"),
+        (WuerstchenDecoderPipeline, folder / "decoder"),
+    ]:
+        pipeline = load.from_pretrained(path)
+        for name, part in pipeline.components.items():
+            if not isinstance(part, nn.Module):
+                continue
+            stored = load_file(next((path / name).glob("*.safetensors")))
+            loaded = part.state_dict()
+            short = {key.removeprefix("text_model."): value for key, value in loaded.items()}
+            assert short.keys() == {key.removeprefix("text_model.") for key in stored}, name
+            for key, value in stored.items():
+                assert torch.equal(short[key.removeprefix("text_model.")], value), (name, key)
+
+
+@pytest.mark.parametrize(("name", "config"), [("tokenizer", TEXT_B), ("prior_tokenizer", TEXT_C)])
+def test_tokens_are_ours(folder: Path, name: str, config: SeededTextConfig) -> None:
+    captions = ["", PROMPT, "Würstchen & Käse — 満月 😀", "word " * 40]
+    tokenizer = getattr(WuerstchenCombinedPipeline.from_pretrained(folder), name)
+    theirs = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(theirs, Tokenizer(config.context_length)(captions).ids)
+
+
+def test_the_compressor_loads_back(compressor: Compressor, folder: Path) -> None:
+    config = CompressorConfig.model_validate_json((folder / "compressor/config.json").read_text())
+    again = Compressor(config)
+    again.load_state_dict(load_file(folder / "compressor/model.safetensors"))
+    image = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(image), compressor(image))
+
+
+def test_two_calls_give_the_same_bytes(models: Models, compressor: Compressor, folder: Path) -> None:
+    again = {name: hashlib.sha256(content).digest() for name, content in released(models, compressor)}
+    first = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).digest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    assert again == first
+
+
+def test_a_shared_tower_goes_into_both_folders(models: Models, compressor: Compressor) -> None:
+    shared = Models(models.stage_a, models.stage_b, models.stage_c, models.text_c, models.text_c)
+    files = dict(released(shared, compressor))
+    for name in ("text_encoder/model.safetensors", "tokenizer/vocab.json"):
+        places = [files[f"{place}{name}"] for place in ("", "decoder/", "prior_", "prior/")]
+        assert len(set(places)) == 1
+
+
+def test_what_no_stock_pipeline_runs_is_refused(models: Models, compressor: Compressor) -> None:
+    without_text = Models(models.stage_a, models.stage_b, models.stage_c, None, models.text_c)
+    with pytest.raises(NotReleasable, match="without text"):
+        next(released(without_text, compressor))
+    with pytest.raises(NotReleasable, match="latent_channels is 8"):
+        next(released(models, compressor, STAGE_B.model_copy(update={"latent_channels": 8})))
+
+
+def test_the_card_says_it_all() -> None:
+    card = ModelCard(CARD)
+    assert card.data.to_dict() == {
+        "license": "cc-by-sa-4.0",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "wuerstchen"],
+    }
+    assert re.findall(r"^## (.*)$", card.text, re.MULTILINE) == [
+        "Use",
+        "Training data",
+        "Scores",
+        "Cost",
+        "Limitations",
+        "Citation",
+    ]
+    for said in (
+        "# Tiny Würstchen\n",
+        "- OpenMoji, CC BY-SA 4.0, https://openmoji.org\n",
+        "| retrieval_top1 | 0.9844 |\n| psnr_generated | 19.7 |\n",
+        "0.1 CPU-hours\n",
+        "- It knows 64 pictures.\n",
+        "2306.00637",
+    ):
+        assert said in card.text
