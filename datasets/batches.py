@@ -1,108 +1,171 @@
-"""Training batches: which pictures come when is arithmetic, so any step can be read by any rank at any time.
+"""Training batches: which sample comes when is arithmetic, so any rank can read any stretch at any time.
 
-Samples form one endless stream: epoch after epoch, each a fresh permutation in which every row occurs once. Shards are
-permuted, then rows are shuffled within windows of a few shards, so that reading stays local. The permutation is a pure
-function of (seed, epoch); neither the world size nor the batch size enters.
+The samples of all epochs form one endless sequence; each epoch is a permutation of all rows. Shards are
+permuted first, then rows are shuffled within windows of a few shards, so that reading stays local. The
+sequence is a pure function of the seed: neither the number of ranks nor the batch size enters, and resuming
+is reading on.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 
 from datasets import shards, storage
 from datasets.config import DataError
-from datasets.storage import FileEntry
+from datasets.shards import ImageRow
+from datasets.storage import CorruptFile, FileEntry
 
 WINDOW = 8  # shards whose rows are mixed
-CACHE = 2 * WINDOW  # decoded shards kept in memory
+DECODED_BYTES = 64 << 20  # decoded pictures that are kept of a shard
 
 
 @dataclass(frozen=True)
 class Source:
-    """One field of the batches and the artifact that holds it.
+    """A field of the batches: `image` for a folder of tars, else the name of the tensors in Parquet files.
 
-    `field` is `image` (tar shards) or the name of a tensor column; `files` are the artifact's files with their hashes.
+    `files` are the artifact's files by name; a shard that is not what they say is refused.
     """
 
     field: str
     folder: str
-    files: dict[str, FileEntry]
+    files: Mapping[str, FileEntry]
 
 
 class Batches:
-    """Rows of several artifacts made from the same images, joined shard by shard and checked by key."""
+    """Samples of several artifacts made from the same pictures, joined shard by shard and compared by key.
+
+    At most `window` shards are held in memory: tensors as they are, pictures encoded, and as many of them
+    decoded as `DECODED_BYTES` allows.
+
+    Raises:
+        DataError: there is no row at all.
+        CorruptFile: the artifacts differ in their shards.
+    """
 
     def __init__(self, sources: Sequence[Source], seed: int, window: int = WINDOW):
-        self.sources = tuple(sources)
-        self.seed = seed
-        self.window = window
-        receipts = shards.finished(sources[0].folder)
-        self.counts = {shard: receipt.rows_out for shard, receipt in sorted(receipts.items()) if receipt.rows_out}
-        self.rows = sum(self.counts.values())
-        self._cache: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
-        self._epoch = lru_cache(maxsize=2)(self._order_of)
+        self._sources = tuple(sources)
+        self._counts = _common_counts(sources)
+        self._seed = seed
+        self._window = window
+        self.rows = sum(self._counts.values())
+        if self.rows == 0:
+            raise DataError(f"{sources[0].folder} holds no rows: raise data.limit or loosen data.filters")
+        self._windows = lru_cache(maxsize=2)(self._make_windows)
+        self._mixed = lru_cache(maxsize=2)(self._mix)
+        self._shard = lru_cache(maxsize=window)(self._load)
 
-    def require(self, batch_size: int, key: str) -> None:
-        """Refuse a batch larger than the data."""
-        if batch_size > self.rows:
-            raise DataError(f"{key}={batch_size}: the data has only {self.rows} rows; take a smaller batch or more data")
+    def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
+        """The samples `start` to `start + rows` of the endless sequence, each field stacked.
 
-    def read(self, position: int, rows: int) -> dict[str, np.ndarray]:
-        """The stream's samples `position` to `position + rows`, each field stacked.
+        Returns:
+            `image` as uint8 (rows, 3, H, W); tensors as (rows, *shape) in their stored dtype; `key` as uint8
+            (rows, 16).
 
-        image: uint8 (rows, 3, H, W); tensors: float16 (rows, *shape); key: str (rows,).
+        Raises:
+            DataError: the data has fewer rows than that, so that one batch would repeat a sample.
+            CorruptFile: a shard is not what its manifest says, or two artifacts differ in its keys.
         """
-        places = [self._place(position + i) for i in range(rows)]
+        if rows > self.rows:
+            raise DataError(
+                f"a batch takes {rows} rows, but the data has only {self.rows}: "
+                "lower batch_size of the training or raise data.limit"
+            )
+        places = [self._place(position) for position in range(start, start + rows)]
         samples = [(self._shard(shard), row) for shard, row in places]
-        fields = [*(source.field for source in self.sources), "key"]
+        fields = ("key", *(source.field for source in self._sources))
         return {field: np.stack([shard[field][row] for shard, row in samples]) for field in fields}
 
     def _place(self, position: int) -> tuple[int, int]:
-        epoch, index = divmod(position, self.rows)
-        shard, row = self._epoch(epoch)[index]
+        """Shard of a sample, and its place in there."""
+        epoch, offset = divmod(position, self.rows)
+        starts, _ = self._windows(epoch)
+        index = bisect_right(starts, offset) - 1
+        shard, row = self._mixed(epoch, index)[offset - starts[index]]
         return int(shard), int(row)
 
-    def _order_of(self, epoch: int) -> np.ndarray:
-        return order(self.counts, self.seed, epoch, self.window)
+    def _make_windows(self, epoch: int) -> tuple[list[int], list[list[int]]]:
+        """First sample and shards of each window of an epoch."""
+        windows = shard_windows(list(self._counts), seed=self._seed, epoch=epoch, window=self._window)
+        rows = [sum(self._counts[shard] for shard in window) for window in windows]
+        return [0, *accumulate(rows[:-1])], windows
 
-    def _shard(self, shard: int) -> dict[str, np.ndarray]:
-        if shard not in self._cache:
-            self._cache[shard] = self._load(shard)
-            while len(self._cache) > max(CACHE, 2 * self.window):
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(shard)
-        return self._cache[shard]
+    def _mix(self, epoch: int, index: int) -> np.ndarray:
+        _, windows = self._windows(epoch)
+        counts = {shard: self._counts[shard] for shard in windows[index]}
+        return mixed_rows(counts, seed=self._seed, epoch=epoch, index=index)
 
-    def _load(self, shard: int) -> dict[str, np.ndarray]:
-        """All fields of one shard, the files verified and the keys of all sources compared."""
-        fields: dict[str, np.ndarray] = {}
-        for source in self.sources:
-            name = shards.image_name(shard) if source.field == "image" else shards.tensor_name(shard)
-            data = storage.read(storage.join(source.folder, name), expect=source.files[name])
-            if source.field == "image":
-                rows = shards.read_images(data)
-                keys = [row.key for row in rows]
-                values = np.stack([row.pixels() for row in rows]).transpose(0, 3, 1, 2)
-            else:
-                keys, values = shards.read_tensors(data, source.field)
-            known = fields.setdefault("key", np.array(keys))
-            if list(known) != keys:
-                raise storage.CorruptFile(f"{source.folder} and {self.sources[0].folder} differ in the keys of shard {shard}")
-            fields[source.field] = values
-        return fields
+    def _load(self, shard: int) -> "dict[str, _Samples]":
+        """All fields of a shard."""
+        read = {source.field: _read(source, shard, self._counts[shard]) for source in self._sources}
+        first, *others = (keys for keys, _ in read.values())
+        if any(keys != first for keys in others):
+            folders = ", ".join(source.folder for source in self._sources)
+            raise CorruptFile(
+                f"shard {shard} has other keys in one of {folders}; delete the wrong one and run again"
+            )
+        raw = np.frombuffer(bytes.fromhex("".join(first)), np.uint8).reshape(-1, 16)
+        return {"key": raw, **{field: samples for field, (_, samples) in read.items()}}
 
 
-def order(counts: dict[int, int], seed: int, epoch: int, window: int) -> np.ndarray:
-    """One epoch's order: int64 (rows, 2) of shard and row, every row once."""
-    generator = np.random.default_rng((seed, epoch))
-    numbers = generator.permutation(sorted(counts))
-    parts = []
-    for start in range(0, len(numbers), window):
-        pairs = np.array(
-            [(shard, row) for shard in numbers[start : start + window] for row in range(counts[int(shard)])], np.int64
-        )
-        parts.append(generator.permutation(pairs))
-    return np.concatenate(parts)
+def shard_windows(numbers: Sequence[int], *, seed: int, epoch: int, window: int) -> list[list[int]]:
+    """The shards of an epoch in random order, in groups of `window`."""
+    permuted = np.random.default_rng((seed, epoch)).permutation(numbers).tolist()
+    return [permuted[start : start + window] for start in range(0, len(permuted), window)]
+
+
+def mixed_rows(counts: Mapping[int, int], *, seed: int, epoch: int, index: int) -> np.ndarray:
+    """All rows of an epoch's window number `index` in random order: int64 (rows, 2) of shard and place in it.
+
+    `counts` gives the rows of each of its shards.
+    """
+    pairs = np.array([(shard, row) for shard, count in counts.items() for row in range(count)], np.int64)
+    return np.random.default_rng((seed, epoch, index)).permutation(pairs)
+
+
+class _Samples(Protocol):
+    """The values of a field for the rows of a shard."""
+
+    def __getitem__(self, row: int, /) -> np.ndarray: ...
+
+
+class _Pictures:
+    """The pictures of a shard, decoded when they are asked for: uint8 (3, H, W) each."""
+
+    def __init__(self, rows: Sequence[ImageRow]):
+        self._rows = rows
+        self._decoded = lru_cache(maxsize=DECODED_BYTES // self._decode(0).nbytes)(self._decode)
+
+    def __getitem__(self, row: int, /) -> np.ndarray:
+        return self._decoded(row)
+
+    def _decode(self, row: int) -> np.ndarray:
+        return self._rows[row].pixels().transpose(2, 0, 1)
+
+
+def _common_counts(sources: Sequence[Source]) -> dict[int, int]:
+    """Rows of each shard that has any, by shard number; the same in all sources."""
+    counts = [
+        {shard: receipt.rows_out for shard, receipt in sorted(shards.finished(source.folder).items())}
+        for source in sources
+    ]
+    for source, other in zip(sources, counts, strict=True):
+        if other != counts[0]:
+            raise CorruptFile(
+                f"{source.folder} and {sources[0].folder} differ in their shards; delete one and run again"
+            )
+    return {shard: rows for shard, rows in counts[0].items() if rows}
+
+
+def _read(source: Source, shard: int, count: int) -> tuple[list[str], _Samples]:
+    """Keys and samples of one field of a shard, its file verified."""
+    name = shards.image_name(shard) if source.field == "image" else shards.tensor_name(shard)
+    content = storage.read(storage.join(source.folder, name), expect=source.files[name])
+    if source.field == "image":
+        rows = shards.read_images(content, count)
+        return [row.key for row in rows], _Pictures(rows)
+    return shards.read_tensors(content, source.field)

@@ -15,13 +15,11 @@ class DataError(ValueError):
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused, the text under a field is its description."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class FilterConfig(Settings):
-    """Which rows of the metadata are planned. None switches a rule off; a missing or NaN value fails its rule."""
+    """Which rows of the metadata are planned. None switches a rule off; a missing or NaN value fails one."""
 
     min_side: Count | None = None
     """Smallest shorter side, px."""

@@ -1,47 +1,90 @@
-"""Fetching one shard: img2dataset's Downloader does the fetching, our resizer and writer do the rest.
+"""Fetching the pictures of one shard: img2dataset's Downloader with our opener, our resizer and our writer.
 
-Every planned row ends in exactly one status: kept, or lost for a cause that is counted. The tar is in row order whatever
-the order of arrival.
+Its command line, distributor and writers are left out: they drop failed shards, write in order of arrival,
+and take a file that was half written for done. Here every planned row ends in exactly one outcome, and
+equal answers of the servers give equal bytes.
 """
 
-import http.client
 import io
-import re
-import socket
+import os
 import tempfile
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from datasets import images, shards, storage
+from datasets import shards, storage, web
 from datasets.config import DownloadConfig, ImageConfig
+from datasets.outcomes import PASSING, Lost, Outcome
+from datasets.pictures import stored
 from datasets.shards import Clock, ImageRow, Receipt
 
-Hosts = Mapping[str, tuple[str, int]]
-OPT_OUT = ("noai", "noimageai", "noindex", "noimageindex")
+Hosts = Mapping[str, web.Address]
+OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]  # directives of X-Robots-Tag that we obey
+INDEX = pa.schema(
+    [
+        ("key", pa.string()),
+        ("row", pa.int32()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("width", pa.int32()),  # px, as fetched and seen upright
+        ("height", pa.int32()),
+        ("sha256", pa.string()),  # of the body as fetched
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What became of a row: size (px) and hash of the body as fetched, and the picture as it is stored."""
+
+    outcome: Outcome
+    error: str | None = None
+    picture: bytes | None = None
+    width: int | None = None
+    height: int | None = None
+    sha256: str | None = None
 
 
 def download_shard(
     rows: pa.Table, *, shard: int, folder: str, image: ImageConfig, download: DownloadConfig, hosts: Hosts
 ) -> Receipt:
-    """Fetch the pictures of a shard's planned rows and publish `<shard>.tar`, an index, and the receipt.
+    """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.
+
+    Rows that failed for a passing reason are tried again, all together, up to `download.retries` times. The
+    process's `urllib` opener is ours meanwhile, so a process downloads one shard at a time.
 
     Args:
-        rows: columns key, url, caption, row.
+        rows: planned rows of the shard, as in `plan.SCHEMA`.
         folder: the artifact's folder, a local path or URI.
-        hosts: reserved host names and the addresses that they stand for at connection time.
+        hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
+
+    Raises:
+        RuntimeError: img2dataset did not account for every row.
     """
     clock = Clock()
     fetched = _fetch(rows, shard, image, download, hosts)
-    assert len(fetched) == rows.num_rows, f"shard {shard}: {rows.num_rows} rows planned, {len(fetched)} accounted for"
-    kept = [entry["kept"] for entry in fetched if entry["kept"] is not None]
-    index = [{name: entry[name] for name in ("row", "key", "status", "width", "height")} for entry in fetched]
-    contents = {shards.image_name(shard): shards.write_images(kept), shards.tensor_name(shard): shards.table_bytes(index)}
-    files = {name: storage.publish(data, storage.join(folder, name)) for name, data in contents.items()}
+    retried = 0
+    for _ in range(download.retries):
+        again = [row for row, result in fetched.items() if result.outcome in PASSING]
+        if not again:
+            break
+        retried += len(again)
+        chosen = rows.filter(pc.is_in(rows["row"], pa.array(again, pa.int32())))
+        fetched |= _fetch(chosen, shard, image, download, hosts)
+    results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
+    kept = [_image_row(planned, result, image.format) for planned, result in results if result.picture]
+    index = [_index_row(planned, result) for planned, result in results]
+    contents = {
+        shards.image_name(shard): shards.write_images(kept),
+        shards.index_name(shard): shards.table_bytes(index, INDEX),
+    }
+    files = {name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()}
+    lost = Counter(str(result.outcome) for _, result in results if not result.picture)
     return shards.publish_receipt(
         folder,
         shard,
@@ -49,97 +92,119 @@ def download_shard(
         rows_out=len(kept),
         files=files,
         clock=clock,
-        dropped=Counter(entry["status"] for entry in fetched if entry["kept"] is None),
+        dropped=lost,
+        retried=retried,
     )
+
+
+def _image_row(planned: dict[str, Any], result: Fetched, extension: str) -> ImageRow:
+    assert result.picture is not None
+    texts = {name: planned[name] for name in ("key", "url", "caption")}
+    return ImageRow(row=planned["row"], **texts, extension=extension, picture=result.picture)
+
+
+def _index_row(planned: dict[str, Any], result: Fetched) -> dict[str, Any]:
+    return {
+        "key": planned["key"],
+        "row": planned["row"],
+        "status": str(result.outcome),
+        "error": result.error,
+        "width": result.width,
+        "height": result.height,
+        "sha256": result.sha256,
+    }
 
 
 def _fetch(
     rows: pa.Table, shard: int, image: ImageConfig, download: DownloadConfig, hosts: Hosts
-) -> list[dict[str, Any]]:
-    """What became of every row, in row order."""
-    from img2dataset.downloader import Downloader  # pulls in wandb and OpenCV: only where pictures are fetched
-
-    urllib.request.install_opener(urllib.request.build_opener(_MappedHTTPHandler(hosts)))
-    arrived: dict[int, dict[str, Any]] = {}
-
-    def resize(stream: io.BytesIO, _: object) -> tuple[bytes | None, int | None, int | None, None, None, str | None]:
-        try:
-            picture, width, height = images.stored(stream.getvalue(), image)
-        except images.Unusable as cause:
-            return None, None, None, None, None, str(cause)
-        return picture, width, height, None, None, None
-
-    class Collector:
-        """img2dataset's writer interface; keeps the rows in memory until all of them have arrived."""
-
-        def __init__(self, *_: object) -> None:
-            pass
-
-        def write(self, picture: bytes | None, _: str, caption: str, meta: dict[str, Any]) -> None:
-            status = "kept" if picture is not None else cause_of(meta["error_message"], meta["status"])
-            row, key = meta["row"], meta["plan_key"]
-            kept = ImageRow(row, key, caption, image.format, picture) if picture is not None else None
-            size = {"width": meta["width"], "height": meta["height"]}
-            arrived[row] = {"row": row, "key": key, "status": status, **size, "kept": kept}
-
-        def close(self) -> None:
-            pass
-
-    with tempfile.TemporaryDirectory() as scratch:
-        feather = Path(scratch, "shard.feather")
-        table = rows.select(["url", "caption", "row", "key"]).rename_columns(["url", "caption", "row", "plan_key"])
-        with pa.ipc.new_file(str(feather), table.schema) as writer:
-            writer.write_table(table)
-        Downloader(
-            sample_writer_class=Collector,
-            resizer=resize,
+) -> dict[int, Fetched]:
+    """Try every row once: what became of it, by row."""
+    opener = web.Opener(hosts, download.max_bytes, download.user_agent)
+    collector = _Collector()
+    with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener):
+        feather = Path(scratch, "rows.feather")
+        urls = rows.select(["url", "row"])
+        with pa.ipc.new_file(str(feather), urls.schema) as writer:
+            writer.write_table(urls)
+        downloader = _downloader_class()(
+            sample_writer_class=lambda *_: collector,
+            resizer=_Resizer(image),
             thread_count=download.threads,
-            save_caption=True,
+            save_caption=False,
             extract_exif=False,
-            output_folder=scratch,
-            column_list=table.column_names,
+            output_folder=scratch,  # for its statistics, which ours replace
+            column_list=urls.column_names,
             timeout=download.timeout_s,
-            number_sample_per_shard=max(2, rows.num_rows),
-            oom_shard_count=5,
-            compute_hash=None,
+            number_sample_per_shard=rows.num_rows,
+            oom_shard_count=5,  # digits of its own keys, which ours replace
+            compute_hash="sha256",
             verify_hash_type=None,
             encode_format=image.format,
-            retries=download.retries,
-            user_agent_token=None,
-            disallowed_header_directives=list(OPT_OUT),
-        ).download_shard((shard, str(feather)))
-    return [arrived[row] for row in sorted(arrived)]
+            retries=0,  # its own would be immediate, uncounted, and for dead links too
+            user_agent_token=download.user_agent.partition("/")[0],
+            disallowed_header_directives=OPT_OUTS,
+        )
+        downloader.download_shard((shard, str(feather)))
+    missing = set(rows["row"].to_pylist()) - collector.fetched.keys()
+    if missing:
+        raise RuntimeError(
+            f"shard {shard}: img2dataset lost the rows {sorted(missing)}; its output names the cause"
+        )
+    return collector.fetched
 
 
-def cause_of(message: str, stage: str) -> str:
-    """A short cause for counting, from img2dataset's message."""
-    if stage == "failed_to_resize":
-        return message
-    if "X-Robots-Tag" in message:
-        return "opted_out"
-    status = re.search(r"HTTP Error (\d{3})", message)
-    if status:
-        return f"http_{status[1]}"
-    if "timed out" in message:
-        return "timeout"
-    if "Name or service" in message or "name resolution" in message:
-        return "dns"
-    return "connection"
+def _downloader_class() -> type:
+    """img2dataset's Downloader, imported where it is needed: it brings wandb, OpenCV and torch along."""
+    os.environ.setdefault(
+        "NO_ALBUMENTATIONS_UPDATE", "1"
+    )  # or the import asks the network for a newer release
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    from img2dataset.downloader import Downloader
+
+    found: type = Downloader
+    return found
 
 
-class _MappedHTTPHandler(urllib.request.HTTPHandler):
-    """Plain HTTP whose reserved hosts are looked up in a table instead of the DNS, at connection time only."""
+class _Resizer:
+    """img2dataset's resizer interface around `pictures.stored`."""
 
-    def __init__(self, hosts: Hosts):
-        super().__init__()
-        self._hosts = hosts
+    def __init__(self, image: ImageConfig):
+        self._image = image
 
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, request)
+    def __call__(self, body: io.BytesIO, _: object = None) -> tuple[Any, ...]:
+        """Picture, its width and height, the original's width and height, error."""
+        try:
+            picture = stored(body.getvalue(), self._image)
+        except Lost as error:
+            return None, None, None, None, None, str(error)
+        side = self._image.size
+        return picture.content, side, side, picture.width, picture.height, None
 
-    def _connection(self, host: str, timeout: float | None = None, **_: Any) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(host, timeout=timeout)
-        address = self._hosts.get(connection.host)
-        if address is not None:
-            connection._create_connection = lambda _, *rest: socket.create_connection(address, *rest)  # type: ignore[attr-defined]
-        return connection
+
+class _Collector:
+    """img2dataset's writer interface: keeps what became of each row, whatever the order of arrival."""
+
+    def __init__(self) -> None:
+        self.fetched: dict[int, Fetched] = {}
+
+    def write(self, picture: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
+        """Note one row; `meta` holds its columns and img2dataset's verdict."""
+        error = meta["error_message"]
+        self.fetched[meta["row"]] = Fetched(
+            Outcome.OK if picture is not None else _outcome(error),
+            error,
+            picture,
+            meta["original_width"],
+            meta["original_height"],
+            meta["sha256"],
+        )
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def _outcome(error: str) -> Outcome:
+    """The outcome in a message of `Lost`, or in img2dataset's own about a header that forbids the use."""
+    if "X-Robots-Tag" in error:
+        return Outcome.OPTED_OUT
+    return Outcome(error.partition(":")[0])

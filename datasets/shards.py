@@ -1,11 +1,11 @@
-"""Shards: images in tar files, tensors in Parquet files, and the receipt that makes a shard done.
+"""Shards: pictures in tar files, tensors in Parquet files, and receipts, which alone make a shard done.
 
-    00000.tar        <key>.png|jpg and <key>.json for each row that survived, in row order, deterministic bytes
-    00000.parquet    row int32, key 16 bytes, one tensor column of fixed-size binary; shape and dtype in the metadata
-    receipts/00000.json
+    00000.tar            <key>.png (or jpg) and <key>.json of every picture that was kept, in row order
+    00000.parquet        row, key and one tensor a row; beside a tar, what became of each planned row
+    receipts/00000.json  published last: rows in and out, losses by cause, the files with their sha256
 
-A shard number and a row mean the same planned picture in every artifact made from `images`, so a join is a merge of
-two files of the same number. Tars are read as untrusted: regular files with our own kind of names only.
+Equal content gives equal bytes: no timestamps, no owners, a fixed order. A tar is read as if a stranger had
+made it, because the usual readers take a damaged one for a shorter one.
 """
 
 import io
@@ -15,148 +15,202 @@ import re
 import socket
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from datasets import storage
+from datasets import pictures, storage
 from datasets.storage import CorruptFile, FileEntry
 
+RECEIPTS = "receipts"
 KEY = re.compile(r"[0-9a-f]{32}")
-ROW_GROUP = 128
-MEMBER = re.compile(r"([0-9a-f]{32})\.(png|jpg|json)")
-LARGEST_MEMBER = 64 << 20  # bytes; a picture of ours is far below
+ROW_GROUP = 128  # rows: 20 MB of CLIP-H states, a good size for a ranged read
+
+_MEMBER = re.compile(r"([0-9a-f]{32})\.(png|jpg|json)")
+_END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
+_KEY_BYTES = pa.binary(16)
+_DTYPES = ("float16", "float32", "uint8")
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One picture: its row in the plan, its key, its caption, and the encoded picture."""
+    """A stored picture: its row in the plan's shard, key, URL, caption, file extension and encoded bytes."""
 
     row: int
     key: str
+    url: str
     caption: str
     extension: str
     picture: bytes
 
     def pixels(self) -> np.ndarray:
         """uint8 (H, W, 3), RGB."""
-        with Image.open(io.BytesIO(self.picture), formats=["PNG", "JPEG"]) as image:
-            return np.asarray(image.convert("RGB"))
+        return pictures.pixels(self.picture)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What makes a shard done: rows in and out, losses by cause, its files, and who made it in what time."""
+    """What a finished shard says of itself; only `seconds`, `pid` and `host` belong to the run."""
 
     shard: int
     rows_in: int
     rows_out: int
+    dropped: dict[str, int]
     files: dict[str, FileEntry]
-    dropped: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    pid: int = 0
-    host: str = ""
-
-
-def image_name(shard: int) -> str:
-    """File name of a shard of images."""
-    return f"{shard:05d}.tar"
-
-
-def tensor_name(shard: int) -> str:
-    """File name of a shard of tensors, or of the index beside a shard of images."""
-    return f"{shard:05d}.parquet"
-
-
-def write_images(rows: Sequence[ImageRow]) -> bytes:
-    """A tar of pictures and their metadata; equal rows give equal bytes."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for row in rows:
-            assert KEY.fullmatch(row.key)
-            about = json.dumps({"row": row.row, "caption": row.caption}, ensure_ascii=False).encode()
-            for extension, content in ((row.extension, row.picture), ("json", about)):
-                member = tarfile.TarInfo(f"{row.key}.{extension}")  # mtime, uid and gid are 0 by default
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def read_images(data: bytes) -> list[ImageRow]:
-    """The rows of a tar written by `write_images`; anything else in it raises `CorruptFile`."""
-    parts: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            name = MEMBER.fullmatch(member.name)
-            if not name or not member.isreg() or member.size > LARGEST_MEMBER:
-                raise CorruptFile(f"an image shard holds {member.name!r}, which is none of its files; it was not made by us")
-            content = tar.extractfile(member)
-            assert content is not None
-            parts.setdefault(name[1], {})[name[2]] = content.read()
-    rows = []
-    for key, files in parts.items():
-        about = json.loads(files.pop("json"))
-        ((extension, picture),) = files.items()
-        rows.append(ImageRow(about["row"], key, about["caption"], extension, picture))
-    return rows
-
-
-def write_tensors(rows: Sequence[ImageRow], name: str, values: np.ndarray) -> bytes:
-    """A Parquet file with one fixed-size binary per row; `values` is (rows, *shape), stored in its own dtype."""
-    assert len(rows) == len(values)
-    shape, dtype = values.shape[1:], values.dtype
-    width = int(np.prod(shape)) * dtype.itemsize
-    about = {b"field": name.encode(), b"shape": json.dumps(shape).encode(), b"dtype": dtype.str.encode()}
-    flat = pa.py_buffer(np.ascontiguousarray(values).tobytes())
-    table = pa.table(
-        {
-            "row": pa.array([row.row for row in rows], pa.int32()),
-            "key": pa.array([bytes.fromhex(row.key) for row in rows], pa.binary(16)),
-            name: pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, flat]),
-        }
-    ).replace_schema_metadata(about)
-    return _parquet(table)
-
-
-def read_tensors(data: bytes, name: str) -> tuple[list[str], np.ndarray]:
-    """Keys and values (rows, *shape) of a file written by `write_tensors`."""
-    table = pq.read_table(pa.BufferReader(data)).combine_chunks()
-    about = table.schema.metadata
-    if about.get(b"field") != name.encode():
-        raise CorruptFile(f"a tensor shard holds {about.get(b'field')!r} instead of {name}")
-    shape = json.loads(about[b"shape"])
-    column = table[name].chunk(0) if table.num_rows else table[name]
-    values = np.frombuffer(b"".join(column.to_pylist()), dtype=np.dtype(about[b"dtype"].decode()))
-    return [key.hex() for key in table["key"].to_pylist()], values.reshape(table.num_rows, *shape)
-
-
-def table_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A small Parquet table of plain values."""
-    return _parquet(pa.Table.from_pylist([dict(row) for row in rows]))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, row_group_size=ROW_GROUP, compression="none", use_dictionary=False, write_statistics=False
-    )
-    return sink.getvalue().to_pybytes()
+    seconds: float
+    pid: int
+    host: str
+    retried: int = 0
 
 
 class Clock:
-    """Seconds since it was made, by the monotonic clock."""
+    """Seconds since it was made."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
 
     def seconds(self) -> float:
-        """Elapsed seconds."""
+        """Elapsed time, rounded to milliseconds."""
         return round(time.monotonic() - self._started, 3)
+
+
+def image_name(shard: int) -> str:
+    """File name of a shard of pictures."""
+    return f"{shard:05d}.tar"
+
+
+def tensor_name(shard: int) -> str:
+    """File name of a shard of tensors."""
+    return f"{shard:05d}.parquet"
+
+
+def index_name(shard: int) -> str:
+    """File name of the table that says, beside a shard of pictures, what became of each planned row."""
+    return f"{shard:05d}.parquet"
+
+
+def write_images(rows: Iterable[ImageRow]) -> bytes:
+    """A tar of pictures with their captions, in the layout that webdataset reads."""
+    from webdataset import TarWriter  # imports torch: only where pictures are written
+
+    buffer = io.BytesIO()
+    with TarWriter(buffer, encoder=False, mtime=0, user="", group="") as tar:
+        for row in rows:
+            assert KEY.fullmatch(row.key), row.key
+            about = {"row": row.row, "url": row.url, "caption": row.caption}
+            text = json.dumps(about, ensure_ascii=False).encode()
+            tar.write({"__key__": row.key, row.extension: row.picture, "json": text})
+    return buffer.getvalue()
+
+
+def read_images(content: bytes, count: int | None = None) -> list[ImageRow]:
+    """The pictures of a tar, in its order; with `count`, there must be that many.
+
+    Raises:
+        CorruptFile: the tar is cut short, or holds anything but whole pictures of ours.
+    """
+    if not content.endswith(_END_OF_TAR):
+        raise CorruptFile("an image shard is cut short: the end mark of its tar is missing")
+    try:
+        parts = _members(content)
+        rows = [_image_row(key, files) for key, files in parts.items()]
+    except (tarfile.TarError, KeyError, ValueError) as error:
+        raise CorruptFile(f"an image shard cannot be read: {error}") from error
+    if count is not None and len(rows) != count:
+        raise CorruptFile(f"an image shard holds {len(rows)} pictures instead of {count}")
+    return rows
+
+
+def _members(content: bytes) -> dict[str, dict[str, bytes]]:
+    """Contents by key and extension."""
+    parts: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        for member in tar:
+            name = _MEMBER.fullmatch(member.name)
+            file = tar.extractfile(member) if member.isreg() else None
+            if name is None or file is None:
+                raise ValueError(f"{member.name!r} is none of our files")
+            files = parts.setdefault(name[1], {})
+            if name[2] in files:
+                raise ValueError(f"{member.name} occurs twice")
+            files[name[2]] = file.read()
+    return parts
+
+
+def _image_row(key: str, files: dict[str, bytes]) -> ImageRow:
+    about = json.loads(files.pop("json"))
+    ((extension, picture),) = files.items()
+    return ImageRow(about["row"], key, about["url"], about["caption"], extension, picture)
+
+
+def write_tensors(rows: Sequence[ImageRow], field: str, values: np.ndarray) -> bytes:
+    """A Parquet file with one tensor a row, for the same rows and keys as `rows`.
+
+    `values` is (rows, *shape). Tensors are stored as fixed-size binary, uncompressed; dtype and shape stand
+    in the schema's metadata. Arrow's own tensor type would be stored as a list of numbers and read thirty
+    times slower.
+    """
+    assert len(rows) == len(values)
+    assert str(values.dtype) in _DTYPES, values.dtype
+    shape = values.shape[1:]
+    kind = pa.binary(int(np.prod(shape)) * values.itemsize)
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    columns = {
+        "row": pa.array([row.row for row in rows], pa.int32()),
+        "key": pa.array([bytes.fromhex(row.key) for row in rows], _KEY_BYTES),
+        field: pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, buffer]),
+    }
+    about = {"dtype": str(values.dtype), "shape": json.dumps(shape)}
+    return _parquet(pa.table(columns).replace_schema_metadata(about))
+
+
+def read_tensors(content: bytes, field: str) -> tuple[list[str], np.ndarray]:
+    """Keys and values (rows, *shape) of a file that `write_tensors` made.
+
+    Raises:
+        CorruptFile: the file is not Parquet, or holds something else than the tensors `field`.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(content), partitioning=None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptFile(f"a shard of {field} cannot be read: {error}") from error
+    about = table.schema.metadata or {}
+    dtype = about.get(b"dtype", b"").decode()
+    shape = tuple(json.loads(about.get(b"shape", b"[]")))
+    width = int(np.prod(shape)) * np.dtype(dtype).itemsize if dtype in _DTYPES else 0
+    wanted = (
+        pa.schema([("row", pa.int32()), ("key", _KEY_BYTES), (field, pa.binary(width))]) if width else None
+    )
+    if wanted is None or not table.schema.equals(wanted):
+        raise CorruptFile(
+            f"a shard of {field} has the columns {', '.join(table.schema.names)} of another kind of file"
+        )
+    keys = [key.hex() for key in table["key"].to_pylist()]
+    parts = [np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width) for chunk in table[field].chunks]
+    return keys, np.concatenate([*parts, np.empty(0, np.uint8)]).view(dtype).reshape(len(keys), *shape)
+
+
+def table_bytes(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> bytes:
+    """A Parquet table of plain values; without a schema, types follow from the values."""
+    return _parquet(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=ROW_GROUP,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=["row", "key"],
+    )
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def publish_receipt(
@@ -168,21 +222,25 @@ def publish_receipt(
     files: dict[str, FileEntry],
     clock: Clock,
     dropped: Mapping[str, int] | None = None,
+    retried: int = 0,
 ) -> Receipt:
-    """Declare a shard done; every planned row must be accounted for."""
+    """Declare a shard done. Every row that went in has come out or was dropped for a counted reason."""
     losses = dict(sorted((dropped or {}).items()))
-    assert rows_in == rows_out + sum(losses.values()), f"shard {shard}: {rows_in} rows in, {rows_out} out, {losses} lost"
-    receipt = Receipt(shard, rows_in, rows_out, files, losses, clock.seconds(), os.getpid(), socket.gethostname())
+    assert rows_in == rows_out + sum(losses.values()), f"{rows_in} rows in, {rows_out} out, {losses} dropped"
+    receipt = Receipt(
+        shard, rows_in, rows_out, losses, files, clock.seconds(), os.getpid(), socket.gethostname(), retried
+    )
     text = json.dumps(asdict(receipt), indent=1)
-    storage.publish(text.encode(), storage.join(folder, "receipts", f"{shard:05d}.json"))
+    storage.publish(text.encode(), storage.join(folder, RECEIPTS, f"{shard:05d}.json"))
     return receipt
 
 
 def finished(folder: str) -> dict[int, Receipt]:
     """Receipts of the shards of an artifact that are done, by shard number."""
     receipts = {}
-    for name in storage.listing(storage.join(folder, "receipts")):
-        fields = json.loads(storage.read(storage.join(folder, "receipts", name)))
-        files = {file: FileEntry(**entry) for file, entry in fields.pop("files").items()}
-        receipts[fields["shard"]] = Receipt(files=files, **fields)
+    for name in storage.listing(storage.join(folder, RECEIPTS)):
+        facts = json.loads(storage.read(storage.join(folder, RECEIPTS, name)))
+        files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
+        receipt = Receipt(files=files, **facts)
+        receipts[receipt.shard] = receipt
     return receipts

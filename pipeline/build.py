@@ -7,15 +7,17 @@ artifact's folder, and returns what the manifest shall say. The engine around it
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from datasets import shards, storage
 from datasets.storage import FileEntry
 from pipeline.artifacts import BUILDING, Artifact
-from pipeline.cluster import Cluster
 from pipeline.config import Config
 from pipeline.dag import Step
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
+    from pipeline.cluster import Cluster
 
 T = TypeVar("T")
 
@@ -48,6 +50,9 @@ class Reporter(Protocol):
     def image(self, name: str, png: bytes, step: int) -> None:
         """A picture for the reviewers."""
 
+    def warning(self, text: str) -> None:
+        """Something that went wrong and was got over."""
+
 
 @dataclass(frozen=True)
 class Build:
@@ -57,7 +62,7 @@ class Build:
     step: Step
     path: str  # the artifact's folder
     inputs: dict[str, Artifact]
-    cluster: Cluster
+    cluster: "Cluster"
     lease: Callable[[float], AbstractContextManager[None]]  # devices reserved -> their time in the ledger
     report: Reporter
     stop_signal: Callable[[], int | None]  # the signal that asked for the end, if one did
@@ -112,6 +117,8 @@ class Build:
         """Pass on what the workers said, and tell them whether to stop."""
         for message in self.cluster.exchange(stop=self.stop_signal() is not None):
             kind = message.pop("kind")
+            if kind == "refused":
+                raise UsageError(message["message"])
             getattr(self.report, kind)(**message)
 
     def raise_if_stopped(self) -> None:

@@ -77,9 +77,6 @@ class Cluster:
 
     def __init__(self, config: ClusterConfig):
         self.config = config
-        if config.address is None:  # our own local Ray: reachable with a secret that lives as long as this process
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
         ray.init(
             address=config.address,

@@ -1,6 +1,7 @@
 """Environment variables that keep the libraries we use from reporting home, and from talking on stdout."""
 
 import os
+import secrets
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,3 +24,12 @@ def quiet_environment() -> dict[str, str]:
     """
     os.environ.update(QUIET)
     return dict(QUIET)
+
+
+def private_ray() -> None:
+    """Guard the Ray that this process is going to start by a secret of its own, which its workers inherit.
+
+    Ray looks at these variables when it is imported. Without them it would keep a token file in the home directory.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

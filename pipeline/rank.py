@@ -4,16 +4,18 @@ Runs in the worker. State goes to the artifact's building folder, progress and m
 trained, rank 0 publishes the weights and, last, `result.json`, which the driver turns into the manifest.
 """
 
+import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from datasets import storage
@@ -25,10 +27,21 @@ from stages import loop
 from stages.config import TrainingConfig
 
 RESULT = "result.json"
+M = TypeVar("M", bound=nn.Module)
 
 
 class Rank:
     """A worker's place in its job: rank, world size, device, board, folders."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, payload: dict[str, Any]) -> Iterator["Rank"]:
+        """The rank of this worker; the user's own errors go to the driver instead of being tried again by Ray."""
+        rank = cls(payload["path"], payload["building"], payload["board"], payload["seed"])
+        try:
+            yield rank
+        except ValueError as error:
+            rank.board.post({"kind": "refused", "message": str(error)})
 
     def __init__(self, path: str, building: str, board: Any, seed: int):
         context = ray.train.get_context()
@@ -81,11 +94,15 @@ class Rank:
 
     def finish(self, rows: int) -> None:
         """Say that everything is published (rank 0 only)."""
+        pids: list[Any] = [os.getpid()]
+        if self.world > 1:
+            pids = [None] * self.world
+            dist.all_gather_object(pids, os.getpid())
         result = {
             "files": {name: vars(entry) for name, entry in self.files.items()},
             "metrics": self.metrics,
             "rows": rows,
-            "pid": os.getpid(),
+            "pids": sorted(pids),
             "host": socket.gethostname(),
         }
         if self.rank == 0:
@@ -101,7 +118,7 @@ def result(building: str) -> dict[str, Any] | None:
     return json.loads(storage.read(path)) if storage.exists(path) else None
 
 
-def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, make: Callable[[], M]) -> M:
     """Make a module with initial weights that depend on the seed only."""
     torch.manual_seed(seed)
     return make()

@@ -22,7 +22,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
 from pipeline.config import Config
 from pipeline.dag import Planned, Selection
-from pipeline.environment import quiet_environment
+from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
 from pipeline.memory import PeakMemory
 from pipeline.screen import Built, StepProgress, Summary, console
@@ -50,8 +50,9 @@ def check_root(root: str) -> None:
 
 def check_weights(config: Config) -> None:
     """Refuse a config that names weights which are not there, before anything runs."""
-    named = {f"text.{name}.weights": tower.weights for name, tower in config.text.items()}
-    named["stage_a.weights"] = config.stage_a.weights
+    named: dict[str, str | None] = {
+        f"text.{name}.weights": getattr(tower, "weights", None) for name, tower in config.text.items()
+    }
     named["compressor.weights"] = config.compressor.weights
     if config.eval.pickscore:
         named["eval.pickscore.weights"] = config.eval.pickscore.weights
@@ -66,6 +67,8 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     check_weights(config)
     check_root(root)
     quiet_environment()
+    if config.cluster.address is None:
+        private_ray()
     started = time.monotonic()
     with _signals() as stopped, PeakMemory() as memory, _Session(config, conf, root, planned, command) as session:
         for item in planned:
@@ -232,7 +235,7 @@ class _Session:
                 lease=lambda devices: self.ledger.lease(
                     step.name, fingerprint.digest, devices, self.cluster.device
                 ),
-                report=_Reporter(progress, tracked),
+                report=_Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )
             facts = self._attempt(step.call, build)
@@ -283,6 +286,7 @@ class _Reporter:
 
     screen: StepProgress
     tracked: Any
+    warnings: list[str]
 
     def progress(self, done: float, total: float, unit: str) -> None:
         self.screen.update(done, total, unit)
@@ -292,6 +296,10 @@ class _Reporter:
 
     def image(self, name: str, png: bytes, step: int) -> None:
         self.tracked.image(name, png, step)
+
+    def warning(self, text: str) -> None:
+        log.warning(text)
+        self.warnings.append(text)
 
 
 def _pid() -> int:

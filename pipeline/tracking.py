@@ -244,7 +244,7 @@ def legal_name(name: str) -> str:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Commit, branch, and whether anything is uncommitted, under MLflow's names; {} outside a checkout."""
+    """Commit, branch, and whether tracked files were changed, under MLflow's names; {} outside a checkout."""
 
     def git(*words: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(folder), *words]
@@ -254,7 +254,7 @@ def git_tags(folder: Path) -> dict[str, str]:
         return {
             "mlflow.source.git.commit": git("rev-parse", "HEAD"),
             "mlflow.source.git.branch": git("rev-parse", "--abbrev-ref", "HEAD"),
-            "mlflow.source.git.dirty": "true" if git("status", "--porcelain") else "false",
+            "mlflow.source.git.dirty": "true" if git("status", "--porcelain", "-uno") else "false",
         }
     except (OSError, subprocess.CalledProcessError):  # no git, or an unpacked archive
         return {}

@@ -80,7 +80,8 @@ class Compressor(nn.Module):
         )
 
     def _resized(self, image: Tensor, size: list[int]) -> Tensor:
-        return F.interpolate(image.float(), size, mode=self.resize, antialias=True, align_corners=False)
+        resized = F.interpolate(image.float(), size, mode=self.resize, antialias=True, align_corners=False)
+        return resized.contiguous(memory_format=torch.channels_last)  # the backbone is a quarter faster so
 
     def _code(self, image: Tensor) -> Tensor:
         return self.mapper(self.backbone((image - self.mean) / self.std))

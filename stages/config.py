@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+ChannelsBy8 = Annotated[int, Field(ge=8, multiple_of=8)]  # torchvision rounds others
 LossWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
 TimeSampling = Literal["released", "uniform"]
 
@@ -62,8 +63,8 @@ class EfficientNetStage(Settings):
     """Expansion ratio."""
     stride: Literal[1, 2]
     """Stride of the first block."""
-    channels: Count
-    """Output channels; a multiple of 8."""
+    channels: ChannelsBy8
+    """Output channels."""
     layers: Count
     """Blocks in the stage."""
 
@@ -71,7 +72,7 @@ class EfficientNetStage(Settings):
 class EfficientNetStages(Settings):
     """A short EfficientNetV2 for small runs, built by torchvision from this table."""
 
-    stem: Count
+    stem: ChannelsBy8
     """Channels after the first convolution, which has stride 2."""
     stages: tuple[EfficientNetStage, ...] = Field(min_length=1)
     """The stages in order; the strides, stem included, multiply to 32."""
@@ -387,7 +388,7 @@ class TrainingConfig(Settings):
         for number, phase in enumerate(self.phases):
             if phase.batch_size % world:
                 raise ValueError(
-                    f"phases.{number}.batch_size ({phase.batch_size}) must be divisible by the {world} workers"
+                    f"phases.{number}.batch_size ({phase.batch_size}) must be divisible by {world} workers"
                 )
 
     def arithmetic(self) -> dict[str, object]:

@@ -76,7 +76,7 @@ class PickScore:
         assert len(pictures) == len(prompts), f"{len(pictures)} pictures, {len(prompts)} prompts"
         inputs = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in pictures])
         tokens = self._tokenize(list(prompts))
-        with torch.backends.cudnn.flags(allow_tf32=False):  # else convolutions on a GPU lose 13 bits
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would cut 13 bits off
             image = F.normalize(self._model.encode_image(inputs.to(self._device)), dim=-1)
         text = F.normalize(self._model.encode_text(tokens.to(self._device)), dim=-1)
         values = self._model.logit_scale.exp() * (image * text).sum(dim=-1)

@@ -156,6 +156,20 @@ def _safetensors(state: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(tensors, metadata={"format": "pt"})  # which transformers insists on
 
 
+_CITATION = r"""
+```bibtex
+@inproceedings{pernias2024wuerstchen,
+  title = {W{\"u}rstchen: An Efficient Architecture for Large-Scale Text-to-Image Diffusion Models},
+  author = {Pablo Pernias and Dominic Rampas and Mats L. Richter and Christopher J. Pal and Marc Aubreville},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024},
+  eprint = {2306.00637},
+  archivePrefix = {arXiv}
+}
+```
+""".strip()
+
+
 def model_card(
     *,
     name: str,
@@ -174,16 +188,17 @@ def model_card(
 ) -> str:
     """A Hugging Face model card as Markdown with YAML front matter.
 
-    license: the Hub's identifier, such as `cc-by-sa-4.0`. prompt, width, height (pixels), steps (model calls),
-    guidance: of the example, as `stages.sample.generate` takes them. sources: one notice for each source of
-    training data, with its licence and attribution. scores: values by name. cost: device-hours in words.
-    limitations: those of this training, in sentences; what holds for every release is added.
+    license: the Hub's identifier, such as `cc-by-sa-4.0`. From prompt to guidance: of the example, as
+    `stages.sample.generate` takes them. sources: a notice for each source of training data, with its licence
+    and attribution. scores: values by name. cost: device-hours in words. limitations: those of this training,
+    in sentences; what holds for every release is added.
     """
     general = [
         f"The sides of a picture must be multiples of {SIDE_MULTIPLE} px.",
         "The stock decoder takes one prompt a call.",
         "Half precision must be bfloat16: float16 overflows.",
     ]
+    rows = "\n".join(f"| {metric} | {round(value, 4):g} |" for metric, value in scores.items())
     return f"""---
 license: {license}
 library_name: diffusers
@@ -195,9 +210,9 @@ tags:
 
 # {name}
 
-A Würstchen text-to-image model: Stage C (`prior`) writes a code with 1/42 of the picture's side from text,
-Stage B (`decoder`) turns the code into latents, Stage A (`vqgan`) turns the latents into pixels. `compressor/`
-is the network that made the codes of the training pictures.
+A Würstchen text-to-image model: from text, Stage C (`prior`) writes a code with 1/42 of the picture's side,
+Stage B (`decoder`) turns the code into latents, Stage A (`vqgan`) turns the latents into pixels. The network
+in `compressor/` made the codes of the training pictures.
 
 ## Use
 
@@ -218,9 +233,9 @@ image = pipeline(
 ).images[0]
 ```
 
-Written for diffusers {DIFFUSERS_VERSION}, which loads its Würstchen classes from a local folder only: from the Hub,
-fetch the folder with `huggingface_hub.snapshot_download` first. `prior/` and `decoder/` also load separately,
-as `WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline`.
+Written for diffusers {DIFFUSERS_VERSION}, which loads its Würstchen classes from local folders only: download
+from the Hub with `huggingface_hub.snapshot_download` first. `prior/` and `decoder/` also load one by one, as
+`WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline`.
 
 ## Training data
 
@@ -230,7 +245,7 @@ as `WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline`.
 
 | metric | value |
 |---|---|
-{_lines(f"| {metric} | {value:.4g} |" for metric, value in scores.items())}
+{rows}
 
 ## Cost
 
@@ -242,25 +257,9 @@ as `WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline`.
 
 ## Citation
 
-{_CITATION}"""
+{_CITATION}
+"""
 
 
 def _bullets(sentences: Sequence[str]) -> str:
-    return _lines(f"- {sentence}" for sentence in sentences)
-
-
-def _lines(lines: Iterator[str]) -> str:
-    return "\n".join(lines)
-
-
-_CITATION = """```bibtex
-@inproceedings{pernias2024wuerstchen,
-  title = {W{\\"u}rstchen: An Efficient Architecture for Large-Scale Text-to-Image Diffusion Models},
-  author = {Pablo Pernias and Dominic Rampas and Mats L. Richter and Christopher J. Pal and Marc Aubreville},
-  booktitle = {International Conference on Learning Representations},
-  year = {2024},
-  eprint = {2306.00637},
-  archivePrefix = {arXiv}
-}
-```
-"""
+    return "\n".join(f"- {sentence}" for sentence in sentences)

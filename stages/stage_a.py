@@ -56,7 +56,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, size: int, channels: int, init: str) -> None:
         super().__init__()
         self.codebook = nn.Embedding(size, channels)
-        if init == "uniform":
+        if init == "uniform":  # the embedding itself starts as N(0, 1)
             nn.init.uniform_(self.codebook.weight, -1 / size, 1 / size)
 
     @torch.no_grad()
@@ -135,9 +135,8 @@ class StageA(nn.Module):
     def features(self, image: Tensor) -> Tensor:
         """Encoder without the scale: the space of the codebook."""
         x = self.down_blocks[:-1](self.in_block(image))
-        return self.down_blocks[-1](
-            x.permute(0, 3, 1, 2)
-        )  # on (B, C, H, W): SyncBatchNorm can take BatchNorm's place
+        # the last block works on (B, C, H, W), so that SyncBatchNorm can take BatchNorm's place
+        return self.down_blocks[-1](x.permute(0, 3, 1, 2))
 
     def pixels(self, features: Tensor) -> Tensor:
         """Decoder without the scale, from the space of the codebook."""

@@ -90,7 +90,7 @@ class TextTower(TextTransformer):
         return self(tokens.ids.to(self.positional_embedding.device)), tokens.truncated
 
     def load_open_clip(self, checkpoint: dict[str, Tensor]) -> None:
-        """Take the text weights out of the state dict of a whole open_clip model, else raise BadTextWeights."""
+        """Take the text weights out of a whole open_clip model's state dict, else raise BadTextWeights."""
         own = self.state_dict()
         for key, value in own.items():
             if key not in checkpoint or checkpoint[key].shape != value.shape:

@@ -1,6 +1,7 @@
-"""Schedule, losses and samplers against published values and diffusers; draws that do not depend on the split."""
+"""Schedule, losses, samplers against published values and diffusers; draws do not depend on the split."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_ddpm_equals_diffusers(steps: int) -> None:
     torch.testing.assert_close(times, scheduler.timesteps)
     ours = theirs = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     mine, stock = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         noise = torch.randn(ours.shape, generator=mine)
         ours = diffusion.ddpm_step(ours, torch.tanh(ours), t, t_next, noise)
         theirs = scheduler.step(torch.tanh(theirs), t.expand(2), theirs, generator=stock).prev_sample
@@ -112,7 +113,7 @@ def test_ddim_samples_a_known_distribution() -> None:
 
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     times = diffusion.sampling_times(100)
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         x = diffusion.ddim_step(x, exact(x, t), t, t_next)
     assert x.mean().item() == pytest.approx(3, abs=0.03)
     assert x.std().item() == pytest.approx(0.5, abs=0.03)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import fsspec
@@ -142,7 +143,7 @@ def _histories(draw: st.DrawFn) -> tuple[list[dict[str, Any]], float]:
 
 @given(_histories(), st.randoms())
 def test_order_and_repetition_do_not_change_the_sum(
-    history: tuple[list[dict[str, Any]], float], random: Any
+    history: tuple[list[dict[str, Any]], float], random: Random
 ) -> None:
     events, expected = history
     table = reduce_events(events)

@@ -253,7 +253,7 @@ def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"phases.1.batch_size .4. must be divisible by the 3 workers"):
+    with pytest.raises(ValueError, match=r"phases.1.batch_size .4. must be divisible by 3 workers"):
         config(
             phases=[{"steps": 1, "batch_size": 6, "size": 64}, {"steps": 4, "batch_size": 4, "size": 64}],
             ema=None,

@@ -1,5 +1,7 @@
 """Picture metrics and their statistics, against closed forms and against scipy."""
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +20,10 @@ SCORES = arrays(
 
 def _pictures(n: int, side: int = 64, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def _scores(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
 
 
 def test_psnr_of_a_constant_offset() -> None:
@@ -87,7 +93,7 @@ def test_wilson_interval_agrees_with_scipy(case: tuple[int, int]) -> None:
 
 
 def test_win_rate_by_hand() -> None:
-    result = win_rate(np.float32([3, 2, 1, 5]), np.float32([1, 2, 3, 4]))
+    result = win_rate(_scores(3, 2, 1, 5), _scores(1, 2, 3, 4))
     assert (result.rate, result.ties, result.n) == (0.625, 1, 4)  # two wins, one tie, one loss
     assert result.low < 0.625 < result.high
 
@@ -101,14 +107,14 @@ def test_win_rates_of_both_sides_add_up_to_one(a: np.ndarray, b: np.ndarray) -> 
 
 
 @given(SCORES, SCORES, st.randoms())
-def test_win_rate_ignores_order_and_offset(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> None:
+def test_win_rate_ignores_order_and_offset(a: np.ndarray, b: np.ndarray, random: Random) -> None:
     order = list(range(len(a)))
     random.shuffle(order)
     assert win_rate(a[order] + 2, b[order] + 2) == win_rate(a, b)
 
 
 def test_half_precision_scores_are_refused() -> None:
-    close = np.float32([21.03, 21.05])
+    close = _scores(21.03, 21.05)
     assert win_rate(close, close - np.float32(0.005)).rate == 1.0
     with pytest.raises(AssertionError, match="float16"):
         win_rate(close.astype(np.float16), close.astype(np.float16))
@@ -124,4 +130,4 @@ def test_half_precision_scores_are_refused() -> None:
 )
 def test_win_rate_refuses_what_cannot_be_compared(a: list[float], b: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        win_rate(np.array(a, np.float32), np.array(b, np.float32))
+        win_rate(_scores(*a), _scores(*b))

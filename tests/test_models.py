@@ -310,6 +310,35 @@ def test_channels_last_runs_without_a_layout_change() -> None:
     assert seen == [True] * 6
 
 
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (lambda: StageA(TINY_A), lambda: (torch.rand(2, 3, 16, 16), torch.tensor([True, False]))),
+        (
+            lambda: StageB(TINY_B.model_copy(update={"blocks": (1, 1, 1)})),
+            lambda: (
+                torch.randn(2, 4, 16, 16),
+                torch.rand(2),
+                torch.randn(2, 16, 2, 2),
+                torch.randn(2, 7, 20),
+            ),
+        ),
+        (
+            lambda: StageC(TINY_C.model_copy(update={"depth": 1})),
+            lambda: (torch.randn(2, 16, 3, 3), torch.rand(2), torch.randn(2, 7, 20)),
+        ),
+    ],
+    ids="ABC",
+)
+def test_models_compile_as_one_graph(
+    model: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]]
+) -> None:
+    module, tensors = randomised(model()), inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), module(*tensors), rtol=1e-4, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------- compressor
 
 
@@ -407,6 +436,29 @@ def test_objectives_learn(name: str) -> None:
         losses.append(loss.item())
     assert losses[-2] < losses[0]
     assert losses[-1] < losses[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [
+        ("a", [1.448012, 1.425390, 1.398603]),
+        ("warmup", [0.998734, 0.998040, 0.997439]),
+        ("b", [0.948468, 0.729753, 0.616583]),
+        ("c", [0.426852, 0.381718, 0.556554]),
+    ],
+)
+def test_golden_losses(name: str, golden: list[float]) -> None:
+    """The first losses of a seeded training: a change of the mathematics shows here."""
+    objective = objectives()[name].train()
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    losses = []
+    for step in range(3):
+        loss, _ = objective(batch_of(8), Draws(0, step, 0, 8, 8))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses == pytest.approx(golden, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["b", "c"])

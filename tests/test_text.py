@@ -13,6 +13,7 @@ from stages.config import ClipTextConfig, SeededTextConfig, TextConfig
 from stages.text import (
     END,
     START,
+    BadTextWeights,
     TextTower,
     Tokenizer,
     seeded_tower,

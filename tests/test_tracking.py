@@ -335,6 +335,8 @@ def test_git_tags_tell_commit_branch_and_changes(tmp_path: Path) -> None:
     clean = git_tags(tmp_path)
     assert clean["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
     assert (clean["mlflow.source.git.branch"], clean["mlflow.source.git.dirty"]) == ("topic", "false")
+    (tmp_path / "a-log").write_text("untracked")
+    assert git_tags(tmp_path) == clean
     (tmp_path / "file").write_text("two")
     assert git_tags(tmp_path)["mlflow.source.git.dirty"] == "true"
 

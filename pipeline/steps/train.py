@@ -21,22 +21,15 @@ def train_a(build: Build) -> Facts:
 
 
 def train_b(build: Build) -> Facts:
-    """images, text, latents_a, stage_a -> stage_b: Stage B together with the semantic compressor."""
+    """images, text, latents_a -> stage_b: Stage B together with the semantic compressor."""
     settings = build.config.stage_b
+    text = build.inputs[f"text_{settings.text}"]
     sources = [
         _source(build.inputs["images"], "image"),
         _source(build.inputs["latents_a"], "latents_a"),
-        _source(build.inputs[f"text_{settings.text}"], "text"),
+        _source(text, "text"),
     ]
-    return _train(
-        build,
-        _loop_b,
-        settings=settings,
-        compressor=build.config.compressor,
-        stage_a_settings=build.config.stage_a,
-        stage_a=build.inputs["stage_a"],
-        sources=sources,
-    )
+    return _train(build, _loop_b, settings=settings, compressor=build.config.compressor, text=text, sources=sources)
 
 
 def train_c(build: Build) -> Facts:
@@ -72,50 +65,58 @@ def _batches(payload: dict[str, Any]) -> Batches:
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
+    from pipeline.models import weights
     from pipeline.rank import Rank, seeded
-    from stages.checkpoint import weights
     from stages.stage_a import StageA, StageAObjective
 
     settings: StageASettings = payload["settings"]
     with Rank.of(payload) as rank:
         batches = _batches(payload)
         stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
-        if rank.train("stage_a", StageAObjective(stage_a, settings.loss), settings.train, batches):
+        objective = StageAObjective(stage_a, settings.loss)
+        if rank.train("stage_a", objective, settings.train, batches):
             rank.publish("stage_a.safetensors", weights(stage_a))
             rank.finish(batches.rows)
 
 
 def _loop_b(payload: dict[str, Any]) -> None:
+    from pipeline.models import null_text, weights
     from pipeline.rank import Rank, seeded
-    from stages.checkpoint import load_weights, weights
     from stages.compressor import Compressor, CompressorWarmup
     from stages.stage_b import StageB, StageBObjective
 
     settings: StageBSettings = payload["settings"]
-    compressor_settings: CompressorSettings = payload["compressor"]
+    compressing: CompressorSettings = payload["compressor"]
     with Rank.of(payload) as rank:
         batches = _batches(payload)
-        compressor = seeded(payload["seed"], lambda: Compressor(compressor_settings.model))
-        if compressor_settings.warmup:
-            warmup = seeded(payload["seed"] + 1, lambda: CompressorWarmup(compressor, settings.model, compressor_settings.loss))
-            if not rank.train("compressor", warmup, compressor_settings.warmup, batches):
+        compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
+        if compressing.warmup:
+            loss, channels = compressing.warmup.loss, compressing.model.latent_channels
+            warmup = seeded(
+                payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
+            )
+            if not rank.train("compressor", warmup, compressing.warmup.train, batches):
                 return
-        stage_b = seeded(payload["seed"] + 2, lambda: StageB(settings.model))
-        if rank.train("stage_b", StageBObjective(stage_b, compressor, settings.loss), settings.train, batches):
+        stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
+        objective = StageBObjective(
+            stage_b, compressor, settings.loss, null_text(payload["text"]), train_compressor=compressing.joint
+        )
+        if rank.train("stage_b", objective, settings.train, batches):
             rank.publish("stage_b.safetensors", weights(stage_b))
             rank.publish("compressor.safetensors", weights(compressor))
             rank.finish(batches.rows)
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
+    from pipeline.models import null_text, weights
     from pipeline.rank import Rank, seeded
-    from stages.checkpoint import weights
     from stages.stage_c import StageC, StageCObjective
 
     settings: StageCSettings = payload["settings"]
     with Rank.of(payload) as rank:
         batches = _batches(payload)
         stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
-        if rank.train("stage_c", StageCObjective(stage_c, settings.loss), settings.train, batches):
+        objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
+        if rank.train("stage_c", objective, settings.train, batches):
             rank.publish("stage_c.safetensors", weights(stage_c))
             rank.finish(batches.rows)

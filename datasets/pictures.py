@@ -1,0 +1,79 @@
+"""Pictures: from what a server sent to the stored square, and from stored bytes to pixels, with Pillow."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from datasets.config import ImageConfig
+from datasets.outcomes import Lost, Outcome
+
+FETCHED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # the first picture of an animation; Pillow knows 40 more
+STORED_FORMATS = ("PNG", "JPEG")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture as it is stored, and the size (px) that it came in, seen upright."""
+
+    content: bytes
+    width: int
+    height: int
+
+
+def stored(body: bytes, image: ImageConfig) -> Stored:
+    """Turn a fetched body into the stored square.
+
+    Upright by its EXIF orientation, 8-bit RGB, transparency on white, short side to `image.size` with
+    Pillow's bicubic (antialiased), the centre of the longer side; nothing is enlarged. Colour profiles are
+    dropped, not applied.
+
+    Raises:
+        Lost: the body is no picture that we take.
+    """
+    upright = _upright(body, image.max_pixels)
+    if min(upright.size) < image.size:
+        raise Lost(Outcome.TOO_SMALL, f"{upright.width} x {upright.height} px")
+    square = ImageOps.fit(_on_white(upright), (image.size, image.size), Image.Resampling.BICUBIC)
+    square.info.clear()  # or the encoders would copy profiles and comments into the file
+    buffer = io.BytesIO()
+    if image.format == "png":
+        square.save(buffer, "PNG")
+    else:
+        square.save(buffer, "JPEG", quality=image.quality, subsampling="4:4:4")
+    return Stored(buffer.getvalue(), *upright.size)
+
+
+def pixels(content: bytes) -> np.ndarray:
+    """A stored picture's pixels, uint8 (H, W, 3) RGB."""
+    with Image.open(io.BytesIO(content), formats=STORED_FORMATS) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _upright(body: bytes, max_pixels: int) -> Image.Image:
+    """The decoded picture. Its size is known from the header and checked before anything is decoded."""
+    try:
+        picture = Image.open(io.BytesIO(body), formats=FETCHED_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise Lost(Outcome.TOO_MANY_PIXELS, str(error)) from error
+    except Exception as error:
+        raise Lost(Outcome.NOT_AN_IMAGE, f"starts with {body[:8]!r}") from error
+    if picture.width * picture.height > max_pixels:
+        raise Lost(Outcome.TOO_MANY_PIXELS, f"{picture.width} x {picture.height} px")
+    try:
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:  # decoders raise all kinds of errors over hostile bytes; each costs one picture
+        raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """8-bit RGB; what shines through becomes white."""
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        return Image.fromarray((np.asarray(picture, np.uint32) // 257).astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")

@@ -1,0 +1,86 @@
+"""export: the release, a folder that diffusers' stock Würstchen pipelines load."""
+
+import json
+import os
+
+from datasets import storage
+from datasets.storage import FileEntry
+from pipeline.artifacts import Artifact
+from pipeline.build import Build, Facts
+from pipeline.config import Config
+
+
+def export(build: Build) -> Facts:
+    """stages, texts, samples, scores, metadata -> release: prior, decoder, compressor, tokenizers, and the model card."""
+    files, pid = build.call(_write, build.config, build.inputs, build.path)
+    return Facts(files=files, rows=0, call="safetensors.torch.save", workers=[pid])
+
+
+def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict[str, FileEntry], int]:
+    import torch
+
+    from pipeline import models
+    from stages.release import model_card, release_files
+
+    where = torch.device("cpu")
+    settings = config.sample
+    card = model_card(
+        name="Würstchen",
+        license=_licence(inputs["metadata"])["identifier"],
+        prompt=json.loads(inputs["samples"].read("captions.json"))[0]["caption"],
+        width=settings.width,
+        height=settings.height,
+        steps_c=settings.steps_c,
+        steps_b=settings.steps_b,
+        guidance_c=settings.guidance_c,
+        guidance_b=settings.guidance_b,
+        sources=[_licence(inputs["metadata"])["notice"]],
+        scores=inputs["scores"].manifest["metrics"],
+        cost=_cost(inputs),
+        limitations=_limitations(config, inputs),
+    )
+    written = release_files(
+        models.everything(config, inputs, where),
+        models.compressor(config, inputs["stage_b"]),
+        stage_a_config=config.stage_a.model,
+        stage_b_config=config.stage_b.model,
+        stage_c_config=config.stage_c.model,
+        compressor_config=config.compressor.model,
+        card=card,
+    )
+    files = {name: storage.publish(data, storage.join(path, name)) for name, data in written}
+    return files, os.getpid()
+
+
+def _licence(metadata: Artifact) -> dict[str, str]:
+    """Licence of the training pictures, as the source states it, and a notice that credits them."""
+    notes = metadata.manifest["notes"]
+    rows = f"{metadata.manifest['rows']:,} pictures of {notes['source']}"
+    licence = notes.get("licence")
+    if not licence:
+        return {"identifier": "other", "notice": f"{rows}; the licence of each picture is its owner's."}
+    notice = f"{rows}: {licence['attribution']} Licence: {licence['licence']}, {licence['licence_url']}."
+    return {"identifier": licence["licence"].lower().replace(" ", "-"), "notice": notice}
+
+
+def _cost(inputs: dict[str, Artifact]) -> str:
+    """Device-hours of the three trainings, in words."""
+    parts = []
+    for name in ("stage_a", "stage_b", "stage_c"):
+        manifest = inputs[name].manifest
+        kind = manifest["devices"]
+        parts.append(f"{name.replace('_', ' ')} {manifest['device_seconds'] / 3600:.3f}")
+    return f"Device-hours ({kind}) of training, failed attempts included: {', '.join(parts)}."
+
+
+def _limitations(config: Config, inputs: dict[str, Artifact]) -> list[str]:
+    """What holds for this training in particular."""
+    found = []
+    for tower in {config.stage_b.text, config.stage_c.text}:
+        if config.text[tower].model == "seeded":
+            found.append(
+                "Its text tower has random weights: it tells the captions of its training data apart and understands none."
+            )
+    if inputs["metadata"].manifest["rows"] < 10_000:
+        found.append("It has seen so few pictures that it knows them by heart; new captions give mixtures of them.")
+    return found

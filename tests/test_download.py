@@ -1,0 +1,371 @@
+"""Downloads over real HTTP on loopback: every row ends in one outcome, equal pictures give equal bytes."""
+
+import dataclasses
+import http.client
+import io
+import json
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from datasets import openmoji, pictures, plan, shards, storage, web
+from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
+from datasets.download import INDEX, download_shard
+from datasets.outcomes import Lost, Outcome
+from datasets.shards import Receipt
+
+SIZE = 32
+IMAGE = ImageConfig(size=SIZE, format="png")
+DOWNLOAD = DownloadConfig(
+    threads=4, timeout_s=0.5, retries=1, max_bytes=100_000, user_agent="test/1 (a@b.invalid)", max_lost=1.0
+)
+HOST = "pictures.invalid"
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+PICTURE = encoded(Image.effect_noise((48, 40), 60).convert("RGB"))
+
+
+class Servers(BaseHTTPRequestHandler):
+    """Servers as they are out there, one path each."""
+
+    seen: list[str]  # paths asked for, set on a subclass by the fixture
+    agents: set[str]
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        self.seen.append(name)
+        self.agents.add(str(self.headers["User-Agent"]))
+        answers: dict[str, tuple[int, bytes, dict[str, str]]] = {
+            "good": (200, PICTURE, {}),
+            "good-too": (200, encoded(Image.new("RGB", (32, 64), "red"), "JPEG"), {}),
+            "missing": (404, PICTURE, {}),
+            "private": (403, b"", {}),
+            "busy": (429, b"", {}),
+            "teapot": (418, b"", {}),
+            "flaky": (200 if self.seen.count("flaky") > 1 else 503, PICTURE, {}),
+            "down": (500, b"", {}),
+            "optout": (200, PICTURE, {"X-Robots-Tag": "noai"}),
+            "truncated": (200, PICTURE[:200], {"Content-Length": str(len(PICTURE))}),
+            "wrong-length": (200, PICTURE, {"Content-Length": "many"}),
+            "huge": (200, b"\0" * 200_000, {}),
+            "page": (200, b"<html>buy this domain</html>", {}),
+            "empty": (200, b"", {}),
+            "half": (200, PICTURE[: len(PICTURE) // 2], {}),
+            "small": (200, encoded(Image.new("RGB", (100, 31))), {}),
+            "bomb": (200, encoded(Image.new("1", (9000, 9000))), {}),
+            "moved": (302, b"", {"Location": "/good"}),
+            "to-file": (302, b"", {"Location": "file:///etc/passwd"}),
+            "loop": (302, b"", {"Location": "/loop"}),
+        }
+        if name == "slow":
+            time.sleep(1.0)
+        if name in ("slow", "hangup"):
+            return
+        status, body, headers = answers[name]
+        self.send_response(status)
+        for key, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    handler = type("Handler", (Servers,), {"seen": [], "agents": set()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def planned(*names: str) -> pa.Table:
+    """Rows of a shard for these paths; a name with `://` is taken as it is."""
+    urls = [name if "://" in name else f"http://{HOST}/{name}" for name in names]
+    rows = [
+        {"key": plan.key_of(url, name), "url": url, "caption": name, "shard": 7, "row": row}
+        for row, (url, name) in enumerate(zip(urls, names, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=plan.SCHEMA)
+
+
+def download(rows: pa.Table, folder: Any, server: Any, **changes: Any) -> Receipt:
+    settings = {"image": IMAGE, "download": DOWNLOAD, "hosts": {HOST: server.server_address}} | changes
+    return download_shard(rows, shard=7, folder=str(folder), **settings)
+
+
+def index(folder: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "00007.parquet").to_pylist()
+    return rows
+
+
+EXPECTED = {
+    "good": Outcome.OK,
+    "good-too": Outcome.OK,
+    "missing": Outcome.GONE,
+    "private": Outcome.DENIED,
+    "busy": Outcome.THROTTLED,
+    "teapot": Outcome.HTTP_ERROR,
+    "flaky": Outcome.OK,
+    "down": Outcome.SERVER_ERROR,
+    "slow": Outcome.TIMEOUT,
+    "hangup": Outcome.CONNECTION,
+    "optout": Outcome.OPTED_OUT,
+    "truncated": Outcome.TRUNCATED,
+    "wrong-length": Outcome.HTTP_ERROR,
+    "huge": Outcome.TOO_BIG,
+    "page": Outcome.NOT_AN_IMAGE,
+    "empty": Outcome.NOT_AN_IMAGE,
+    "half": Outcome.BROKEN_IMAGE,
+    "small": Outcome.TOO_SMALL,
+    "bomb": Outcome.TOO_MANY_PIXELS,
+    "moved": Outcome.OK,
+    "to-file": Outcome.HTTP_ERROR,
+    "loop": Outcome.HTTP_ERROR,
+    "file:///etc/passwd": Outcome.HTTP_ERROR,
+    "data:image/png;base64,AAAA://": Outcome.HTTP_ERROR,
+}
+
+
+def test_every_row_ends_in_the_outcome_of_its_cause(tmp_path, server):
+    receipt = download(planned(*EXPECTED), tmp_path, server)
+    rows = index(tmp_path)
+    assert {name: row["status"] for name, row in zip(EXPECTED, rows, strict=True)} == EXPECTED
+    assert [row["row"] for row in rows] == list(range(len(EXPECTED)))
+    assert receipt.rows_in == len(EXPECTED)
+    assert receipt.rows_out == 4
+    assert receipt.dropped["http_error"] == 6
+    assert receipt.rows_out + sum(receipt.dropped.values()) == receipt.rows_in
+    assert shards.finished(str(tmp_path)) == {7: receipt}
+
+
+def test_only_passing_causes_are_tried_again(tmp_path, server):
+    receipt = download(planned("good", "flaky", "missing", "down"), tmp_path, server)
+    asked = server.RequestHandlerClass.seen
+    assert {name: asked.count(name) for name in asked} == {"good": 1, "flaky": 2, "missing": 1, "down": 2}
+    assert receipt.retried == 2
+    assert receipt.dropped == {"gone": 1, "server_error": 1}
+
+
+def test_the_tar_holds_what_was_kept_in_row_order(tmp_path, server):
+    receipt = download(planned("missing", "good", "page", "good-too"), tmp_path, server)
+    content = storage.read(str(tmp_path / "00007.tar"), expect=receipt.files["00007.tar"])
+    rows = shards.read_images(content, count=2)
+    assert [(row.row, row.caption) for row in rows] == [(1, "good"), (3, "good-too")]
+    assert rows[0].url == f"http://{HOST}/good"
+    assert rows[0].key == plan.key_of(rows[0].url, "good")
+    assert all(row.pixels().shape == (SIZE, SIZE, 3) for row in rows)
+    kept = index(tmp_path)[1]
+    assert (kept["width"], kept["height"]) == (48, 40)
+    assert len(kept["sha256"]) == 64
+    assert pq.read_schema(tmp_path / "00007.parquet").remove_metadata().equals(INDEX)
+
+
+def test_we_say_who_we_are(tmp_path, server):
+    download(planned("good"), tmp_path, server)
+    assert server.RequestHandlerClass.agents == {"test/1 (a@b.invalid)"}
+
+
+def test_nobody_listening_is_a_lost_connection(tmp_path, server):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = taken.getsockname()
+    receipt = download(planned("good"), tmp_path, server, hosts={HOST: address})
+    assert receipt.dropped == {"connection": 1}
+    assert shards.read_images((tmp_path / "00007.tar").read_bytes(), count=0) == []
+
+
+def test_a_row_that_img2dataset_loses_is_an_error(tmp_path, server, monkeypatch):
+    monkeypatch.setattr("datasets.download.stored", lambda *_: 1 / 0)  # a bug of ours, say
+    with pytest.raises(RuntimeError, match=r"shard 7.*rows \[1\]"):
+        download(planned("missing", "good"), tmp_path, server)
+    assert shards.finished(str(tmp_path)) == {}
+
+
+def test_the_process_opens_urls_as_before_afterwards(tmp_path, server):
+    download(planned("good"), tmp_path, server)
+    address = f"http://127.0.0.1:{server.server_address[1]}/good"
+    assert urllib.request.urlopen(address).read() == PICTURE
+
+
+# ------------------------------------------------------------------------------------- the embedded source
+
+
+def openmoji_rows() -> pa.Table:
+    config = OpenMojiConfig(
+        captions=("red heart", "blue circle", "fox"),
+        size=SIZE,
+        similarity=0.3,
+        punsafe=0.0,
+        pwatermark=0.0,
+        aesthetic=6.0,
+    )
+    table = openmoji.metadata(config)
+    rows = [
+        {"key": plan.key_of(url, text), "url": url, "caption": text, "shard": 7, "row": row}
+        for row, (url, text) in enumerate(zip(table["URL"].to_pylist(), table["TEXT"].to_pylist(), strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=plan.SCHEMA)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_two_downloads_of_the_embedded_source_are_byte_equal(tmp_path, kind):
+    image = IMAGE.model_copy(update={"format": kind})
+    receipts = []
+    for threads in (1, 8):  # another port each time, and another order of arrival
+        with openmoji.serve(SIZE) as address:
+            settings = DOWNLOAD.model_copy(update={"threads": threads})
+            folder = str(tmp_path / str(threads))
+            receipts.append(
+                download_shard(
+                    openmoji_rows(),
+                    shard=7,
+                    folder=folder,
+                    image=image,
+                    download=settings,
+                    hosts={openmoji.HOST: address},
+                )
+            )
+    assert receipts[0].files == receipts[1].files
+    assert receipts[0].rows_out == 3
+
+
+def test_the_embedded_server_draws_on_white_at_any_size():
+    with openmoji.serve(96) as (host, port):
+        body = urllib.request.urlopen(f"http://{host}:{port}/2764.png").read()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://{host}:{port}/../../../etc/passwd")
+    with Image.open(io.BytesIO(body)) as picture:
+        assert picture.size == (96, 96)
+    heart = pictures.pixels(body)
+    assert heart[0, 0].tolist() == [255, 255, 255]
+    red, green, blue = heart[40, 48].tolist()
+    assert red > 180
+    assert max(green, blue) < 80
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def stored_pixels(body: bytes, **changes: Any) -> np.ndarray:
+    image = IMAGE.model_copy(update=changes)
+    return pictures.pixels(pictures.stored(body, image).content)
+
+
+def halves(size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
+    """Red above, blue below."""
+    image = Image.new("RGB", size, "red")
+    image.paste("blue", (0, size[1] // 2, *size))
+    return image
+
+
+def test_exif_orientation_is_applied_and_dropped():
+    turned = halves().transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees clockwise to see it upright"
+    body = encoded(turned, "PNG", exif=exif)
+    assert stored_pixels(body)[0, 16].tolist() == [255, 0, 0]
+    assert stored_pixels(body)[-1, 16].tolist() == [0, 0, 255]
+    with Image.open(io.BytesIO(pictures.stored(body, IMAGE).content)) as picture:
+        assert not picture.getexif()
+
+
+@pytest.mark.parametrize(
+    ("image", "colour"),
+    [
+        (Image.new("RGBA", (40, 40), (255, 0, 0, 0)), [255, 255, 255]),
+        (Image.new("LA", (40, 40), (0, 0)), [255, 255, 255]),
+        (Image.new("L", (40, 40), 77), [77, 77, 77]),
+        (Image.fromarray(np.full((40, 40), 257 * 77, np.uint16)), [77, 77, 77]),
+        (Image.new("P", (40, 40), 0), [0, 0, 0]),
+        (Image.new("1", (40, 40), 1), [255, 255, 255]),
+    ],
+    ids=["RGBA", "LA", "grey", "16-bit", "palette", "1-bit"],
+)
+def test_every_mode_becomes_8_bit_rgb_on_white(image, colour):
+    assert stored_pixels(encoded(image))[3, 3].tolist() == colour
+
+
+def test_the_middle_of_the_longer_side_is_kept():
+    wide = Image.new("RGB", (SIZE * 6, SIZE * 2), "white")
+    wide.paste("red", (SIZE * 2, 0, SIZE * 4, SIZE * 2))
+    assert (stored_pixels(encoded(wide))[:, 1:-1] == [255, 0, 0]).all()
+
+
+def test_resizing_is_pillows_bicubic():
+    image = Image.effect_noise((100, 100), 80).convert("RGB")
+    wanted = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(stored_pixels(encoded(image)), wanted)
+
+
+def test_jpg_is_written_with_full_colour_resolution():
+    content = pictures.stored(PICTURE, IMAGE.model_copy(update={"format": "jpg"})).content
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.format == "JPEG"
+        assert [layer[1:3] for layer in picture.layer] == [(1, 1)] * 3
+
+
+def test_random_damage_costs_a_picture_and_nothing_else():
+    generator = np.random.default_rng(0)
+    bodies = [PICTURE, encoded(halves(), "JPEG"), encoded(halves(), "WEBP"), encoded(halves(), "GIF")]
+    outcomes = set()
+    for _ in range(300):
+        body = bytearray(bodies[generator.integers(len(bodies))])
+        for place in generator.integers(len(body), size=8):
+            body[place] = generator.integers(256)
+        try:
+            assert pictures.stored(bytes(body), IMAGE).content
+            outcomes.add(Outcome.OK)
+        except Lost as lost:
+            outcomes.add(lost.outcome)
+    assert {Outcome.OK, Outcome.NOT_AN_IMAGE, Outcome.BROKEN_IMAGE} <= outcomes
+
+
+# ------------------------------------------------------------------------------------------------- causes
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (urllib.error.URLError(socket.gaierror(-2, "Name or service not known")), Outcome.DNS),
+        (urllib.error.URLError(ssl.SSLCertVerificationError("self-signed")), Outcome.TLS),
+        (urllib.error.URLError(TimeoutError("timed out")), Outcome.TIMEOUT),
+        (urllib.error.URLError(ConnectionRefusedError(111, "refused")), Outcome.CONNECTION),
+        (urllib.error.URLError(OSError(113, "No route to host")), Outcome.CONNECTION),
+        (urllib.error.URLError("unknown url type: file"), Outcome.HTTP_ERROR),
+        (http.client.IncompleteRead(b"x"), Outcome.TRUNCATED),
+        (http.client.RemoteDisconnected("bye"), Outcome.CONNECTION),
+        (http.client.BadStatusLine("HTTP?"), Outcome.HTTP_ERROR),
+        (UnicodeError("label too long"), Outcome.HTTP_ERROR),
+    ],
+)
+def test_errors_are_told_apart(error, outcome):
+    assert web.outcome_of(error) is outcome
+
+
+def test_receipts_are_plain_json(tmp_path, server):
+    receipt = download(planned("good", "missing"), tmp_path, server)
+    found = json.loads((tmp_path / "receipts" / "00007.json").read_text())
+    assert found == dataclasses.asdict(receipt)
+    assert found["dropped"] == {"gone": 1}

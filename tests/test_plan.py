@@ -1,0 +1,331 @@
+"""Config, sources, filters and the plan: what is kept, why the rest is not, and what the user is told."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from datasets import filters, laion, openmoji, plan
+from datasets.config import DataConfig, DataError, FilterConfig
+
+CONF = Path(__file__).parent.parent / "conf" / "data"
+
+
+def data_config(name: str, **changes: Any) -> DataConfig:
+    """A committed data config with some keys changed (`__` for a dot)."""
+    tree = OmegaConf.create({"data": OmegaConf.load(CONF / f"{name}.yaml")})
+    for key, value in changes.items():
+        OmegaConf.update(tree, "data." + key.replace("__", "."), value)
+    return DataConfig.model_validate(OmegaConf.to_container(tree, resolve=True)["data"])
+
+
+def laion_row(number: int = 0, **changes: Any) -> dict[str, Any]:
+    """A row that passes the filters of laion_aesthetic."""
+    row = {
+        "URL": f"https://example.org/{number}.jpg",
+        "TEXT": f"a photograph, number {number}",
+        "WIDTH": 1500,
+        "HEIGHT": 1200,
+        "similarity": 0.3,
+        "punsafe": 0.01,
+        "pwatermark": 0.1,
+        "AESTHETIC_SCORE": 6.5,
+    }
+    return row | changes
+
+
+def metadata(folder: Path, rows: list[dict[str, Any]], name: str = "part-0.parquet") -> str:
+    """Path of a Parquet file with these rows."""
+    folder.mkdir(exist_ok=True)
+    columns = list(rows[0]) if rows else list(laion_row())
+    pq.write_table(pa.table({key: [row[key] for row in rows] for key in columns}), folder / name)
+    return str(folder / name)
+
+
+def made(folder: Path, rows: list[dict[str, Any]], seed: int = 0, **changes: Any) -> plan.Plan:
+    path = metadata(folder, rows)
+    return plan.make(data_config("laion_aesthetic", metadata=path, **changes), seed)
+
+
+# ---------------------------------------------------------------------------------------------------- config
+
+
+def test_committed_configs_are_valid():
+    assert data_config("openmoji").expected_rows == 64
+    assert data_config("openmoji", limit=8).expected_rows == 8
+    assert data_config("openmoji", openmoji__captions=None).expected_rows is None
+    assert data_config("laion_aesthetic", metadata="x.parquet").expected_rows is None
+    assert data_config("laion_aesthetic", metadata="x.parquet", limit=10).expected_rows == 10
+
+
+def test_laion_needs_metadata():
+    with pytest.raises(ValidationError, match=r"data\.metadata is not set.*data\.metadata=/"):
+        data_config("laion_aesthetic")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("limit", 0),
+        ("shard_rows", -1),
+        ("image__size", "large"),
+        ("image__format", "webp"),
+        ("download__max_lost", 1.5),
+        ("download__timeout_s", math.inf),
+        ("filters__max_aspect", 0.5),
+        ("filters__max_aesthetic", 3),
+    ],
+)
+def test_wrong_values_and_unknown_keys_are_refused(key, value):
+    with pytest.raises(ValidationError, match=key.split("__")[-1]):
+        data_config("openmoji", **{key: value})
+
+
+def test_config_filters_and_plan_import_nothing_heavy():
+    heavy = "{'torch', 'img2dataset', 'webdataset', 'pandas', 'cv2', 'ray'}"
+    code = (
+        f"import sys, datasets.config, datasets.filters, datasets.plan; print(sorted({heavy} & set(sys.modules)))"
+    )
+    root = CONF.parent.parent
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert found.stdout.strip() == "[]"
+
+
+# -------------------------------------------------------------------------------------------------- openmoji
+
+
+def test_the_embedded_source_has_the_committed_captions_in_their_order():
+    config = data_config("openmoji")
+    rows = plan.make(config, seed=0).rows
+    assert config.openmoji is not None
+    captions = rows["caption"].to_pylist()
+    assert captions == list(config.openmoji.captions or ())
+    assert len(captions) == 64
+    assert {"red heart", "blue circle", "green square"} <= set(captions)
+    assert rows["url"][0].as_py() == "http://openmoji.invalid/2764.png"
+    assert set(rows["aesthetic"].to_pylist()) == {config.openmoji.aesthetic}
+
+
+def test_every_named_picture_without_a_skin_tone_can_be_had():
+    captions = openmoji.pictures()
+    assert len(captions) > 1900
+    assert len(set(captions.values())) == len(captions)
+    assert not any("skin tone" in caption or "_" in caption for caption in captions)
+    assert plan.make(data_config("openmoji", openmoji__captions=None), seed=0).rows.num_rows == len(captions)
+
+
+def test_an_unknown_caption_is_refused_with_the_nearest():
+    with pytest.raises(DataError, match=r"data\.openmoji\.captions.*'red hart'.*did you mean 'red heart'"):
+        plan.make(data_config("openmoji", openmoji__captions=["red hart"]), seed=0)
+
+
+def test_a_caption_named_twice_is_refused():
+    with pytest.raises(DataError, match="'red heart' twice"):
+        plan.make(data_config("openmoji", openmoji__captions=["red heart", "red heart"]), seed=0)
+
+
+def test_a_larger_picture_is_planned_for_a_larger_size():
+    config = data_config("openmoji", image__size=256)
+    assert set(plan.make(config, seed=0).rows["width"].to_pylist()) == {256.0}
+
+
+# --------------------------------------------------------------------------------------------------- filters
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("min_side", {"HEIGHT": 1023}),
+        ("min_side", {"WIDTH": None}),
+        ("min_side", {"WIDTH": math.nan}),
+        ("max_side", {"WIDTH": 5000}),
+        ("max_aspect", {"WIDTH": 3000}),
+        ("min_aesthetic", {"AESTHETIC_SCORE": 4.9}),
+        ("min_aesthetic", {"AESTHETIC_SCORE": None}),
+        ("max_punsafe", {"punsafe": 0.5}),
+        ("max_punsafe", {"punsafe": math.nan}),
+        ("max_pwatermark", {"pwatermark": 0.9}),
+        ("min_similarity", {"similarity": 0.1}),
+        ("min_words", {"TEXT": "photograph"}),
+        ("max_characters", {"TEXT": "a " * 2000}),
+        ("caption", {"TEXT": None}),
+        ("caption", {"TEXT": " \x00\u202e\n"}),
+        ("url", {"URL": None}),
+        ("url", {"URL": "file:///etc/passwd"}),
+        ("url", {"URL": "https://user:secret@example.org/x.jpg"}),
+        ("url", {"URL": "https://[::1"}),
+        ("url", {"URL": "https://example.org:99999999/x.jpg"}),
+        ("url", {"URL": "not a url"}),
+    ],
+)
+def test_each_rule_rejects_what_it_names(tmp_path, rule, change):
+    result = made(tmp_path, [laion_row(0), laion_row(1, **change)], filters__min_similarity=0.2)
+    assert result.rows["url"].to_pylist() == ["https://example.org/0.jpg"]
+    assert {reason: count for reason, count in result.rejected.items() if count} == {rule: 1}
+
+
+def test_a_rule_at_its_bound_keeps_the_row(tmp_path):
+    row = laion_row(0, WIDTH=2048, HEIGHT=1024, AESTHETIC_SCORE=5.0, punsafe=0.1, pwatermark=0.5)
+    assert made(tmp_path, [row]).rows.num_rows == 1
+
+
+def test_a_rule_that_is_off_needs_no_column(tmp_path):
+    row = laion_row(0)
+    del row["punsafe"]
+    with pytest.raises(DataError, match=r"data\.metadata.*no column punsafe"):
+        made(tmp_path, [row])
+    assert made(tmp_path, [row], filters__max_punsafe=None).rows["punsafe"].to_pylist() == [None]
+
+
+def test_a_row_is_charged_to_one_rule_only():
+    table = pa.table({name: [1.0, 900.0] for name in ("width", "height", "aesthetic")})
+    config = FilterConfig(min_side=512, min_aesthetic=1000)
+    kept, rejected = filters.accept(table, filters.picture_rules(config))
+    assert kept.num_rows == 0
+    assert rejected == {"min_side": 1, "min_aesthetic": 1}
+
+
+# ------------------------------------------------------------------------------------------------------ plan
+
+
+def test_the_plan_lays_rows_out_in_shards_and_reads_back(tmp_path):
+    result = made(tmp_path, [laion_row(number) for number in range(10)], shard_rows=4)
+    content = plan.parquet_bytes(result.rows)
+    shards = dict(plan.shards(content))
+    assert {shard: rows["row"].to_pylist() for shard, rows in shards.items()} == {
+        0: [0, 1, 2, 3],
+        1: [0, 1, 2, 3],
+        2: [0, 1],
+    }
+    assert pa.concat_tables(shards.values()).equals(result.rows)
+    assert content == plan.parquet_bytes(made(tmp_path, [laion_row(n) for n in range(10)], shard_rows=4).rows)
+
+
+def test_exact_duplicates_are_dropped_and_counted(tmp_path):
+    same = "HTTPS://Example.org:443/1.jpg#top"
+    rows = [laion_row(1), laion_row(0), laion_row(1, URL=same), laion_row(1, TEXT="another caption")]
+    result = made(tmp_path, rows)
+    assert result.rejected["duplicate"] == 1
+    assert result.rows["caption"].to_pylist() == [
+        "a photograph, number 1",
+        "a photograph, number 0",
+        "another caption",
+    ]
+    assert len(set(result.rows["key"].to_pylist())) == 3
+
+
+def test_the_draw_is_a_function_of_the_seed_and_grows_with_the_limit(tmp_path):
+    rows = [laion_row(number) for number in range(50)]
+    ten, again, other = (made(tmp_path, rows, seed, limit=10) for seed in (1, 1, 2))
+    assert ten.rows.equals(again.rows)
+    assert ten.rejected["limit"] == 40
+    drawn = set(ten.rows["key"].to_pylist())
+    assert drawn != set(other.rows["key"].to_pylist())
+    assert drawn < set(made(tmp_path, rows, 1, limit=20).rows["key"].to_pylist())
+    backwards = made(tmp_path, rows[::-1], 1, limit=10)
+    assert set(backwards.rows["key"].to_pylist()) == drawn
+
+
+def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path):
+    for number, name in enumerate(["b.parquet", "a.parquet", "sub"]):
+        if name == "sub":
+            metadata(tmp_path / "in" / name, [laion_row(number)], "c.parquet")
+        else:
+            metadata(tmp_path / "in", [laion_row(number)], name)
+
+    def urls(path: Path) -> list[str]:
+        config = data_config("laion_aesthetic", metadata=str(path))
+        return [url[-5] for url in plan.make(config, 0).rows["url"].to_pylist()]
+
+    assert urls(tmp_path / "in") == ["1", "0", "2"]
+    assert urls(tmp_path / "in" / "*.parquet") == ["1", "0"]
+    assert urls(tmp_path / "in" / "*" / "*.parquet") == ["2"]
+
+
+def test_other_spellings_and_number_types_are_read(tmp_path):
+    row = {name.lower(): value for name, value in laion_row(0).items()}
+    row["width"], row["height"] = float(row["width"]), np.float32(row["height"])
+    assert made(tmp_path, [row]).rows["width"].to_pylist() == [1500.0]
+
+
+def test_text_that_is_not_utf_8_costs_its_row_only(tmp_path):
+    good, bad = laion_row(0), laion_row(1)
+    table = pa.table({name: [good[name], bad[name]] for name in good})
+    texts = pa.array([good["TEXT"].encode(), b"two\xff words"]).view(pa.string())  # as Parquet files may hold
+    pq.write_table(table.set_column(1, "TEXT", texts), tmp_path / "x.parquet")
+    result = plan.make(data_config("laion_aesthetic", metadata=str(tmp_path / "x.parquet")), 0)
+    assert result.rejected["caption"] == 1
+    assert result.rows.num_rows == 1
+
+
+def test_metadata_of_no_rows_no_file_or_no_parquet_is_refused(tmp_path):
+    def refused(path: str) -> str:
+        with pytest.raises(DataError) as caught:
+            plan.make(data_config("laion_aesthetic", metadata=path), 0)
+        return str(caught.value)
+
+    (tmp_path / "bad.parquet").write_text("URL,TEXT")
+    assert "holds no rows" in refused(metadata(tmp_path, []))
+    assert "no Parquet file" in refused(str(tmp_path / "missing.parquet"))
+    assert "no Parquet file" in refused(str(tmp_path / "x*.parquet"))
+    assert "cannot be read" in refused(str(tmp_path / "bad.parquet"))
+
+
+def test_filters_that_leave_nothing_say_how_many_each_removed(tmp_path):
+    rows = [laion_row(0, HEIGHT=10), laion_row(1, HEIGHT=10), laion_row(2, punsafe=1.0)]
+    with pytest.raises(DataError, match=r"data\.filters.*3 rows.*min_side removed 2, max_punsafe removed 1"):
+        made(tmp_path, rows)
+
+
+def test_openmoji_takes_the_users_metadata_too(tmp_path):
+    path = metadata(tmp_path, [laion_row(0)])
+    assert plan.make(data_config("openmoji", metadata=path), 0).rows.num_rows == 1
+    with pytest.raises(DataError, match="holds no rows"):
+        plan.make(data_config("openmoji", metadata=metadata(tmp_path, [])), 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "normal"),
+    [
+        (" HTTP://Example.ORG:80 ", "http://example.org/"),
+        ("https://example.org/a b/ü.jpg?q=ü#x", "https://example.org/a%20b/%C3%BC.jpg?q=%C3%BC"),
+        ("https://example.org/%C3%BC.jpg", "https://example.org/%C3%BC.jpg"),
+        ("https://bücher.example/", "https://xn--bcher-kva.example/"),
+        ("http://[2001:DB8::1]:8080/x", "http://[2001:db8::1]:8080/x"),
+    ],
+)
+def test_urls_that_mean_the_same_become_the_same(url, normal):
+    assert plan.normalised_url(url) == normal
+    assert plan.normalised_url(normal) == normal
+
+
+@given(st.text(max_size=60))
+def test_clean_captions_are_stable_and_storable(text):
+    clean = plan.clean_caption(text)
+    assert plan.clean_caption(clean) == clean
+    assert clean == clean.strip()
+    assert not any(ord(letter) < 32 or 0x7F <= ord(letter) < 0xA0 for letter in clean)
+
+
+def test_a_key_tells_url_and_caption_apart():
+    assert plan.key_of("http://x/", "a b") == plan.key_of("http://x/", "a b")
+    assert plan.key_of("http://x/", "ab") != plan.key_of("http://x/a", "b")
+    assert len(plan.key_of("http://x/", "a")) == 32
+
+
+def test_tables_come_in_batches_without_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(laion, "_BATCH_ROWS", 3)
+    path = metadata(tmp_path, [laion_row(number) for number in range(10)])
+    sizes = [table.num_rows for table in laion.tables(path, {"url", "caption"})]
+    assert sum(sizes) == 10
+    assert max(sizes) == 3
