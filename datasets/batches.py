@@ -105,9 +105,7 @@ class Batches:
         first, *others = (keys for keys, _ in read.values())
         if any(keys != first for keys in others):
             folders = ", ".join(source.folder for source in self._sources)
-            raise CorruptFile(
-                f"shard {shard} has other keys in one of {folders}; delete the wrong one and run again"
-            )
+            raise CorruptFile(f"shard {shard} has other keys in one of {folders}; delete the wrong one and run again")
         raw = np.frombuffer(bytes.fromhex("".join(first)), np.uint8).reshape(-1, 16)
         return {"key": raw, **{field: samples for field, (_, samples) in read.items()}}
 

@@ -147,17 +147,13 @@ def _fetch(
         downloader.download_shard((shard, str(feather)))
     missing = set(rows["row"].to_pylist()) - collector.fetched.keys()
     if missing:
-        raise RuntimeError(
-            f"shard {shard}: img2dataset lost the rows {sorted(missing)}; its output names the cause"
-        )
+        raise RuntimeError(f"shard {shard}: img2dataset lost the rows {sorted(missing)}; its output names the cause")
     return collector.fetched
 
 
 def _downloader_class() -> type:
     """img2dataset's Downloader, imported where it is needed: it brings wandb, OpenCV and torch along."""
-    os.environ.setdefault(
-        "NO_ALBUMENTATIONS_UPDATE", "1"
-    )  # or the import asks the network for a newer release
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks the network for a newer release
     os.environ.setdefault("WANDB_MODE", "disabled")
     from img2dataset.downloader import Downloader
 

@@ -33,6 +33,7 @@ LICENCE = {
 
 _EMOJI_STYLE = 0xFE0F  # variation selector: most file names leave it out
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
+_POLL_S = 0.05  # between two looks at whether to stop serving
 
 
 @cache
@@ -120,7 +121,7 @@ def serve(size: int) -> Iterator[tuple[str, int]]:
             """Say nothing: whoever downloads counts what came."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, name="openmoji", daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="openmoji", daemon=True)
         thread.start()
         try:
             yield "127.0.0.1", server.server_port

@@ -64,7 +64,7 @@ def _upright(body: bytes, max_pixels: int) -> Image.Image:
     try:
         picture.load()
         return ImageOps.exif_transpose(picture)
-    except Exception as error:  # decoders raise all kinds of errors over hostile bytes; each costs one picture
+    except Exception as error:  # decoders raise anything over hostile bytes; it costs one picture
         raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
 
 

@@ -79,9 +79,7 @@ def make(config: DataConfig, seed: int) -> Plan:
     rows = pa.concat_tables(passed)
     if rows.num_rows == 0:
         reasons = ", ".join(f"{reason} removed {count}" for reason, count in rejected.items() if count)
-        raise DataError(
-            f"data.filters: none of {read} rows passes: {reasons}; loosen these or change data.metadata"
-        )
+        raise DataError(f"data.filters: none of {read} rows passes: {reasons}; loosen these or change data.metadata")
     rows, rejected["duplicate"] = _unique(rows)
     rows, rejected["limit"] = _drawn(rows, config.limit, seed)
     assert rows.num_rows + rejected.total() == read
@@ -183,9 +181,7 @@ def _drawn(rows: pa.Table, limit: int | None, seed: int) -> tuple[pa.Table, int]
     if limit is None or limit >= rows.num_rows:
         return rows, 0
     salt = seed.to_bytes(8, "little")
-    lots = [
-        hashlib.blake2b(key.encode(), digest_size=16, key=salt).digest() for key in rows["key"].to_pylist()
-    ]
+    lots = [hashlib.blake2b(key.encode(), digest_size=16, key=salt).digest() for key in rows["key"].to_pylist()]
     drawn = sorted(range(len(lots)), key=lots.__getitem__)[:limit]
     return rows.take(np.sort(drawn)), rows.num_rows - limit
 

@@ -182,13 +182,9 @@ def read_tensors(content: bytes, field: str) -> tuple[list[str], np.ndarray]:
     dtype = about.get(b"dtype", b"").decode()
     shape = tuple(json.loads(about.get(b"shape", b"[]")))
     width = int(np.prod(shape)) * np.dtype(dtype).itemsize if dtype in _DTYPES else 0
-    wanted = (
-        pa.schema([("row", pa.int32()), ("key", _KEY_BYTES), (field, pa.binary(width))]) if width else None
-    )
+    wanted = pa.schema([("row", pa.int32()), ("key", _KEY_BYTES), (field, pa.binary(width))]) if width else None
     if wanted is None or not table.schema.equals(wanted):
-        raise CorruptFile(
-            f"a shard of {field} has the columns {', '.join(table.schema.names)} of another kind of file"
-        )
+        raise CorruptFile(f"a shard of {field} has the columns {', '.join(table.schema.names)} of another kind of file")
     keys = [key.hex() for key in table["key"].to_pylist()]
     parts = [np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width) for chunk in table[field].chunks]
     return keys, np.concatenate([*parts, np.empty(0, np.uint8)]).view(dtype).reshape(len(keys), *shape)

@@ -75,7 +75,7 @@ class Opener(urllib.request.OpenerDirector):
                 return addinfourl(io.BytesIO(self._body(response)), response.headers, response.url)
         except Lost:  # of a redirect, which comes through here too
             raise
-        except Exception as error:  # servers send all kinds of nonsense; each costs one picture
+        except Exception as error:  # servers send all kinds of nonsense; it costs one picture
             raise Lost(outcome_of(error), str(error) or type(error).__name__) from error
 
     def _body(self, response: Any) -> bytes:
@@ -83,9 +83,7 @@ class Opener(urllib.request.OpenerDirector):
         if len(body) > self._max_bytes:
             raise Lost(Outcome.TOO_BIG, f"more than {self._max_bytes} bytes")
         announced = response.headers.get("Content-Length")
-        if announced is not None and len(body) < int(
-            announced
-        ):  # a read with a limit does not complain itself
+        if announced is not None and len(body) < int(announced):  # a read with a limit does not complain itself
             raise Lost(Outcome.TRUNCATED, f"{len(body)} of {announced} bytes")
         return body
 

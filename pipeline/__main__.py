@@ -102,8 +102,7 @@ def _show_config(words: Words) -> None:
         for group, options in config.groups().items():
             print(f"{group}: " + ", ".join(options))
         return
-    loaded, _ = _config(words)
-    print(config.commented_yaml(loaded.model_dump(mode="json")), end="")
+    print(config.commented_yaml(words.required_conf(), words.overrides), end="")
 
 
 def _sample(words: Words) -> None:

@@ -104,7 +104,7 @@ class Store:
         """Write the manifest of a completely built artifact, then drop its building folder.
 
         `facts["files"]` maps relative names to `FileEntry`; the other facts (rows, seconds, metrics, ...) are kept
-        as they are.
+        as they are. The content hash leaves out the files named in `facts["timed"]`: they tell of times.
         """
         path = self.path(name, fingerprint.digest)
         files = {file: vars(entry) for file, entry in sorted(facts["files"].items())}
@@ -116,7 +116,7 @@ class Store:
             **facts,
             "files": files,
             "bytes": sum(entry["bytes"] for entry in files.values()),
-            "content": content_hash(files),
+            "content": content_hash({file: entry for file, entry in files.items() if file not in facts["timed"]}),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         storage.publish(text.encode(), storage.join(path, MANIFEST))
@@ -141,7 +141,9 @@ def read_manifest(path: str) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(storage.read(path))
     except ValueError as error:
-        raise storage.CorruptFile(f"{path} is not readable as JSON ({error}); delete its folder and run again") from error
+        raise storage.CorruptFile(
+            f"{path} is not readable as JSON ({error}); delete its folder and run again"
+        ) from error
     if manifest.get("format") != FORMAT:
         raise storage.CorruptFile(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
     return manifest

@@ -27,7 +27,8 @@ class Facts:
     """What a step reports of a finished build.
 
     `call` names the library call that did the work, `workers` the process ids that it ran in, `metrics` what was
-    measured, `notes` anything else worth keeping (counts by cause, licences, labels).
+    measured, `notes` anything else worth keeping (counts by cause, licences, labels), `timed` the files that tell of
+    times and so differ from build to build.
     """
 
     files: dict[str, FileEntry]
@@ -36,13 +37,17 @@ class Facts:
     workers: list[int]
     metrics: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    timed: list[str] = field(default_factory=list)
 
 
 class Reporter(Protocol):
     """Where a step's progress goes: the screen, the log, MLflow."""
 
-    def progress(self, done: float, total: float, unit: str) -> None:
+    def progress(self, done: int, total: int, unit: str) -> None:
         """Work done so far of a total, in units such as `images` or `steps`."""
+
+    def advance(self, count: int, total: int, unit: str) -> None:
+        """So much more work done of a total."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Measurements at a training step."""
@@ -85,12 +90,16 @@ class Build:
                     yield result
                     self.raise_if_stopped()
 
-    def map_shards(self, worker: type, arguments: tuple[Any, ...], total: Sequence[int]) -> list[shards.Receipt]:
+    def map_shards(
+        self, worker: type, arguments: tuple[Any, ...], total: Sequence[int], rows: int, unit: str
+    ) -> list[shards.Receipt]:
         """Map the shards that have no receipt yet with a pool of `worker(*arguments, path, board)` actors.
 
-        Returns the receipts of all shards in the order of `total`, whoever made them.
+        `rows` and `unit` are for the progress. Returns the receipts of all shards in the order of `total`, whoever
+        made them.
         """
         finished = shards.finished(self.path)
+        self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
         todo = [shard for shard in total if shard not in finished]
         if todo:
             with self.lease(self.cluster.reserved(len(todo))):

@@ -39,7 +39,9 @@ class Checkpoints:
         return None
 
     def _steps(self) -> list[int]:
-        return sorted(int(name.removesuffix(".json")) for name in storage.listing(self.folder) if name.endswith(".json"))
+        return sorted(
+            int(name.removesuffix(".json")) for name in storage.listing(self.folder) if name.endswith(".json")
+        )
 
     def _path(self, step: int, suffix: str) -> str:
         return storage.join(self.folder, f"{step:09d}.{suffix}")

@@ -95,6 +95,8 @@ class Cluster:
         self.cpus = int(total.get("CPU", 1))
         self.gpus = int(total.get("GPU", 0)) if config.device != "cpu" else 0
         self.board = ray.remote(num_cpus=0)(Board).remote()
+        names = [name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")]
+        self.kind = f"cuda:{'+'.join(sorted(names)) or 'GPU'}" if self.gpus else "cpu"
 
     def close(self) -> None:
         """Leave (or end) Ray."""
@@ -115,21 +117,22 @@ class Cluster:
     def call(self, function: Callable[..., T], *arguments: Any, tick: Callable[[], None], cpus: int = 1) -> T:
         """Run one function as a Ray task."""
         reference = ray.remote(num_cpus=cpus, num_gpus=0, max_retries=0)(function).remote(*arguments)
-        return _patiently(lambda: ray.get(reference), tick)
+        return _patiently(lambda: _get(reference), tick)
 
     def call_each(
         self, function: Callable[..., T], items: Sequence[tuple[Any, ...]], tick: Callable[[], None]
     ) -> Iterator[T]:
         """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time."""
         task = ray.remote(num_cpus=1, max_retries=0)(function)
-        waiting, running = list(items), []
+        waiting = list(items)
+        running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < self.cpus:
                 running.append(task.remote(*waiting.pop(0)))
             done, running = ray.wait(running, timeout=POLL_S)
             tick()
             for reference in done:
-                yield _unwrapped(lambda reference=reference: ray.get(reference))
+                yield _get(reference)
 
     def reserved(self, items: int) -> float:
         """Devices that an encoding pool over that many shards holds: GPUs, or CPUs where there are none."""
@@ -223,9 +226,10 @@ def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:
     return outcome[0]
 
 
-def _unwrapped(blocking: Callable[[], T]) -> T:
+def _get(reference: Any) -> Any:
+    """A task's result, or the error that it raised."""
     try:
-        return blocking()
+        return ray.get(reference)
     except ray.exceptions.RayError as error:
         raise _cause(error) from error
 

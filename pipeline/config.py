@@ -30,6 +30,7 @@ from stages.config import (
 )
 
 CONF = Path(__file__).parent.parent / "conf"
+KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
 
 
@@ -52,7 +53,7 @@ class Warmup(Settings):
 
 
 class Compressor(Settings):
-    """Semantic compressor: its architecture, its start (ImageNet weights or a warm-up), and whether B trains it along."""
+    """Semantic compressor: architecture, start (ImageNet weights or a warm-up), and whether B trains it along."""
 
     model: CompressorConfig
     weights: str | None
@@ -165,7 +166,8 @@ class Config(Settings):
             for number, phase in enumerate(training.phases):
                 if phase.batch_size % self.workers:
                     raise ValueError(
-                        f"{key}.phases.{number}.batch_size={phase.batch_size} does not divide among workers={self.workers}"
+                        f"{key}.phases.{number}.batch_size={phase.batch_size} does not divide "
+                        f"among workers={self.workers}"
                     )
         return self
 
@@ -254,7 +256,9 @@ def _check_override(word: str) -> None:
         raise UsageError(f"'{word}' is neither a flag nor key=value")
     if key in groups() and value not in groups()[key]:
         options = groups()[key]
-        raise UsageError(f"{word}: {key} has no option '{value}'{_nearest(value, options)}; it has {', '.join(options)}")
+        raise UsageError(
+            f"{word}: {key} has no option '{value}'{_nearest(value, options)}; it has {', '.join(options)}"
+        )
 
 
 def _explain_hydra(error: Exception, conf: str) -> str:
@@ -285,13 +289,13 @@ def _nearest(word: str, known: list[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
-def comments() -> dict[str, str]:
-    """The comment of each config key, read from the YAML files of `conf/`."""
+def comments(chosen: dict[str, str]) -> dict[str, str]:
+    """The comment of each config key, read from the YAML files: `base` and the chosen option of each group."""
     found: dict[str, str] = {}
-    for file in sorted(CONF.rglob("*.yaml")):
-        text = file.read_text()
-        whole = "@package _global_" in text or file.parent == CONF
-        found.update(_comments_of(text, prefix=[] if whole else [file.parent.name]))
+    for group, option in (("", "base"), *chosen.items()):
+        text = (CONF / group / f"{option}.yaml").read_text()
+        whole = not group or "@package _global_" in text
+        found.update(_comments_of(text, prefix=[] if whole else [group]))
     return found
 
 
@@ -299,26 +303,41 @@ def _comments_of(text: str, prefix: list[str]) -> dict[str, str]:
     found = {}
     path: list[tuple[int, str]] = []
     for line in text.splitlines():
-        match = re.match(r"^(\s*)([A-Za-z_]\w*):(?:\s[^#]*)?(?:#\s*(.*))?$", line)
+        match = KEY_LINE.match(line)
         if match:
-            indent = len(match[1])
-            path = [(depth, name) for depth, name in path if depth < indent] + [(indent, match[2])]
-            if match[3]:
-                found[".".join(prefix + [name for _, name in path])] = match[3]
+            path = _deeper(path, len(match[1]), match[2])
+            remark = line.partition(" # ")[2]
+            if remark:
+                found[".".join([*prefix, *(name for _, name in path)])] = remark
     return found
 
 
-def commented_yaml(tree: dict[str, Any]) -> str:
-    """A config tree as YAML, each line followed by its key's comment."""
-    remarks = comments()
+def commented_yaml(conf: str, overrides: list[str]) -> str:
+    """A composed and checked config as YAML, each line followed by its key's comment."""
+    tree = load(conf, overrides).model_dump(mode="json")
+    remarks = comments(_choices(conf, overrides))
     lines = []
     path: list[tuple[int, str]] = []
     for line in yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000).splitlines():
-        match = re.match(r"^(\s*)([A-Za-z_]\w*):", line)
+        match = KEY_LINE.match(line)
         if match:
-            indent = len(match[1])
-            path = [(depth, name) for depth, name in path if depth < indent] + [(indent, match[2])]
+            path = _deeper(path, len(match[1]), match[2])
             remark = remarks.get(".".join(name for _, name in path))
             line += f"  # {remark}" if remark else ""
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def _choices(conf: str, overrides: list[str]) -> dict[str, str]:
+    """The option that each group has in a composition."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra_compose(conf, overrides=overrides, return_hydra_config=True)
+    return {group: str(composed.hydra.runtime.choices[group]) for group in groups()}
+
+
+def _deeper(path: list[tuple[int, str]], indent: int, name: str) -> list[tuple[int, str]]:
+    """The path of indents and names down to a key at that indent."""
+    return [*((depth, parent) for depth, parent in path if depth < indent), (indent, name)]

@@ -155,7 +155,9 @@ def _select(planned: list[Planned], selection: Selection) -> list[Planned]:
     if selection.start:
         kept = _descendants(kept, selection.start)
     result = [
-        Planned(item.step, item.fingerprint, "run", "forced", item.artifact) if item.step.name in selection.force else item
+        Planned(item.step, item.fingerprint, "run", "forced", item.artifact)
+        if item.step.name in selection.force
+        else item
         for item in kept
     ]
     inside = {item.step.output for item in result}

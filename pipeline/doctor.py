@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import psutil
@@ -19,7 +18,17 @@ from datasets import storage
 from pipeline.errors import UsageError
 from pipeline.run import check_root
 
-NEEDED = ("ray", "torch", "torchvision", "open_clip_torch", "img2dataset", "webdataset", "pyarrow", "mlflow", "hydra-core")
+NEEDED = (
+    "ray",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "img2dataset",
+    "webdataset",
+    "pyarrow",
+    "mlflow",
+    "hydra-core",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,10 @@ class Finding:
 
 def examine(root: str, as_json: bool) -> None:
     """Run every check; `UsageError` when one failed."""
-    findings = [check(root) for check in (_python, _versions, _datasets, _device, _memory, _shm, _disk, _storage, _clock, _token)]
+    findings = [
+        check(root)
+        for check in (_python, _versions, _datasets, _device, _memory, _shm, _disk, _storage, _clock, _token)
+    ]
     if as_json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
@@ -51,7 +63,9 @@ def _finding(check: str, good: bool, found: str, else_state: str = "failed") -> 
 
 
 def _python(_: str) -> Finding:
-    return _finding("python", (3, 11) <= sys.version_info[:2] <= (3, 12), f"{platform.python_version()}, 3.11 or 3.12 needed")
+    return _finding(
+        "python", (3, 11) <= sys.version_info[:2] <= (3, 12), f"{platform.python_version()}, 3.11 or 3.12 needed"
+    )
 
 
 def _versions(_: str) -> Finding:
@@ -90,9 +104,13 @@ def _memory(_: str) -> Finding:
 def _shm(_: str) -> Finding:
     path = "/dev/shm"
     if not os.path.isdir(path):
-        return Finding("shared memory", "warning", f"no {path}: Ray's object store falls back to {tempfile.gettempdir()}")
+        return Finding(
+            "shared memory", "warning", f"no {path}: Ray's object store falls back to {tempfile.gettempdir()}"
+        )
     free = shutil.disk_usage(path).free / 2**30
-    return _finding("shared memory", free >= 1, f"{free:.1f} GiB free in {path}, Ray's object store wants at least 1", "warning")
+    return _finding(
+        "shared memory", free >= 1, f"{free:.1f} GiB free in {path}, Ray's object store wants at least 1", "warning"
+    )
 
 
 def _disk(root: str) -> Finding:
@@ -125,6 +143,6 @@ def _clock(_: str) -> Finding:
 
 def _token(_: str) -> Finding:
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
-    return Finding("ray token", "ok", f"RAY_AUTH_MODE is {mode}; a local Ray gets a secret of its own, a cluster needs its token")
-
-
+    return Finding(
+        "ray token", "ok", f"RAY_AUTH_MODE is {mode}; a local Ray gets a secret of its own, a cluster needs its token"
+    )

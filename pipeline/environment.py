@@ -29,7 +29,8 @@ def quiet_environment() -> dict[str, str]:
 def private_ray() -> None:
     """Guard the Ray that this process is going to start by a secret of its own, which its workers inherit.
 
-    Ray looks at these variables when it is imported. Without them it would keep a token file in the home directory.
+    Ray looks at these variables when it is imported. Without them it would keep a token file in the home
+    directory.
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,11 +1,11 @@
 """What can go wrong for a user, and the exit code each kind ends with.
 
-    0  done
-    2  UsageError, and every other ValueError: bad config, usage or input
-    3  BudgetExceeded: more rows lost or quarantined than the config allows
-    4  LeaseHeld: another run is building the same artifact
-    5  RetriesExhausted: a step kept failing
-    130, 143  Interrupted by SIGINT or SIGTERM after a clean save
+0  done
+2  UsageError, and every other ValueError: bad config, usage or input
+3  BudgetExceeded: more rows lost or quarantined than the config allows
+4  LeaseHeld: another run is building the same artifact
+5  RetriesExhausted: a step kept failing
+130, 143  Interrupted by SIGINT or SIGTERM after a clean save
 """
 
 

@@ -7,17 +7,16 @@ over only on proof of death: the owner's process is gone from this host, or its 
 import contextlib
 import getpass
 import json
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-
-import psutil
+from typing import Any
 
 from datasets import storage
 from pipeline.artifacts import BUILDING
 from pipeline.errors import LeaseHeld
+from pipeline.process import ProcessId
 
 HEARTBEAT_S = 5.0
 SILENCE_S = 60.0
@@ -48,15 +47,7 @@ def hold(artifact_path: str, notify: Callable[[str], None], silence_s: float = S
 
 
 def _owner(token: str, heartbeat: int) -> bytes:
-    process = psutil.Process()
-    owner = {
-        "token": token,
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "process_started": process.create_time(),
-        "user": getpass.getuser(),
-        "heartbeat": heartbeat,
-    }
+    owner = {**vars(ProcessId.own()), "user": getpass.getuser(), "token": token, "heartbeat": heartbeat}
     return json.dumps(owner).encode()
 
 
@@ -75,15 +66,11 @@ def _acquire(path: str, token: str, notify: Callable[[str], None], silence_s: fl
         storage.remove(path)
 
 
-def _dead(owner: dict[str, object], path: str, notify: Callable[[str], None], silence_s: float) -> bool:
+def _dead(owner: dict[str, Any], path: str, notify: Callable[[str], None], silence_s: float) -> bool:
     """Proof that a lease's owner no longer lives."""
-    if owner["host"] == socket.gethostname():
-        pid = int(str(owner["pid"]))
-        try:
-            process = psutil.Process(pid)
-            return process.create_time() != owner["process_started"] or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+    process = ProcessId(owner["host"], owner["pid"], owner["started"])
+    if process.is_local:
+        return process.is_dead()
     notify(f"watching the lease of pid {owner['pid']} on {owner['host']} for {silence_s:.0f} s for a sign of life")
     deadline = time.monotonic() + silence_s
     while time.monotonic() < deadline:

@@ -96,9 +96,7 @@ class Writer:
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps(event) + "\n"
         with self._lock:
-            if (
-                self._remote
-            ):  # objects cannot be appended to: ours holds each lease's latest line of each event
+            if self._remote:  # objects cannot be appended to: ours holds each lease's latest line of each event
                 self._latest[event["lease"], event["event"]] = line
                 storage.publish("".join(self._latest.values()).encode(), self._path)
             else:

@@ -1,5 +1,7 @@
 """From artifacts to models in memory: what encoders, sampling and export share. Imports torch."""
 
+from typing import TypeVar
+
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -8,18 +10,19 @@ from datasets import storage
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
 from stages.compressor import Compressor
-from stages.config import ClipTextConfig, TextConfig
+from stages.config import ClipTextConfig, CompressorConfig, StageAConfig, StageBConfig, StageCConfig, TextConfig
 from stages.sample import Models
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
 from stages.text import TextTower, clip_tower, seeded_tower
 
+M = TypeVar("M", bound=nn.Module)
 TOWER, NULL_TEXT = "tower.safetensors", "null_text.safetensors"
 
 
 def device(kind: str) -> torch.device:
-    """`cuda` or `cpu` as a torch device; on a CPU one thread, so that a picture never depends on the number of cores."""
+    """A torch device; on a CPU one thread, so that a picture never depends on the number of cores."""
     if kind == "cpu":
         torch.set_num_threads(1)
     return torch.device(kind)
@@ -31,37 +34,29 @@ def weights(module: nn.Module) -> bytes:
     return safetensors.torch.save(state)
 
 
-def _filled(module: nn.Module, artifact: Artifact, name: str) -> nn.Module:
+def _filled(module: M, artifact: Artifact, name: str) -> M:
     module.load_state_dict(safetensors.torch.load(artifact.read(name)))
     return module.eval().requires_grad_(False)
 
 
-def stage_a(config: Config, artifact: Artifact) -> StageA:
+def stage_a(config: StageAConfig, artifact: Artifact) -> StageA:
     """Stage A with its trained weights, in evaluation mode."""
-    model = _filled(StageA(config.stage_a.model), artifact, "stage_a.safetensors")
-    assert isinstance(model, StageA)
-    return model
+    return _filled(StageA(config), artifact, "stage_a.safetensors")
 
 
-def compressor(config: Config, artifact: Artifact) -> Compressor:
+def compressor(config: CompressorConfig, artifact: Artifact) -> Compressor:
     """The compressor as it was trained with Stage B."""
-    model = _filled(Compressor(config.compressor.model), artifact, "compressor.safetensors")
-    assert isinstance(model, Compressor)
-    return model
+    return _filled(Compressor(config), artifact, "compressor.safetensors")
 
 
-def stage_b(config: Config, artifact: Artifact) -> StageB:
+def stage_b(config: StageBConfig, artifact: Artifact) -> StageB:
     """Stage B with its trained weights."""
-    model = _filled(StageB(config.stage_b.model), artifact, "stage_b.safetensors")
-    assert isinstance(model, StageB)
-    return model
+    return _filled(StageB(config), artifact, "stage_b.safetensors")
 
 
-def stage_c(config: Config, artifact: Artifact) -> StageC:
+def stage_c(config: StageCConfig, artifact: Artifact) -> StageC:
     """Stage C with its trained weights."""
-    model = _filled(StageC(config.stage_c.model), artifact, "stage_c.safetensors")
-    assert isinstance(model, StageC)
-    return model
+    return _filled(StageC(config), artifact, "stage_c.safetensors")
 
 
 def fresh_tower(config: TextConfig) -> TextTower:
@@ -73,9 +68,7 @@ def fresh_tower(config: TextConfig) -> TextTower:
 
 def tower(config: TextConfig, artifact: Artifact) -> TextTower:
     """The text tower that encoded an artifact's captions."""
-    model = _filled(TextTower(config.width, config.layers, config.heads, config.context_length), artifact, TOWER)
-    assert isinstance(model, TextTower)
-    return model
+    return _filled(TextTower(config.width, config.layers, config.heads, config.context_length), artifact, TOWER)
 
 
 def null_text(artifact: Artifact) -> Tensor:
@@ -89,9 +82,9 @@ def everything(config: Config, artifacts: dict[str, Artifact], where: torch.devi
     tower_c = tower(config.text[text_c], artifacts[f"text_{text_c}"]).to(where)
     tower_b = tower_c if text_b == text_c else tower(config.text[text_b], artifacts[f"text_{text_b}"]).to(where)
     return Models(
-        stage_a=stage_a(config, artifacts["stage_a"]).to(where),
-        stage_b=stage_b(config, artifacts["stage_b"]).to(where),
-        stage_c=stage_c(config, artifacts["stage_c"]).to(where),
+        stage_a=stage_a(config.stage_a.model, artifacts["stage_a"]).to(where),
+        stage_b=stage_b(config.stage_b.model, artifacts["stage_b"]).to(where),
+        stage_c=stage_c(config.stage_c.model, artifacts["stage_c"]).to(where),
         text_b=tower_b,
         text_c=tower_c,
     )

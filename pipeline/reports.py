@@ -1,4 +1,4 @@
-"""What is there: the verbs `status`, `show`, `export` and `report hours`. They read; only `export` writes, outside the root."""
+"""What is there: the verbs `status`, `show`, `export`, `report hours`. They read; `export` copies out of the root."""
 
 import json
 import sys
@@ -69,7 +69,13 @@ def status(root: str, as_json: bool) -> None:
     for item in artifacts:
         size = f"{item['bytes'] / 2**20:.1f}"
         lines.add_row(
-            item["name"], item["fingerprint"], str(item["rows"]), size, f"{item['seconds']:.1f}", item["created"], item["path"]
+            item["name"],
+            item["fingerprint"],
+            str(item["rows"]),
+            size,
+            f"{item['seconds']:.1f}",
+            item["created"],
+            item["path"],
         )
     out.print(lines)
 
@@ -116,20 +122,21 @@ def export(config: Config, root: str, folder: str | None) -> None:
 
 
 def hours(root: str, as_json: bool) -> None:
-    """The device-hour table of a root, from its ledger."""
-    rows = ledger.totals(root)
-    listed = [{"step": step, "fingerprint": digest, **vars(total)} for (step, digest), total in rows.items()]
+    """The device-hour table of a root from its ledger, and each training beside the paper's."""
+    rows = list(ledger.totals(root).steps.values())
+    compared = [found for found in map(ledger.compare_with_paper, rows) if found]
     if as_json:
-        print(json.dumps({"root": root, "hours": listed, "paper": ledger.paper_comparison(0.0)}, indent=1))
+        listed = [
+            {**vars(row), "device_seconds": row.device_seconds, "kind": row.kind, "unit": ledger.hours_unit(row.kind)}
+            for row in rows
+        ]
+        paper = [vars(comparison) for comparison in compared]
+        print(json.dumps({"root": root, "hours": listed, "paper": paper}, indent=1, ensure_ascii=False))
         return
     lines = Table("step", "fingerprint", "attempts", "failed", "device-hours", "kind", box=None, pad_edge=False)
-    for row in listed:
-        lines.add_row(
-            row["step"],
-            row["fingerprint"],
-            str(row["attempts"]),
-            str(row["failed_attempts"]),
-            f"{row['device_seconds'] / 3600:.4f}" + (" (estimated)" if row["estimated"] else ""),
-            row["kind"],
-        )
+    for row in rows:
+        spent = f"{row.device_seconds / 3600:.4f}" + (" (estimated)" if row.estimated else "")
+        lines.add_row(row.step, row.fingerprint, str(row.attempts), str(row.failed_attempts), spent, row.kind)
     out.print(lines)
+    for comparison in compared:
+        out.print(str(comparison))

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from datasets import storage
-from pipeline import __version__, dag, ledger, lease
+from pipeline import __version__, dag, lease, ledger
 from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
 from pipeline.config import Config
@@ -25,6 +25,7 @@ from pipeline.dag import Planned, Selection
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
 from pipeline.memory import PeakMemory
+from pipeline.process import ProcessId
 from pipeline.screen import Built, StepProgress, Summary, console
 from pipeline.steps import table
 
@@ -79,7 +80,26 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         summary = session.summary
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = memory.peak_bytes
+    summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
+    if "scores" in session.artifacts:
+        summary.metrics = session.artifacts["scores"].manifest["metrics"]
+    spent = ledger.totals(root).steps.values()
+    summary.paper = [str(found) for found in map(ledger.compare_with_paper, spent) if found]
+    summary.next_command = _next_command(conf, root, summary)
     return summary
+
+
+def _picture(artifact: Artifact) -> str | None:
+    """The path of an artifact's contact sheet, if it has one."""
+    sheet = next((name for name in ("grid.png", "panel.png") if name in artifact.files), None)
+    return storage.join(artifact.path, sheet) if sheet else None
+
+
+def _next_command(conf: str, root: str, summary: Summary) -> str:
+    """What a person may want to do now."""
+    if not summary.metrics:
+        return f"python -m pipeline ui root={root}"
+    return f'python -m pipeline sample conf={conf} root={root} prompt="red heart" out=pictures'
 
 
 @dataclass
@@ -155,7 +175,7 @@ class _Session:
             self.ledger = ledger.Writer(self.root, self.id)
             self.cluster = Cluster(self.config.cluster)
             exits.callback(self.cluster.close)
-            self.summary.devices = self.cluster.device
+            self.summary.devices = self.cluster.kind
             self.record: dict[str, Any] = {
                 "id": self.id,
                 "conf": self.conf,
@@ -232,9 +252,7 @@ class _Session:
                 path=path,
                 inputs={name: self.artifacts[name] for name in step.inputs},
                 cluster=self.cluster,
-                lease=lambda devices: self.ledger.lease(
-                    step.name, fingerprint.digest, devices, self.cluster.device
-                ),
+                lease=lambda devices: self.ledger.lease(step.name, fingerprint.digest, devices, self.cluster.kind),
                 report=_Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )
@@ -248,12 +266,13 @@ class _Session:
                     "rows": facts.rows,
                     "metrics": facts.metrics,
                     "notes": facts.notes,
+                    "timed": facts.timed,
                     "call": facts.call,
                     "workers": facts.workers,
-                    "driver": {"pid": _pid(), "host": socket.gethostname(), "version": __version__},
+                    "driver": {**vars(ProcessId.own()), "version": __version__},
                     "seconds": round(time.monotonic() - begun, 3),
                     "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
-                    "devices": spent.kind if spent else self.cluster.device,
+                    "devices": spent.kind if spent else self.cluster.kind,
                     "attempts": spent.attempts if spent else 1,
                     "failed_attempts": spent.failed_attempts if spent else 0,
                     "peak_bytes": memory.peak_bytes,
@@ -273,7 +292,9 @@ class _Session:
             except (InfrastructureError, OSError) as error:
                 log.exception("attempt %d of %s failed", attempt + 1, call)
                 if attempt == self.config.cluster.retries:
-                    raise RetriesExhausted(f"{function} failed {attempt + 1} times; the last error was: {error}") from error
+                    raise RetriesExhausted(
+                        f"{function} failed {attempt + 1} times; the last error was: {error}"
+                    ) from error
                 pause = 2.0**attempt
                 console.print(f"[yellow]{function}: {error}; trying again in {pause:.0f} s[/]")
                 time.sleep(pause)
@@ -288,8 +309,11 @@ class _Reporter:
     tracked: Any
     warnings: list[str]
 
-    def progress(self, done: float, total: float, unit: str) -> None:
+    def progress(self, done: int, total: int, unit: str) -> None:
         self.screen.update(done, total, unit)
+
+    def advance(self, count: int, total: int, unit: str) -> None:
+        self.screen.update(self.screen.done + count, total, unit)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.tracked.metrics(values, step)
@@ -300,12 +324,6 @@ class _Reporter:
     def warning(self, text: str) -> None:
         log.warning(text)
         self.warnings.append(text)
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 @contextlib.contextmanager

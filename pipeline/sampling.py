@@ -69,7 +69,7 @@ def sample(config: Config, root: str, words: dict[str, str]) -> None:
 
 
 def caption_seed(seed: int, caption: str) -> int:
-    """The seed of a caption's picture, in samples and wherever no seed is given: 31 bits, from the run's seed and the text."""
+    """The seed of a caption's picture where none is given: 31 bits from the run's seed and the text."""
     digest = hashlib.sha256(f"{seed}\0{caption}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 

@@ -20,6 +20,7 @@ class StepProgress:
 
     def __init__(self, name: str, position: str):
         self.name = name
+        self.done = 0
         self._started = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -39,8 +40,9 @@ class StepProgress:
         else:
             console.print(f"{position} {name} ...")
 
-    def update(self, done: float, total: float, unit: str) -> None:
+    def update(self, done: int, total: int, unit: str) -> None:
         """Move the bar."""
+        self.done = done
         if self._bar is not None and self._task is not None:
             rate = done / max(1e-6, time.monotonic() - self._started)
             self._bar.update(self._task, completed=done, total=total, unit=unit, rate=f"{rate:.1f}/s")
@@ -75,7 +77,7 @@ class Summary:
     seconds: float = 0.0
     peak_bytes: int = 0
     devices: str = "cpu"
-    paper: str = ""
+    paper: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     next_command: str = ""
@@ -92,9 +94,7 @@ def show_summary(summary: Summary) -> None:
     unit = "GPU-hours" if summary.devices.startswith("cuda") else "CPU-hours"
     table = Table("step", "artifact", "state", "seconds", unit, "where", box=None, header_style="bold", pad_edge=False)
     for step in summary.steps:
-        table.add_row(
-            step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", step.path
-        )
+        table.add_row(step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", step.path)
     console.print()
     console.print(table)
     if summary.metrics:
@@ -109,7 +109,9 @@ def show_summary(summary: Summary) -> None:
         console.print(f"time        {summary.seconds:.0f} s")
     console.print(f"memory      {summary.peak_bytes / 2**30:.2f} GiB at most (summed PSS of all processes)")
     total = sum(step.device_hours for step in summary.steps)
-    console.print(f"device time {total:.3f} {unit} for everything above. {summary.paper}")
+    console.print(f"device time {total:.3f} {unit} for everything above")
+    for line in summary.paper:
+        console.print(f"            {line}")
     for warning in summary.warnings:
         console.print(f"[yellow]warning[/]     {warning}")
     for picture in summary.pictures:
@@ -119,7 +121,9 @@ def show_summary(summary: Summary) -> None:
 
 def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:
     """Print the plan as a table on stdout."""
-    table = Table("step", "artifact", "state", "reason", "estimated cost", box=None, header_style="bold", pad_edge=False)
+    table = Table(
+        "step", "artifact", "state", "reason", "estimated cost", box=None, header_style="bold", pad_edge=False
+    )
     for item, cost in zip(planned, costs, strict=True):
         colour = {"done": "green", "resume": "cyan", "run": "default", "stale": "yellow"}[item.state]
         table.add_row(item.step.name, item.step.output, f"[{colour}]{item.state}[/]", item.reason, cost["text"])

@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import re
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -20,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import yaml
 from PIL import Image
 
@@ -28,6 +26,7 @@ from pipeline.artifacts import Artifact
 from pipeline.dag import flatten
 from pipeline.errors import Interrupted
 from pipeline.mlflow_store import MlflowStore, connect
+from pipeline.process import ProcessId
 from pipeline.redact import redact
 
 log = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ class Tracking:
                 "mlflow.user": getpass.getuser(),
                 "mlflow.source.name": "python -m pipeline",
                 "mlflow.source.type": "LOCAL",
-                "wst.process": _this_process(),
+                "wst.process": json.dumps(vars(ProcessId.own())),
             }
             run = self._client.create_run(self._experiment_id, tags={**common, **tags}, run_name=name)
             run_id = run.info.run_id
@@ -174,14 +173,13 @@ class Tracking:
         self._client.log_text(run_id, text, "config.yaml")
         values = {key: json.dumps(value, ensure_ascii=False) for key, value in flatten(self._config).items()}
         # Parameters are for comparing runs; MLflow cuts them at 6,000 characters, the file above is whole.
-        self._client.log_batch(
-            run_id, params=[Param(legal_name(key), value) for key, value in values.items()]
-        )
+        self._client.log_batch(run_id, params=[Param(legal_name(key), value) for key, value in values.items()])
 
     def _end_lost_runs(self) -> None:
         """End the runs of this host's dead processes, which MLflow would show as running for ever."""
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
-            if _is_dead(run.data.tags.get("wst.process", "")):
+            process = run.data.tags.get("wst.process")
+            if process and ProcessId(**json.loads(process)).is_dead():
                 self._client.set_tag(run.info.run_id, "wst.end_reason", "process died")
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
@@ -264,20 +262,3 @@ def _status(error: BaseException | None) -> str:
     if error is None:
         return "FINISHED"
     return "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
-
-
-def _this_process() -> str:
-    process = psutil.Process()
-    return f"{socket.gethostname()} {process.pid} {process.create_time()}"
-
-
-def _is_dead(process: str) -> bool:
-    """Whether a process, as `_this_process` names it, ran on this host and no longer does."""
-    host, _, rest = process.partition(" ")
-    if host != socket.gethostname():
-        return False
-    pid, _, started = rest.partition(" ")
-    try:
-        return psutil.Process(int(pid)).create_time() != float(started)
-    except psutil.NoSuchProcess:
-        return True

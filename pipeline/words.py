@@ -51,7 +51,7 @@ class Words:
     own: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     json: bool = False
 
     def required_conf(self) -> str:
@@ -126,5 +126,9 @@ def usage() -> str:
     """The help text: every verb on a line."""
     lines = ["python -m pipeline VERB conf=NAME [key=value ...] [flags]", ""]
     lines += [f"  {name:8} {verb.help}" for name, verb in VERBS.items()]
-    lines += ["", "Example: python -m pipeline run conf=stage_c", "Flags of run and plan: --from --until --only --force STEP"]
+    lines += [
+        "",
+        "Example: python -m pipeline run conf=stage_c",
+        "Flags of run and plan: --from --until --only --force STEP",
+    ]
     return "\n".join(lines)

@@ -49,9 +49,7 @@ def load(data: bytes) -> Checkpoint:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         about = json.loads(header["__metadata__"]["checkpoint"])
     except (SafetensorError, KeyError) as error:
-        raise CheckpointMismatch(
-            f"the checkpoint cannot be read ({error}): remove it to start again"
-        ) from error
+        raise CheckpointMismatch(f"the checkpoint cannot be read ({error}): remove it to start again") from error
     return Checkpoint(about["step"], about["recipe"], tensors)
 
 
@@ -60,14 +58,10 @@ def require_recipe(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> None
     for key in sorted(checkpoint.recipe.keys() | recipe.keys()):
         was, now = checkpoint.recipe.get(key), recipe.get(key)
         if was != now:
-            raise CheckpointMismatch(
-                f"the checkpoint was trained with {key} = {was}, this training has {now}"
-            )
+            raise CheckpointMismatch(f"the checkpoint was trained with {key} = {was}, this training has {now}")
 
 
-def snapshot(
-    model: nn.Module, optimizer: torch.optim.AdamW, average: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
+def snapshot(model: nn.Module, optimizer: torch.optim.AdamW, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Name every tensor that a training must remember; they are references, not copies."""
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     for name, parameter in _trained(model):
@@ -93,8 +87,7 @@ def restore(
         value.copy_(tensors[f"model.{key}"])
     for name, parameter in _trained(model):
         optimizer.state[parameter] = {
-            moment: tensors[f"optimizer.{name}.{moment}"].to(parameter.device, copy=True)
-            for moment in _MOMENTS
+            moment: tensors[f"optimizer.{name}.{moment}"].to(parameter.device, copy=True) for moment in _MOMENTS
         }
     for key, value in (average or {}).items():
         value.copy_(tensors[f"average.{key}"])

@@ -48,9 +48,7 @@ class StageAConfig(Settings):
     @model_validator(mode="after")
     def _hidden_divides(self) -> Self:
         if self.hidden % 2 ** (self.levels - 1):
-            raise ValueError(
-                f"hidden ({self.hidden}) must be divisible by 2^(levels - 1); change hidden or levels"
-            )
+            raise ValueError(f"hidden ({self.hidden}) must be divisible by 2^(levels - 1); change hidden or levels")
         return self
 
 
@@ -85,9 +83,7 @@ class EfficientNetStages(Settings):
     def _stride_is_32(self) -> Self:
         stride = 2 * math.prod(stage.stride for stage in self.stages)
         if stride != 32:
-            raise ValueError(
-                f"stages have a total stride of {stride}, stem included; the compressor needs 32"
-            )
+            raise ValueError(f"stages have a total stride of {stride}, stem included; the compressor needs 32")
         return self
 
 
@@ -360,9 +356,7 @@ class TrainingConfig(Settings):
                 f"warmup_steps ({self.warmup_steps}) must be below the {self.num_steps} steps of all phases"
             )
         if self.ema and self.ema.start >= self.num_steps:
-            raise ValueError(
-                f"ema.start ({self.ema.start}) must be below the {self.num_steps} steps of all phases"
-            )
+            raise ValueError(f"ema.start ({self.ema.start}) must be below the {self.num_steps} steps of all phases")
         return self
 
     @property

@@ -26,9 +26,7 @@ def to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for name, part in zip("qkv", value.chunk(3), strict=True):
                 converted[f"{block}.to_{name}.{kind}"] = part.clone()
         else:
-            converted[key.replace(".attention.attn.out_proj.", ".attention.to_out.0.").replace(*CODEBOOK)] = (
-                value
-            )
+            converted[key.replace(".attention.attn.out_proj.", ".attention.to_out.0.").replace(*CODEBOOK)] = value
     return converted
 
 
@@ -43,9 +41,7 @@ def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 converted[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
         else:
             old, new = CODEBOOK
-            converted[key.replace(".attention.to_out.0.", ".attention.attn.out_proj.").replace(new, old)] = (
-                value
-            )
+            converted[key.replace(".attention.to_out.0.", ".attention.attn.out_proj.").replace(new, old)] = value
     return converted
 
 

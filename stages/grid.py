@@ -11,7 +11,9 @@ LABEL = 22  # px for the captions beside and above the pictures
 BACKGROUND, INK, FAINT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
 
 
-def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], side: int = 128, blocks: int = 2) -> bytes:
+def grid(
+    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], side: int = 128, blocks: int = 2
+) -> bytes:
     """PNG of `rows` (caption, one picture a column), laid out in that many blocks side by side.
 
     Pictures are uint8 (H, W, 3); each is shown `side` px wide and high. `columns` name them in the header.

@@ -134,9 +134,7 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int, cond_width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = layer_norm(channels)
-        self.attention = nn.ModuleDict(
-            {"attn": Attention(channels, heads, dropout)}
-        )  # the authors' key names
+        self.attention = nn.ModuleDict({"attn": Attention(channels, heads, dropout)})  # the authors' key names
         self.kv_mapper = nn.Sequential(nn.SiLU(), nn.Linear(cond_width, channels))
 
     def forward(self, x: Tensor, text: Tensor | None) -> Tensor:

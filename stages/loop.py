@@ -213,9 +213,7 @@ def _set_mode(model: nn.Module, *, freeze_norm: bool) -> None:
                 module.eval()
 
 
-def _draws(
-    config: TrainingConfig, step: int, seed: int, device: torch.device, rank: int, world: int
-) -> Draws:
+def _draws(config: TrainingConfig, step: int, seed: int, device: torch.device, rank: int, world: int) -> Draws:
     """Seed the step: torch's own generators (dropout) per rank, and the draws of this rank's rows."""
     mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))

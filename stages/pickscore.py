@@ -130,10 +130,7 @@ def compare_folders(
     keys = sorted(prompts)
     batches = [keys[start : start + batch] for start in range(0, len(keys), batch)]
     scores_a, scores_b = (
-        [
-            scorer.score([_read_picture(folder, key) for key in some], [prompts[key] for key in some])
-            for some in batches
-        ]
+        [scorer.score([_read_picture(folder, key) for key in some], [prompts[key] for key in some]) for some in batches]
         for folder in (folder_a, folder_b)
     )
     return FolderComparison(

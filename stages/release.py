@@ -68,9 +68,7 @@ def release_files(
     Raises NotReleasable for a Stage B without text, or latents of other than 4 channels.
     """
     if models.text_b is None:
-        raise NotReleasable(
-            "stage_b was trained without text, which the stock decoder needs: name a text tower"
-        )
+        raise NotReleasable("stage_b was trained without text, which the stock decoder needs: name a text tower")
     if stage_b_config.latent_channels != STOCK_LATENT_CHANNELS:
         raise NotReleasable(
             f"stage_b.latent_channels is {stage_b_config.latent_channels}, "

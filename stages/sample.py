@@ -47,9 +47,7 @@ class Noise:
 
     def __call__(self, *shape: int) -> Tensor:
         """(B, *shape) fp32."""
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(
-            self.device
-        )
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
 
 
 @torch.inference_mode()
@@ -132,16 +130,12 @@ def sample_latents(
     return denoise(predict, shape, noise, steps)
 
 
-def denoise(
-    predict: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], noise: Noise, steps: int
-) -> Tensor:
+def denoise(predict: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], noise: Noise, steps: int) -> Tensor:
     """DDPM sampling from pure noise to t = 0: (B, *shape) fp32."""
     x = noise(*shape)
     for t, t_next in pairwise(diffusion.sampling_times(steps).to(x.device)):
         eps = predict(x, t.expand(x.shape[0]))
-        x = diffusion.ddpm_step(
-            x, eps, t, t_next, noise(*shape)
-        )  # also draws for the last step, like diffusers
+        x = diffusion.ddpm_step(x, eps, t, t_next, noise(*shape))  # also draws for the last step, like diffusers
     return x
 
 
@@ -187,6 +181,4 @@ def check_size(width: int, height: int) -> None:
     """Raise BadImageSize unless both sides, in pixels, are positive multiples of 128."""
     for name, side in (("width", width), ("height", height)):
         if side <= 0 or side % SIDE_MULTIPLE:
-            raise BadImageSize(
-                f"{name}={side}: sides must be multiples of {SIDE_MULTIPLE} px, such as 512 or 1024"
-            )
+            raise BadImageSize(f"{name}={side}: sides must be multiples of {SIDE_MULTIPLE} px, such as 512 or 1024")

@@ -33,9 +33,7 @@ class MixingBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = layer_norm(channels)
-        self.depthwise = nn.Sequential(
-            nn.ReplicationPad2d(1), nn.Conv2d(channels, channels, 3, groups=channels)
-        )
+        self.depthwise = nn.Sequential(nn.ReplicationPad2d(1), nn.Conv2d(channels, channels, 3, groups=channels))
         self.norm2 = layer_norm(channels)
         self.channelwise = nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)

@@ -117,9 +117,7 @@ class StageB(nn.Module):
             if isinstance(module, AttnBlock):
                 module.kv_mapper.requires_grad_(False)
 
-    def _code_maps(
-        self, code: Tensor, height: int, width: int
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    def _code_maps(self, code: Tensor, height: int, width: int) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """The code at each level's side, mapped to `cond_width` channels: for the way down and the way up."""
         levels = len(self.down_blocks)
         maps: list[Tensor | None] = [None] * (2 * levels)

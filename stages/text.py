@@ -49,9 +49,7 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> Tokens:
         room = self.context_length - 2
         captions = [self.bpe.encode(text) for text in texts]
-        rows = [
-            [START, *ids[:room], *[END] * (self.context_length - 1 - len(ids[:room]))] for ids in captions
-        ]
+        rows = [[START, *ids[:room], *[END] * (self.context_length - 1 - len(ids[:room]))] for ids in captions]
         ids = torch.tensor(rows, dtype=torch.int64).view(len(rows), self.context_length)
         return Tokens(ids, truncated=sum(len(ids) > room for ids in captions))
 
@@ -76,10 +74,7 @@ class TextTower(TextTransformer):
         """Token ids (B, N) -> hidden states after the last LayerNorm, (B, N, width)."""
         end = (ids == END).int()
         padded = end.cumsum(dim=1) > end  # all after the first end
-        mask = (
-            self.attn_mask
-            + torch.zeros_like(padded, dtype=torch.float32).masked_fill(padded, -torch.inf)[:, None]
-        )
+        mask = self.attn_mask + torch.zeros_like(padded, dtype=torch.float32).masked_fill(padded, -torch.inf)[:, None]
         x = self.token_embedding(ids) + self.positional_embedding
         return self.ln_final(self.transformer(x, attn_mask=mask.repeat_interleave(self.heads, dim=0)))
 

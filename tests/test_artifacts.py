@@ -21,7 +21,9 @@ PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
 
 def commit(store: Store, content: bytes = b"weights"):
     entry = storage.publish(content, storage.join(store.path("stage_a", PRINT.digest), "weights"))
-    return store.commit("stage_a", PRINT, {"files": {"weights": entry}, "rows": 1, "created": "2026-01-01"})
+    return store.commit(
+        "stage_a", PRINT, {"files": {"weights": entry}, "timed": [], "rows": 1, "created": "2026-01-01"}
+    )
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -110,7 +112,7 @@ def test_a_killed_owner_is_replaced(tmp_path, holder, capsys):
 
 
 def test_a_silent_owner_on_another_host_is_replaced_only_after_the_silence(tmp_path):
-    owner = {"token": "t", "host": "elsewhere", "pid": 1, "process_started": 0, "user": "somebody", "heartbeat": 3}
+    owner = {"token": "t", "host": "elsewhere", "pid": 1, "started": 0, "user": "somebody", "heartbeat": 3}
     storage.publish(json.dumps(owner).encode(), str(tmp_path / "building/lease.json"))
     said: list[str] = []
     with lease.hold(str(tmp_path), said.append, silence_s=0.2):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def publish(folder: str, shard: int, name: str, content: bytes, count: int) -> N
 
 def source(folder: str, field: str) -> Source:
     receipts = shards.finished(folder).values()
-    return Source(field, folder, {name: entry for receipt in receipts for name, entry in receipt.files.items()})
+    files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
+    return Source(field, folder, files)
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_windows_and_rows_are_permutations(counts, seed, epoch, window):
 def test_rows_mix_within_a_window_only(sources):
     data = Batches(sources, seed=2, window=1)
     shards_in_order = [sample // 16 for sample in sequence(data, 0, NUM_ROWS)]
-    changes = sum(one != other for one, other in zip(shards_in_order, shards_in_order[1:], strict=False))
+    changes = sum(one != other for one, other in pairwise(shards_in_order))
     assert changes == sum(count > 0 for count in COUNTS) - 1
 
 

@@ -23,11 +23,11 @@ def build(store: Store, settings: dict, names: list[str]) -> None:
     prints = fingerprints(order(STEPS, ["stage_b"]), settings.__getitem__)
     for name in names:
         entry = storage.publish(name.encode(), storage.join(store.path(name, prints[name].digest), "file"))
-        store.commit(name, prints[name], {"files": {"file": entry}, "rows": 1, "created": "2026-01-01"})
+        store.commit(name, prints[name], {"files": {"file": entry}, "timed": [], "rows": 1, "created": "2026-01-01"})
 
 
-def states(store: Store, settings: dict, selection: Selection = Selection()) -> dict[str, tuple[str, str]]:
-    planned = plan(order(STEPS, ["stage_b"]), settings.__getitem__, store, selection)
+def states(store: Store, settings: dict, selection: Selection | None = None) -> dict[str, tuple[str, str]]:
+    planned = plan(order(STEPS, ["stage_b"]), settings.__getitem__, store, selection or Selection())
     return {item.step.output: (item.state, item.reason) for item in planned}
 
 

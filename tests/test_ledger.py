@@ -26,9 +26,7 @@ KEY = ("train_c", "abc123")
 
 
 def _lines(root: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for file in (root / "ledger").iterdir() for line in file.read_text().splitlines()
-    ]
+    return [json.loads(line) for file in (root / "ledger").iterdir() for line in file.read_text().splitlines()]
 
 
 def test_a_lease_is_charged_from_open_to_close(tmp_path: Path) -> None:
@@ -204,9 +202,7 @@ CHILD = "import sys; block = b'x' * int(sys.argv[1]); print('ready', flush=True)
 
 @contextmanager
 def _child(size: int) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", CHILD, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
     yield

@@ -151,9 +151,7 @@ def test_the_average_copies_until_its_start_and_then_follows() -> None:
 def test_frozen_norm_keeps_its_statistics() -> None:
     run = Run(config())
     run.train(Denoise())
-    means = [
-        checkpoint.load(run.saved[step]).tensors["model.net.1.running_mean"].tolist() for step in range(6, 13)
-    ]
+    means = [checkpoint.load(run.saved[step]).tensors["model.net.1.running_mean"].tolist() for step in range(6, 13)]
     assert means[0] != means[1]
     assert all(before == after for before, after in pairwise(means[1:]))
 

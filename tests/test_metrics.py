@@ -13,9 +13,7 @@ from scipy.stats import binomtest
 from stages.metrics import psnr, retrieval_top1, wilson_interval, win_rate
 
 # Few distinct values, so that ties are frequent.
-SCORES = arrays(
-    np.float32, st.shared(st.integers(1, 40), key="n"), elements=st.sampled_from([20.0, 20.5, 21.0])
-)
+SCORES = arrays(np.float32, st.shared(st.integers(1, 40), key="n"), elements=st.sampled_from([20.0, 20.5, 21.0]))
 
 
 def _pictures(n: int, side: int = 64, seed: int = 0) -> np.ndarray:
@@ -66,8 +64,7 @@ def test_retrieval_agrees_with_pillow_box_filter() -> None:
 
     def small(picture: np.ndarray) -> np.ndarray:
         channels = [
-            Image.fromarray(picture[..., c].astype(np.float32)).resize((32, 32), Image.Resampling.BOX)
-            for c in range(3)
+            Image.fromarray(picture[..., c].astype(np.float32)).resize((32, 32), Image.Resampling.BOX) for c in range(3)
         ]
         return np.stack([np.asarray(channel) for channel in channels]) / 255
 

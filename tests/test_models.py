@@ -75,9 +75,7 @@ def randomised(module: M, std: float = 0.2) -> M:
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point():
-                tensor.copy_(
-                    torch.rand_like(tensor) + 0.5 if "running_var" in name else torch.randn_like(tensor) * std
-                )
+                tensor.copy_(torch.rand_like(tensor) + 0.5 if "running_var" in name else torch.randn_like(tensor) * std)
     return module.eval()
 
 
@@ -169,9 +167,7 @@ def test_conversion_has_an_inverse(build: Callable[[], nn.Module]) -> None:
 @pytest.fixture
 def models() -> sample.Models:
     tower, stage_a = seeded_tower(TINY_TEXT), randomised(StageA(TINY_A), std=0.1)
-    stage_a.out_block[
-        0
-    ].weight.data *= 0.02  # few steps of random models give large latents: keep pixels in range
+    stage_a.out_block[0].weight.data *= 0.02  # few steps of random models give large latents: keep pixels in range
     stage_a.out_block[0].bias.data += 0.5
     return sample.Models(
         stage_a=stage_a,
@@ -212,9 +208,7 @@ def stock_pipeline(models: sample.Models, folder: Path) -> diffusers.WuerstchenC
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_stock_pipeline_draws_the_same_picture(
-    models: sample.Models, tmp_path: Path, guidance: float
-) -> None:
+def test_the_stock_pipeline_draws_the_same_picture(models: sample.Models, tmp_path: Path, guidance: float) -> None:
     texts, negatives, seeds = ["red heart", "a blue house with three windows"], ["blurry", ""], [3, 4]
     ours = sample.generate(
         models,
@@ -259,9 +253,7 @@ def test_stage_c_starts_as_the_identity() -> None:
 
 def test_stage_b_starts_as_twice_the_identity() -> None:
     model, x = StageB(TINY_B), torch.randn(2, 4, 32, 32)
-    torch.testing.assert_close(
-        model(x, torch.rand(2), torch.randn(2, 16, 3, 3), torch.randn(2, 7, 20)), 2 * x
-    )
+    torch.testing.assert_close(model(x, torch.rand(2), torch.randn(2, 16, 3, 3), torch.randn(2, 7, 20)), 2 * x)
 
 
 def test_stage_a_blocks_start_as_the_identity() -> None:
@@ -330,9 +322,7 @@ def test_channels_last_runs_without_a_layout_change() -> None:
     ],
     ids="ABC",
 )
-def test_models_compile_as_one_graph(
-    model: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]]
-) -> None:
+def test_models_compile_as_one_graph(model: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]]) -> None:
     module, tensors = randomised(model()), inputs()
     torch._dynamo.reset()
     compiled = torch.compile(module, backend="eager", fullgraph=True)
@@ -529,9 +519,7 @@ def test_sides_between_the_steps_are_refused(models: sample.Models) -> None:
         sample.generate(models, ["x"], [""], [0], width=128, height=100, **settings())
 
 
-@pytest.mark.parametrize(
-    ("pixels", "code", "latent"), [(128, 3, 32), (512, 12, 128), (1024, 24, 256), (1536, 36, 384)]
-)
+@pytest.mark.parametrize(("pixels", "code", "latent"), [(128, 3, 32), (512, 12, 128), (1024, 24, 256), (1536, 36, 384)])
 def test_sides(pixels: int, code: int, latent: int) -> None:
     assert sample.code_side(pixels) == code
     assert sample.latent_side(code) == latent

@@ -169,9 +169,7 @@ def test_two_folders_give_a_win_rate(peer: CLIPModel, weights: Path, tmp_path: P
     theirs[4] = ours[4]
     prompts = {f"{index:02}": f"{index} sausages" for index in range(9)}
     scorer = load_pickscore(weights, architecture="tiny-clip")
-    result = compare_folders(
-        scorer, _write(tmp_path / "a", ours), _write(tmp_path / "b", theirs), prompts, batch=4
-    )
+    result = compare_folders(scorer, _write(tmp_path / "a", ours), _write(tmp_path / "b", theirs), prompts, batch=4)
     texts = list(prompts.values())
     difference = _expected(peer, ours, texts) - _expected(peer, theirs, texts)
     assert result.win_rate.rate == ((difference > 0).sum() + 0.5) / 9

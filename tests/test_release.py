@@ -55,9 +55,7 @@ COMPRESSOR = CompressorConfig(
     backbone=EfficientNetStages.model_validate(
         {
             "stem": 8,
-            "stages": [
-                {"block": "fused", "expand": 2, "stride": 2, "channels": 8, "layers": 1} for _ in range(4)
-            ],
+            "stages": [{"block": "fused", "expand": 2, "stride": 2, "channels": 8, "layers": 1} for _ in range(4)],
             "last": 16,
         }
     ),
@@ -122,9 +120,7 @@ def compressor() -> Compressor:
     return randomised(Compressor(COMPRESSOR), torch.Generator().manual_seed(1))
 
 
-def released(
-    models: Models, compressor: Compressor, stage_b: StageBConfig = STAGE_B
-) -> Iterator[tuple[str, bytes]]:
+def released(models: Models, compressor: Compressor, stage_b: StageBConfig = STAGE_B) -> Iterator[tuple[str, bytes]]:
     return release_files(
         models,
         compressor,
@@ -220,9 +216,7 @@ def test_prior_and_decoder_draw_the_same_picture_one_after_the_other(models: Mod
     ).image_embeddings
     assert code.shape == (1, 16, 3, 6)
     theirs = decoder(code, "a cat", num_inference_steps=2, generator=generator).images[0]
-    picture = ours(
-        models, "a cat", "", 3, width=256, height=128, steps_c=3, steps_b=2, guidance_c=3.0, guidance_b=1.0
-    )
+    picture = ours(models, "a cat", "", 3, width=256, height=128, steps_c=3, steps_b=2, guidance_c=3.0, guidance_b=1.0)
     assert difference(theirs, picture) <= 1
 
 

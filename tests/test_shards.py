@@ -88,7 +88,18 @@ def link(kind: bytes) -> tarfile.TarInfo:
         [(tarfile.TarInfo(f"{ROWS[0].key}.json"), b"{}"), (tarfile.TarInfo(f"{ROWS[0].key}.png"), b"a")],
         [(tarfile.TarInfo(f"{ROWS[0].key}.json"), b"\xff"), (tarfile.TarInfo(f"{ROWS[0].key}.png"), b"a")],
     ],
-    ids=["climbs", "absolute", "pickle", "symlink", "hardlink", "device", "twice", "no json", "no row", "no text"],
+    ids=[
+        "climbs",
+        "absolute",
+        "pickle",
+        "symlink",
+        "hardlink",
+        "device",
+        "twice",
+        "no json",
+        "no row",
+        "no text",
+    ],
 )
 def test_a_strangers_tar_is_refused(members):
     with pytest.raises(CorruptFile):
@@ -145,7 +156,5 @@ def test_a_receipt_makes_a_shard_done(tmp_path):
 
 def test_a_receipt_must_account_for_every_row(tmp_path):
     with pytest.raises(AssertionError, match="5 rows in, 3 out"):
-        shards.publish_receipt(
-            str(tmp_path), 0, rows_in=5, rows_out=3, files={}, clock=Clock(), dropped={"gone": 1}
-        )
+        shards.publish_receipt(str(tmp_path), 0, rows_in=5, rows_out=3, files={}, clock=Clock(), dropped={"gone": 1})
     assert shards.finished(str(tmp_path)) == {}

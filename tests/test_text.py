@@ -45,9 +45,7 @@ def write_folder(tower: TextTower, folder: Path) -> None:
 def tower() -> TextTower:
     tower = seeded_tower(CONFIG)
     generator = torch.Generator().manual_seed(0)
-    for (
-        parameter
-    ) in tower.parameters():  # biases and LayerNorms start as constants: make misplaced keys visible
+    for parameter in tower.parameters():  # biases and LayerNorms start as constants: make misplaced keys visible
         parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return tower
 
@@ -99,9 +97,7 @@ def test_hidden_states_equal_transformers(tower: TextTower, folder: Path) -> Non
 def test_every_weight_of_the_export_is_taken(tower: TextTower) -> None:
     config, state = to_transformers(tower)
     expected = CLIPTextModel(CLIPTextConfig(**config)).state_dict()
-    assert {key.removeprefix("text_model.") for key in state} == {
-        key.removeprefix("text_model.") for key in expected
-    }
+    assert {key.removeprefix("text_model.") for key in state} == {key.removeprefix("text_model.") for key in expected}
 
 
 def test_the_seed_makes_the_tower_and_nothing_else() -> None:

@@ -279,9 +279,7 @@ def test_the_ui_of_an_empty_root_is_refused(tmp_path: Path) -> None:
 def test_where_runs_are_kept(root: str, uri: str | None, expected: str) -> None:
     store = locate_store(root, uri)
     assert store.uri == expected
-    assert store.artifacts == (
-        None if uri and uri.startswith("http") else store.database.parent / "artifacts"
-    )
+    assert store.artifacts == (None if uri and uri.startswith("http") else store.database.parent / "artifacts")
 
 
 @pytest.mark.parametrize(

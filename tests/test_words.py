@@ -7,7 +7,9 @@ from pipeline.words import parse
 
 
 def test_own_words_are_literal_and_the_rest_are_overrides():
-    words = parse(["sample", "conf=stage_c", "prompt=what's this, (a) Würstchen: 4k? a=b", "out=p", "stage_c.text=tiny", "seed=3"])
+    words = parse(
+        ["sample", "conf=stage_c", "prompt=what's this, (a) Würstchen: 4k? a=b", "out=p", "stage_c.text=tiny", "seed=3"]
+    )
     assert words.own == {"prompt": "what's this, (a) Würstchen: 4k? a=b", "out": "p", "seed": "3"}
     assert words.conf == "stage_c"
     assert words.overrides == ["stage_c.text=tiny"]

@@ -68,5 +68,6 @@ def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:
         raise BudgetExceeded(f"none of {planned} planned pictures could be kept: {causes}")
     if lost > max_lost * planned:
         raise BudgetExceeded(
-            f"{lost} of {planned} planned pictures are lost, more than data.download.max_lost={max_lost} allows: {causes}"
+            f"{lost} of {planned} planned pictures are lost, more than data.download.max_lost={max_lost} allows: "
+            f"{causes}"
         )

@@ -1,7 +1,7 @@
 """encode_text, encode_a, encode_c: Ray Data over shard numbers, a pool of actors, one small receipt a shard.
 
-Tensors never travel through Ray: an actor reads a shard of images, encodes it and publishes a shard of tensors, fp16, raw
-(not normalised), with the same rows and keys.
+Tensors never travel through Ray: an actor reads a shard of images, encodes it and publishes a shard of tensors, fp16,
+raw (not normalised), with the same rows and keys.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,7 @@ from datasets import shards, storage
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
-from pipeline.config import Config
-from stages.config import TextConfig
+from stages.config import CompressorConfig, StageAConfig, TextConfig
 
 BATCH = 16  # rows encoded at a time
 Encode = Callable[[list[shards.ImageRow]], np.ndarray]  # rows of images -> float32 tensors, one a row
@@ -32,17 +31,33 @@ def encode_text(build: Build) -> Facts:
 
 def encode_a(build: Build) -> Facts:
     """images, stage_a -> latents_a: unquantised latents as Stage A's encoder gives them."""
-    return _encode(build, "latents_a", _stage_a_encoder, (build.config, build.inputs["stage_a"], build.cluster.device))
+    return _encode(
+        build,
+        "latents_a",
+        _stage_a_encoder,
+        (build.config.stage_a.model, build.inputs["stage_a"], build.cluster.device),
+    )
 
 
 def encode_c(build: Build) -> Facts:
     """images, stage_b -> latents_c: the compressor's raw output."""
-    return _encode(build, "latents_c", _compressor_encoder, (build.config, build.inputs["stage_b"], build.cluster.device))
+    return _encode(
+        build,
+        "latents_c",
+        _compressor_encoder,
+        (build.config.compressor.model, build.inputs["stage_b"], build.cluster.device),
+    )
 
 
 def _encode(build: Build, field: str, make: Callable[..., Encode], arguments: tuple[Any, ...]) -> Facts:
     images = build.inputs["images"]
-    receipts = build.map_shards(ShardEncoder, (field, make, arguments, images), sorted(shards.finished(images.path)))
+    receipts = build.map_shards(
+        ShardEncoder,
+        (field, make, arguments, images),
+        sorted(shards.finished(images.path)),
+        images.manifest["rows"],
+        "images",
+    )
     return Facts(
         files={name: entry for receipt in receipts for name, entry in receipt.files.items()},
         rows=sum(receipt.rows_out for receipt in receipts),
@@ -51,9 +66,7 @@ def _encode(build: Build, field: str, make: Callable[..., Encode], arguments: tu
     )
 
 
-def _prepare_tower(
-    config: TextConfig, images: Artifact, path: str
-) -> tuple[dict[str, FileEntry], dict[str, Any]]:
+def _prepare_tower(config: TextConfig, images: Artifact, path: str) -> tuple[dict[str, FileEntry], dict[str, Any]]:
     """Publish the tower with its weights, and the hidden states of the empty caption.
 
     A seeded tower is centred on these captions: random weights say nearly the same of every caption, and Stage C needs
@@ -112,7 +125,8 @@ class ShardEncoder:
             data = shards.write_tensors(rows, self.field, np.concatenate(parts).astype(np.float16))
             files = {name: storage.publish(data, storage.join(self.path, name))}
             shards.publish_receipt(self.path, shard, rows_in=len(rows), rows_out=len(rows), files=files, clock=clock)
-            self.board.post({"kind": "progress", "done": len(rows), "total": self.images.manifest["rows"], "unit": "images"})
+            total = self.images.manifest["rows"]
+            self.board.post({"kind": "advance", "count": len(rows), "total": total, "unit": "images"})
         return {"shard": [shard]}
 
 
@@ -123,14 +137,14 @@ def _text_encoder(config: TextConfig, artifact: Artifact, device: str) -> Encode
     return lambda rows: tower.encode([row.caption for row in rows])[0].cpu().numpy()
 
 
-def _stage_a_encoder(config: Config, artifact: Artifact, device: str) -> Encode:
+def _stage_a_encoder(config: StageAConfig, artifact: Artifact, device: str) -> Encode:
     from pipeline import models
 
     where = models.device(device)
     return _on_pixels(models.stage_a(config, artifact).to(where).encode, where)
 
 
-def _compressor_encoder(config: Config, artifact: Artifact, device: str) -> Encode:
+def _compressor_encoder(config: CompressorConfig, artifact: Artifact, device: str) -> Encode:
     from pipeline import models
 
     where = models.device(device)

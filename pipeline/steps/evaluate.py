@@ -17,9 +17,11 @@ from pipeline.config import PickScore as PickScoreSettings
 
 
 def evaluate(build: Build) -> Facts:
-    """samples -> scores: retrieval and PSNR against the originals, PickScore against a rival where one is configured."""
+    """samples -> scores: retrieval and PSNR against the originals, PickScore against a rival if configured."""
     samples = build.inputs["samples"]
-    files, metrics, notes, pid = build.call(_evaluate, samples, build.config.eval.pickscore, build.path, build.cluster.device)
+    files, metrics, notes, pid = build.call(
+        _evaluate, samples, build.config.eval.pickscore, build.path, build.cluster.device
+    )
     build.report.metrics(metrics, 0)
     return Facts(
         files=files,

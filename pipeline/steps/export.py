@@ -11,9 +11,9 @@ from pipeline.config import Config
 
 
 def export(build: Build) -> Facts:
-    """stages, texts, samples, scores, metadata -> release: prior, decoder, compressor, tokenizers, and the model card."""
+    """stages, texts, samples, scores, metadata -> release: prior, decoder, compressor, model card."""
     files, pid = build.call(_write, build.config, build.inputs, build.path)
-    return Facts(files=files, rows=0, call="safetensors.torch.save", workers=[pid])
+    return Facts(files=files, rows=0, call="safetensors.torch.save", workers=[pid], timed=["README.md"])
 
 
 def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict[str, FileEntry], int]:
@@ -41,7 +41,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
     )
     written = release_files(
         models.everything(config, inputs, where),
-        models.compressor(config, inputs["stage_b"]),
+        models.compressor(config.compressor.model, inputs["stage_b"]),
         stage_a_config=config.stage_a.model,
         stage_b_config=config.stage_b.model,
         stage_c_config=config.stage_c.model,
@@ -59,7 +59,7 @@ def _licence(metadata: Artifact) -> dict[str, str]:
     licence = notes.get("licence")
     if not licence:
         return {"identifier": "other", "notice": f"{rows}; the licence of each picture is its owner's."}
-    notice = f"{rows}: {licence['attribution']} Licence: {licence['licence']}, {licence['licence_url']}."
+    notice = f"{rows}. {licence['attribution']} ({licence['licence_url']})"
     return {"identifier": licence["licence"].lower().replace(" ", "-"), "notice": notice}
 
 
@@ -76,11 +76,10 @@ def _cost(inputs: dict[str, Artifact]) -> str:
 def _limitations(config: Config, inputs: dict[str, Artifact]) -> list[str]:
     """What holds for this training in particular."""
     found = []
-    for tower in {config.stage_b.text, config.stage_c.text}:
-        if config.text[tower].model == "seeded":
-            found.append(
-                "Its text tower has random weights: it tells the captions of its training data apart and understands none."
-            )
+    if config.text[config.stage_c.text].model == "seeded":
+        found.append(
+            "Its text tower has random weights: it tells the captions of its training data apart and understands none."
+        )
     if inputs["metadata"].manifest["rows"] < 10_000:
         found.append("It has seen so few pictures that it knows them by heart; new captions give mixtures of them.")
     return found

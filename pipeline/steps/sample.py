@@ -20,11 +20,13 @@ GRID_ROWS = 64
 
 
 def sample(build: Build) -> Facts:
-    """images, text, stage_a, stage_b, stage_c -> samples: `generated/<key>.png` and its companions, `samples.parquet`."""
+    """images, text, stage_a, stage_b, stage_c -> samples: `generated/<key>.png` etc., `samples.parquet`."""
     config = build.config
     prompts = build.call(_prompts, build.inputs["images"], config.sample.limit, config.seed)
     chunks = list(range(-(-len(prompts) // CHUNK)))
-    receipts = build.map_shards(Painter, (config, build.inputs, prompts, build.cluster.device), chunks)
+    receipts = build.map_shards(
+        Painter, (config, build.inputs, prompts, build.cluster.device), chunks, len(prompts), "pictures"
+    )
     files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
     files |= build.call(_tables, build.path, prompts, files)
     build.report.image("samples", storage.read(storage.join(build.path, "grid.png")), 0)
@@ -67,7 +69,7 @@ class Painter:
         self.config, self.inputs, self.prompts, self.path = config, inputs, prompts, path
         self.device = models.device(device)
         self.models = models.everything(config, inputs, self.device)
-        self.compressor = models.compressor(config, inputs["stage_b"]).to(self.device)
+        self.compressor = models.compressor(config.compressor.model, inputs["stage_b"]).to(self.device)
         self.board = BoardClient(board)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
@@ -82,7 +84,8 @@ class Painter:
                     file = f"{name}/{row['key']}.png"
                     files[file] = storage.publish(_png(pixels), storage.join(self.path, file))
             shards.publish_receipt(self.path, chunk, rows_in=len(rows), rows_out=len(rows), files=files, clock=started)
-            self.board.post({"kind": "progress", "done": len(rows), "total": len(self.prompts), "unit": "pictures"})
+            total = len(self.prompts)
+            self.board.post({"kind": "advance", "count": len(rows), "total": total, "unit": "pictures"})
         return {"shard": [chunk]}
 
     def _originals(self, numbers: set[int]) -> dict[str, np.ndarray]:

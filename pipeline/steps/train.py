@@ -1,7 +1,8 @@
 """train_a, train_b, train_c: a Ray Train job each, around the one loop of `stages.loop`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from datasets import storage
 from datasets.batches import Batches, Source
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
@@ -11,6 +12,14 @@ from pipeline.config import StageA as StageASettings
 from pipeline.config import StageB as StageBSettings
 from pipeline.config import StageC as StageCSettings
 
+if TYPE_CHECKING:
+    from stages.compressor import Compressor
+    from stages.stage_a import StageA
+    from stages.stage_b import StageB
+
+PANEL = "panel.png"  # reconstructions of some training pictures
+PANEL_ROWS = 16
+PANEL_STEPS = 12  # model calls of Stage B
 CALL = "ray.train.torch.TorchTrainer.fit"
 
 
@@ -29,7 +38,16 @@ def train_b(build: Build) -> Facts:
         _source(build.inputs["latents_a"], "latents_a"),
         _source(text, "text"),
     ]
-    return _train(build, _loop_b, settings=settings, compressor=build.config.compressor, text=text, sources=sources)
+    return _train(
+        build,
+        _loop_b,
+        settings=settings,
+        compressor=build.config.compressor,
+        stage_a_model=build.config.stage_a.model,
+        stage_a=build.inputs["stage_a"],
+        text=text,
+        sources=sources,
+    )
 
 
 def train_c(build: Build) -> Facts:
@@ -51,6 +69,8 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
         build.train(loop, {**payload, "seed": build.config.seed})
     found = result(build.building)
     assert found is not None, "the job ended without a result, yet without an error"
+    if PANEL in found["files"]:
+        build.report.image("reconstructions", storage.read(storage.join(build.path, PANEL)), 0)
     return Facts(
         files={name: FileEntry(**entry) for name, entry in found["files"].items()},
         rows=found["rows"],
@@ -76,10 +96,12 @@ def _loop_a(payload: dict[str, Any]) -> None:
         objective = StageAObjective(stage_a, settings.loss)
         if rank.train("stage_a", objective, settings.train, batches):
             rank.publish("stage_a.safetensors", weights(stage_a))
+            rank.publish(PANEL, _panel_a(stage_a, batches))
             rank.finish(batches.rows)
 
 
 def _loop_b(payload: dict[str, Any]) -> None:
+    from pipeline import models
     from pipeline.models import null_text, weights
     from pipeline.rank import Rank, seeded
     from stages.compressor import Compressor, CompressorWarmup
@@ -104,6 +126,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
         if rank.train("stage_b", objective, settings.train, batches):
             rank.publish("stage_b.safetensors", weights(stage_b))
             rank.publish("compressor.safetensors", weights(compressor))
+            stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
+            rank.publish(PANEL, _panel_b(stage_a, stage_b, compressor, batches))
             rank.finish(batches.rows)
 
 
@@ -120,3 +144,48 @@ def _loop_c(payload: dict[str, Any]) -> None:
         if rank.train("stage_c", objective, settings.train, batches):
             rank.publish("stage_c.safetensors", weights(stage_c))
             rank.finish(batches.rows)
+
+
+def _panel_a(stage_a: "StageA", batches: Batches) -> bytes:
+    """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
+    import torch
+
+    from stages.grid import grid
+    from stages.sample import reconstruct_a
+
+    images = batches.read(0, min(PANEL_ROWS, batches.rows))["image"]
+    stage_a.eval()
+    pictures = torch.from_numpy(images).to(next(stage_a.parameters()).device)
+    columns = [
+        images.transpose(0, 2, 3, 1),
+        reconstruct_a(stage_a, pictures).numpy(),
+        reconstruct_a(stage_a, pictures, quantised=True).numpy(),
+    ]
+    return grid(
+        ("original", "Stage A", "through the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4
+    )
+
+
+def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: Batches) -> bytes:
+    """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
+    import torch
+
+    from stages.grid import grid
+    from stages.sample import reconstruct_a, reconstruct_b
+
+    batch = batches.read(0, min(PANEL_ROWS, batches.rows))
+    stage_b.eval()
+    compressor.eval()
+    device = next(stage_b.parameters()).device
+    pictures, text = torch.from_numpy(batch["image"]).to(device), torch.from_numpy(batch["text"]).float().to(device)
+    seeds = range(len(pictures))
+    columns = [
+        batch["image"].transpose(0, 2, 3, 1),
+        reconstruct_a(stage_a, pictures).numpy(),
+        reconstruct_b(stage_a, stage_b, compressor, pictures, text, seeds, PANEL_STEPS).numpy(),
+    ]
+    return grid(
+        ("original", "Stage A", "Stage B from the true code"),
+        [("", row) for row in zip(*columns, strict=True)],
+        blocks=4,
+    )
