@@ -120,7 +120,7 @@ def serve(size: int) -> Iterator[tuple[str, int]]:
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing: whoever downloads counts what came."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="openmoji", daemon=True)
         thread.start()
         try:
@@ -128,6 +128,10 @@ def serve(size: int) -> Iterator[tuple[str, int]]:
         finally:
             server.shutdown()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # with the usual 5, a sixth caller at a time waits a second for its connection
 
 
 def _folder() -> Path:

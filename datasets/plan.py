@@ -124,8 +124,9 @@ def normalised_url(url: str) -> str:
 
 def clean_caption(caption: str) -> str:
     """NFC, without control and text-direction characters, runs of white space as one space."""
-    words = unicodedata.normalize("NFC", " ".join(caption.split()))
-    return " ".join("".join(letter for letter in words if not _is_control(letter)).split())
+    spaced = " ".join(caption.split())
+    visible = "".join(letter for letter in spaced if not _is_control(letter))
+    return " ".join(unicodedata.normalize("NFC", visible).split())
 
 
 def _is_control(letter: str) -> bool:

@@ -118,7 +118,7 @@ def read_images(content: bytes, count: int | None = None) -> list[ImageRow]:
     try:
         parts = _members(content)
         rows = [_image_row(key, files) for key, files in parts.items()]
-    except (tarfile.TarError, KeyError, ValueError) as error:
+    except (tarfile.TarError, KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"an image shard cannot be read: {error}") from error
     if count is not None and len(rows) != count:
         raise CorruptFile(f"an image shard holds {len(rows)} pictures instead of {count}")
@@ -176,15 +176,14 @@ def read_tensors(content: bytes, field: str) -> tuple[list[str], np.ndarray]:
     """
     try:
         table = pq.read_table(pa.BufferReader(content), partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
+        about = table.schema.metadata or {}
+        dtype, shape = about[b"dtype"].decode(), json.loads(about[b"shape"])
+    except (OSError, KeyError, ValueError) as error:
         raise CorruptFile(f"a shard of {field} cannot be read: {error}") from error
-    about = table.schema.metadata or {}
-    dtype = about.get(b"dtype", b"").decode()
-    shape = tuple(json.loads(about.get(b"shape", b"[]")))
     width = int(np.prod(shape)) * np.dtype(dtype).itemsize if dtype in _DTYPES else 0
-    wanted = pa.schema([("row", pa.int32()), ("key", _KEY_BYTES), (field, pa.binary(width))]) if width else None
-    if wanted is None or not table.schema.equals(wanted):
-        raise CorruptFile(f"a shard of {field} has the columns {', '.join(table.schema.names)} of another kind of file")
+    wanted = [("row", pa.int32()), ("key", _KEY_BYTES), (field, pa.binary(width))]
+    if not table.schema.equals(pa.schema(wanted)):
+        raise CorruptFile(f"a shard of {field} holds {', '.join(table.schema.names)} of other types")
     keys = [key.hex() for key in table["key"].to_pylist()]
     parts = [np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width) for chunk in table[field].chunks]
     return keys, np.concatenate([*parts, np.empty(0, np.uint8)]).view(dtype).reshape(len(keys), *shape)

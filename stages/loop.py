@@ -8,10 +8,11 @@ bit for bit on the same kind of machine, thread count and world size.
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stages import checkpoint
 from stages.checkpoint import Checkpoint
 from stages.config import TrainingConfig
-from stages.draws import Draws
+from stages.draws import Draws, derived_seed
 
 Batch = dict[str, Tensor]
 
@@ -187,17 +188,12 @@ def _read_ahead(
         return {key: value.pin_memory() for key, value in batch.items()} if device.type == "cuda" else batch
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read_batch") as pool:
-        coming = deque(pool.submit(read, step) for step in steps[:_READ_AHEAD])
-        following = iter(steps[_READ_AHEAD:])
+        submitted = (pool.submit(read, step) for step in steps)
+        coming = deque(islice(submitted, _READ_AHEAD))
         while coming:
             batch = coming.popleft().result()
-            coming.extend(pool.submit(read, step) for step in _first(following))
+            coming.extend(islice(submitted, 1))
             yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
-def _first(steps: Iterator[int]) -> list[int]:
-    step = next(steps, None)
-    return [] if step is None else [step]
 
 
 def _distribute(objective: nn.Module, device: torch.device) -> nn.Module:
@@ -215,8 +211,7 @@ def _set_mode(model: nn.Module, *, freeze_norm: bool) -> None:
 
 def _draws(config: TrainingConfig, step: int, seed: int, device: torch.device, rank: int, world: int) -> Draws:
     """Seed the step: torch's own generators (dropout) per rank, and the draws of this rank's rows."""
-    mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
-    torch.manual_seed(int(mixed[0]))
+    torch.manual_seed(derived_seed(seed, step, 0, rank))  # four parts: apart from all seeds of Draws
     total_rows = config.phase_at(step).batch_size
     rows = total_rows // world
     return Draws(seed, step, rank * rows, rows, total_rows, device)

@@ -206,6 +206,11 @@ def test_nobody_listening_is_a_lost_connection(tmp_path, server):
     assert shards.read_images((tmp_path / "00007.tar").read_bytes(), count=0) == []
 
 
+def test_reserved_hosts_are_no_business_of_a_proxy(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
+    assert download(planned("good"), tmp_path, server).rows_out == 1
+
+
 def test_a_row_that_img2dataset_loses_is_an_error(tmp_path, server, monkeypatch):
     monkeypatch.setattr("datasets.download.stored", lambda *_: 1 / 0)  # a bug of ours, say
     with pytest.raises(RuntimeError, match=r"shard 7.*rows \[1\]"):

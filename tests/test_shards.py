@@ -86,6 +86,7 @@ def link(kind: bytes) -> tarfile.TarInfo:
         [(tarfile.TarInfo(f"{ROWS[0].key}.png"), b"a"), (tarfile.TarInfo(f"{ROWS[0].key}.png"), b"b")],
         [(tarfile.TarInfo(f"{ROWS[0].key}.png"), b"a")],
         [(tarfile.TarInfo(f"{ROWS[0].key}.json"), b"{}"), (tarfile.TarInfo(f"{ROWS[0].key}.png"), b"a")],
+        [(tarfile.TarInfo(f"{ROWS[0].key}.json"), b"[]"), (tarfile.TarInfo(f"{ROWS[0].key}.png"), b"a")],
         [(tarfile.TarInfo(f"{ROWS[0].key}.json"), b"\xff"), (tarfile.TarInfo(f"{ROWS[0].key}.png"), b"a")],
     ],
     ids=[
@@ -98,6 +99,7 @@ def link(kind: bytes) -> tarfile.TarInfo:
         "twice",
         "no json",
         "no row",
+        "a list",
         "no text",
     ],
 )

@@ -1,0 +1,43 @@
+"""Shared fixtures: a home of its own for every test, and one real run of the whole DAG at micro scale."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+MICRO = ("conf=stage_c", "scale=micro")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep Ray, MLflow and the Hub's libraries away from the real home folder and from the network."""
+    from pipeline.environment import quiet_environment
+
+    quiet_environment()
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m pipeline WORDS...` in a process of its own, from the checkout."""
+
+    def call(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipeline", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def micro_root(tmp_path_factory: pytest.TempPathFactory, pipeline: Callable[..., object]) -> Path:
+    """A root in which the whole DAG has been run at micro scale, through real Ray, HTTP and MLflow."""
+    root = tmp_path_factory.mktemp("micro")
+    pipeline("run", *MICRO, f"root={root}")
+    return root
