@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOT ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench ui lock clean
+.PHONY: help setup demo test chaos lint format bench ui lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: setup ## train a small Würstchen on this machine and draw pictures (about
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest
+
+chaos: setup ## kill a run inside each of its steps, and compare what is left (about 10 minutes)
+	$(BIN)/python -m pytest -m chaos -n 0
 
 lint: setup ## check style, types and layers; changes nothing
 	$(BIN)/ruff check .

@@ -91,21 +91,28 @@ class Build:
                     self.raise_if_stopped()
 
     def map_shards(
-        self, worker: type, arguments: tuple[Any, ...], total: Sequence[int], rows: int, unit: str
+        self,
+        worker: type,
+        arguments: tuple[Any, ...],
+        total: Sequence[int],
+        rows: int,
+        unit: str,
+        folder: str | None = None,
     ) -> list[shards.Receipt]:
-        """Map the shards that have no receipt yet with a pool of `worker(*arguments, path, board)` actors.
+        """Map the shards without a receipt in `folder` with a pool of `worker(*arguments, folder, board)` actors.
 
-        `rows` and `unit` are for the progress. Returns the receipts of all shards in the order of `total`, whoever
-        made them.
+        `folder` is the artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the
+        receipts of all shards in the order of `total`, whoever made them.
         """
-        finished = shards.finished(self.path)
+        folder = folder or self.path
+        finished = shards.finished(folder)
         self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
         todo = [shard for shard in total if shard not in finished]
         if todo:
             with self.lease(self.cluster.reserved(len(todo))):
-                self.cluster.map_shards(worker, (*arguments, self.path, self.cluster.board), todo, self.tick)
+                self.cluster.map_shards(worker, (*arguments, folder, self.cluster.board), todo, self.tick)
             self.raise_if_stopped()
-            finished = shards.finished(self.path)
+            finished = shards.finished(folder)
         missing = [shard for shard in total if shard not in finished]
         assert not missing, f"shards {missing} have no receipt, yet the map over them succeeded"
         return [finished[shard] for shard in total]

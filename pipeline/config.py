@@ -6,11 +6,12 @@ impossible combination is refused here, before anything is created.
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from datasets.config import DataConfig
 from pipeline.dag import flatten
@@ -147,7 +148,7 @@ class Config(Settings):
     eval: Eval
     cluster: Cluster
     tracking: Tracking
-    rates: dict[str, float]
+    rates: dict[str, PositiveFloat]
 
     @model_validator(mode="after")
     def _towers_exist(self) -> "Config":
@@ -158,6 +159,19 @@ class Config(Settings):
             width, wanted = self.text[tower].width, getattr(self, stage).model.text_width
             if width != wanted:
                 raise ValueError(f"{stage}.model.text_width is {wanted}, but the tower '{tower}' gives width {width}")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Config":
+        for key, training in self.trainings().items():
+            for number, phase in enumerate(training.phases):
+                if phase.size % 128 and key != "stage_a.train":
+                    raise ValueError(f"{key}.phases.{number}.size={phase.size}: must be a multiple of 128 px")
+                if phase.size > self.data.image.size:
+                    raise ValueError(
+                        f"{key}.phases.{number}.size={phase.size} is larger than the stored pictures, "
+                        f"data.image.size={self.data.image.size}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -188,8 +202,14 @@ class Config(Settings):
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
 
+    def sizes_of(self, step: str) -> list[int]:
+        """Sides in px at which the phases of a training step see the pictures, ascending."""
+        return sorted({phase.size for training in self.trainings_of(step) for phase in training.phases})
+
     def lookup(self, key: str) -> Any:
-        """The plain value (JSON types) below a dotted key, as fingerprints use it."""
+        """The plain value (JSON types) below a dotted key, as fingerprints use it; `sizes.<step>` is `sizes_of`."""
+        if key.startswith("sizes."):
+            return self.sizes_of(key.removeprefix("sizes."))
         node: Any = self.model_dump(mode="json")
         for part in key.split("."):
             node = node[part]
@@ -224,64 +244,107 @@ def load(conf: str, overrides: list[str]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UsageError("; ".join(_explain(item, tree) for item in error.errors()[:3])) from None
+        raise UsageError(_explain(error, tree)) from None
 
 
 def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
-    """The composed config as plain data, before types are checked."""
+    """The composed config as plain data, before keys and types are checked."""
     if conf not in names():
         raise UsageError(f"conf={conf}: there is no such conf{_nearest(conf, names())}; there are {', '.join(names())}")
     for word in overrides:
         _check_override(word)
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra_compose(conf, overrides=overrides)
-        tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        tree = OmegaConf.to_container(_hydra(conf, overrides), resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(_explain_hydra(error, conf)) from None
+        raise UsageError(_explain_hydra(error)) from None
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
 
+def _hydra(conf: str, overrides: list[str], **options: bool) -> Any:
+    """Hydra's composition, which takes any key: YAML need not spell out all, and which there are, pydantic knows."""
+    from hydra import compose, initialize_config_dir
+
+    words = [word if word.partition("=")[0] in groups() else f"++{word}" for word in overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(conf, overrides=words, **options)
+
+
 def _check_override(word: str) -> None:
-    """Refuse what Hydra would accept but we do not: forced keys, sweeps, and unknown options of a group."""
+    """Refuse what Hydra would accept but we do not: its prefixes, its own keys, unknown options of a group."""
     key, separator, value = word.partition("=")
     if not separator:
         raise UsageError(f"'{word}' is neither a flag nor key=value")
+    if key.startswith(("+", "~", "hydra.")):
+        raise UsageError(f"{word}: {key} is no key of the config; give key=value without any prefix")
     if key in groups() and value not in groups()[key]:
         options = groups()[key]
-        raise UsageError(
-            f"{word}: {key} has no option '{value}'{_nearest(value, options)}; it has {', '.join(options)}"
-        )
+        raise UsageError(f"{word}: there is no such option{_nearest(value, options)}; {key} has {', '.join(options)}")
 
 
-def _explain_hydra(error: Exception, conf: str) -> str:
-    text = str(error)
-    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    if unknown:
-        known = [*flatten(compose(conf, [])), *groups()]
-        return f"{unknown[1]}: there is no such key{_nearest(unknown[1], known)}"
-    return text.splitlines()[0]
+def _explain_hydra(error: Exception) -> str:
+    """Hydra's or OmegaConf's error as a sentence with the key or the word."""
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    text = str(error).splitlines()[0]
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: a value is needed; give {error.full_key}=..."
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {text}"
+    text = text.replace("++", "")
+    ambiguous = re.match("Ambiguous value for argument '(.*)'", text)
+    unreadable = ambiguous[1] if ambiguous else getattr(error, "override", "").removeprefix("++")
+    if unreadable:
+        key, _, value = unreadable.partition("=")
+        return f"{unreadable}: not readable; commas, brackets and the like need quotes: \"{key}='{value}'\""
+    return text
 
 
-def _explain(item: Any, tree: dict[str, Any]) -> str:
-    """One pydantic error as a sentence with the dotted key, its value and the nearest valid key."""
-    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
+def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+    """The first three errors of pydantic, each as a sentence with its dotted key."""
+    found: dict[str, Any] = {}
+    for item in error.errors():
+        found.setdefault(_dotted(item, tree), item)
+    exact = [key for key in found if not any(other.startswith(f"{key}.") for other in found)]
+    return "; ".join(_sentence(key, found[key], tree) for key in exact[:3])
+
+
+def _dotted(item: Any, tree: dict[str, Any]) -> str:
+    """The key of an error, without the names of union members that pydantic puts into its path."""
+    node: Any = tree
+    parts = []
+    for part in item["loc"]:
+        if isinstance(node, list) or (isinstance(node, dict) and part in node):
+            node = node[part]
+            parts.append(str(part))
+    if item["type"] == "missing":
+        parts.append(str(item["loc"][-1]))
+    return ".".join(parts)
+
+
+def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        siblings = [name for name in flatten(tree) if name != key]
-        return f"{key}: there is no such key{_nearest(key, siblings)}"
+        known = {*_fields(Config), *flatten(tree), *groups()} - {key}
+        return f"{key}: there is no such key{_nearest(key, sorted(known))}"
     if not key:
         return message
-    if item["type"] in ("value_error", "missing"):
-        return f"{key}: {message}"
-    return f"{key}={item['input']}: {message[0].lower()}{message[1:]}"
+    silent = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict | list)
+    value = "" if silent else f"={item['input']}"
+    return f"{key}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of a model's fields, and of the models in them."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _fields(part, f"{prefix}{name}.")
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -330,11 +393,7 @@ def commented_yaml(conf: str, overrides: list[str]) -> str:
 
 def _choices(conf: str, overrides: list[str]) -> dict[str, str]:
     """The option that each group has in a composition."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra_compose(conf, overrides=overrides, return_hydra_config=True)
+    composed = _hydra(conf, overrides, return_hydra_config=True)
     return {group: str(composed.hydra.runtime.choices[group]) for group in groups()}
 
 

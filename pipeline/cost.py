@@ -5,6 +5,8 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.dag import Planned
+from pipeline.errors import UsageError
+from pipeline.steps import table
 
 
 def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]]:
@@ -12,7 +14,14 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
 
     Rows come from the metadata's manifest when it stands, else from the config (marked so). `rates` of the config
     gives rows (for trainings: images seen) a device-second; a step may have none.
+
+    Raises:
+        UsageError: `rates` names a step that does not exist.
     """
+    steps = [step.name for step in table(config)]
+    for name in config.rates:
+        if name not in steps:
+            raise UsageError(f"rates.{name}: there is no such step; there are {', '.join(dict.fromkeys(steps))}")
     metadata = next((item.artifact for item in planned if item.step.output == "metadata" and item.artifact), None)
     rows = metadata.manifest["rows"] if metadata else config.data.expected_rows
     basis = "metadata" if metadata else "config"
@@ -23,21 +32,30 @@ def _estimate(item: Planned, config: Config, rows: int | None, basis: str) -> di
     if item.state == "done" and item.artifact:
         spent = item.artifact.manifest["device_seconds"]
         return {"work": None, "unit": None, "device_seconds": None, "basis": None, "text": f"spent {_time(spent)}"}
-    trainings = config.trainings_of(item.step.name)
-    if trainings:
-        work: int | None = sum(training.images_after(training.num_steps) for training in trainings)
-        unit = "images seen"
-        basis = "config"
-    else:
-        work, unit = rows, "rows"
-    rate = config.rates.get(item.step.name)
-    seconds = work / rate if work is not None and rate else None
+    work, unit = _work(item.step.name, config, rows)
     if work is None:
-        text = "rows unknown until fetch has run"
-    else:
-        known = "" if basis == "metadata" or trainings else " (from config)"
-        text = f"{work:,} {unit}{known}" + (f", about {_time(seconds)}" if seconds is not None else "")
+        unknown = f"{unit} unknown before fetch"
+        return {"work": None, "unit": unit, "device_seconds": None, "basis": None, "text": unknown}
+    if unit != "rows":
+        basis = "config"
+    rate = config.rates.get(item.step.name)
+    seconds = work / rate if rate else None
+    text = f"{work:,} {unit}" + (" (from config)" if basis == "config" else "")
+    if seconds is not None:
+        text += f", about {_time(seconds)}"
     return {"work": work, "unit": unit, "device_seconds": seconds, "basis": basis, "text": text}
+
+
+def _work(step: str, config: Config, rows: int | None) -> tuple[int | None, str]:
+    """How much a step has to do, and of what; None where only the metadata can tell."""
+    trainings = config.trainings_of(step)
+    if trainings:
+        return sum(training.images_after(training.num_steps) for training in trainings), "images seen"
+    if step in ("sample", "evaluate"):
+        return min(config.sample.limit, rows or config.sample.limit), "pictures"
+    if step == "export":
+        return 1, "release"
+    return rows, "rows"
 
 
 def _time(device_seconds: float) -> str:

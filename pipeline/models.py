@@ -1,5 +1,6 @@
 """From artifacts to models in memory: what encoders, sampling and export share. Imports torch."""
 
+import io
 from typing import TypeVar
 
 import safetensors.torch
@@ -59,10 +60,19 @@ def stage_c(config: StageCConfig, artifact: Artifact) -> StageC:
     return _filled(StageC(config), artifact, "stage_c.safetensors")
 
 
+def state_dict(path: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors or torch file at a path or URI; nothing else in it is ever loaded."""
+    data = storage.read(path)
+    if path.endswith(".safetensors"):
+        return safetensors.torch.load(data)
+    tensors: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return tensors
+
+
 def fresh_tower(config: TextConfig) -> TextTower:
     """A text tower as its config describes it: pretrained, or seeded and not yet centred."""
     if isinstance(config, ClipTextConfig):
-        return clip_tower(config, safetensors.torch.load(storage.read(config.weights)))
+        return clip_tower(config, state_dict(config.weights))
     return seeded_tower(config)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
@@ -25,6 +25,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
 from stages import loop
 from stages.config import TrainingConfig
+from stages.layers import resized
 
 RESULT = "result.json"
 M = TypeVar("M", bound=nn.Module)
@@ -40,7 +41,7 @@ class Rank:
         rank = cls(payload["path"], payload["building"], payload["board"], payload["seed"])
         try:
             yield rank
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             rank.board.post({"kind": "refused", "message": str(error)})
 
     def __init__(self, path: str, building: str, board: Any, seed: int):
@@ -57,13 +58,17 @@ class Rank:
         self.files: dict[str, FileEntry] = {}
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
 
-    def train(self, name: str, objective: nn.Module, config: TrainingConfig, batches: Batches) -> bool:
-        """Train (or go on training) an objective; False when the run was asked to stop."""
+    def train(self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[int, Batches]) -> bool:
+        """Train (or go on training) an objective on batches by picture size; False when the run was asked to stop."""
         states = Checkpoints(storage.join(self.building, "checkpoints", name), self._warn)
 
         def read_batch(step: int) -> dict[str, Any]:
-            rows = config.phase_at(step).batch_size // self.world
-            return batches.read(config.images_after(step) + self.rank * rows, rows)
+            phase = config.phase_at(step)
+            rows = phase.batch_size // self.world
+            batch = batches[phase.size].read(config.images_after(step) + self.rank * rows, rows)
+            if "image" in batch:
+                batch["image"] = resized(torch.from_numpy(batch["image"]), phase.size).numpy()
+            return batch
 
         def log(step: int, values: dict[str, float]) -> None:
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})

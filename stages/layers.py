@@ -185,6 +185,15 @@ def to_unit_range(image: Tensor) -> Tensor:
     return image.float() / 255
 
 
+def resized(image: Tensor, side: int) -> Tensor:
+    """uint8 pictures (B, C, S, S) -> (B, C, side, side), bilinear and antialiased; the same where S = side."""
+    assert image.dtype == torch.uint8
+    if image.shape[-1] == side:
+        return image
+    smaller = F.interpolate(image.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return smaller.round().clamp(0, 255).to(torch.uint8)
+
+
 def xavier_(module: nn.Module) -> None:
     """The authors' general start: Xavier-uniform weights and zero biases in every Linear and Conv2d."""
     for layer in module.modules():

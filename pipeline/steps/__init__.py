@@ -1,6 +1,7 @@
 """THE TABLE: every step of the Würstchen DAG, in reading order.
 
-A step reads the config keys and the artifacts named here and makes one artifact. Edges follow from the names. To add a
+A step reads the config keys and the artifacts named here and makes one artifact (`sizes.<training>`: the picture sizes
+of its phases). Edges follow from the names. To add a
 step: write `pipeline/steps/<verb>.py` with a function `(Build) -> Facts`, and add its row.
 """
 
@@ -24,9 +25,9 @@ def table(config: Config) -> list[Step]:
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}",),                     "encode:encode_text")
         for t in towers),
         Step("train_a",     "stage_a",   ("images",),                          ("stage_a", "seed"),                "train:train_a"),
-        Step("encode_a",    "latents_a", ("images", "stage_a"),                (),                                 "encode:encode_a"),
+        Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b",),                 "encode:encode_a"),
         Step("train_b",     "stage_b",   ("images", text_b, "latents_a", "stage_a"), ("stage_b", "compressor", "seed"), "train:train_b"),
-        Step("encode_c",    "latents_c", ("images", "stage_b"),                (),                                 "encode:encode_c"),
+        Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c",),                 "encode:encode_c"),
         Step("train_c",     "stage_c",   ("latents_c", text_c),                ("stage_c", "seed"),                "train:train_c"),
         Step("sample",      "samples",   ("images", *texts, *stages),          ("sample", "seed"),                 "sample:sample"),
         Step("evaluate",    "scores",    ("samples",),                         ("eval",),                          "evaluate:evaluate"),

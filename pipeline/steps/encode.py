@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datasets import shards, storage
+from datasets.shards import Receipt
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
@@ -25,44 +26,47 @@ def encode_text(build: Build) -> Facts:
     config = build.config.text[build.step.output.removeprefix("text_")]
     files, notes = build.call(_prepare_tower, config, build.inputs["images"], build.path)
     tower = Artifact(build.step.output, build.path, {"files": {name: vars(entry) for name, entry in files.items()}})
-    facts = _encode(build, "text", _text_encoder, (config, tower, build.cluster.device))
+    receipts = _encode(build, build.path, "text", _text_encoder, (config, tower, build.cluster.device))
+    facts = _facts(build, {"": receipts})
     return replace(facts, files=facts.files | files, notes=notes)
 
 
 def encode_a(build: Build) -> Facts:
-    """images, stage_a -> latents_a: unquantised latents as Stage A's encoder gives them."""
-    return _encode(
-        build,
-        "latents_a",
-        _stage_a_encoder,
-        (build.config.stage_a.model, build.inputs["stage_a"], build.cluster.device),
-    )
+    """images, stage_a -> latents_a: Stage A's unquantised latents, a family for each size that train_b uses."""
+    return _families(build, "latents_a", "train_b", _stage_a_encoder, build.config.stage_a.model, "stage_a")
 
 
 def encode_c(build: Build) -> Facts:
-    """images, stage_b -> latents_c: the compressor's raw output."""
-    return _encode(
-        build,
-        "latents_c",
-        _compressor_encoder,
-        (build.config.compressor.model, build.inputs["stage_b"], build.cluster.device),
-    )
+    """images, stage_b -> latents_c: the compressor's raw output, a family for each size that train_c uses."""
+    return _families(build, "latents_c", "train_c", _compressor_encoder, build.config.compressor.model, "stage_b")
 
 
-def _encode(build: Build, field: str, make: Callable[..., Encode], arguments: tuple[Any, ...]) -> Facts:
+def _families(build: Build, field: str, training: str, make: Callable[..., Encode], model: Any, source: str) -> Facts:
+    families = {}
+    for size in build.config.sizes_of(training):
+        folder = storage.join(build.path, str(size))
+        arguments = (model, build.inputs[source], build.cluster.device, size)
+        families[f"{size}/"] = _encode(build, folder, field, make, arguments)
+    return _facts(build, families)
+
+
+def _encode(
+    build: Build, folder: str, field: str, make: Callable[..., Encode], arguments: tuple[Any, ...]
+) -> list[Receipt]:
     images = build.inputs["images"]
-    receipts = build.map_shards(
-        ShardEncoder,
-        (field, make, arguments, images),
-        sorted(shards.finished(images.path)),
-        images.manifest["rows"],
-        "images",
-    )
+    total = sorted(shards.finished(images.path))
+    rows = images.manifest["rows"]
+    return build.map_shards(ShardEncoder, (field, make, arguments, images), total, rows, "images", folder)
+
+
+def _facts(build: Build, families: dict[str, list[Receipt]]) -> Facts:
+    """The manifest's facts of receipts by folder (a prefix of file names)."""
+    every = [(prefix, receipt) for prefix, receipts in families.items() for receipt in receipts]
     return Facts(
-        files={name: entry for receipt in receipts for name, entry in receipt.files.items()},
-        rows=sum(receipt.rows_out for receipt in receipts),
+        files={prefix + name: entry for prefix, receipt in every for name, entry in receipt.files.items()},
+        rows=build.inputs["images"].manifest["rows"],
         call="ray.data.Dataset.map_batches",
-        workers=sorted({receipt.pid for receipt in receipts}),
+        workers=sorted({receipt.pid for _, receipt in every}),
     )
 
 
@@ -120,14 +124,17 @@ class ShardEncoder:
         if not self.board.stopping():
             clock = shards.Clock()
             rows = _rows(self.images, shard)
-            parts = [self.encode(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-            name = shards.tensor_name(shard)
-            data = shards.write_tensors(rows, self.field, np.concatenate(parts).astype(np.float16))
-            files = {name: storage.publish(data, storage.join(self.path, name))}
+            files = self._publish(shard, rows) if rows else {}
             shards.publish_receipt(self.path, shard, rows_in=len(rows), rows_out=len(rows), files=files, clock=clock)
             total = self.images.manifest["rows"]
             self.board.post({"kind": "advance", "count": len(rows), "total": total, "unit": "images"})
         return {"shard": [shard]}
+
+    def _publish(self, shard: int, rows: list[shards.ImageRow]) -> dict[str, FileEntry]:
+        parts = [self.encode(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+        name = shards.tensor_name(shard)
+        data = shards.write_tensors(rows, self.field, np.concatenate(parts).astype(np.float16))
+        return {name: storage.publish(data, storage.join(self.path, name))}
 
 
 def _text_encoder(config: TextConfig, artifact: Artifact, device: str) -> Encode:
@@ -137,28 +144,30 @@ def _text_encoder(config: TextConfig, artifact: Artifact, device: str) -> Encode
     return lambda rows: tower.encode([row.caption for row in rows])[0].cpu().numpy()
 
 
-def _stage_a_encoder(config: StageAConfig, artifact: Artifact, device: str) -> Encode:
+def _stage_a_encoder(config: StageAConfig, artifact: Artifact, device: str, size: int) -> Encode:
     from pipeline import models
 
     where = models.device(device)
-    return _on_pixels(models.stage_a(config, artifact).to(where).encode, where)
+    return _on_pixels(models.stage_a(config, artifact).to(where).encode, where, size)
 
 
-def _compressor_encoder(config: CompressorConfig, artifact: Artifact, device: str) -> Encode:
+def _compressor_encoder(config: CompressorConfig, artifact: Artifact, device: str, size: int) -> Encode:
     from pipeline import models
 
     where = models.device(device)
-    return _on_pixels(models.compressor(config, artifact).to(where), where)
+    return _on_pixels(models.compressor(config, artifact).to(where), where, size)
 
 
-def _on_pixels(encode: Callable[[Any], Any], where: Any) -> Encode:
-    """Rows of images -> latents, by a function of pictures (B, 3, H, W) in [0, 1]."""
+def _on_pixels(encode: Callable[[Any], Any], where: Any, size: int) -> Encode:
+    """Rows of images -> latents, by a function of pictures (B, 3, size, size) in [0, 1]."""
     import torch
 
+    from stages.layers import resized, to_unit_range
+
     def encode_rows(rows: list[shards.ImageRow]) -> np.ndarray:
-        pixels = torch.from_numpy(np.stack([row.pixels() for row in rows])).to(where)
+        pixels = torch.from_numpy(np.stack([row.pixels() for row in rows])).permute(0, 3, 1, 2).to(where)
         with torch.inference_mode():
-            latents: np.ndarray = encode(pixels.permute(0, 3, 1, 2).float() / 255).cpu().numpy()
+            latents: np.ndarray = encode(to_unit_range(resized(pixels, size))).cpu().numpy()
         return latents
 
     return encode_rows

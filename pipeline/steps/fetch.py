@@ -19,7 +19,7 @@ def fetch(build: Build) -> Facts:
     if data.source == "openmoji" and data.metadata is None and data.openmoji:
         notes["licence"] = openmoji.LICENCE
         notes["constants"] = {name: getattr(data.openmoji, name) for name in CONSTANTS}
-    return Facts(files={PLAN: entry}, rows=rows, call="pyarrow.dataset.Dataset.to_batches", workers=[pid], notes=notes)
+    return Facts(files={PLAN: entry}, rows=rows, call="pyarrow.Table.filter", workers=[pid], notes=notes)
 
 
 def _make(data: DataConfig, seed: int, path: str) -> tuple[FileEntry, int, int, dict[str, int], int]:

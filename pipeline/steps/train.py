@@ -11,6 +11,7 @@ from pipeline.config import Compressor as CompressorSettings
 from pipeline.config import StageA as StageASettings
 from pipeline.config import StageB as StageBSettings
 from pipeline.config import StageC as StageCSettings
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from stages.compressor import Compressor
@@ -26,18 +27,19 @@ CALL = "ray.train.torch.TorchTrainer.fit"
 def train_a(build: Build) -> Facts:
     """images -> stage_a: the VQGAN, with a panel of reconstructions."""
     images = _source(build.inputs["images"], "image")
-    return _train(build, _loop_a, settings=build.config.stage_a, sources=[images])
+    sources = {size: [images] for size in build.config.sizes_of("train_a")}
+    return _train(build, _loop_a, settings=build.config.stage_a, sources=sources)
 
 
 def train_b(build: Build) -> Facts:
-    """images, text, latents_a -> stage_b: Stage B together with the semantic compressor."""
+    """images, text, latents_a, stage_a -> stage_b: Stage B together with the semantic compressor."""
     settings = build.config.stage_b
     text = build.inputs[f"text_{settings.text}"]
-    sources = [
-        _source(build.inputs["images"], "image"),
-        _source(build.inputs["latents_a"], "latents_a"),
-        _source(text, "text"),
-    ]
+    images, states = _source(build.inputs["images"], "image"), _source(text, "text")
+    sources = {
+        size: [images, states, _family(build.inputs["latents_a"], "latents_a", size)]
+        for size in build.config.sizes_of("train_b")
+    }
     return _train(
         build,
         _loop_b,
@@ -54,7 +56,11 @@ def train_c(build: Build) -> Facts:
     """latents_c, text -> stage_c: the text-conditional prior."""
     settings = build.config.stage_c
     text = build.inputs[f"text_{settings.text}"]
-    sources = [_source(build.inputs["latents_c"], "latents_c"), _source(text, "text")]
+    states = _source(text, "text")
+    sources = {
+        size: [states, _family(build.inputs["latents_c"], "latents_c", size)]
+        for size in build.config.sizes_of("train_c")
+    }
     return _train(build, _loop_c, settings=settings, text=text, sources=sources)
 
 
@@ -62,9 +68,17 @@ def _source(artifact: Artifact, field: str) -> Source:
     return Source(field=field, folder=artifact.path, files=artifact.files)
 
 
+def _family(artifact: Artifact, field: str, size: int) -> Source:
+    """The latents of one picture size."""
+    prefix = f"{size}/"
+    files = {name.removeprefix(prefix): entry for name, entry in artifact.files.items() if name.startswith(prefix)}
+    return Source(field=field, folder=storage.join(artifact.path, str(size)), files=files)
+
+
 def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     from pipeline.rank import result
 
+    _check_batches(build)
     if result(build.building) is None:
         build.train(loop, {**payload, "seed": build.config.seed})
     found = result(build.building)
@@ -80,8 +94,25 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     )
 
 
-def _batches(payload: dict[str, Any]) -> Batches:
-    return Batches(payload["sources"], seed=payload["seed"])
+def _check_batches(build: Build) -> None:
+    """Refuse a batch larger than the data before any worker starts: it would hold a sample twice."""
+    rows = min(artifact.manifest["rows"] for name, artifact in build.inputs.items() if not name.startswith("stage"))
+    for training in build.config.trainings_of(build.step.name):
+        largest = max(phase.batch_size for phase in training.phases)
+        if largest > rows:
+            raise UsageError(
+                f"{build.step.name}: a batch of {largest} is larger than the data, which has {rows} rows; "
+                "lower batch_size of the training's phases, or raise data.limit"
+            )
+
+
+def _batches(payload: dict[str, Any]) -> dict[int, Batches]:
+    """Batches by picture size; all sizes come in the same order."""
+    return {size: Batches(sources, seed=payload["seed"]) for size, sources in payload["sources"].items()}
+
+
+def _largest(batches: dict[int, Batches]) -> Batches:
+    return batches[max(batches)]
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
@@ -96,8 +127,8 @@ def _loop_a(payload: dict[str, Any]) -> None:
         objective = StageAObjective(stage_a, settings.loss)
         if rank.train("stage_a", objective, settings.train, batches):
             rank.publish("stage_a.safetensors", weights(stage_a))
-            rank.publish(PANEL, _panel_a(stage_a, batches))
-            rank.finish(batches.rows)
+            rank.publish(PANEL, _panel_a(stage_a, _largest(batches)))
+            rank.finish(_largest(batches).rows)
 
 
 def _loop_b(payload: dict[str, Any]) -> None:
@@ -112,6 +143,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
     with Rank.of(payload) as rank:
         batches = _batches(payload)
         compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
+        if compressing.weights:
+            compressor.load_imagenet(models.state_dict(compressing.weights))
         if compressing.warmup:
             loss, channels = compressing.warmup.loss, compressing.model.latent_channels
             warmup = seeded(
@@ -127,8 +160,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
             rank.publish("stage_b.safetensors", weights(stage_b))
             rank.publish("compressor.safetensors", weights(compressor))
             stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
-            rank.publish(PANEL, _panel_b(stage_a, stage_b, compressor, batches))
-            rank.finish(batches.rows)
+            rank.publish(PANEL, _panel_b(stage_a, stage_b, compressor, _largest(batches)))
+            rank.finish(_largest(batches).rows)
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
@@ -143,7 +176,7 @@ def _loop_c(payload: dict[str, Any]) -> None:
         objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
         if rank.train("stage_c", objective, settings.train, batches):
             rank.publish("stage_c.safetensors", weights(stage_c))
-            rank.finish(batches.rows)
+            rank.finish(_largest(batches).rows)
 
 
 def _panel_a(stage_a: "StageA", batches: Batches) -> bytes:
