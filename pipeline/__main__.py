@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         code = exit_code(error)
         if code is None:
             raise
-        console.print(f"[bold red]error:[/] {error}" if str(error) else "stopped", markup=True)
+        console.print(str(error) or "stopped" if code > 128 else f"error: {error}", markup=False)
         return code
     return 0
 

@@ -21,6 +21,7 @@ from datasets.storage import FileEntry
 FORMAT = 1
 MANIFEST = "manifest.json"
 BUILDING = "building"
+LEASE = f"{BUILDING}/lease.json"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Store:
     def started(self, name: str, digest: str) -> bool:
         """Whether an unfinished build has left something to go on from."""
         files = storage.listing(self.path(name, digest))
-        return any(file != f"{BUILDING}/lease.json" for file in files)
+        return any(file != LEASE for file in files)
 
     def finished(self, name: str | None = None) -> Iterator[Artifact]:
         """Every finished artifact (of one name), oldest first."""
@@ -124,10 +125,12 @@ class Store:
         return Artifact(name, path, json.loads(text))
 
     def discard(self, name: str, digest: str) -> None:
-        """Delete an artifact, its manifest first so that no reader sees half of it."""
+        """Delete an artifact's files, its manifest first so that no reader sees half of it; a lease on it stays."""
         path = self.path(name, digest)
         storage.remove(storage.join(path, MANIFEST))
-        storage.remove(path)
+        for file in storage.listing(path):
+            if file != LEASE:
+                storage.remove(storage.join(path, file))
 
 
 def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -27,7 +27,8 @@ from pipeline.errors import InfrastructureError
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
-POLL_S = 0.25
+POLL_S = 0.5
+SHARDS_PER_ACTOR = 4
 
 
 class Board:
@@ -144,9 +145,10 @@ class Cluster:
         return workers * (self.config.gpus_per_worker if self.device == "cuda" else self._training_cpus(workers))
 
     def _pool(self, items: int) -> tuple[int, int]:
-        """Actors of an encoding pool, and the CPUs of each."""
-        actors = max(1, min(self.config.encoders.max, items, self.gpus or self.cpus))
-        return actors, 1 if self.device == "cuda" else max(1, self.cpus // actors)
+        """Actors of an encoding pool, and the CPUs of each; an actor takes seconds to start, so it gets some shards."""
+        worthwhile = -(-items // SHARDS_PER_ACTOR)
+        actors = max(1, min(self.config.encoders.max, worthwhile, self.gpus or self.cpus))
+        return actors, 1
 
     def _training_cpus(self, workers: int) -> int:
         """CPUs of each rank: all there are on our own local Ray, what the config says elsewhere."""

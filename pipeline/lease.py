@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from datasets import storage
-from pipeline.artifacts import BUILDING
+from pipeline.artifacts import LEASE
 from pipeline.errors import LeaseHeld
 from pipeline.process import ProcessId
 
@@ -25,7 +25,7 @@ SILENCE_S = 60.0
 @contextlib.contextmanager
 def hold(artifact_path: str, notify: Callable[[str], None], silence_s: float = SILENCE_S) -> Iterator[None]:
     """Hold the lease on an artifact for the time of its build; `LeaseHeld` when a live owner has it."""
-    path = storage.join(artifact_path, BUILDING, "lease.json")
+    path = storage.join(artifact_path, LEASE)
     token = uuid.uuid4().hex
     _acquire(path, token, notify, silence_s)
     stop = threading.Event()

@@ -71,7 +71,11 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     if config.cluster.address is None:
         private_ray()
     started = time.monotonic()
-    with _signals() as stopped, PeakMemory() as memory, _Session(config, conf, root, planned, command) as session:
+    with (
+        _signals() as stopped,
+        PeakMemory() as memory,
+        _Session(config, conf, root, planned, command, memory) as session,
+    ):
         for item in planned:
             if item.state == "done":
                 continue
@@ -148,6 +152,7 @@ class _Session:
     root: str
     planned: list[Planned]
     command: str
+    memory: PeakMemory
     summary: Summary = field(default_factory=Summary)
 
     def __enter__(self) -> "_Session":
@@ -245,7 +250,8 @@ class _Session:
         if item.reason == "forced":
             self.store.discard(step.output, fingerprint.digest)
         begun = time.monotonic()
-        with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked, PeakMemory() as memory:
+        self.memory.lap()
+        with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked:
             build = Build(
                 config=self.config,
                 step=step,
@@ -275,7 +281,7 @@ class _Session:
                     "devices": spent.kind if spent else self.cluster.kind,
                     "attempts": spent.attempts if spent else 1,
                     "failed_attempts": spent.failed_attempts if spent else 0,
-                    "peak_bytes": memory.peak_bytes,
+                    "peak_bytes": self.memory.lap_bytes,
                     "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 },
             )

@@ -57,6 +57,15 @@ def test_the_content_hash_depends_on_bytes_only(store):
     assert commit(store, b"other").manifest["content"] != first
 
 
+def test_a_discarded_artifact_is_gone_but_its_lease_stays(tmp_path):
+    store = Store(str(tmp_path))
+    artifact = commit(store)
+    with lease.hold(artifact.path, print):
+        store.discard("stage_a", PRINT.digest)
+        assert storage.listing(artifact.path) == ["building/lease.json"]
+    assert store.find("stage_a", PRINT.digest) is None
+
+
 def test_a_manifest_of_another_format_is_refused(store):
     artifact = commit(store)
     text = json.dumps({**artifact.manifest, "format": 99}).encode()

@@ -1,0 +1,212 @@
+"""The command line: exit codes, what a user is told, what is on stdout, and that a refusal creates nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from datasets import storage
+from pipeline import __version__, config
+from pipeline.__main__ import main
+from pipeline.artifacts import Store
+from pipeline.config import Config
+from pipeline.dag import fingerprints, order
+from pipeline.steps import table
+from pipeline.words import VERBS
+
+CHECKOUT = Path(__file__).parent.parent
+MICRO = ("conf=stage_c", "scale=micro")
+REPORT_IMPORTS = """
+import json, sys
+from pipeline.__main__ import main
+code = main(sys.argv[1:])
+print(json.dumps([code, sorted({"torch", "ray", "mlflow"} & set(sys.modules))]), file=sys.stderr)
+"""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in: the default root, and whatever is written by mistake, would lie there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def process(code: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python on this checkout's packages in a process of its own, in another folder."""
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    return subprocess.run([sys.executable, *code], capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def build_all(root: Path, loaded: Config) -> None:
+    """Commit an artifact of one small file for every step of a config."""
+    store = Store(str(root))
+    prints = fingerprints(order(table(loaded), loaded.targets), loaded.lookup)
+    for name, found in prints.items():
+        entry = storage.publish(name.encode(), storage.join(store.path(name, found.digest), "file"))
+        facts = {"files": {"file": entry}, "timed": [], "rows": 16, "metrics": {}, "seconds": 1.0}
+        store.commit(name, found, {**facts, "device_seconds": 2.0, "created": "2026-01-01T00:00:00+00:00"})
+
+
+# --------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["rnu", *MICRO], "there is no verb 'rnu' (did you mean run?)"),
+        (["run", "scale=micro"], "run needs conf=NAME"),
+        (["run", "conf=stage_d"], "conf=stage_d: there is no such conf (did you mean stage_"),
+        (["run", *MICRO, "stage_c.train.learnign_rate=1"], "(did you mean stage_c.train.learning_rate?)"),
+        (["run", *MICRO, "seed=abc"], "seed=abc: input should be a valid integer"),
+        (["run", *MICRO, "stage_c.train.learning_rate=fast"], "stage_c.train.learning_rate=fast: input should be a"),
+        (["run", *MICRO, "workers=3"], "batch_size=8 does not divide among workers=3"),
+        (["run", *MICRO, "root=/proc/x"], "root=/proc/x: cannot be written"),
+        (["run", *MICRO, "root=file/below"], "/file/below: cannot be written"),
+        (["run", *MICRO, "root="], "root= is empty"),
+        (["run", *MICRO, "root=s3://bucket/x"], "tracking.uri: root=s3://bucket/x is remote"),
+        (["run", *MICRO, "--only", "train_x"], "--only train_x: this run has no such step"),
+        (["run", *MICRO, "--fast"], "run has no flag --fast"),
+        (["run", *MICRO, "now"], "'now' is neither a flag nor key=value"),
+        (["run", *MICRO, "eval=pickscore"], "eval.pickscore.weights: a value is needed"),
+        (
+            ["run", *MICRO, "eval=pickscore", "eval.pickscore.weights=w.safetensors", "eval.pickscore.rival=file"],
+            "eval.pickscore.weights: there is nothing at w.safetensors",
+        ),
+        (["run", "conf=stage_c", "scale=paper"], "data.metadata is not set"),
+        (["run", "conf=stage_c", "scale=paper", "data=openmoji"], "text.clip_h.weights: there is nothing at weights/"),
+        (["sample", *MICRO, "out=pictures"], 'sample needs prompt="..." and out=DIR'),
+        (["sample", *MICRO, "prompt=red heart"], 'sample needs prompt="..." and out=DIR'),
+        (["sample", *MICRO, "prompt=red heart", "out=pictures"], "(no stage_a exists there at all)"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "n=two"], "n=two: not a number"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "n=0"], "n=0: give 1 or more"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "width=100"], "width=100: sides must be multiples of 128 px"),
+        (["show", *MICRO, "artifact=nothing"], "artifact=nothing: there is no such artifact; this conf has metadata,"),
+        (["show", *MICRO], "show needs artifact=NAME"),
+        (["show", *MICRO, "artifact=stage_a"], "has no stage_a of exactly this conf"),
+        (["export", *MICRO], "export needs out=DIR"),
+        (["export", *MICRO, "out=release"], "has no release of exactly this conf"),
+        (["report", "days"], "report knows one table"),
+    ],
+)
+def test_a_refusal_is_one_sentence_exit_code_2_and_creates_nothing(line, told, elsewhere, capsys):
+    (elsewhere / "file").write_text("not a folder")
+    assert main(line) == 2
+    output, message = capsys.readouterr()
+    assert output == ""
+    assert message.startswith("error: ")
+    assert told in message
+    assert message.count("\n") == 1
+    assert [path.name for path in elsewhere.rglob("*")] == ["file"]
+
+
+def test_the_process_ends_with_the_same_code_and_sentence(elsewhere):
+    done = process(["-m", "pipeline", "plan", *MICRO, "stage_c.train.learnign_rate=1"], elsewhere)
+    assert (done.returncode, done.stdout) == (2, "")
+    sentence = "error: stage_c.train.learnign_rate: there is no such key (did you mean stage_c.train.learning_rate?)\n"
+    assert done.stderr == sentence
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["sample", *MICRO, "root=there", "prompt=red heart", "out=pictures"],
+        ["show", *MICRO, "root=there", "artifact=stage_c"],
+        ["export", *MICRO, "root=there", "out=release"],
+    ],
+)
+def test_models_of_another_config_are_listed_and_the_nearest_is_explained(line, elsewhere, capsys):
+    other = config.load("stage_c", ["scale=micro", "stage_c.train.learning_rate=0.5"])
+    build_all(elsewhere / "there", other)
+    before = sorted(elsewhere.rglob("*"))
+    assert main(line) == 2
+    message = capsys.readouterr().err
+    steps = order(table(other), other.targets)
+    wanted = "release" if line[0] == "export" else "stage_c"
+    assert f"has no {wanted} of exactly this conf" in message
+    assert fingerprints(steps, other.lookup)[wanted].digest in message
+    assert ("input stage_c changed" if wanted == "release" else "stage_c.train.learning_rate: 0.5 -> 0.002") in message
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+# ----------------------------------------------------------------------------------------------------- answers
+
+
+def test_plan_as_json_is_one_document_and_writes_nothing(elsewhere, capsys):
+    assert main(["plan", *MICRO, "--json"]) == 0
+    output, message = capsys.readouterr()
+    steps = json.loads(output)["steps"]
+    assert message == ""
+    assert [step["step"] for step in steps][:3] == ["fetch", "download", "encode_text"]
+    assert {step["artifact"] for step in steps} >= {"stage_a", "stage_b", "stage_c", "samples", "scores", "release"}
+    assert {step["state"] for step in steps} == {"run"}
+    assert all(step["reason"] and step["cost"]["text"] for step in steps)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_plan_tells_what_is_done_and_why_something_is_not(elsewhere, capsys):
+    build_all(elsewhere / "runs", config.load("stage_c", ["scale=micro"]))
+    assert main(["plan", *MICRO, "stage_c.train.learning_rate=0.5", "--json"]) == 0
+    steps = {step["artifact"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
+    assert {name for name, step in steps.items() if step["state"] == "stale"} == {
+        "stage_c", "samples", "scores", "release"
+    }  # fmt: skip
+    assert steps["stage_c"]["reason"] == "stage_c.train.learning_rate: 0.002 -> 0.5"
+    assert steps["stage_b"]["cost"]["text"] == "spent 2 device-seconds"
+    assert steps["stage_c"]["cost"]["work"] == 32
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_neither_plan_nor_a_run_of_what_is_done_imports_torch_ray_or_mlflow(verb, elsewhere):
+    build_all(elsewhere / "runs", config.load("stage_c", ["scale=micro"]))
+    before = sorted(elsewhere.rglob("*"))
+    done = process(["-c", REPORT_IMPORTS, verb, *MICRO, "--json"], elsewhere)
+    assert json.loads(done.stderr.splitlines()[-1]) == [0, []]
+    answer = json.loads(done.stdout)
+    if verb == "run":
+        assert answer["outcome"] == "nothing to do"
+        assert "nothing to do: all 11 steps of conf=stage_c are done" in done.stderr
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_config_list_names_every_conf_and_option(capsys):
+    assert main(["config", "list"]) == 0
+    lines = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert lines["confs"].split(", ") == config.names()
+    assert {"stage_a", "stage_b", "stage_c"} <= set(config.names())
+    assert {group: lines[group].split(", ") for group in config.groups()} == config.groups()
+    assert {"data", "scale", "cluster", "tracking", "eval"} == set(config.groups())
+
+
+def test_config_shows_values_with_comments(capsys):
+    assert main(["config", *MICRO, "seed=3"]) == 0
+    assert "\nseed: 3  # draws the plan" in capsys.readouterr().out
+
+
+def test_version_is_that_of_the_project(capsys):
+    assert main(["--version"]) == 0
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"{__version__}\n" == f"{project['version']}\n"
+
+
+@pytest.mark.parametrize("line", [[], ["--help"]])
+def test_help_names_every_verb(line, capsys):
+    assert main(line) == 0
+    output = capsys.readouterr().out
+    assert all(f"\n  {verb} " in output for verb in VERBS)
+
+
+def test_an_empty_root_has_a_status(elsewhere, capsys):
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["artifacts"] == []
+    build_all(elsewhere / "runs", config.load("stage_a", ["scale=micro"]))
+    assert main(["status", "--json"]) == 0
+    assert [found["name"] for found in json.loads(capsys.readouterr().out)["artifacts"]] == [
+        "images", "metadata", "stage_a"
+    ]  # fmt: skip
+    assert main(["show", "conf=stage_a", "scale=micro", "artifact=stage_a", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "stage_a"

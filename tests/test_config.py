@@ -1,0 +1,304 @@
+"""The config: every combination that is committed, what is refused and in which words, and what enters fingerprints."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config, cost, run
+from pipeline.config import CONF, Config
+from pipeline.dag import Selection, fingerprints, order
+from pipeline.errors import UsageError
+from pipeline.steps import table
+
+GROUPS = config.groups()
+
+
+def load(*words: str, conf: str = "stage_c", scale: str = "micro") -> Config:
+    """A conf at a scale, with LAION's metadata named where the scale wants it."""
+    metadata = ["data.metadata=rows.parquet"] if scale == "paper" else []
+    return config.load(conf, [f"scale={scale}", *metadata, *words])
+
+
+def refused(*words: str) -> str:
+    """What the user is told of these words."""
+    with pytest.raises(UsageError) as caught:
+        load(*words)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------- composition
+
+
+@pytest.mark.parametrize("scale", GROUPS["scale"])
+@pytest.mark.parametrize("conf", config.names())
+def test_every_conf_is_valid_at_every_scale_on_every_cluster(conf, scale):
+    for cluster in GROUPS["cluster"]:
+        assert load(f"cluster={cluster}", conf=conf, scale=scale).targets
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data=openmoji",),
+        ("data=laion_aesthetic", "data.metadata=rows.parquet"),
+        ("eval=local",),
+        ("eval=pickscore", "eval.pickscore.weights=w.safetensors", "eval.pickscore.rival=pictures"),
+        ("tracking=local",),
+        ("tracking=server",),
+    ],
+)
+def test_the_options_of_the_other_groups_are_valid(words):
+    load(*words)
+
+
+def test_a_scale_chooses_the_data_unless_the_command_line_does():
+    assert load(scale="paper").data.source == "laion_aesthetic"
+    assert load("data=openmoji", scale="paper").data.source == "openmoji"
+    assert load(scale="single_gpu").data.source == "openmoji"
+    assert load("data=laion_aesthetic", "data.metadata=x", scale="single_gpu").data.source == "laion_aesthetic"
+
+
+def test_paper_batches_divide_among_the_gpus_of_the_big_clusters():
+    for phases in (training.phases for training in load("workers=64", scale="paper").trainings().values()):
+        assert all(phase.batch_size % 64 == 0 for phase in phases)
+
+
+def test_the_paper_trains_stage_c_for_the_published_918000_steps():
+    assert load(scale="paper").stage_c.train.num_steps == 918_000
+
+
+# -------------------------------------------------------------------------------------------------- comments
+
+
+def keys_without_comment(text: str) -> list[str]:
+    """Keys of a YAML text that hold a value (no mapping) and have no comment in their line or right above."""
+    lines = text.splitlines()
+    found = []
+
+    def explained(line: int) -> bool:
+        return " # " in lines[line] or lines[max(line - 1, 0)].lstrip().startswith("#")
+
+    def walk(node: yaml.Node) -> None:
+        for key, value in node.value:
+            if isinstance(value, yaml.MappingNode):
+                walk(value)
+            elif key.value != "defaults" and not explained(key.start_mark.line):
+                found.append(f"line {key.start_mark.line + 1}: {lines[key.start_mark.line].strip()}")
+
+    walk(yaml.compose(text))
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_every_key_has_a_comment(file: Path):
+    assert keys_without_comment(file.read_text()) == []
+
+
+def test_a_key_without_a_comment_is_noticed():
+    assert keys_without_comment("a: 1 # one\nb:\n  c: 2\nd: [3] # three\n") == ["line 3: c: 2"]
+
+
+@pytest.mark.parametrize("scale", GROUPS["scale"])
+def test_the_shown_config_is_the_config_with_its_comments(scale):
+    words = [f"scale={scale}", "data=openmoji", "seed=7"]
+    text = config.commented_yaml("stage_c", words)
+    assert yaml.safe_load(text) == config.load("stage_c", words).model_dump(mode="json")
+    assert "seed: 7  # draws the plan" in text
+    assert "  threads: 8  # connections" in text
+    assert "learning_rate: " in text
+    assert all("#" in line for line in text.splitlines() if "learning_rate:" in line and scale == "paper")
+
+
+# --------------------------------------------------------------------------------------------- golden numbers
+
+
+def count(module: object) -> int:
+    from torch import nn
+
+    assert isinstance(module, nn.Module)
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_scale_paper_has_the_golden_parameter_counts():
+    import torch
+
+    from stages.compressor import Compressor
+    from stages.stage_a import StageA
+    from stages.stage_b import StageB
+    from stages.stage_c import StageC
+
+    paper = load(scale="paper")
+    bigg = load(
+        "text.bigg={model: ViT-bigG-14, weights: w.safetensors}",
+        "stage_c.text=bigg",
+        "stage_c.model.text_width=1280",
+        scale="paper",
+    )
+    single = load(scale="single_gpu")
+    with torch.device("meta"):
+        assert count(StageA(paper.stage_a.model)) == 18_406_894
+        assert count(Compressor(paper.compressor.model)) == 20_198_000
+        assert count(StageB(paper.stage_b.model)) == 1_055_365_280
+        assert count(StageC(paper.stage_c.model)) == 993_243_680
+        assert count(StageC(bigg.stage_c.model)) == 993_636_896
+        assert count(StageB(single.stage_b.model)) == 251_040_928
+        assert count(StageC(single.stage_c.model)) == 222_841_888
+
+
+def test_paper_starts_the_codes_maps_as_the_authors_do_in_the_units_of_its_code():
+    paper = load(scale="paper")
+    assert paper.compressor.model.batch_norm == "fixed"
+    assert paper.stage_b.model.code_mapper_std == pytest.approx(0.02 / 42, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------ cost
+
+
+def costs(tmp_path: Path, loaded: Config) -> dict[str, dict]:
+    planned = run.planned_steps(loaded, str(tmp_path), Selection())
+    return {item.step.name: found for item, found in zip(planned, cost.estimates(planned, loaded), strict=True)}
+
+
+def test_costs_of_the_paper_come_from_the_config_and_say_so(tmp_path):
+    found = costs(tmp_path, load("data.limit=1000000", scale="paper"))
+    assert {estimate["basis"] for estimate in found.values()} == {"config"}
+    assert all("(from config)" in estimate["text"] for estimate in found.values())
+    images = 864_000 * 1536 + 4_000 * 768 + 50_000 * 384
+    assert found["train_c"]["work"] == images
+    assert found["train_c"]["device_seconds"] == images / 16
+    assert found["download"]["work"] == 1_000_000
+    assert found["sample"]["work"] == 64
+
+
+def test_rows_that_only_the_metadata_knows_are_no_number(tmp_path):
+    found = costs(tmp_path, load(scale="paper"))
+    assert found["download"]["work"] is None
+    assert found["download"]["text"] == "rows unknown before fetch"
+    assert found["train_b"]["work"] == 457_000 * 512 + 300_000 * 128
+
+
+def test_a_rate_of_no_step_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"rates\.trian_c: there is no such step.*train_c"):
+        costs(tmp_path, load("rates.trian_c=1"))
+    assert costs(tmp_path, load("rates.train_c=2"))["train_c"]["device_seconds"] == 16
+
+
+# --------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("stage_c.train.learnign_rate=1", "stage_c.train.learnign_rate: there is no such key (did you mean "),
+        ("stage_c.train.learnign_rate=1", "stage_c.train.learning_rate?)"),
+        ("stage_c.train.gradient_clp=1", "(did you mean stage_c.train.gradient_clip?)"),
+        ("sclae=micro", "sclae: there is no such key (did you mean scale?)"),
+        ("data.filters.min_seide=1", "(did you mean data.filters.min_side?)"),
+        ("text.tiny.widht=1", "text.tiny.widht: there is no such key (did you mean text.tiny.width?)"),
+        ("compressor.model.backbone.stme=8", "(did you mean compressor.model.backbone.stem?)"),
+        ("seed=abc", "seed=abc: input should be a valid integer"),
+        ("seed=1.5", "seed=1.5: input should be a valid integer"),
+        ("seed.x=1", "seed: input should be a valid integer"),
+        ("stage_c.train.learning_rate=fast", "stage_c.train.learning_rate=fast: input should be a valid number"),
+        ("stage_c.train.learning_rate=-1", "stage_c.train.learning_rate=-1: input should be greater than 0"),
+        ("text.tiny.width=x", "text.tiny.width=x: input should be a valid integer"),
+        ("text.tiny.model=clip", "text.tiny: input tag 'clip' found"),
+        ("compressor.model.backbone=b7", "compressor.model.backbone=b7: input should be 'efficientnet_v2_s' or"),
+        ("compressor.model.backbone.last=x", "compressor.model.backbone.last=x: input should be a valid integer"),
+        ("stage_c.train.phases=[{steps: 1}]", "stage_c.train.phases.0.batch_size: field required"),
+        ("sample.width=100", "sample.width=100: input should be a multiple of 128"),
+        ("cluster.device=gpu", "cluster.device=gpu: input should be 'auto', 'cpu' or 'cuda'"),
+        ("scale=mirco", "scale=mirco: there is no such option (did you mean micro?); scale has "),
+        ("cluster=slrum", "(did you mean slurm?)"),
+        ("data=laion_aesthetic", "data.metadata is not set"),
+        ("eval=pickscore", "eval.pickscore.weights: a value is needed"),
+        ("workers=3", "batch_size=8 does not divide among workers=3"),
+        ("stage_c.text=clip", "stage_c.text names the tower 'clip', but text has tiny"),
+        ("stage_c.model.text_width=64", "stage_c.model.text_width is 64, but the tower 'tiny' gives width 32"),
+        ("stage_c.model.heads=5", "stage_c.model: heads (5) must divide width (32)"),
+        ("stage_b.model.widths=[16]", "stage_b.model: blocks needs one entry for each of the 1 widths"),
+        ("stage_c.train.warmup_steps=4", "stage_c.train: warmup_steps (4) must be below the 4 steps"),
+        ("seed=1,2", "seed=1,2: not readable"),
+        ("data.metadata=/a=b.parquet", "need quotes: \"data.metadata='/a=b.parquet'\""),
+        ("data.metadata=${x}", "data.metadata: Interpolation key 'x' not found"),
+        ("+seed=1", "+seed is no key of the config"),
+        ("hydra.run.dir=x", "hydra.run.dir is no key of the config"),
+        ("seed", "'seed' is neither a flag nor key=value"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_key(words, told):
+    assert told in refused(words)
+
+
+def test_an_unknown_conf_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match=r"conf=stage_d: there is no such conf \(did you mean stage_.\?\); there are"):
+        config.load("stage_d", [])
+    with pytest.raises(UsageError, match="conf=base: there is no such conf"):
+        config.load("base", [])
+
+
+def test_one_cause_is_told_once():
+    assert refused("compressor.model.backbone.last=x").count("compressor.model.backbone") == 1
+    assert refused("stage_c.train.phases=[{steps: 1, batch_size: 8}]") == "stage_c.train.phases.0.size: field required"
+
+
+def test_a_key_that_yaml_does_not_spell_out_can_be_set():
+    assert load("stage_c.train.gradient_clip=2").stage_c.train.gradient_clip == 2
+    assert load("stage_c.train.phases.0.steps=7").stage_c.train.phases[0].steps == 7
+    assert load("data.metadata='/a=b, (c).parquet'").data.metadata == "/a=b, (c).parquet"
+
+
+# ----------------------------------------------------------------------------------------------- fingerprints
+
+
+def digests(*words: str) -> dict[str, str]:
+    """Fingerprint of each artifact of conf=stage_c."""
+    loaded = load(*words)
+    steps = order(table(loaded), loaded.targets)
+    return {name: found.digest for name, found in fingerprints(steps, loaded.lookup).items()}
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, str]:
+    return digests()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("stage_a.train.log_every=2", "stage_b.train.checkpoint_every=4", "stage_c.train.log_every=2"),
+        ("compressor.warmup.train.log_every=2", "compressor.warmup.train.checkpoint_every=4"),
+        ("cluster=slurm",),
+        ("cluster.retries=9", "cluster.encoders.max=5"),
+        ("tracking=server", "tracking.experiment=other"),
+        ("workers=2",),
+        ("rates.train_c=3",),
+    ],
+)
+def test_what_cannot_change_a_result_changes_no_fingerprint(words, before):
+    assert digests(*words) == before
+
+
+AFTER_A = {"stage_a", "latents_a", "stage_b", "latents_c", "stage_c", "samples", "scores", "release"}
+AFTER_B = AFTER_A - {"stage_a", "latents_a"}
+AFTER_C = AFTER_B - {"stage_b", "latents_c"}
+
+
+@pytest.mark.parametrize(
+    ("word", "changed"),
+    [
+        ("stage_a.train.learning_rate=0.1", AFTER_A),
+        ("stage_a.loss.colour=2", AFTER_A),
+        ("stage_b.train.learning_rate=0.1", AFTER_B),
+        ("compressor.warmup.train.weight_decay=0", AFTER_B),
+        ("stage_c.train.phases.0.steps=5", AFTER_C),
+        ("stage_c.train.gradient_clip=2", AFTER_C),
+        ("sample.steps_c=3", AFTER_C - {"stage_c"}),
+        ("text.tiny.seed=1", AFTER_B | {"text_tiny"}),
+        ("data.image.quality=90", AFTER_A | {"images", "text_tiny"}),
+    ],
+)
+def test_a_changed_value_changes_its_step_and_the_descendants_only(word, changed, before):
+    after = digests(word)
+    assert {name for name, digest in after.items() if digest != before[name]} == changed
