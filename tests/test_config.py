@@ -1,5 +1,6 @@
 """The config: every combination that is committed, what is refused and in which words, and what enters fingerprints."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,8 @@ def test_a_scale_chooses_the_data_unless_the_command_line_does():
 
 
 def test_paper_batches_divide_among_the_gpus_of_the_big_clusters():
-    for phases in (training.phases for training in load("workers=64", scale="paper").trainings().values()):
-        assert all(phase.batch_size % 64 == 0 for phase in phases)
+    trainings = load("workers=64", scale="paper").trainings().values()
+    assert all(phase.batch_size % 64 == 0 for training in trainings for phase in training.phases)
 
 
 def test_the_paper_trains_stage_c_for_the_published_918000_steps():
@@ -106,8 +107,13 @@ def test_the_shown_config_is_the_config_with_its_comments(scale):
     assert yaml.safe_load(text) == config.load("stage_c", words).model_dump(mode="json")
     assert "seed: 7  # draws the plan" in text
     assert "  threads: 8  # connections" in text
-    assert "learning_rate: " in text
-    assert all("#" in line for line in text.splitlines() if "learning_rate:" in line and scale == "paper")
+
+
+@pytest.mark.parametrize("scale", ["paper", "single_gpu"])
+def test_the_large_scales_spell_out_and_explain_every_value(scale):
+    text = config.commented_yaml("stage_c", [f"scale={scale}", "data=openmoji"])
+    bare = re.findall(r"^ *(\w+): [^#\n]+$", text, re.MULTILINE)
+    assert set(bare) == {"batch_size", "size", "freeze_norm"}  # of phases, which are explained together
 
 
 # --------------------------------------------------------------------------------------------- golden numbers

@@ -1,0 +1,60 @@
+"""What a run does around its steps: attempts, and refusals before anything exists."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import config, run
+from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError, exit_code
+from pipeline.steps import fetch
+
+
+def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> int:
+    """Attempts that `fetch` took when it fails with these errors first."""
+    monkeypatch.setattr(run.time, "sleep", lambda _: None)
+    calls = 0
+
+    def fails_first(_: Any) -> str:
+        nonlocal calls
+        calls += 1
+        if calls <= len(failures):
+            raise failures[calls - 1]
+        return "facts"
+
+    monkeypatch.setattr(fetch, "fetch", fails_first)
+    session: Any = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(retries=2)))
+    assert run._Session._attempt(session, "fetch:fetch", SimpleNamespace()) == "facts"  # type: ignore[arg-type]
+    return calls
+
+
+def test_a_failure_of_the_infrastructure_is_tried_again(monkeypatch):
+    assert attempt(monkeypatch, [InfrastructureError("node died"), OSError("disk gone")]) == 3
+
+
+def test_too_many_failures_end_with_exit_code_5(monkeypatch):
+    with pytest.raises(RetriesExhausted, match="failed 3 times; the last error was: again") as caught:
+        attempt(monkeypatch, [InfrastructureError("again")] * 3)
+    assert exit_code(caught.value) == 5
+
+
+def test_the_users_own_errors_are_never_tried_again(monkeypatch):
+    with pytest.raises(ValueError, match="wrong"):
+        attempt(monkeypatch, [ValueError("wrong"), AssertionError("must not be reached")])
+
+
+def test_missing_weights_are_named_before_anything_is_created(tmp_path):
+    loaded = config.load(
+        "stage_c",
+        ["scale=micro", "eval=pickscore", "eval.pickscore.weights=none.safetensors", "eval.pickscore.rival=none"],
+    )
+    assert loaded.eval.pickscore
+    with pytest.raises(UsageError, match=r"eval\.pickscore\.weights: there is nothing at"):
+        run.run(loaded, "stage_c", str(tmp_path / "root"), [], "")
+    assert not (tmp_path / "root").exists()
+
+
+def test_an_unwritable_root_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"root=.*cannot be written"):
+        run.check_root(str(tmp_path / "file" / "below"))
