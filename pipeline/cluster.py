@@ -171,6 +171,7 @@ class Cluster:
             compute=ActorPoolStrategy(min_size=least, max_size=most),
             num_cpus=cpus,
             num_gpus=1 if self.device == "cuda" else 0,
+            max_restarts=0,  # a dead actor fails the map; the step's next attempt goes on with the shards left over
         )
         return _patiently(lambda: list(mapped.iter_rows()), tick)
 

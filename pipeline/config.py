@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from datasets import storage
 from datasets.config import DataConfig
 from pipeline.dag import flatten
 from pipeline.errors import UsageError
@@ -205,6 +206,17 @@ class Config(Settings):
     def sizes_of(self, step: str) -> list[int]:
         """Sides in px at which the phases of a training step see the pictures, ascending."""
         return sorted({phase.size for training in self.trainings_of(step) for phase in training.phases})
+
+    def with_absolute_paths(self) -> "Config":
+        """The same config for workers, which may start in another folder; fingerprints are those of the original."""
+        tree = self.model_dump()
+        places = [(tower, "weights") for tower in tree["text"].values()]
+        places += [(tree["compressor"], "weights"), (tree["data"], "metadata")]
+        places += [(tree["eval"]["pickscore"] or {}, name) for name in ("weights", "rival")]
+        for section, name in places:
+            if section.get(name):
+                section[name] = storage.absolute(section[name])
+        return Config.model_validate(tree)
 
     def lookup(self, key: str) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it; `sizes.<step>` is `sizes_of`."""

@@ -5,7 +5,6 @@ import secrets
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own logs lie in its session folder; errors reach us as exceptions
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to --json
     "NO_ALBUMENTATIONS_UPDATE": "1",  # img2dataset's picture library looks for a newer release at import

@@ -253,7 +253,7 @@ class _Session:
         self.memory.lap()
         with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked:
             build = Build(
-                config=self.config,
+                config=self.config.with_absolute_paths(),
                 step=step,
                 path=path,
                 inputs={name: self.artifacts[name] for name in step.inputs},

@@ -219,6 +219,8 @@ def test_a_rate_of_no_step_is_refused(tmp_path):
         ("cluster=slrum", "(did you mean slurm?)"),
         ("data=laion_aesthetic", "data.metadata is not set"),
         ("eval=pickscore", "eval.pickscore.weights: a value is needed"),
+        ("stage_c.train.phases.0.size=136", "phases.0.size=136: must be a multiple of 128 px"),
+        ("stage_c.train.phases.0.size=256", "size=256 is larger than the stored pictures, data.image.size=128"),
         ("workers=3", "batch_size=8 does not divide among workers=3"),
         ("stage_c.text=clip", "stage_c.text names the tower 'clip', but text has tiny"),
         ("stage_c.model.text_width=64", "stage_c.model.text_width is 64, but the tower 'tiny' gives width 32"),
@@ -308,3 +310,9 @@ AFTER_C = AFTER_B - {"stage_b", "latents_c"}
 def test_a_changed_value_changes_its_step_and_the_descendants_only(word, changed, before):
     after = digests(word)
     assert {name for name, digest in after.items() if digest != before[name]} == changed
+
+
+def test_a_training_at_another_size_changes_its_latents_too():
+    before = digests("data.image.size=256")
+    after = digests("data.image.size=256", "stage_c.train.phases.0.size=256")
+    assert {name for name, digest in after.items() if digest != before[name]} == AFTER_C | {"latents_c"}
