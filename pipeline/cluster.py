@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -164,15 +165,17 @@ class Cluster:
         most, cpus = self._pool(len(shards))
         least = min(self.config.encoders.min, most)
         data = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        mapped = data.map_batches(
-            worker,
-            batch_size=1,
-            fn_constructor_args=arguments,
-            compute=ActorPoolStrategy(min_size=least, max_size=most),
-            num_cpus=cpus,
-            num_gpus=1 if self.device == "cuda" else 0,
-            max_restarts=0,  # a dead actor fails the map; the step's next attempt goes on with the shards left over
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ray has no other way to say max_restarts yet
+            mapped = data.map_batches(
+                worker,
+                batch_size=1,
+                fn_constructor_args=arguments,
+                compute=ActorPoolStrategy(min_size=least, max_size=most),
+                num_cpus=cpus,
+                num_gpus=1 if self.device == "cuda" else 0,
+                max_restarts=0,  # a dead actor fails the map; the step's next attempt goes on with what is left
+            )
         return _patiently(lambda: list(mapped.iter_rows()), tick)
 
     def train(

@@ -1,7 +1,11 @@
-"""From artifacts to models in memory: what encoders, sampling and export share. Imports torch."""
+"""From artifacts to models in memory: what trainings, encoders, sampling and export share.
+
+The compressor (torchvision) and the text towers (open_clip) are imported where they are made: these libraries take
+seconds to load, and most workers need neither.
+"""
 
 import io
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import safetensors.torch
 import torch
@@ -10,13 +14,15 @@ from torch import Tensor, nn
 from datasets import storage
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
-from stages.compressor import Compressor
 from stages.config import ClipTextConfig, CompressorConfig, StageAConfig, StageBConfig, StageCConfig, TextConfig
 from stages.sample import Models
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
-from stages.text import TextTower, clip_tower, seeded_tower
+
+if TYPE_CHECKING:
+    from stages.compressor import Compressor
+    from stages.text import TextTower
 
 M = TypeVar("M", bound=nn.Module)
 TOWER, NULL_TEXT = "tower.safetensors", "null_text.safetensors"
@@ -45,8 +51,10 @@ def stage_a(config: StageAConfig, artifact: Artifact) -> StageA:
     return _filled(StageA(config), artifact, "stage_a.safetensors")
 
 
-def compressor(config: CompressorConfig, artifact: Artifact) -> Compressor:
+def compressor(config: CompressorConfig, artifact: Artifact) -> "Compressor":
     """The compressor as it was trained with Stage B."""
+    from stages.compressor import Compressor
+
     return _filled(Compressor(config), artifact, "compressor.safetensors")
 
 
@@ -69,15 +77,19 @@ def state_dict(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def fresh_tower(config: TextConfig) -> TextTower:
+def fresh_tower(config: TextConfig) -> "TextTower":
     """A text tower as its config describes it: pretrained, or seeded and not yet centred."""
+    from stages.text import clip_tower, seeded_tower
+
     if isinstance(config, ClipTextConfig):
         return clip_tower(config, state_dict(config.weights))
     return seeded_tower(config)
 
 
-def tower(config: TextConfig, artifact: Artifact) -> TextTower:
+def tower(config: TextConfig, artifact: Artifact) -> "TextTower":
     """The text tower that encoded an artifact's captions."""
+    from stages.text import TextTower
+
     return _filled(TextTower(config.width, config.layers, config.heads, config.context_length), artifact, TOWER)
 
 

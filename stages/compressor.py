@@ -14,26 +14,11 @@ from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBC
 
 from stages.config import CompressorConfig, CompressorWarmupLoss, EfficientNetStages
 from stages.draws import Draws
+from stages.geometry import CODE_SCALE, CODE_SHIFT, BadImageSize
 from stages.layers import in_fp32, to_unit_range
 
 STRIDE = 32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Stage C works on (code + 1) / 42, Stage B on the code itself. The stock pipelines undo it as x * 42 - 1.
-CODE_SCALE, CODE_SHIFT = 42.0, 1.0
-
-
-class BadImageSize(ValueError):
-    """An image's sides do not fit the models."""
-
-
-def normalise(code: Tensor) -> Tensor:
-    """The compressor's output -> the space of Stage C."""
-    return (code + CODE_SHIFT) / CODE_SCALE
-
-
-def denormalise(latents: Tensor) -> Tensor:
-    """The space of Stage C -> the compressor's output."""
-    return latents * CODE_SCALE - CODE_SHIFT
 
 
 class Compressor(nn.Module):

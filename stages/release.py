@@ -20,9 +20,10 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from stages import convert, diffusion
-from stages.compressor import CODE_SCALE, CODE_SHIFT, Compressor
+from stages.compressor import Compressor
 from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
-from stages.sample import LATENTS_PER_CODE, PIXELS_PER_CODE, SIDE_MULTIPLE, Models
+from stages.geometry import CODE_SCALE, CODE_SHIFT, LATENTS_PER_CODE, PIXELS_PER_CODE, SIDE_MULTIPLE
+from stages.sample import Models
 from stages.text import TextTower, to_transformers, tokenizer_files
 
 File = tuple[str, bytes]  # relative path, content

@@ -5,25 +5,24 @@ that a picture does not depend on its batch, and the stock pipeline with a CPU g
 the same one from an export.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stages import diffusion
-from stages.compressor import BadImageSize, Compressor, denormalise
+from stages.geometry import check_size, code_side, denormalise, latent_side
 from stages.layers import to_unit_range
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
-from stages.text import TextTower
 
-SIDE_MULTIPLE = 128  # px: other sides do not come out as asked for
-PIXELS_PER_CODE = 42.67  # resolution_multiple of the released prior pipeline
-LATENTS_PER_CODE = 10.67  # latent_dim_scale of the released decoder pipeline
+if TYPE_CHECKING:  # these need torchvision and open_clip, which not every process has to load
+    from stages.compressor import Compressor
+    from stages.text import TextTower
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class Models:
     stage_a: StageA
     stage_b: StageB
     stage_c: StageC
-    text_b: TextTower | None
+    text_b: "TextTower | None"
     """None where Stage B was trained without text."""
-    text_c: TextTower
+    text_c: "TextTower"
 
 
 class Noise:
@@ -150,7 +149,7 @@ def reconstruct_a(stage_a: StageA, image: Tensor, *, quantised: bool = False) ->
 def reconstruct_b(
     stage_a: StageA,
     stage_b: StageB,
-    compressor: Compressor,
+    compressor: "Compressor",
     image: Tensor,
     text: Tensor | None,
     seeds: Sequence[int],
@@ -165,20 +164,3 @@ def reconstruct_b(
 def to_pixels(image: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1], clamped here -> (B, H, W, 3) uint8 on the CPU."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-
-
-def code_side(pixels: int) -> int:
-    """Side of the code for a side in pixels: 1024 -> 24."""
-    return math.ceil(pixels / PIXELS_PER_CODE)
-
-
-def latent_side(code: int) -> int:
-    """Side of Stage A's latents for a side of the code: 24 -> 256."""
-    return int(code * LATENTS_PER_CODE)
-
-
-def check_size(width: int, height: int) -> None:
-    """Raise BadImageSize unless both sides, in pixels, are positive multiples of 128."""
-    for name, side in (("width", width), ("height", height)):
-        if side <= 0 or side % SIDE_MULTIPLE:
-            raise BadImageSize(f"{name}={side}: sides must be multiples of {SIDE_MULTIPLE} px, such as 512 or 1024")

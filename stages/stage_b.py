@@ -5,12 +5,13 @@ convolution, timestep and attention blocks. The code enters every convolution bl
 it, the text by attention.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.compressor import Compressor
 from stages.config import StageBConfig, StageBLoss
 from stages.draws import Draws
 from stages.layers import (
@@ -29,6 +30,9 @@ from stages.layers import (
     to_unit_range,
     xavier_,
 )
+
+if TYPE_CHECKING:  # needs torchvision
+    from stages.compressor import Compressor
 
 B_FLOOR = 1e-3  # the divisor of the output stays within [0.001, 0.999]
 
@@ -166,7 +170,7 @@ class StageBObjective(nn.Module):
     def __init__(
         self,
         stage_b: StageB,
-        compressor: Compressor,
+        compressor: "Compressor",
         loss: StageBLoss,
         null_text: Tensor | None,
         train_compressor: bool = True,

@@ -7,9 +7,9 @@ timestep and attention blocks at one resolution, no positions, so that any size 
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.compressor import normalise
 from stages.config import StageCConfig, StageCLoss
 from stages.draws import Draws
+from stages.geometry import normalise
 from stages.layers import (
     AttnBlock,
     Conv2d,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stages import convert, sample
-from stages.compressor import BadImageSize, Compressor, CompressorWarmup, denormalise, normalise
+from stages.compressor import Compressor, CompressorWarmup
 from stages.config import (
     CompressorConfig,
     CompressorWarmupLoss,
@@ -30,6 +30,7 @@ from stages.config import (
     StageCLoss,
 )
 from stages.draws import Draws
+from stages.geometry import BadImageSize, code_side, denormalise, latent_side, normalise
 from stages.layers import fresh_batch_norm, timestep_embedding
 from stages.stage_a import StageA, StageAObjective, random_crop
 from stages.stage_b import StageB, StageBObjective
@@ -521,8 +522,8 @@ def test_sides_between_the_steps_are_refused(models: sample.Models) -> None:
 
 @pytest.mark.parametrize(("pixels", "code", "latent"), [(128, 3, 32), (512, 12, 128), (1024, 24, 256), (1536, 36, 384)])
 def test_sides(pixels: int, code: int, latent: int) -> None:
-    assert sample.code_side(pixels) == code
-    assert sample.latent_side(code) == latent
+    assert code_side(pixels) == code
+    assert latent_side(code) == latent
 
 
 def test_reconstructions_have_the_pictures_shape(models: sample.Models) -> None:

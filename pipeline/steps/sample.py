@@ -15,7 +15,7 @@ from pipeline.sampling import caption_seed
 
 CHUNK = 8  # captions between two receipts
 COLUMNS = ("original", "stage_a", "stage_b", "generated")  # folders of the artifact, columns of the grid
-TITLES = ("original", "Stage A", "Stage B from the true code", "generated from text")
+TITLES = ("original", "Stage A alone", "Stages B + A", "from its caption")
 GRID_ROWS = 64
 
 

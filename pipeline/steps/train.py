@@ -194,9 +194,7 @@ def _panel_a(stage_a: "StageA", batches: Batches) -> bytes:
         reconstruct_a(stage_a, pictures).numpy(),
         reconstruct_a(stage_a, pictures, quantised=True).numpy(),
     ]
-    return grid(
-        ("original", "Stage A", "through the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4
-    )
+    return grid(("original", "Stage A", "by the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
 def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: Batches) -> bytes:
@@ -218,7 +216,7 @@ def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", bat
         reconstruct_b(stage_a, stage_b, compressor, pictures, text, seeds, PANEL_STEPS).numpy(),
     ]
     return grid(
-        ("original", "Stage A", "Stage B from the true code"),
+        ("original", "Stage A alone", "Stages B + A"),
         [("", row) for row in zip(*columns, strict=True)],
         blocks=4,
     )
