@@ -13,7 +13,7 @@ from pipeline import __version__, config, cost, run
 from pipeline.config import Config
 from pipeline.errors import UsageError, exit_code
 from pipeline.mlflow_store import locate_store
-from pipeline.screen import console, show_plan, show_summary
+from pipeline.screen import Summary, console, show_plan, show_summary
 from pipeline.words import Words, parse, usage
 
 
@@ -58,8 +58,17 @@ def _run(words: Words) -> None:
         return
     command = "python -m pipeline " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     summary = run.run(loaded, words.required_conf(), root, planned, command)
+    summary.next_command = _next_command(words, summary)
     show_summary(summary)
     _print_json(words, {"outcome": "done", "steps": [vars(step) for step in summary.steps]})
+
+
+def _next_command(words: Words, summary: Summary) -> str:
+    """What a person may want to do now, with the same conf, root and overrides."""
+    same = " ".join(shlex.quote(word) for word in (f"conf={words.conf}", f"root={words.root}", *words.overrides))
+    if summary.metrics:
+        return f'python -m pipeline sample {same} prompt="red heart" out=pictures'
+    return f"python -m pipeline ui root={shlex.quote(words.root)}"
 
 
 def _plan(words: Words) -> None:

@@ -14,7 +14,7 @@ from datasets.storage import FileEntry
 from pipeline.artifacts import BUILDING, Artifact
 from pipeline.config import Config
 from pipeline.dag import Step
-from pipeline.errors import Interrupted, UsageError
+from pipeline.errors import Interrupted
 
 if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
     from pipeline.cluster import Cluster
@@ -133,8 +133,6 @@ class Build:
         """Pass on what the workers said, and tell them whether to stop."""
         for message in self.cluster.exchange(stop=self.stop_signal() is not None):
             kind = message.pop("kind")
-            if kind == "refused":
-                raise UsageError(message["message"])
             getattr(self.report, kind)(**message)
 
     def raise_if_stopped(self) -> None:

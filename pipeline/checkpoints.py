@@ -34,7 +34,7 @@ class Checkpoints:
             try:
                 entry = FileEntry(**json.loads(storage.read(self._path(step, "json"))))
                 return storage.read(self._path(step, "safetensors"), expect=entry)
-            except (CorruptFile, OSError, ValueError, TypeError) as error:
+            except (CorruptFile, FileNotFoundError, ValueError, TypeError) as error:
                 self.warn(f"checkpoint of step {step} skipped: {error}")
         return None
 

@@ -7,6 +7,7 @@ back through one small actor, the board: progress, metrics, and the wish to stop
 import logging
 import os
 import secrets
+import signal
 import threading
 import time
 import warnings
@@ -20,11 +21,13 @@ import ray.train
 import ray.train.torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import UserCodeException
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from datasets import storage
 from pipeline.config import Cluster as ClusterConfig
-from pipeline.errors import InfrastructureError
+from pipeline.environment import quiet_environment
+from pipeline.errors import InfrastructureError, UsageError
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
@@ -77,17 +80,23 @@ class BoardClient:
 class Cluster:
     """A running Ray, local or remote."""
 
-    def __init__(self, config: ClusterConfig):
+    def __init__(self, config: ClusterConfig, workers: int):
         self.config = config
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-        ray.init(
-            address=config.address,
-            num_cpus=config.num_cpus if config.address is None else None,
-            include_dashboard=False if config.address is None else None,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            configure_logging=True,
-        )
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            ray.init(
+                address=config.address,
+                num_cpus=config.num_cpus if config.address is None else None,
+                include_dashboard=False if config.address is None else None,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                runtime_env={"env_vars": quiet_environment()} if config.address else None,
+            )
+        except ConnectionError as error:
+            raise UsageError(f"cluster.address={config.address}: no Ray answers there ({error})") from None
+        for number, handler in handlers.items():  # Ray takes SIGTERM for itself and would end without saving
+            signal.signal(number, handler)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = 0
@@ -96,6 +105,7 @@ class Cluster:
         total = ray.cluster_resources()
         self.cpus = int(total.get("CPU", 1))
         self.gpus = int(total.get("GPU", 0)) if config.device != "cpu" else 0
+        self._check_room(workers)
         self.board = ray.remote(num_cpus=0)(Board).remote()
         names = [name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")]
         self.kind = f"cuda:{'+'.join(sorted(names)) or 'GPU'}" if self.gpus else "cpu"
@@ -107,9 +117,16 @@ class Cluster:
     @property
     def device(self) -> str:
         """`cuda` or `cpu`: where workers compute."""
-        if self.config.device == "cuda" and self.gpus == 0:
-            raise ValueError("cluster.device=cuda, but Ray sees no GPU; use cluster.device=auto or cpu")
         return "cuda" if self.gpus else "cpu"
+
+    def _check_room(self, workers: int) -> None:
+        """Refuse what would wait for ever, before any step starts."""
+        if self.config.device == "cuda" and self.gpus == 0:
+            raise UsageError("cluster.device=cuda, but Ray sees no GPU; use cluster.device=auto or cpu")
+        room = self.gpus // max(1, self.config.gpus_per_worker) if self.gpus else self.cpus
+        if workers > room and self.config.address is None:  # a cluster may still grow
+            kind = "GPUs" if self.gpus else "CPU cores"
+            raise UsageError(f"workers={workers}: this machine has {kind} for {room}; lower workers")
 
     def exchange(self, stop: bool) -> list[dict[str, Any]]:
         """Tell the workers whether to stop; returns what they posted since the last time."""
@@ -187,7 +204,7 @@ class Cluster:
         folder: str,
         tick: Callable[[], None],
     ) -> None:
-        """Run `loop(payload)` on `workers` ranks as a Ray Train job; Ray restarts the group when a worker dies.
+        """Run `loop(payload)` on `workers` ranks as a Ray Train job; a dead worker ends it, the step tries again.
 
         State lives in our own checkpoints, so each attempt gets a fresh Ray Train name: a damaged snapshot of an
         earlier attempt can never stop a run from starting.
@@ -205,7 +222,7 @@ class Cluster:
             run_config=ray.train.RunConfig(
                 name=secrets.token_hex(6),
                 storage_path=storage.join(folder, "ray_train"),
-                failure_config=ray.train.FailureConfig(max_failures=self.config.retries, controller_failure_limit=3),
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=1),  # we retry
             ),
         )
         _patiently(trainer.fit, tick)
@@ -227,6 +244,7 @@ def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:
     while thread.is_alive():
         thread.join(POLL_S)
         tick()
+    tick()  # what was said last belongs to this call
     if failure:
         raise _cause(failure[0]) from failure[0]
     return outcome[0]
@@ -245,6 +263,8 @@ def _cause(error: BaseException) -> BaseException:
     if isinstance(error, TrainingFailedError):
         failures = list((getattr(error, "worker_failures", None) or {}).values())
         return _cause(failures[0]) if failures else InfrastructureError(f"the training job failed: {error}")
+    if isinstance(error, UserExceptionWithTraceback):  # of a training worker
+        return _cause(error._base_exc)
     if isinstance(error, ray.exceptions.RayTaskError):
         return _cause(error.cause)
     if isinstance(error, UserCodeException) and error.__cause__:

@@ -176,6 +176,33 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _parts_fit(self) -> "Config":
+        size, crop = self.data.image.size, self.stage_a.loss.crop
+        smallest = min(phase.size for phase in self.stage_a.train.phases)
+        pairs = (
+            ("stage_b.model.latent_channels", self.stage_b.model.latent_channels, self.stage_a.model.latent_channels),
+            ("stage_b.model.code_channels", self.stage_b.model.code_channels, self.compressor.model.latent_channels),
+            (
+                "stage_c.model.latent_channels",
+                self.stage_c.model.latent_channels,
+                self.compressor.model.latent_channels,
+            ),
+        )
+        for key, value, wanted in pairs:
+            if value != wanted:
+                raise ValueError(f"{key}={value}: what it works on has {wanted} channels")
+        if size % 128:
+            raise ValueError(f"data.image.size={size}: must be a multiple of 128 px")
+        if crop is not None and crop > smallest:
+            raise ValueError(f"stage_a.loss.crop={crop} is larger than the pictures of a phase, {smallest} px")
+        if self.sample.width != self.sample.height:
+            raise ValueError(
+                f"sample.width={self.sample.width}, sample.height={self.sample.height}: samples are compared with the "
+                "stored pictures, which are square; `sample` takes any width= and height="
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         for key, training in self.trainings().items():
             for number, phase in enumerate(training.phases):

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from datasets import storage
 from pipeline.errors import UsageError
-from pipeline.run import check_root
+from pipeline.run import check_writable
 
 NEEDED = (
     "ray",
@@ -127,7 +127,7 @@ def _storage(root: str) -> Finding:
     existed = storage.exists(root)
     started = time.monotonic()
     try:
-        check_root(root)
+        check_writable(root, "root")
     except UsageError as error:
         return Finding("storage", "failed", str(error))
     if not existed:

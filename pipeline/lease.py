@@ -7,6 +7,7 @@ over only on proof of death: the owner's process is gone from this host, or its 
 import contextlib
 import getpass
 import json
+import logging
 import threading
 import time
 import uuid
@@ -17,6 +18,8 @@ from datasets import storage
 from pipeline.artifacts import LEASE
 from pipeline.errors import LeaseHeld
 from pipeline.process import ProcessId
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
 SILENCE_S = 60.0
@@ -34,7 +37,11 @@ def hold(artifact_path: str, notify: Callable[[str], None], silence_s: float = S
         count = 0
         while not stop.wait(HEARTBEAT_S):
             count += 1
-            storage.publish(_owner(token, count), path)
+            try:
+                if _holder(path) == token:  # else somebody took us for dead
+                    storage.publish(_owner(token, count), path)
+            except OSError as error:  # the next beat may get through
+                log.warning("a heartbeat of %s failed: %s", path, error)
 
     thread = threading.Thread(target=beat, name="lease", daemon=True)
     thread.start()
@@ -43,12 +50,21 @@ def hold(artifact_path: str, notify: Callable[[str], None], silence_s: float = S
     finally:
         stop.set()
         thread.join()
-        storage.remove(path)
+        if _holder(path) == token:
+            storage.remove(path)
 
 
 def _owner(token: str, heartbeat: int) -> bytes:
     owner = {**vars(ProcessId.own()), "user": getpass.getuser(), "token": token, "heartbeat": heartbeat}
     return json.dumps(owner).encode()
+
+
+def _holder(path: str) -> str | None:
+    """The token of whoever holds the lease now."""
+    try:
+        return str(json.loads(storage.read(path))["token"])
+    except FileNotFoundError:
+        return None
 
 
 def _acquire(path: str, token: str, notify: Callable[[str], None], silence_s: float) -> None:
@@ -62,8 +78,9 @@ def _acquire(path: str, token: str, notify: Callable[[str], None], silence_s: fl
                 f"{path.rsplit('/', 2)[0]} is being built by {owner['user']} on {owner['host']} (pid {owner['pid']}); "
                 "wait for that run, or stop it"
             )
-        notify(f"taking over from pid {owner['pid']} on {owner['host']}, which died")
-        storage.remove(path)
+        if _holder(path) == owner["token"]:  # nobody else has taken over meanwhile
+            notify(f"taking over from pid {owner['pid']} on {owner['host']}, which died")
+            storage.remove(path)
 
 
 def _dead(owner: dict[str, Any], path: str, notify: Callable[[str], None], silence_s: float) -> bool:

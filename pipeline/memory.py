@@ -1,4 +1,4 @@
-"""Peak memory of a run: the summed PSS of this process and everything below it, sampled every two seconds.
+"""Peak memory of a run: the summed PSS of this process and everything below it, sampled each second.
 
 PSS counts a page that n processes share as 1/n in each, so the sum is what the tree occupies; summed RSS
 would count Ray's object store and every library's pages once per process.
@@ -9,7 +9,7 @@ from types import TracebackType
 
 import psutil
 
-INTERVAL_S = 2.0  # a sample takes the kernel 5 ms a process
+INTERVAL_S = 1.0  # a sample takes the kernel 5 ms a process
 
 
 class PeakMemory:

@@ -31,6 +31,7 @@ class ProcessId:
             return False
         try:
             process = psutil.Process(self.pid)
-            return process.create_time() != self.started or process.status() == psutil.STATUS_ZOMBIE
+            moved = abs(process.create_time() - self.started) > 2  # seconds: the boot time that it is based on drifts
+            return moved or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True

@@ -4,12 +4,10 @@ Runs in the worker. State goes to the artifact's building folder, progress and m
 trained, rank 0 publishes the weights and, last, `result.json`, which the driver turns into the manifest.
 """
 
-import contextlib
 import json
 import os
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import ray
@@ -34,21 +32,11 @@ M = TypeVar("M", bound=nn.Module)
 class Rank:
     """A worker's place in its job: rank, world size, device, board, folders."""
 
-    @classmethod
-    @contextlib.contextmanager
-    def of(cls, payload: dict[str, Any]) -> Iterator["Rank"]:
-        """The rank of this worker; the user's own errors go to the driver instead of being tried again by Ray."""
-        rank = cls(payload["path"], payload["building"], payload["board"], payload["seed"])
-        try:
-            yield rank
-        except (ValueError, ArithmeticError) as error:
-            rank.board.post({"kind": "refused", "message": str(error)})
-
-    def __init__(self, path: str, building: str, board: Any, seed: int):
+    def __init__(self, payload: dict[str, Any]):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.path, self.building, self.seed = path, building, seed
-        self.board = BoardClient(board)
+        self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
+        self.board = BoardClient(payload["board"])
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
         else:
@@ -108,7 +96,6 @@ class Rank:
             "metrics": self.metrics,
             "rows": rows,
             "pids": sorted(pids),
-            "host": socket.gethostname(),
         }
         if self.rank == 0:
             storage.publish(json.dumps(result).encode(), storage.join(self.building, RESULT))

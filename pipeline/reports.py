@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.screen import console
 from pipeline.steps import table
 
-out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+out = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
 
 
 def wanted(config: Config, root: str, names: list[str]) -> dict[str, Artifact]:

@@ -38,35 +38,38 @@ def planned_steps(config: Config, root: str, selection: Selection) -> list[Plann
     return dag.plan(steps, config.lookup, Store(root), selection)
 
 
-def check_root(root: str) -> None:
-    """Refuse a root that cannot be written, before anything else happens there."""
-    probe = storage.join(root, f".probe-{uuid.uuid4().hex[:8]}")
+def check_writable(folder: str, word: str) -> None:
+    """Refuse a folder that cannot be written, before anything else happens there; `word` is what named it."""
+    probe = storage.join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     try:
         storage.publish(b"", probe)
         storage.remove(probe)
-    except (OSError, NotADirectoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"root={root}: cannot be written ({reason}); give another root=") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"{word}={folder}: cannot be written ({reason}); give another {word}=") from None
 
 
-def check_weights(config: Config) -> None:
-    """Refuse a config that names weights which are not there, before anything runs."""
-    named: dict[str, str | None] = {
-        f"text.{name}.weights": getattr(tower, "weights", None) for name, tower in config.text.items()
+def check_weights(config: Config, steps: set[str]) -> None:
+    """Refuse a config whose steps (by artifact) need weights or pictures that are not there, before anything runs."""
+    needed: dict[str, str | None] = {
+        f"text.{name}.weights": getattr(tower, "weights", None)
+        for name, tower in config.text.items()
+        if f"text_{name}" in steps
     }
-    named["compressor.weights"] = config.compressor.weights
-    if config.eval.pickscore:
-        named["eval.pickscore.weights"] = config.eval.pickscore.weights
-        named["eval.pickscore.rival"] = config.eval.pickscore.rival
-    for key, path in named.items():
+    if "stage_b" in steps:
+        needed["compressor.weights"] = config.compressor.weights
+    if "scores" in steps and config.eval.pickscore:
+        needed["eval.pickscore.weights"] = config.eval.pickscore.weights
+        needed["eval.pickscore.rival"] = config.eval.pickscore.rival
+    for key, path in needed.items():
         if path is not None and not storage.exists(path):
-            raise UsageError(f"{key}: there is nothing at {path}; put the weights there or change the key")
+            raise UsageError(f"{key}: there is nothing at {path}; put it there or change the key")
 
 
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
     """Build every planned step that is not done; returns what the last screen shows."""
-    check_weights(config)
-    check_root(root)
+    check_weights(config, {item.step.output for item in planned if item.state != "done"})
+    check_writable(root, "root")
     quiet_environment()
     if config.cluster.address is None:
         private_ray()
@@ -87,9 +90,9 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
     if "scores" in session.artifacts:
         summary.metrics = session.artifacts["scores"].manifest["metrics"]
-    spent = ledger.totals(root).steps.values()
-    summary.paper = [str(found) for found in map(ledger.compare_with_paper, spent) if found]
-    summary.next_command = _next_command(conf, root, summary)
+    spent = ledger.totals(root).steps
+    ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
+    summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
     return summary
 
 
@@ -97,13 +100,6 @@ def _picture(artifact: Artifact) -> str | None:
     """The path of an artifact's contact sheet, if it has one."""
     sheet = next((name for name in ("grid.png", "panel.png") if name in artifact.files), None)
     return storage.join(artifact.path, sheet) if sheet else None
-
-
-def _next_command(conf: str, root: str, summary: Summary) -> str:
-    """What a person may want to do now."""
-    if not summary.metrics:
-        return f"python -m pipeline ui root={root}"
-    return f'python -m pipeline sample conf={conf} root={root} prompt="red heart" out=pictures'
 
 
 @dataclass
@@ -178,7 +174,7 @@ class _Session:
                 )
             )
             self.ledger = ledger.Writer(self.root, self.id)
-            self.cluster = Cluster(self.config.cluster)
+            self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
             self.summary.devices = self.cluster.kind
             self.record: dict[str, Any] = {
@@ -256,7 +252,7 @@ class _Session:
                 config=self.config.with_absolute_paths(),
                 step=step,
                 path=path,
-                inputs={name: self.artifacts[name] for name in step.inputs},
+                inputs=self._inputs(item),
                 cluster=self.cluster,
                 lease=lambda devices: self.ledger.lease(step.name, fingerprint.digest, devices, self.cluster.kind),
                 report=_Reporter(progress, tracked, self.summary.warnings),
@@ -288,6 +284,13 @@ class _Session:
             tracked.finish(artifact)
         return artifact
 
+    def _inputs(self, item: Planned) -> dict[str, Artifact]:
+        """The finished artifacts that a step reads, also those of steps that the flags leave out."""
+        found = {name: self.store.find(name, digest) for name, digest in item.fingerprint.parents.items()}
+        missing = [name for name, artifact in found.items() if artifact is None]
+        assert not missing, f"{item.step.name} was planned without {missing}"
+        return {name: artifact for name, artifact in found.items() if artifact is not None}
+
     def _attempt(self, call: str, build: Build) -> Facts:
         """Call the step's function; failures of the infrastructure are tried again, with a growing pause."""
         module, function = call.split(":")
@@ -302,7 +305,7 @@ class _Session:
                         f"{function} failed {attempt + 1} times; the last error was: {error}"
                     ) from error
                 pause = 2.0**attempt
-                console.print(f"[yellow]{function}: {error}; trying again in {pause:.0f} s[/]")
+                console.print(f"{function}: {error}; trying again in {pause:.0f} s", style="yellow", markup=False)
                 time.sleep(pause)
         raise AssertionError("unreachable")
 

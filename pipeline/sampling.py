@@ -8,6 +8,7 @@ from datasets import storage
 from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.reports import wanted
+from pipeline.run import check_writable
 from pipeline.screen import console
 
 NUMBERS = {
@@ -31,10 +32,15 @@ def sample(config: Config, root: str, words: dict[str, str]) -> None:
         if side <= 0 or side % 128:
             raise UsageError(f"{key}={side}: sides must be multiples of 128 px")
     count = int(numbers.get("n", 1))
-    if count < 1:
-        raise UsageError(f"n={count}: give 1 or more")
+    for key in ("n", "steps_c", "steps_b"):
+        if key in numbers and numbers[key] < 1:
+            raise UsageError(f"{key}={words[key]}: give 1 or more")
+    if not 0 <= numbers.get("seed", 0) < 2**63 - count:
+        raise UsageError(f"seed={words['seed']}: must be between 0 and 2^63")
+    folder = storage.absolute(words["out"])
     texts = sorted({f"text_{config.stage_b.text}", f"text_{config.stage_c.text}"})
     artifacts = wanted(config, root, ["stage_a", "stage_b", "stage_c", *texts])
+    check_writable(folder, "out")
 
     prompt = words["prompt"]
     first = int(numbers["seed"]) if "seed" in numbers else caption_seed(config.seed, prompt)
@@ -63,7 +69,7 @@ def sample(config: Config, root: str, words: dict[str, str]) -> None:
         )
         buffer = io.BytesIO()
         Image.fromarray(pixels[0].numpy()).save(buffer, "PNG")
-        path = storage.join(storage.absolute(words["out"]), f"{_slug(prompt)}-{seed}.png")
+        path = storage.join(folder, f"{_slug(prompt)}-{seed}.png")
         storage.publish(buffer.getvalue(), path)
         console.print(path)
 

@@ -37,8 +37,6 @@ class StepProgress:
             )
             self._bar.start()
             self._task = self._bar.add_task(name, total=None, unit="", rate="", position=position)
-        else:
-            console.print(f"{position} {name} ...")
 
     def update(self, done: int, total: int, unit: str) -> None:
         """Move the bar."""

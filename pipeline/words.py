@@ -12,32 +12,31 @@ from pipeline.errors import UsageError
 
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
 SAMPLE_WORDS = (
-    "prompt", "negative", "seed", "n", "width", "height", "image", "strength",
-    "steps_c", "steps_b", "guidance_c", "guidance_b", "out",
+    "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b", "out",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb with the words and flags that it takes beside `conf`, `root` and overrides."""
+    """A verb with the words and flags that it takes beside `root` and, where `config`, `conf` and overrides."""
 
     help: str
     words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
-    overrides: bool = True
+    config: bool = True
 
 
 VERBS: dict[str, Verb] = {
     "run": Verb("build the targets and whatever is missing before them", flags=RUN_FLAGS),
     "plan": Verb("what a run would do, with reasons and estimated cost", flags=RUN_FLAGS),
-    "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",)),
+    "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
     "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
     "config": Verb("the composed config with its comments; `config list`: confs, groups, values"),
     "sample": Verb('prompt="..." out=DIR: draw pictures with the trained models', SAMPLE_WORDS),
     "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
-    "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",)),
+    "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
-    "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",)),
+    "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",), config=False),
 }
 
 
@@ -87,12 +86,14 @@ def parse(arguments: list[str]) -> Words:
             if not value:
                 raise UsageError(f"{key} needs a step's name, for example {key} train_c")
             flags.setdefault(key, []).append(value)
-        elif separator and key in ("conf", "root", *verb.words):
+        elif separator and key in ("root", *(("conf",) if verb.config else ()), *verb.words):
             if key in own:
                 raise UsageError(f"{key}= is given twice")
             own[key] = value
-        elif separator:
+        elif separator and verb.config:
             overrides.append(word)
+        elif separator:
+            raise UsageError(f"{word}: {name} takes no key=value but root=")
         else:
             rest.append(word)
     for key in ("--from", "--until", "--only"):

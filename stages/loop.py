@@ -31,7 +31,7 @@ Batch = dict[str, Tensor]
 _READ_AHEAD = 2  # batches waiting in memory while a step runs
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLoss(ValueError):
     """The loss or its gradient is not finite; the weights are those before the step that is named."""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline import config, run
+from pipeline.dag import Selection
 from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError, exit_code
 from pipeline.steps import fetch
 
@@ -50,11 +51,17 @@ def test_missing_weights_are_named_before_anything_is_created(tmp_path):
     )
     assert loaded.eval.pickscore
     with pytest.raises(UsageError, match=r"eval\.pickscore\.weights: there is nothing at"):
-        run.run(loaded, "stage_c", str(tmp_path / "root"), [], "")
+        run.run(
+            loaded,
+            "stage_c",
+            str(tmp_path / "root"),
+            run.planned_steps(loaded, str(tmp_path / "root"), Selection()),
+            "",
+        )
     assert not (tmp_path / "root").exists()
 
 
 def test_an_unwritable_root_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"root=.*cannot be written"):
-        run.check_root(str(tmp_path / "file" / "below"))
+        run.check_writable(str(tmp_path / "file" / "below"), "root")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from datasets import openmoji, plan, shards
-from datasets.config import DataConfig, DownloadConfig, ImageConfig
+from datasets.config import DataConfig
 from datasets.download import Hosts, download_shard
 from datasets.shards import Receipt
 from pipeline.build import Build, Facts
@@ -21,16 +21,11 @@ def download(build: Build) -> Facts:
     planned = dict(plan.shards(metadata.read("plan.parquet")))
     finished = shards.finished(build.path)
     done = sum(receipt.rows_in for receipt in finished.values())
-    with _hosts(data) as hosts:
-        todo = [
-            (rows, shard, build.path, data.image, data.download, hosts)
-            for shard, rows in planned.items()
-            if shard not in finished
-        ]
-        for receipt in build.call_each(_download, todo):
-            finished[receipt.shard] = receipt
-            done += receipt.rows_in
-            build.report.progress(done, metadata.manifest["rows"], "pictures")
+    todo = [(rows, shard, build.path, data) for shard, rows in planned.items() if shard not in finished]
+    for receipt in build.call_each(_download, todo):
+        finished[receipt.shard] = receipt
+        done += receipt.rows_in
+        build.report.progress(done, metadata.manifest["rows"], "pictures")
     receipts = [finished[shard] for shard in planned]
     dropped: Counter[str] = Counter()
     for receipt in receipts:
@@ -45,15 +40,14 @@ def download(build: Build) -> Facts:
     )
 
 
-def _download(
-    rows: pa.Table, shard: int, folder: str, image: ImageConfig, download: DownloadConfig, hosts: Hosts
-) -> Receipt:
-    return download_shard(rows, shard=shard, folder=folder, image=image, download=download, hosts=hosts)
+def _download(rows: pa.Table, shard: int, folder: str, data: DataConfig) -> Receipt:
+    with _hosts(data) as hosts:
+        return download_shard(rows, shard=shard, folder=folder, image=data.image, download=data.download, hosts=hosts)
 
 
 @contextlib.contextmanager
 def _hosts(data: DataConfig) -> Iterator[Hosts]:
-    """Addresses of reserved hosts: the embedded source is served from this process for the time of the download."""
+    """Addresses of reserved hosts: the embedded source is served from the process that downloads."""
     if data.openmoji is None or data.source != "openmoji":
         yield {}
         return
@@ -69,5 +63,5 @@ def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:
     if lost > max_lost * planned:
         raise BudgetExceeded(
             f"{lost} of {planned} planned pictures are lost, more than data.download.max_lost={max_lost} allows: "
-            f"{causes}"
+            f"{causes}; to try again: --force download"
         )

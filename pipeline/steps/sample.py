@@ -100,10 +100,11 @@ class Painter:
         """One caption's pictures, batch size 1: what `sample` draws for the same caption and seed is the same."""
         import torch
 
+        from stages.layers import resized
         from stages.sample import generate, reconstruct_a, reconstruct_b
 
         settings = self.config.sample
-        image = torch.from_numpy(original.copy()).permute(2, 0, 1)[None].to(self.device)
+        image = resized(torch.from_numpy(original.copy()).permute(2, 0, 1)[None], settings.width).to(self.device)
         text = self.models.text_b.encode([row["caption"]])[0] if self.models.text_b else None
         drawn = generate(
             self.models,
@@ -121,7 +122,8 @@ class Painter:
         from_b = reconstruct_b(
             self.models.stage_a, self.models.stage_b, self.compressor, image, text, [row["seed"]], settings.steps_b
         )
-        return [original, from_a[0].numpy(), from_b[0].numpy(), drawn[0].numpy()]
+        shown = image[0].permute(1, 2, 0).cpu().numpy()
+        return [shown, from_a[0].numpy(), from_b[0].numpy(), drawn[0].numpy()]
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -14,6 +14,8 @@ from pipeline.config import StageC as StageCSettings
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stages.compressor import Compressor
     from stages.stage_a import StageA
     from stages.stage_b import StageB
@@ -121,14 +123,14 @@ def _loop_a(payload: dict[str, Any]) -> None:
     from stages.stage_a import StageA, StageAObjective
 
     settings: StageASettings = payload["settings"]
-    with Rank.of(payload) as rank:
-        batches = _batches(payload)
-        stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
-        objective = StageAObjective(stage_a, settings.loss)
-        if rank.train("stage_a", objective, settings.train, batches):
-            rank.publish("stage_a.safetensors", weights(stage_a))
-            rank.publish(PANEL, _panel_a(stage_a, _largest(batches)))
-            rank.finish(_largest(batches).rows)
+    rank = Rank(payload)
+    batches = _batches(payload)
+    stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
+    objective = StageAObjective(stage_a, settings.loss)
+    if rank.train("stage_a", objective, settings.train, batches):
+        rank.publish("stage_a.safetensors", weights(stage_a))
+        rank.publish(PANEL, _panel_a(stage_a, batches))
+        rank.finish(_largest(batches).rows)
 
 
 def _loop_b(payload: dict[str, Any]) -> None:
@@ -140,28 +142,28 @@ def _loop_b(payload: dict[str, Any]) -> None:
 
     settings: StageBSettings = payload["settings"]
     compressing: CompressorSettings = payload["compressor"]
-    with Rank.of(payload) as rank:
-        batches = _batches(payload)
-        compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
-        if compressing.weights:
-            compressor.load_imagenet(models.state_dict(compressing.weights))
-        if compressing.warmup:
-            loss, channels = compressing.warmup.loss, compressing.model.latent_channels
-            warmup = seeded(
-                payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
-            )
-            if not rank.train("compressor", warmup, compressing.warmup.train, batches):
-                return
-        stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
-        objective = StageBObjective(
-            stage_b, compressor, settings.loss, null_text(payload["text"]), train_compressor=compressing.joint
+    rank = Rank(payload)
+    batches = _batches(payload)
+    compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
+    if compressing.weights:
+        compressor.load_imagenet(models.state_dict(compressing.weights))
+    if compressing.warmup:
+        loss, channels = compressing.warmup.loss, compressing.model.latent_channels
+        warmup = seeded(
+            payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
         )
-        if rank.train("stage_b", objective, settings.train, batches):
-            rank.publish("stage_b.safetensors", weights(stage_b))
-            rank.publish("compressor.safetensors", weights(compressor))
-            stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
-            rank.publish(PANEL, _panel_b(stage_a, stage_b, compressor, _largest(batches)))
-            rank.finish(_largest(batches).rows)
+        if not rank.train("compressor", warmup, compressing.warmup.train, batches):
+            return
+    stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
+    objective = StageBObjective(
+        stage_b, compressor, settings.loss, null_text(payload["text"]), train_compressor=compressing.joint
+    )
+    if rank.train("stage_b", objective, settings.train, batches):
+        rank.publish("stage_b.safetensors", weights(stage_b))
+        rank.publish("compressor.safetensors", weights(compressor))
+        stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
+        rank.publish(PANEL, _panel_b(stage_a, stage_b, compressor, batches))
+        rank.finish(_largest(batches).rows)
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
@@ -170,48 +172,55 @@ def _loop_c(payload: dict[str, Any]) -> None:
     from stages.stage_c import StageC, StageCObjective
 
     settings: StageCSettings = payload["settings"]
-    with Rank.of(payload) as rank:
-        batches = _batches(payload)
-        stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
-        objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
-        if rank.train("stage_c", objective, settings.train, batches):
-            rank.publish("stage_c.safetensors", weights(stage_c))
-            rank.finish(_largest(batches).rows)
+    rank = Rank(payload)
+    batches = _batches(payload)
+    stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
+    objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
+    if rank.train("stage_c", objective, settings.train, batches):
+        rank.publish("stage_c.safetensors", weights(stage_c))
+        rank.finish(_largest(batches).rows)
 
 
-def _panel_a(stage_a: "StageA", batches: Batches) -> bytes:
-    """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
+def _panel_batch(batches: dict[int, Batches]) -> "dict[str, Tensor]":
+    """Some samples, pictures at the largest size that was trained at."""
     import torch
 
+    from stages.layers import resized
+
+    size = max(batches)
+    rows = batches[size].read(0, min(PANEL_ROWS, batches[size].rows))
+    batch = {name: torch.from_numpy(values) for name, values in rows.items()}
+    return {**batch, "image": resized(batch["image"], size)}
+
+
+def _panel_a(stage_a: "StageA", batches: dict[int, Batches]) -> bytes:
+    """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
     from stages.grid import grid
     from stages.sample import reconstruct_a
 
-    images = batches.read(0, min(PANEL_ROWS, batches.rows))["image"]
+    pictures = _panel_batch(batches)["image"].to(next(stage_a.parameters()).device)
     stage_a.eval()
-    pictures = torch.from_numpy(images).to(next(stage_a.parameters()).device)
     columns = [
-        images.transpose(0, 2, 3, 1),
+        pictures.permute(0, 2, 3, 1).cpu().numpy(),
         reconstruct_a(stage_a, pictures).numpy(),
         reconstruct_a(stage_a, pictures, quantised=True).numpy(),
     ]
     return grid(("original", "Stage A", "by the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: Batches) -> bytes:
+def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: dict[int, Batches]) -> bytes:
     """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
-    import torch
-
     from stages.grid import grid
     from stages.sample import reconstruct_a, reconstruct_b
 
-    batch = batches.read(0, min(PANEL_ROWS, batches.rows))
+    batch = _panel_batch(batches)
     stage_b.eval()
     compressor.eval()
     device = next(stage_b.parameters()).device
-    pictures, text = torch.from_numpy(batch["image"]).to(device), torch.from_numpy(batch["text"]).float().to(device)
+    pictures, text = batch["image"].to(device), batch["text"].float().to(device)
     seeds = range(len(pictures))
     columns = [
-        batch["image"].transpose(0, 2, 3, 1),
+        batch["image"].permute(0, 2, 3, 1).numpy(),
         reconstruct_a(stage_a, pictures).numpy(),
         reconstruct_b(stage_a, stage_b, compressor, pictures, text, seeds, PANEL_STEPS).numpy(),
     ]
