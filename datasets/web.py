@@ -34,7 +34,7 @@ def installed(opener: urllib.request.OpenerDirector) -> Iterator[None]:
         try:
             yield
         finally:
-            urllib.request.install_opener(None)  # type: ignore[arg-type] # the next call makes the standard one
+            urllib.request.install_opener(None)  # the next call makes the standard one
 
 
 class Opener(urllib.request.OpenerDirector):
