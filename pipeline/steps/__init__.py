@@ -1,8 +1,8 @@
 """THE TABLE: every step of the Würstchen DAG, in reading order.
 
-A step reads the config keys and the artifacts named here and makes one artifact (`sizes.<training>`: the picture sizes
-of its phases). Edges follow from the names. To add a
-step: write `pipeline/steps/<verb>.py` with a function `(Build) -> Facts`, and add its row.
+A step reads the config keys and the artifacts named here and makes one artifact (`sizes.<step>` stands for the picture
+sizes of that training's phases). Edges follow from the names. To add a step: write `pipeline/steps/<verb>.py` with a
+function `(Build) -> Facts`, and add its row.
 """
 
 from pipeline.config import Config
