@@ -16,7 +16,7 @@ import socket
 import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Receipt:
     pid: int
     host: str
     retried: int = 0
+    counts: dict[str, int] = field(default_factory=dict)  # of what was noticed about rows that came out
 
 
 class Clock:
@@ -218,12 +219,22 @@ def publish_receipt(
     clock: Clock,
     dropped: Mapping[str, int] | None = None,
     retried: int = 0,
+    counts: Mapping[str, int] | None = None,
 ) -> Receipt:
     """Declare a shard done. Every row that went in has come out or was dropped for a counted reason."""
     losses = dict(sorted((dropped or {}).items()))
     assert rows_in == rows_out + sum(losses.values()), f"{rows_in} rows in, {rows_out} out, {losses} dropped"
     receipt = Receipt(
-        shard, rows_in, rows_out, losses, files, clock.seconds(), os.getpid(), socket.gethostname(), retried
+        shard=shard,
+        rows_in=rows_in,
+        rows_out=rows_out,
+        dropped=losses,
+        files=files,
+        seconds=clock.seconds(),
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        retried=retried,
+        counts=dict(sorted((counts or {}).items())),
     )
     text = json.dumps(asdict(receipt), indent=1)
     storage.publish(text.encode(), storage.join(folder, RECEIPTS, f"{shard:05d}.json"))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pipeline.words import Words, parse, usage
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] == "help" or {"-h", "--help"}.intersection(arguments):
         print(usage())
         return 0
     if arguments[0] == "--version":
@@ -143,10 +144,11 @@ def _ui(words: Words) -> None:
     if not port.isdigit():
         raise UsageError(f"port={port}: not a number")
     uri = config.load(words.conf, words.overrides).tracking.uri if words.conf else None
-    with serve_ui(locate_store(storage.absolute(words.root), uri), int(port)) as url:
+    store = locate_store(storage.absolute(words.root), uri)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive us
+    with contextlib.suppress(KeyboardInterrupt), serve_ui(store, int(port)) as url:
         console.print(f"MLflow: {url} (Ctrl-C ends it)")
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 def _doctor(words: Words) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
     from pipeline.cluster import Cluster
 
 T = TypeVar("T")
+CPU = "cpu"  # the ledger's kind of device of what runs on CPUs, also where there are GPUs
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Build:
     path: str  # the artifact's folder
     inputs: dict[str, Artifact]
     cluster: "Cluster"
-    lease: Callable[[float], AbstractContextManager[None]]  # devices reserved -> their time in the ledger
+    lease: Callable[[float, str], AbstractContextManager[None]]  # devices reserved, and of what kind -> the ledger
     report: Reporter
     stop_signal: Callable[[], int | None]  # the signal that asked for the end, if one did
 
@@ -77,15 +78,16 @@ class Build:
         """Folder for what only an unfinished build needs."""
         return storage.join(self.path, BUILDING)
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function as one Ray task on one CPU."""
-        with self.lease(1):
-            return self.cluster.call(function, *arguments, tick=self.tick)
+    def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
+        """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""
+        gpus = int(accelerated and self.cluster.device == "cuda")
+        with self.lease(1, self.cluster.kind if gpus else CPU):
+            return self.cluster.call(function, *arguments, gpus=gpus, tick=self.tick)
 
     def call_each(self, function: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> Iterator[T]:
         """Run a function for each argument tuple, a Ray task each."""
         if items:
-            with self.lease(min(len(items), self.cluster.cpus)):
+            with self.lease(min(len(items), self.cluster.cpus), CPU):
                 for result in self.cluster.call_each(function, items, self.tick):
                     yield result
                     self.raise_if_stopped()
@@ -109,7 +111,7 @@ class Build:
         self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
         todo = [shard for shard in total if shard not in finished]
         if todo:
-            with self.lease(self.cluster.reserved(len(todo))):
+            with self.lease(self.cluster.reserved(len(todo)), self.cluster.kind):
                 self.cluster.map_shards(worker, (*arguments, folder, self.cluster.board), todo, self.tick)
             self.raise_if_stopped()
             finished = shards.finished(folder)
@@ -119,7 +121,7 @@ class Build:
 
     def train(self, loop: Callable[[dict[str, Any]], None], payload: dict[str, Any]) -> None:
         """Run a training loop as a Ray Train job."""
-        with self.lease(self.cluster.reserved_for_training(self.config.workers)):
+        with self.lease(self.cluster.reserved_for_training(self.config.workers), self.cluster.kind):
             self.cluster.train(
                 loop,
                 {**payload, "building": self.building, "path": self.path, "board": self.cluster.board},

@@ -36,7 +36,11 @@ SHARDS_PER_ACTOR = 4
 
 
 class Board:
-    """What workers tell the driver, and whether they should stop. Runs as an actor without a CPU of its own."""
+    """What workers tell the driver, and whether they should stop. Runs as an actor without a CPU of its own.
+
+    Where its node dies, Ray starts it anew: messages that nobody has fetched are lost, the wish to stop comes again
+    with the next exchange.
+    """
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
@@ -72,7 +76,7 @@ class BoardClient:
     def stopping(self) -> bool:
         """Whether to save and return; asks the board at most twice a second."""
         if time.monotonic() - self._asked > 0.5:
-            self._stopping = ray.get(self._board.stopping.remote())
+            self._stopping = _get(self._board.stopping.remote())
             self._asked = time.monotonic()
         return self._stopping
 
@@ -106,7 +110,7 @@ class Cluster:
         self.cpus = int(total.get("CPU", 1))
         self.gpus = int(total.get("GPU", 0)) if config.device != "cpu" else 0
         self._check_room(workers)
-        self.board = ray.remote(num_cpus=0)(Board).remote()
+        self.board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
         names = [name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")]
         self.kind = f"cuda:{'+'.join(sorted(names)) or 'GPU'}" if self.gpus else "cpu"
 
@@ -130,12 +134,12 @@ class Cluster:
 
     def exchange(self, stop: bool) -> list[dict[str, Any]]:
         """Tell the workers whether to stop; returns what they posted since the last time."""
-        messages: list[dict[str, Any]] = ray.get(self.board.exchange.remote(stop))
+        messages: list[dict[str, Any]] = _get(self.board.exchange.remote(stop))
         return messages
 
-    def call(self, function: Callable[..., T], *arguments: Any, tick: Callable[[], None], cpus: int = 1) -> T:
-        """Run one function as a Ray task."""
-        reference = ray.remote(num_cpus=cpus, num_gpus=0, max_retries=0)(function).remote(*arguments)
+    def call(self, function: Callable[..., T], *arguments: Any, gpus: int, tick: Callable[[], None]) -> T:
+        """Run one function as a Ray task on one CPU and so many GPUs."""
+        reference = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function).remote(*arguments)
         return _patiently(lambda: _get(reference), tick)
 
     def call_each(

@@ -121,13 +121,19 @@ class StepHours:
 
     @property
     def device_seconds(self) -> float:
-        """Devices reserved times wall seconds, over all kinds of device."""
-        return sum(self.device_seconds_by_kind.values())
+        """Devices reserved times wall seconds: of the GPUs where the step held any, else of the CPUs."""
+        return sum(self._counted.values())
 
     @property
     def kind(self) -> str:
-        """The kind of device; kinds joined by a plus where attempts ran on different ones."""
-        return " + ".join(sorted(self.device_seconds_by_kind))
+        """The kind of device that counts; kinds joined by a plus where attempts ran on different ones."""
+        return " + ".join(sorted(self._counted))
+
+    @property
+    def _counted(self) -> dict[str, float]:
+        """CPU-seconds beside GPU-seconds are small change: they stay in the table, but are not added to them."""
+        gpus = {kind: seconds for kind, seconds in self.device_seconds_by_kind.items() if kind != "cpu"}
+        return gpus or self.device_seconds_by_kind
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.dag import differences, fingerprints, order
 from pipeline.errors import UsageError
+from pipeline.process import ProcessId
 from pipeline.screen import console
 from pipeline.steps import table
 
@@ -51,7 +52,7 @@ def _missing(name: str, store: Store, prints: dict[str, Any]) -> str:
 def status(root: str, as_json: bool) -> None:
     """Last runs with their steps' logs, and every artifact with its size."""
     folder = storage.join(root, "invocations")
-    runs = [json.loads(storage.read(storage.join(folder, name))) for name in storage.listing(folder)[-10:]]
+    runs = [_told(json.loads(storage.read(storage.join(folder, name)))) for name in storage.listing(folder)[-10:]]
     artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
     if as_json:
         keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
@@ -78,6 +79,17 @@ def status(root: str, as_json: bool) -> None:
             item["path"],
         )
     out.print(lines)
+
+
+def _told(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's record; one that could not say how it ended, because it was killed, gets that said."""
+    if run["outcome"] == "running" and ProcessId(**run["process"]).is_dead():
+        steps = {
+            name: {**step, "state": "killed"} if step["state"] == "running" else step
+            for name, step in run["steps"].items()
+        }
+        return {**run, "outcome": "killed", "steps": steps}
+    return run
 
 
 def show(config: Config, root: str, name: str | None, as_json: bool) -> None:

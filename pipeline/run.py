@@ -5,7 +5,6 @@ import importlib
 import json
 import logging
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -181,7 +180,7 @@ class _Session:
                 "id": self.id,
                 "conf": self.conf,
                 "command": self.command,
-                "host": socket.gethostname(),
+                "process": vars(ProcessId.own()),
                 "version": __version__,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "outcome": "running",
@@ -254,7 +253,7 @@ class _Session:
                 path=path,
                 inputs=self._inputs(item),
                 cluster=self.cluster,
-                lease=lambda devices: self.ledger.lease(step.name, fingerprint.digest, devices, self.cluster.kind),
+                lease=lambda devices, kind: self.ledger.lease(step.name, fingerprint.digest, devices, kind),
                 report=_Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )

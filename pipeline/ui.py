@@ -1,6 +1,7 @@
 """The MLflow UI of a root: MLflow's own server, on this machine's loopback address only."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from pipeline.environment import quiet_environment
 from pipeline.errors import UsageError
 from pipeline.mlflow_store import MlflowStore
+from pipeline.process import ProcessId
 
 START_S = 120.0
 STOP_S = 10.0
@@ -23,7 +25,8 @@ STOP_S = 10.0
 def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     """Yield the URL of the MLflow UI once it answers; a local store gets a server for the time of the block.
 
-    The server listens on 127.0.0.1 only and takes 10 to 30 seconds to start.
+    The server listens on 127.0.0.1 only and takes 10 to 30 seconds to start. Where one is open on this store already,
+    its URL is yielded, whatever the port, and it stays open.
 
     Raises:
         UsageError: there is no store yet, the port is taken, or the server ended or did not answer in time.
@@ -33,6 +36,10 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
         return
     if not store.database.exists():
         raise UsageError(f"root: there is no MLflow store {store.database} yet; run something first")
+    note = store.database.with_name("ui.json")
+    if url := _open_elsewhere(note):
+        yield url
+        return
     _check_port(port)
     # One worker and no job runner: a third of the memory that MLflow's defaults take.
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
@@ -47,9 +54,21 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_healthy(url, server, output)
+        note.write_text(json.dumps({"url": url, **vars(ProcessId.own())}))
         yield url
     finally:
+        note.unlink(missing_ok=True)
         _stop(server)
+
+
+def _open_elsewhere(note: Path) -> str | None:
+    """The URL of the server that another process of this machine keeps open on the same store."""
+    try:
+        said = json.loads(note.read_text())
+        keeper = ProcessId(said["host"], said["pid"], said["started"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return said["url"] if keeper.is_local and not keeper.is_dead() else None
 
 
 def _check_port(port: int) -> None:
@@ -57,10 +76,8 @@ def _check_port(port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise UsageError(
-                f"port={port}: is taken, perhaps by a UI that is already open; choose another port="
-            ) from None
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"port={port}: cannot be used ({error}); choose another port=") from None
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], output: Path) -> None:

@@ -1,5 +1,6 @@
 """Whoever dies, wherever: the same command goes on, finished manifests stay, the content is the calm run's."""
 
+import json
 import os
 import signal
 import subprocess
@@ -81,8 +82,11 @@ def check_survival(calm_root: Path, root: Path, outputs: list[str], *flags: str)
         assert not list(Path(survived[output].path).glob("building/*")), "the building folder is left behind"
 
 
-def test_killed_drivers_leave_the_same_bytes(micro_root, tmp_path):
+def test_killed_drivers_leave_the_same_bytes(micro_root, tmp_path, pipeline):
     check_survival(micro_root, tmp_path, ["images", "stage_b"], "--until", "train_b")
+    runs = json.loads(pipeline("status", f"root={tmp_path}", "--json").stdout)["runs"]
+    assert [run["outcome"] for run in runs] == ["killed", "killed", "done"]
+    assert runs[0]["steps"]["images"]["state"] == "killed"
 
 
 @pytest.mark.chaos

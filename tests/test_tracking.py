@@ -243,19 +243,33 @@ def test_processes_may_create_the_store_together(tmp_path: Path) -> None:
     assert client.get_experiment(experiment).artifact_location == f"{tmp_path}/mlflow/artifacts"
 
 
-def test_the_ui_answers_and_ends_with_its_block(store: MlflowStore) -> None:
+def test_the_ui_answers_once_and_ends_with_its_verb(store: MlflowStore) -> None:
     with _tracking(store):
         pass
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.listen()
-        with pytest.raises(UsageError, match=f"port={port}: is taken"), serve_ui(store, port):
+        with pytest.raises(UsageError, match=f"port={port}: cannot be used"), serve_ui(store, port):
             pytest.fail("yielded a URL of somebody else's server")
-    with serve_ui(store, port) as url:
-        assert url == f"http://127.0.0.1:{port}"
+    root = store.database.parent.parent
+    verb = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "ui", f"root={root}", f"port={port}"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        assert verb.stderr is not None
+        assert url in verb.stderr.readline()
+        with serve_ui(store, 1) as open_already:  # whoever asks for another port gets the open one
+            assert open_already == url
         with urllib.request.urlopen(url, timeout=30) as page:
             assert b"MLflow" in page.read()
+        verb.terminate()
+        assert verb.wait(60) == 0
+    finally:
+        verb.kill()
+        verb.wait()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(url, timeout=30)
 

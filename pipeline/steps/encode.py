@@ -4,6 +4,7 @@ Tensors never travel through Ray: an actor reads a shard of images, encodes it a
 raw (not normalised), with the same rows and keys.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,8 @@ from pipeline.build import Build, Facts
 from stages.config import CompressorConfig, StageAConfig, TextConfig
 
 BATCH = 16  # rows encoded at a time
-Encode = Callable[[list[shards.ImageRow]], np.ndarray]  # rows of images -> float32 tensors, one a row
+# rows of images -> float32 tensors, one a row, and counts of what was noticed
+Encode = Callable[[list[shards.ImageRow]], tuple[np.ndarray, Counter[str]]]
 
 
 def encode_text(build: Build) -> Facts:
@@ -28,7 +30,12 @@ def encode_text(build: Build) -> Facts:
     tower = Artifact(build.step.output, build.path, {"files": {name: vars(entry) for name, entry in files.items()}})
     receipts = _encode(build, build.path, "text", _text_encoder, (config, tower, build.cluster.device))
     facts = _facts(build, {"": receipts})
-    return replace(facts, files=facts.files | files, notes=notes)
+    if truncated := facts.notes.get("truncated_captions"):
+        build.report.warning(
+            f"{truncated} of {facts.rows} captions have more than the {config.context_length} tokens of the tower "
+            f"'{config.model}'; their ends are cut off"
+        )
+    return replace(facts, files=facts.files | files, notes=facts.notes | notes)
 
 
 def encode_a(build: Build) -> Facts:
@@ -43,20 +50,22 @@ def encode_c(build: Build) -> Facts:
 
 def _families(build: Build, field: str, training: str, make: Callable[..., Encode], model: Any, source: str) -> Facts:
     families = {}
-    for size in build.config.sizes_of(training):
+    sizes = build.config.sizes_of(training)
+    for size in sizes:
         folder = storage.join(build.path, str(size))
         arguments = (model, build.inputs[source], build.cluster.device, size)
-        families[f"{size}/"] = _encode(build, folder, field, make, arguments)
+        families[f"{size}/"] = _encode(build, folder, field, make, arguments, passes=len(sizes))
     return _facts(build, families)
 
 
 def _encode(
-    build: Build, folder: str, field: str, make: Callable[..., Encode], arguments: tuple[Any, ...]
+    build: Build, folder: str, field: str, make: Callable[..., Encode], arguments: tuple[Any, ...], passes: int = 1
 ) -> list[Receipt]:
+    """Encode all images once; `passes` is how often the step does so, for the progress."""
     images = build.inputs["images"]
     total = sorted(shards.finished(images.path))
-    rows = images.manifest["rows"]
-    return build.map_shards(ShardEncoder, (field, make, arguments, images), total, rows, "images", folder)
+    rows = passes * images.manifest["rows"]
+    return build.map_shards(ShardEncoder, (field, make, arguments, images, rows), total, rows, "images", folder)
 
 
 def _facts(build: Build, families: dict[str, list[Receipt]]) -> Facts:
@@ -67,6 +76,7 @@ def _facts(build: Build, families: dict[str, list[Receipt]]) -> Facts:
         rows=build.inputs["images"].manifest["rows"],
         call="ray.data.Dataset.map_batches",
         workers=sorted({receipt.pid for _, receipt in every}),
+        notes=dict(sum((Counter(receipt.counts) for _, receipt in every), Counter())),
     )
 
 
@@ -82,16 +92,14 @@ def _prepare_tower(config: TextConfig, images: Artifact, path: str) -> tuple[dic
     from stages.config import SeededTextConfig
 
     tower = models.fresh_tower(config)
-    truncated = 0
     if isinstance(config, SeededTextConfig):
         captions = [row.caption for shard in sorted(shards.finished(images.path)) for row in _rows(images, shard)]
-        hidden, truncated = tower.encode(captions)
-        tower.centre(hidden.mean(dim=(0, 1)))
+        tower.centre(tower.encode(captions)[0].mean(dim=(0, 1)))
     null = {models.NULL_TEXT: safetensors.torch.save({"null_text": tower.encode([""])[0][0].half()})}
     contents = {models.TOWER: models.weights(tower), **null}
     label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
-    return files, {"tower": label, "truncated_captions": truncated}
+    return files, {"tower": label}
 
 
 def _rows(images: Artifact, shard: int) -> list[shards.ImageRow]:
@@ -110,12 +118,13 @@ class ShardEncoder:
         make: Callable[..., Encode],
         arguments: tuple[Any, ...],
         images: Artifact,
+        total_rows: int,
         path: str,
         board: Any,
     ):
         from pipeline.cluster import BoardClient
 
-        self.field, self.images, self.path = field, images, path
+        self.field, self.images, self.total_rows, self.path = field, images, total_rows, path
         self.board = BoardClient(board)
         self.encode = make(*arguments)
 
@@ -124,24 +133,31 @@ class ShardEncoder:
         if not self.board.stopping():
             clock = shards.Clock()
             rows = _rows(self.images, shard)
-            files = self._publish(shard, rows) if rows else {}
-            shards.publish_receipt(self.path, shard, rows_in=len(rows), rows_out=len(rows), files=files, clock=clock)
-            total = self.images.manifest["rows"]
-            self.board.post({"kind": "advance", "count": len(rows), "total": total, "unit": "images"})
+            files, counts = self._publish(shard, rows) if rows else ({}, Counter())
+            shards.publish_receipt(
+                self.path, shard, rows_in=len(rows), rows_out=len(rows), files=files, clock=clock, counts=counts
+            )
+            self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
         return {"shard": [shard]}
 
-    def _publish(self, shard: int, rows: list[shards.ImageRow]) -> dict[str, FileEntry]:
-        parts = [self.encode(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+    def _publish(self, shard: int, rows: list[shards.ImageRow]) -> tuple[dict[str, FileEntry], Counter[str]]:
+        encoded = [self.encode(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+        tensors = np.concatenate([part for part, _ in encoded]).astype(np.float16)
         name = shards.tensor_name(shard)
-        data = shards.write_tensors(rows, self.field, np.concatenate(parts).astype(np.float16))
-        return {name: storage.publish(data, storage.join(self.path, name))}
+        entry = storage.publish(shards.write_tensors(rows, self.field, tensors), storage.join(self.path, name))
+        return {name: entry}, sum((counts for _, counts in encoded), Counter())
 
 
 def _text_encoder(config: TextConfig, artifact: Artifact, device: str) -> Encode:
     from pipeline import models
 
     tower = models.tower(config, artifact).to(models.device(device))
-    return lambda rows: tower.encode([row.caption for row in rows])[0].cpu().numpy()
+
+    def encode_rows(rows: list[shards.ImageRow]) -> tuple[np.ndarray, Counter[str]]:
+        hidden, truncated = tower.encode([row.caption for row in rows])
+        return hidden.cpu().numpy(), Counter(truncated_captions=truncated)
+
+    return encode_rows
 
 
 def _stage_a_encoder(config: StageAConfig, artifact: Artifact, device: str, size: int) -> Encode:
@@ -164,10 +180,10 @@ def _on_pixels(encode: Callable[[Any], Any], where: Any, size: int) -> Encode:
 
     from stages.layers import resized, to_unit_range
 
-    def encode_rows(rows: list[shards.ImageRow]) -> np.ndarray:
+    def encode_rows(rows: list[shards.ImageRow]) -> tuple[np.ndarray, Counter[str]]:
         pixels = torch.from_numpy(np.stack([row.pixels() for row in rows])).permute(0, 3, 1, 2).to(where)
         with torch.inference_mode():
             latents: np.ndarray = encode(to_unit_range(resized(pixels, size))).cpu().numpy()
-        return latents
+        return latents, Counter()
 
     return encode_rows

@@ -20,7 +20,12 @@ def evaluate(build: Build) -> Facts:
     """samples -> scores: retrieval and PSNR against the originals, PickScore against a rival if configured."""
     samples = build.inputs["samples"]
     files, metrics, notes, pid = build.call(
-        _evaluate, samples, build.config.eval.pickscore, build.path, build.cluster.device
+        _evaluate,
+        samples,
+        build.config.eval.pickscore,
+        build.path,
+        build.cluster.device,
+        accelerated=build.config.eval.pickscore is not None,
     )
     build.report.metrics(metrics, 0)
     return Facts(
