@@ -61,8 +61,16 @@ class DownloadConfig(Settings):
     """Connections at a time, for one shard."""
     timeout_s: Annotated[float, Field(gt=0.0)]
     """Longest silence of a server, seconds."""
+    max_seconds: Annotated[float, Field(gt=0.0)] = 60.0
+    """Longest time for one picture, redirects included."""
+    per_host: Count = 8
+    """Connections to one host at a time, over all workers."""
+    private_addresses: bool = False
+    """Whether hosts on private and loopback addresses may be asked: for mirrors on one's own network."""
     retries: Annotated[int, Field(ge=0)]
     """Further passes over the pictures that failed for a passing reason."""
+    max_wait_s: Annotated[float, Field(ge=0.0)] = 60.0
+    """Longest wait before such a pass for a server that asked for patience (Retry-After)."""
     max_bytes: Count = 20 * 1024 * 1024
     """Longest answer that is read."""
     user_agent: Annotated[str, Field(pattern=r"^[\x21-\x7e][\x20-\x7e]*$")]

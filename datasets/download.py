@@ -51,7 +51,14 @@ class Fetched:
 
 
 def download_shard(
-    rows: pa.Table, *, shard: int, folder: str, image: ImageConfig, download: DownloadConfig, hosts: Hosts
+    rows: pa.Table,
+    *,
+    shard: int,
+    folder: str,
+    image: ImageConfig,
+    download: DownloadConfig,
+    hosts: Hosts,
+    gate: web.Gate | None = None,
 ) -> Receipt:
     """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.
 
@@ -62,20 +69,23 @@ def download_shard(
         rows: planned rows of the shard, as in `plan.SCHEMA`.
         folder: the artifact's folder, a local path or URI.
         hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
+        gate: slots of each host, shared with other shards; None: `download.per_host` for this shard alone.
 
     Raises:
         RuntimeError: img2dataset did not account for every row.
     """
     clock = Clock()
-    fetched = _fetch(rows, shard, image, download, hosts)
+    opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
+    fetched = _fetch(rows, shard, image, download, opener)
     retried = 0
     for _ in range(download.retries):
         again = [row for row, result in fetched.items() if result.outcome in PASSING]
         if not again:
             break
         retried += len(again)
+        opener.wait()
         chosen = rows.filter(pc.is_in(rows["row"], pa.array(again, pa.int32())))
-        fetched |= _fetch(chosen, shard, image, download, hosts)
+        fetched |= _fetch(chosen, shard, image, download, opener)
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
     kept = [_image_row(planned, result, image.format) for planned, result in results if result.picture]
     index = [_index_row(planned, result) for planned, result in results]
@@ -116,10 +126,9 @@ def _index_row(planned: dict[str, Any], result: Fetched) -> dict[str, Any]:
 
 
 def _fetch(
-    rows: pa.Table, shard: int, image: ImageConfig, download: DownloadConfig, hosts: Hosts
+    rows: pa.Table, shard: int, image: ImageConfig, download: DownloadConfig, opener: web.Opener
 ) -> dict[int, Fetched]:
     """Try every row once: what became of it, by row."""
-    opener = web.Opener(hosts, download.max_bytes, download.user_agent)
     collector = _Collector()
     with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener):
         feather = Path(scratch, "rows.feather")

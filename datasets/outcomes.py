@@ -8,6 +8,7 @@ class Outcome(StrEnum):
 
     OK = "ok"
     # no answer
+    FORBIDDEN = "forbidden"  # the host has no public address
     DNS = "dns"
     CONNECTION = "connection"
     TLS = "tls"

@@ -4,13 +4,17 @@ Ray's blocking calls run in a thread, so that the driver's main thread stays fre
 back through one small actor, the board: progress, metrics, and the wish to stop.
 """
 
+import contextlib
+import itertools
 import logging
 import os
+import random
 import secrets
 import signal
 import threading
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -32,6 +36,7 @@ from pipeline.errors import InfrastructureError, UsageError
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
 POLL_S = 0.5
+SLOT_POLL_S = 0.05
 SHARDS_PER_ACTOR = 4
 
 
@@ -79,6 +84,50 @@ class BoardClient:
             self._stopping = _get(self._board.stopping.remote())
             self._asked = time.monotonic()
         return self._stopping
+
+
+class Slots:
+    """How many of something are held at a time, over all workers, by name. Runs as an actor without a CPU of its own.
+
+    A slot that its holder never gives back, because it died, is free again after `held_s`.
+    """
+
+    def __init__(self, each: int, held_s: float) -> None:
+        self._each, self._held_s = each, held_s
+        self._held: defaultdict[str, dict[int, float]] = defaultdict(dict)  # name -> ticket -> when it lapses
+        self._tickets = itertools.count()
+
+    def take(self, name: str) -> int | None:
+        """A ticket for one of the slots of `name`, or None while all are held."""
+        now = time.monotonic()
+        held = self._held[name] = {ticket: end for ticket, end in self._held[name].items() if end > now}
+        if len(held) >= self._each:
+            return None
+        ticket = next(self._tickets)
+        held[ticket] = now + self._held_s
+        return ticket
+
+    def give_back(self, name: str, ticket: int) -> None:
+        """End the hold of a ticket."""
+        self._held[name].pop(ticket, None)
+        if not self._held[name]:
+            del self._held[name]
+
+
+class SlotsClient:
+    """A worker's view of the slots: `with slots(name)` holds one, waiting for it where all are held."""
+
+    def __init__(self, slots: Any):
+        self._slots = slots
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        while (ticket := _get(self._slots.take.remote(name))) is None:
+            time.sleep(random.uniform(0.5, 1.5) * SLOT_POLL_S)
+        try:
+            yield
+        finally:
+            self._slots.give_back.remote(name, ticket)
 
 
 class Cluster:
@@ -131,6 +180,10 @@ class Cluster:
         if workers > room and self.config.address is None:  # a cluster may still grow
             kind = "GPUs" if self.gpus else "CPU cores"
             raise UsageError(f"workers={workers}: this machine has {kind} for {room}; lower workers")
+
+    def slots(self, each: int, held_s: float) -> Any:
+        """New `Slots` for the workers of this cluster, for their `SlotsClient`."""
+        return ray.remote(num_cpus=0)(Slots).remote(each, held_s)
 
     def exchange(self, stop: bool) -> list[dict[str, Any]]:
         """Tell the workers whether to stop; returns what they posted since the last time."""

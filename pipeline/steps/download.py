@@ -3,6 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,7 +22,11 @@ def download(build: Build) -> Facts:
     planned = dict(plan.shards(metadata.read("plan.parquet")))
     finished = shards.finished(build.path)
     done = sum(receipt.rows_in for receipt in finished.values())
-    todo = [(rows, shard, build.path, data) for shard, rows in planned.items() if shard not in finished]
+    limit = data.download
+    slots = build.cluster.slots(
+        limit.per_host, held_s=2 * limit.max_seconds
+    )  # none is held for longer than one picture
+    todo = [(rows, shard, build.path, data, slots) for shard, rows in planned.items() if shard not in finished]
     for receipt in build.call_each(_download, todo):
         finished[receipt.shard] = receipt
         done += receipt.rows_in
@@ -40,9 +45,19 @@ def download(build: Build) -> Facts:
     )
 
 
-def _download(rows: pa.Table, shard: int, folder: str, data: DataConfig) -> Receipt:
+def _download(rows: pa.Table, shard: int, folder: str, data: DataConfig, slots: Any) -> Receipt:
+    from pipeline.cluster import SlotsClient
+
     with _hosts(data) as hosts:
-        return download_shard(rows, shard=shard, folder=folder, image=data.image, download=data.download, hosts=hosts)
+        return download_shard(
+            rows,
+            shard=shard,
+            folder=folder,
+            image=data.image,
+            download=data.download,
+            hosts=hosts,
+            gate=SlotsClient(slots),
+        )
 
 
 @contextlib.contextmanager
