@@ -3,13 +3,18 @@
 A key is derived from the content (URL and caption), so the same picture has it in every data set. Shard and
 row are given out once, here; pictures that are lost later leave gaps. All artifacts made from the pictures
 share them.
+
+Rows are laid out in the order of their lots, hashes of key and seed. So the shards are shuffled from the start, the
+hosts of a shard are many, a limit is a fair draw, and all copies of a key meet: one sort, out of memory, does it all.
 """
 
 import hashlib
+import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
@@ -34,6 +39,7 @@ SCHEMA = pa.schema(
         ("row", pa.int32()),
     ]
 )
+SHARDS_PER_PART = 256
 _PASSED_ON = ("width", "height", "similarity", "punsafe", "pwatermark", "aesthetic")
 _BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 _URL_CHARACTERS = "/%:@!$&'()*+,;=~-._?"  # what `quote` leaves alone: reserved characters, existing escapes
@@ -41,61 +47,68 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Planned rows (`SCHEMA`, sorted by shard and row), and what became of all others.
+class Counts:
+    """How many rows were planned of those that were read, and what became of all others.
 
     `rejected` counts by reason: the filters' names, `url`, `caption`, `duplicate`, `limit`. Together with the
     planned rows they make up the `read` ones.
     """
 
-    rows: pa.Table
+    planned: int
     read: int
     rejected: dict[str, int]
 
 
-def make(config: DataConfig, seed: int) -> Plan:
-    """Read a source's metadata, filter it, draw from it, and lay the rest out in shards, in its own order.
+def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Counts:
+    """Read a source's metadata, filter it, draw from it, and lay the rest out in shards.
 
-    The draw takes the `limit` rows whose keys, hashed with the seed, come first: it depends on nothing
-    else, and a larger limit only adds rows. All rows that pass the filters are held in memory, about half a
-    kilobyte each.
+    `keep` gets the planned rows (`SCHEMA`, sorted by shard and row) in parts of up to 256 shards. Which rows
+    are planned, and where they lie, depends on the rows that pass the filters and on the seed alone; a larger
+    limit only adds rows. Memory holds one part, and a 256th of the rows; temporary files hold the others.
 
     Raises:
         DataError: there is no metadata, it is not LAION's, it has no rows, or none passes the filters.
     """
     picture_rules = filters.picture_rules(config.filters)
     caption_rules = filters.caption_rules(config.filters)
-    read, passed = 0, []
+    read = passed = 0
     rejected: Counter[str] = Counter()
-    for table in _source(config, picture_rules):
-        read += table.num_rows
-        pictures, bad_pictures = filters.accept(table, picture_rules)
-        readable, bad_texts = _clean(pictures)  # the slow part: after the filters that drop most
-        kept, bad_captions = filters.accept(readable, caption_rules)
-        rejected.update(bad_pictures | bad_texts | bad_captions)
-        passed.append(kept)
-    if read == 0:
-        raise DataError(f"data.metadata: {config.metadata or config.source} holds no rows")
-    rows = pa.concat_tables(passed)
-    if rows.num_rows == 0:
-        reasons = ", ".join(f"{reason} removed {count}" for reason, count in rejected.items() if count)
-        raise DataError(f"data.filters: none of {read} rows passes: {reasons}; loosen these or change data.metadata")
-    rows, rejected["duplicate"] = _unique(rows)
-    rows, rejected["limit"] = _drawn(rows, config.limit, seed)
-    assert rows.num_rows + rejected.total() == read
-    return Plan(_in_shards(rows, config.shard_rows), read, dict(rejected))
+    with _Spill() as spill:
+        for table in _source(config, picture_rules):
+            read += table.num_rows
+            pictures, bad_pictures = filters.accept(table, picture_rules)
+            readable, bad_texts = _clean(pictures, seed)  # the slow part: after the filters that drop most
+            kept, bad_captions = filters.accept(readable, caption_rules)
+            rejected.update(bad_pictures | bad_texts | bad_captions)
+            passed += kept.num_rows
+            spill.add(kept)
+        if read == 0:
+            raise DataError(f"data.metadata: {config.metadata or config.source} holds no rows")
+        if passed == 0:
+            reasons = ", ".join(f"{reason} removed {count}" for reason, count in rejected.items() if count)
+            raise DataError(
+                f"data.filters: none of {read} rows passes: {reasons}; loosen these or change data.metadata"
+            )
+        layout = _Layout(config.shard_rows, config.limit, keep)
+        for rows in spill:
+            unique = _unique(rows)
+            rejected["duplicate"] += rows.num_rows - unique.num_rows
+            rejected["limit"] += layout.add(unique.sort_by("lot"))
+        layout.close()
+    assert layout.rows + rejected.total() == read
+    return Counts(layout.rows, read, dict(rejected))
 
 
-def parquet_bytes(rows: pa.Table) -> bytes:
-    """The planned rows as a Parquet file; equal plans give equal bytes."""
+def parquet_bytes(rows: pa.Table, shard_rows: int) -> bytes:
+    """A part of the plan as a Parquet file, a row group a shard; equal plans give equal bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
+    pq.write_table(rows, sink, compression="zstd", row_group_size=shard_rows)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
 def shards(content: bytes) -> Iterator[tuple[int, pa.Table]]:
-    """Each shard's number and its planned rows, from the bytes of a plan."""
+    """Each shard's number and its planned rows, from the bytes of a part of a plan."""
     rows = pq.read_table(pa.BufferReader(content), schema=SCHEMA)
     numbers, starts, counts = np.unique(rows["shard"].to_numpy(), return_index=True, return_counts=True)
     for number, start, count in zip(numbers, starts, counts, strict=True):
@@ -142,9 +155,10 @@ def _source(config: DataConfig, rules: list[filters.Rule]) -> Iterable[pa.Table]
     return [laion.renamed(openmoji.metadata(config.openmoji))]
 
 
-def _clean(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Rows with normalised URLs, clean captions and keys; those without are counted and left out."""
-    places, keys, urls, captions = [], [], [], []
+def _clean(rows: pa.Table, seed: int) -> tuple[pa.Table, dict[str, int]]:
+    """Rows with normalised URLs, clean captions, keys and lots; those without are counted and left out."""
+    salt = seed.to_bytes(8, "little")
+    places, keys, lots, urls, captions = [], [], [], [], []
     rejected = {"url": 0, "caption": 0}
     for place, (raw_url, raw_caption) in enumerate(
         zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
@@ -161,32 +175,92 @@ def _clean(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
         if not caption:
             rejected["caption"] += 1
             continue
+        key = key_of(url, caption)
         places.append(place)
-        keys.append(key_of(url, caption))
+        keys.append(key)
+        lots.append(hashlib.blake2b(key.encode(), digest_size=8, key=salt).digest())
         urls.append(url)
         captions.append(caption)
     kept = rows.take(pa.array(places, pa.int64()))
     texts = {"key": keys, "url": urls, "caption": captions}
     columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
-    return pa.table(columns | {name: kept[name] for name in _PASSED_ON}), rejected
+    numbers = pa.array(np.frombuffer(b"".join(lots), ">u8").astype(np.uint64))
+    return pa.table({**columns, "lot": numbers, **{name: kept[name] for name in _PASSED_ON}}), rejected
 
 
-def _unique(rows: pa.Table) -> tuple[pa.Table, int]:
-    """The first row of each key, and how many others there were."""
+class _Spill:
+    """Rows in temporary files by the first byte of their lot; iterating gives them back, one file at a time."""
+
+    def __enter__(self) -> "_Spill":
+        self._folder = tempfile.TemporaryDirectory(prefix="plan-")
+        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._folder.cleanup()
+
+    def add(self, rows: pa.Table) -> None:
+        """Put rows where they belong, in their order."""
+        bytes_ = (rows["lot"].to_numpy() >> np.uint64(56)).astype(np.uint8)
+        grouped = rows.take(pa.array(np.argsort(bytes_, kind="stable")))
+        present, starts, counts = np.unique(np.sort(bytes_), return_index=True, return_counts=True)
+        for first, start, count in zip(present, starts, counts, strict=True):
+            self._writer(int(first), rows.schema).write_table(grouped.slice(start, count))
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for first, writer in sorted(self._writers.items()):
+            writer.close()
+            with pa.OSFile(self._path(first)) as source:
+                yield pa.ipc.open_stream(source).read_all()
+
+    def _writer(self, first: int, schema: pa.Schema) -> "pa.ipc.RecordBatchStreamWriter":
+        if first not in self._writers:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._writers[first] = pa.ipc.new_stream(self._path(first), schema, options=options)
+        return self._writers[first]
+
+    def _path(self, first: int) -> str:
+        return str(Path(self._folder.name, f"{first:02x}.arrow"))
+
+
+class _Layout:
+    """Gives out shards and rows up to a limit, and hands over a part as soon as it is full."""
+
+    def __init__(self, shard_rows: int, limit: int | None, keep: Callable[[pa.Table], None]):
+        self._shard_rows, self._limit, self._keep = shard_rows, limit, keep
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self.rows = 0
+
+    def add(self, rows: pa.Table) -> int:
+        """Lay out rows; returns how many are beyond the limit."""
+        room = rows.num_rows if self._limit is None else self._limit - self.rows
+        taken = rows.slice(0, room)
+        shard, row = np.divmod(np.arange(self.rows, self.rows + taken.num_rows), self._shard_rows)
+        places = {"shard": pa.array(shard), "row": pa.array(row)}
+        self._waiting.append(
+            taken.drop("lot").append_column("shard", places["shard"]).append_column("row", places["row"])
+        )
+        self.rows += taken.num_rows
+        self._waiting_rows += taken.num_rows
+        while self._waiting_rows >= SHARDS_PER_PART * self._shard_rows:
+            self._hand_over(SHARDS_PER_PART * self._shard_rows)
+        return rows.num_rows - taken.num_rows
+
+    def close(self) -> None:
+        """Hand over what is left."""
+        if self._waiting_rows:
+            self._hand_over(self._waiting_rows)
+
+    def _hand_over(self, count: int) -> None:
+        rows = pa.concat_tables(self._waiting)
+        self._keep(rows.slice(0, count).cast(SCHEMA))
+        self._waiting, self._waiting_rows = [rows.slice(count)], rows.num_rows - count
+
+
+def _unique(rows: pa.Table) -> pa.Table:
+    """The first row of each key, in their old order."""
     _, first = np.unique(rows["key"].to_numpy(), return_index=True)
-    return rows.take(np.sort(first)), rows.num_rows - len(first)
-
-
-def _drawn(rows: pa.Table, limit: int | None, seed: int) -> tuple[pa.Table, int]:
-    """At most `limit` rows in their old order, and how many others there were."""
-    if limit is None or limit >= rows.num_rows:
-        return rows, 0
-    salt = seed.to_bytes(8, "little")
-    lots = [hashlib.blake2b(key.encode(), digest_size=16, key=salt).digest() for key in rows["key"].to_pylist()]
-    drawn = sorted(range(len(lots)), key=lots.__getitem__)[:limit]
-    return rows.take(np.sort(drawn)), rows.num_rows - limit
-
-
-def _in_shards(rows: pa.Table, shard_rows: int) -> pa.Table:
-    shard, row = np.divmod(np.arange(rows.num_rows, dtype=np.int32), np.int32(shard_rows))
-    return rows.append_column("shard", pa.array(shard)).append_column("row", pa.array(row)).cast(SCHEMA)
+    return rows.take(pa.array(np.sort(first)))

@@ -4,7 +4,7 @@ A step is a function `(Build) -> Facts`. It takes the typed values that it needs
 artifact's folder, and returns what the manifest shall say. The engine around it (`pipeline.run`) does the rest.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -84,10 +84,10 @@ class Build:
         with self.lease(1, self.cluster.kind if gpus else CPU):
             return self.cluster.call(function, *arguments, gpus=gpus, tick=self.tick)
 
-    def call_each(self, function: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> Iterator[T]:
-        """Run a function for each argument tuple, a Ray task each."""
-        if items:
-            with self.lease(min(len(items), self.cluster.cpus), CPU):
+    def call_each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], count: int) -> Iterator[T]:
+        """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
+        if count:
+            with self.lease(min(count, self.cluster.cpus), CPU):
                 for result in self.cluster.call_each(function, items, self.tick):
                     yield result
                     self.raise_if_stopped()

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -196,16 +196,15 @@ class Cluster:
         return _patiently(lambda: _get(reference), tick)
 
     def call_each(
-        self, function: Callable[..., T], items: Sequence[tuple[Any, ...]], tick: Callable[[], None]
+        self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], tick: Callable[[], None]
     ) -> Iterator[T]:
         """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time."""
         task = ray.remote(num_cpus=1, max_retries=0)(function)
-        waiting = list(items)
-        running: list[Any] = []
-        while waiting or running:
-            while waiting and len(running) < self.cpus:
-                running.append(task.remote(*waiting.pop(0)))
+        coming = (task.remote(*item) for item in items)
+        running = list(itertools.islice(coming, self.cpus))
+        while running:
             done, running = ray.wait(running, timeout=POLL_S)
+            running += itertools.islice(coming, len(done))
             tick()
             for reference in done:
                 yield _get(reference)

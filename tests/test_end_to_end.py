@@ -67,7 +67,7 @@ def test_all_artifacts_of_the_images_share_keys_and_shards(artifacts):
 
 
 def test_the_port_of_the_embedded_server_is_nowhere(artifacts):
-    plan = pq.read_table(io.BytesIO(artifacts["metadata"].read("plan.parquet")))
+    plan = pq.read_table(io.BytesIO(artifacts["metadata"].read("plan/00000.parquet")))
     assert all(url.startswith("http://openmoji.invalid/") for url in plan["url"].to_pylist())
     assert artifacts["metadata"].manifest["notes"]["licence"]["licence"] == "CC BY-SA 4.0"
 

@@ -1,10 +1,12 @@
 """Config, sources, filters and the plan: what is kept, why the rest is not, and what the user is told."""
 
+import hashlib
+import io
 import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -52,9 +54,24 @@ def metadata(folder: Path, rows: list[dict[str, Any]], name: str = "part-0.parqu
     return str(folder / name)
 
 
-def made(folder: Path, rows: list[dict[str, Any]], seed: int = 0, **changes: Any) -> plan.Plan:
-    path = metadata(folder, rows)
-    return plan.make(data_config("laion_aesthetic", metadata=path, **changes), seed)
+class Made(NamedTuple):
+    """A plan in memory."""
+
+    rows: pa.Table
+    rejected: dict[str, int]
+    parts: list[pa.Table]
+
+
+def make(config: DataConfig, seed: int = 0) -> Made:
+    parts: list[pa.Table] = []
+    counts = plan.make(config, seed, parts.append)
+    rows = pa.concat_tables(parts)
+    assert rows.num_rows == counts.planned == counts.read - sum(counts.rejected.values())
+    return Made(rows, counts.rejected, parts)
+
+
+def made(folder: Path, rows: list[dict[str, Any]], seed: int = 0, **changes: Any) -> Made:
+    return make(data_config("laion_aesthetic", metadata=metadata(folder, rows), **changes), seed)
 
 
 # ---------------------------------------------------------------------------------------------------- config
@@ -102,15 +119,15 @@ def test_config_filters_and_plan_import_nothing_heavy():
 # -------------------------------------------------------------------------------------------------- openmoji
 
 
-def test_the_embedded_source_has_the_committed_captions_in_their_order():
+def test_the_embedded_source_has_the_committed_captions():
     config = data_config("openmoji")
-    rows = plan.make(config, seed=0).rows
+    rows = make(config).rows
     assert config.openmoji is not None
-    captions = rows["caption"].to_pylist()
-    assert captions == list(config.openmoji.captions or ())
-    assert len(captions) == 64
-    assert {"red heart", "blue circle", "green square"} <= set(captions)
-    assert rows["url"][0].as_py() == "http://openmoji.invalid/2764.png"
+    urls = dict(zip(rows["caption"].to_pylist(), rows["url"].to_pylist(), strict=True))
+    assert set(urls) == set(config.openmoji.captions or ())
+    assert len(urls) == 64
+    assert {"blue circle", "green square"} <= set(urls)
+    assert urls["red heart"] == "http://openmoji.invalid/2764.png"
     assert set(rows["aesthetic"].to_pylist()) == {config.openmoji.aesthetic}
 
 
@@ -119,22 +136,22 @@ def test_every_named_picture_without_a_skin_tone_can_be_had():
     assert len(captions) > 1900
     assert len(set(captions.values())) == len(captions)
     assert not any("skin tone" in caption or "_" in caption for caption in captions)
-    assert plan.make(data_config("openmoji", openmoji__captions=None), seed=0).rows.num_rows == len(captions)
+    assert make(data_config("openmoji", openmoji__captions=None)).rows.num_rows == len(captions)
 
 
 def test_an_unknown_caption_is_refused_with_the_nearest():
     with pytest.raises(DataError, match=r"data\.openmoji\.captions.*'red hart'.*did you mean 'red heart'"):
-        plan.make(data_config("openmoji", openmoji__captions=["red hart"]), seed=0)
+        make(data_config("openmoji", openmoji__captions=["red hart"]))
 
 
 def test_a_caption_named_twice_is_refused():
     with pytest.raises(DataError, match="'red heart' twice"):
-        plan.make(data_config("openmoji", openmoji__captions=["red heart", "red heart"]), seed=0)
+        make(data_config("openmoji", openmoji__captions=["red heart", "red heart"]))
 
 
 def test_a_larger_picture_is_planned_for_a_larger_size():
     config = data_config("openmoji", image__size=256)
-    assert set(plan.make(config, seed=0).rows["width"].to_pylist()) == {256.0}
+    assert set(make(config).rows["width"].to_pylist()) == {256.0}
 
 
 # --------------------------------------------------------------------------------------------------- filters
@@ -198,7 +215,7 @@ def test_a_row_is_charged_to_one_rule_only():
 
 def test_the_plan_lays_rows_out_in_shards_and_reads_back(tmp_path):
     result = made(tmp_path, [laion_row(number) for number in range(10)], shard_rows=4)
-    content = plan.parquet_bytes(result.rows)
+    content = plan.parquet_bytes(result.rows, shard_rows=4)
     shards = dict(plan.shards(content))
     assert {shard: rows["row"].to_pylist() for shard, rows in shards.items()} == {
         0: [0, 1, 2, 3],
@@ -206,32 +223,56 @@ def test_the_plan_lays_rows_out_in_shards_and_reads_back(tmp_path):
         2: [0, 1],
     }
     assert pa.concat_tables(shards.values()).equals(result.rows)
-    assert content == plan.parquet_bytes(made(tmp_path, [laion_row(n) for n in range(10)], shard_rows=4).rows)
+    assert pq.ParquetFile(io.BytesIO(content)).num_row_groups == 3
+    assert content == plan.parquet_bytes(result.rows, shard_rows=4)
+
+
+def test_parts_are_handed_over_when_they_are_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SHARDS_PER_PART", 2)
+    rows = [laion_row(number) for number in range(300)]
+    parts = made(tmp_path, rows, shard_rows=7).parts
+    assert [part.num_rows for part in parts] == [14] * 21 + [6]
+    assert pa.concat_tables(parts).equals(made(tmp_path, rows, shard_rows=7).rows)
+    assert [part["shard"][0].as_py() for part in parts] == list(range(0, 43, 2))
 
 
 def test_exact_duplicates_are_dropped_and_counted(tmp_path):
     same = "HTTPS://Example.org:443/1.jpg#top"
-    rows = [laion_row(1), laion_row(0), laion_row(1, URL=same), laion_row(1, TEXT="another caption")]
+    rows = [laion_row(1), laion_row(0), laion_row(1, URL=same, punsafe=0.05), laion_row(1, TEXT="another caption")]
     result = made(tmp_path, rows)
     assert result.rejected["duplicate"] == 1
-    assert result.rows["caption"].to_pylist() == [
+    assert set(result.rows["caption"].to_pylist()) == {
         "a photograph, number 1",
         "a photograph, number 0",
         "another caption",
-    ]
+    }
     assert len(set(result.rows["key"].to_pylist())) == 3
+    assert set(result.rows["punsafe"].to_pylist()) == {0.01}  # the first one stays
+
+
+def test_the_layout_is_a_function_of_rows_and_seed(tmp_path, monkeypatch):
+    rows = [laion_row(number) for number in range(50)]
+    straight, other = made(tmp_path, rows, 1), made(tmp_path, rows, 2)
+    assert made(tmp_path, rows[::-1], 1).rows.equals(straight.rows)
+    monkeypatch.setattr(laion, "_BATCH_ROWS", 3)
+    assert made(tmp_path, rows, 1).rows.equals(straight.rows)
+    keys = straight.rows["key"].to_pylist()
+    assert keys != other.rows["key"].to_pylist()
+    assert set(keys) == set(other.rows["key"].to_pylist())
+    lots = [hashlib.blake2b(key.encode(), digest_size=8, key=(1).to_bytes(8, "little")).digest() for key in keys]
+    assert lots == sorted(lots)
 
 
 def test_the_draw_is_a_function_of_the_seed_and_grows_with_the_limit(tmp_path):
     rows = [laion_row(number) for number in range(50)]
-    ten, again, other = (made(tmp_path, rows, seed, limit=10) for seed in (1, 1, 2))
-    assert ten.rows.equals(again.rows)
+    ten, other, twenty = (
+        made(tmp_path, rows, 1, limit=10),
+        made(tmp_path, rows, 2, limit=10),
+        made(tmp_path, rows, 1, limit=20),
+    )
     assert ten.rejected["limit"] == 40
-    drawn = set(ten.rows["key"].to_pylist())
-    assert drawn != set(other.rows["key"].to_pylist())
-    assert drawn < set(made(tmp_path, rows, 1, limit=20).rows["key"].to_pylist())
-    backwards = made(tmp_path, rows[::-1], 1, limit=10)
-    assert set(backwards.rows["key"].to_pylist()) == drawn
+    assert set(ten.rows["key"].to_pylist()) != set(other.rows["key"].to_pylist())
+    assert ten.rows["key"].to_pylist() == twenty.rows["key"].to_pylist()[:10]
 
 
 def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path):
@@ -242,8 +283,8 @@ def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path):
             metadata(tmp_path / "in", [laion_row(number)], name)
 
     def urls(path: Path) -> list[str]:
-        config = data_config("laion_aesthetic", metadata=str(path))
-        return [url[-5] for url in plan.make(config, 0).rows["url"].to_pylist()]
+        tables = laion.tables(str(path), {"url"})
+        return [url[-5:-4].decode() for table in tables for url in table["url"].to_pylist()]
 
     assert urls(tmp_path / "in") == ["1", "0", "2"]
     assert urls(tmp_path / "in" / "*.parquet") == ["1", "0"]
@@ -261,7 +302,7 @@ def test_text_that_is_not_utf_8_costs_its_row_only(tmp_path):
     table = pa.table({name: [good[name], bad[name]] for name in good})
     texts = pa.array([good["TEXT"].encode(), b"two\xff words"]).view(pa.string())  # as Parquet files may hold
     pq.write_table(table.set_column(1, "TEXT", texts), tmp_path / "x.parquet")
-    result = plan.make(data_config("laion_aesthetic", metadata=str(tmp_path / "x.parquet")), 0)
+    result = make(data_config("laion_aesthetic", metadata=str(tmp_path / "x.parquet")))
     assert result.rejected["caption"] == 1
     assert result.rows.num_rows == 1
 
@@ -269,7 +310,7 @@ def test_text_that_is_not_utf_8_costs_its_row_only(tmp_path):
 def test_metadata_of_no_rows_no_file_or_no_parquet_is_refused(tmp_path):
     def refused(path: str) -> str:
         with pytest.raises(DataError) as caught:
-            plan.make(data_config("laion_aesthetic", metadata=path), 0)
+            make(data_config("laion_aesthetic", metadata=path))
         return str(caught.value)
 
     (tmp_path / "bad.parquet").write_text("URL,TEXT")
@@ -287,9 +328,9 @@ def test_filters_that_leave_nothing_say_how_many_each_removed(tmp_path):
 
 def test_openmoji_takes_the_users_metadata_too(tmp_path):
     path = metadata(tmp_path, [laion_row(0)])
-    assert plan.make(data_config("openmoji", metadata=path), 0).rows.num_rows == 1
+    assert make(data_config("openmoji", metadata=path)).rows.num_rows == 1
     with pytest.raises(DataError, match="holds no rows"):
-        plan.make(data_config("openmoji", metadata=metadata(tmp_path, [])), 0)
+        make(data_config("openmoji", metadata=metadata(tmp_path, [])))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def table(config: Config) -> list[Step]:
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
-        Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch"),
+        Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 2),
         Step("download",    "images",    ("metadata",),                        ("data.image",),                    "download:download"),
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}",),                     "encode:encode_text")

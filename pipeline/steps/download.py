@@ -19,19 +19,23 @@ def download(build: Build) -> Facts:
     """metadata -> images: tar shards in plan order; every planned row is kept or lost for a counted cause."""
     metadata = build.inputs["metadata"]
     data = build.config.data
-    planned = dict(plan.shards(metadata.read("plan.parquet")))
+    limit = data.download
+    slots = build.cluster.slots(limit.per_host, held_s=2 * limit.max_seconds)  # twice as long as the longest picture
     finished = shards.finished(build.path)
     done = sum(receipt.rows_in for receipt in finished.values())
-    limit = data.download
-    slots = build.cluster.slots(
-        limit.per_host, held_s=2 * limit.max_seconds
-    )  # none is held for longer than one picture
-    todo = [(rows, shard, build.path, data, slots) for shard, rows in planned.items() if shard not in finished]
-    for receipt in build.call_each(_download, todo):
+    count = -(-metadata.manifest["rows"] // data.shard_rows)
+    todo = (
+        (rows, shard, build.path, data, slots)
+        for part in sorted(metadata.files)
+        for shard, rows in plan.shards(metadata.read(part))
+        if shard not in finished
+    )
+    for receipt in build.call_each(_download, todo, count - len(finished)):
         finished[receipt.shard] = receipt
         done += receipt.rows_in
         build.report.progress(done, metadata.manifest["rows"], "pictures")
-    receipts = [finished[shard] for shard in planned]
+    assert sorted(finished) == list(range(count)), "a shard of the plan has no receipt"
+    receipts = [finished[shard] for shard in range(count)]
     dropped: Counter[str] = Counter()
     for receipt in receipts:
         dropped.update(receipt.dropped)
