@@ -4,13 +4,14 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from datasets.config import ImageConfig
 from datasets.outcomes import Lost, Outcome
 
 FETCHED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # the first picture of an animation; Pillow knows 40 more
 STORED_FORMATS = ("PNG", "JPEG")
+SRGB = ImageCms.createProfile("sRGB")
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Stored:
 def stored(body: bytes, image: ImageConfig) -> Stored:
     """Turn a fetched body into the stored square.
 
-    Upright by its EXIF orientation, 8-bit RGB, transparency on white, short side to `image.size` with
-    Pillow's bicubic (antialiased), the centre of the longer side; nothing is enlarged. Colour profiles are
-    dropped, not applied.
+    Upright by its EXIF orientation, 8-bit sRGB (by its ICC profile, where it has one that fits), transparency on
+    white, short side to `image.size` with Pillow's bicubic (antialiased), the centre of the longer side; nothing is
+    enlarged.
 
     Raises:
         Lost: the body is no picture that we take.
@@ -35,7 +36,7 @@ def stored(body: bytes, image: ImageConfig) -> Stored:
     upright = _upright(body, image.max_pixels)
     if min(upright.size) < image.size:
         raise Lost(Outcome.TOO_SMALL, f"{upright.width} x {upright.height} px")
-    square = ImageOps.fit(_on_white(upright), (image.size, image.size), Image.Resampling.BICUBIC)
+    square = ImageOps.fit(_on_white(_in_srgb(upright)), (image.size, image.size), Image.Resampling.BICUBIC)
     square.info.clear()  # or the encoders would copy profiles and comments into the file
     buffer = io.BytesIO()
     if image.format == "png":
@@ -66,6 +67,24 @@ def _upright(body: bytes, max_pixels: int) -> Image.Image:
         return ImageOps.exif_transpose(picture)
     except Exception as error:  # decoders raise anything over hostile bytes; it costs one picture
         raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """The same colours without a profile; a profile that is broken or of another mode's is left out of account."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "RGBA", "CMYK", "L", "LA"):
+        return picture
+    alpha = picture.getchannel("A") if "A" in picture.mode else None
+    colours = picture.convert(picture.mode.removesuffix("A")) if alpha else picture
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(colours, source, SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return picture
+    assert converted is not None, "not in place"
+    if alpha:
+        converted.putalpha(alpha)
+    return converted
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

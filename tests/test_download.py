@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +22,7 @@ from PIL import Image
 from datasets import openmoji, pictures, plan, shards, storage, web
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
 from datasets.download import INDEX, download_shard
-from datasets.outcomes import Lost, Outcome
+from datasets.outcomes import Outcome
 from datasets.shards import Receipt
 
 SIZE = 32
@@ -279,83 +278,6 @@ def test_the_embedded_server_draws_on_white_at_any_size():
     red, green, blue = heart[40, 48].tolist()
     assert red > 180
     assert max(green, blue) < 80
-
-
-# ------------------------------------------------------------------------------------------------ pictures
-
-
-def stored_pixels(body: bytes, **changes: Any) -> np.ndarray:
-    image = IMAGE.model_copy(update=changes)
-    return pictures.pixels(pictures.stored(body, image).content)
-
-
-def halves(size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
-    """Red above, blue below."""
-    image = Image.new("RGB", size, "red")
-    image.paste("blue", (0, size[1] // 2, *size))
-    return image
-
-
-def test_exif_orientation_is_applied_and_dropped():
-    turned = halves().transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees clockwise to see it upright"
-    body = encoded(turned, "PNG", exif=exif)
-    assert stored_pixels(body)[0, 16].tolist() == [255, 0, 0]
-    assert stored_pixels(body)[-1, 16].tolist() == [0, 0, 255]
-    with Image.open(io.BytesIO(pictures.stored(body, IMAGE).content)) as picture:
-        assert not picture.getexif()
-
-
-@pytest.mark.parametrize(
-    ("image", "colour"),
-    [
-        (Image.new("RGBA", (40, 40), (255, 0, 0, 0)), [255, 255, 255]),
-        (Image.new("LA", (40, 40), (0, 0)), [255, 255, 255]),
-        (Image.new("L", (40, 40), 77), [77, 77, 77]),
-        (Image.fromarray(np.full((40, 40), 257 * 77, np.uint16)), [77, 77, 77]),
-        (Image.new("P", (40, 40), 0), [0, 0, 0]),
-        (Image.new("1", (40, 40), 1), [255, 255, 255]),
-    ],
-    ids=["RGBA", "LA", "grey", "16-bit", "palette", "1-bit"],
-)
-def test_every_mode_becomes_8_bit_rgb_on_white(image, colour):
-    assert stored_pixels(encoded(image))[3, 3].tolist() == colour
-
-
-def test_the_middle_of_the_longer_side_is_kept():
-    wide = Image.new("RGB", (SIZE * 6, SIZE * 2), "white")
-    wide.paste("red", (SIZE * 2, 0, SIZE * 4, SIZE * 2))
-    assert (stored_pixels(encoded(wide))[:, 1:-1] == [255, 0, 0]).all()
-
-
-def test_resizing_is_pillows_bicubic():
-    image = Image.effect_noise((100, 100), 80).convert("RGB")
-    wanted = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(stored_pixels(encoded(image)), wanted)
-
-
-def test_jpg_is_written_with_full_colour_resolution():
-    content = pictures.stored(PICTURE, IMAGE.model_copy(update={"format": "jpg"})).content
-    with Image.open(io.BytesIO(content)) as picture:
-        assert picture.format == "JPEG"
-        assert [layer[1:3] for layer in picture.layer] == [(1, 1)] * 3
-
-
-def test_random_damage_costs_a_picture_and_nothing_else():
-    generator = np.random.default_rng(0)
-    bodies = [PICTURE, encoded(halves(), "JPEG"), encoded(halves(), "WEBP"), encoded(halves(), "GIF")]
-    outcomes = set()
-    for _ in range(300):
-        body = bytearray(bodies[generator.integers(len(bodies))])
-        for place in generator.integers(len(body), size=8):
-            body[place] = generator.integers(256)
-        try:
-            assert pictures.stored(bytes(body), IMAGE).content
-            outcomes.add(Outcome.OK)
-        except Lost as lost:
-            outcomes.add(lost.outcome)
-    assert {Outcome.OK, Outcome.NOT_AN_IMAGE, Outcome.BROKEN_IMAGE} <= outcomes
 
 
 # ------------------------------------------------------------------------------------------------- causes
