@@ -54,6 +54,13 @@ def caption_rules(config: FilterConfig) -> list[Rule]:
     return _rules(config, _OF_CAPTIONS)
 
 
+def caps(config: FilterConfig) -> list[tuple[str, tuple[str, int]]]:
+    """Rules that take all rows together: name, column, and how many rows may have the same text in it."""
+    columns = {"max_same_caption": "caption", "max_same_url": "url"}
+    limits = [(name, column, getattr(config, name)) for name, column in columns.items()]
+    return [(name, (column, limit)) for name, column, limit in limits if limit is not None]
+
+
 def accept(rows: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, dict[str, int]]:
     """The rows that fulfil every rule, and how many each rule rejected; a null fulfils none.
 

@@ -8,21 +8,23 @@ Rows are laid out in the order of their lots, hashes of key and seed. So the sha
 hosts of a shard are many, a limit is a fair draw, and all copies of a key meet: one sort, out of memory, does it all.
 """
 
+import contextlib
 import hashlib
+import re
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets import filters, laion
+from datasets import filters, laion, storage
 from datasets.config import DataConfig, DataError
+from datasets.spill import Cap, Spill
 
 SCHEMA = pa.schema(
     [
@@ -50,8 +52,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class Counts:
     """How many rows were planned of those that were read, and what became of all others.
 
-    `rejected` counts by reason: the filters' names, `url`, `caption`, `duplicate`, `limit`. Together with the
-    planned rows they make up the `read` ones.
+    `rejected` counts by reason: the filters' names, `url`, `caption`, `removed`, `duplicate`, `limit`. Together
+    with the planned rows they make up the `read` ones.
     """
 
     planned: int
@@ -73,15 +75,21 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
     caption_rules = filters.caption_rules(config.filters)
     read = passed = 0
     rejected: Counter[str] = Counter()
-    with _Spill() as spill:
+    removed = removals(config.removed)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
+        spill = stack.enter_context(Spill(folder, "lot"))
+        caps = [stack.enter_context(Cap(folder, name, limit)) for name, limit in filters.caps(config.filters)]
         for table in _source(config, picture_rules):
             read += table.num_rows
             pictures, bad_pictures = filters.accept(table, picture_rules)
-            readable, bad_texts = _clean(pictures, seed)  # the slow part: after the filters that drop most
+            readable, bad_texts = _clean(pictures, seed, removed)  # the slow part: after the filters that drop most
             kept, bad_captions = filters.accept(readable, caption_rules)
             rejected.update(bad_pictures | bad_texts | bad_captions)
             passed += kept.num_rows
             spill.add(kept)
+            for cap in caps:
+                cap.add(kept)
         if read == 0:
             raise DataError(f"data.metadata: {config.metadata or config.source} holds no rows")
         if passed == 0:
@@ -90,13 +98,39 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
                 f"data.filters: none of {read} rows passes: {reasons}; loosen these or change data.metadata"
             )
         layout = _Layout(config.shard_rows, config.limit, keep)
-        for rows in spill:
+        for first, rows in spill.buckets():
             unique = _unique(rows)
             rejected["duplicate"] += rows.num_rows - unique.num_rows
+            for cap in caps:
+                fair = cap.kept(first, unique)
+                rejected[cap.name] += unique.num_rows - fair.num_rows
+                unique = fair
             rejected["limit"] += layout.add(unique.sort_by("lot"))
         layout.close()
     assert layout.rows + rejected.total() == read
     return Counts(layout.rows, read, dict(rejected))
+
+
+def removals(path: str | None) -> frozenset[str]:
+    """What is on a removal list: keys (32 hex digits) and normalised URLs, from a text file with one of them a line.
+
+    Raises:
+        DataError: there is no such file, or a line is neither.
+    """
+    if path is None:
+        return frozenset()
+    if not storage.exists(path):
+        raise DataError(f"data.removed: there is no file {path}; give a text file with a key or a URL a line")
+    found = set()
+    for number, line in enumerate(storage.read(path).decode().splitlines(), start=1):
+        word = line.strip()
+        if not word or word.startswith("#"):
+            continue
+        try:
+            found.add(word if re.fullmatch("[0-9a-f]{32}", word) else normalised_url(word))
+        except ValueError:
+            raise DataError(f"data.removed: line {number} of {path} is neither a key nor a URL: {word!r}") from None
+    return frozenset(found)
 
 
 def parquet_bytes(rows: pa.Table, shard_rows: int) -> bytes:
@@ -155,11 +189,11 @@ def _source(config: DataConfig, rules: list[filters.Rule]) -> Iterable[pa.Table]
     return [laion.renamed(openmoji.metadata(config.openmoji))]
 
 
-def _clean(rows: pa.Table, seed: int) -> tuple[pa.Table, dict[str, int]]:
-    """Rows with normalised URLs, clean captions, keys and lots; those without are counted and left out."""
+def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict[str, int]]:
+    """Rows with normalised URLs, clean captions, keys and lots; those without, or removed, are counted and left out."""
     salt = seed.to_bytes(8, "little")
     places, keys, lots, urls, captions = [], [], [], [], []
-    rejected = {"url": 0, "caption": 0}
+    rejected = {"url": 0, "caption": 0, "removed": 0}
     for place, (raw_url, raw_caption) in enumerate(
         zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
     ):
@@ -176,6 +210,9 @@ def _clean(rows: pa.Table, seed: int) -> tuple[pa.Table, dict[str, int]]:
             rejected["caption"] += 1
             continue
         key = key_of(url, caption)
+        if removed and (key in removed or url in removed):
+            rejected["removed"] += 1
+            continue
         places.append(place)
         keys.append(key)
         lots.append(hashlib.blake2b(key.encode(), digest_size=8, key=salt).digest())
@@ -186,43 +223,6 @@ def _clean(rows: pa.Table, seed: int) -> tuple[pa.Table, dict[str, int]]:
     columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
     numbers = pa.array(np.frombuffer(b"".join(lots), ">u8").astype(np.uint64))
     return pa.table({**columns, "lot": numbers, **{name: kept[name] for name in _PASSED_ON}}), rejected
-
-
-class _Spill:
-    """Rows in temporary files by the first byte of their lot; iterating gives them back, one file at a time."""
-
-    def __enter__(self) -> "_Spill":
-        self._folder = tempfile.TemporaryDirectory(prefix="plan-")
-        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        self._folder.cleanup()
-
-    def add(self, rows: pa.Table) -> None:
-        """Put rows where they belong, in their order."""
-        bytes_ = (rows["lot"].to_numpy() >> np.uint64(56)).astype(np.uint8)
-        grouped = rows.take(pa.array(np.argsort(bytes_, kind="stable")))
-        present, starts, counts = np.unique(np.sort(bytes_), return_index=True, return_counts=True)
-        for first, start, count in zip(present, starts, counts, strict=True):
-            self._writer(int(first), rows.schema).write_table(grouped.slice(start, count))
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        for first, writer in sorted(self._writers.items()):
-            writer.close()
-            with pa.OSFile(self._path(first)) as source:
-                yield pa.ipc.open_stream(source).read_all()
-
-    def _writer(self, first: int, schema: pa.Schema) -> "pa.ipc.RecordBatchStreamWriter":
-        if first not in self._writers:
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._writers[first] = pa.ipc.new_stream(self._path(first), schema, options=options)
-        return self._writers[first]
-
-    def _path(self, first: int) -> str:
-        return str(Path(self._folder.name, f"{first:02x}.arrow"))
 
 
 class _Layout:

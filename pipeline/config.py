@@ -238,7 +238,7 @@ class Config(Settings):
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""
         tree = self.model_dump()
         places = [(tower, "weights") for tower in tree["text"].values()]
-        places += [(tree["compressor"], "weights"), (tree["data"], "metadata")]
+        places += [(tree["compressor"], "weights"), (tree["data"], "metadata"), (tree["data"], "removed")]
         places += [(tree["eval"]["pickscore"] or {}, name) for name in ("weights", "rival")]
         for section, name in places:
             if section.get(name):

@@ -275,6 +275,37 @@ def test_the_draw_is_a_function_of_the_seed_and_grows_with_the_limit(tmp_path):
     assert ten.rows["key"].to_pylist() == twenty.rows["key"].to_pylist()[:10]
 
 
+@pytest.mark.parametrize(("rule", "field"), [("max_same_caption", "TEXT"), ("max_same_url", "URL")])
+def test_a_text_stays_as_often_as_its_cap_allows(tmp_path, rule, field):
+    same = {"TEXT": "buy this now", "URL": "https://example.org/same.jpg"}[field]
+    rows = [laion_row(number, **({field: same} if number % 3 else {})) for number in range(60)]
+    rows += [rows[1], rows[2]]  # copies count once
+    result = made(tmp_path, rows, 5, **{f"filters__{rule}": 7})
+    assert {reason: count for reason, count in result.rejected.items() if count} == {rule: 33, "duplicate": 2}
+    free = made(tmp_path, rows, 5, filters__max_same_caption=None, filters__max_same_url=None)
+    column = {"TEXT": "caption", "URL": "url"}[field]
+    firsts = [row["key"] for row in free.rows.to_pylist() if row[column] == same][:7]
+    assert [row["key"] for row in result.rows.to_pylist() if row[column] == same] == firsts
+    assert made(tmp_path, rows[::-1], 5, **{f"filters__{rule}": 7}).rows.equals(result.rows)
+
+
+def test_what_is_on_the_removal_list_is_not_planned(tmp_path):
+    gone = plan.key_of("https://example.org/2.jpg", "a photograph, number 2")
+    (tmp_path / "removed.txt").write_text(f"# asked for in May\n\nHTTPS://example.org/0.jpg#x\n{gone}\n")
+    rows = [laion_row(number) for number in range(4)]
+    result = made(tmp_path, rows, removed=str(tmp_path / "removed.txt"))
+    assert set(result.rows["url"].to_pylist()) == {"https://example.org/1.jpg", "https://example.org/3.jpg"}
+    assert result.rejected["removed"] == 2
+
+
+def test_a_removal_list_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "removed.txt").write_text("https://example.org/0.jpg\n0.jpg\n")
+    with pytest.raises(DataError, match=r"line 2 of .*removed.txt is neither a key nor a URL: '0.jpg'"):
+        made(tmp_path, [laion_row(0)], removed=str(tmp_path / "removed.txt"))
+    with pytest.raises(DataError, match=r"data.removed: there is no file"):
+        made(tmp_path, [laion_row(0)], removed=str(tmp_path / "missing.txt"))
+
+
 def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path):
     for number, name in enumerate(["b.parquet", "a.parquet", "sub"]):
         if name == "sub":

@@ -15,7 +15,9 @@ def table(config: Config) -> list[Step]:
     towers = sorted({config.stage_b.text, config.stage_c.text})
     texts = tuple(f"text_{tower}" for tower in towers)
     stages = ("stage_a", "stage_b", "stage_c")
-    plan = tuple(f"data.{key}" for key in ("source", "metadata", "limit", "shard_rows", "filters", "openmoji"))
+    plan = tuple(
+        f"data.{key}" for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji")
+    )
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs

@@ -1,0 +1,100 @@
+"""Tables larger than memory: rows put aside in temporary files by hash, and questions that need all rows of a hash."""
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class Spill:
+    """Rows in temporary files by the first byte of a uint64 column, so that no more than a 256th is in memory."""
+
+    def __init__(self, folder: str, column: str):
+        self._folder, self._column = folder, column
+        self._name = secrets.token_hex(4)
+        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+
+    def __enter__(self) -> "Spill":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def add(self, rows: pa.Table) -> None:
+        """Put rows where they belong, in their order."""
+        bytes_ = (rows[self._column].to_numpy() >> np.uint64(56)).astype(np.uint8)
+        grouped = rows.take(pa.array(np.argsort(bytes_, kind="stable")))
+        present, starts, counts = np.unique(np.sort(bytes_), return_index=True, return_counts=True)
+        for first, start, count in zip(present, starts, counts, strict=True):
+            self._writer(int(first), rows.schema).write_table(grouped.slice(start, count))
+
+    def buckets(self) -> Iterator[tuple[int, pa.Table]]:
+        """Each first byte with its rows; nothing can be added any more."""
+        for first in sorted(self._writers):
+            yield first, self.bucket(first)
+
+    def bucket(self, first: int) -> pa.Table | None:
+        """The rows of a first byte; None where there are none."""
+        if first not in self._writers:
+            return None
+        self._writers[first].close()
+        with pa.OSFile(self._path(first)) as source:
+            return pa.ipc.open_stream(source).read_all()
+
+    def _writer(self, first: int, schema: pa.Schema) -> "pa.ipc.RecordBatchStreamWriter":
+        if first not in self._writers:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._writers[first] = pa.ipc.new_stream(self._path(first), schema, options=options)
+        return self._writers[first]
+
+    def _path(self, first: int) -> str:
+        return str(Path(self._folder, f"{self._name}-{first:02x}.arrow"))
+
+
+class Cap:
+    """At most so many rows with the same text in a column: those whose lots come first stay.
+
+    Copies of a row, which have its lot, count once; rows that another cap removes count too.
+    """
+
+    def __init__(self, folder: str, name: str, limit: tuple[str, int]):
+        self.name = name
+        self._column, self._most = limit
+        self._seen, self._beyond = Spill(folder, "text"), Spill(folder, "lot")
+        self._judged = False
+
+    def __enter__(self) -> "Cap":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for spill in (self._seen, self._beyond):
+            spill.__exit__()
+
+    def add(self, rows: pa.Table) -> None:
+        """Note rows."""
+        texts = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in rows[self._column].to_pylist())
+        hashes = np.frombuffer(b"".join(texts), ">u8").astype(np.uint64)
+        self._seen.add(pa.table({"text": pa.array(hashes), "lot": rows["lot"]}))
+
+    def kept(self, first: int, rows: pa.Table) -> pa.Table:
+        """The rows of a first byte of the lot that are within the cap; all rows must have been noted before."""
+        if not self._judged:
+            self._judge()
+        beyond = self._beyond.bucket(first)
+        return rows if beyond is None else rows.filter(pc.invert(pc.is_in(rows["lot"], beyond["lot"].combine_chunks())))
+
+    def _judge(self) -> None:
+        self._judged = True
+        for _, pairs in self._seen.buckets():
+            ordered = (
+                pairs.group_by(["text", "lot"]).aggregate([]).sort_by([("text", "ascending"), ("lot", "ascending")])
+            )
+            texts = ordered["text"].to_numpy()
+            _, starts, counts = np.unique(texts, return_index=True, return_counts=True)
+            ranks = np.arange(len(texts)) - np.repeat(starts, counts)
+            self._beyond.add(ordered.filter(pa.array(ranks >= self._most)))
