@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,15 +147,25 @@ def test_an_artifact_without_rows_is_refused(tmp_path):
         Batches([source(str(tmp_path), "image")], seed=0)
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_flipped_bit_is_found(sources, which):
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+@pytest.mark.parametrize("which", [0, 1], ids=["tar", "Parquet"])
+def test_every_damaged_shard_is_found(sources, which, damage):
+    """100 random cases each."""
+    generator = np.random.default_rng(which)
     name = shards.tensor_name(0) if which else shards.image_name(0)
-    path = storage.join(sources[which].folder, name)
-    content = bytearray(storage.read(path))
-    content[len(content) // 2] ^= 1
-    storage.publish(bytes(content), path)
-    with pytest.raises(CorruptFile, match=name):
-        Batches(sources, seed=0).read(0, NUM_ROWS)
+    path = Path(sources[which].folder, name)
+    whole = path.read_bytes()
+    for _ in range(100):
+        content = bytearray(whole)
+        if damage == "flip":
+            content[generator.integers(len(content))] ^= 1 << generator.integers(8)
+        else:
+            del content[generator.integers(len(content)) :]
+        path.write_bytes(content)
+        with pytest.raises(CorruptFile, match=name):
+            Batches(sources, seed=0).read(0, NUM_ROWS)
+    path.write_bytes(whole)
+    assert len(Batches(sources, seed=0).read(0, NUM_ROWS)["key"]) == NUM_ROWS
 
 
 def test_artifacts_with_other_keys_are_not_joined(sources):
