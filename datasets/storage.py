@@ -131,6 +131,13 @@ def listing(folder: str) -> list[str]:
     return sorted(name for name in files if not name.endswith(".tmp"))
 
 
+def sweep(folder: str) -> None:
+    """Delete what killed writers left half-written in a local folder; nobody may be writing there."""
+    if not is_remote(folder):
+        for file in Path(absolute(folder)).rglob(".*.tmp"):
+            file.unlink(missing_ok=True)
+
+
 def remove(path: str) -> None:
     """Delete a file or a whole folder; nothing happens when it is not there."""
     filesystem, inner = open_filesystem(path)

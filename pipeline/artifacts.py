@@ -120,9 +120,15 @@ class Store:
             "content": content_hash({file: entry for file, entry in files.items() if file not in facts["timed"]}),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        storage.sweep(path)
         storage.publish(text.encode(), storage.join(path, MANIFEST))
-        storage.remove(storage.join(path, BUILDING))
-        return Artifact(name, path, json.loads(text))
+        artifact = Artifact(name, path, json.loads(text))
+        self.tidy(artifact)
+        return artifact
+
+    def tidy(self, artifact: Artifact) -> None:
+        """Delete what only the build of a finished artifact needed; a killed run may have left it."""
+        storage.remove(storage.join(artifact.path, BUILDING))
 
     def discard(self, name: str, digest: str) -> None:
         """Delete an artifact's files, its manifest first so that no reader sees half of it; a lease on it stays."""

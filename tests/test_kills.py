@@ -1,0 +1,96 @@
+"""The publish protocol under kill -9 at every single step of it: the next run makes the same bytes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parent.parent
+
+# Runs in a process without threads, so that it may fork. A child builds an artifact of three shards, as a step does,
+# and kills itself at its n-th touch of the file system below the root, for n = 1, 2, ... until it survives.
+SWEEP = """
+import itertools, json, os, shutil, signal, sys
+import pandas  # which pyarrow would import in every child
+from pathlib import Path
+import numpy as np
+from datasets import shards, storage
+from datasets.shards import Clock, ImageRow
+from pipeline.artifacts import Fingerprint, Store
+
+ROOT = Path(sys.argv[1])
+TOUCHES = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+PRINT = Fingerprint("encode", 1, {"seed": 0}, {})
+
+def build(root):
+    store = Store(str(root))
+    path = store.path("latents", PRINT.digest)
+    artifact = store.find("latents", PRINT.digest)
+    if artifact is None:
+        finished = shards.finished(path)
+        for shard in range(3):
+            if shard not in finished:
+                rows = [ImageRow(row, f"{shard:016x}{row:016x}", "u", "c", "png", b"x") for row in range(4)]
+                content = shards.write_tensors(rows, "latents", np.full((4, 2, 3), shard, np.float16))
+                name = shards.tensor_name(shard)
+                files = {name: storage.publish(content, storage.join(path, name))}
+                shards.publish_receipt(path, shard, rows_in=4, rows_out=4, files=files, clock=Clock())
+            storage.publish(b"state", storage.join(path, "building", "state.bin"))
+        files = {name: entry for receipt in shards.finished(path).values() for name, entry in receipt.files.items()}
+        artifact = store.commit("latents", PRINT, {"files": files, "rows": 12, "timed": [], "created": "now"})
+    store.tidy(artifact)
+
+def tree(root):
+    found = {}
+    for file in sorted(root.rglob("*")):
+        if file.is_file():
+            content = file.read_bytes()
+            if file.parent.name == "receipts":
+                receipt = json.loads(content)
+                content = [receipt[key] for key in ("shard", "rows_in", "rows_out", "files")]
+            found[str(file.relative_to(root))] = content
+    return found
+
+def forked(work):
+    if (pid := os.fork()) == 0:
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def killed_at(number, root):
+    touched = itertools.count(1)
+    def audit(event, arguments):
+        below = any(str(root) in str(argument) for argument in arguments[:2])
+        if event in TOUCHES and below and next(touched) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(audit)
+    build(root)
+
+assert forked(lambda: build(ROOT / "calm")) == 0
+calm = tree(ROOT / "calm")
+wrong, finished_early = [], 0
+for number in itertools.count(1):
+    root = ROOT / "hit"
+    shutil.rmtree(root, ignore_errors=True)
+    code = forked(lambda: killed_at(number, root))
+    before = tree(root)
+    manifest = [name for name in before if name.endswith("manifest.json")]
+    finished_early += bool(manifest) and code != 0
+    if any(before[name] != calm[name] for name in manifest):
+        wrong.append(f"a manifest of touch {number} is not whole")
+    if forked(lambda: build(root)) != 0 or tree(root) != calm:
+        wrong.append(f"after a kill at touch {number}: {sorted(set(tree(root)) ^ set(calm))}")
+    if code == 0:
+        break
+    assert code == -signal.SIGKILL, code
+print(json.dumps({"touches": number - 1, "wrong": wrong, "killed_after_the_manifest": finished_early}))
+"""
+
+
+def test_a_kill_at_every_touch_of_the_file_system_leaves_the_same_bytes(tmp_path):
+    command = [sys.executable, "-c", SWEEP, str(tmp_path)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    outcome = json.loads(done.stdout)
+    assert outcome["wrong"] == []
+    assert outcome["touches"] > 40
+    assert outcome["killed_after_the_manifest"] > 0
