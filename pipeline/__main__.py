@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from datasets import storage
 from pipeline import __version__, config, cost, run
@@ -137,6 +138,21 @@ def _report(words: Words) -> None:
     hours(storage.absolute(words.root), words.json)
 
 
+def _data(words: Words) -> None:
+    from pipeline import data
+
+    loaded, root = _config(replace(words, rest=[]))
+    match words.rest:
+        case ["funnel"]:
+            data.funnel(loaded, root, words.json)
+        case ["verify"]:
+            data.verify(loaded, root, words.json)
+        case ["trace", key]:
+            data.trace(loaded, root, key, words.json)
+        case _:
+            raise UsageError("data needs one of: funnel, verify, trace KEY")
+
+
 def _ui(words: Words) -> None:
     from pipeline.ui import serve_ui
 
@@ -171,6 +187,7 @@ HANDLERS: dict[str, Callable[[Words], None]] = {
     "sample": _sample,
     "export": _export,
     "report": _report,
+    "data": _data,
     "ui": _ui,
     "doctor": _doctor,
 }

@@ -111,8 +111,9 @@ def differences(manifest: dict[str, Any], fingerprint: Fingerprint) -> list[str]
         changes.append(f"step version: {manifest['version']} -> {fingerprint.version}")
     old, new = flatten(manifest["settings"]), flatten(fingerprint.settings)
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            changes.append(f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}")
+        before, after = old.get(key, "not there"), new.get(key, "not there")
+        if before != after:
+            changes.append(f"{key}: {_short(before)} -> {_short(after)}")
     for name, digest in fingerprint.parents.items():
         if manifest["parents"].get(name) != digest:
             changes.append(f"input {name} changed")

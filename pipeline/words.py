@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
     "sample": Verb('prompt="..." out=DIR: draw pictures with the trained models', SAMPLE_WORDS),
     "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
     "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False),
+    "data": Verb("`data funnel`, `data verify`, `data trace KEY`: counts, bytes, one picture", flags=("--json",)),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
     "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",), config=False),
 }

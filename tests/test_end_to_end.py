@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -201,6 +202,27 @@ def test_show_and_status(micro_root, pipeline, artifacts):
     status = json.loads(pipeline("status", f"root={micro_root}", "--json").stdout)
     assert status["runs"][0]["outcome"] == "done"
     assert {artifact["name"] for artifact in status["artifacts"]} == set(STEPS)
+
+
+def test_data_tells_counts_bytes_and_one_pictures_way(micro_root, pipeline, artifacts):
+    def ask(*words: str) -> Any:
+        return json.loads(pipeline("data", *words, *MICRO, f"root={micro_root}", "--json").stdout)
+
+    levels = {step["level"]: step for step in ask("funnel")["funnel"]}
+    assert levels["read"]["rows"] == 64
+    assert levels["planned"] == {"level": "planned", "rows": 16, "lost": {"limit": 48}}
+    assert levels["kept"]["rows"] == levels["encoded: latents_c"]["rows"] == 16
+    assert ask("verify")["damaged"] == []
+    key = json.loads(artifacts["samples"].read("captions.json"))[0]["key"]
+    told = ask("trace", key)
+    assert told["download"]["status"] == "ok"
+    shard = told["planned"]["shard"]
+    for name, file in (
+        ("images", shards.image_name(shard)),
+        ("latents_c", f"128/{shards.tensor_name(shard)}"),
+        ("samples", f"generated/{key}.png"),
+    ):
+        assert f"{artifacts[name].path}/{file}" in told["files"]
 
 
 def test_all_pictures_lost_commits_nothing(tmp_path, pipeline):

@@ -1,0 +1,143 @@
+"""The verb `data`: what became of the pictures, whether the bytes are still theirs, and where one of them is."""
+
+import io
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from datasets import plan, shards, storage
+from datasets.storage import CorruptFile
+from pipeline.artifacts import Artifact, Store
+from pipeline.config import Config
+from pipeline.dag import fingerprints, order
+from pipeline.errors import UsageError
+from pipeline.reports import out, wanted
+from pipeline.steps import table
+
+READERS = 8  # files that are verified at a time
+
+
+def funnel(config: Config, root: str, as_json: bool) -> None:
+    """From the rows of the source to the encoded pictures: how many are left after each step, and why not the others.
+
+    Raises:
+        UsageError: nothing is planned yet.
+        CorruptFile: the counts of a step do not add up.
+    """
+    metadata = wanted(config, root, ["metadata"])["metadata"]
+    notes = metadata.manifest["notes"]
+    steps = [_level("read", notes["read"], {})]
+    steps.append(_level("planned", metadata.manifest["rows"], notes["rejected"], of=steps[-1]))
+    found = _finished(config, root)
+    if images := found.get("images"):
+        steps.append(_level("kept", images.manifest["rows"], images.manifest["notes"]["lost"], of=steps[-1]))
+        for name, artifact in found.items():
+            if name.startswith(("text_", "latents_")):
+                steps.append(_level(f"encoded: {name}", artifact.manifest["rows"], {}))
+    if as_json:
+        print(json.dumps({"root": root, "funnel": steps}, indent=1))
+        return
+    lines = Table("pictures", "rows", "share", "lost to", box=None, pad_edge=False)
+    for step in steps:
+        causes = ", ".join(f"{cause} {count:,}" for cause, count in step["lost"].items())
+        lines.add_row(step["level"], f"{step['rows']:,}", f"{step['rows'] / max(1, notes['read']):.1%}", causes)
+    out.print(lines)
+
+
+def _level(name: str, rows: int, lost: dict[str, int], of: dict[str, Any] | None = None) -> dict[str, Any]:
+    lost = dict(sorted(((cause, count) for cause, count in lost.items() if count), key=lambda item: -item[1]))
+    if of is not None and rows + sum(lost.values()) != of["rows"]:
+        raise CorruptFile(f"{of['rows']} rows were {of['level']}, but {rows} are {name} and {sum(lost.values())} lost")
+    return {"level": name, "rows": rows, "lost": lost}
+
+
+def verify(config: Config, root: str, as_json: bool) -> None:
+    """Read every file of this config's finished artifacts again and compare it with its manifest.
+
+    Raises:
+        CorruptFile: some are missing or hold other bytes; the first of them are named.
+    """
+    files = [(artifact, name) for artifact in _finished(config, root).values() for name in artifact.files]
+    if not files:
+        raise UsageError(f"root={root} has no finished artifact of this conf yet")
+    with ThreadPoolExecutor(READERS) as pool:
+        damaged = [path for path in pool.map(lambda file: _damaged(*file), files) if path]
+    if as_json:
+        print(json.dumps({"root": root, "files": len(files), "damaged": damaged}, indent=1))
+    if damaged:
+        raise CorruptFile(
+            f"{len(damaged)} of {len(files)} files are missing or damaged: {', '.join(damaged[:3])}"
+            f"{', ...' if len(damaged) > 3 else ''}; delete their artifacts' folders and run again"
+        )
+    if not as_json:
+        out.print(f"all {len(files)} files hold the bytes that their manifests name")
+
+
+def _damaged(artifact: Artifact, name: str) -> str | None:
+    try:
+        artifact.read(name)
+    except (CorruptFile, OSError):
+        return storage.join(artifact.path, name)
+    return None
+
+
+def trace(config: Config, root: str, key: str, as_json: bool) -> None:
+    """Everything that is known of one picture: its row of the plan, how the download ended, what was made of it.
+
+    Raises:
+        UsageError: this is no key, or none of this conf's.
+    """
+    if not re.fullmatch("[0-9a-f]{32}", key):
+        raise UsageError(f"'{key}' is no key; keys have 32 hex digits and name the files in samples/generated")
+    planned = _planned(wanted(config, root, ["metadata"])["metadata"], key)
+    if planned is None:
+        raise UsageError(f"{key} is not in the plan of this conf; `data funnel` says what was rejected and why")
+    found = _finished(config, root)
+    told: dict[str, Any] = {"key": key, "planned": planned}
+    if images := found.get("images"):
+        index = images.read(shards.index_name(planned["shard"]))
+        (told["download"],) = pq.read_table(io.BytesIO(index), filters=[("key", "=", key)]).to_pylist()
+    if images and told["download"]["status"] == "ok":
+        told["files"] = [
+            storage.join(artifact.path, name)
+            for artifact in found.values()
+            for name in artifact.files
+            if _holds(artifact.name, name, planned["shard"]) or key in name
+        ]
+    if as_json:
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return
+    for section in ("planned", "download"):
+        for name, value in told.get(section, {}).items():
+            out.print(f"{section:9} {name:11} {value}")
+    for path in told.get("files", ()):
+        out.print(f"in        {path}")
+
+
+def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:
+    for name in sorted(metadata.files):
+        rows = pq.read_table(io.BytesIO(metadata.read(name)), schema=plan.SCHEMA, filters=[("key", "=", key)])
+        if rows.num_rows:
+            row: dict[str, Any] = rows.to_pylist()[0]
+            return row
+    return None
+
+
+def _holds(artifact: str, name: str, shard: int) -> bool:
+    """Whether a file of an artifact is the shard's: its pictures, or its tensors of any size."""
+    file = name.rpartition("/")[2]
+    if artifact == "images":
+        return file == shards.image_name(shard)
+    return artifact.startswith(("text_", "latents_")) and file == shards.tensor_name(shard)
+
+
+def _finished(config: Config, root: str) -> dict[str, Artifact]:
+    """The finished artifacts of this config by name, parents first."""
+    store, steps = Store(root), order(table(config), config.targets)
+    prints = fingerprints(steps, config.lookup)
+    found = {step.output: store.find(step.output, prints[step.output].digest) for step in steps}
+    return {name: artifact for name, artifact in found.items() if artifact}
