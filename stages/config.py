@@ -162,6 +162,9 @@ class StageCConfig(Settings):
     """Channels of the timestep embedding (c_r)."""
     dropout: Share = 0.1
     """Dropout in convolution and attention blocks."""
+    scaled_codes: bool = True
+    """Whether it works on (code + 1) / 42, as released, or on the code itself, for a compressor whose code has
+    unit variance (`batch_norm: plain`)."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
