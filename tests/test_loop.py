@@ -139,13 +139,13 @@ def test_the_average_copies_until_its_start_and_then_follows() -> None:
     shipped = Denoise()
     run.train(shipped)
     states = {step: checkpoint.load(data).tensors for step, data in run.saved.items()}
-    key = "net.0.weight"
-    expected = states[4][f"model.{key}"]
-    for step in (6, 8, 10, 12):
-        assert torch.equal(states[step - 1][f"average.{key}"], expected)  # nothing moves between updates
-        expected = expected.lerp(states[step][f"model.{key}"], 0.5)
-        torch.testing.assert_close(states[step][f"average.{key}"], expected)
-    assert torch.equal(shipped.state_dict()[key], states[12][f"average.{key}"])
+    for key in ("net.0.weight", "net.1.running_mean"):  # a weight, and a buffer
+        expected = states[4][f"model.{key}"]
+        for step in (6, 8, 10, 12):
+            assert torch.equal(states[step - 1][f"average.{key}"], expected)  # nothing moves between updates
+            expected = expected.lerp(states[step][f"model.{key}"], 0.5)
+            torch.testing.assert_close(states[step][f"average.{key}"], expected)
+        assert torch.equal(shipped.state_dict()[key], states[12][f"average.{key}"])
 
 
 def test_frozen_norm_keeps_its_statistics() -> None:
