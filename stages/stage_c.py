@@ -69,7 +69,6 @@ class StageC(nn.Module):
         a, b = in_fp32(self.out, hidden).permute(0, 3, 1, 2).chunk(2, dim=1)
         return (x.float() - a) / ((1 - b).abs() + 1e-5)
 
-
     def from_code(self, code: Tensor) -> Tensor:
         """The compressor's raw output -> the space that Stage C works in."""
         return normalise(code) if self.scaled_codes else code

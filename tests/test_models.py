@@ -23,7 +23,7 @@ from stages.config import (
     StageCLoss,
 )
 from stages.draws import Draws
-from stages.geometry import BadImageSize, code_side, latent_side
+from stages.geometry import BadImageSize
 from stages.layers import fresh_batch_norm, timestep_embedding
 from stages.stage_a import StageA, StageAObjective, random_crop
 from stages.stage_b import StageB, StageBObjective
@@ -357,10 +357,9 @@ def test_sides_between_the_steps_are_refused(models: sample.Models) -> None:
         sample.generate(models, ["x"], [""], [0], width=128, height=100, **settings())
 
 
-@pytest.mark.parametrize(("pixels", "code", "latent"), [(128, 3, 32), (512, 12, 128), (1024, 24, 256), (1536, 36, 384)])
-def test_sides(pixels: int, code: int, latent: int) -> None:
-    assert code_side(pixels) == code
-    assert latent_side(code) == latent
+def test_pictures_that_stage_a_would_not_give_back_are_refused(models: sample.Models) -> None:
+    with pytest.raises(BadImageSize, match="6x8 px: each side must be a multiple of 4 px"):
+        sample.reconstruct_a(models.stage_a, torch.zeros(1, 3, 8, 6, dtype=torch.uint8))
 
 
 def test_reconstructions_have_the_pictures_shape(models: sample.Models) -> None:
@@ -386,6 +385,7 @@ def test_reconstructions_have_the_pictures_shape(models: sample.Models) -> None:
         (lambda: StageAConfig(levels=3, hidden=30), "hidden"),
         (lambda: StageBConfig(blocks=(1, 2)), "blocks needs one entry"),
         (lambda: StageBConfig(heads=(0, 10, 20, 7)), "heads"),
+        (lambda: StageBConfig(patch=8), "must divide 32"),
         (lambda: StageCConfig(heads=7), "heads"),
         (lambda: StageBLoss(code_drop=0.8, code_noise=0.5), "code_drop"),
         (lambda: EfficientNetStages(stem=8, stages=TINY_BACKBONE.stages[:3], last=16), "total stride of 8"),
