@@ -229,6 +229,15 @@ def test_warm_up_and_schedule() -> None:
     assert learning_rate_factor(config(schedule="constant"), 11) == 1.0
 
 
+def test_the_cosine_is_torchs() -> None:
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=10, eta_min=0.01)
+    for step in range(2, 12):
+        assert learning_rate_factor(config(), step) == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        torchs.step()
+
+
 def test_phases_are_found_by_arithmetic() -> None:
     recipe = config()
     assert [recipe.phase_at(step).batch_size for step in (0, 6, 7, 11)] == [8, 8, 4, 4]

@@ -31,7 +31,7 @@ from stages.config import (
     StageCConfig,
 )
 from stages.release import NotReleasable, model_card, release_files
-from stages.sample import Models, generate
+from stages.sample import Models, generate, reconstruct_b
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
@@ -198,6 +198,21 @@ def test_prior_and_decoder_draw_the_same_picture_one_after_the_other(models: Mod
     theirs = decoder(code, "a cat", num_inference_steps=2, generator=generator).images[0]
     picture = ours(models, "a cat", "", 3, width=256, height=128, steps_c=3, steps_b=2, guidance_c=3.0, guidance_b=1.0)
     assert difference(theirs, picture) <= 1
+
+
+def test_a_reconstruction_is_the_stock_decoders_picture_of_the_code(
+    models: Models, compressor: Compressor, folder: Path
+) -> None:
+    image = torch.randint(0, 256, (1, 3, 128, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    assert models.text_b is not None
+    text, _ = models.text_b.encode(["a cat"])
+    again = reconstruct_b(models.stage_a, models.stage_b, compressor, image, text, [5], steps=3)[0]
+    decoder = WuerstchenDecoderPipeline.from_pretrained(folder / "decoder")
+    with torch.no_grad():
+        code = compressor(image / 255)
+    generator = torch.Generator().manual_seed(5)
+    theirs = decoder(code, "a cat", num_inference_steps=3, guidance_scale=0.0, generator=generator).images[0]
+    assert difference(theirs, again.numpy()) <= 1
 
 
 def test_the_example_of_the_card_runs(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,9 +129,10 @@ class EchoB(StageB):
         return first.view(-1, 1, 1, 1).expand_as(x)
 
 
-def sampled_c(text: float, negative: float, guidance: float) -> Tensor:
+def sampled_c(text: float, negative: float, guidance: float, scaled: bool = True) -> Tensor:
     texts = (torch.full((2, 5, 4), value) for value in (text, negative))
-    return sample.sample_code(EchoC(CONFIG_C), *texts, Noise([1, 2], CPU), 128, 256, 2, guidance)
+    stage_c = EchoC(CONFIG_C.model_copy(update={"scaled_codes": scaled}))
+    return sample.sample_code(stage_c, *texts, Noise([1, 2], CPU), 128, 256, 2, guidance)
 
 
 def sampled_b(code: float, text: float | None, negative: float | None, guidance: float) -> Tensor:
@@ -241,14 +242,7 @@ def test_stage_c_sees_the_code_plus_1_over_42_unless_told_otherwise(scaled: bool
 
 
 def test_sampled_codes_are_scaled_back_where_stage_c_is_scaled() -> None:
-    texts = torch.zeros(1, 5, 4)
-    scaled, raw = (
-        sample.sample_code(
-            EchoC(CONFIG_C.model_copy(update={"scaled_codes": scaled})), texts, texts, noise, 128, 128, 2, 1
-        )
-        for scaled, noise in ((True, Noise([0], CPU)), (False, Noise([0], CPU)))
-    )
-    torch.testing.assert_close(scaled, 42 * raw - 1)
+    torch.testing.assert_close(sampled_c(0.5, 0.0, 1.0), 42 * sampled_c(0.5, 0.0, 1.0, scaled=False) - 1)
 
 
 @pytest.mark.parametrize(
