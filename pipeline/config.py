@@ -191,6 +191,16 @@ class Config(Settings):
         for key, value, wanted in pairs:
             if value != wanted:
                 raise ValueError(f"{key}={value}: what it works on has {wanted} channels")
+        if self.stage_a.model.levels != 2:
+            raise ValueError(
+                f"stage_a.model.levels={self.stage_a.model.levels}: Stage B draws latents of a quarter of the "
+                "picture's side, which takes 2 levels"
+            )
+        if "release" in self.targets and not self.stage_c.model.scaled_codes:
+            raise ValueError(
+                "stage_c.model.scaled_codes=false: the stock pipelines that a release is for take (code + 1) / 42; "
+                "leave release out of targets"
+            )
         if size % 128:
             raise ValueError(f"data.image.size={size}: must be a multiple of 128 px")
         if crop is not None and crop > smallest:

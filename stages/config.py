@@ -14,6 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ChannelsBy8 = Annotated[int, Field(ge=8, multiple_of=8)]  # torchvision rounds others
+LATENT_SIDE_MULTIPLE = 32  # sides of Stage A's latents: pictures come in steps of 128 px
 LossWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
 TimeSampling = Literal["released", "uniform"]
 
@@ -139,6 +140,11 @@ class StageBConfig(Settings):
         for name in ("blocks", "patterns", "heads", "inject_code"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(f"{name} needs one entry for each of the {levels} widths")
+        if LATENT_SIDE_MULTIPLE % (self.patch * 2 ** (levels - 1)):
+            raise ValueError(
+                f"patch ({self.patch}) x 2^({levels} levels - 1) must divide {LATENT_SIDE_MULTIPLE}, "
+                "the latents' side for 128 px"
+            )
         for width, pattern, heads in zip(self.widths, self.patterns, self.heads, strict=True):
             if "A" in pattern and (heads == 0 or width % heads):
                 raise ValueError(f"heads ({heads}) must divide the width ({width}) of a level with attention")
@@ -162,6 +168,9 @@ class StageCConfig(Settings):
     """Channels of the timestep embedding (c_r)."""
     dropout: Share = 0.1
     """Dropout in convolution and attention blocks."""
+    scaled_codes: bool = True
+    """Whether it works on (code + 1) / 42, as released, or on the code itself, for a compressor whose code has
+    unit variance (`batch_norm: plain`)."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

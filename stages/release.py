@@ -66,7 +66,7 @@ def release_files(
     A part that several pipelines have is made once and yielded once for each of their folders. The stock
     pipelines draw the picture of `stages.sample.generate` from a CPU generator of the same seed.
 
-    Raises NotReleasable for a Stage B without text, or latents of other than 4 channels.
+    Raises NotReleasable for a Stage B without text, latents of other than 4 channels, or codes not scaled.
     """
     if models.text_b is None:
         raise NotReleasable("stage_b was trained without text, which the stock decoder needs: name a text tower")
@@ -75,6 +75,8 @@ def release_files(
             f"stage_b.latent_channels is {stage_b_config.latent_channels}, "
             f"but the stock decoder has {STOCK_LATENT_CHANNELS}: train with that many"
         )
+    if not stage_c_config.scaled_codes:
+        raise NotReleasable("stage_c.scaled_codes is false, but the stock prior takes (code + 1) / 42: train with that")
     yield "README.md", card.encode()
     yield "model_index.json", _index("WuerstchenCombinedPipeline", _COMBINED_PARTS)
     yield (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stages import diffusion
-from stages.geometry import check_size, code_side, denormalise, latent_side
+from stages.geometry import check_size, code_side, latent_side
 from stages.layers import to_unit_range
 from stages.stage_a import StageA
 from stages.stage_b import StageB
@@ -100,7 +100,7 @@ def sample_code(
         conditional, unconditional = both.chunk(2)
         return diffusion.guide(unconditional, conditional, guidance)
 
-    return denormalise(denoise(predict, shape, noise, steps))
+    return stage_c.to_code(denoise(predict, shape, noise, steps))
 
 
 def sample_latents(

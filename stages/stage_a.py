@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stages.config import StageAConfig, StageALoss
 from stages.draws import Draws
+from stages.geometry import BadImageSize
 from stages.layers import (
     Conv2d,
     ConvTranspose2d,
@@ -92,6 +93,7 @@ class StageA(nn.Module):
     def __init__(self, config: StageAConfig) -> None:
         super().__init__()
         self.scale = config.scale
+        self.side_ratio = 2**config.levels
         widths = [config.hidden >> level for level in reversed(range(config.levels))]
         self.in_block = nn.Sequential(Patchify(2), Conv2d(3 * 4, widths[0], 1))
 
@@ -112,7 +114,13 @@ class StageA(nn.Module):
         self.out_block = nn.Sequential(Conv2d(widths[0], 3 * 4, 1), Unpatchify(2))
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image in [0, 1] -> unquantised latents, divided by `scale`: what is stored and Stage B sees."""
+        """Image in [0, 1] -> unquantised latents, divided by `scale`: what is stored and Stage B sees.
+
+        Raises BadImageSize if a side is no multiple of 2^levels: the way back would give another size.
+        """
+        height, width = image.shape[-2:]
+        if height % self.side_ratio or width % self.side_ratio:
+            raise BadImageSize(f"image of {width}x{height} px: each side must be a multiple of {self.side_ratio} px")
         return self.features(image) / self.scale
 
     def decode(self, latents: Tensor) -> Tensor:

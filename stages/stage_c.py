@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stages import diffusion
 from stages.config import StageCConfig, StageCLoss
 from stages.draws import Draws
-from stages.geometry import normalise
+from stages.geometry import denormalise, normalise
 from stages.layers import (
     AttnBlock,
     Conv2d,
@@ -25,12 +25,13 @@ from stages.layers import (
 
 
 class StageC(nn.Module):
-    """Noise predictor on normalised codes. At the start it returns its input."""
+    """Noise predictor on codes, scaled where the config says so. At the start it returns its input."""
 
     def __init__(self, config: StageCConfig) -> None:
         super().__init__()
         self.latent_channels = config.latent_channels
         self.timestep_channels = config.timestep_channels
+        self.scaled_codes = config.scaled_codes
         width = config.width
         self.projection = Conv2d(config.latent_channels, width, 1)
         text_in, text_out = nn.Linear(config.text_width, width), nn.Linear(width, width)
@@ -52,7 +53,7 @@ class StageC(nn.Module):
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """Predict the noise in x.
 
-        x: (B, 16, H, W) noisy normalised codes, any sides; t: (B,) fp32 in [0, 1]; text: (B, N, D) hidden
+        x: (B, 16, H, W) noisy codes as of `from_code`, any sides; t: (B,) fp32 in [0, 1]; text: (B, N, D) hidden
         states of all positions, padding included. Returns (B, 16, H, W) fp32.
         """
         timestep = timestep_embedding(t, self.timestep_channels)
@@ -67,6 +68,14 @@ class StageC(nn.Module):
                 hidden = block(hidden)
         a, b = in_fp32(self.out, hidden).permute(0, 3, 1, 2).chunk(2, dim=1)
         return (x.float() - a) / ((1 - b).abs() + 1e-5)
+
+    def from_code(self, code: Tensor) -> Tensor:
+        """The compressor's raw output -> the space that Stage C works in."""
+        return normalise(code) if self.scaled_codes else code
+
+    def to_code(self, latents: Tensor) -> Tensor:
+        """The inverse of `from_code`."""
+        return denormalise(latents) if self.scaled_codes else latents
 
 
 class StageCObjective(nn.Module):
@@ -88,7 +97,7 @@ class StageCObjective(nn.Module):
         text = diffusion.drop(batch["text"], self.null_text, draws.uniform() < self.loss.text_drop)
         loss, mse = diffusion.denoising_loss(
             lambda x, t: self.stage_c(x, t, text),
-            normalise(batch["latents_c"].float()),
+            self.stage_c.from_code(batch["latents_c"].float()),
             draws,
             self.loss.timesteps,
             self.loss.weight,

@@ -225,6 +225,8 @@ def test_a_rate_of_no_step_is_refused(tmp_path):
         ("stage_c.text=clip", "stage_c.text names the tower 'clip', but text has tiny"),
         ("stage_c.model.text_width=64", "stage_c.model.text_width is 64, but the tower 'tiny' gives width 32"),
         ("stage_c.model.heads=5", "stage_c.model: heads (5) must divide width (32)"),
+        ("stage_a.model.levels=3", "stage_a.model.levels=3: Stage B draws latents of a quarter"),
+        ("stage_c.model.scaled_codes=false", "stage_c.model.scaled_codes=false: the stock pipelines"),
         ("stage_b.model.widths=[16]", "stage_b.model: blocks needs one entry for each of the 1 widths"),
         ("stage_c.train.warmup_steps=4", "stage_c.train: warmup_steps (4) must be below the 4 steps"),
         ("seed=1,2", "seed=1,2: not readable"),

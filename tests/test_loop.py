@@ -139,13 +139,13 @@ def test_the_average_copies_until_its_start_and_then_follows() -> None:
     shipped = Denoise()
     run.train(shipped)
     states = {step: checkpoint.load(data).tensors for step, data in run.saved.items()}
-    key = "net.0.weight"
-    expected = states[4][f"model.{key}"]
-    for step in (6, 8, 10, 12):
-        assert torch.equal(states[step - 1][f"average.{key}"], expected)  # nothing moves between updates
-        expected = expected.lerp(states[step][f"model.{key}"], 0.5)
-        torch.testing.assert_close(states[step][f"average.{key}"], expected)
-    assert torch.equal(shipped.state_dict()[key], states[12][f"average.{key}"])
+    for key in ("net.0.weight", "net.1.running_mean"):  # a weight, and a buffer
+        expected = states[4][f"model.{key}"]
+        for step in (6, 8, 10, 12):
+            assert torch.equal(states[step - 1][f"average.{key}"], expected)  # nothing moves between updates
+            expected = expected.lerp(states[step][f"model.{key}"], 0.5)
+            torch.testing.assert_close(states[step][f"average.{key}"], expected)
+        assert torch.equal(shipped.state_dict()[key], states[12][f"average.{key}"])
 
 
 def test_frozen_norm_keeps_its_statistics() -> None:
@@ -227,6 +227,15 @@ def test_warm_up_and_schedule() -> None:
     assert factors[2:] == sorted(factors[2:], reverse=True)
     assert learning_rate_factor(recipe, 12) == pytest.approx(0.01)
     assert learning_rate_factor(config(schedule="constant"), 11) == 1.0
+
+
+def test_the_cosine_is_torchs() -> None:
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=10, eta_min=0.01)
+    for step in range(2, 12):
+        assert learning_rate_factor(config(), step) == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        torchs.step()
 
 
 def test_phases_are_found_by_arithmetic() -> None:

@@ -191,7 +191,8 @@ def test_each_rule_rejects_what_it_names(tmp_path, rule, change):
 
 def test_a_rule_at_its_bound_keeps_the_row(tmp_path):
     row = laion_row(0, WIDTH=2048, HEIGHT=1024, AESTHETIC_SCORE=5.0, punsafe=0.1, pwatermark=0.5)
-    assert made(tmp_path, [row]).rows.num_rows == 1
+    spotless = laion_row(1, punsafe=0.0, pwatermark=0.0)  # zero is a value, not a missing one
+    assert made(tmp_path, [row, spotless]).rows.num_rows == 2
 
 
 def test_a_rule_that_is_off_needs_no_column(tmp_path):

@@ -94,6 +94,21 @@ def test_hidden_states_equal_transformers(tower: TextTower, folder: Path) -> Non
     assert (unmasked - theirs).abs().max() > 1e-2  # the mask matters
 
 
+def test_captions_of_any_length_equal_transformers(tmp_path: Path) -> None:
+    """At CLIP's own length: none, one word, as many as fit, and more; what does not fit is cut and counted."""
+    tower = seeded_tower(CONFIG.model_copy(update={"context_length": 77}))
+    write_folder(tower, tmp_path)
+    stock, tokenizer = CLIPTextModel.from_pretrained(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)
+    captions = [" ".join(["cat"] * words) for words in (0, 1, 74, 75, 76, 77, 78, 2500)]
+    ours, truncated = tower.encode(captions)
+    assert truncated == 4
+    inputs = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = stock(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours[4:], ours[3:4].expand(4, -1, -1))  # the end token takes the last place
+
+
 def test_every_weight_of_the_export_is_taken(tower: TextTower) -> None:
     config, state = to_transformers(tower)
     expected = CLIPTextModel(CLIPTextConfig(**config)).state_dict()
