@@ -177,7 +177,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        size, crop = self.data.image.size, self.stage_a.loss.crop
+        size, loss, crop = self.data.image.size, self.stage_a.loss, self.stage_a.loss.crop
         smallest = min(phase.size for phase in self.stage_a.train.phases)
         pairs = (
             ("stage_b.model.latent_channels", self.stage_b.model.latent_channels, self.stage_a.model.latent_channels),
@@ -205,6 +205,11 @@ class Config(Settings):
             raise ValueError(f"data.image.size={size}: must be a multiple of 128 px")
         if crop is not None and crop > smallest:
             raise ValueError(f"stage_a.loss.crop={crop} is larger than the pictures of a phase, {smallest} px")
+        if (crop or smallest) < loss.smallest_side:
+            raise ValueError(
+                f"stage_a.loss: pictures or crops of {crop or smallest} px are too small for the perceptual or the "
+                f"adversarial loss; use {loss.smallest_side} px or more, or weights of 0"
+            )
         if self.sample.width != self.sample.height:
             raise ValueError(
                 f"sample.width={self.sample.width}, sample.height={self.sample.height}: samples are compared with the "
@@ -248,6 +253,7 @@ class Config(Settings):
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""
         tree = self.model_dump()
         places = [(tower, "weights") for tower in tree["text"].values()]
+        places += [(tree["stage_a"]["loss"], name) for name in ("perceptual_weights", "perceptual_heads")]
         places += [(tree["compressor"], "weights"), (tree["data"], "metadata"), (tree["data"], "removed")]
         places += [(tree["eval"]["pickscore"] or {}, name) for name in ("weights", "rival")]
         for section, name in places:

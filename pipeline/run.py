@@ -55,6 +55,9 @@ def check_weights(config: Config, steps: set[str]) -> None:
         for name, tower in config.text.items()
         if f"text_{name}" in steps
     }
+    if "stage_a" in steps and config.stage_a.loss.perceptual:
+        needed["stage_a.loss.perceptual_weights"] = config.stage_a.loss.perceptual_weights
+        needed["stage_a.loss.perceptual_heads"] = config.stage_a.loss.perceptual_heads
     if "stage_b" in steps:
         needed["compressor.weights"] = config.compressor.weights
     if "scores" in steps and config.eval.pickscore:

@@ -15,7 +15,8 @@ Weight = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ChannelsBy8 = Annotated[int, Field(ge=8, multiple_of=8)]  # torchvision rounds others
 LATENT_SIDE_MULTIPLE = 32  # sides of Stage A's latents: pictures come in steps of 128 px
-LossWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
+FixedWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
+LossWeight = Literal[FixedWeight, "adaptive"]
 TimeSampling = Literal["released", "uniform"]
 
 
@@ -254,6 +255,28 @@ class StageALoss(Settings):
     """Whether that is drawn for each sample or once a step."""
     crop: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
     """Side of random crops in pixels (128 in the paper); null trains on whole pictures."""
+    perceptual: Weight = 0.0
+    """Weight of the perceptual distance; the term is off without perceptual_weights."""
+    perceptual_weights: str | None = None
+    """Path or URI of torchvision's VGG16 weights (safetensors or a state dict of torch's)."""
+    perceptual_heads: str | None = None
+    """Path or URI of LPIPS's linear heads for VGG16, a file of the lpips package; null takes the plain mean distance
+    of the unit-normalised features."""
+    adversarial: Weight = 0.0
+    """Weight of the adversarial loss; 0 trains without a discriminator."""
+    adversarial_start: int = Field(0, ge=0)
+    """Steps during which that weight is 0 still, while the discriminator learns."""
+
+    @property
+    def smallest_side(self) -> int:
+        """Least side in pixels of what these losses can judge: VGG16 halves it four times, the discriminator six."""
+        return 65 if self.adversarial else 16 if self.perceptual else 8
+
+    @model_validator(mode="after")
+    def _heads_have_features(self) -> Self:
+        if self.perceptual_heads and not self.perceptual_weights:
+            raise ValueError("perceptual_heads needs perceptual_weights, VGG16's own; give both or neither")
+        return self
 
 
 class CompressorWarmupLoss(Settings):
@@ -271,7 +294,8 @@ class DiffusionLoss(Settings):
     weight: LossWeight = "p2"
     """Weight of a sample by its noise level: p2 is 1 - abar, as in the authors' code; p2_paper is
     (1 - abar) / (1 + abar), as printed; p2_snr is (1 - abar) / max(abar, 0.05), which minds high noise, where
-    a picture's identity is decided, and suits short trainings; none is 1."""
+    a picture's identity is decided, and suits short trainings; none is 1; adaptive is 1 / the running loss of
+    samples with about as much noise, so that all noise levels count alike (Stable Cascade)."""
     timesteps: TimeSampling = "released"
     """How t is drawn: 1.08 (1 - U) + 0.001, clamped, as released, or U(0, 1)."""
     text_drop: Share = 0.05
@@ -297,6 +321,10 @@ class StageBLoss(DiffusionLoss):
 
 class StageCLoss(DiffusionLoss):
     """Objective of Stage C."""
+
+    consistency: Weight = 0.0
+    """Weight of the squared distance between the noise found in a sample and in a less noisy version of it (0.1 in
+    the authors' own later script)."""
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from stages.config import LossWeight, TimeSampling
+from stages.config import FixedWeight, LossWeight, TimeSampling
 from stages.draws import Draws
 
 OFFSET = 0.008  # s of the cosine schedule
 ABAR_MIN, ABAR_MAX = 0.0001, 0.9999
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # noisy (B, ...), t (B,) -> noise (B, ...)
 
 
 def alpha_bar(t: Tensor) -> Tensor:
@@ -38,7 +41,7 @@ def training_times(uniform: Tensor, how: TimeSampling) -> Tensor:
     return ((1 - uniform) * 1.08 + 0.001).clamp(0.001, 1.0)
 
 
-def loss_weight(abar: Tensor, how: LossWeight) -> Tensor:
+def loss_weight(abar: Tensor, how: FixedWeight) -> Tensor:
     """Weight of a sample's squared noise error.
 
     p2: (1 + SNR)^-1 = 1 - abar (arXiv 2204.00227, eq. 8 with k = gamma = 1; the authors' code).
@@ -56,22 +59,81 @@ def loss_weight(abar: Tensor, how: LossWeight) -> Tensor:
             return torch.ones_like(abar)
 
 
+class AdaptiveWeight(nn.Module):
+    """Weight 1 / (running loss of samples with about as much noise), so that all noise levels count alike.
+
+    As in Stable Cascade: 300 buckets of the log SNR, the first and the last open, the others between -10 and 10; each
+    holds a running mean of its samples' losses, 1 at the start, of which a step with samples replaces 1 %. Buckets
+    without samples stay as they are. The buffer is part of a training's state. All ranks hold the same values.
+    """
+
+    BUCKETS, LIMIT, DECAY, FLOOR = 300, 10.0, 0.99, 1e-7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: Tensor
+        self.edges: Tensor
+        self.register_buffer("running", torch.ones(self.BUCKETS))
+        self.register_buffer("edges", torch.linspace(-self.LIMIT, self.LIMIT, self.BUCKETS - 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, abar: Tensor, errors: Tensor) -> Tensor:
+        """Weights (B,) from what was known before; in training mode, the errors (B,) become known then."""
+        bucket = torch.bucketize(abar.logit(), self.edges)
+        weights = 1 / self.running[bucket].clamp(min=self.FLOOR)
+        if self.training:
+            # by sums over a table: on GPUs, scattered additions would come in another order each time
+            member = (bucket[:, None] == torch.arange(self.BUCKETS, device=bucket.device)).float()
+            totals = torch.stack([(member * errors.detach()[:, None]).sum(dim=0), member.sum(dim=0)])
+            if dist.is_initialized():
+                dist.all_reduce(totals)
+            means = totals[0] / totals[1].clamp(min=1)
+            self.running.copy_(torch.where(totals[1] > 0, self.running.lerp(means, 1 - self.DECAY), self.running))
+        return weights
+
+
+def weighting(how: LossWeight) -> AdaptiveWeight | FixedWeight:
+    """What an objective hands to `denoising_loss`; keep it as an attribute, so that a learnt one is in the state."""
+    return AdaptiveWeight() if how == "adaptive" else how
+
+
 def denoising_loss(
-    predict: Callable[[Tensor, Tensor], Tensor],
+    predict: Predict,
     x0: Tensor,
     draws: Draws,
     timesteps: TimeSampling,
-    weight: LossWeight,
-) -> tuple[Tensor, Tensor]:
+    weight: AdaptiveWeight | FixedWeight,
+    consistency: float = 0.0,
+    predict_target: Predict | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Diffuse x0 (B, ...) and compare the noise that `predict(noisy, t)` finds with the true one, in fp32.
 
-    Returns the mean of the weighted squared errors (the loss) and of the plain ones (for the log).
+    `consistency` is the weight of a second squared error, between the noise found at t and the noise that
+    `predict_target` (no gradient, no dropout) finds with the same true noise at a time t (1 - u), u drawn as t is:
+    the term of the authors' own second training script of Stage C. Both errors get the sample's weight by its noise.
+
+    Returns the loss, and the plain means `mse` and, where it is on, `consistency` for the log.
     """
     t = training_times(draws.uniform(), timesteps)
     abar = alpha_bar(t)
     noise = draws.normal(*x0.shape[1:])
-    errors = (predict(add_noise(x0, noise, abar), t).float() - noise).square().flatten(1).mean(dim=1)
-    return (errors * loss_weight(abar, weight)).mean(), errors.mean().detach()
+    predicted = predict(add_noise(x0, noise, abar), t).float()
+    errors = _squared_distance(predicted, noise)
+    parts = {"mse": errors.mean().detach()}
+    factors = weight(abar, errors) if isinstance(weight, AdaptiveWeight) else loss_weight(abar, weight)
+    if consistency:
+        assert predict_target is not None  # called second: autocast keeps casts of weights, with or without gradient
+        earlier = t * (1 - training_times(draws.uniform(), timesteps))
+        target = predict_target(add_noise(x0, noise, alpha_bar(earlier)), earlier).float()
+        drift = _squared_distance(predicted, target)
+        parts["consistency"] = drift.mean().detach()
+        errors = errors + consistency * drift
+    return (errors * factors).mean(), parts
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference of each sample, (B, ...) -> (B,)."""
+    return (a - b).square().flatten(1).mean(dim=1)
 
 
 def drop(condition: Tensor, null: Tensor, dropped: Tensor) -> Tensor:
@@ -82,6 +144,14 @@ def drop(condition: Tensor, null: Tensor, dropped: Tensor) -> Tensor:
 def sampling_times(steps: int) -> Tensor:
     """`steps + 1` times from 1 to 0: one model call at each but the last. (steps + 1,) fp32."""
     return torch.linspace(1.0, 0.0, steps + 1)
+
+
+def released_sampling_times() -> Tensor:
+    """The release's own times for Stage C (`DEFAULT_STAGE_C_TIMESTEPS` of diffusers): (30,) fp32, 29 model calls.
+
+    19 of the calls lie in the first third of the way, where the noise is high, 10 in the other two.
+    """
+    return torch.cat([torch.linspace(1.0, 2 / 3, 20), torch.linspace(2 / 3, 0.0, 11)[1:]])
 
 
 def ddpm_step(x: Tensor, eps: Tensor, t: Tensor, t_next: Tensor, noise: Tensor) -> Tensor:

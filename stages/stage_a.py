@@ -4,6 +4,7 @@ After `vqgan.py` of dome272/Wuerstchen (state-dict keys kept; 122 at full size).
 the unquantised latents; the codebook regularises the training and gives a second way to decode.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.config import StageAConfig, StageALoss
+from stages.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from stages.draws import Draws
 from stages.geometry import BadImageSize
 from stages.layers import (
@@ -150,12 +152,33 @@ class StageA(nn.Module):
 
 
 class StageAObjective(nn.Module):
-    """Reconstruction of `batch["image"]` (B, 3, H, W) uint8, some samples decoded through the codebook."""
+    """Reconstruction of `batch["image"]` (B, 3, H, W) uint8, some samples decoded through the codebook.
 
-    def __init__(self, stage_a: StageA, loss: StageALoss) -> None:
+    discriminator: given exactly where the loss has an adversarial weight. It lives here and in the checkpoints, not in
+    Stage A's weights. One loss trains both at once: Stage A's terms see a discriminator with detached parameters, the
+    discriminator's term sees a detached reconstruction, so each gets its own gradient from one backward pass, and one
+    optimiser steps both from the same weights (GAN trainings with two optimisers step one after the other). They share
+    the learning rate, the weight decay and the clipped norm; AdamW's steps do not depend on a gradient's scale. The
+    discriminator learns from the first step on, so that it is worth listening to once `adversarial_start` is reached.
+
+    perceptual: distance of reconstructions and images, (B, 3, H, W) twice -> (B,); None leaves that term out. No
+    `nn.Module`, so that its weights stay out of the checkpoints (see `stages.perceptual`).
+    """
+
+    def __init__(
+        self,
+        stage_a: StageA,
+        loss: StageALoss,
+        discriminator: Discriminator | None = None,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        assert (discriminator is not None) == (loss.adversarial > 0)
+        assert not isinstance(perceptual, nn.Module)
         self.stage_a = stage_a
         self.loss = loss
+        self.discriminator = discriminator
+        self.perceptual = perceptual
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         image = batch["image"]
@@ -172,6 +195,14 @@ class StageAObjective(nn.Module):
             "vq": vq,
         }
         weights = {"l1": self.loss.l1, "mse": self.loss.mse, "colour": self.loss.colour, "vq": self.loss.vq}
+        if self.perceptual is not None:
+            parts["perceptual"] = self.perceptual(reconstruction, image).mean()
+            weights["perceptual"] = self.loss.perceptual
+        if self.discriminator is not None:
+            parts["discriminator"] = discriminator_loss(self.discriminator, image, reconstruction)
+            parts["adversarial"] = adversarial_loss(self.discriminator, reconstruction)
+            weights["discriminator"] = 1.0
+            weights["adversarial"] = self.loss.adversarial if draws.step >= self.loss.adversarial_start else 0.0
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 

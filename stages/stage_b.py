@@ -179,6 +179,7 @@ class StageBObjective(nn.Module):
         self.stage_b = stage_b
         self.compressor = compressor
         self.loss = loss
+        self.weight = diffusion.weighting(loss.weight)
         self.train_compressor = train_compressor
         self.null_text: Tensor | None
         self.register_buffer("null_text", null_text, persistent=False)
@@ -197,14 +198,13 @@ class StageBObjective(nn.Module):
         text = None
         if self.null_text is not None:
             text = diffusion.drop(batch["text"], self.null_text, draws.uniform() < self.loss.text_drop)
-        loss, mse = diffusion.denoising_loss(
+        return diffusion.denoising_loss(
             lambda x, t: self.stage_b(x, t, code, text),
             batch["latents_a"].float(),
             draws,
             self.loss.timesteps,
-            self.loss.weight,
+            self.weight,
         )
-        return loss, {"mse": mse}
 
     def _corrupted(self, code: Tensor, draws: Draws) -> Tensor:
         """Zero the code of some samples, diffuse that of others; the compressor stays in the graph."""

@@ -4,6 +4,7 @@ After `Prior` of dome272/Wuerstchen's `modules.py` (state-dict keys kept; 520 at
 timestep and attention blocks at one resolution, no positions, so that any size can be sampled.
 """
 
+import torch
 from torch import Tensor, nn
 
 from stages import diffusion
@@ -91,15 +92,25 @@ class StageCObjective(nn.Module):
         super().__init__()
         self.stage_c = stage_c
         self.loss = loss
+        self.weight = diffusion.weighting(loss.weight)
         self.register_buffer("null_text", null_text, persistent=False)
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         text = diffusion.drop(batch["text"], self.null_text, draws.uniform() < self.loss.text_drop)
-        loss, mse = diffusion.denoising_loss(
+        return diffusion.denoising_loss(
             lambda x, t: self.stage_c(x, t, text),
             self.stage_c.from_code(batch["latents_c"].float()),
             draws,
             self.loss.timesteps,
-            self.loss.weight,
+            self.weight,
+            self.loss.consistency,
+            lambda x, t: self._steady(x, t, text),
         )
-        return loss, {"mse": mse}
+
+    @torch.no_grad()
+    def _steady(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """A prediction without gradient and dropout."""
+        mode = self.stage_c.training
+        predicted: Tensor = self.stage_c.eval()(x, t, text)
+        self.stage_c.train(mode)
+        return predicted

@@ -1,5 +1,6 @@
 """train_a, train_b, train_c: a Ray Train job each, around the one loop of `stages.loop`."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets import storage
@@ -12,17 +13,20 @@ from pipeline.config import StageA as StageASettings
 from pipeline.config import StageB as StageBSettings
 from pipeline.config import StageC as StageCSettings
 from pipeline.errors import UsageError
+from stages.config import StageALoss
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
     from stages.compressor import Compressor
+    from stages.perceptual import Perceptual
     from stages.stage_a import StageA
     from stages.stage_b import StageB
 
 PANEL = "panel.png"  # reconstructions of some training pictures
 PANEL_ROWS = 16
 PANEL_STEPS = 12  # model calls of Stage B
+PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
 CALL = "ray.train.torch.TorchTrainer.fit"
 
 
@@ -30,7 +34,20 @@ def train_a(build: Build) -> Facts:
     """images -> stage_a: the VQGAN, with a panel of reconstructions."""
     images = _source(build.inputs["images"], "image")
     sources = {size: [images] for size in build.config.sizes_of("train_a")}
-    return _train(build, _loop_a, settings=build.config.stage_a, sources=sources)
+    settings = build.config.stage_a
+    notes = {"perceptual": _perceptual_term(settings.loss)}
+    if notes["perceptual"] == PERCEPTUAL_OFF:
+        build.report.warning(f"train_a: {PERCEPTUAL_OFF}")
+    return replace(_train(build, _loop_a, settings=settings, sources=sources), notes=notes)
+
+
+def _perceptual_term(loss: StageALoss) -> str:
+    """What Stage A's perceptual loss is, in words."""
+    if not loss.perceptual:
+        return "none"
+    if not loss.perceptual_weights:
+        return PERCEPTUAL_OFF
+    return "LPIPS on VGG16" if loss.perceptual_heads else "unit-normalised VGG16 features, without LPIPS's heads"
 
 
 def train_b(build: Build) -> Facts:
@@ -120,17 +137,31 @@ def _largest(batches: dict[int, Batches]) -> Batches:
 def _loop_a(payload: dict[str, Any]) -> None:
     from pipeline.models import weights
     from pipeline.rank import Rank, seeded
+    from stages.discriminator import Discriminator
     from stages.stage_a import StageA, StageAObjective
 
     settings: StageASettings = payload["settings"]
     rank = Rank(payload)
     batches = _batches(payload)
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
-    objective = StageAObjective(stage_a, settings.loss)
+    discriminator = seeded(payload["seed"], Discriminator) if settings.loss.adversarial else None
+    perceptual = _perceptual(settings.loss, rank.device)
+    objective = StageAObjective(stage_a, settings.loss, discriminator, perceptual)
     if rank.train("stage_a", objective, settings.train, batches):
         rank.publish("stage_a.safetensors", weights(stage_a))
         rank.publish(PANEL, _panel_a(stage_a, batches))
         rank.finish(_largest(batches).rows)
+
+
+def _perceptual(loss: StageALoss, device: "device") -> "Perceptual | None":
+    """The configured perceptual distance, on the device."""
+    if not (loss.perceptual and loss.perceptual_weights):
+        return None
+    from pipeline.models import state_dict
+    from stages.perceptual import Perceptual
+
+    heads = state_dict(loss.perceptual_heads) if loss.perceptual_heads else None
+    return Perceptual(state_dict(loss.perceptual_weights), heads, device)
 
 
 def _loop_b(payload: dict[str, Any]) -> None:
