@@ -221,6 +221,12 @@ def test_a_rate_of_no_step_is_refused(tmp_path):
         ("eval=pickscore", "eval.pickscore.weights: a value is needed"),
         ("stage_c.train.phases.0.size=136", "phases.0.size=136: must be a multiple of 128 px"),
         ("stage_c.train.phases.0.size=256", "size=256 is larger than the stored pictures, data.image.size=128"),
+        (
+            "stage_a.loss={adversarial: 0.01, crop: 64}",
+            "crops of 64 px are too small for the perceptual",
+        ),
+        ("stage_a.loss.perceptual_heads=vgg.pth", "stage_a.loss: perceptual_heads needs perceptual_weights"),
+        ("stage_c.loss.weight=p3", "'none' or 'adaptive'"),
         ("workers=3", "batch_size=8 does not divide among workers=3"),
         ("stage_c.text=clip", "stage_c.text names the tower 'clip', but text has tiny"),
         ("stage_c.model.text_width=64", "stage_c.model.text_width is 64, but the tower 'tiny' gives width 32"),

@@ -3,12 +3,17 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMWuerstchenScheduler
+from diffusers.pipelines.deprecated.wuerstchen.pipeline_wuerstchen_prior import DEFAULT_STAGE_C_TIMESTEPS
 
-from stages import diffusion
+from stages import checkpoint, diffusion
+from stages.config import StageCConfig, StageCLoss, TrainingConfig
 from stages.draws import Draws, derived_seed
+from stages.loop import Outcome, train
+from stages.stage_c import StageC, StageCObjective
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,13 @@ def test_noise_keeps_unit_variance_and_one_level_a_sample() -> None:
     torch.testing.assert_close(noisy.std(dim=1), torch.ones(2), atol=0.02, rtol=0)
     assert torch.corrcoef(torch.stack([noisy[0], x0[0]]))[0, 1] > 0.999
     assert torch.corrcoef(torch.stack([noisy[1], noise[1]]))[0, 1] > 0.999
+
+
+def test_the_released_sampling_times() -> None:
+    times = diffusion.released_sampling_times()
+    assert times.shape == (30,)
+    torch.testing.assert_close(times, torch.tensor(DEFAULT_STAGE_C_TIMESTEPS, dtype=torch.float32))
+    assert (times.diff() < 0).all()
 
 
 @pytest.mark.parametrize("steps", [2, 7, 60])
@@ -140,6 +152,148 @@ def test_the_loss_of_a_perfect_and_of_a_lazy_predictor() -> None:
     assert perfect.item() == pytest.approx(0, abs=1e-6)
     assert parts["mse"].item() == pytest.approx(1, abs=0.05)
     assert lazy.item() == pytest.approx(0.5, abs=0.05)  # the mean of 1 - abar over U(0, 1)
+
+
+# ------------------------------------------------------------------------------------------- adaptive weights
+
+
+class Buckets:
+    """The adaptive weight by its words, in plain Python."""
+
+    def __init__(self) -> None:
+        self.running: dict[int, float] = {}
+
+    def weights(self, times: list[float], errors: list[float]) -> list[float]:
+        places = [self.place(t) for t in times]
+        known = [1 / self.running.get(place, 1.0) for place in places]
+        for place in set(places):
+            mine = [error for error, other in zip(errors, places, strict=True) if other == place]
+            self.running[place] = 0.99 * self.running.get(place, 1.0) + 0.01 * sum(mine) / len(mine)
+        return known
+
+    @staticmethod
+    def place(t: float) -> int:
+        """299 edges from -10 to 10 part the log SNR into 300 buckets."""
+        start = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+        abar = min(max(math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / start, 0.0001), 0.9999)
+        return sum(-10 + 20 * edge / 298 < math.log(abar / (1 - abar)) for edge in range(299))
+
+
+def test_adaptive_weights_are_one_over_the_running_loss_of_their_noise_level() -> None:
+    ours, theirs = diffusion.AdaptiveWeight(), Buckets()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        t = torch.rand(64, generator=generator).round(decimals=2) * 0.97 + 0.01  # many share a bucket
+        errors = torch.rand(64, generator=generator) * 5
+        found = ours(diffusion.alpha_bar(t), errors)
+        assert found.tolist() == pytest.approx(theirs.weights(t.tolist(), errors.tolist()), rel=1e-5)
+    for place, value in theirs.running.items():
+        assert ours.running[place].item() == pytest.approx(value, rel=1e-5)
+    assert (ours.running != 1).sum() == len(theirs.running)
+
+
+def test_adaptive_weights_start_at_one_and_learn_in_training_only() -> None:
+    weight = diffusion.AdaptiveWeight().eval()
+    t = torch.tensor([0.2, 0.8])
+    for _ in range(2):
+        assert weight(diffusion.alpha_bar(t), torch.tensor([3.0, 0.1])).tolist() == [1, 1]
+    weight.train()
+    for _ in range(600):
+        weight(diffusion.alpha_bar(t), torch.tensor([3.0, 0.1]))
+    found = weight.eval()(diffusion.alpha_bar(t), torch.zeros(2))
+    assert found.tolist() == pytest.approx([1 / 3, 10], rel=0.03)
+
+
+def stage_c_objective(**changes: object) -> StageCObjective:
+    torch.manual_seed(0)
+    stage_c = StageC(StageCConfig(width=16, depth=1, heads=2, text_width=8))
+    torch.nn.init.normal_(stage_c.out[1].weight, std=0.02)  # at zero, as it starts, nothing before it would count
+    return StageCObjective(stage_c, StageCLoss.model_validate(changes), torch.zeros(5, 8))
+
+
+def codes(step: int, rows: int = 4) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(step)
+    codes, text = generator.normal(size=(rows, 16, 3, 3)) * 42 - 1, generator.normal(size=(rows, 5, 8))
+    return {"latents_c": codes.astype(np.float32), "text": text.astype(np.float32)}
+
+
+def test_a_training_with_adaptive_weights_and_consistency_resumes_to_the_same_bytes() -> None:
+    values = {"phases": [{"steps": 6, "batch_size": 4, "size": 128}], "learning_rate": 0.01, "warmup_steps": 1}
+    recipe = TrainingConfig.model_validate(values | {"precision": "fp32", "log_every": 1, "checkpoint_every": 1})
+
+    def run(state: bytes | None, stop_after: int) -> tuple[Outcome, dict[int, bytes]]:
+        saved: dict[int, bytes] = {}
+        outcome = train(
+            stage_c_objective(weight="adaptive", consistency=0.1),
+            codes,
+            recipe,
+            seed=0,
+            device=torch.device("cpu"),
+            load_state=lambda: state,
+            save_state=saved.__setitem__,
+            log=lambda *_: None,
+            should_stop=lambda: stop_after in saved or stop_after == len(saved) + 1,
+        )
+        return outcome, saved
+
+    _, straight = run(None, stop_after=99)
+    running = checkpoint.load(straight[6]).tensors["model.weight.running"]
+    assert running.shape == (300,)
+    assert (running != 1).any()
+    outcome, first = run(None, stop_after=3)
+    assert outcome == Outcome(3, finished=False)
+    assert run(first[3], stop_after=99)[1][6] == straight[6]
+
+
+def test_the_first_adaptive_step_weighs_all_alike() -> None:
+    batch = {key: torch.from_numpy(value) for key, value in codes(0).items()}
+    plain, _ = stage_c_objective(weight="none").eval()(batch, Draws(0, 0, 0, 4, 4))
+    adaptive, _ = stage_c_objective(weight="adaptive").eval()(batch, Draws(0, 0, 0, 4, 4))
+    assert adaptive.item() == pytest.approx(plain.item())
+    assert not [key for key in stage_c_objective(weight="none").state_dict() if not key.startswith("stage_c.")]
+
+
+# ------------------------------------------------------------------------------------------------ consistency
+
+
+def test_the_consistency_term_is_the_authors() -> None:
+    """Computed anew from the same draws: t, noise, then u."""
+    x0 = torch.randn(6, 2, 3)
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x.sin() + t[:, None, None]
+
+    loss, parts = diffusion.denoising_loss(
+        predict, x0, Draws(3, 1, 0, 6, 6), "released", "p2", consistency=0.1, predict_target=predict
+    )
+    draws = Draws(3, 1, 0, 6, 6)
+    t, noise, u = draws.uniform(), draws.normal(2, 3), draws.uniform()
+    t, u = (((1 - number) * 1.08 + 0.001).clamp(0.001, 1) for number in (t, u))
+    total = drift = 0.0
+    for row in range(6):
+        predicted = []
+        for time in (t[row], t[row] - t[row] * u[row]):
+            abar = diffusion.alpha_bar(time)
+            x = abar.sqrt() * x0[row] + (1 - abar).sqrt() * noise[row]
+            predicted.append(x.sin() + time)
+        error = (predicted[0] - noise[row]).square().mean().item()
+        apart = (predicted[0] - predicted[1]).square().mean().item()
+        total += (error + 0.1 * apart) * (1 - diffusion.alpha_bar(t[row]).item()) / 6
+        drift += apart / 6
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    assert parts["consistency"].item() == pytest.approx(drift, rel=1e-5)
+
+
+def test_the_consistency_terms_target_has_neither_gradient_nor_dropout() -> None:
+    objective = stage_c_objective(consistency=0.1).train()
+    x, t, text = torch.randn(2, 16, 3, 3), torch.rand(2), torch.randn(2, 5, 8)
+    target = objective._steady(x, t, text)
+    assert not target.requires_grad
+    assert all(module.training for module in objective.modules())
+    noisy = objective.stage_c(x, t, text)
+    assert noisy.requires_grad
+    assert not torch.equal(noisy, target)
+    torch.testing.assert_close(target, objective.eval().stage_c(x, t, text))
 
 
 # ------------------------------------------------------------------------------------------------------ draws

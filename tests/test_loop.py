@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stages import checkpoint
 from stages.checkpoint import CheckpointMismatch
 from stages.config import TrainingConfig
+from stages.diffusion import AdaptiveWeight
 from stages.draws import Draws
 from stages.loop import NonFiniteLoss, Outcome, learning_rate_factor, train
 
@@ -268,7 +269,7 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_refused() -> None:
         ).require_divisible(3)
 
 
-def _train_rank(rank: int, folder: Path) -> None:
+def _rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     run = Run(config(), stop_after=9)
@@ -279,13 +280,38 @@ def _train_rank(rank: int, folder: Path) -> None:
     assert bool(run.saved) == (rank == 0)
     if rank == 0:
         torch.save({step: values["loss"] for step, values in run.logged.items()}, folder / "losses.pt")
+    torch.save(weighed(rank, world=2), folder / f"weights-{rank}.pt")
     dist.barrier()  # neither rank leaves while the other still talks to it
     dist.destroy_process_group()
 
 
-def test_two_ranks_see_the_losses_of_one(tmp_path: Path) -> None:
-    mp.spawn(_train_rank, (tmp_path,), nprocs=2)
-    both = torch.load(tmp_path / "losses.pt", weights_only=True)
+def weighed(rank: int = 0, world: int = 1) -> Tensor:
+    """What adaptive weights know after three batches, of which a rank saw its share."""
+    weight = AdaptiveWeight()
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        abar, errors = torch.rand(2, ROWS, generator=generator).chunk(world, dim=1)[rank]
+        weight(abar, errors)
+    return weight.running
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks left behind."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, (folder,), nprocs=2)
+    return folder
+
+
+def test_two_ranks_see_the_losses_of_one(two_ranks: Path) -> None:
+    both = torch.load(two_ranks / "losses.pt", weights_only=True)
     alone = Run(config(), stop_after=9)
     alone.train(Denoise(dropout=0.0, norm=False))
     assert both == pytest.approx({step: values["loss"] for step, values in alone.logged.items()}, rel=1e-5)
+
+
+def test_all_ranks_learn_the_same_adaptive_weights_as_one(two_ranks: Path) -> None:
+    first, second = (torch.load(two_ranks / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, weighed())
+    assert (first != 1).any()

@@ -44,13 +44,22 @@ def test_the_users_own_errors_are_never_tried_again(monkeypatch):
         attempt(monkeypatch, [ValueError("wrong"), AssertionError("must not be reached")])
 
 
-def test_missing_weights_are_named_before_anything_is_created(tmp_path):
-    loaded = config.load(
-        "stage_c",
-        ["scale=micro", "eval=pickscore", "eval.pickscore.weights=none.safetensors", "eval.pickscore.rival=none"],
-    )
-    assert loaded.eval.pickscore
-    with pytest.raises(UsageError, match=r"eval\.pickscore\.weights: there is nothing at"):
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (
+            ["eval=pickscore", "eval.pickscore.weights=none.safetensors", "eval.pickscore.rival=none"],
+            "eval.pickscore.weights",
+        ),
+        (
+            ["stage_a.loss.perceptual=0.1", "stage_a.loss.perceptual_weights=none.pth"],
+            "stage_a.loss.perceptual_weights",
+        ),
+    ],
+)
+def test_missing_weights_are_named_before_anything_is_created(tmp_path, words, key):
+    loaded = config.load("stage_c", ["scale=micro", *words])
+    with pytest.raises(UsageError, match=f"{key}: there is nothing at"):
         run.run(
             loaded,
             "stage_c",
