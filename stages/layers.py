@@ -120,9 +120,11 @@ class ResBlock(Block):
         map's many, which is less work wherever a batch has more than K positions.
         """
         entry, *rest = self.channelwise
+        assert isinstance(entry, nn.Linear)
         weight, bias = entry.weight, entry.bias
         inputs = [part for part in (self.norm(self.depthwise(x)), skip, code) if part is not None]
         if mapper is not None:
+            assert mapper.bias is not None
             direct, mapped = weight.split([weight.shape[1] - mapper.out_channels, mapper.out_channels], dim=1)
             weight = torch.cat([direct, mapped @ mapper.weight.flatten(1)], dim=1)
             bias = bias + mapped @ mapper.bias
@@ -207,9 +209,9 @@ def dropout(x: Tensor, share: float) -> Tensor:
     """Zero a `share` of x and scale up the rest.
 
     On CPUs, torch draws a number for each element; 16 bits of one do, and take a fifth of the time. The share
-    is then a multiple of 2^-16.
+    is then a multiple of 2^-16. A compiler fuses torch's own.
     """
-    if x.device.type != "cpu" or not 0 < share < 1:
+    if x.device.type != "cpu" or not 0 < share < 1 or torch.compiler.is_compiling():
         return F.dropout(x, share)
     numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)

@@ -126,8 +126,9 @@ class StageB(nn.Module):
 
     def _mapper(self, place: int) -> Conv2d | None:
         """The 1x1 map of the code for a level on the way down, or, counted on, on the way up."""
-        name = str(place)
-        return self.effnet_mappers[name] if name in self.effnet_mappers else None
+        mapper = dict(self.effnet_mappers.items()).get(str(place))
+        assert mapper is None or isinstance(mapper, Conv2d)
+        return mapper
 
 
 def _resized(code: Tensor, height: int, width: int) -> Tensor:
