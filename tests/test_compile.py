@@ -65,6 +65,15 @@ def randomised(module: nn.Module) -> nn.Module:
     return module
 
 
+def with_dropout(module: nn.Module, share: float) -> nn.Module:
+    for part in module.modules():
+        if isinstance(part, layers.Dropout):
+            part.p = share
+        elif isinstance(part, layers.Attention):
+            part.dropout = share
+    return module
+
+
 def gradients(module: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """The output and the gradient of its mean square by every parameter, zero where there is none."""
     module.zero_grad()
@@ -111,12 +120,7 @@ def test_evaluation_is_one_graph(name: str) -> None:
 @pytest.mark.parametrize("name", ["b", "c"])
 def test_dropout_and_checkpointing_stay_in_the_graph(name: str) -> None:
     build, inputs = MODELS[name]
-    model = randomised(build()).train()
-    for module in model.modules():
-        if isinstance(module, layers.Dropout):
-            module.p = 0.1
-        elif isinstance(module, layers.Attention):
-            module.dropout = 0.1
+    model = with_dropout(randomised(build()), 0.1)
     layers.checkpoint_blocks(model, True)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
@@ -128,11 +132,10 @@ def test_dropout_and_checkpointing_stay_in_the_graph(name: str) -> None:
 # ------------------------------------------------------------------------------------------ checkpointing
 
 
-@pytest.mark.parametrize("name", ["b", "c"])
+@pytest.mark.parametrize("name", MODELS)
 def test_checkpointing_changes_neither_result_nor_gradients(name: str) -> None:
-    config = {"b": TINY_B, "c": TINY_C}[name].model_copy(update={"dropout": 0.3})
-    model = randomised(StageB(config) if isinstance(config, StageBConfig) else StageC(config))
-    tensors = MODELS[name][1](4)
+    build, inputs = MODELS[name]
+    model, tensors = with_dropout(randomised(build()), 0.3), inputs(4)
     results = []
     for enabled in (False, True):
         layers.checkpoint_blocks(model, enabled)
