@@ -97,7 +97,8 @@ def test_a_model_is_one_graph_a_resolution(name: str, backend: str) -> None:
     model = randomised(build())
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
-    for sides, graphs in (((4, 4), 1), ((6, 6, 4), 2)):
+    resolutions = (((4, 4), 1), ((6, 6, 4), 2))
+    for sides, graphs in resolutions[:1] if backend == "inductor" else resolutions:  # its kernels take long to make
         for side in sides:
             tensors = inputs(side)
             assert_close(gradients(model, compiled, tensors), gradients(model, model, tensors))
