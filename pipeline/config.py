@@ -6,7 +6,7 @@ impossible combination is refused here, before anything is created.
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from datasets.config import DataConfig
 from pipeline.dag import flatten
 from pipeline.errors import UsageError
 from stages.config import (
+    EXECUTION,
     CompressorConfig,
     CompressorWarmupLoss,
     Settings,
@@ -34,9 +35,6 @@ from stages.config import (
 CONF = Path(__file__).parent.parent / "conf"
 KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
-
-
-INTERVALS = {"log_every", "checkpoint_every"}  # of a training: they change what is seen of it, not what comes out
 
 
 class StageA(Settings):
@@ -268,10 +266,10 @@ class Config(Settings):
         node: Any = self.model_dump(mode="json")
         for part in key.split("."):
             node = node[part]
-        return _without(node, INTERVALS)
+        return _without(node, EXECUTION)
 
 
-def _without(tree: Any, names: set[str]) -> Any:
+def _without(tree: Any, names: Set[str]) -> Any:
     """A nested mapping without the keys of those names."""
     if not isinstance(tree, dict):
         return tree

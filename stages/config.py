@@ -19,6 +19,9 @@ FixedWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
 LossWeight = Literal[FixedWeight, "adaptive"]
 TimeSampling = Literal["released", "uniform"]
 
+EXECUTION = frozenset({"log_every", "checkpoint_every", "checkpointing", "compile"})
+"""Fields of a training that decide how it is run and what is seen of it, not what comes out."""
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused, the text under a field is its description."""
@@ -377,6 +380,12 @@ class TrainingConfig(Settings):
     """Largest norm of the whole gradient."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
+    checkpointing: bool = False
+    """Whether the blocks of Stage A, B and C recompute their activations in the backward pass instead of keeping
+    them: a third more computation for a fraction of the memory, and the same result."""
+    compile: bool = False
+    """Whether torch.compile makes kernels for the models, once per image size; the results agree up to
+    rounding and the numbers drawn for dropout."""
     ema: EmaConfig | None = None
     """Moving average of the weights, if any."""
     log_every: Count
@@ -423,5 +432,5 @@ class TrainingConfig(Settings):
                 )
 
     def arithmetic(self) -> dict[str, object]:
-        """What decides the trained weights, as JSON values: all but the two intervals."""
-        return self.model_dump(mode="json", exclude={"checkpoint_every", "log_every"})
+        """What decides the trained weights, as JSON values: all but `EXECUTION`."""
+        return self.model_dump(mode="json", exclude=set(EXECUTION))

@@ -8,10 +8,12 @@ latents at a model's borders are (B, C, H, W). Legend: B batch, H W sides, C cha
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Conv2d(nn.Conv2d):
@@ -69,7 +71,32 @@ class GlobalResponseNorm(nn.Module):
         return torch.addcmul(self.beta.to(x.dtype), x, (1 + self.gamma * norm).to(x.dtype))
 
 
-class ResBlock(nn.Module):
+class Dropout(nn.Dropout):
+    """`nn.Dropout` by `dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p) if self.training else input
+
+
+class Block(nn.Module):
+    """A block that can recompute its activations in the backward pass instead of keeping them (arXiv 1604.06174)."""
+
+    checkpointing = False
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *inputs, use_reentrant=False)  # with the same dropout
+        return super().__call__(*inputs)
+
+
+def checkpoint_blocks(module: nn.Module, enabled: bool) -> None:
+    """Switch the recomputation of activations in all blocks of `module`; results and gradients stay the same."""
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.checkpointing = enabled
+
+
+class ResBlock(Block):
     """Convolution block C: depthwise 3x3, then an MLP over its channels and `skip` further ones."""
 
     def __init__(self, channels: int, skip: int = 0, dropout: float = 0.0) -> None:
@@ -80,12 +107,31 @@ class ResBlock(nn.Module):
             nn.Linear(channels + skip, 4 * channels),
             nn.GELU(),
             GlobalResponseNorm(4 * channels),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4 * channels, channels),
         )
 
-    def forward(self, x: Tensor, *skips: Tensor) -> Tensor:
-        return x + self.channelwise(torch.cat([self.norm(self.depthwise(x)), *skips], dim=-1))
+    def forward(
+        self, x: Tensor, skip: Tensor | None = None, code: Tensor | None = None, mapper: Conv2d | None = None
+    ) -> Tensor:
+        """Return (B, H, W, channels); the MLP sees x, `skip` (B, H, W, S) and `mapper(code)`, code (B, H, W, K).
+
+        The 1x1 map of the code is multiplied into the weight that follows: K columns take the place of the
+        map's many, which is less work wherever a batch has more than K positions.
+        """
+        entry, *rest = self.channelwise
+        assert isinstance(entry, nn.Linear)
+        weight, bias = entry.weight, entry.bias
+        inputs = [part for part in (self.norm(self.depthwise(x)), skip, code) if part is not None]
+        if mapper is not None:
+            assert mapper.bias is not None
+            direct, mapped = weight.split([weight.shape[1] - mapper.out_channels, mapper.out_channels], dim=1)
+            weight = torch.cat([direct, mapped @ mapper.weight.flatten(1)], dim=1)
+            bias = bias + mapped @ mapper.bias
+        hidden = F.linear(torch.cat(inputs, dim=-1) if inputs[1:] else inputs[0], weight, bias)
+        for layer in rest:
+            hidden = layer(hidden)
+        return x + hidden
 
 
 class TimestepBlock(nn.Module):
@@ -97,7 +143,7 @@ class TimestepBlock(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         scale, shift = self.mapper(timestep)[:, None, None, :].chunk(2, dim=-1)
-        return x * (1 + scale) + shift
+        return torch.addcmul(shift, x, 1 + scale)
 
 
 class Attention(nn.Module):
@@ -128,7 +174,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class AttnBlock(nn.Module):
+class AttnBlock(Block):
     """Block A: attention of each position to all positions and to the text."""
 
     def __init__(self, channels: int, cond_width: int, heads: int, dropout: float = 0.0) -> None:
@@ -143,12 +189,34 @@ class AttnBlock(nn.Module):
         return x + self.attention["attn"](tokens, context).view_as(x)
 
 
-def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """torch's kernel, in fp32 on CPUs: there its backward pass is six to twelve times slower in bf16."""
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, drop: float) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v for (B, heads, N, D), with a share `drop` of the probabilities dropped.
+
+    torch's kernel, but on CPUs in fp32, since its backward pass there is six to twelve times slower in bf16, and
+    without it where probabilities are dropped, which none of its fast ones for CPUs can do.
+    """
     if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=drop)
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), dropout_p=dropout)
+        query, key, value = query.float(), key.float(), value.float()
+        if drop == 0:
+            return F.scaled_dot_product_attention(query, key, value)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return dropout(scores.softmax(dim=-1), drop) @ value
+
+
+def dropout(x: Tensor, share: float) -> Tensor:
+    """Zero a `share` of x and scale up the rest.
+
+    On CPUs, torch draws a number for each element; 16 bits of one do, and take a fifth of the time. The share
+    is then a multiple of 2^-16. A compiler fuses torch's own.
+    """
+    if x.device.type != "cpu" or not 0 < share < 1 or torch.compiler.is_compiling():
+        return F.dropout(x, share)
+    numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = bits < round((1 - share) * 2**16) - 2**15
+    return x * kept.to(x.dtype).div_(1 - share)
 
 
 def layer_norm(channels: int) -> nn.LayerNorm:

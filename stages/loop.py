@@ -25,6 +25,7 @@ from stages import checkpoint
 from stages.checkpoint import Checkpoint
 from stages.config import TrainingConfig
 from stages.draws import Draws, derived_seed
+from stages.layers import checkpoint_blocks
 
 Batch = dict[str, Tensor]
 
@@ -125,6 +126,10 @@ def train(
             tensors = checkpoint.snapshot(objective, optimizer, average)
             save_state(step, checkpoint.dump(Checkpoint(step, recipe, tensors)))
 
+    checkpoint_blocks(objective, config.checkpointing)
+    if config.compile:
+        for part in objective.children():  # the models; the objective itself draws random numbers by seed
+            part.compile(dynamic=False)
     model = _distribute(objective, device) if world > 1 else objective
     meter = _Meter(world, device)
     with closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches:

@@ -16,6 +16,7 @@ from stages.discriminator import Discriminator, adversarial_loss, discriminator_
 from stages.draws import Draws
 from stages.geometry import BadImageSize
 from stages.layers import (
+    Block,
     Conv2d,
     ConvTranspose2d,
     Patchify,
@@ -30,7 +31,7 @@ COMMITMENT = 0.25  # weight of the commitment loss beside the codebook loss (arX
 LOOKUP_ROWS = 1 << 14  # rows compared with the codebook at a time: bounds the memory of a lookup
 
 
-class MixingBlock(nn.Module):
+class MixingBlock(Block):
     """Residual block with six learnt scalars, all zero at the start, which makes it the identity."""
 
     def __init__(self, channels: int) -> None:

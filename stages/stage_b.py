@@ -101,16 +101,19 @@ class StageB(nn.Module):
         """
         timestep = timestep_embedding(t, self.timestep_channels)
         text = None if text is None else self.seq_norm(self.clip_mapper(text))
-        down_maps, up_maps = self._code_maps(code, x.shape[-2] // self.patch, x.shape[-1] // self.patch)
+        levels = len(self.down_blocks)
+        sides = [(x.shape[-2] // self.patch >> level, x.shape[-1] // self.patch >> level) for level in range(levels)]
+        codes = [_resized(code, *side) if self._mapper(level) else None for level, side in enumerate(sides)]
 
         hidden = self.embedding(x)
         skips: list[Tensor | None] = []
-        for blocks, code_map in zip(self.down_blocks, down_maps, strict=True):
-            hidden = _run(blocks, hidden, timestep, text, code_map)
+        for level, blocks in enumerate(self.down_blocks):
+            hidden = _run(blocks, hidden, timestep, text, None, codes[level], self._mapper(level))
             skips.append(hidden)
         skips[-1] = None  # the deepest level goes on as `hidden` itself
-        for blocks, code_map, skip in zip(self.up_blocks, up_maps, reversed(skips), strict=True):
-            hidden = _run(blocks, hidden, timestep, text, code_map, skip)
+        for place, blocks in enumerate(self.up_blocks, start=levels):
+            level = 2 * levels - 1 - place
+            hidden = _run(blocks, hidden, timestep, text, skips[level], codes[level], self._mapper(place))
         a, b = in_fp32(self.clf, hidden).chunk(2, dim=1)
         return (x.float() - a) / (b.sigmoid() * (1 - 2 * B_FLOOR) + B_FLOOR)
 
@@ -121,15 +124,11 @@ class StageB(nn.Module):
             if isinstance(module, AttnBlock):
                 module.kv_mapper.requires_grad_(False)
 
-    def _code_maps(self, code: Tensor, height: int, width: int) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """The code at each level's side, mapped to `cond_width` channels: for the way down and the way up."""
-        levels = len(self.down_blocks)
-        maps: list[Tensor | None] = [None] * (2 * levels)
-        for name, mapper in self.effnet_mappers.items():
-            place = int(name)
-            level = min(place, 2 * levels - 1 - place)
-            maps[place] = mapper(_resized(code, height >> level, width >> level))
-        return maps[:levels], maps[levels:]
+    def _mapper(self, place: int) -> Conv2d | None:
+        """The 1x1 map of the code for a level on the way down, or, counted on, on the way up."""
+        mapper = dict(self.effnet_mappers.items()).get(str(place))
+        assert mapper is None or isinstance(mapper, Conv2d)
+        return mapper
 
 
 def _resized(code: Tensor, height: int, width: int) -> Tensor:
@@ -143,13 +142,14 @@ def _run(
     x: Tensor,
     timestep: Tensor,
     text: Tensor | None,
-    code_map: Tensor | None,
-    skip: Tensor | None = None,
+    skip: Tensor | None,
+    code: Tensor | None,
+    mapper: Conv2d | None,
 ) -> Tensor:
     """Pass x through one level. `skip`, from the way down, enters its first block only."""
     for block in blocks.children():
         if isinstance(block, ResBlock):
-            x = block(x, *(extra for extra in (skip, code_map) if extra is not None))
+            x = block(x, skip, code, mapper)
             skip = None
         elif isinstance(block, TimestepBlock):
             x = block(x, timestep)

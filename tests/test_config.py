@@ -285,6 +285,7 @@ def before() -> dict[str, str]:
     [
         ("stage_a.train.log_every=2", "stage_b.train.checkpoint_every=4", "stage_c.train.log_every=2"),
         ("compressor.warmup.train.log_every=2", "compressor.warmup.train.checkpoint_every=4"),
+        ("stage_b.train.checkpointing=true", "stage_c.train.compile=true"),
         ("cluster=slurm",),
         ("cluster.retries=9", "cluster.encoders.max=5"),
         ("tracking=server", "tracking.experiment=other"),

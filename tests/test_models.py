@@ -164,33 +164,6 @@ def test_channels_last_runs_without_a_layout_change() -> None:
     assert seen == [True] * 6
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs"),
-    [
-        (lambda: StageA(TINY_A), lambda: (torch.rand(2, 3, 16, 16), torch.tensor([True, False]))),
-        (
-            lambda: StageB(TINY_B.model_copy(update={"blocks": (1, 1, 1)})),
-            lambda: (
-                torch.randn(2, 4, 16, 16),
-                torch.rand(2),
-                torch.randn(2, 16, 2, 2),
-                torch.randn(2, 7, 20),
-            ),
-        ),
-        (
-            lambda: StageC(TINY_C.model_copy(update={"depth": 1})),
-            lambda: (torch.randn(2, 16, 3, 3), torch.rand(2), torch.randn(2, 7, 20)),
-        ),
-    ],
-    ids="ABC",
-)
-def test_models_compile_as_one_graph(model: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]]) -> None:
-    module, tensors = randomised(model()), inputs()
-    torch._dynamo.reset()
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*tensors), module(*tensors), rtol=1e-4, atol=1e-5)
-
-
 def test_fresh_batch_norm_is_the_average_over_all_batches() -> None:
     model = StageA(TINY_A).train()
     images = torch.rand(6, 3, 16, 16)

@@ -1,6 +1,7 @@
 """`make bench`: how fast the parts of a training are on this machine. Ratios of interleaved runs, medians; no verdicts.
 
-The loop is compared with the same model, batches and optimiser in a plain PyTorch loop; the reader is timed alone.
+The loop is compared with the same model, batches and optimiser in a plain PyTorch loop; the reader is timed alone;
+the models are compared with diffusers'.
 """
 
 import statistics
@@ -21,6 +22,7 @@ from stages import loop
 from stages.config import Phase, StageCConfig, StageCLoss, TrainingConfig
 from stages.draws import Draws
 from stages.stage_c import StageC, StageCObjective
+from tests.bench import models
 
 PAIRS = 10
 STEPS = 10
@@ -41,6 +43,8 @@ def main() -> None:
     lines.add_row("training loop / plain PyTorch loop", f"{ratio:.3f} (median of {PAIRS} pairs of {STEPS} steps)")
     lines.add_row("of which a step", f"{statistics.median(ours) / STEPS * 1000:.0f} ms")
     lines.add_row("reader, CLIP-H text + 24x24 codes", f"{_reader_rate():,.0f} samples a CPU-second, hashing included")
+    for what, figure in models.lines():
+        lines.add_row(what, figure)
     Console().print(lines)
 
 

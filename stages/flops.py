@@ -1,0 +1,101 @@
+"""Floating-point operations of the models' forward passes, in closed form: matrix products and convolutions.
+
+A multiply-add counts as two, as in PaLM's appendix B (arXiv 2204.02311); normalisations, activations and
+resizing count nothing. These are the FLOPs of the architecture, one image each, whatever an implementation saves
+or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointing leave them alone.
+"""
+
+from itertools import pairwise
+
+from stages.config import StageAConfig, StageBConfig, StageCConfig
+
+
+def encode_a(config: StageAConfig, height: int, width: int) -> int:
+    """Stage A's encoder on an image of height x width px."""
+    positions = _positions_a(config, height, width)
+    widths = _widths_a(config)
+    flops = _linear(positions[0], 3 * 4, widths[0])
+    flops += sum(_mixing(n, channels) for n, channels in zip(positions, widths, strict=True))
+    for n, (outer, inner) in zip(positions[1:], pairwise(widths), strict=True):
+        flops += _linear(n, 16 * outer, inner)  # 4x4 convolution, stride 2
+    return flops + _linear(positions[-1], widths[-1], config.latent_channels)
+
+
+def decode_a(config: StageAConfig, height: int, width: int) -> int:
+    """Stage A's decoder to an image of height x width px."""
+    positions = _positions_a(config, height, width)
+    widths = _widths_a(config)
+    flops = _linear(positions[-1], config.latent_channels, widths[-1])
+    flops += config.bottleneck_blocks * _mixing(positions[-1], widths[-1])
+    for n, channels in zip(positions[:-1], widths[:-1], strict=True):
+        flops += _mixing(n, channels)
+    for n, (outer, inner) in zip(positions[1:], pairwise(widths), strict=True):
+        flops += _linear(n, inner, 16 * outer)  # its transpose
+    return flops + _linear(positions[0], widths[0], 3 * 4)
+
+
+def stage_b(config: StageBConfig, height: int, width: int, tokens: int) -> int:
+    """Stage B on latents of height x width with `tokens` text positions, 0 for none."""
+    cond, widths, levels = config.cond_width, config.widths, len(config.widths)
+    positions = [(height // config.patch >> level) * (width // config.patch >> level) for level in range(levels)]
+    patch = config.latent_channels * config.patch**2
+    flops = _linear(tokens, config.text_width, cond)
+    flops += _linear(positions[0], patch, widths[0]) + _linear(positions[0], widths[0], 2 * patch)
+    for level, (n, channels, pattern, repeats) in enumerate(
+        zip(positions, widths, config.patterns, config.blocks, strict=True)
+    ):
+        mapped = cond if config.inject_code[level] else 0
+        repeat = pattern.count("C") * _residual(n, channels, mapped)
+        repeat += pattern.count("T") * _linear(1, config.timestep_channels, 2 * channels)
+        repeat += pattern.count("A") * _attention(n, channels, tokens, cond)
+        flops += 2 * (repeats * repeat + _linear(n, config.code_channels, mapped))  # down and up
+        if level < levels - 1:
+            flops += _linear(n, channels, 4 * channels)  # the skip, into one block on the way up
+            flops += 2 * _linear(positions[level + 1], 4 * channels, widths[level + 1])  # to the next level and back
+    return flops
+
+
+def stage_c(config: StageCConfig, height: int, width: int, tokens: int) -> int:
+    """Stage C on codes of height x width with `tokens` text positions."""
+    n, channels = height * width, config.width
+    repeat = _residual(n, channels) + _linear(1, config.timestep_channels, 2 * channels)
+    repeat += _attention(n, channels, tokens, channels)
+    text = _linear(tokens, config.text_width, channels) + _linear(tokens, channels, channels)
+    ends = _linear(n, config.latent_channels, channels) + _linear(n, channels, 2 * config.latent_channels)
+    return text + ends + config.depth * repeat
+
+
+def utilisation(forward: int, images_per_second: float, peak: float) -> float:
+    """Share of a device's `peak` FLOP/s that a training uses (MFU); the backward pass counts twice the forward."""
+    return 3 * forward * images_per_second / peak
+
+
+def _widths_a(config: StageAConfig) -> list[int]:
+    return [config.hidden >> level for level in reversed(range(config.levels))]
+
+
+def _positions_a(config: StageAConfig, height: int, width: int) -> list[int]:
+    return [(height >> level) * (width >> level) for level in range(1, config.levels + 1)]
+
+
+def _linear(positions: int, inputs: int, outputs: int) -> int:
+    return 2 * positions * inputs * outputs
+
+
+def _depthwise(positions: int, channels: int) -> int:
+    return 2 * positions * channels * 9
+
+
+def _mixing(positions: int, channels: int) -> int:
+    return _depthwise(positions, channels) + 2 * _linear(positions, channels, 4 * channels)
+
+
+def _residual(positions: int, channels: int, mapped: int = 0) -> int:
+    """Block C, whose MLP sees `mapped` further channels."""
+    return _mixing(positions, channels) + _linear(positions, mapped, 4 * channels)
+
+
+def _attention(positions: int, channels: int, tokens: int, cond: int) -> int:
+    """Block A: the text's map, keys and values; the positions' projections; scores and sums over all."""
+    text = _linear(tokens, cond, channels) + _linear(tokens, channels, 2 * channels)
+    return text + _linear(positions, channels, 4 * channels) + 2 * _linear(positions, channels, positions + tokens)

@@ -1,0 +1,58 @@
+"""The model bench runs through all its parts at a tiny size, those for CUDA on the CPU."""
+
+import pytest
+import torch
+
+from stages.config import StageAConfig, StageBConfig, StageCConfig
+from tests.bench import models
+
+CPU = torch.device("cpu")
+TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32)
+TINY_B = StageBConfig(
+    widths=(8, 16),
+    blocks=(1, 1),
+    patterns=("CT", "CTA"),
+    heads=(0, 2),
+    inject_code=(False, True),
+    cond_width=24,
+    text_width=64,
+)
+TINY_C = StageCConfig(width=32, depth=1, heads=4, text_width=64)
+CASES = [models.Case(TINY_C, 3, 2), models.Case(TINY_B, 32, 1)]
+
+
+@pytest.fixture(autouse=True)
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "WARM_UP", 1)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+
+
+def test_ratios() -> None:
+    found = dict(models.ratios(CASES, CPU, torch.float32, pairs=2))
+    assert "quartiles" in found["Stage C 3x3, batch 2: diffusers / ours"]
+    assert "quartiles" in found["Stage B 32x32, batch 1: diffusers / ours"]
+
+
+def test_trainings() -> None:
+    found = dict(models.trainings(CASES, CPU, torch.bfloat16, pairs=1))
+    for owner in ("ours", "diffusers"):
+        for how in ("eager", "compiled"):
+            assert "images/s" in found[f"Stage B 32x32, batch 1: {owner}, {how}"]
+
+
+def test_pictures() -> None:
+    (line,) = models.pictures(TINY_A, TINY_B, TINY_C, CPU, 128, (2,), (2, 1))
+    assert line[0] == "seconds a picture of 128 px, batch 2"
+    assert [part.split()[0] for part in line[1].split(", ")] == ["text", "C", "B", "A"]
+
+
+def test_diffusers_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "WuerstchenPrior", None)
+    assert dict(models.ratios(CASES, CPU, torch.float32, pairs=1)) == {"diffusers": "not installed: no comparison"}
+    assert not any("diffusers" in what for what, _ in models.trainings(CASES[:1], CPU, torch.float32, pairs=1))
+
+
+def test_the_activations_that_count_are_those_that_are_kept() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    # the input of each Linear, the second of which is also the output that tanh keeps
+    assert models.activations(model, [torch.randn(3, 4)]) == 4 * (3 * 4 + 3 * 8)
