@@ -170,7 +170,7 @@ def _models(files: tuple[Path, ...]) -> Iterator[Found]:
     for file in files:
         content |= _content(file)
     settings = _settings(files[0])
-    entry = next((name for name in ENTRIES if isinstance(content.get(name), dict)), None)
+    entry = next((name for name in ENTRIES if content.get(name) and isinstance(content[name], dict)), None)
     states: dict[str | None, dict[str, Any]] = {entry: content[entry]} if entry else {None: content}
     if isinstance(content.get(COMPRESSOR_ENTRY), dict):
         states[COMPRESSOR_ENTRY] = content[COMPRESSOR_ENTRY]
