@@ -168,7 +168,8 @@ def _verify(rows: list[Row], folder: Path, as_json: bool, wanted: bool) -> None:
 
 
 def get(row: Row, folder: Path) -> Path:
-    """Download weights into a folder unless they are there; returns their path. An interrupted download goes on.
+    """Download weights into a folder unless they are there; returns their path. From the Hub, an interrupted
+    download goes on where it was.
 
     Raises:
         UsageError: what is there, or what came, has another sha256 than published or than the first time.
@@ -247,8 +248,7 @@ def _download(row: Row, partial: Path) -> Path:
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RetriesExhausted(
-            f"weights get {row.name}: {row.source} did not come ({type(error).__name__}: {reason}); "
-            "the same call goes on from here"
+            f"weights get {row.name}: {row.source} did not come ({type(error).__name__}: {reason}); call it again"
         ) from error
 
 

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
+from huggingface_hub import constants, file_download, hf_api
 from torchvision.models import EfficientNet_V2_L_Weights, EfficientNet_V2_S_Weights, VGG16_Weights
 
 from pipeline import config, weights
@@ -84,7 +84,7 @@ class Source:
 def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
     """The server, in the Hub's place."""
     made = Source()
-    for module in (huggingface_hub.constants, huggingface_hub.file_download, huggingface_hub.hf_api):
+    for module in (constants, file_download, hf_api):
         for name, value in {
             "ENDPOINT": made.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": made.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -92,7 +92,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
         }.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", made.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", made.url)
     monkeypatch.setattr("time.sleep", lambda _: None)
     thread = threading.Thread(target=made.server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -200,7 +200,10 @@ def test_a_file_with_another_sum_than_the_first_time_is_refused(source: Source, 
     get(wanted, tmp_path)
 
 
-def test_a_download_from_the_hub_goes_on_where_it_broke_off(source: Source, tmp_path: Path) -> None:
+def test_a_download_from_the_hub_goes_on_where_it_broke_off(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     source.break_after = 100_000
     assert get(row(source, "hub"), tmp_path).read_bytes() == CONTENT
     starts = [int(re.findall(r"\d+", asked or "0")[0]) for asked in source.ranges]
@@ -213,7 +216,7 @@ def test_what_cannot_be_reached_ends_with_a_sentence_and_leaves_nothing_that_loo
 ) -> None:
     place = Url(f"{source.url}/{path}") if kind == "url" else Hub("them/model", path, None)
     gone = Row("x", "some.key", "x.pth", None, None, None, place)
-    with pytest.raises(weights.RetriesExhausted, match=r"weights get x: .* did not come .*; the same call goes on"):
+    with pytest.raises(weights.RetriesExhausted, match=r"weights get x: .* did not come .*; call it again"):
         get(gone, tmp_path)
     assert not (tmp_path / "x.pth").exists()
 
