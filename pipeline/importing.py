@@ -44,12 +44,15 @@ def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[
 
 def bring(config: Config, conf: str, root: str, found: dict[str, str], overrides: list[str], command: str) -> None:
     """Build the imports of a composed config; say what was found, where it lies now, and how to use it."""
+    from pipeline.models import check_existing
+
     for name, line in found.items():
         console.print(f"found {name} in {line}", markup=False)
     targets = tuple(stage for stage in STAGES if config.origin(stage) == "import")
     same = " ".join(shlex.quote(word) for word in overrides)
     use = f"use with run, sample, export: conf={conf} {same}"
     if not targets:
+        check_existing(config, STAGES)
         console.print(f"nothing to build by itself; {use}", markup=False)
         return
     config = config.model_copy(update={"targets": targets})

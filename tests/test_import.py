@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline import config, models, run
 from pipeline.__main__ import main
 from pipeline.artifacts import Store
-from pipeline.dag import Selection
+from pipeline.dag import Selection, fingerprints, order
 from pipeline.errors import UsageError
 from pipeline.steps import bring, interpolate, table, train
 from stages import convert, pretrained
@@ -349,6 +349,17 @@ def test_weights_take_the_place_of_a_training_in_the_table() -> None:
     assert taken.trainings().keys() == {"stage_b.train", "compressor.warmup.train"}
     assert loaded("stage_b.weights=b.pt").trainings().keys() == {"stage_a.train", "stage_b.train", "stage_c.train"}
     assert taken.sizes_of("train_c") == []
+
+
+def test_an_import_depends_on_its_path_and_model_alone() -> None:
+    def digest(*words: str) -> str:
+        settings = loaded("stage_c.train=null", *words)
+        return fingerprints(order(table(settings), ["stage_c"]), settings.lookup)["stage_c"].digest
+
+    before = digest("stage_c.weights=c.pt")
+    assert before == digest("stage_c.weights=c.pt", "seed=3", "data.image.quality=90", "stage_b.loss.text_drop=0.5")
+    assert before != digest("stage_c.weights=d.pt")
+    assert before != digest("stage_c.weights=c.pt", "stage_c.model.depth=3")
 
 
 def test_neither_training_nor_weights_is_refused_and_so_are_two_origins() -> None:

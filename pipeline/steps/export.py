@@ -65,7 +65,9 @@ def _licence(metadata: Artifact) -> dict[str, str]:
 
 def _imported(inputs: dict[str, Artifact]) -> list[str]:
     """A sentence for each stage whose weights were taken from elsewhere."""
-    notes = {name: inputs[name].manifest["notes"] for name in STAGES if inputs[name].manifest["step"].startswith("imp")}
+    notes = {
+        name: inputs[name].manifest["notes"] for name in STAGES if inputs[name].manifest["step"].startswith("import_")
+    }
     return [
         f"{name.replace('_', ' ').capitalize()} was not trained here: its weights are those of {note['source']}, "
         f"licence {note['licence'] or 'unknown'}."
