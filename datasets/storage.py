@@ -75,6 +75,16 @@ def read(path: str, expect: FileEntry | None = None) -> bytes:
     return data
 
 
+def local_copy(path: str, folder: Path) -> Path:
+    """Where a file or folder can be opened: in place when it is local, else as a copy of it made in `folder`."""
+    if not is_remote(path):
+        return Path(absolute(path))
+    filesystem, inner = open_filesystem(path)
+    target = folder / inner.rstrip("/").rpartition("/")[2]
+    pafs.copy_files(inner, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+    return target
+
+
 def publish(content: bytes | Path, path: str) -> FileEntry:
     """Put `content` (bytes, or a local file) at `path` in one step and return its size and sha256."""
     data = content if isinstance(content, bytes) else content.read_bytes()

@@ -1,6 +1,7 @@
 """`python -m pipeline VERB conf=NAME [key=value ...] [flags]`: parse, dispatch, end with the documented exit code."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import shlex
@@ -58,11 +59,14 @@ def _run(words: Words) -> None:
         console.print(f"nothing to do: all {len(planned)} steps of conf={words.conf} are done in {root}")
         _print_json(words, {"outcome": "nothing to do", "steps": [item.step.output for item in planned]})
         return
-    command = "python -m pipeline " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-    summary = run.run(loaded, words.required_conf(), root, planned, command)
+    summary = run.run(loaded, words.required_conf(), root, planned, _command())
     summary.next_command = _next_command(words, summary)
     show_summary(summary)
     _print_json(words, {"outcome": "done", "steps": [vars(step) for step in summary.steps]})
+
+
+def _command() -> str:
+    return "python -m pipeline " + " ".join(shlex.quote(word) for word in sys.argv[1:])
 
 
 def _next_command(words: Words, summary: Summary) -> str:
@@ -130,6 +134,22 @@ def _export(words: Words) -> None:
     export(loaded, root, words.own.get("out"))
 
 
+def _import(words: Words) -> None:
+    from pipeline.importing import bring, composed
+
+    if words.rest:
+        raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
+    found, overrides = composed(words.required_conf(), words.overrides, words.own.get("from"))
+    loaded, root = _config(dataclasses.replace(words, overrides=overrides))
+    bring(loaded, words.required_conf(), root, found, overrides, _command())
+
+
+def _weights(words: Words) -> None:
+    from pipeline.weights import FOLDER, weights
+
+    weights(words.rest, words.own.get("out", FOLDER), words.json)
+
+
 def _report(words: Words) -> None:
     from pipeline.reports import hours
 
@@ -186,6 +206,8 @@ HANDLERS: dict[str, Callable[[Words], None]] = {
     "config": _show_config,
     "sample": _sample,
     "export": _export,
+    "import": _import,
+    "weights": _weights,
     "report": _report,
     "data": _data,
     "ui": _ui,

@@ -37,12 +37,18 @@ KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
 
 
+Stage = Literal["stage_a", "stage_b", "stage_c"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Origin = Literal["train", "import", "interpolate"]
+
+
 class StageA(Settings):
-    """Stage A: its architecture, its losses, its training."""
+    """Stage A: its architecture, existing weights, its losses, its training."""
 
     model: StageAConfig
+    weights: str | None = None
     loss: StageALoss
-    train: TrainingConfig
+    train: TrainingConfig | None
 
 
 class Warmup(Settings):
@@ -53,7 +59,11 @@ class Warmup(Settings):
 
 
 class Compressor(Settings):
-    """Semantic compressor: architecture, start (ImageNet weights or a warm-up), and whether B trains it along."""
+    """Semantic compressor: architecture, start (weights or a warm-up), and whether B trains it along.
+
+    `weights` are ImageNet weights of the backbone, or a whole compressor: the one of `stage_b.weights` where that holds
+    none.
+    """
 
     model: CompressorConfig
     weights: str | None
@@ -65,8 +75,9 @@ class StageB(Settings):
     """Stage B, trained together with the compressor; `text` names a tower."""
 
     model: StageBConfig
+    weights: str | None = None
     loss: StageBLoss
-    train: TrainingConfig
+    train: TrainingConfig | None
     text: str
 
 
@@ -74,9 +85,18 @@ class StageC(Settings):
     """Stage C; `text` names a tower."""
 
     model: StageCConfig
+    weights: str | None = None
     loss: StageCLoss
-    train: TrainingConfig
+    train: TrainingConfig | None
     text: str
+
+
+class Interpolation(Settings):
+    """Stage C as the weights between two others: (1 - share) x first + share x second."""
+
+    first: str
+    second: str
+    share: float = Field(0.5, ge=0, le=1)
 
 
 class Sampling(Settings):
@@ -143,11 +163,22 @@ class Config(Settings):
     compressor: Compressor
     stage_b: StageB
     stage_c: StageC
+    interpolate: Interpolation | None = None
     sample: Sampling
     eval: Eval
     cluster: Cluster
     tracking: Tracking
     rates: dict[str, PositiveFloat]
+
+    @model_validator(mode="after")
+    def _stages_have_an_origin(self) -> "Config":
+        for stage in STAGES:
+            section = getattr(self, stage)
+            if section.train is None and section.weights is None and self.origin(stage) == "import":
+                raise ValueError(f"{stage}: train and weights are both null; give {stage}.weights=PATH or a training")
+        if self.interpolate and self.stage_c.weights:
+            raise ValueError("stage_c.weights and interpolate both give Stage C's weights; leave one of them null")
+        return self
 
     @model_validator(mode="after")
     def _towers_exist(self) -> "Config":
@@ -176,7 +207,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         size, loss, crop = self.data.image.size, self.stage_a.loss, self.stage_a.loss.crop
-        smallest = min(phase.size for phase in self.stage_a.train.phases)
+        smallest = min(self.sizes_of("train_a"), default=size)
         pairs = (
             ("stage_b.model.latent_channels", self.stage_b.model.latent_channels, self.stage_a.model.latent_channels),
             ("stage_b.model.code_channels", self.stage_b.model.code_channels, self.compressor.model.latent_channels),
@@ -226,10 +257,16 @@ class Config(Settings):
                     )
         return self
 
+    def origin(self, stage: Stage) -> Origin:
+        """How stage_a, stage_b or stage_c comes about: the verb of the step that makes it."""
+        if stage == "stage_c" and self.interpolate:
+            return "interpolate"
+        return "train" if getattr(self, stage).train else "import"
+
     def trainings(self) -> dict[str, TrainingConfig]:
-        """Every training of this config by its dotted key."""
-        found = {f"{name}.train": getattr(self, name).train for name in ("stage_a", "stage_b", "stage_c")}
-        if self.compressor.warmup:
+        """Every training that this config wants, by its dotted key."""
+        found = {f"{name}.train": getattr(self, name).train for name in STAGES if self.origin(name) == "train"}
+        if self.compressor.warmup and "stage_b.train" in found and not self.stage_b.weights:
             found["compressor.warmup.train"] = self.compressor.warmup.train
         return found
 
@@ -253,6 +290,8 @@ class Config(Settings):
         places = [(tower, "weights") for tower in tree["text"].values()]
         places += [(tree["stage_a"]["loss"], name) for name in ("perceptual_weights", "perceptual_heads")]
         places += [(tree["compressor"], "weights"), (tree["data"], "metadata"), (tree["data"], "removed")]
+        places += [(tree[stage], "weights") for stage in STAGES]
+        places += [(tree["interpolate"] or {}, name) for name in ("first", "second")]
         places += [(tree["eval"]["pickscore"] or {}, name) for name in ("weights", "rival")]
         for section, name in places:
             if section.get(name):

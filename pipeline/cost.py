@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.dag import Planned
 from pipeline.errors import UsageError
-from pipeline.steps import table
+from pipeline.steps import rows as all_steps
 
 
 def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]]:
@@ -18,7 +18,7 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
     Raises:
         UsageError: `rates` names a step that does not exist.
     """
-    steps = [step.name for step in table(config)]
+    steps = [step.name for step in all_steps(config)]  # also trainings in whose place weights stand: a rate may stay
     for name in config.rates:
         if name not in steps:
             raise UsageError(f"rates.{name}: there is no such step; there are {', '.join(dict.fromkeys(steps))}")
@@ -55,6 +55,8 @@ def _work(step: str, config: Config, rows: int | None) -> tuple[int | None, str]
         return min(config.sample.limit, rows or config.sample.limit), "pictures"
     if step == "export":
         return 1, "release"
+    if step.startswith("import_") or step == "interpolate":
+        return 1, "model"
     return rows, "rows"
 
 

@@ -4,7 +4,12 @@ The compressor (torchvision) and the text towers (open_clip) are imported where 
 seconds to load, and most workers need neither.
 """
 
-import io
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import safetensors.torch
@@ -13,8 +18,10 @@ from torch import Tensor, nn
 
 from datasets import storage
 from pipeline.artifacts import Artifact
-from pipeline.config import Config
+from pipeline.config import STAGES, Config, Stage
+from stages import pretrained
 from stages.config import ClipTextConfig, CompressorConfig, StageAConfig, StageBConfig, StageCConfig, TextConfig
+from stages.pretrained import BadWeights, Found, Model
 from stages.sample import Models
 from stages.stage_a import StageA
 from stages.stage_b import StageB
@@ -70,11 +77,67 @@ def stage_c(config: StageCConfig, artifact: Artifact) -> StageC:
 
 def state_dict(path: str) -> dict[str, Tensor]:
     """Tensors of a safetensors or torch file at a path or URI; nothing else in it is ever loaded."""
-    data = storage.read(path)
-    if path.endswith(".safetensors"):
-        return safetensors.torch.load(data)
-    tensors: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return tensors
+    return pretrained.read(local(path))
+
+
+@cache
+def local(path: str) -> Path:
+    """A local path of what lies at a path or URI; copies of remote weights last as long as the process."""
+    if not storage.is_remote(path):
+        return storage.local_copy(path, Path())
+    folder = tempfile.mkdtemp(prefix="weights-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return storage.local_copy(path, Path(folder))
+
+
+def existing(stage: Stage, weights: str, compressor: str | None = None) -> dict[Model, Found]:
+    """Existing weights of a stage, for Stage B with its compressor: its own, else the whole one at `compressor`.
+
+    Raises:
+        BadWeights: they are not there, or not of this stage; the message names the key.
+    """
+    found = pretrained.find(local(weights))
+    if stage not in found:
+        holds = ", ".join(pretrained.NAMES[model] for model in found)
+        raise BadWeights(f"{stage}.weights={weights} holds {holds}, not {pretrained.NAMES[stage]}")
+    if stage != "stage_b":
+        return {stage: found[stage]}
+    other = {} if "compressor" in found or compressor is None else pretrained.find(local(compressor))
+    if "compressor" not in found | other:
+        raise BadWeights(
+            f"stage_b.weights={weights} holds no compressor; give the one that Stage B was trained with: "
+            "compressor.weights=PATH (tensors backbone.* and mapper.*)"
+        )
+    return {"stage_b": found["stage_b"], "compressor": (other | found)["compressor"]}
+
+
+def compressor_start(weights: str) -> Found:
+    """What the compressor starts from: a whole one, or ImageNet weights of its backbone."""
+    found = pretrained.find(local(weights))
+    for model in ("compressor", "imagenet"):
+        if model in found:
+            return found[model]
+    raise BadWeights(f"compressor.weights={weights} holds neither a compressor nor an EfficientNetV2 classifier")
+
+
+def check_existing(config: Config, made: Iterable[str]) -> None:
+    """Refuse, by their names and shapes, weights of other models than those that the stages `made` are to be.
+
+    Remote files are looked at when their step runs: it has to copy them.
+    """
+    for stage in STAGES:
+        weights, compressor = getattr(config, stage).weights, config.compressor.weights
+        if stage not in made or any(path and storage.is_remote(path) for path in (weights, compressor)):
+            continue
+        if stage == "stage_c" and config.interpolate:
+            paths = (config.interpolate.first, config.interpolate.second)
+            found = [existing("stage_c", path)["stage_c"] for path in paths if not storage.is_remote(path)]
+        elif weights:
+            found = list(existing(stage, weights, compressor).values())
+        else:
+            found = [compressor_start(compressor)] if stage == "stage_b" and compressor else []
+        for item in found:
+            pretrained.require_fit(item, getattr(config, item.section).model)
 
 
 def fresh_tower(config: TextConfig) -> "TextTower":

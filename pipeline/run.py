@@ -19,7 +19,7 @@ from datasets import storage
 from pipeline import __version__, dag, lease, ledger
 from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
-from pipeline.config import Config
+from pipeline.config import STAGES, Config
 from pipeline.dag import Planned, Selection
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
@@ -27,6 +27,7 @@ from pipeline.memory import PeakMemory
 from pipeline.process import ProcessId
 from pipeline.screen import Built, StepProgress, Summary, console
 from pipeline.steps import table
+from pipeline.weights import how_to_get
 
 log = logging.getLogger(__name__)
 
@@ -49,23 +50,35 @@ def check_writable(folder: str, word: str) -> None:
 
 
 def check_weights(config: Config, steps: set[str]) -> None:
-    """Refuse a config whose steps (by artifact) need weights or pictures that are not there, before anything runs."""
+    """Refuse a config whose steps (by artifact) need weights or pictures that are not there, before anything runs.
+
+    Raises:
+        UsageError: there is nothing at a path, or the weights there are another model's.
+    """
+    made = [stage for stage in STAGES if stage in steps]
     needed: dict[str, str | None] = {
         f"text.{name}.weights": getattr(tower, "weights", None)
         for name, tower in config.text.items()
         if f"text_{name}" in steps
     }
-    if "stage_a" in steps and config.stage_a.loss.perceptual:
+    if "stage_a" in made and config.origin("stage_a") == "train" and config.stage_a.loss.perceptual:
         needed["stage_a.loss.perceptual_weights"] = config.stage_a.loss.perceptual_weights
         needed["stage_a.loss.perceptual_heads"] = config.stage_a.loss.perceptual_heads
-    if "stage_b" in steps:
+    needed |= {f"{stage}.weights": getattr(config, stage).weights for stage in made}
+    if "stage_b" in made and config.stage_b.weights is None:  # which may hold the compressor
         needed["compressor.weights"] = config.compressor.weights
+    if "stage_c" in made and config.interpolate:
+        needed |= {f"interpolate.{name}": getattr(config.interpolate, name) for name in ("first", "second")}
     if "scores" in steps and config.eval.pickscore:
         needed["eval.pickscore.weights"] = config.eval.pickscore.weights
         needed["eval.pickscore.rival"] = config.eval.pickscore.rival
     for key, path in needed.items():
         if path is not None and not storage.exists(path):
-            raise UsageError(f"{key}: there is nothing at {path}; put it there or change the key")
+            raise UsageError(f"{key}: there is nothing at {path}; {how_to_get(path)}")
+    if made and any(path for key, path in needed.items() if not key.startswith(("text.", "eval."))):
+        from pipeline.models import check_existing
+
+        check_existing(config, made)
 
 
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:

@@ -34,6 +34,13 @@ VERBS: dict[str, Verb] = {
     "config": Verb("the composed config with its comments; `config list`: confs, groups, values"),
     "sample": Verb('prompt="..." out=DIR: draw pictures with the trained models', SAMPLE_WORDS),
     "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
+    "import": Verb("from=DIR|FILE: existing weights (dome272's, diffusers', our own) as artifacts", ("from",)),
+    "weights": Verb(
+        "`weights list`, `weights get NAME`, `weights verify [NAME]`: weights by others, in out=weights",
+        ("out",),
+        ("--json",),
+        config=False,
+    ),
     "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False),
     "data": Verb("`data funnel`, `data verify`, `data trace KEY`: counts, bytes, one picture", flags=("--json",)),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),

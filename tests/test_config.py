@@ -16,9 +16,10 @@ GROUPS = config.groups()
 
 
 def load(*words: str, conf: str = "stage_c", scale: str = "micro") -> Config:
-    """A conf at a scale, with LAION's metadata named where the scale wants it."""
+    """A conf at a scale, with LAION's metadata named where the scale wants it, and what the conf itself asks for."""
     metadata = ["data.metadata=rows.parquet"] if scale == "paper" else []
-    return config.load(conf, [f"scale={scale}", *metadata, *words])
+    asked = ["interpolate.first=a.pt", "interpolate.second=b.pt"] if conf == "interpolate" else []
+    return config.load(conf, [f"scale={scale}", *metadata, *asked, *words])
 
 
 def refused(*words: str) -> str:

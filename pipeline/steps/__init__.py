@@ -5,16 +5,22 @@ sizes of that training's phases). Edges follow from the names. To add a step: wr
 function `(Build) -> Facts`, and add its row.
 """
 
-from pipeline.config import Config
+from pipeline.config import STAGES, Config
 from pipeline.dag import Step
 
 
 def table(config: Config) -> list[Step]:
-    """The DAG of one config; each text tower that a stage needs gets a row of its own."""
+    """The DAG of one config: of the rows that make a stage, the one by which the config wants it."""
+    return [
+        step for step in rows(config) if step.output not in STAGES or step.name.startswith(config.origin(step.output))
+    ]
+
+
+def rows(config: Config) -> list[Step]:
+    """Every row; each text tower that a stage needs gets one of its own."""
     text_b, text_c = f"text_{config.stage_b.text}", f"text_{config.stage_c.text}"
     towers = sorted({config.stage_b.text, config.stage_c.text})
     texts = tuple(f"text_{tower}" for tower in towers)
-    stages = ("stage_a", "stage_b", "stage_c")
     plan = tuple(
         f"data.{key}" for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji")
     )
@@ -27,12 +33,16 @@ def table(config: Config) -> list[Step]:
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}",),                     "encode:encode_text")
         for t in towers),
         Step("train_a",     "stage_a",   ("images",),                          ("stage_a", "seed"),                "train:train_a"),
+        Step("import_a",    "stage_a",   (),                                   ("stage_a.weights", "stage_a.model"), "bring:bring"),
         Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b",),                 "encode:encode_a"),
         Step("train_b",     "stage_b",   ("images", text_b, "latents_a", "stage_a"), ("stage_b", "compressor", "seed"), "train:train_b"),
+        Step("import_b",    "stage_b",   (),                                   ("stage_b.weights", "stage_b.model", "compressor.weights", "compressor.model"), "bring:bring"),
         Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c",),                 "encode:encode_c"),
         Step("train_c",     "stage_c",   ("latents_c", text_c),                ("stage_c", "seed"),                "train:train_c"),
-        Step("sample",      "samples",   ("images", *texts, *stages),          ("sample", "seed"),                 "sample:sample"),
+        Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
+        Step("interpolate", "stage_c",   (),                                   ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
+        Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
         Step("evaluate",    "scores",    ("samples",),                         ("eval",),                          "evaluate:evaluate"),
-        Step("export",      "release",   ("metadata", *texts, *stages, "samples", "scores"), ("sample",),          "export:export"),
+        Step("export",      "release",   ("metadata", *texts, *STAGES, "samples", "scores"), ("sample",),          "export:export"),
     ]
     # fmt: on

@@ -7,7 +7,7 @@ from datasets import storage
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
-from pipeline.config import Config
+from pipeline.config import STAGES, Config
 
 
 def export(build: Build) -> Facts:
@@ -34,7 +34,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         steps_b=settings.steps_b,
         guidance_c=settings.guidance_c,
         guidance_b=settings.guidance_b,
-        sources=[_licence(inputs["metadata"])["notice"]],
+        sources=[_licence(inputs["metadata"])["notice"], *_imported(inputs)],
         scores=inputs["scores"].manifest["metrics"],
         cost=_cost(inputs),
         limitations=_limitations(config, inputs),
@@ -63,10 +63,22 @@ def _licence(metadata: Artifact) -> dict[str, str]:
     return {"identifier": licence["licence"].lower().replace(" ", "-"), "notice": notice}
 
 
+def _imported(inputs: dict[str, Artifact]) -> list[str]:
+    """A sentence for each stage whose weights were taken from elsewhere."""
+    notes = {
+        name: inputs[name].manifest["notes"] for name in STAGES if inputs[name].manifest["step"].startswith("import_")
+    }
+    return [
+        f"{name.replace('_', ' ').capitalize()} was not trained here: its weights are those of {note['source']}, "
+        f"licence {note['licence'] or 'unknown'}."
+        for name, note in notes.items()
+    ]
+
+
 def _cost(inputs: dict[str, Artifact]) -> str:
     """Device-hours of the three trainings, in words."""
     parts = []
-    for name in ("stage_a", "stage_b", "stage_c"):
+    for name in STAGES:
         manifest = inputs[name].manifest
         kind = manifest["devices"]
         parts.append(f"{name.replace('_', ' ')} {manifest['device_seconds'] / 3600:.3f}")

@@ -135,15 +135,19 @@ def _largest(batches: dict[int, Batches]) -> Batches:
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
-    from pipeline.models import weights
+    from pipeline.models import existing, weights
     from pipeline.rank import Rank, seeded
+    from stages import pretrained
     from stages.discriminator import Discriminator
     from stages.stage_a import StageA, StageAObjective
 
     settings: StageASettings = payload["settings"]
+    assert settings.train is not None
     rank = Rank(payload)
     batches = _batches(payload)
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
+    if settings.weights:
+        pretrained.fill(stage_a, existing("stage_a", settings.weights)["stage_a"], settings.model)
     discriminator = seeded(payload["seed"], Discriminator) if settings.loss.adversarial else None
     perceptual = _perceptual(settings.loss, rank.device)
     objective = StageAObjective(stage_a, settings.loss, discriminator, perceptual)
@@ -168,17 +172,22 @@ def _loop_b(payload: dict[str, Any]) -> None:
     from pipeline import models
     from pipeline.models import null_text, weights
     from pipeline.rank import Rank, seeded
+    from stages import pretrained
     from stages.compressor import Compressor, CompressorWarmup
     from stages.stage_b import StageB, StageBObjective
 
     settings: StageBSettings = payload["settings"]
+    assert settings.train is not None
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
     batches = _batches(payload)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
-    if compressing.weights:
-        compressor.load_imagenet(models.state_dict(compressing.weights))
-    if compressing.warmup:
+    start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
+    if settings.weights:
+        pretrained.fill(compressor, start["compressor"], compressing.model)
+    elif compressing.weights:
+        pretrained.fill(compressor, models.compressor_start(compressing.weights), compressing.model)
+    if compressing.warmup and not settings.weights:
         loss, channels = compressing.warmup.loss, compressing.model.latent_channels
         warmup = seeded(
             payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
@@ -186,6 +195,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
         if not rank.train("compressor", warmup, compressing.warmup.train, batches):
             return
     stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
+    if settings.weights:
+        pretrained.fill(stage_b, start["stage_b"], settings.model)
     objective = StageBObjective(
         stage_b, compressor, settings.loss, null_text(payload["text"]), train_compressor=compressing.joint
     )
@@ -198,14 +209,18 @@ def _loop_b(payload: dict[str, Any]) -> None:
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
-    from pipeline.models import null_text, weights
+    from pipeline.models import existing, null_text, weights
     from pipeline.rank import Rank, seeded
+    from stages import pretrained
     from stages.stage_c import StageC, StageCObjective
 
     settings: StageCSettings = payload["settings"]
+    assert settings.train is not None
     rank = Rank(payload)
     batches = _batches(payload)
     stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
+    if settings.weights:
+        pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
     objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
     if rank.train("stage_c", objective, settings.train, batches):
         rank.publish("stage_c.safetensors", weights(stage_c))

@@ -1,0 +1,274 @@
+"""Weights by others: the table of all that a run may use, getting them, and whether they are still what they were.
+
+They lie in one folder (`weights/`); a file's sha256 is kept beside it as `<file>.sha256`, in the format of `sha256sum`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass as checked
+from rich.console import Console
+from rich.table import Table
+
+from datasets import storage
+from pipeline.environment import quiet_environment
+from pipeline.errors import RetriesExhausted, UsageError
+from pipeline.screen import console
+
+TABLE = Path(__file__).parent.parent / "conf" / "reference" / "weights.yaml"
+FOLDER = "weights"
+State = Literal["ok", "unrecorded", "missing", "changed"]
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Hub:
+    """A file of a Hugging Face repository, or with path None all of it."""
+
+    repo: str
+    path: str | None
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f"huggingface.co/{self.repo}" + (f"/{self.path}" if self.path else "")
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Url:
+    """A file on the web."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Row:
+    """A row of the table; `sha256` may be a prefix of it."""
+
+    name: str
+    use: str
+    file: str
+    bytes: int | None
+    sha256: str | None
+    licence: str | None
+    source: Hub | Url
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found of one row: `unrecorded` files are there, but nobody knows their sha256."""
+
+    name: str
+    state: State
+    detail: str
+
+
+@cache
+def table() -> tuple[Row, ...]:
+    """Every row of the table."""
+    return TypeAdapter(tuple[Row, ...]).validate_python(yaml.safe_load(TABLE.read_text())["rows"])
+
+
+def named(name: str) -> Row:
+    """The row of a name; `UsageError` lists them all."""
+    for row in table():
+        if row.name == name:
+            return row
+    raise UsageError(f"weights: there is no '{name}'; there are {', '.join(row.name for row in table())}")
+
+
+def _row_of(path: str) -> Row | None:
+    """The row of a path as `get` would have written it."""
+    return next((row for row in table() if row.file in path.split("/")), None)
+
+
+def licence(path: str) -> str | None:
+    """The licence of the weights at a path, where the table knows them by their file name."""
+    row = _row_of(path)
+    return row.licence if row else None
+
+
+def how_to_get(path: str) -> str:
+    """What to do about weights that are not at a path."""
+    row = _row_of(path)
+    if row is None:
+        return "put it there or change the key"
+    folder = path.partition(row.file)[0].rstrip("/") or "."
+    place = "" if folder == FOLDER else f" out={folder}"
+    return f"get it with: python -m pipeline weights get {row.name}{place}"
+
+
+# --------------------------------------------------------------------------------------------------- the verb
+
+
+def weights(words: Sequence[str], out: str, as_json: bool) -> None:
+    """`weights list | get NAME | verify [NAME]` on the folder `out`.
+
+    Raises:
+        UsageError: another word, an unknown name, or files that are not what they were.
+    """
+    folder = Path(storage.absolute(out))
+    match list(words):
+        case ["list"]:
+            _list(folder, as_json)
+        case ["get", name]:
+            console.print(str(get(named(name), folder)), markup=False)
+        case ["verify", *names] if len(names) <= 1:
+            _verify([named(name) for name in names] or list(table()), folder, as_json, wanted=bool(names))
+        case _:
+            raise UsageError("weights knows: list, get NAME, verify [NAME]")
+
+
+def _list(folder: Path, as_json: bool) -> None:
+    found = [
+        {
+            "name": row.name,
+            "use": row.use,
+            "path": str(folder / row.file),
+            "present": (folder / row.file).exists(),
+            "bytes": row.bytes,
+            "sha256": row.sha256,
+            "licence": row.licence,
+            "source": str(row.source),
+            "revision": row.source.revision if isinstance(row.source, Hub) else None,
+        }
+        for row in table()
+    ]
+    if as_json:
+        print(json.dumps({"folder": str(folder), "weights": found}, indent=1))
+        return
+    lines = Table("name", "there", "use", "licence", "source", box=None, pad_edge=False)
+    for row in found:
+        there = "yes" if row["present"] else "-"
+        lines.add_row(str(row["name"]), there, str(row["use"]), str(row["licence"] or "?"), str(row["source"]))
+    Console(file=sys.stdout, highlight=False, soft_wrap=True).print(lines)
+
+
+def _verify(rows: list[Row], folder: Path, as_json: bool, wanted: bool) -> None:
+    verdicts = [verify(row, folder) for row in rows]
+    if as_json:
+        print(json.dumps({"folder": str(folder), "weights": [vars(verdict) for verdict in verdicts]}, indent=1))
+    else:
+        for verdict in verdicts:
+            print(f"{verdict.name:18} {verdict.state:11} {verdict.detail}".rstrip())
+    bad = [verdict for verdict in verdicts if verdict.state == "changed" or (wanted and verdict.state == "missing")]
+    if bad:
+        raise UsageError("; ".join(f"{verdict.name}: {verdict.detail}" for verdict in bad))
+
+
+def get(row: Row, folder: Path) -> Path:
+    """Download weights into a folder unless they are there; returns their path. From the Hub, an interrupted
+    download goes on where it was.
+
+    Raises:
+        UsageError: what is there, or what came, has another sha256 than published or than the first time.
+        RetriesExhausted: the source cannot be reached or breaks off.
+    """
+    target = folder / row.file
+    if not target.exists():
+        partial = folder / ".partial" / row.name
+        partial.mkdir(parents=True, exist_ok=True)
+        console.print(f"{row.name}: from {row.source}", markup=False)
+        came = _download(row, partial)
+        sums = _sums(came, row.file)
+        problem = _problem(row, folder, sums)
+        if problem:
+            shutil.rmtree(partial)
+            raise UsageError(f"weights get {row.name}: {problem}; what came was deleted")
+        if not _record(row, folder).exists():
+            lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+            storage.publish(lines.encode(), str(_record(row, folder)))
+        os.replace(came, target)
+        shutil.rmtree(partial)
+        return target
+    verdict = verify(row, folder)
+    if verdict.state == "changed":
+        raise UsageError(f"weights get {row.name}: {verdict.detail}; delete {target} and get it again")
+    return target
+
+
+def verify(row: Row, folder: Path) -> Verdict:
+    """Compute the sha256 of what is there again, and hold it against the published and the recorded one."""
+    target = folder / row.file
+    if not target.exists():
+        return Verdict(row.name, "missing", f"there is nothing at {target}; {how_to_get(f'{folder}/{row.file}')}")
+    problem = _problem(row, folder, _sums(target, row.file))
+    if problem:
+        return Verdict(row.name, "changed", problem)
+    known = _record(row, folder).exists() or (row.sha256 is not None and len(row.sha256) == 64)
+    return Verdict(row.name, "ok" if known else "unrecorded", "")
+
+
+def _record(row: Row, folder: Path) -> Path:
+    return folder / f"{row.file}.sha256"
+
+
+def _problem(row: Row, folder: Path, sums: dict[str, str]) -> str | None:
+    """How files' sums differ from the published or the recorded ones, if they do."""
+    if row.sha256 and not sums[row.file].startswith(row.sha256):
+        return f"{row.file} has sha256 {sums[row.file]}, published is {row.sha256}"
+    record = _record(row, folder)
+    if record.exists():
+        for line in record.read_text().splitlines():
+            digest, _, name = line.partition("  ")
+            if sums.get(name) != digest:
+                return f"{name} has sha256 {sums.get(name, 'none: it is gone')}, at its first download it was {digest}"
+    return None
+
+
+def _sums(path: Path, name: str) -> dict[str, str]:
+    """sha256 in hex of a file, or of each file below a folder, by the name that it has below the weights' folder."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    sums = {}
+    for file in files:
+        with file.open("rb") as stream:
+            below = "" if file == path else f"/{file.relative_to(path).as_posix()}"
+            sums[name + below] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return sums
+
+
+def _download(row: Row, partial: Path) -> Path:
+    """Fetch into a folder of its own, where the next call finds what an interrupted one has left."""
+    quiet_environment()
+    try:
+        if isinstance(row.source, Url):
+            return _from_url(row.source.url, partial / row.file)
+        return _from_hub(row.source, partial)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RetriesExhausted(
+            f"weights get {row.name}: {row.source} did not come ({type(error).__name__}: {reason}); call it again"
+        ) from error
+
+
+def _from_hub(source: Hub, partial: Path) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HTTPError  # its HTTP library's, which changes with its version
+
+    try:
+        if source.path:
+            return Path(hf_hub_download(source.repo, source.path, revision=source.revision, local_dir=partial))
+        folder = partial / "files"
+        snapshot_download(source.repo, revision=source.revision, local_dir=folder)
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        return folder
+    except HTTPError as error:
+        raise OSError(str(error)) from error
+
+
+def _from_url(url: str, target: Path) -> Path:
+    import torch
+
+    torch.hub.download_url_to_file(url, str(target), progress=sys.stderr.isatty())
+    return target

@@ -1,0 +1,333 @@
+"""Existing weights of Stage A, B, C and the compressor: who wrote them, which model they are, whether it is ours.
+
+    a file     safetensors or torch's format: a state dict, or dome272/Wuerstchen's entries of one (`state_dict`,
+               `ema_state_dict`, `effnet_state_dict`)
+    a folder   such files in it or up to two folders below: diffusers' models and pipelines, sharded ones too, our
+               artifacts and releases
+
+Which model it is, the keys tell. Tensors stay on the disk (memory-mapped) until they are used. Nothing in a file is
+ever executed: it is safetensors, or it is read with `weights_only=True`.
+"""
+
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stages import convert
+from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.stage_a import StageA
+from stages.stage_b import StageB
+from stages.stage_c import StageC
+
+Model = Literal["stage_a", "stage_b", "compressor", "stage_c", "imagenet"]
+ModelConfig = StageAConfig | StageBConfig | CompressorConfig | StageCConfig
+State = Mapping[str, Tensor]
+
+NAMES: dict[Model, str] = {
+    "stage_a": "Stage A",
+    "stage_b": "Stage B",
+    "compressor": "the compressor",
+    "stage_c": "Stage C",
+    "imagenet": "an EfficientNetV2 classifier",
+}
+MARKS: dict[Model, tuple[str, str]] = {  # keys that no other model of these has, under dome272's names
+    "stage_a": ("in_block.1.weight", "out_block.0.weight"),
+    "stage_b": ("clip_mapper.weight", "clf.1.weight"),
+    "compressor": ("backbone.0.0.weight", "mapper.0.weight"),
+    "stage_c": ("projection.weight", "cond_mapper.0.weight"),
+    "imagenet": ("features.0.0.weight", "classifier.1.weight"),
+}
+ENTRIES = ("ema_state_dict", "state_dict")  # of one model, the better first: released Stage C is its moving average
+COMPRESSOR_ENTRY = "effnet_state_dict"
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # the better first
+VARIANT = re.compile(r"(\.(?:fp16|bf16))?(?:-\d{5}-of-(\d{5}))?$")  # diffusers' ends of a file name before its suffix
+UNSEEN = {"dropout", "codebook_init", "code_mapper_std"}  # settings of training alone
+BACKBONES = {780: "efficientnet_v2_s", 1546: "efficientnet_v2_l"}  # by number of tensors
+
+
+class BadWeights(ValueError):
+    """A file cannot be read, or holds another model than the one asked for."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One model's weights: `tensors` as they stand in `files`, `settings` as the config beside them states them."""
+
+    model: Model
+    layout: str
+    files: tuple[Path, ...]
+    tensors: State = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def section(self) -> str:
+        """The config's section of this model."""
+        return "compressor" if self.model == "imagenet" else self.model
+
+    def state(self) -> dict[str, Tensor]:
+        """State dict under our names, which are dome272's."""
+        return _ours(self.tensors, self.files[0])
+
+    def sha256(self) -> dict[str, str]:
+        """sha256 of each file, in hex, by its name; reads them whole."""
+        return {file.name: file_sha256(file) for file in self.files}
+
+
+def file_sha256(file: Path) -> str:
+    """sha256 of a file's content in hex, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find(path: Path) -> dict[Model, Found]:
+    """Every model that a file or folder holds; of two in a folder, the one nearer to its top.
+
+    Raises:
+        BadWeights: there is none, a file cannot be read, or two files of one depth hold the same model.
+    """
+    if not path.exists():
+        raise BadWeights(f"there is nothing at {path}")
+    if path.is_file():
+        found = {item.model: item for item in _models((path,))}
+    else:
+        found = {}
+        places = sorted(_places(path), key=lambda files: len(files[0].parts))
+        for _, level in groupby(places, key=lambda files: len(files[0].parts)):
+            here: dict[Model, Found] = {}
+            for item in (item for files in level for item in _models(files)):
+                if item.model in here and item.model not in found:
+                    both = " and ".join(str(other.files[0].relative_to(path)) for other in (here[item.model], item))
+                    raise BadWeights(f"{path} holds {NAMES[item.model]} twice, as {both}; name one of them")
+                here[item.model] = item
+            found = {**here, **found}
+    if not found:
+        raise BadWeights(f"{path} holds none of Stage A, B, C and the compressor, to go by its tensors' names")
+    return found
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a safetensors or torch file, whatever model it is, memory-mapped where the format allows.
+
+    Raises:
+        BadWeights: it is truncated, of another format, or holds anything but tensors and plain values.
+    """
+    content = _content(path)
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        if file.suffix == ".safetensors":
+            return dict(load_file(file))
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        raise BadWeights(
+            f"{file} is truncated or holds more than tensors; nothing in it was executed: get it anew from its source"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        kind = file.suffix or "torch"
+        raise BadWeights(f"{file} is truncated or no {kind} file: get it anew from its source") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _places(folder: Path) -> Iterator[tuple[Path, ...]]:
+    """The files of each model: one, or all shards of one; of several variants the full and safe one."""
+
+    def base(file: Path) -> tuple[str, str]:
+        return str(file.parent), VARIANT.sub("", file.stem, count=1)
+
+    def rank(file: Path) -> tuple[bool, int]:
+        ends = VARIANT.search(file.stem)
+        return bool(ends and ends[1]), SUFFIXES.index(file.suffix)
+
+    every = [file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth) if file.suffix in SUFFIXES]
+    visible = [file for file in every if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    for _, group in groupby(sorted(visible, key=lambda file: (base(file), rank(file), file.name)), key=base):
+        variants = list(group)
+        files = tuple(file for file in variants if rank(file) == rank(variants[0]))
+        ends = VARIANT.search(files[0].stem)
+        wanted = int(ends[2]) if ends and ends[2] else 1
+        if len(files) != wanted:
+            raise BadWeights(f"{files[0].parent} has {len(files)} of the {wanted} shards of {base(files[0])[1]}")
+        yield files
+
+
+def _models(files: tuple[Path, ...]) -> Iterator[Found]:
+    """The models in one file, or in the shards of one."""
+    content: dict[str, Any] = {}
+    for file in files:
+        content |= _content(file)
+    settings = _settings(files[0])
+    entry = next((name for name in ENTRIES if content.get(name) and isinstance(content[name], dict)), None)
+    states: dict[str | None, dict[str, Any]] = {entry: content[entry]} if entry else {None: content}
+    if isinstance(content.get(COMPRESSOR_ENTRY), dict):
+        states[COMPRESSOR_ENTRY] = content[COMPRESSOR_ENTRY]
+    for name, values in states.items():
+        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        model = next((model for model, marks in MARKS.items() if all(mark in tensors for mark in marks)), None)
+        if model is not None:
+            yield Found(model, _layout(name, tensors, settings), files, tensors, _of_model(settings, model))
+
+
+def _layout(entry: str | None, tensors: State, settings: Mapping[str, Any]) -> str:
+    if entry is not None:
+        return f"dome272 {entry}"
+    renamed = any(".attention.to_" in key or key.startswith("vquantizer.embedding") for key in tensors)
+    return "diffusers" if renamed or "_class_name" in settings else "dome272 names"
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """What the folder's config.json (diffusers, our compressor) or manifest.json (our artifacts) says of its model."""
+    for name in ("config.json", "manifest.json"):
+        beside = file.with_name(name)
+        if beside.is_file():
+            try:
+                stated = json.loads(beside.read_text())
+            except ValueError as error:
+                raise BadWeights(f"{beside} is not readable as JSON ({error})") from error
+            return dict(stated) if isinstance(stated, dict) else {}
+    return {}
+
+
+def _of_model(settings: Mapping[str, Any], model: Model) -> Mapping[str, Any]:
+    """Of an artifact's manifest, the model's own part; a config.json is all its model's."""
+    tree = settings.get("settings")
+    if not isinstance(tree, dict):
+        return settings
+    section = tree.get(f"{model}.model") or tree.get(model, {}).get("model")
+    return section or {}
+
+
+# ------------------------------------------------------------------------------------------------ does it fit
+
+
+def require_fit(found: Found, config: ModelConfig) -> None:
+    """Raise BadWeights, naming the first difference, unless these are weights of the configured model."""
+    given = _ours({key: value.to("meta") for key, value in found.tensors.items()}, found.files[0])
+    model = _blank(config)
+    if found.model == "imagenet":
+        assert isinstance(config, CompressorConfig)
+        given = {key: value for key, value in given.items() if key.startswith("features.")}
+        expected = {f"features.{key}": value for key, value in model.get_submodule("backbone").state_dict().items()}
+    else:
+        expected = model.state_dict()
+    difference = _first_difference(given, expected) or _stated_difference(found, config)
+    if difference:
+        fitting = " ".join(
+            f"{found.section}.model.{key}={list(value) if isinstance(value, tuple) else value}"
+            for key, value in _sizes(found.model, given).items()
+            if getattr(config, key) != value
+        )
+        hint = f"; it is a model of {fitting}" if fitting else ""
+        raise BadWeights(f"{found.files[0]} is not {NAMES[found.model]} of this config: {difference}{hint}")
+
+
+def fill(module: nn.Module, found: Found, config: ModelConfig) -> None:
+    """Put weights into a module of the configured model; ImageNet's go into the compressor's backbone.
+
+    Raises:
+        BadWeights: they are another model's.
+    """
+    require_fit(found, config)
+    if found.model == "imagenet":
+        module.load_imagenet(dict(found.tensors))  # type: ignore[operator]
+    else:
+        module.load_state_dict(found.state())
+
+
+def _ours(tensors: State, file: Path) -> dict[str, Tensor]:
+    try:
+        return convert.from_diffusers(dict(tensors))
+    except KeyError as error:
+        raise BadWeights(f"{file} lacks {error.args[0]}") from error
+
+
+def _blank(config: ModelConfig) -> nn.Module:
+    """The configured model without memory for its weights."""
+    with torch.device("meta"):
+        match config:
+            case StageAConfig():
+                return StageA(config)
+            case StageBConfig():
+                return StageB(config)
+            case StageCConfig():
+                return StageC(config)
+            case CompressorConfig():
+                from stages.compressor import Compressor  # imports torchvision, which takes seconds
+
+                return Compressor(config)
+
+
+def _first_difference(given: State, expected: State) -> str | None:
+    for key, value in expected.items():
+        if key not in given:
+            return f"it has no {key}"
+        there, here = given[key], value
+        if there.shape != here.shape:
+            return f"its {key} is {list(there.shape)}, not {list(here.shape)}"
+        if there.is_floating_point() != here.is_floating_point():
+            return f"its {key} is {there.dtype}, not {here.dtype}"
+    extra = next((key for key in given if key not in expected), None)
+    return f"it has {extra}, which the configured model has not" if extra else None
+
+
+def _stated_difference(found: Found, config: ModelConfig) -> str | None:
+    """The first setting that its own config states otherwise: heads and scales, for one, show in no tensor's shape."""
+    match config:
+        case _ if "_class_name" not in found.settings:
+            ours = config.model_dump(mode="json")
+        case StageAConfig():
+            ours = convert.vqgan_config(config)
+        case StageBConfig():
+            ours = convert.decoder_config(config)
+        case StageCConfig():
+            ours = convert.prior_config(config)
+        case _:
+            ours = {}
+    for key, value in ours.items():
+        stated = found.settings.get(key, value)
+        if key not in UNSEEN and stated != value:
+            return f"the config beside it has {key} {stated}, not {value}"
+    return None
+
+
+def _sizes(model: Model, state: State) -> dict[str, Any]:
+    """Settings that tensors' shapes tell, where the tensors are there."""
+    shape = {key: tuple(value.shape) for key, value in state.items()}
+    sizes: dict[str, Any]
+    if model == "stage_a":
+        hidden, latents = shape.get("up_blocks.0.0.weight", (0, 0))[:2]
+        codes = shape.get("vquantizer.codebook.weight", (0,))[0]
+        sizes = {"hidden": hidden, "latent_channels": latents, "codebook_size": codes}
+    elif model == "stage_b":
+        cond, text = shape["clip_mapper.weight"]
+        widths = [_first(shape, rf"down_blocks\.{level}\.\d+\.depthwise\.weight") for level in range(8)]
+        code = _first(shape, r"effnet_mappers\.\d+\.weight", 1)
+        sizes = {"text_width": text, "cond_width": cond, "code_channels": code, "widths": tuple(filter(None, widths))}
+    elif model == "stage_c":
+        width, latents = shape["projection.weight"][:2]
+        depth = sum(key.endswith(".depthwise.weight") for key in shape)
+        text = shape["cond_mapper.0.weight"][1]
+        sizes = {"text_width": text, "width": width, "depth": depth, "latent_channels": latents}
+    else:
+        count = sum(key.startswith(("backbone.", "features.")) for key in shape)
+        sizes = {"backbone": BACKBONES.get(count), "latent_channels": shape.get("mapper.0.weight", (0,))[0]}
+        if model == "compressor" and "mapper.1.weight" not in shape:
+            sizes["batch_norm"] = "plain"
+    return {key: value for key, value in sizes.items() if value}
+
+
+def _first(shapes: Mapping[str, tuple[int, ...]], pattern: str, dimension: int = 0) -> int:
+    return next((shape[dimension] for key, shape in shapes.items() if re.fullmatch(pattern, key)), 0)
