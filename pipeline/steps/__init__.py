@@ -16,7 +16,8 @@ def table(config: Config) -> list[Step]:
     texts = tuple(f"text_{tower}" for tower in towers)
     stages = ("stage_a", "stage_b", "stage_c")
     plan = tuple(
-        f"data.{key}" for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji")
+        f"data.{key}"
+        for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji", "folder")
     )
     # fmt: off
     return [
