@@ -36,7 +36,7 @@ KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
 
 
-INTERVALS = {"log_every", "checkpoint_every"}  # of a training: they change what is seen of it, not what comes out
+OUTSIDE = {"log_every", "checkpoint_every", "device"}  # keys of a training that do not change what comes out of it
 
 
 class StageA(Settings):
@@ -272,7 +272,7 @@ class Config(Settings):
         node: Any = self.model_dump(mode="json")
         for part in key.split("."):
             node = node[part]
-        return _without(node, INTERVALS)
+        return _without(node, OUTSIDE)
 
 
 def _without(tree: Any, names: set[str]) -> Any:

@@ -325,6 +325,8 @@ class EmaConfig(Settings):
     """Steps between updates."""
     start: int = Field(ge=0)
     """Steps during which the average is a plain copy."""
+    device: Literal["model", "cpu"] = "model"
+    """Where it is kept: beside the model, or in the host's memory, which spares the device 4 bytes a weight."""
 
 
 class TrainingConfig(Settings):
@@ -395,5 +397,5 @@ class TrainingConfig(Settings):
                 )
 
     def arithmetic(self) -> dict[str, object]:
-        """What decides the trained weights, as JSON values: all but the two intervals."""
-        return self.model_dump(mode="json", exclude={"checkpoint_every", "log_every"})
+        """What decides the trained weights, as JSON values: all but the two intervals and where the average lies."""
+        return self.model_dump(mode="json", exclude={"checkpoint_every": True, "log_every": True, "ema": {"device"}})
