@@ -122,6 +122,7 @@ class Cluster(Settings):
     device: Literal["auto", "cpu", "cuda"]
     cpus_per_worker: PositiveInt
     gpus_per_worker: int = Field(ge=0)
+    gpu_memory_gib: PositiveFloat | None = None
     encoders: Encoders
     retries: int = Field(ge=0)
 
