@@ -248,7 +248,7 @@ def _kept_b(config: StageBConfig, side: int, tokens: int, size: int, checkpointi
         kept = _kept_block(block.kind, positions, block.width, block.extra, tokens, config.cond_width, size)
         if checkpointing and block.kind != "T":
             largest = max(largest, kept)
-            kept = positions * block.width * FP32
+            kept = positions * block.width * size
         total += kept
     for level, (outer, inner) in enumerate(pairwise(config.widths)):
         total += (side >> level) ** 2 * (FP32 + size) * (outer + inner // 4)
@@ -262,7 +262,7 @@ def _kept_c(config: StageCConfig, positions: int, tokens: int, size: int, checkp
     width = config.width
     kept = {kind: _kept_block(kind, positions, width, 0, tokens, width, size) for kind in "CTA"}
     if checkpointing:
-        blocks = config.depth * (2 * positions * width * FP32 + kept["T"]) + max(kept.values())
+        blocks = config.depth * (2 * positions * width * size + kept["T"]) + max(kept.values())
     else:
         blocks = config.depth * sum(kept.values())
     return blocks + positions * width * 2 * FP32 + tokens * (config.text_width + 2 * width) * size
@@ -277,10 +277,10 @@ def _kept_block(kind: str, positions: int, width: int, extra: int, tokens: int, 
     """
     match kind:
         case "C":
-            norm = FP32 if size == FP32 else FP32 + size
-            return positions * (width * (3 * size + 4 * (2 * size + norm + 1)) + extra * size)
+            response = FP32 if size == FP32 else FP32 + size
+            return positions * (width * (FP32 + 2 * size + 4 * (2 * size + response + 1)) + extra * size)
         case "T":
-            return positions * width * FP32
+            return positions * width * size
         case _:
             return positions * width * (FP32 + 7 * size) + tokens * (cond * (FP32 + size) + 3 * width * size)
 
