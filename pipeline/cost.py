@@ -51,23 +51,25 @@ def check_memory(planned: Sequence[Planned], config: Config) -> None:
 
 def memory(step: str, config: Config) -> Memory | None:
     """What a worker of a training step needs, at its largest; None for other steps."""
+    trainings = config.trainings_of(step)
     a, b, c, compressor = config.stage_a, config.stage_b, config.stage_c, config.compressor
     match step:
         case "train_a":
-            return memory_estimate.train_a(a.model, a.loss.crop, a.train, config.workers)
+            return memory_estimate.train_a(a.model, a.loss.crop, trainings[-1], config.workers)
         case "train_b":
             tokens = config.text[b.text].context_length
-            found = memory_estimate.train_b(
-                b.model, compressor.model, compressor.joint, tokens, b.train, config.workers
-            )
-            if compressor.warmup is None:
-                return found
-            width, train = compressor.warmup.loss.width, compressor.warmup.train
-            before = memory_estimate.warm_up(compressor.model, width, b.model.latent_channels, train, config.workers)
-            return max(found, before, key=lambda need: need.total)
+            found = [
+                memory_estimate.train_b(
+                    b.model, compressor.model, compressor.joint, tokens, trainings[-1], config.workers
+                )
+            ]
+            if compressor.warmup:
+                width, channels = compressor.warmup.loss.width, b.model.latent_channels
+                found.append(memory_estimate.warm_up(compressor.model, width, channels, trainings[0], config.workers))
+            return max(found, key=lambda need: need.total)
         case "train_c":
             tokens = config.text[c.text].context_length
-            return memory_estimate.train_c(c.model, compressor.model, tokens, c.train, config.workers)
+            return memory_estimate.train_c(c.model, compressor.model, tokens, trainings[-1], config.workers)
         case _:
             return None
 
@@ -75,8 +77,9 @@ def memory(step: str, config: Config) -> Memory | None:
 def _knobs(step: str, config: Config) -> str:
     """The keys that lower the memory of a training step, those left out that are turned already."""
     found = []
+    ours = [id(train) for train in config.trainings_of(step)]
     for key, train in config.trainings().items():
-        if train not in config.trainings_of(step):
+        if id(train) not in ours:  # equal ones may belong to other steps
             continue
         if max(phase.batch_size for phase in train.phases) > config.workers:
             found.append(f"a smaller batch_size in {key}.phases")
