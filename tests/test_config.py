@@ -18,7 +18,8 @@ GROUPS = config.groups()
 def load(*words: str, conf: str = "stage_c", scale: str = "micro") -> Config:
     """A conf at a scale, with LAION's metadata named where the scale wants it."""
     metadata = ["data.metadata=rows.parquet"] if scale == "paper" else []
-    return config.load(conf, [f"scale={scale}", *metadata, *words])
+    folder = ["data.folder.path=pictures"] if conf == "finetune_c" else []
+    return config.load(conf, [f"scale={scale}", *metadata, *folder, *words])
 
 
 def refused(*words: str) -> str:

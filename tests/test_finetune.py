@@ -11,11 +11,14 @@ from torch import Tensor
 
 from datasets import folder, pictures
 from datasets.config import FolderConfig, ImageConfig
+from pipeline import config, cost
+from pipeline.steps import table
 from stages.compressor import Compressor
 from stages.config import CompressorConfig, SeededTextConfig, StageCConfig, StageCLoss, TrainingConfig
 from stages.draws import Draws
 from stages.layers import fresh_batch_norm, to_unit_range
 from stages.loop import train
+from stages.memory_estimate import GIB
 from stages.stage_c import StageC, StageCObjective
 from stages.text import seeded_tower
 
@@ -137,3 +140,22 @@ def test_fifty_steps_on_ones_own_pictures_lower_the_loss_on_new_ones(samples):
     tuned = loss(objective, batches["new"])
     assert tuned < 0.75 * base
     assert tuned < 0.9 * untrained["new"]  # it has not only forgotten the base
+
+
+def test_the_conf_trains_the_released_stage_c_within_its_card():
+    loaded = config.load("finetune_c", ["data.folder.path=pictures"])
+    assert {step.name for step in table(loaded)} & {"import_a", "import_b", "train_a", "train_b", "train_c"} == {
+        "import_a",
+        "import_b",
+        "train_c",
+    }
+    need = cost.memory("train_c", loaded)
+    assert need is not None
+    assert need.gradients == 4 * 993_636_896  # trained from bigG's text
+    assert need.average == 0
+    assert loaded.cluster.gpu_memory_gib == 24
+    assert need.total < 0.9 * 24 * GIB
+    greedy = config.load("finetune_c", ["data.folder.path=pictures", "stage_c.train.checkpointing=false"])
+    more = cost.memory("train_c", greedy)
+    assert more is not None
+    assert more.total > 24 * GIB
