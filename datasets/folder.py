@@ -41,7 +41,7 @@ SUFFIXES = (
     ".tiff",
     ".heic",
     ".avif",
-)  # five of them are read
+)  # we read the first five
 _HELP = "put the caption of x.jpg into x.txt beside it, or give a metadata.csv with the columns file_name,text"
 
 
@@ -141,7 +141,7 @@ def _pairs(files: dict[str, Path]) -> tuple[list[tuple[str, bytes]], Counter[str
     for table in (name for name in files if posixpath.basename(name) in TABLES):
         for file_name, text in _rows(files[table]):
             name = posixpath.normpath(posixpath.join(posixpath.dirname(table), unicodedata.normalize("NFC", file_name)))
-            if name in files:
+            if name in files and _is_picture(name):
                 pairs.append((name, text.encode()))
             else:
                 rejected["no_picture"] += 1

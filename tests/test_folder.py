@@ -112,10 +112,11 @@ def test_tables_in_the_form_of_imagefolder(tmp_path, kind):
 
 def test_a_table_finds_names_in_another_unicode_form(tmp_path):
     picture(tmp_path / unicodedata.normalize("NFD", "Bär.png"))
-    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{unicodedata.normalize('NFC', 'Bär.png')},a bear\n")
+    rows = f"{unicodedata.normalize('NFC', 'Bär.png')},a bear\nmetadata.csv,not a picture\n"
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}")
     captions, rejected = read(tmp_path)
     assert captions == {"http://folder.invalid/B%C3%A4r.png": "a bear"}
-    assert rejected == {}
+    assert rejected == {"no_picture": 1}
 
 
 @pytest.mark.parametrize(
