@@ -29,19 +29,9 @@ from datasets.outcomes import Lost
 from datasets.web import Address
 
 HOST = "folder.invalid"
-TABLES = ("metadata.csv", "metadata.jsonl")
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".heic",
-    ".avif",
-)  # we read the first five
+_TABLES = ("metadata.csv", "metadata.jsonl")
+_READ = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+_SUFFIXES = (*_READ, ".bmp", ".tif", ".tiff", ".heic", ".avif")  # the others count as unreadable
 _HELP = "put the caption of x.jpg into x.txt beside it, or give a metadata.csv with the columns file_name,text"
 
 
@@ -138,7 +128,7 @@ def _listing(config: FolderConfig) -> tuple[dict[str, Path], int]:
 def _pairs(files: dict[str, Path]) -> tuple[list[tuple[str, bytes]], Counter[str]]:
     """Names of pictures with their captions, and counts of those that lack the other."""
     pairs, rejected = [], Counter[str]()
-    for table in (name for name in files if posixpath.basename(name) in TABLES):
+    for table in (name for name in files if posixpath.basename(name) in _TABLES):
         for file_name, text in _rows(files[table]):
             name = posixpath.normpath(posixpath.join(posixpath.dirname(table), unicodedata.normalize("NFC", file_name)))
             if name in files and _is_picture(name):
@@ -189,8 +179,8 @@ def _visible(names: list[str]) -> list[str]:
 
 
 def _is_picture(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(_SUFFIXES)
 
 
 def _is_captions(name: str) -> bool:
-    return name.endswith(".txt") or posixpath.basename(name) in TABLES
+    return name.endswith(".txt") or posixpath.basename(name) in _TABLES
