@@ -189,8 +189,9 @@ def stage_b_parameters(config: StageBConfig) -> int:
     maps = 2 * sum(config.inject_code) * _linear(config.code_channels, config.cond_width)
     resampling = sum(8 * outer * inner + outer + inner for outer, inner in pairwise(config.widths))
     blocks = sum(
-        _block_parameters(block.kind, block.width, block.extra, config.cond_width, config.timestep_channels)
+        _block_parameters(block.kind, block.width, extra, config.cond_width, config.timestep_channels)
         for block in _blocks_b(config)
+        for extra in [block.skip + config.cond_width * block.code]
     )
     return text + maps + _linear(pixels, first) + resampling + blocks + _linear(first, 2 * pixels)
 
@@ -245,7 +246,8 @@ def _kept_b(config: StageBConfig, side: int, tokens: int, size: int, checkpointi
     total = largest = 0.0
     for block in _blocks_b(config):
         positions = (side >> block.level) ** 2
-        kept = _kept_block(block.kind, positions, block.width, block.extra, tokens, config.cond_width, size)
+        extra = block.skip + config.cond_width * block.code
+        kept = _kept_block(block.kind, positions, block.width, extra, tokens, config.cond_width, size)
         if checkpointing and block.kind != "T":
             largest = max(largest, kept)
             kept = positions * block.width * size
@@ -296,24 +298,24 @@ def _kept_compressor(config: CompressorConfig, side: int) -> float:
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of Stage B: its kind (C, T, A), level, channels, and the further channels that it sees."""
+    """A block of Stage B: kind (C, T, A), level, channels, further ones from the way down, and whether it sees the code."""
 
     kind: str
     level: int
     width: int
-    extra: int
+    skip: int
+    code: bool
 
 
 def _blocks_b(config: StageBConfig) -> Iterator[_Block]:
     """Every block of `StageB`, down and up."""
     deepest = len(config.widths) - 1
     for level, width in enumerate(config.widths):
-        code = config.cond_width if config.inject_code[level] else 0
         pattern = config.patterns[level] * config.blocks[level]
         for way in ("down", "up"):
             for place, kind in enumerate(pattern):
                 skip = width if way == "up" and place == 0 and level < deepest else 0
-                yield _Block(kind, level, width, skip + code if kind == "C" else 0)
+                yield _Block(kind, level, width, skip, kind == "C" and config.inject_code[level])
 
 
 @dataclass(frozen=True)
