@@ -298,7 +298,7 @@ def _kept_compressor(config: CompressorConfig, side: int) -> float:
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of Stage B: kind (C, T, A), level, channels, further ones from the way down, and whether it sees the code."""
+    """A block of Stage B: kind (C, T, A), level, channels, further ones from the way down, whether it sees code."""
 
     kind: str
     level: int
