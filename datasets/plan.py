@@ -52,8 +52,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class Counts:
     """How many rows were planned of those that were read, and what became of all others.
 
-    `rejected` counts by reason: the filters' names, `url`, `caption`, `removed`, `duplicate`, `limit`. Together
-    with the planned rows they make up the `read` ones.
+    `rejected` counts by reason: the filters' names, `url`, `caption`, `removed`, `duplicate`, `limit`, and what
+    the source itself could not use. Together with the planned rows they make up the `read` ones.
     """
 
     planned: int
@@ -73,14 +73,15 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
     """
     picture_rules = filters.picture_rules(config.filters)
     caption_rules = filters.caption_rules(config.filters)
-    read = passed = 0
-    rejected: Counter[str] = Counter()
+    tables, unusable = _source(config, picture_rules)
+    rejected = Counter(unusable)
+    read, passed = rejected.total(), 0
     removed = removals(config.removed)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
         spill = stack.enter_context(Spill(folder, "lot"))
         caps = [stack.enter_context(Cap(folder, name, limit)) for name, limit in filters.caps(config.filters)]
-        for table in _source(config, picture_rules):
+        for table in tables:
             read += table.num_rows
             pictures, bad_pictures = filters.accept(table, picture_rules)
             readable, bad_texts = _clean(pictures, seed, removed)  # the slow part: after the filters that drop most
@@ -180,13 +181,20 @@ def _is_control(letter: str) -> bool:
     return unicodedata.category(letter) == "Cc" or ord(letter) in _BIDI_CONTROLS
 
 
-def _source(config: DataConfig, rules: list[filters.Rule]) -> Iterable[pa.Table]:
+def _source(config: DataConfig, rules: list[filters.Rule]) -> tuple[Iterable[pa.Table], dict[str, int]]:
+    """The source's rows under our names, and counts by reason of what it could not even make a row of."""
     if config.metadata is not None:
-        return laion.tables(config.metadata, {"url", "caption"}.union(*(rule.columns for rule in rules)))
+        return laion.tables(config.metadata, {"url", "caption"}.union(*(rule.columns for rule in rules))), {}
+    if config.source == "folder":
+        from datasets import folder
+
+        assert config.folder is not None
+        table, unusable = folder.metadata(config.folder)
+        return [laion.renamed(table)], unusable
     from datasets import openmoji  # a LAION run needs none of its packages
 
     assert config.openmoji is not None
-    return [laion.renamed(openmoji.metadata(config.openmoji))]
+    return [laion.renamed(openmoji.metadata(config.openmoji))], {}
 
 
 def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict[str, int]]:

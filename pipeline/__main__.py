@@ -83,6 +83,7 @@ def _plan(words: Words) -> None:
     costs = cost.estimates(planned, loaded)
     if not words.json:
         show_plan(planned, costs)
+        cost.check_memory(planned, loaded)
         return
     steps = [
         {
@@ -96,6 +97,7 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps})
+    cost.check_memory(planned, loaded)
 
 
 def _status(words: Words) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from datasets import storage
+from datasets import folder, storage
 from datasets.config import DataConfig
 from pipeline.dag import flatten
 from pipeline.errors import UsageError
@@ -140,6 +140,7 @@ class Cluster(Settings):
     device: Literal["auto", "cpu", "cuda"]
     cpus_per_worker: PositiveInt
     gpus_per_worker: int = Field(ge=0)
+    gpu_memory_gib: PositiveFloat | None = None
     encoders: Encoders
     retries: int = Field(ge=0)
 
@@ -292,6 +293,7 @@ class Config(Settings):
         places += [(tree["compressor"], "weights"), (tree["data"], "metadata"), (tree["data"], "removed")]
         places += [(tree[stage], "weights") for stage in STAGES]
         places += [(tree["interpolate"] or {}, name) for name in ("first", "second")]
+        places += [(tree["data"]["folder"] or {}, "path")]
         places += [(tree["eval"]["pickscore"] or {}, name) for name in ("weights", "rival")]
         for section, name in places:
             if section.get(name):
@@ -299,9 +301,18 @@ class Config(Settings):
         return Config.model_validate(tree)
 
     def lookup(self, key: str) -> Any:
-        """The plain value (JSON types) below a dotted key, as fingerprints use it; `sizes.<step>` is `sizes_of`."""
+        """The plain value (JSON types) below a dotted key, as fingerprints use it.
+
+        `sizes.<step>` is `sizes_of`. In `data.folder` its content stands for the path: moved, a folder gives the same
+        artifacts; with another caption or picture, new ones.
+
+        Raises:
+            DataError: the folder cannot be read.
+        """
         if key.startswith("sizes."):
             return self.sizes_of(key.removeprefix("sizes."))
+        if key == "data.folder" and self.data.folder:
+            return self.data.folder.model_dump(exclude={"path"}) | {"content": folder.identity(self.data.folder)}
         node: Any = self.model_dump(mode="json")
         for part in key.split("."):
             node = node[part]

@@ -1,4 +1,4 @@
-"""What a planned step would cost, before anything exists: work from counts, time from the rates in the config."""
+"""What a planned step would cost, before anything exists: work from counts, time from the rates, device memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,16 @@ from pipeline.config import Config
 from pipeline.dag import Planned
 from pipeline.errors import UsageError
 from pipeline.steps import rows as all_steps
+from stages import memory_estimate
+from stages.memory_estimate import GIB, Memory
 
 
 def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]]:
-    """For each step its work, device-seconds and a text; null where a step is done or its rate is unknown.
+    """For each step its work, device-seconds, memory and a text; null where a step is done or its rate is unknown.
 
     Rows come from the metadata's manifest when it stands, else from the config (marked so). `rates` of the config
-    gives rows (for trainings: images seen) a device-second; a step may have none.
+    gives rows (for trainings: images seen) a device-second; a step may have none. Memory is that of a training's
+    worker, bytes by what they hold, and their total.
 
     Raises:
         UsageError: `rates` names a step that does not exist.
@@ -25,7 +28,73 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
     metadata = next((item.artifact for item in planned if item.step.output == "metadata" and item.artifact), None)
     rows = metadata.manifest["rows"] if metadata else config.data.expected_rows
     basis = "metadata" if metadata else "config"
-    return [_estimate(item, config, rows, basis) for item in planned]
+    return [_estimate(item, config, rows, basis) | {"memory": _bytes(item, config)} for item in planned]
+
+
+def check_memory(planned: Sequence[Planned], config: Config) -> None:
+    """Refuse trainings that cannot fit into `cluster.gpu_memory_gib`, where that is known.
+
+    Raises:
+        UsageError: names the step, what it needs, and the keys that lower it.
+    """
+    room = config.cluster.gpu_memory_gib
+    for item in planned:
+        need = memory(item.step.name, config)
+        if room is None or need is None or item.state == "done" or need.total <= room * GIB:
+            continue
+        parts = ", ".join(f"{name} {count / GIB:.1f}" for name, count in vars(need).items() if count)
+        raise UsageError(
+            f"{item.step.name} needs about {need.total / GIB:.1f} GiB of device memory a worker ({parts}), but "
+            f"cluster.gpu_memory_gib={room:g}; lower it with {_knobs(item.step.name, config)}"
+        )
+
+
+def memory(step: str, config: Config) -> Memory | None:
+    """What a worker of a training step needs, at its largest; None for other steps."""
+    trainings = config.trainings_of(step)
+    a, b, c, compressor = config.stage_a, config.stage_b, config.stage_c, config.compressor
+    match step:
+        case "train_a":
+            return memory_estimate.train_a(a.model, a.loss.crop, trainings[-1], config.workers)
+        case "train_b":
+            tokens = config.text[b.text].context_length
+            found = [
+                memory_estimate.train_b(
+                    b.model, compressor.model, compressor.joint, tokens, trainings[-1], config.workers
+                )
+            ]
+            if compressor.warmup:
+                width, channels = compressor.warmup.loss.width, b.model.latent_channels
+                found.append(memory_estimate.warm_up(compressor.model, width, channels, trainings[0], config.workers))
+            return max(found, key=lambda need: need.total)
+        case "train_c":
+            tokens = config.text[c.text].context_length
+            return memory_estimate.train_c(c.model, compressor.model, tokens, trainings[-1], config.workers)
+        case _:
+            return None
+
+
+def _knobs(step: str, config: Config) -> str:
+    """The keys that lower the memory of a training step, those left out that are turned already."""
+    found = []
+    ours = [id(train) for train in config.trainings_of(step)]
+    for key, train in config.trainings().items():
+        if id(train) not in ours:  # equal ones may belong to other steps
+            continue
+        if max(phase.batch_size for phase in train.phases) > config.workers:
+            found.append(f"a smaller batch_size in {key}.phases")
+        if getattr(train, "checkpointing", None) is False:
+            found.append(f"{key}.checkpointing=true")
+        if train.ema and train.ema.device == "model":
+            found.append(f"{key}.ema.device=cpu")
+        if train.precision == "fp32":
+            found.append(f"{key}.precision=bf16")
+    return ", ".join(found) or "a smaller model"
+
+
+def _bytes(item: Planned, config: Config) -> dict[str, int] | None:
+    need = memory(item.step.name, config)
+    return vars(need) | {"total": need.total} if need and item.state != "done" else None
 
 
 def _estimate(item: Planned, config: Config, rows: int | None, basis: str) -> dict[str, Any]:

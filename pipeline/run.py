@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from datasets import storage
-from pipeline import __version__, dag, lease, ledger
+from pipeline import __version__, cost, dag, lease, ledger
 from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
 from pipeline.config import STAGES, Config
@@ -83,6 +83,7 @@ def check_weights(config: Config, steps: set[str]) -> None:
 
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
     """Build every planned step that is not done; returns what the last screen shows."""
+    cost.check_memory(planned, config)
     check_weights(config, {item.step.output for item in planned if item.state != "done"})
     check_writable(root, "root")
     quiet_environment()

@@ -120,9 +120,11 @@ def show_summary(summary: Summary) -> None:
 def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:
     """Print the plan as a table on stdout."""
     table = Table(
-        "step", "artifact", "state", "reason", "estimated cost", box=None, header_style="bold", pad_edge=False
+        "step", "artifact", "state", "reason", "estimated cost", "memory", box=None, header_style="bold", pad_edge=False
     )
     for item, cost in zip(planned, costs, strict=True):
         colour = {"done": "green", "resume": "cyan", "run": "default", "stale": "yellow"}[item.state]
-        table.add_row(item.step.name, item.step.output, f"[{colour}]{item.state}[/]", item.reason, cost["text"])
+        memory = f"{cost['memory']['total'] / 2**30:.1f} GiB" if cost["memory"] else ""
+        state = f"[{colour}]{item.state}[/]"
+        table.add_row(item.step.name, item.step.output, state, item.reason, cost["text"], memory)
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200).print(table)

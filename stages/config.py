@@ -19,7 +19,7 @@ FixedWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
 LossWeight = Literal[FixedWeight, "adaptive"]
 TimeSampling = Literal["released", "uniform"]
 
-EXECUTION = frozenset({"log_every", "checkpoint_every", "checkpointing", "compile"})
+EXECUTION = frozenset({"log_every", "checkpoint_every", "checkpointing", "compile", "device"})
 """Fields of a training that decide how it is run and what is seen of it, not what comes out."""
 
 
@@ -356,6 +356,8 @@ class EmaConfig(Settings):
     """Steps between updates."""
     start: int = Field(ge=0)
     """Steps during which the average is a plain copy."""
+    device: Literal["model", "cpu"] = "model"
+    """Where it is kept: beside the model, or in the host's memory, which spares the device 4 bytes a weight."""
 
 
 class TrainingConfig(Settings):
@@ -433,4 +435,4 @@ class TrainingConfig(Settings):
 
     def arithmetic(self) -> dict[str, object]:
         """What decides the trained weights, as JSON values: all but `EXECUTION`."""
-        return self.model_dump(mode="json", exclude=set(EXECUTION))
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(EXECUTION, True), "ema": {"device"}})

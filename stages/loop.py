@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stages import checkpoint
 from stages.checkpoint import Checkpoint
-from stages.config import TrainingConfig
+from stages.config import EmaConfig, TrainingConfig
 from stages.draws import Draws, derived_seed
 from stages.layers import checkpoint_blocks
 
@@ -117,7 +117,7 @@ def train(
     if world > 1 and device.type == "cuda":  # on CPUs each rank normalises over its own rows
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     optimizer = _Optimizer(objective, config, device)
-    average = {key: value.clone() for key, value in objective.state_dict().items()} if config.ema else None
+    average = _average(objective, config.ema) if config.ema else None
     recipe = {"seed": seed, **config.arithmetic()}
     step = _resume(load_state(), recipe, objective, optimizer, average)
 
@@ -233,9 +233,9 @@ def _update(
     """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)  # before the forward pass, or the old ones lie beside its activations
     with torch.autocast(draws.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         loss, parts = model(batch, draws)
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
     # Once this flag is 1 the fused kernel skips every update, so the host need not look at each loss. The
@@ -249,6 +249,12 @@ def _update(
     }
 
 
+def _average(objective: nn.Module, ema: EmaConfig) -> dict[str, Tensor]:
+    """The moving average at its start, a copy of weights and buffers on the device that it is kept on."""
+    state = objective.state_dict()
+    return {key: value.to("cpu" if ema.device == "cpu" else value.device, copy=True) for key, value in state.items()}
+
+
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], objective: nn.Module, config: TrainingConfig, step: int) -> None:
     """Move the average, BatchNorm statistics included, towards the weights: a copy until `ema.start`."""
@@ -258,7 +264,7 @@ def _follow(average: dict[str, Tensor], objective: nn.Module, config: TrainingCo
     weight = 1.0 if step <= config.ema.start else 1 - config.ema.decay
     for key, value in objective.state_dict().items():
         if value.is_floating_point():
-            average[key].lerp_(value, weight)
+            average[key].lerp_(value.to(average[key].device), weight)
         else:
             average[key].copy_(value)
 

@@ -18,8 +18,11 @@ GROUPS = config.groups()
 def load(*words: str, conf: str = "stage_c", scale: str = "micro") -> Config:
     """A conf at a scale, with LAION's metadata named where the scale wants it, and what the conf itself asks for."""
     metadata = ["data.metadata=rows.parquet"] if scale == "paper" else []
-    asked = ["interpolate.first=a.pt", "interpolate.second=b.pt"] if conf == "interpolate" else []
-    return config.load(conf, [f"scale={scale}", *metadata, *asked, *words])
+    asked = {
+        "interpolate": ["interpolate.first=a.pt", "interpolate.second=b.pt"],
+        "finetune_c": ["data.folder.path=pictures"],
+    }
+    return config.load(conf, [f"scale={scale}", *metadata, *asked.get(conf, []), *words])
 
 
 def refused(*words: str) -> str:
@@ -191,6 +194,45 @@ def test_a_rate_of_no_step_is_refused(tmp_path):
     assert costs(tmp_path, load("rates.train_c=2"))["train_c"]["device_seconds"] == 16
 
 
+def test_memory_is_told_for_the_trainings_by_what_holds_it(tmp_path):
+    loaded = load("data.metadata=x.parquet", "workers=64", scale="paper")
+    found = costs(tmp_path, loaded)
+    assert {step for step, estimate in found.items() if estimate["memory"]} == {"train_a", "train_b", "train_c"}
+    memory = found["train_c"]["memory"]
+    assert memory["gradients"] == memory["average"] == 4 * 993_243_680
+    assert memory["weights"] == 6 * 993_243_680  # fp32, and bf16 for the backward pass
+    assert memory["moments"] == 8 * 993_243_680
+    assert memory["total"] == sum(value for part, value in memory.items() if part != "total")
+    assert memory["total"] < 80 * 2**30  # of the paper's A100
+
+
+def test_a_warm_up_that_needs_more_than_stage_b_counts():
+    small, large = load(), load("compressor.warmup.train.phases.0.batch_size=4096")
+    before, after = cost.memory("train_b", small), cost.memory("train_b", large)
+    assert before is not None
+    assert after is not None
+    assert after.activations > 100 * before.activations
+
+
+def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
+    def check(*words: str, selection: Selection = Selection()) -> None:  # noqa: B008
+        loaded = load(*words, scale="single_gpu")
+        cost.check_memory(run.planned_steps(loaded, str(tmp_path), selection), loaded)
+
+    check()
+    check("cluster.gpu_memory_gib=null", "stage_c.train.phases.0.batch_size=4096")
+    with pytest.raises(UsageError, match=r"train_b needs about \d+\.\d GiB of device memory a worker \(weights 1\."):
+        check("cluster.gpu_memory_gib=12")
+    with pytest.raises(UsageError) as refusal:
+        check("stage_c.train.phases.0.batch_size=4096")
+    text = str(refusal.value)
+    assert text.startswith("train_c needs about ")
+    assert "but cluster.gpu_memory_gib=24; lower it with a smaller batch_size in stage_c.train.phases" in text
+    assert "stage_c.train.ema.device=cpu" in text
+    assert "precision" not in text  # it is bf16 already
+    check("stage_c.train.phases.0.batch_size=4096", selection=Selection(until="train_b"))
+
+
 # --------------------------------------------------------------------------------------------------- refusals
 
 
@@ -288,7 +330,7 @@ def before() -> dict[str, str]:
         ("compressor.warmup.train.log_every=2", "compressor.warmup.train.checkpoint_every=4"),
         ("stage_b.train.checkpointing=true", "stage_c.train.compile=true"),
         ("cluster=slurm",),
-        ("cluster.retries=9", "cluster.encoders.max=5"),
+        ("cluster.retries=9", "cluster.encoders.max=5", "cluster.gpu_memory_gib=80"),
         ("tracking=server", "tracking.experiment=other"),
         ("workers=2",),
         ("rates.train_c=3",),
@@ -296,6 +338,11 @@ def before() -> dict[str, str]:
 )
 def test_what_cannot_change_a_result_changes_no_fingerprint(words, before):
     assert digests(*words) == before
+
+
+def test_where_the_average_lies_changes_no_fingerprint():
+    ema = "stage_c.train.ema={decay: 0.9, every: 1, start: 0, device: %s}"
+    assert digests(ema % "cpu") == digests(ema % "model")
 
 
 AFTER_A = {"stage_a", "latents_a", "stage_b", "latents_c", "stage_c", "samples", "scores", "release"}

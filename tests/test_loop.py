@@ -78,13 +78,20 @@ class Run:
         self.saved: dict[int, bytes] = {}
         self.logged: dict[int, dict[str, float]] = {}
 
-    def train(self, objective: nn.Module, seed: int = 0, rank: int = 0, world: int = 1) -> Outcome:
+    def train(
+        self,
+        objective: nn.Module,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: str = "cpu",
+    ) -> Outcome:
         return train(
             objective,
             rows(self.recipe, rank, world),
             self.recipe,
             seed=seed,
-            device=torch.device("cpu"),
+            device=torch.device(device),
             rank=rank,
             world=world,
             load_state=lambda: self.state,
@@ -147,6 +154,30 @@ def test_the_average_copies_until_its_start_and_then_follows() -> None:
             expected = expected.lerp(states[step][f"model.{key}"], 0.5)
             torch.testing.assert_close(states[step][f"average.{key}"], expected)
         assert torch.equal(shipped.state_dict()[key], states[12][f"average.{key}"])
+
+
+def test_the_place_of_the_average_changes_neither_bytes_nor_recipe() -> None:
+    kept, moved = Run(config()), Run(config(ema={"decay": 0.5, "every": 2, "start": 4, "device": "cpu"}))
+    models = Denoise(), Denoise()
+    kept.train(models[0])
+    moved.train(models[1])
+    assert kept.saved == moved.saved
+    assert weights(models[0]) == weights(models[1])
+    resumed = Denoise()
+    Run(moved.recipe, state=kept.saved[6]).train(resumed)  # half of it beside the model, half on the CPU
+    assert weights(resumed) == weights(models[0])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_average_on_the_cpu_equals_one_on_the_gpu() -> None:
+    states = []
+    for place in ("model", "cpu"):
+        run = Run(config(ema={"decay": 0.5, "every": 2, "start": 4, "device": place}))
+        run.train(Denoise(), device="cuda")
+        states.append(checkpoint.load(run.saved[12]).tensors)
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-6, atol=1e-7)
 
 
 def test_frozen_norm_keeps_its_statistics() -> None:

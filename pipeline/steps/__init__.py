@@ -22,7 +22,8 @@ def rows(config: Config) -> list[Step]:
     towers = sorted({config.stage_b.text, config.stage_c.text})
     texts = tuple(f"text_{tower}" for tower in towers)
     plan = tuple(
-        f"data.{key}" for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji")
+        f"data.{key}"
+        for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji", "folder")
     )
     # fmt: off
     return [

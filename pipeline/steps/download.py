@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets import openmoji, plan, shards
+from datasets import folder, openmoji, plan, shards
 from datasets.config import DataConfig
 from datasets.download import Hosts, download_shard
 from datasets.shards import Receipt
@@ -49,14 +49,14 @@ def download(build: Build) -> Facts:
     )
 
 
-def _download(rows: pa.Table, shard: int, folder: str, data: DataConfig, slots: Any) -> Receipt:
+def _download(rows: pa.Table, shard: int, path: str, data: DataConfig, slots: Any) -> Receipt:
     from pipeline.cluster import SlotsClient
 
     with _hosts(data) as hosts:
         return download_shard(
             rows,
             shard=shard,
-            folder=folder,
+            folder=path,
             image=data.image,
             download=data.download,
             hosts=hosts,
@@ -66,12 +66,15 @@ def _download(rows: pa.Table, shard: int, folder: str, data: DataConfig, slots: 
 
 @contextlib.contextmanager
 def _hosts(data: DataConfig) -> Iterator[Hosts]:
-    """Addresses of reserved hosts: the embedded source is served from the process that downloads."""
-    if data.openmoji is None or data.source != "openmoji":
+    """Addresses of reserved hosts: a source on this machine is served from the process that downloads."""
+    if data.source == "openmoji" and data.openmoji:
+        with openmoji.serve(data.openmoji.size) as address:
+            yield {openmoji.HOST: address}
+    elif data.source == "folder" and data.folder:
+        with folder.serve(data.folder) as address:
+            yield {folder.HOST: address}
+    else:
         yield {}
-        return
-    with openmoji.serve(data.openmoji.size) as address:
-        yield {openmoji.HOST: address}
 
 
 def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:

@@ -55,12 +55,12 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
 def _licence(metadata: Artifact) -> dict[str, str]:
     """Licence of the training pictures, as the source states it, and a notice that credits them."""
     notes = metadata.manifest["notes"]
-    rows = f"{metadata.manifest['rows']:,} pictures of {notes['source']}"
-    licence = notes.get("licence")
-    if not licence:
-        return {"identifier": "other", "notice": f"{rows}; the licence of each picture is its owner's."}
-    notice = f"{rows}. {licence['attribution']} ({licence['licence_url']})"
-    return {"identifier": licence["licence"].lower().replace(" ", "-"), "notice": notice}
+    rows = f"{metadata.manifest['rows']:,} pictures of the source {notes['source']}"
+    licence = notes.get("licence", {})
+    identifier = licence.get("licence") or "other"
+    credit = licence.get("attribution") or "The licence of each picture is its owner's."
+    url = f" ({licence['licence_url']})" if "licence_url" in licence else ""
+    return {"identifier": identifier.lower().replace(" ", "-"), "notice": f"{rows}. {credit}{url}"}
 
 
 def _imported(inputs: dict[str, Artifact]) -> list[str]:

@@ -20,6 +20,11 @@ def fetch(build: Build) -> Facts:
     if data.source == "openmoji" and data.metadata is None and data.openmoji:
         notes["licence"] = openmoji.LICENCE
         notes["constants"] = {name: getattr(data.openmoji, name) for name in CONSTANTS}
+    if data.source == "folder" and data.folder:
+        notes["licence"] = {"licence": data.folder.licence, "attribution": data.folder.attribution}
+        left_out = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.items() if count)
+        if left_out:
+            build.report.warning(f"{data.folder.path}: {counts.planned} of {counts.read} used; left out: {left_out}")
     return Facts(files=files, rows=counts.planned, call="pyarrow.Table.filter", workers=[pid], notes=notes)
 
 

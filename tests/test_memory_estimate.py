@@ -1,0 +1,219 @@
+"""The memory estimate against the models themselves: parameters on the meta device, activations as torch keeps them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stages import memory_estimate
+from stages.compressor import Compressor, CompressorWarmup
+from stages.config import (
+    CompressorConfig,
+    CompressorWarmupLoss,
+    StageAConfig,
+    StageALoss,
+    StageBConfig,
+    StageBLoss,
+    StageCConfig,
+    StageCLoss,
+    TrainingConfig,
+)
+from stages.draws import Draws
+from stages.memory_estimate import FP32, Memory
+from stages.stage_a import StageA, StageAObjective
+from stages.stage_b import StageB, StageBObjective
+from stages.stage_c import StageC, StageCObjective
+
+TOLERANCE = 0.2  # as the module states it
+BATCH, TOKENS, SIZE = 4, 9, 128
+SHORT = {  # an EfficientNetV2 with every kind of block
+    "stem": 8,
+    "stages": [
+        {"block": "fused", "expand": 1, "stride": 2, "channels": 16, "layers": 2},
+        {"block": "fused", "expand": 4, "stride": 2, "channels": 24, "layers": 2},
+        {"block": "mb", "expand": 4, "stride": 2, "channels": 32, "layers": 3},
+        {"block": "mb", "expand": 1, "stride": 2, "channels": 40, "layers": 2},
+    ],
+    "last": 64,
+}
+A = StageAConfig(hidden=64, bottleneck_blocks=3, codebook_size=32)
+B = StageBConfig(
+    widths=(32, 64, 64),
+    blocks=(1, 2, 3),
+    patterns=("CT", "CTA", "CTA"),
+    heads=(0, 4, 4),
+    inject_code=(False, True, True),
+    cond_width=48,
+    text_width=40,
+    dropout=0.0,  # torch's attention on CPUs keeps all scores where it drops some, that on GPUs does not
+)
+C = StageCConfig(width=128, depth=4, heads=8, text_width=40, dropout=0.0)
+SMALL = CompressorConfig.model_validate({"backbone": SHORT})
+
+
+def training(**changes: Any) -> TrainingConfig:
+    values = {
+        "phases": [{"steps": 10, "batch_size": BATCH, "size": SIZE}],
+        "learning_rate": 1e-4,
+        "warmup_steps": 0,
+        "precision": "fp32",
+        "log_every": 1,
+        "checkpoint_every": 1,
+    }
+    return TrainingConfig.model_validate(values | changes)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def kept_bytes(objective: nn.Module, batch: dict[str, Tensor], precision: str) -> int:
+    """Bytes of all tensors that autograd keeps after a forward pass, weights and their copies left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
+    shapes = {parameter.shape for parameter in objective.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        copy = tensor.dtype == torch.bfloat16 and (tensor.shape in shapes or tensor.mT.shape in shapes)
+        if tensor.untyped_storage().data_ptr() not in weights and not copy:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    objective.train()
+    draws = Draws(0, 0, 0, BATCH, BATCH, torch.device("cpu"))
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss, _ = objective(batch, draws)
+    loss.backward()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def batch(size: int = SIZE) -> dict[str, Tensor]:
+    code = int(size * SMALL.input_ratio) // 32
+    return {
+        "image": torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8),
+        "text": torch.randn(BATCH, TOKENS, 40),
+        "latents_a": torch.randn(BATCH, 4, size // 4, size // 4),
+        "latents_c": torch.randn(BATCH, 16, code, code),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ parameters
+
+
+@pytest.mark.parametrize(
+    ("estimated", "golden"),
+    [
+        (memory_estimate.stage_a_parameters(StageAConfig()), 18_406_894),
+        (memory_estimate.stage_b_parameters(StageBConfig()), 1_055_365_280),
+        (memory_estimate.stage_c_parameters(StageCConfig()), 993_243_680),
+        (memory_estimate.stage_c_parameters(StageCConfig(text_width=1280)), 993_636_896),
+        (memory_estimate.compressor_parameters(CompressorConfig()), 20_198_000),
+    ],
+)
+def test_full_sizes_have_the_golden_counts(estimated, golden):
+    assert estimated == golden
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_parameters_of_stage_a(levels):
+    config = StageAConfig(levels=levels, hidden=32, bottleneck_blocks=2, latent_channels=3, codebook_size=11)
+    with torch.device("meta"):
+        assert memory_estimate.stage_a_parameters(config) == parameters(StageA(config))
+
+
+@pytest.mark.parametrize("changes", [{}, {"widths": (16,), "blocks": (2,), "patterns": ("CCTA",), "heads": (2,)}])
+def test_parameters_of_stage_b(changes):
+    more = {"inject_code": (True,)} if changes else {}
+    config = B.model_copy(update={"patch": 1, "timestep_channels": 8, "code_channels": 5, **changes, **more})
+    with torch.device("meta"):
+        assert memory_estimate.stage_b_parameters(config) == parameters(StageB(config))
+
+
+def test_parameters_of_stage_c():
+    config = StageCConfig(width=24, depth=3, heads=3, text_width=7, latent_channels=5, timestep_channels=6)
+    with torch.device("meta"):
+        assert memory_estimate.stage_c_parameters(config) == parameters(StageC(config))
+
+
+@pytest.mark.parametrize("norm", ["affine", "plain", "fixed"])
+@pytest.mark.parametrize("backbone", ["efficientnet_v2_s", "efficientnet_v2_l", SHORT])
+def test_parameters_of_the_compressor(backbone, norm):
+    config = CompressorConfig.model_validate({"backbone": backbone, "batch_norm": norm})
+    with torch.device("meta"):
+        assert memory_estimate.compressor_parameters(config) == parameters(Compressor(config))
+
+
+# ----------------------------------------------------------------------------------- weights and what follows
+
+
+@pytest.mark.parametrize("norm", ["affine", "fixed"])
+@pytest.mark.parametrize("joint", [True, False])
+def test_weights_gradients_and_moments_are_those_of_the_optimiser(norm, joint):
+    small = SMALL.model_copy(update={"batch_norm": norm})
+    objective = StageBObjective(StageB(B), Compressor(small), StageBLoss(), torch.zeros(TOKENS, 40), joint)
+    trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+    found = memory_estimate.train_b(B, small, joint, TOKENS, training(), workers=1)
+    assert found.weights == FP32 * parameters(objective)
+    assert found.gradients == FP32 * trained
+    assert found.moments == 2 * FP32 * trained
+
+
+def test_the_average_counts_where_it_lies_beside_the_model():
+    def average(**ema: Any) -> int:
+        train = training(ema={"decay": 0.9, "every": 1, "start": 0, **ema})
+        return memory_estimate.train_c(C, SMALL, TOKENS, train, workers=1).average
+
+    assert average() == FP32 * parameters(StageC(C))
+    assert average(device="cpu") == 0
+    assert memory_estimate.train_c(C, SMALL, TOKENS, training(), workers=1).average == 0
+
+
+def test_the_largest_phase_counts_by_what_one_worker_sees():
+    def activations(*phases: tuple[int, int], workers: int = 1) -> int:
+        found = training(phases=[{"steps": 1, "batch_size": rows, "size": size} for rows, size in phases])
+        return memory_estimate.train_c(C, SMALL, TOKENS, found, workers).activations
+
+    assert activations((8, 128), (4, 512), (8, 256)) == activations((4, 512))
+    assert activations((8, 256), workers=4) == activations((2, 256))
+
+
+# ----------------------------------------------------------------------------------------------- activations
+
+
+def close(found: Memory, kept: int) -> None:
+    assert found.activations == pytest.approx(kept, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_of_stage_a(precision):
+    objective = StageAObjective(StageA(A), StageALoss())
+    estimate = memory_estimate.train_a(A, None, training(precision=precision), workers=1)
+    close(estimate, kept_bytes(objective, batch(), precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("joint", [True, False])
+def test_activations_of_stage_b_and_the_compressor(precision, joint):
+    torch.manual_seed(0)
+    objective = StageBObjective(StageB(B), Compressor(SMALL), StageBLoss(), torch.zeros(TOKENS, 40), joint)
+    estimate = memory_estimate.train_b(B, SMALL, joint, TOKENS, training(precision=precision), workers=1)
+    close(estimate, kept_bytes(objective, batch(), precision))
+
+
+def test_activations_of_the_warm_up():
+    loss = CompressorWarmupLoss(width=48)
+    objective = CompressorWarmup(Compressor(SMALL), 16, 4, loss)
+    estimate = memory_estimate.warm_up(SMALL, loss.width, 4, training(), workers=1)
+    close(estimate, kept_bytes(objective, batch(), "fp32"))
+    assert estimate.weights == FP32 * parameters(objective)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("size", [256, 512])
+def test_activations_of_stage_c(precision, size):
+    objective = StageCObjective(StageC(C), StageCLoss(), torch.zeros(TOKENS, 40))
+    train = training(precision=precision, phases=[{"steps": 1, "batch_size": BATCH, "size": size}])
+    estimate = memory_estimate.train_c(C, SMALL, TOKENS, train, workers=1)
+    close(estimate, kept_bytes(objective, batch(size), precision))
