@@ -83,7 +83,7 @@ def _knobs(step: str, config: Config) -> str:
             continue
         if max(phase.batch_size for phase in train.phases) > config.workers:
             found.append(f"a smaller batch_size in {key}.phases")
-        if getattr(train, "checkpointing", None) is False:
+        if not train.checkpointing:
             found.append(f"{key}.checkpointing=true")
         if train.ema and train.ema.device == "model":
             found.append(f"{key}.ema.device=cpu")

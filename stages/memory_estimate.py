@@ -88,7 +88,7 @@ def train_a(config: StageAConfig, crop: int | None, train: TrainingConfig, worke
     def kept(phase: Phase) -> float:
         side = crop or phase.size
         looked_up = min(LOOKUP_ROWS * workers / phase.batch_size, (side >> config.levels) ** 2)
-        return _kept_a(config, side, _itemsize(train)) + looked_up * config.codebook_size * FP32
+        return _kept_a(config, side, _itemsize(train), train.checkpointing) + looked_up * config.codebook_size * FP32
 
     return _memory(count, count, train, workers, kept)
 
@@ -109,7 +109,7 @@ def train_b(
         size = _itemsize(train)
         side = int(phase.size * compressor.input_ratio)
         seen = _kept_compressor(compressor, side) if joint else 0.0
-        return seen + _kept_b(config, phase.size // 4 // config.patch, tokens, size, _checkpointing(train))
+        return seen + _kept_b(config, phase.size // 4 // config.patch, tokens, size, train.checkpointing)
 
     return _memory(count + own, count + (own - fixed if joint else 0), train, workers, kept)
 
@@ -137,7 +137,7 @@ def train_c(
 
     def kept(phase: Phase) -> float:
         side = int(phase.size * compressor.input_ratio) // CODE_STRIDE
-        return _kept_c(config, side * side, tokens, _itemsize(train), _checkpointing(train))
+        return _kept_c(config, side * side, tokens, _itemsize(train), train.checkpointing)
 
     return _memory(count, count, train, workers, kept)
 
@@ -163,10 +163,6 @@ def _memory(
 
 def _itemsize(train: TrainingConfig) -> int:
     return 2 if train.precision == "bf16" else FP32
-
-
-def _checkpointing(train: TrainingConfig) -> bool:
-    return getattr(train, "checkpointing", False)
 
 
 # ------------------------------------------------------------------------------------------------ parameters
@@ -230,15 +226,17 @@ def _block_parameters(kind: str, width: int, extra: int, cond: int, timestep: in
 # ----------------------------------------------------------------------------------------------- activations
 
 
-def _kept_a(config: StageAConfig, side: int, size: int) -> float:
+def _kept_a(config: StageAConfig, side: int, size: int, checkpointing: bool) -> float:
     """Bytes that Stage A keeps of a picture of `side` px."""
-    total = 0.0
+    total = largest = 0.0
     for level, width in enumerate(_widths_a(config)):
-        positions = (side >> (1 + level)) ** 2
+        numbers = (side >> (1 + level)) ** 2 * width
         blocks = 2 if level < config.levels - 1 else 1 + config.bottleneck_blocks
-        total += blocks * positions * width * (5 * FP32 + 12 * size)  # five of its two norms, twelve of its products
-        total += 2 * positions * width * size  # resampling, or the borders
-    return total
+        kept = numbers * (5 * FP32 + 12 * size)  # five of its two norms, twelve of its products
+        if checkpointing:
+            largest, kept = max(largest, kept), numbers * size
+        total += blocks * kept + 2 * numbers * size  # and resampling, or the borders
+    return total + largest
 
 
 def _kept_b(config: StageBConfig, side: int, tokens: int, size: int, checkpointing: bool) -> float:
@@ -246,7 +244,7 @@ def _kept_b(config: StageBConfig, side: int, tokens: int, size: int, checkpointi
     total = largest = 0.0
     for block in _blocks_b(config):
         positions = (side >> block.level) ** 2
-        extra = block.skip + config.cond_width * block.code
+        extra = block.skip + config.code_channels * block.code
         kept = _kept_block(block.kind, positions, block.width, extra, tokens, config.cond_width, size)
         if checkpointing and block.kind != "T":
             largest = max(largest, kept)
@@ -254,8 +252,6 @@ def _kept_b(config: StageBConfig, side: int, tokens: int, size: int, checkpointi
         total += kept
     for level, (outer, inner) in enumerate(pairwise(config.widths)):
         total += (side >> level) ** 2 * (FP32 + size) * (outer + inner // 4)
-    for level, inject in enumerate(config.inject_code):
-        total += 2 * inject * (side >> level) ** 2 * config.cond_width * size
     return total + largest + side**2 * config.widths[0] * 3 * FP32
 
 

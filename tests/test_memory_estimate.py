@@ -20,6 +20,7 @@ from stages.config import (
     TrainingConfig,
 )
 from stages.draws import Draws
+from stages.layers import checkpoint_blocks
 from stages.memory_estimate import FP32, Memory
 from stages.stage_a import StageA, StageAObjective
 from stages.stage_b import StageB, StageBObjective
@@ -217,3 +218,20 @@ def test_activations_of_stage_c(precision, size):
     train = training(precision=precision, phases=[{"steps": 1, "batch_size": BATCH, "size": size}])
     estimate = memory_estimate.train_c(C, SMALL, TOKENS, train, workers=1)
     close(estimate, kept_bytes(objective, batch(size), precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_checkpointing_keeps_the_blocks_inputs_and_one_block(precision):
+    def kept(depth: int, checkpointing: bool) -> tuple[int, int]:
+        config = C.model_copy(update={"depth": depth})
+        objective = StageCObjective(StageC(config), StageCLoss(), torch.zeros(TOKENS, 40))
+        checkpoint_blocks(objective, checkpointing)
+        phases = [{"steps": 1, "batch_size": BATCH, "size": 512}]
+        train = training(precision=precision, checkpointing=checkpointing, phases=phases)
+        estimate = memory_estimate.train_c(config, SMALL, TOKENS, train, workers=1).activations
+        return estimate, kept_bytes(objective, batch(512), precision)
+
+    (small, kept_small), (large, kept_large) = kept(2, True), kept(6, True)
+    assert large - small == pytest.approx(kept_large - kept_small, rel=TOLERANCE)
+    _, whole_block = kept(1, False)
+    assert kept_large < large < kept_large + whole_block
