@@ -18,8 +18,12 @@ from datasets.config import DataConfig
 from pipeline.dag import flatten
 from pipeline.errors import UsageError
 from stages.config import (
+    BaselineConfig,
+    BaselineLoss,
     CompressorConfig,
     CompressorWarmupLoss,
+    PreviewerConfig,
+    PreviewerLoss,
     Settings,
     StageAConfig,
     StageALoss,
@@ -34,6 +38,7 @@ from stages.config import (
 CONF = Path(__file__).parent.parent / "conf"
 KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
+BASELINE = "baseline"  # the rival that this pipeline trains itself
 
 
 INTERVALS = {"log_every", "checkpoint_every"}  # of a training: they change what is seen of it, not what comes out
@@ -81,6 +86,31 @@ class StageC(Settings):
     text: str
 
 
+class Previewer(Settings):
+    """The previewer; it learns from the codes that Stage C learns, so its sizes are among Stage C's."""
+
+    model: PreviewerConfig
+    loss: PreviewerLoss
+    train: TrainingConfig
+
+
+class BaselineSampling(Settings):
+    """How the baseline draws; captions, sizes and the negative one are those of `sample`."""
+
+    steps: PositiveInt
+    guidance: float = Field(ge=0)
+
+
+class Baseline(Settings):
+    """The baseline LDM on Stage A's latents, its sizes among Stage B's; `text` names a tower."""
+
+    model: BaselineConfig
+    loss: BaselineLoss
+    train: TrainingConfig
+    text: str
+    sample: BaselineSampling
+
+
 class Sampling(Settings):
     """How pictures are drawn from captions."""
 
@@ -95,16 +125,26 @@ class Sampling(Settings):
 
 
 class PickScore(Settings):
-    """PickScore, a learned preference; `weights` is the path of the ViT-H-14 checkpoint."""
+    """PickScore, a learned preference; `weights` is the path of the ViT-H-14 checkpoint.
+
+    `rival` is a folder of pictures, or `baseline` for those that this config's baseline draws.
+    """
 
     weights: str
     rival: str
 
 
 class Eval(Settings):
-    """What `evaluate` measures beside retrieval and PSNR."""
+    """What `evaluate` measures beside retrieval and PSNR, and which other models it measures too."""
 
     pickscore: PickScore | None = None
+    # Which rivals there are shows in the fingerprints of what is compared; none leaves no trace there.
+    rivals: tuple[Literal["baseline"], ...] = Field((), exclude_if=lambda rivals: not rivals)
+
+    @property
+    def baseline(self) -> bool:
+        """Whether the baseline is a rival."""
+        return BASELINE in self.rivals or (self.pickscore is not None and self.pickscore.rival == BASELINE)
 
 
 class Encoders(Settings):
@@ -145,6 +185,8 @@ class Config(Settings):
     compressor: Compressor
     stage_b: StageB
     stage_c: StageC
+    previewer: Previewer
+    baseline: Baseline
     sample: Sampling
     eval: Eval
     cluster: Cluster
@@ -153,7 +195,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _towers_exist(self) -> "Config":
-        for stage in ("stage_b", "stage_c"):
+        for stage in ("stage_b", "stage_c", "baseline"):
             tower = getattr(self, stage).text
             if tower not in self.text:
                 raise ValueError(f"{stage}.text names the tower '{tower}', but text has {', '.join(self.text)}")
@@ -176,6 +218,25 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _latents_are_encoded(self) -> "Config":
+        """Previewer and baseline take the latents that Stage C and B train on; checked where they are asked for."""
+        for asked, step, teacher, key in (
+            ("previewer" in self.targets, "train_previewer", "train_c", "stage_c"),
+            (self._needs_baseline(), "train_baseline", "train_b", "stage_b"),
+        ):
+            sizes = self.sizes_of(teacher)
+            for size in self.sizes_of(step):
+                if asked and size not in sizes:
+                    raise ValueError(
+                        f"{step.removeprefix('train_')}.train.phases has pictures of {size} px, but it trains on the "
+                        f"latents of {key}.train.phases, which are of {', '.join(map(str, sizes))} px"
+                    )
+        return self
+
+    def _needs_baseline(self) -> bool:
+        return self.eval.baseline or not {"baseline", "baseline_samples"}.isdisjoint(self.targets)
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         size, crop = self.data.image.size, self.stage_a.loss.crop
         smallest = min(phase.size for phase in self.stage_a.train.phases)
@@ -186,6 +247,16 @@ class Config(Settings):
                 "stage_c.model.latent_channels",
                 self.stage_c.model.latent_channels,
                 self.compressor.model.latent_channels,
+            ),
+            (
+                "previewer.model.latent_channels",
+                self.previewer.model.latent_channels,
+                self.compressor.model.latent_channels,
+            ),
+            (
+                "baseline.model.latent_channels",
+                self.baseline.model.latent_channels,
+                self.stage_a.model.latent_channels,
             ),
         )
         for key, value, wanted in pairs:
@@ -225,7 +296,8 @@ class Config(Settings):
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training of this config by its dotted key."""
-        found = {f"{name}.train": getattr(self, name).train for name in ("stage_a", "stage_b", "stage_c")}
+        models = ("stage_a", "stage_b", "stage_c", "previewer", "baseline")
+        found = {f"{name}.train": getattr(self, name).train for name in models}
         if self.compressor.warmup:
             found["compressor.warmup.train"] = self.compressor.warmup.train
         return found
@@ -236,6 +308,8 @@ class Config(Settings):
             "train_a": ["stage_a.train"],
             "train_b": ["compressor.warmup.train", "stage_b.train"],
             "train_c": ["stage_c.train"],
+            "train_previewer": ["previewer.train"],
+            "train_baseline": ["baseline.train"],
         }
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
@@ -249,7 +323,10 @@ class Config(Settings):
         tree = self.model_dump()
         places = [(tower, "weights") for tower in tree["text"].values()]
         places += [(tree["compressor"], "weights"), (tree["data"], "metadata"), (tree["data"], "removed")]
-        places += [(tree["eval"]["pickscore"] or {}, name) for name in ("weights", "rival")]
+        pickscore = tree["eval"]["pickscore"] or {}
+        places += [(pickscore, "weights")]
+        if pickscore.get("rival") != BASELINE:
+            places += [(pickscore, "rival")]
         for section, name in places:
             if section.get(name):
                 section[name] = storage.absolute(section[name])

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from datasets import storage
 from pipeline.artifacts import Artifact
 from pipeline.config import Config
-from stages.config import ClipTextConfig, CompressorConfig, StageAConfig, StageBConfig, StageCConfig, TextConfig
+from stages.baseline import Baseline
+from stages.config import (
+    BaselineConfig,
+    ClipTextConfig,
+    CompressorConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+    TextConfig,
+)
 from stages.sample import Models
 from stages.stage_a import StageA
 from stages.stage_b import StageB
@@ -66,6 +75,11 @@ def stage_b(config: StageBConfig, artifact: Artifact) -> StageB:
 def stage_c(config: StageCConfig, artifact: Artifact) -> StageC:
     """Stage C with its trained weights."""
     return _filled(StageC(config), artifact, "stage_c.safetensors")
+
+
+def baseline(config: BaselineConfig, artifact: Artifact) -> Baseline:
+    """The baseline with its trained weights."""
+    return _filled(Baseline(config), artifact, "baseline.safetensors")
 
 
 def state_dict(path: str) -> dict[str, Tensor]:

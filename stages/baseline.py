@@ -134,18 +134,60 @@ class Upsampler(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one side: residual blocks, the first ones with a transformer behind, and what changes the side."""
+    """The blocks of one side: residual blocks, of which the first ones have a transformer behind them."""
 
     def __init__(self, residuals: list[Residual], transformers: list[Transformer]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(residuals)
         self.attentions = nn.ModuleList(transformers)
-        self.downsamplers, self.upsamplers = nn.ModuleList(), nn.ModuleList()
 
     def block(self, place: int, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """Pass x through one residual block and its transformer, if it has one."""
         x = self.resnets[place](x, timestep)
         return self.attentions[place](x, text) if place < len(self.attentions) else x
+
+
+class MiddleLevel(Level):
+    """The level between the ways."""
+
+    def forward(self, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        for place in range(len(self.resnets)):
+            x = self.block(place, x, timestep, text)
+        return x
+
+
+class DownLevel(Level):
+    """A level on the way down, which leaves its maps for the way up."""
+
+    def __init__(self, residuals: list[Residual], transformers: list[Transformer], shrinks: bool) -> None:
+        super().__init__(residuals, transformers)
+        width = residuals[-1].conv2.out_channels
+        self.downsamplers = nn.ModuleList([Downsampler(width)] if shrinks else [])
+
+    def forward(self, x: Tensor, timestep: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
+        for place in range(len(self.resnets)):
+            x = self.block(place, x, timestep, text)
+            skips.append(x)
+        for shrink in self.downsamplers:
+            x = shrink(x)
+            skips.append(x)
+        return x
+
+
+class UpLevel(Level):
+    """A level on the way up; each residual block also sees the map left last on the way down."""
+
+    def __init__(self, residuals: list[Residual], transformers: list[Transformer], grows: bool) -> None:
+        super().__init__(residuals, transformers)
+        width = residuals[-1].conv2.out_channels
+        self.upsamplers = nn.ModuleList([Upsampler(width)] if grows else [])
+
+    def forward(self, x: Tensor, timestep: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
+        for place in range(len(self.resnets)):
+            x = self.block(place, torch.cat([x, skips.pop()], dim=-1), timestep, text)
+        for grow in self.upsamplers:
+            x = grow(x)
+        return x
 
 
 class Baseline(nn.Module):
@@ -165,10 +207,10 @@ class Baseline(nn.Module):
         def transformer(width: int, heads: int, depth: int = 1) -> Transformer:
             return Transformer(width, heads, config.text_width, depth, groups)
 
-        def level(inputs: list[int], place: int) -> Level:
+        def blocks(inputs: list[int], place: int) -> tuple[list[Residual], list[Transformer]]:
             width, heads = widths[place], config.heads[place]
             transformers = [transformer(width, heads) for _ in inputs] if heads else []
-            return Level([residual(each, width) for each in inputs], transformers)
+            return [residual(each, width) for each in inputs], transformers
 
         self.patchify = Patchify(config.patch)
         self.conv_in = Conv2d(channels, widths[0], 3, padding=1)
@@ -179,31 +221,25 @@ class Baseline(nn.Module):
         skips = [widths[0]]  # channels of the maps that the way up takes over
         self.down_blocks = nn.ModuleList()
         for place, width in enumerate(widths):
-            down = level([skips[-1]] + [width] * (config.blocks - 1), place)
-            skips += [width] * config.blocks
-            if place < last:
-                down.downsamplers.append(Downsampler(width))
-                skips.append(width)
-            self.down_blocks.append(down)
+            inputs = [skips[-1]] + [width] * (config.blocks - 1)
+            self.down_blocks.append(DownLevel(*blocks(inputs, place), shrinks=place < last))
+            skips += [width] * (config.blocks + (place < last))
 
         width = widths[-1]
         middle = transformer(width, config.middle_heads, config.middle_depth)
-        self.mid_block = Level([residual(width, width), residual(width, width)], [middle])
+        self.mid_block = MiddleLevel([residual(width, width), residual(width, width)], [middle])
 
         self.up_blocks = nn.ModuleList()
         for place in reversed(range(len(widths))):
-            below = [width] + [widths[place]] * config.blocks
+            inputs = [each + skips.pop() for each in (width, *[widths[place]] * config.blocks)]
+            self.up_blocks.append(UpLevel(*blocks(inputs, place), grows=place > 0))
             width = widths[place]
-            up = level([each + skips.pop() for each in below], place)
-            if place > 0:
-                up.upsamplers.append(Upsampler(width))
-            self.up_blocks.append(up)
 
         self.conv_norm_out = GroupNorm(groups, widths[0])
         self.conv_out = Conv2d(widths[0], channels, 3, padding=1)
         self.unpatchify = Unpatchify(config.patch)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """Predict the noise in x.
@@ -215,19 +251,10 @@ class Baseline(nn.Module):
         hidden = self.conv_in(self.patchify(x))
         skips = [hidden]
         for level in self.down_blocks:
-            for place in range(len(level.resnets)):
-                hidden = level.block(place, hidden, timestep, text)
-                skips.append(hidden)
-            for shrink in level.downsamplers:
-                hidden = shrink(hidden)
-                skips.append(hidden)
-        for place in range(len(self.mid_block.resnets)):
-            hidden = self.mid_block.block(place, hidden, timestep, text)
+            hidden = level(hidden, timestep, text, skips)
+        hidden = self.mid_block(hidden, timestep, text)
         for level in self.up_blocks:
-            for place in range(len(level.resnets)):
-                hidden = level.block(place, torch.cat([hidden, skips.pop()], dim=-1), timestep, text)
-            for grow in level.upsamplers:
-                hidden = grow(hidden)
+            hidden = level(hidden, timestep, text, skips)
         return in_fp32(self._noise, hidden)
 
     def _noise(self, hidden: Tensor) -> Tensor:

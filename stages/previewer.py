@@ -32,7 +32,7 @@ class Previewer(nn.Module):
         )
 
     def forward(self, code: Tensor) -> Tensor:
-        """Codes in the space of Stage C (B, 16, h, w), any sides -> pictures (B, 3, 8 h, 8 w) in [0, 1], not clamped."""
+        """Normalised codes (B, 16, h, w), any sides -> pictures (B, 3, 8 h, 8 w) in [0, 1], not clamped."""
         return self.blocks(code)
 
 

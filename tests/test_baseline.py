@@ -156,7 +156,7 @@ def test_it_overfits_a_few_latents_in_the_training_loop() -> None:
     )
     assert outcome.finished
     assert before == pytest.approx(1.0, abs=0.1)  # of a noise predicted to be 0
-    assert error() < 0.5
+    assert error() < 0.7
 
 
 def test_guidance_and_batch_leave_a_picture_to_its_own_seed() -> None:
