@@ -224,8 +224,10 @@ class BaselineConfig(Settings):
                 raise ValueError(f"groups ({self.groups}) must divide every width, also {width}")
             if heads and width % heads:
                 raise ValueError(f"heads and middle_heads ({heads}) must divide the width of their level ({width})")
-        if 32 % (self.patch * 2 ** (len(self.widths) - 1)):
-            raise ValueError("patch x 2^(number of widths - 1) must divide 32, the side of the latents at 128 px")
+        if LATENT_SIDE_MULTIPLE % (self.patch * 2 ** (len(self.widths) - 1)):
+            raise ValueError(
+                f"patch x 2^(number of widths - 1) must divide {LATENT_SIDE_MULTIPLE}, the latents' side for 128 px"
+            )
         if self.widths[0] % 2 or self.widths[0] < 4:
             raise ValueError(f"the first width ({self.widths[0]}) must be even, 4 or more: it embeds the timestep too")
         return self
