@@ -19,8 +19,12 @@ from pipeline.dag import flatten
 from pipeline.errors import UsageError
 from stages.config import (
     EXECUTION,
+    BaselineConfig,
+    BaselineLoss,
     CompressorConfig,
     CompressorWarmupLoss,
+    PreviewerConfig,
+    PreviewerLoss,
     Settings,
     StageAConfig,
     StageALoss,
@@ -35,6 +39,7 @@ from stages.config import (
 CONF = Path(__file__).parent.parent / "conf"
 KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
+BASELINE = "baseline"  # the rival that this pipeline trains itself
 
 
 Stage = Literal["stage_a", "stage_b", "stage_c"]
@@ -99,6 +104,31 @@ class Interpolation(Settings):
     share: float = Field(0.5, ge=0, le=1)
 
 
+class Previewer(Settings):
+    """The previewer; it learns from the codes that Stage C learns, so its sizes are among Stage C's."""
+
+    model: PreviewerConfig
+    loss: PreviewerLoss
+    train: TrainingConfig
+
+
+class BaselineSampling(Settings):
+    """How the baseline draws; captions, sizes and the negative one are those of `sample`."""
+
+    steps: PositiveInt
+    guidance: float = Field(ge=0)
+
+
+class Baseline(Settings):
+    """The baseline LDM on Stage A's latents, its sizes among Stage B's; `text` names a tower."""
+
+    model: BaselineConfig
+    loss: BaselineLoss
+    train: TrainingConfig
+    text: str
+    sample: BaselineSampling
+
+
 class Sampling(Settings):
     """How pictures are drawn from captions."""
 
@@ -113,16 +143,26 @@ class Sampling(Settings):
 
 
 class PickScore(Settings):
-    """PickScore, a learned preference; `weights` is the path of the ViT-H-14 checkpoint."""
+    """PickScore, a learned preference; `weights` is the path of the ViT-H-14 checkpoint.
+
+    `rival` is a folder of pictures, or `baseline` for those that this config's baseline draws.
+    """
 
     weights: str
     rival: str
 
 
 class Eval(Settings):
-    """What `evaluate` measures beside retrieval and PSNR."""
+    """What `evaluate` measures beside retrieval and PSNR, and which other models it measures too."""
 
     pickscore: PickScore | None = None
+    # Which rivals there are shows in the fingerprints of what is compared; none leaves no trace there.
+    rivals: tuple[Literal["baseline"], ...] = Field((), exclude_if=lambda rivals: not rivals)
+
+    @property
+    def baseline(self) -> bool:
+        """Whether the baseline is a rival."""
+        return BASELINE in self.rivals or (self.pickscore is not None and self.pickscore.rival == BASELINE)
 
 
 class Encoders(Settings):
@@ -165,6 +205,8 @@ class Config(Settings):
     stage_b: StageB
     stage_c: StageC
     interpolate: Interpolation | None = None
+    previewer: Previewer
+    baseline: Baseline
     sample: Sampling
     eval: Eval
     cluster: Cluster
@@ -183,7 +225,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _towers_exist(self) -> "Config":
-        for stage in ("stage_b", "stage_c"):
+        for stage in ("stage_b", "stage_c", "baseline"):
             tower = getattr(self, stage).text
             if tower not in self.text:
                 raise ValueError(f"{stage}.text names the tower '{tower}', but text has {', '.join(self.text)}")
@@ -206,6 +248,25 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _latents_are_encoded(self) -> "Config":
+        """Previewer and baseline take the latents that Stage C and B train on; checked where they are asked for."""
+        for asked, step, teacher, key in (
+            ("previewer" in self.targets, "train_previewer", "train_c", "stage_c"),
+            (self._needs_baseline(), "train_baseline", "train_b", "stage_b"),
+        ):
+            sizes = self.sizes_of(teacher)
+            for size in self.sizes_of(step):
+                if asked and size not in sizes:
+                    raise ValueError(
+                        f"{step.removeprefix('train_')}.train.phases has pictures of {size} px, but it trains on the "
+                        f"latents of {key}.train.phases, which are of {', '.join(map(str, sizes))} px"
+                    )
+        return self
+
+    def _needs_baseline(self) -> bool:
+        return self.eval.baseline or not {"baseline", "baseline_samples"}.isdisjoint(self.targets)
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         size, loss, crop = self.data.image.size, self.stage_a.loss, self.stage_a.loss.crop
         smallest = min(self.sizes_of("train_a"), default=size)
@@ -216,6 +277,16 @@ class Config(Settings):
                 "stage_c.model.latent_channels",
                 self.stage_c.model.latent_channels,
                 self.compressor.model.latent_channels,
+            ),
+            (
+                "previewer.model.latent_channels",
+                self.previewer.model.latent_channels,
+                self.compressor.model.latent_channels,
+            ),
+            (
+                "baseline.model.latent_channels",
+                self.baseline.model.latent_channels,
+                self.stage_a.model.latent_channels,
             ),
         )
         for key, value, wanted in pairs:
@@ -266,7 +337,8 @@ class Config(Settings):
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training that this config wants, by its dotted key."""
-        found = {f"{name}.train": getattr(self, name).train for name in STAGES if self.origin(name) == "train"}
+        stages = [stage for stage in STAGES if self.origin(stage) == "train"]
+        found = {f"{name}.train": getattr(self, name).train for name in (*stages, "previewer", "baseline")}
         if self.compressor.warmup and "stage_b.train" in found and not self.stage_b.weights:
             found["compressor.warmup.train"] = self.compressor.warmup.train
         return found
@@ -277,6 +349,8 @@ class Config(Settings):
             "train_a": ["stage_a.train"],
             "train_b": ["compressor.warmup.train", "stage_b.train"],
             "train_c": ["stage_c.train"],
+            "train_previewer": ["previewer.train"],
+            "train_baseline": ["baseline.train"],
         }
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
@@ -294,7 +368,10 @@ class Config(Settings):
         places += [(tree[stage], "weights") for stage in STAGES]
         places += [(tree["interpolate"] or {}, name) for name in ("first", "second")]
         places += [(tree["data"]["folder"] or {}, "path")]
-        places += [(tree["eval"]["pickscore"] or {}, name) for name in ("weights", "rival")]
+        pickscore = tree["eval"]["pickscore"] or {}
+        places += [(pickscore, "weights")]
+        if pickscore.get("rival") != BASELINE:
+            places += [(pickscore, "rival")]
         for section, name in places:
             if section.get(name):
                 section[name] = storage.absolute(section[name])

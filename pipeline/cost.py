@@ -120,7 +120,7 @@ def _work(step: str, config: Config, rows: int | None) -> tuple[int | None, str]
     trainings = config.trainings_of(step)
     if trainings:
         return sum(training.images_after(training.num_steps) for training in trainings), "images seen"
-    if step in ("sample", "evaluate"):
+    if step in ("sample", "sample_baseline", "evaluate"):
         return min(config.sample.limit, rows or config.sample.limit), "pictures"
     if step == "export":
         return 1, "release"

@@ -186,10 +186,15 @@ def reduce_events(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], 
 
 
 def compare_with_paper(spent: StepHours, references: Path = REFERENCES) -> Comparison | None:
-    """A training beside the same stage's in the paper (Stage C: 24,602); None where that reports nothing."""
-    stage = {"train_a": "A", "train_b": "B", "train_c": "C"}.get(spent.step)
+    """A training beside the same model's in the paper (Stage C: 24,602); None where that reports nothing."""
+    model = {
+        "train_a": ("Würstchen", "A"),
+        "train_b": ("Würstchen", "B"),
+        "train_c": ("Würstchen", "C"),
+        "train_baseline": ("Baseline LDM", None),
+    }.get(spent.step)
     rows = yaml.safe_load(references.read_text())["rows"]
-    paper = [row["gpu_hours"] for row in rows if (row["model"], row["stage"]) == ("Würstchen", stage)]
+    paper = [row["gpu_hours"] for row in rows if (row["model"], row["stage"]) == model]
     if not paper or paper[0] is None:
         return None
     hours, unit = spent.device_seconds / 3600, hours_unit(spent.kind)

@@ -20,7 +20,16 @@ from datasets import storage
 from pipeline.artifacts import Artifact
 from pipeline.config import STAGES, Config, Stage
 from stages import pretrained
-from stages.config import ClipTextConfig, CompressorConfig, StageAConfig, StageBConfig, StageCConfig, TextConfig
+from stages.baseline import Baseline
+from stages.config import (
+    BaselineConfig,
+    ClipTextConfig,
+    CompressorConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+    TextConfig,
+)
 from stages.pretrained import BadWeights, Found, Model
 from stages.sample import Models
 from stages.stage_a import StageA
@@ -73,6 +82,11 @@ def stage_b(config: StageBConfig, artifact: Artifact) -> StageB:
 def stage_c(config: StageCConfig, artifact: Artifact) -> StageC:
     """Stage C with its trained weights."""
     return _filled(StageC(config), artifact, "stage_c.safetensors")
+
+
+def baseline(config: BaselineConfig, artifact: Artifact) -> Baseline:
+    """The baseline with its trained weights."""
+    return _filled(Baseline(config), artifact, "baseline.safetensors")
 
 
 def state_dict(path: str) -> dict[str, Tensor]:

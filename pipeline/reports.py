@@ -109,7 +109,7 @@ def show(config: Config, root: str, name: str | None, as_json: bool) -> None:
             lines.add_row(metric, f"{value:.4g}")
         out.print(lines)
         return
-    if name == "samples":
+    if name in ("samples", "baseline_samples"):
         rows = json.loads(artifact.read("captions.json"))
         for row in rows:
             out.print(f"{row['key']}  {row['seed']:6d}  {row['caption']}")

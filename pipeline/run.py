@@ -19,7 +19,7 @@ from datasets import storage
 from pipeline import __version__, cost, dag, lease, ledger
 from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
-from pipeline.config import STAGES, Config
+from pipeline.config import BASELINE, STAGES, Config
 from pipeline.dag import Planned, Selection
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
@@ -71,7 +71,8 @@ def check_weights(config: Config, steps: set[str]) -> None:
         needed |= {f"interpolate.{name}": getattr(config.interpolate, name) for name in ("first", "second")}
     if "scores" in steps and config.eval.pickscore:
         needed["eval.pickscore.weights"] = config.eval.pickscore.weights
-        needed["eval.pickscore.rival"] = config.eval.pickscore.rival
+        if config.eval.pickscore.rival != BASELINE:
+            needed["eval.pickscore.rival"] = config.eval.pickscore.rival
     for key, path in needed.items():
         if path is not None and not storage.exists(path):
             raise UsageError(f"{key}: there is nothing at {path}; {how_to_get(path)}")

@@ -183,6 +183,60 @@ class StageCConfig(Settings):
         return self
 
 
+class PreviewerConfig(Settings):
+    """Previewer, codes to small pictures (`Previewer` of Stability-AI/StableCascade; 3,979,651 parameters)."""
+
+    latent_channels: Count = 16
+    """Channels of the compressor's code (c_in)."""
+    width: int = Field(512, ge=4, multiple_of=4)
+    """Channels at the code's side (c_hidden); half of them at twice the side, a quarter above."""
+
+
+class BaselineConfig(Settings):
+    """Baseline, a latent diffusion U-Net of Stable Diffusion 2's blocks (994,517,456 parameters).
+
+    Stable Diffusion 2's own shape is `patch` 1 and `middle_depth` 1 (865,910,724 parameters, `UNet2DConditionModel`
+    of diffusers); four more transformer blocks in the middle make it as large as Stage C, as the paper's baseline is.
+    """
+
+    latent_channels: Count = 4
+    """Channels of Stage A's latents."""
+    patch: Count = 2
+    """Side of the latents' patches that become channels: 2 gives Stage A's latents, a quarter of the picture's side,
+    the eighth that Stable Diffusion's have."""
+    widths: tuple[Count, ...] = Field((320, 640, 1280, 1280), min_length=1)
+    """Channels of each level; each level after the first halves the side."""
+    blocks: Count = 2
+    """Residual blocks of each level on the way down; one more on the way up."""
+    heads: tuple[Annotated[int, Field(ge=0)], ...] = (5, 10, 20, 0)
+    """Attention heads of each level; 0 where the level has no transformers."""
+    middle_heads: Count = 20
+    """Attention heads at the smallest side, between the ways down and up."""
+    middle_depth: Count = 5
+    """Transformer blocks there; elsewhere a residual block is followed by one."""
+    groups: Count = 32
+    """Groups of GroupNorm."""
+    text_width: Count = 1024
+    """Channels of the text hidden states."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        if len(self.heads) != len(self.widths):
+            raise ValueError(f"heads needs one entry for each of the {len(self.widths)} widths")
+        for width, heads in (*zip(self.widths, self.heads, strict=True), (self.widths[-1], self.middle_heads)):
+            if width % self.groups:
+                raise ValueError(f"groups ({self.groups}) must divide every width, also {width}")
+            if heads and width % heads:
+                raise ValueError(f"heads and middle_heads ({heads}) must divide the width of their level ({width})")
+        if LATENT_SIDE_MULTIPLE % (self.patch * 2 ** (len(self.widths) - 1)):
+            raise ValueError(
+                f"patch x 2^(number of widths - 1) must divide {LATENT_SIDE_MULTIPLE}, the latents' side for 128 px"
+            )
+        if self.widths[0] % 2 or self.widths[0] < 4:
+            raise ValueError(f"the first width ({self.widths[0]}) must be even, 4 or more: it embeds the timestep too")
+        return self
+
+
 class ClipTextConfig(Settings):
     """A pretrained text tower of open_clip."""
 
@@ -328,6 +382,19 @@ class StageCLoss(DiffusionLoss):
     consistency: Weight = 0.0
     """Weight of the squared distance between the noise found in a sample and in a less noisy version of it (0.1 in
     the authors' own later script)."""
+
+
+class BaselineLoss(DiffusionLoss):
+    """Objective of the baseline."""
+
+
+class PreviewerLoss(Settings):
+    """Objective of the previewer."""
+
+    l1: Weight = 1.0
+    """Weight of the mean absolute error."""
+    mse: Weight = 1.0
+    """Weight of the mean squared error."""
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from stages import diffusion
-from stages.geometry import check_size, code_side, latent_side
+from stages.baseline import Baseline
+from stages.geometry import check_size, code_side, latent_side, normalise
 from stages.layers import to_unit_range
+from stages.previewer import Previewer
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
@@ -92,15 +94,22 @@ def sample_code(
 ) -> Tensor:
     """Sample raw codes (B, 16, h, w), h = ceil(height / 42.67), from text hidden states (B, N, D)."""
     shape = (stage_c.latent_channels, code_side(height), code_side(width))
+    return stage_c.to_code(denoise(_guided(stage_c, text, negative, guidance), shape, noise, steps))
+
+
+def _guided(
+    model: StageC | Baseline, text: Tensor, negative: Tensor, guidance: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model's noise prediction (x, t) for a text, guided away from the negative one."""
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         if guidance <= 1:
-            return stage_c(x, t, text)
-        both = stage_c(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, negative]))
+            return model(x, t, text)
+        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, negative]))
         conditional, unconditional = both.chunk(2)
         return diffusion.guide(unconditional, conditional, guidance)
 
-    return stage_c.to_code(denoise(predict, shape, noise, steps))
+    return predict
 
 
 def sample_latents(
@@ -136,6 +145,36 @@ def denoise(predict: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...],
         eps = predict(x, t.expand(x.shape[0]))
         x = diffusion.ddpm_step(x, eps, t, t_next, noise(*shape))  # also draws for the last step, like diffusers
     return x
+
+
+@torch.inference_mode()
+def generate_baseline(
+    stage_a: StageA,
+    baseline: Baseline,
+    text: Tensor,
+    negative: Tensor,
+    seeds: Sequence[int],
+    *,
+    width: int,
+    height: int,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """Draw pictures with the baseline and Stage A's decoder: (B, H, W, 3) uint8 on the CPU.
+
+    text, negative: hidden states (B, N, D); the latter are used where guidance is above 1. width, height: pixels,
+    multiples of 128, else BadImageSize is raised. steps: model calls.
+    """
+    check_size(width, height)
+    shape = (baseline.latent_channels, latent_side(code_side(height)), latent_side(code_side(width)))
+    latents = denoise(_guided(baseline, text, negative, guidance), shape, Noise(seeds, text.device), steps)
+    return to_pixels(stage_a.decode(latents))
+
+
+@torch.inference_mode()
+def preview(previewer: Previewer, code: Tensor) -> Tensor:
+    """What the previewer sees in raw codes (B, 16, h, w): (B, 8 h, 8 w, 3) uint8 on the CPU."""
+    return to_pixels(previewer(normalise(code)))
 
 
 @torch.inference_mode()

@@ -48,6 +48,7 @@ def test_every_conf_is_valid_at_every_scale_on_every_cluster(conf, scale):
         ("data=openmoji",),
         ("data=laion_aesthetic", "data.metadata=rows.parquet"),
         ("eval=local",),
+        ("eval=baseline",),
         ("eval=pickscore", "eval.pickscore.weights=w.safetensors", "eval.pickscore.rival=pictures"),
         ("tracking=local",),
         ("tracking=server",),
@@ -133,7 +134,9 @@ def count(module: object) -> int:
 def test_scale_paper_has_the_golden_parameter_counts():
     import torch
 
+    from stages.baseline import Baseline
     from stages.compressor import Compressor
+    from stages.previewer import Previewer
     from stages.stage_a import StageA
     from stages.stage_b import StageB
     from stages.stage_c import StageC
@@ -154,6 +157,9 @@ def test_scale_paper_has_the_golden_parameter_counts():
         assert count(StageC(bigg.stage_c.model)) == 993_636_896
         assert count(StageB(single.stage_b.model)) == 251_040_928
         assert count(StageC(single.stage_c.model)) == 222_841_888
+        assert count(Previewer(paper.previewer.model)) == 3_979_651
+        assert count(Baseline(paper.baseline.model)) == 994_517_456
+        assert count(Baseline(single.baseline.model)) == 239_867_216
 
 
 def test_paper_starts_the_codes_maps_as_the_authors_do_in_the_units_of_its_code():
@@ -273,6 +279,15 @@ def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
         ("workers=3", "batch_size=8 does not divide among workers=3"),
         ("stage_c.text=clip", "stage_c.text names the tower 'clip', but text has tiny"),
         ("stage_c.model.text_width=64", "stage_c.model.text_width is 64, but the tower 'tiny' gives width 32"),
+        ("baseline.text=clip", "baseline.text names the tower 'clip', but text has tiny"),
+        ("baseline.model.text_width=64", "baseline.model.text_width is 64, but the tower 'tiny' gives width 32"),
+        ("baseline.model.latent_channels=8", "baseline.model.latent_channels=8: what it works on has 4 channels"),
+        ("baseline.model.patch=32", "baseline.model: patch x 2^(number of widths - 1) must divide 32"),
+        ("baseline.model.groups=5", "baseline.model: groups (5) must divide every width, also 16"),
+        ("baseline.train.phases.0.size=136", "baseline.train.phases.0.size=136: must be a multiple of 128 px"),
+        ("previewer.model.latent_channels=8", "previewer.model.latent_channels=8: what it works on has 16 channels"),
+        ("previewer.model.width=6", "previewer.model.width=6: input should be a multiple of 4"),
+        ("eval.rivals=[sdxl]", "eval.rivals.0=sdxl: input should be 'baseline'"),
         ("stage_c.model.heads=5", "stage_c.model: heads (5) must divide width (32)"),
         ("stage_a.model.levels=3", "stage_a.model.levels=3: Stage B draws latents of a quarter"),
         ("stage_c.model.scaled_codes=false", "stage_c.model.scaled_codes=false: the stock pipelines"),
@@ -367,6 +382,57 @@ AFTER_C = AFTER_B - {"stage_b", "latents_c"}
 def test_a_changed_value_changes_its_step_and_the_descendants_only(word, changed, before):
     after = digests(word)
     assert {name for name, digest in after.items() if digest != before[name]} == changed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("previewer.model.width=8", "previewer.train.learning_rate=0.1", "previewer.loss.l1=2"),
+        ("baseline.model.widths=[8,16]", "baseline.train.learning_rate=0.1", "baseline.sample.steps=3"),
+        ("text.other={model: seeded, width: 32, heads: 2, context_length: 16}", "baseline.text=other"),
+    ],
+)
+def test_previewer_and_baseline_change_nothing_of_what_does_not_need_them(words, before):
+    assert digests(*words) == before
+
+
+def test_a_rival_is_an_input_of_the_scores_and_of_nothing_before(before):
+    weights = "eval.pickscore.weights=w.safetensors"
+    named = digests("eval=baseline")
+    assert set(named) - set(before) == {"baseline", "baseline_samples"}
+    assert {name for name in before if named[name] != before[name]} == {"scores", "release"}
+    assert "baseline_samples" in digests("eval=pickscore", weights, "eval.pickscore.rival=baseline")
+    assert "baseline_samples" not in digests("eval=pickscore", weights, "eval.pickscore.rival=pictures")
+    slower = digests("eval=baseline", "baseline.sample.steps=3")
+    assert {name for name in named if slower[name] != named[name]} == {"baseline_samples", "scores", "release"}
+
+
+def test_the_word_for_the_baseline_is_no_path():
+    words = ("eval=pickscore", "eval.pickscore.weights=w.safetensors", "eval.pickscore.rival=baseline")
+    assert load(*words).with_absolute_paths().eval.pickscore.rival == "baseline"
+    assert load("eval=baseline").with_absolute_paths().eval.rivals == ("baseline",)
+
+
+@pytest.mark.parametrize(
+    ("conf", "word", "told"),
+    [
+        (
+            "previewer",
+            "previewer",
+            "previewer.train.phases has pictures of 256 px, but it trains on the latents of stage_c",
+        ),
+        (
+            "baseline_ldm",
+            "baseline",
+            "baseline.train.phases has pictures of 256 px, but it trains on the latents of stage_b",
+        ),
+    ],
+)
+def test_sizes_without_latents_are_refused_where_they_are_needed(conf, word, told):
+    words = ["scale=micro", "data.image.size=256", f"{word}.train.phases.0.size=256"]
+    with pytest.raises(UsageError, match=re.escape(told)):
+        config.load(conf, words)
+    assert config.load("stage_c", words)
 
 
 def test_a_training_at_another_size_changes_its_latents_too():

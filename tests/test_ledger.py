@@ -185,6 +185,12 @@ def test_stage_c_is_compared_with_the_papers_hours() -> None:
     assert str(ours) == "train_c: 2460 A100-hours (0.1 of the paper's); paper: 24,602 A100-hours"
 
 
+def test_the_baseline_is_compared_with_the_papers_baseline() -> None:
+    ours = compare_with_paper(_spent("train_baseline", 2500, "cuda:NVIDIA A100-SXM4-80GB"))
+    assert ours is not None
+    assert (ours.paper_hours, ours.ratio) == (25_000, pytest.approx(0.1))
+
+
 def test_cpu_hours_are_not_compared() -> None:
     ours = compare_with_paper(_spent("train_c", 0.1, "cpu"))
     assert ours is not None
@@ -192,7 +198,7 @@ def test_cpu_hours_are_not_compared() -> None:
     assert "not comparable to A100-hours" in str(ours)
 
 
-@pytest.mark.parametrize("step", ["train_a", "encode_text"])
+@pytest.mark.parametrize("step", ["train_a", "train_previewer", "encode_text"])
 def test_what_the_paper_does_not_report_is_not_compared(step: str) -> None:
     assert compare_with_paper(_spent(step, 1, "cpu")) is None
 

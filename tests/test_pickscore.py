@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
+from datasets import storage
+from pipeline.artifacts import Artifact
+from pipeline.config import PickScore as PickScoreSettings
+from pipeline.steps import evaluate
+from stages.grid import png
 from stages.pickscore import PickScoreError, compare_folders, load_pickscore, to_open_clip
 
 TINY = {
@@ -182,3 +188,31 @@ def test_a_missing_picture_is_named(weights: Path, tmp_path: Path) -> None:
     a, b = _write(tmp_path / "a", _pictures(2)), _write(tmp_path / "b", _pictures(1))
     with pytest.raises(PickScoreError, match=r"b/01\.png"):
         compare_folders(scorer, a, b, {"00": "one", "01": "two"})
+
+
+def test_the_baseline_can_be_the_rival(
+    peer: CLIPModel, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate` on two artifacts, one of them the baseline's, as `eval.pickscore.rival=baseline` has it."""
+    ours, theirs = ([picture[:32, :32] for picture in _pictures(3, seed)] for seed in (1, 2))
+    rows = [{"key": f"{index:02}", "caption": text, "seed": index} for index, text in enumerate(PROMPTS)]
+
+    def artifact(name: str, folders: dict[str, list[np.ndarray]]) -> Artifact:
+        files = {"captions.json": storage.publish(json.dumps(rows).encode(), str(tmp_path / name / "captions.json"))}
+        for folder, pictures in folders.items():
+            for row, picture in zip(rows, pictures, strict=True):
+                file = f"{folder}/{row['key']}.png"
+                files[file] = storage.publish(png(picture), str(tmp_path / name / file))
+        return Artifact(name, str(tmp_path / name), {"files": {file: vars(entry) for file, entry in files.items()}})
+
+    samples = artifact("samples", {"original": theirs, "stage_a": ours, "stage_b": ours, "generated": ours})
+    baseline = artifact("baseline_samples", {"original": theirs, "generated": theirs})
+    monkeypatch.setattr("stages.pickscore.load_pickscore", partial(load_pickscore, architecture="tiny-clip"))
+    settings = PickScoreSettings(weights=str(weights), rival="baseline")
+    _, metrics, _, _ = evaluate._evaluate(samples, baseline, settings, str(tmp_path / "scores"), "cpu")
+    difference = _expected(peer, ours, PROMPTS) - _expected(peer, theirs, PROMPTS)
+    assert metrics["pickscore_win_rate"] == (difference > 0).mean()
+    assert metrics["retrieval_top1_baseline"] == 1.0
+    assert metrics["psnr_baseline"] == np.inf
+    table = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert [row["psnr_generated"] < row["psnr_baseline"] for row in table] == [True] * 3

@@ -19,8 +19,12 @@ def table(config: Config) -> list[Step]:
 def rows(config: Config) -> list[Step]:
     """Every row; each text tower that a stage needs gets one of its own."""
     text_b, text_c = f"text_{config.stage_b.text}", f"text_{config.stage_c.text}"
-    towers = sorted({config.stage_b.text, config.stage_c.text})
-    texts = tuple(f"text_{tower}" for tower in towers)
+    text_l = f"text_{config.baseline.text}"
+    towers = sorted({config.stage_b.text, config.stage_c.text, config.baseline.text})
+    texts = tuple(sorted({text_b, text_c}))
+    rivals = ("baseline_samples",) if config.eval.baseline else ()
+    pictures = tuple(f"sample.{key}" for key in ("limit", "width", "height", "negative"))
+    learning = tuple(f"baseline.{key}" for key in ("model", "loss", "train", "text"))
     plan = tuple(
         f"data.{key}"
         for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji", "folder")
@@ -42,8 +46,11 @@ def rows(config: Config) -> list[Step]:
         Step("train_c",     "stage_c",   ("latents_c", text_c),                ("stage_c", "seed"),                "train:train_c"),
         Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
         Step("interpolate", "stage_c",   (),                                   ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
+        Step("train_previewer", "previewer", ("images", "latents_c"),          ("previewer", "seed"),              "train:train_previewer"),
+        Step("train_baseline", "baseline", ("latents_a", text_l, "stage_a"),   (*learning, "seed"),                "train:train_baseline"),
         Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
-        Step("evaluate",    "scores",    ("samples",),                         ("eval",),                          "evaluate:evaluate"),
+        Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
+        Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),
         Step("export",      "release",   ("metadata", *texts, *STAGES, "samples", "scores"), ("sample",),          "export:export"),
     ]
     # fmt: on

@@ -13,15 +13,17 @@ from datasets import storage
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
+from pipeline.config import BASELINE
 from pipeline.config import PickScore as PickScoreSettings
 
 
 def evaluate(build: Build) -> Facts:
-    """samples -> scores: retrieval and PSNR against the originals, PickScore against a rival if configured."""
+    """samples, rivals -> scores: retrieval and PSNR against the originals, PickScore against a rival if configured."""
     samples = build.inputs["samples"]
     files, metrics, notes, pid = build.call(
         _evaluate,
         samples,
+        build.inputs.get("baseline_samples"),
         build.config.eval.pickscore,
         build.path,
         build.cluster.device,
@@ -39,7 +41,7 @@ def evaluate(build: Build) -> Facts:
 
 
 def _evaluate(
-    samples: Artifact, pickscore: PickScoreSettings | None, path: str, device: str
+    samples: Artifact, baseline: Artifact | None, pickscore: PickScoreSettings | None, path: str, device: str
 ) -> tuple[dict[str, FileEntry], dict[str, float], dict[str, Any], int]:
     from stages.metrics import psnr, retrieval_top1
 
@@ -49,8 +51,14 @@ def _evaluate(
         "retrieval_top1": retrieval_top1(pictures["generated"], pictures["original"]),
         "retrieval_top1_stage_b": retrieval_top1(pictures["stage_b"], pictures["original"]),
     }
+    drawn = ["stage_a", "stage_b", "generated"]
+    if baseline is not None:
+        assert json.loads(baseline.read("captions.json")) == rows, "the baseline drew other captions or seeds"
+        pictures["baseline"] = _pictures(baseline, "generated", rows)
+        metrics["retrieval_top1_baseline"] = retrieval_top1(pictures["baseline"], pictures["original"])
+        drawn.append("baseline")
     originals = np.stack(pictures["original"])
-    for name in ("stage_a", "stage_b", "generated"):
+    for name in drawn:
         values = psnr(np.stack(pictures[name]), originals)
         metrics[f"psnr_{name}"] = float(values.mean())
         for row, value in zip(rows, values, strict=True):
@@ -60,7 +68,7 @@ def _evaluate(
         "chance": 1 / len(rows),
     }
     if pickscore is not None:
-        metrics |= _pickscore(samples, rows, pickscore, device)
+        metrics |= _pickscore(samples, baseline, rows, pickscore, device)
         notes["pickscore_win_rate"] = f"share of captions for which PickScore prefers ours to {pickscore.rival}"
     table = json.dumps(rows, indent=1, ensure_ascii=False).encode()
     files = {"scores.json": storage.publish(table, storage.join(path, "scores.json"))}
@@ -68,18 +76,24 @@ def _evaluate(
 
 
 def _pickscore(
-    samples: Artifact, rows: list[dict[str, Any]], settings: PickScoreSettings, device: str
+    samples: Artifact,
+    baseline: Artifact | None,
+    rows: list[dict[str, Any]],
+    settings: PickScoreSettings,
+    device: str,
 ) -> dict[str, float]:
     """Win rate over the rival's pictures of the same captions, with its 95 % interval."""
     from stages.pickscore import compare_folders, load_pickscore
 
-    with tempfile.TemporaryDirectory() as folder:
-        for row in rows:
-            name = f"{row['key']}.png"
-            Path(folder, name).write_bytes(samples.read(f"generated/{name}"))
+    with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
+        _unpack(samples, rows, Path(ours))
+        rival = Path(settings.rival)
+        if settings.rival == BASELINE:
+            assert baseline is not None
+            _unpack(baseline, rows, rival := Path(theirs))
         scorer = load_pickscore(Path(settings.weights), device)
         prompts = {row["key"]: row["caption"] for row in rows}
-        compared = compare_folders(scorer, Path(folder), Path(settings.rival), prompts)
+        compared = compare_folders(scorer, Path(ours), rival, prompts)
     won = compared.win_rate
     return {
         "pickscore_win_rate": won.rate,
@@ -89,6 +103,13 @@ def _pickscore(
         "pickscore_rival_mean": float(compared.scores_b.mean()),
         "pickscore_truncated_prompts": float(compared.truncated_prompts),
     }
+
+
+def _unpack(samples: Artifact, rows: list[dict[str, Any]], folder: Path) -> None:
+    """The generated pictures as files of a local folder, named by key."""
+    for row in rows:
+        name = f"{row['key']}.png"
+        (folder / name).write_bytes(samples.read(f"generated/{name}"))
 
 
 def _pictures(samples: Artifact, folder: str, rows: list[dict[str, Any]]) -> list[np.ndarray]:

@@ -1,7 +1,8 @@
-"""sample: draw a picture for each caption, and beside it what each stage alone could do."""
+"""sample: draw a picture for each caption, and beside it what each stage alone could do; sample_baseline: its rival."""
 
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,38 @@ from pipeline.config import Config
 from pipeline.sampling import caption_seed
 
 CHUNK = 8  # captions between two receipts
-COLUMNS = ("original", "stage_a", "stage_b", "generated")  # folders of the artifact, columns of the grid
-TITLES = ("original", "Stage A alone", "Stages B + A", "from its caption")
 GRID_ROWS = 64
+Prompt = dict[str, Any]  # key, caption, seed, shard
+# A prompt and its original -> pictures uint8 (H, W, 3) by their folder in the artifact.
+Draw = Callable[[Prompt, np.ndarray], dict[str, np.ndarray]]
 
 
 def sample(build: Build) -> Facts:
     """images, text, stage_a, stage_b, stage_c -> samples: `generated/<key>.png` etc., `samples.parquet`."""
+    titles = {
+        "original": "original",
+        "stage_a": "Stage A alone",
+        "stage_b": "Stages B + A",
+        "generated": "from its caption",
+    }
+    return _paint(build, _stages, titles)
+
+
+def sample_baseline(build: Build) -> Facts:
+    """images, text, stage_a, baseline -> baseline_samples: the same captions, seeds and sizes as in samples."""
+    return _paint(build, _baseline, {"original": "original", "generated": "by the baseline"})
+
+
+def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> Facts:
+    """Draw all prompts with `make(config, inputs, device)`; titles of the grid's columns by the artifact's folders."""
     config = build.config
     prompts = build.call(_prompts, build.inputs["images"], config.sample.limit, config.seed)
     chunks = list(range(-(-len(prompts) // CHUNK)))
-    receipts = build.map_shards(
-        Painter, (config, build.inputs, prompts, build.cluster.device), chunks, len(prompts), "pictures"
-    )
+    arguments = (make, config, build.inputs, prompts, build.cluster.device)
+    receipts = build.map_shards(Painter, arguments, chunks, len(prompts), "pictures")
     files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
-    files |= build.call(_tables, build.path, prompts, files)
-    build.report.image("samples", storage.read(storage.join(build.path, "grid.png")), 0)
+    files |= build.call(_tables, build.path, prompts, files, titles)
+    build.report.image(build.step.output, storage.read(storage.join(build.path, "grid.png")), 0)
     return Facts(
         files=files,
         rows=len(prompts),
@@ -38,7 +55,7 @@ def sample(build: Build) -> Facts:
     )
 
 
-def _prompts(images: Artifact, limit: int, seed: int) -> list[dict[str, Any]]:
+def _prompts(images: Artifact, limit: int, seed: int) -> list[Prompt]:
     """The first captions of the images: key, caption, seed, shard."""
     prompts = []
     for shard in sorted(shards.finished(images.path)):
@@ -52,13 +69,14 @@ def _prompts(images: Artifact, limit: int, seed: int) -> list[dict[str, Any]]:
 
 
 class Painter:
-    """An actor with all models in memory that draws one chunk of captions at a time."""
+    """An actor that draws one chunk of prompts at a time; `make` runs in it and loads the models."""
 
     def __init__(
         self,
+        make: Callable[..., Draw],
         config: Config,
         inputs: dict[str, Artifact],
-        prompts: list[dict[str, Any]],
+        prompts: list[Prompt],
         device: str,
         path: str,
         board: Any,
@@ -66,10 +84,8 @@ class Painter:
         from pipeline import models
         from pipeline.cluster import BoardClient
 
-        self.config, self.inputs, self.prompts, self.path = config, inputs, prompts, path
-        self.device = models.device(device)
-        self.models = models.everything(config, inputs, self.device)
-        self.compressor = models.compressor(config.compressor.model, inputs["stage_b"]).to(self.device)
+        self.images, self.prompts, self.path = inputs["images"], prompts, path
+        self.draw = make(config, inputs, models.device(device))
         self.board = BoardClient(board)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
@@ -80,7 +96,7 @@ class Painter:
             originals = self._originals({row["shard"] for row in rows})
             files: dict[str, FileEntry] = {}
             for row in rows:
-                for name, pixels in zip(COLUMNS, self._pictures(row, originals[row["key"]]), strict=True):
+                for name, pixels in self.draw(row, originals[row["key"]]).items():
                     file = f"{name}/{row['key']}.png"
                     files[file] = storage.publish(_png(pixels), storage.join(self.path, file))
             shards.publish_receipt(self.path, chunk, rows_in=len(rows), rows_out=len(rows), files=files, clock=started)
@@ -89,25 +105,28 @@ class Painter:
         return {"shard": [chunk]}
 
     def _originals(self, numbers: set[int]) -> dict[str, np.ndarray]:
-        images = self.inputs["images"]
         return {
             row.key: row.pixels()
             for number in numbers
-            for row in shards.read_images(images.read(shards.image_name(number)))
+            for row in shards.read_images(self.images.read(shards.image_name(number)))
         }
 
-    def _pictures(self, row: dict[str, Any], original: np.ndarray) -> list[np.ndarray]:
+
+def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
+    """Würstchen, and what Stage A and B keep of the original."""
+    from pipeline import models
+    from stages.sample import generate, reconstruct_a, reconstruct_b
+
+    settings = config.sample
+    loaded = models.everything(config, inputs, where)
+    compressor = models.compressor(config.compressor.model, inputs["stage_b"]).to(where)
+
+    def draw(row: Prompt, original: np.ndarray) -> dict[str, np.ndarray]:
         """One caption's pictures, batch size 1: what `sample` draws for the same caption and seed is the same."""
-        import torch
-
-        from stages.layers import resized
-        from stages.sample import generate, reconstruct_a, reconstruct_b
-
-        settings = self.config.sample
-        image = resized(torch.from_numpy(original.copy()).permute(2, 0, 1)[None], settings.width).to(self.device)
-        text = self.models.text_b.encode([row["caption"]])[0] if self.models.text_b else None
+        image = _resized(original, settings.width).to(where)
+        text = loaded.text_b.encode([row["caption"]])[0] if loaded.text_b else None
         drawn = generate(
-            self.models,
+            loaded,
             [row["caption"]],
             [settings.negative],
             [row["seed"]],
@@ -118,12 +137,53 @@ class Painter:
             guidance_c=settings.guidance_c,
             guidance_b=settings.guidance_b,
         )
-        from_a = reconstruct_a(self.models.stage_a, image)
-        from_b = reconstruct_b(
-            self.models.stage_a, self.models.stage_b, self.compressor, image, text, [row["seed"]], settings.steps_b
+        from_a = reconstruct_a(loaded.stage_a, image)
+        from_b = reconstruct_b(loaded.stage_a, loaded.stage_b, compressor, image, text, [row["seed"]], settings.steps_b)
+        return {
+            "original": image[0].permute(1, 2, 0).cpu().numpy(),
+            "stage_a": from_a[0].numpy(),
+            "stage_b": from_b[0].numpy(),
+            "generated": drawn[0].numpy(),
+        }
+
+    return draw
+
+
+def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
+    """The baseline."""
+    from pipeline import models
+    from stages.sample import generate_baseline
+
+    sizes, settings = config.sample, config.baseline
+    stage_a = models.stage_a(config.stage_a.model, inputs["stage_a"]).to(where)
+    baseline = models.baseline(settings.model, inputs["baseline"]).to(where)
+    tower = models.tower(config.text[settings.text], inputs[f"text_{settings.text}"]).to(where)
+
+    def draw(row: Prompt, original: np.ndarray) -> dict[str, np.ndarray]:
+        drawn = generate_baseline(
+            stage_a,
+            baseline,
+            tower.encode([row["caption"]])[0],
+            tower.encode([sizes.negative])[0],
+            [row["seed"]],
+            width=sizes.width,
+            height=sizes.height,
+            steps=settings.sample.steps,
+            guidance=settings.sample.guidance,
         )
-        shown = image[0].permute(1, 2, 0).cpu().numpy()
-        return [shown, from_a[0].numpy(), from_b[0].numpy(), drawn[0].numpy()]
+        shown = _resized(original, sizes.width)[0].permute(1, 2, 0).numpy()
+        return {"original": shown, "generated": drawn[0].numpy()}
+
+    return draw
+
+
+def _resized(original: np.ndarray, side: int) -> Any:
+    """A picture (H, W, 3) as a batch of one: uint8 tensor (1, 3, side, side)."""
+    import torch
+
+    from stages.layers import resized
+
+    return resized(torch.from_numpy(original.copy()).permute(2, 0, 1)[None], side)
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -132,7 +192,9 @@ def _png(pixels: np.ndarray) -> bytes:
     return png(pixels)
 
 
-def _tables(path: str, prompts: list[dict[str, Any]], files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+def _tables(
+    path: str, prompts: list[Prompt], files: dict[str, FileEntry], titles: dict[str, str]
+) -> dict[str, FileEntry]:
     """The table of captions, twice (Parquet for programs, JSON for `show`), and the grid."""
     from PIL import Image
 
@@ -144,10 +206,10 @@ def _tables(path: str, prompts: list[dict[str, Any]], files: dict[str, FileEntry
             return np.asarray(image.convert("RGB"))
 
     rows = [{name: prompt[name] for name in ("key", "caption", "seed")} for prompt in prompts]
-    shown = [(row["caption"], [pixels(name, row["key"]) for name in COLUMNS]) for row in rows[:GRID_ROWS]]
+    shown = [(row["caption"], [pixels(name, row["key"]) for name in titles]) for row in rows[:GRID_ROWS]]
     contents = {
         "samples.parquet": shards.table_bytes(rows),
         "captions.json": json.dumps(rows, indent=1, ensure_ascii=False).encode(),
-        "grid.png": grid(TITLES, shown, blocks=4),
+        "grid.png": grid(tuple(titles.values()), shown, blocks=4),
     }
     return {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}

@@ -1,4 +1,4 @@
-"""train_a, train_b, train_c: a Ray Train job each, around the one loop of `stages.loop`."""
+"""The trainings: a Ray Train job each, around the one loop of `stages.loop`."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,9 @@ from datasets.batches import Batches, Source
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
+from pipeline.config import Baseline as BaselineSettings
 from pipeline.config import Compressor as CompressorSettings
+from pipeline.config import Previewer as PreviewerSettings
 from pipeline.config import StageA as StageASettings
 from pipeline.config import StageB as StageBSettings
 from pipeline.config import StageC as StageCSettings
@@ -18,15 +20,17 @@ from stages.config import StageALoss
 if TYPE_CHECKING:
     from torch import Tensor, device
 
+    from stages.baseline import Baseline
     from stages.compressor import Compressor
     from stages.perceptual import Perceptual
+    from stages.previewer import Previewer
     from stages.stage_a import StageA
     from stages.stage_b import StageB
 
 PANEL = "panel.png"  # reconstructions of some training pictures
 PANEL_ROWS = 16
-PANEL_STEPS = 12  # model calls of Stage B
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
+PANEL_STEPS = 12  # model calls of Stage B, or of the baseline
 CALL = "ray.train.torch.TorchTrainer.fit"
 
 
@@ -81,6 +85,37 @@ def train_c(build: Build) -> Facts:
         for size in build.config.sizes_of("train_c")
     }
     return _train(build, _loop_c, settings=settings, text=text, sources=sources)
+
+
+def train_previewer(build: Build) -> Facts:
+    """images, latents_c -> previewer: small pictures from codes, with a panel of them."""
+    images = _source(build.inputs["images"], "image")
+    sources = {
+        size: [images, _family(build.inputs["latents_c"], "latents_c", size)]
+        for size in build.config.sizes_of("train_previewer")
+    }
+    return _train(build, _loop_previewer, settings=build.config.previewer, sources=sources)
+
+
+def train_baseline(build: Build) -> Facts:
+    """latents_a, text, stage_a -> baseline: the U-Net on Stage A's latents, with a panel of what it draws."""
+    settings = build.config.baseline
+    text = build.inputs[f"text_{settings.text}"]
+    states = _source(text, "text")
+    sources = {
+        size: [states, _family(build.inputs["latents_a"], "latents_a", size)]
+        for size in build.config.sizes_of("train_baseline")
+    }
+    facts = _train(
+        build,
+        _loop_baseline,
+        settings=settings,
+        stage_a_model=build.config.stage_a.model,
+        stage_a=build.inputs["stage_a"],
+        text=text,
+        sources=sources,
+    )
+    return replace(facts, notes={"first_stage": "Stage A of this run"})
 
 
 def _source(artifact: Artifact, field: str) -> Source:
@@ -227,6 +262,39 @@ def _loop_c(payload: dict[str, Any]) -> None:
         rank.finish(_largest(batches).rows)
 
 
+def _loop_previewer(payload: dict[str, Any]) -> None:
+    from pipeline.models import weights
+    from pipeline.rank import Rank, seeded
+    from stages.previewer import Previewer, PreviewerObjective
+
+    settings: PreviewerSettings = payload["settings"]
+    rank = Rank(payload)
+    batches = _batches(payload)
+    previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
+    if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, batches):
+        rank.publish("previewer.safetensors", weights(previewer))
+        rank.publish(PANEL, _panel_previewer(previewer, batches))
+        rank.finish(_largest(batches).rows)
+
+
+def _loop_baseline(payload: dict[str, Any]) -> None:
+    from pipeline import models
+    from pipeline.models import null_text, weights
+    from pipeline.rank import Rank, seeded
+    from stages.baseline import Baseline, BaselineObjective
+
+    settings: BaselineSettings = payload["settings"]
+    rank = Rank(payload)
+    batches = _batches(payload)
+    baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
+    objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
+    if rank.train("baseline", objective, settings.train, batches):
+        rank.publish("baseline.safetensors", weights(baseline))
+        stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
+        rank.publish(PANEL, _panel_baseline(stage_a, baseline, batches))
+        rank.finish(_largest(batches).rows)
+
+
 def _panel_batch(batches: dict[int, Batches]) -> "dict[str, Tensor]":
     """Some samples, pictures at the largest size that was trained at."""
     import torch
@@ -236,7 +304,9 @@ def _panel_batch(batches: dict[int, Batches]) -> "dict[str, Tensor]":
     size = max(batches)
     rows = batches[size].read(0, min(PANEL_ROWS, batches[size].rows))
     batch = {name: torch.from_numpy(values) for name, values in rows.items()}
-    return {**batch, "image": resized(batch["image"], size)}
+    if "image" in batch:
+        batch["image"] = resized(batch["image"], size)
+    return batch
 
 
 def _panel_a(stage_a: "StageA", batches: dict[int, Batches]) -> bytes:
@@ -275,3 +345,45 @@ def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", bat
         [("", row) for row in zip(*columns, strict=True)],
         blocks=4,
     )
+
+
+def _panel_previewer(previewer: "Previewer", batches: dict[int, Batches]) -> bytes:
+    """PNG of some pictures, what the previewer is to make of them, and what it makes of their codes."""
+    from stages.grid import grid
+    from stages.layers import resized
+    from stages.sample import preview
+
+    batch = _panel_batch(batches)
+    previewer.eval()
+    previews = preview(previewer, batch["latents_c"].float().to(next(previewer.parameters()).device))
+    columns = [
+        batch["image"].permute(0, 2, 3, 1).numpy(),
+        resized(batch["image"], previews.shape[1]).permute(0, 2, 3, 1).numpy(),
+        previews.numpy(),
+    ]
+    return grid(("original", "made smaller", "preview"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
+
+
+def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: dict[int, Batches]) -> bytes:
+    """PNG of some pictures as Stage A keeps them, and what the baseline draws from their captions."""
+    from stages.grid import grid
+    from stages.sample import generate_baseline, to_pixels
+
+    batch = _panel_batch(batches)
+    baseline.eval()
+    device = next(baseline.parameters()).device
+    latents, text = batch["latents_a"].float().to(device), batch["text"].float().to(device)
+    size = max(batches)
+    drawn = generate_baseline(
+        stage_a,
+        baseline,
+        text,
+        text,
+        range(len(text)),
+        width=size,
+        height=size,
+        steps=PANEL_STEPS,
+        guidance=1.0,
+    )
+    columns = [to_pixels(stage_a.decode(latents)).numpy(), drawn.numpy()]
+    return grid(("Stage A alone", "from the caption"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
