@@ -46,6 +46,20 @@ def stored(body: bytes, image: ImageConfig) -> Stored:
     return Stored(buffer.getvalue(), *upright.size)
 
 
+def opened(body: bytes, max_pixels: int = 64 * 1024 * 1024) -> Image.Image:
+    """A picture of any of `FETCHED_FORMATS`: upright by its EXIF orientation, 8-bit RGB, transparency on white.
+
+    Raises:
+        Lost: the body is no picture that we take.
+    """
+    return _on_white(_upright(body, max_pixels))
+
+
+def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
+    """The centre of a picture at that aspect ratio, resized (bicubic, antialiased): uint8 (height, width, 3) RGB."""
+    return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
+
+
 def pixels(content: bytes) -> np.ndarray:
     """A stored picture's pixels, uint8 (H, W, 3) RGB."""
     with Image.open(io.BytesIO(content), formats=STORED_FORMATS) as picture:

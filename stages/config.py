@@ -6,7 +6,7 @@ The defaults are the sizes of the paper; the authors' own names are given where 
 import math
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ChannelsBy8 = Annotated[int, Field(ge=8, multiple_of=8)]  # torchvision rounds others
 LossWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
 TimeSampling = Literal["released", "uniform"]
+Sampler = Literal["ddpm", "ddim"]
+Precision = Literal["fp32", "bf16"]
 
 
 class Settings(BaseModel):
@@ -388,3 +390,35 @@ class TrainingConfig(Settings):
     def arithmetic(self) -> dict[str, object]:
         """What decides the trained weights, as JSON values: all but the two intervals."""
         return self.model_dump(mode="json", exclude={"checkpoint_every", "log_every"})
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+class SamplingConfig(Settings):
+    """How a picture is drawn: what `stages.sample.generate` takes beside models, captions and seeds."""
+
+    width: int = Field(1024, ge=128, multiple_of=128)
+    """Px."""
+    height: int = Field(1024, ge=128, multiple_of=128)
+    """Px."""
+    steps_c: Count = 60
+    """Model calls of Stage C, where `timesteps` is uniform."""
+    steps_b: Count = 12
+    """Model calls of Stage B."""
+    guidance_c: float = Field(4.0, ge=0.0)
+    """Guidance of Stage C in Imagen's convention; 1 or less is off."""
+    guidance_b: float = Field(4.0, ge=0.0)
+    """Guidance of Stage B: 4 in the paper, off in the released pipeline."""
+    negative: str = ""
+    """Caption to keep away from, where guidance is on."""
+    sampler: Sampler = "ddpm"
+    """Steps of both stages: DDPM adds noise at each, DDIM draws it once."""
+    timesteps: TimeSampling = "uniform"
+    """Times of Stage C's calls: `steps_c` even ones, or the 29 of the released pipeline's list."""
+    precision: Precision = "fp32"
+    """Stage B and C in fp32, or under bf16 autocast; heads and schedule are fp32 in both."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `stages.sample.generate`: all but `negative`, which is given for each picture."""
+        return self.model_dump(include=set(SamplingConfig.model_fields) - {"negative"})

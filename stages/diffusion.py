@@ -84,6 +84,21 @@ def sampling_times(steps: int) -> Tensor:
     return torch.linspace(1.0, 0.0, steps + 1)
 
 
+def released_times() -> Tensor:
+    """The released pipeline's 30 times of Stage C, two thirds of them above t = 2/3: 29 model calls. (30,) fp32."""
+    early = torch.linspace(1.0, 2 / 3, 20, dtype=torch.float64)
+    return torch.cat([early, torch.linspace(2 / 3, 0.0, 11, dtype=torch.float64)[1:]]).float()
+
+
+def times_from(times: Tensor, strength: float) -> Tensor:
+    """The times left for a picture diffused to t = strength in (0, 1]: strength, and all of `times` below it.
+
+    Of n uniform steps these are ceil(strength n); strength 1 leaves all.
+    """
+    below = times < strength * (1 - 1e-4)  # two times that differ by rounding alone would make a step of nothing
+    return torch.cat([torch.tensor([strength]), times[below]])
+
+
 def ddpm_step(x: Tensor, eps: Tensor, t: Tensor, t_next: Tensor, noise: Tensor) -> Tensor:
     """One ancestral step (DDPM, eq. 6, 7, 11) from time t to t_next < t; both scalars, or one a sample."""
     t, t_next = (time.view(-1, *[1] * (x.ndim - 1)) for time in (t, t_next))
