@@ -5,8 +5,10 @@ impossible combination is refused here, before anything is created.
 """
 
 import difflib
+import operator
 import re
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +22,7 @@ from pipeline.errors import UsageError
 from stages.config import (
     CompressorConfig,
     CompressorWarmupLoss,
+    SamplingConfig,
     Settings,
     StageAConfig,
     StageALoss,
@@ -36,7 +39,10 @@ KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
 
 
-INTERVALS = {"log_every", "checkpoint_every"}  # of a training: they change what is seen of it, not what comes out
+# What changes how a step works or is seen, not what comes out: a training's intervals, and how sampling uses a device.
+MANNERS = {"log_every", "checkpoint_every", "batch", "compile", "offload"}
+# Keys that came later, with the value that stands for what was done before: at it they enter no fingerprint.
+LATER = {"sample.sampler": "ddpm", "sample.timesteps": "uniform", "sample.precision": "fp32"}
 
 
 class StageA(Settings):
@@ -81,17 +87,21 @@ class StageC(Settings):
     text: str
 
 
-class Sampling(Settings):
+class Sampling(SamplingConfig):
     """How pictures are drawn from captions."""
 
     limit: PositiveInt
-    width: PositiveInt = Field(multiple_of=128)
-    height: PositiveInt = Field(multiple_of=128)
-    steps_c: PositiveInt
-    steps_b: PositiveInt
-    guidance_c: float = Field(ge=0)
-    guidance_b: float = Field(ge=0)
-    negative: str
+    """Captions of the step `sample`, from the first on."""
+    batch: PositiveInt = 1
+    """Pictures drawn at a time; more differ by rounding (see `stages.sample`)."""
+    compile: bool = False
+    """Whether Stage B and C are compiled first."""
+    offload: bool = False
+    """Whether each model is on the device for its turn only."""
+
+    def settings(self) -> SamplingConfig:
+        """What decides a picture."""
+        return SamplingConfig.model_validate(self.model_dump(include=set(SamplingConfig.model_fields)))
 
 
 class PickScore(Settings):
@@ -249,10 +259,18 @@ class Config(Settings):
         """The plain value (JSON types) below a dotted key, as fingerprints use it; `sizes.<step>` is `sizes_of`."""
         if key.startswith("sizes."):
             return self.sizes_of(key.removeprefix("sizes."))
-        node: Any = self.model_dump(mode="json")
-        for part in key.split("."):
-            node = node[part]
-        return _without(node, INTERVALS)
+        tree: Any = self.model_dump(mode="json")
+        for later, before in LATER.items():
+            section, _, name = later.rpartition(".")
+            node = _node(tree, section)
+            if node[name] == before:
+                del node[name]
+        return _without(_node(tree, key), MANNERS)
+
+
+def _node(tree: Any, key: str) -> Any:
+    """What lies below a dotted key."""
+    return reduce(operator.getitem, key.split("."), tree)
 
 
 def _without(tree: Any, names: set[str]) -> Any:
@@ -283,7 +301,7 @@ def load(conf: str, overrides: list[str]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(_explain(error, tree)) from None
+        raise UsageError(explain(error, tree)) from None
 
 
 def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
@@ -343,7 +361,7 @@ def _explain_hydra(error: Exception) -> str:
     return text
 
 
-def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+def explain(error: ValidationError, tree: dict[str, Any]) -> str:
     """The first three errors of pydantic, each as a sentence with its dotted key."""
     found: dict[str, Any] = {}
     for item in error.errors():

@@ -5,6 +5,8 @@ seconds to load, and most workers need neither.
 """
 
 import io
+import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import safetensors.torch
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from datasets import storage
 from pipeline.artifacts import Artifact
-from pipeline.config import Config
+from pipeline.config import Config, Sampling
+from pipeline.errors import UsageError
 from stages.config import ClipTextConfig, CompressorConfig, StageAConfig, StageBConfig, StageCConfig, TextConfig
 from stages.sample import Models
 from stages.stage_a import StageA
@@ -98,8 +101,18 @@ def null_text(artifact: Artifact) -> Tensor:
     return safetensors.torch.load(artifact.read(NULL_TEXT))["null_text"].float()
 
 
+def ready(load: Callable[[torch.device], Models], sampling: Sampling, where: torch.device) -> Models:
+    """Models for sampling on a device: there, or on the CPU until their turn; compiled where asked for."""
+    if sampling.compile and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UsageError("sample.compile=true needs a C++ compiler, and this machine has none: install g++ or clang++")
+    models = load(torch.device("cpu") if sampling.offload else where)
+    if sampling.compile:
+        models.compile()
+    return models
+
+
 def everything(config: Config, artifacts: dict[str, Artifact], where: torch.device) -> Models:
-    """All models that sampling needs, on one device."""
+    """All models that sampling and a release need, on one device."""
     text_b, text_c = config.stage_b.text, config.stage_c.text
     tower_c = tower(config.text[text_c], artifacts[f"text_{text_c}"]).to(where)
     tower_b = tower_c if text_b == text_c else tower(config.text[text_b], artifacts[f"text_{text_b}"]).to(where)
@@ -109,4 +122,6 @@ def everything(config: Config, artifacts: dict[str, Artifact], where: torch.devi
         stage_c=stage_c(config.stage_c.model, artifacts["stage_c"]).to(where),
         text_b=tower_b,
         text_c=tower_c,
+        compressor=compressor(config.compressor.model, artifacts["stage_b"]).to(where),
+        settings=config.sample.settings(),
     )

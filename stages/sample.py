@@ -7,7 +7,7 @@ that seed makes the same one from an export.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,7 +42,7 @@ class Models:
     text_c: "TextTower"
     compressor: "Compressor | None" = None
     """What sees a given picture; None where none is ever given."""
-    settings: SamplingConfig = SamplingConfig()
+    settings: SamplingConfig = field(default_factory=SamplingConfig)
     """How `draw` draws unless told otherwise."""
 
     def compile(self, backend: str = "inductor") -> None:

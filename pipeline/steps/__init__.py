@@ -33,6 +33,6 @@ def table(config: Config) -> list[Step]:
         Step("train_c",     "stage_c",   ("latents_c", text_c),                ("stage_c", "seed"),                "train:train_c"),
         Step("sample",      "samples",   ("images", *texts, *stages),          ("sample", "seed"),                 "sample:sample"),
         Step("evaluate",    "scores",    ("samples",),                         ("eval",),                          "evaluate:evaluate"),
-        Step("export",      "release",   ("metadata", *texts, *stages, "samples", "scores"), ("sample",),          "export:export"),
+        Step("export",      "release",   ("metadata", *texts, *stages, "samples", "scores"), ("sample",),          "export:export", 2),
     ]
     # fmt: on

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.config import Config
-from pipeline.sampling import caption_seed
+from pipeline.sampling import caption_seed, drawn
+from stages.grid import grid, png
 
 CHUNK = 8  # captions between two receipts
 COLUMNS = ("original", "stage_a", "stage_b", "generated")  # folders of the artifact, columns of the grid
@@ -66,10 +68,9 @@ class Painter:
         from pipeline import models
         from pipeline.cluster import BoardClient
 
-        self.config, self.inputs, self.prompts, self.path = config, inputs, prompts, path
+        self.sampling, self.inputs, self.prompts, self.path = config.sample, inputs, prompts, path
         self.device = models.device(device)
-        self.models = models.everything(config, inputs, self.device)
-        self.compressor = models.compressor(config.compressor.model, inputs["stage_b"]).to(self.device)
+        self.models = models.ready(lambda where: models.everything(config, inputs, where), config.sample, self.device)
         self.board = BoardClient(board)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
@@ -78,11 +79,12 @@ class Painter:
             started = shards.Clock()
             rows = self.prompts[chunk * CHUNK : (chunk + 1) * CHUNK]
             originals = self._originals({row["shard"] for row in rows})
+            columns = self._columns(rows, [originals[row["key"]] for row in rows])
             files: dict[str, FileEntry] = {}
-            for row in rows:
-                for name, pixels in zip(COLUMNS, self._pictures(row, originals[row["key"]]), strict=True):
+            for row, *pictures in zip(rows, *columns, strict=True):
+                for name, pixels in zip(COLUMNS, pictures, strict=True):
                     file = f"{name}/{row['key']}.png"
-                    files[file] = storage.publish(_png(pixels), storage.join(self.path, file))
+                    files[file] = storage.publish(png(pixels), storage.join(self.path, file))
             shards.publish_receipt(self.path, chunk, rows_in=len(rows), rows_out=len(rows), files=files, clock=started)
             total = len(self.prompts)
             self.board.post({"kind": "advance", "count": len(rows), "total": total, "unit": "pictures"})
@@ -96,47 +98,29 @@ class Painter:
             for row in shards.read_images(images.read(shards.image_name(number)))
         }
 
-    def _pictures(self, row: dict[str, Any], original: np.ndarray) -> list[np.ndarray]:
-        """One caption's pictures, batch size 1: what `sample` draws for the same caption and seed is the same."""
+    def _columns(self, rows: list[dict[str, Any]], originals: list[np.ndarray]) -> list[Iterable[np.ndarray]]:
+        """The pictures of `COLUMNS`, each for all rows; the last as `sample` draws them for caption and seed."""
         import torch
 
         from stages.layers import resized
-        from stages.sample import generate, reconstruct_a, reconstruct_b
+        from stages.sample import on, reconstruct_a
 
-        settings = self.config.sample
-        image = resized(torch.from_numpy(original.copy()).permute(2, 0, 1)[None], settings.width).to(self.device)
-        text = self.models.text_b.encode([row["caption"]])[0] if self.models.text_b else None
-        drawn = generate(
-            self.models,
-            [row["caption"]],
-            [settings.negative],
-            [row["seed"]],
-            width=settings.width,
-            height=settings.height,
-            steps_c=settings.steps_c,
-            steps_b=settings.steps_b,
-            guidance_c=settings.guidance_c,
-            guidance_b=settings.guidance_b,
-        )
-        from_a = reconstruct_a(self.models.stage_a, image)
-        from_b = reconstruct_b(
-            self.models.stage_a, self.models.stage_b, self.compressor, image, text, [row["seed"]], settings.steps_b
-        )
-        shown = image[0].permute(1, 2, 0).cpu().numpy()
-        return [shown, from_a[0].numpy(), from_b[0].numpy(), drawn[0].numpy()]
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from stages.grid import png
-
-    return png(pixels)
+        image = resized(torch.from_numpy(np.stack(originals)).permute(0, 3, 1, 2), self.sampling.width)
+        with on(self.device, self.models.stage_a) as stage_a:
+            from_a = [reconstruct_a(stage_a, one[None].to(self.device))[0].numpy() for one in image]
+        captions, seeds = [row["caption"] for row in rows], [row["seed"] for row in rows]
+        batch, unguided = self.sampling.batch, self.sampling.model_copy(update={"guidance_b": 1.0})
+        return [
+            image.permute(0, 2, 3, 1).numpy(),
+            from_a,
+            drawn(self.models, captions, seeds, unguided, batch, self.device, image),
+            drawn(self.models, captions, seeds, self.sampling, batch, self.device),
+        ]
 
 
 def _tables(path: str, prompts: list[dict[str, Any]], files: dict[str, FileEntry]) -> dict[str, FileEntry]:
     """The table of captions, twice (Parquet for programs, JSON for `show`), and the grid."""
     from PIL import Image
-
-    from stages.grid import grid
 
     def pixels(name: str, key: str) -> np.ndarray:
         file = f"{name}/{key}.png"
