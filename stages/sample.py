@@ -1,8 +1,9 @@
 """Sampling: text -> Stage C -> Stage B -> Stage A's decoder -> pixels; and the same ways from a given picture.
 
 Each sample's noise comes from its own seed and is drawn in the order of diffusers' Würstchen pipelines, so
-that a picture does not depend on its batch but for rounding, and the stock pipeline with a CPU generator of
-that seed makes the same one from an export.
+that the stock pipeline with a CPU generator of that seed makes the same one from an export. A picture depends
+on its batch by rounding alone: kernels add up in another order. The demo's models on a CPU, batch 4 against 1:
+at most 1 of 255 levels, in at most 8e-5 of the values. Batch 1 always gives the same bytes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
