@@ -47,12 +47,12 @@ def stored(body: bytes, image: ImageConfig) -> Stored:
 
 
 def opened(body: bytes, max_pixels: int = 64 * 1024 * 1024) -> Image.Image:
-    """A picture of any of `FETCHED_FORMATS`: upright by its EXIF orientation, 8-bit RGB, transparency on white.
+    """A picture of any of `FETCHED_FORMATS`: upright, 8-bit sRGB, transparency on white, as `stored` makes it.
 
     Raises:
         Lost: the body is no picture that we take.
     """
-    return _on_white(_upright(body, max_pixels))
+    return _on_white(_in_srgb(_upright(body, max_pixels)))
 
 
 def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
