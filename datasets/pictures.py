@@ -62,6 +62,20 @@ def size(file: BinaryIO) -> tuple[int, int]:
         return (picture.height, picture.width) if turned else picture.size
 
 
+def opened(body: bytes, max_pixels: int = 64 * 1024 * 1024) -> Image.Image:
+    """A picture of any of `FETCHED_FORMATS`: upright, 8-bit sRGB, transparency on white, as `stored` makes it.
+
+    Raises:
+        Lost: the body is no picture that we take.
+    """
+    return _on_white(_in_srgb(_upright(body, max_pixels)))
+
+
+def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
+    """The centre of a picture at that aspect ratio, resized (bicubic, antialiased): uint8 (height, width, 3) RGB."""
+    return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
+
+
 def pixels(content: bytes) -> np.ndarray:
     """A stored picture's pixels, uint8 (H, W, 3) RGB."""
     with Image.open(io.BytesIO(content), formats=STORED_FORMATS) as picture:

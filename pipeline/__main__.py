@@ -123,10 +123,18 @@ def _show_config(words: Words) -> None:
 
 
 def _sample(words: Words) -> None:
-    from pipeline.sampling import sample
+    from pipeline.sampling import sample, sample_release
 
-    loaded, root = _config(words)
-    sample(loaded, root, words.own)
+    own = dict(words.own)
+    run_seed, folder = own.pop("run_seed", None), own.pop("from", None)  # `seed=` is the picture's
+    if run_seed is not None:
+        words = replace(words, overrides=[*words.overrides, f"seed={run_seed}"])
+    if folder is None:
+        loaded, root = _config(words)
+        sample(loaded, root, own)
+    else:
+        loaded, _ = _config(words if words.conf else replace(words, conf="release"))
+        sample_release(loaded, storage.absolute(folder), own, {word.partition("=")[0] for word in words.overrides})
 
 
 def _export(words: Words) -> None:

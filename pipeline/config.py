@@ -25,6 +25,7 @@ from stages.config import (
     CompressorWarmupLoss,
     PreviewerConfig,
     PreviewerLoss,
+    SamplingConfig,
     Settings,
     StageAConfig,
     StageALoss,
@@ -45,6 +46,7 @@ BASELINE = "baseline"  # the rival that this pipeline trains itself
 Stage = Literal["stage_a", "stage_b", "stage_c"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Origin = Literal["train", "import", "interpolate"]
+MANNERS = EXECUTION | {"batch", "offload"}  # how a training runs and how sampling uses a device, not what comes out
 
 
 class StageA(Settings):
@@ -129,17 +131,21 @@ class Baseline(Settings):
     sample: BaselineSampling
 
 
-class Sampling(Settings):
+class Sampling(SamplingConfig):
     """How pictures are drawn from captions."""
 
     limit: PositiveInt
-    width: PositiveInt = Field(multiple_of=128)
-    height: PositiveInt = Field(multiple_of=128)
-    steps_c: PositiveInt
-    steps_b: PositiveInt
-    guidance_c: float = Field(ge=0)
-    guidance_b: float = Field(ge=0)
-    negative: str
+    """Captions of the step `sample`, from the first on."""
+    batch: PositiveInt = 1
+    """Pictures drawn at a time; more differ by rounding (see `stages.sample`)."""
+    compile: bool = False
+    """Whether Stage B and C are compiled first."""
+    offload: bool = False
+    """Whether each model is on the device for its turn only."""
+
+    def settings(self) -> SamplingConfig:
+        """What decides a picture."""
+        return SamplingConfig.model_validate(self.model_dump(include=set(SamplingConfig.model_fields)))
 
 
 class PickScore(Settings):
@@ -393,7 +399,7 @@ class Config(Settings):
         node: Any = self.model_dump(mode="json")
         for part in key.split("."):
             node = node[part]
-        return _without(node, EXECUTION)
+        return _without(node, MANNERS)
 
 
 def _without(tree: Any, names: Set[str]) -> Any:
@@ -424,7 +430,7 @@ def load(conf: str, overrides: list[str]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(_explain(error, tree)) from None
+        raise UsageError(explain(error, tree)) from None
 
 
 def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
@@ -484,7 +490,7 @@ def _explain_hydra(error: Exception) -> str:
     return text
 
 
-def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+def explain(error: ValidationError, tree: dict[str, Any]) -> str:
     """The first three errors of pydantic, each as a sentence with its dotted key."""
     found: dict[str, Any] = {}
     for item in error.errors():

@@ -7,7 +7,7 @@ seconds to load, and most workers need neither.
 import atexit
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from datasets import storage
 from pipeline.artifacts import Artifact
-from pipeline.config import STAGES, Config, Stage
+from pipeline.config import STAGES, Config, Sampling, Stage
+from pipeline.errors import UsageError
 from stages import pretrained
 from stages.baseline import Baseline
 from stages.config import (
@@ -175,8 +176,18 @@ def null_text(artifact: Artifact) -> Tensor:
     return safetensors.torch.load(artifact.read(NULL_TEXT))["null_text"].float()
 
 
+def ready(load: Callable[[torch.device], Models], sampling: Sampling, where: torch.device) -> Models:
+    """Models for sampling on a device: there, or on the CPU until their turn; compiled where asked for."""
+    if sampling.compile and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UsageError("sample.compile=true needs a C++ compiler, and this machine has none: install g++ or clang++")
+    models = load(torch.device("cpu") if sampling.offload else where)
+    if sampling.compile:
+        models.compile()
+    return models
+
+
 def everything(config: Config, artifacts: dict[str, Artifact], where: torch.device) -> Models:
-    """All models that sampling needs, on one device."""
+    """All models that sampling and a release need, on one device."""
     text_b, text_c = config.stage_b.text, config.stage_c.text
     tower_c = tower(config.text[text_c], artifacts[f"text_{text_c}"]).to(where)
     tower_b = tower_c if text_b == text_c else tower(config.text[text_b], artifacts[f"text_{text_b}"]).to(where)
@@ -186,4 +197,6 @@ def everything(config: Config, artifacts: dict[str, Artifact], where: torch.devi
         stage_c=stage_c(config.stage_c.model, artifacts["stage_c"]).to(where),
         text_b=tower_b,
         text_c=tower_c,
+        compressor=compressor(config.compressor.model, artifacts["stage_b"]).to(where),
+        settings=config.sample.settings(),
     )

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from datasets import storage
 from pipeline import ledger
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.config import Config
 from pipeline.dag import differences, fingerprints, order
 from pipeline.errors import UsageError
@@ -20,8 +20,8 @@ from pipeline.steps import table
 out = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
 
 
-def wanted(config: Config, root: str, names: list[str]) -> dict[str, Artifact]:
-    """The finished artifacts of exactly this config.
+def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed") -> dict[str, Artifact]:
+    """The finished artifacts of exactly this config. `seed_word` is how the caller's command line sets its seed.
 
     Raises:
         UsageError: one is missing; the message lists what exists and names the nearest.
@@ -33,20 +33,22 @@ def wanted(config: Config, root: str, names: list[str]) -> dict[str, Artifact]:
     for name in names:
         artifact = store.find(name, prints[name].digest)
         if artifact is None:
-            raise UsageError(_missing(name, store, prints))
+            raise UsageError(_missing(name, store, prints[name], seed_word))
         found[name] = artifact
     return found
 
 
-def _missing(name: str, store: Store, prints: dict[str, Any]) -> str:
+def _missing(name: str, store: Store, wanted: Fingerprint, seed_word: str) -> str:
     others = list(store.finished(name))
     text = f"root={store.root} has no {name} of exactly this conf; run it first: python -m pipeline run conf=..."
     if not others:
         return f"{text} (no {name} exists there at all)"
     listed = ", ".join(other.manifest["fingerprint"] for other in others)
-    nearest = min(reversed(others), key=lambda other: len(differences(other.manifest, prints[name])))
-    changes = "; ".join(differences(nearest.manifest, prints[name]))
-    return f"{text}. There are: {listed}; the nearest, {nearest.manifest['fingerprint']}, differs in {changes}"
+    nearest = min((other.manifest for other in reversed(others)), key=lambda other: len(differences(other, wanted)))
+    text += f". There are: {listed}; the nearest, {nearest['fingerprint']}, differs in "
+    text += "; ".join(differences(nearest, wanted))
+    seed = nearest["settings"].get("seed")
+    return text if seed == wanted.settings.get("seed") else f"{text} (give {seed_word}={seed} for its run's seed)"
 
 
 def status(root: str, as_json: bool) -> None:

@@ -1,77 +1,101 @@
-"""The verb `sample`: draw pictures with the models of exactly this config, in this process, without Ray."""
+"""Drawing pictures: the verb `sample`, in this process and without Ray, and what the step `sample` shares with it."""
 
 import hashlib
-import io
 import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from datasets import storage
-from pipeline.config import Config
+import numpy as np
+from PIL import Image
+from pydantic import Field, PositiveInt, ValidationError
+
+from datasets import pictures, storage
+from datasets.outcomes import Lost
+from pipeline.config import Config, Sampling, explain
 from pipeline.errors import UsageError
 from pipeline.reports import wanted
 from pipeline.run import check_writable
 from pipeline.screen import console
+from stages.config import SamplingConfig
 
-NUMBERS = {
-    "seed": int, "n": int, "width": int, "height": int,
-    "steps_c": int, "steps_b": int, "guidance_c": float, "guidance_b": float,
-}  # fmt: skip
+if TYPE_CHECKING:
+    import torch
+
+    from stages.sample import Models
+
+
+class Request(SamplingConfig):
+    """The words of `sample` over the settings that they change."""
+
+    out: str = ""
+    prompt: str = ""
+    image: str | None = None
+    strength: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**62)
+    n: PositiveInt = 1
 
 
 def sample(config: Config, root: str, words: dict[str, str]) -> None:
-    """Write `n` pictures of a prompt as PNGs to `out`; seeds count up from `seed`.
+    """Write `n` pictures as PNGs to `out`, with the models of exactly this config; seeds count up from `seed`.
+
+    `image` alone is reconstructed; with `strength`, image-to-image. It is fitted to `width` x `height`, or to
+    the nearest allowed size of its own aspect.
 
     Raises:
-        UsageError: prompt= or out= is missing, a number is none, or the models are not trained yet.
+        UsageError: a word is missing or out of range, the picture cannot be read, the models are not trained yet.
     """
-    if not words.get("prompt") or not words.get("out"):
-        raise UsageError('sample needs prompt="..." and out=DIR')
-    numbers = {key: _number(key, words[key]) for key in NUMBERS if key in words}
-    settings = {**config.sample.model_dump(), **numbers}
-    width, height = int(settings["width"]), int(settings["height"])
-    for key, side in (("width", width), ("height", height)):
-        if side <= 0 or side % 128:
-            raise UsageError(f"{key}={side}: sides must be multiples of 128 px")
-    count = int(numbers.get("n", 1))
-    for key in ("n", "steps_c", "steps_b"):
-        if key in numbers and numbers[key] < 1:
-            raise UsageError(f"{key}={words[key]}: give 1 or more")
-    if not 0 <= numbers.get("seed", 0) < 2**63 - count:
-        raise UsageError(f"seed={words['seed']}: must be between 0 and 2^63")
-    folder = storage.absolute(words["out"])
+    request = _request(words, config.sample)
+    picture = _picture(request)
     texts = sorted({f"text_{config.stage_b.text}", f"text_{config.stage_c.text}"})
-    artifacts = wanted(config, root, ["stage_a", "stage_b", "stage_c", *texts])
-    check_writable(folder, "out")
-
-    prompt = words["prompt"]
-    first = int(numbers["seed"]) if "seed" in numbers else caption_seed(config.seed, prompt)
-    from PIL import Image
-
+    artifacts = wanted(config, root, ["stage_a", "stage_b", "stage_c", *texts], seed_word="run_seed")
     from pipeline import models
+
+    _draw(request, picture, words, config, lambda where: models.everything(config, artifacts, where))
+
+
+def sample_release(config: Config, folder: str, words: dict[str, str], overridden: set[str]) -> None:
+    """The same with the models and settings of a release folder; of the config, what is `overridden` counts more.
+
+    Raises:
+        UsageError: as `sample`.
+        BadRelease: the folder is no release, or damaged.
+    """
+    from stages import release
+
+    own = release.settings_of(folder).model_dump()
+    changes = {name: value for name, value in own.items() if f"sample.{name}" not in overridden}
+    config = config.model_copy(update={"sample": config.sample.model_copy(update=changes)})
+    request = _request(words, config.sample)
+    picture = _picture(request)
+    _draw(request, picture, words, config, lambda where: release.load(folder, where))
+
+
+def drawn(
+    models: "Models",
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SamplingConfig,
+    batch: int,
+    device: "torch.device",
+    image: "torch.Tensor | None" = None,
+    strength: float | None = None,
+) -> Iterator[np.ndarray]:
+    """Pictures, uint8 (H, W, 3), of texts and seeds (and pictures, (B, 3, H, W)), `batch` of them drawn at a time."""
     from stages.sample import generate
 
-    where = models.device(config.cluster.device if config.cluster.device != "auto" else _auto_device())
-    loaded = models.everything(config, artifacts, where)
-    truncated = loaded.text_c.tokenizer([prompt]).truncated
-    if truncated:
-        console.print(f"[yellow]the prompt is longer than {loaded.text_c.context_length} tokens; its end is cut off[/]")
-    for seed in range(first, first + count):
-        pixels = generate(
-            loaded,
-            [prompt],
-            [words.get("negative", config.sample.negative)],
-            [seed],
-            width=width,
-            height=height,
-            steps_c=int(settings["steps_c"]),
-            steps_b=int(settings["steps_b"]),
-            guidance_c=float(settings["guidance_c"]),
-            guidance_b=float(settings["guidance_b"]),
-        )
-        buffer = io.BytesIO()
-        Image.fromarray(pixels[0].numpy()).save(buffer, "PNG")
-        path = storage.join(folder, f"{_slug(prompt)}-{seed}.png")
-        storage.publish(buffer.getvalue(), path)
-        console.print(path)
+    for start in range(0, len(seeds), batch):
+        part = slice(start, start + batch)
+        yield from generate(
+            models,
+            texts[part],
+            [settings.negative] * len(texts[part]),
+            seeds[part],
+            **settings.arguments(),
+            image=None if image is None else image[part],
+            strength=strength,
+            device=device,
+        ).numpy()
 
 
 def caption_seed(seed: int, caption: str) -> int:
@@ -80,19 +104,92 @@ def caption_seed(seed: int, caption: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _auto_device() -> str:
+def _request(words: dict[str, str], sampling: Sampling) -> Request:
+    """The words, checked."""
+    reconstructing = "image" in words and "strength" not in words
+    if not words.get("out") or not (words.get("prompt") or reconstructing):
+        raise UsageError('sample needs prompt="..." and out=DIR; without a prompt, image=PATH is reconstructed')
+    if "strength" in words and "image" not in words:
+        raise UsageError(f"strength={words['strength']}: how far to go from a picture; give image=PATH too")
+    if "steps_c" in words and sampling.timesteps == "released":
+        raise UsageError(f"steps_c={words['steps_c']}: sample.timesteps=released has 29 steps; leave one of them out")
+    tree = {**sampling.settings().model_dump(), **words}
+    try:
+        return Request.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(explain(error, tree)) from None
+
+
+def _picture(request: Request) -> Image.Image | None:
+    """The picture at `image`."""
+    if request.image is None:
+        return None
+    try:
+        return pictures.opened(storage.read(storage.absolute(request.image)))
+    except OSError as error:
+        raise UsageError(f"image={request.image}: cannot be read ({error.strerror or error})") from None
+    except Lost as error:
+        formats = ", ".join(pictures.FETCHED_FORMATS)
+        raise UsageError(f"image={request.image}: no picture in one of the formats {formats} ({error})") from None
+
+
+def _draw(
+    request: Request,
+    picture: Image.Image | None,
+    words: dict[str, str],
+    config: Config,
+    load: Callable[["torch.device"], "Models"],
+) -> None:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    from pipeline import models
+    from stages.geometry import nearest_size
+    from stages.grid import png
 
+    image = None
+    if picture is not None:
+        if not {"width", "height"} & words.keys():
+            width, height = nearest_size(*picture.size, request.width * request.height)
+            request = request.model_copy(update={"width": width, "height": height})
+        fitted = pictures.fitted(picture, request.width, request.height)
+        image = torch.from_numpy(fitted.copy()).permute(2, 0, 1).expand(request.n, -1, -1, -1)
 
-def _number(key: str, text: str) -> float:
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    where = models.device(auto if config.cluster.device == "auto" else config.cluster.device)
+    loaded = models.ready(load, config.sample, where)
+    folder = storage.absolute(request.out)
+    check_writable(folder, "out")
+    _tell_truncation(loaded, request)
+
+    first = caption_seed(config.seed, request.prompt) if request.seed is None else request.seed
+    seeds = range(first, first + request.n)
+    texts = [request.prompt] * request.n
+    name = _slug(request.prompt or PurePosixPath(request.image or "").stem)
+    found = drawn(loaded, texts, seeds, request, config.sample.batch, where, image, request.strength)
     try:
-        return NUMBERS[key](text)
-    except ValueError:
-        raise UsageError(f"{key}={text}: not a number") from None
+        for seed, pixels in zip(seeds, found, strict=True):
+            path = storage.join(folder, f"{name}-{seed}.png")
+            storage.publish(png(pixels), path)
+            console.print(path, markup=False)
+    except torch.OutOfMemoryError:
+        raise UsageError(
+            f"{where} has too little memory for sample.batch={config.sample.batch} at "
+            f"{request.width}x{request.height} px: a smaller batch or size, or sample.offload=true"
+        ) from None
 
 
-def _slug(prompt: str) -> str:
-    """A file name from a prompt: letters and digits kept, the rest as dashes, at most 60 characters."""
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+def _tell_truncation(models: "Models", request: Request) -> None:
+    """Say what of the captions no tower will see."""
+    towers = {models.text_c, models.text_b} - {None}
+    for word in ("prompt", "negative"):
+        cut = [
+            tower.context_length for tower in towers if tower and tower.tokenizer([getattr(request, word)]).truncated
+        ]
+        if cut:
+            console.print(f"[yellow]the {word} is longer than {min(cut)} tokens; its end is cut off[/]")
+
+
+def _slug(text: str) -> str:
+    """A file name from a text: letters and digits kept, the rest as dashes, at most 60 characters or 180 bytes."""
+    dashed = re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60]
+    return dashed.encode()[:180].decode(errors="ignore") or "picture"

@@ -12,7 +12,8 @@ from pipeline.errors import UsageError
 
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
 SAMPLE_WORDS = (
-    "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b", "out",
+    "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b",
+    "image", "strength", "from", "run_seed", "out",
 )  # fmt: skip
 
 
@@ -32,7 +33,9 @@ VERBS: dict[str, Verb] = {
     "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
     "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
     "config": Verb("the composed config with its comments; `config list`: confs, groups, values"),
-    "sample": Verb('prompt="..." out=DIR: draw pictures with the trained models', SAMPLE_WORDS),
+    "sample": Verb(
+        'prompt="..." or image=PATH, out=DIR: draw pictures; from=DIR with a release\'s models', SAMPLE_WORDS
+    ),
     "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
     "import": Verb("from=DIR|FILE: existing weights (dome272's, diffusers', our own) as artifacts", ("from",)),
     "weights": Verb(

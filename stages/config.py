@@ -6,7 +6,7 @@ The defaults are the sizes of the paper; the authors' own names are given where 
 import math
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +18,8 @@ LATENT_SIDE_MULTIPLE = 32  # sides of Stage A's latents: pictures come in steps 
 FixedWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
 LossWeight = Literal[FixedWeight, "adaptive"]
 TimeSampling = Literal["released", "uniform"]
+Sampler = Literal["ddpm", "ddim"]
+Precision = Literal["fp32", "bf16"]
 
 EXECUTION = frozenset({"log_every", "checkpoint_every", "checkpointing", "compile", "device"})
 """Fields of a training that decide how it is run and what is seen of it, not what comes out."""
@@ -447,7 +449,7 @@ class TrainingConfig(Settings):
     """After the warm-up: constant, or a cosine that ends at 1 % of the peak."""
     gradient_clip: float = Field(1.0, gt=0.0)
     """Largest norm of the whole gradient."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
     checkpointing: bool = False
     """Whether the blocks of Stage A, B and C recompute their activations in the backward pass instead of keeping
@@ -503,3 +505,35 @@ class TrainingConfig(Settings):
     def arithmetic(self) -> dict[str, object]:
         """What decides the trained weights, as JSON values: all but `EXECUTION`."""
         return self.model_dump(mode="json", exclude={**dict.fromkeys(EXECUTION, True), "ema": {"device"}})
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+class SamplingConfig(Settings):
+    """How a picture is drawn: what `stages.sample.generate` takes beside models, captions and seeds."""
+
+    width: int = Field(1024, ge=128, multiple_of=128)
+    """Px."""
+    height: int = Field(1024, ge=128, multiple_of=128)
+    """Px."""
+    steps_c: Count = 60
+    """Model calls of Stage C, where `timesteps` is uniform."""
+    steps_b: Count = 12
+    """Model calls of Stage B."""
+    guidance_c: float = Field(4.0, ge=0.0)
+    """Guidance of Stage C in Imagen's convention; 1 or less is off."""
+    guidance_b: float = Field(4.0, ge=0.0)
+    """Guidance of Stage B: 4 in the paper, off in the released pipeline."""
+    negative: str = ""
+    """Caption to keep away from, where guidance is on."""
+    sampler: Sampler = "ddpm"
+    """Steps of both stages: DDPM adds noise at each, DDIM draws it once."""
+    timesteps: TimeSampling = "uniform"
+    """Times of Stage C's calls: `steps_c` even ones, or the 29 of the released pipeline's list."""
+    precision: Precision = "fp32"
+    """Stage B and C in fp32, or under bf16 autocast; heads and schedule are fp32 in both."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `stages.sample.generate`: all but `negative`, which is given for each picture."""
+        return self.model_dump(include=set(SamplingConfig.model_fields) - {"negative"})

@@ -5,6 +5,7 @@ A, B and C.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,6 +58,18 @@ def vqgan_config(config: StageAConfig) -> dict[str, Any]:
     }
 
 
+def stage_a_config(arguments: Mapping[str, Any]) -> StageAConfig:
+    """The inverse of `vqgan_config`; what only a training reads keeps its default, here and below."""
+    return StageAConfig(
+        levels=arguments["levels"],
+        bottleneck_blocks=arguments["bottleneck_blocks"],
+        hidden=arguments["embed_dim"],
+        latent_channels=arguments["latent_channels"],
+        codebook_size=arguments["num_vq_embeddings"],
+        scale=arguments["scale_factor"],
+    )
+
+
 def decoder_config(config: StageBConfig) -> dict[str, Any]:
     """Arguments of diffusers' WuerstchenDiffNeXt."""
     return {
@@ -76,6 +89,24 @@ def decoder_config(config: StageBConfig) -> dict[str, Any]:
     }
 
 
+def stage_b_config(arguments: Mapping[str, Any]) -> StageBConfig:
+    """The inverse of `decoder_config`."""
+    return StageBConfig(
+        latent_channels=arguments["c_in"],
+        timestep_channels=arguments["c_r"],
+        patch=arguments["patch_size"],
+        cond_width=arguments["c_cond"],
+        widths=arguments["c_hidden"],
+        heads=tuple(max(heads, 0) for heads in arguments["nhead"]),
+        blocks=arguments["blocks"],
+        patterns=arguments["level_config"],
+        inject_code=arguments["inject_effnet"],
+        code_channels=arguments["effnet_embd"],
+        text_width=arguments["clip_embd"],
+        dropout=arguments["dropout"],
+    )
+
+
 def prior_config(config: StageCConfig) -> dict[str, Any]:
     """Arguments of diffusers' WuerstchenPrior."""
     return {
@@ -87,3 +118,16 @@ def prior_config(config: StageCConfig) -> dict[str, Any]:
         "nhead": config.heads,
         "dropout": config.dropout,
     }
+
+
+def stage_c_config(arguments: Mapping[str, Any]) -> StageCConfig:
+    """The inverse of `prior_config`."""
+    return StageCConfig(
+        latent_channels=arguments["c_in"],
+        width=arguments["c"],
+        text_width=arguments["c_cond"],
+        timestep_channels=arguments["c_r"],
+        depth=arguments["depth"],
+        heads=arguments["nhead"],
+        dropout=arguments["dropout"],
+    )

@@ -151,7 +151,17 @@ def released_sampling_times() -> Tensor:
 
     19 of the calls lie in the first third of the way, where the noise is high, 10 in the other two.
     """
-    return torch.cat([torch.linspace(1.0, 2 / 3, 20), torch.linspace(2 / 3, 0.0, 11)[1:]])
+    early = torch.linspace(1.0, 2 / 3, 20, dtype=torch.float64)
+    return torch.cat([early, torch.linspace(2 / 3, 0.0, 11, dtype=torch.float64)[1:]]).float()
+
+
+def times_from(times: Tensor, strength: float) -> Tensor:
+    """The times left for a picture diffused to t = strength in (0, 1]: strength, and all of `times` below it.
+
+    Of n uniform steps these are ceil(strength n); strength 1 leaves all.
+    """
+    below = times < strength * (1 - 1e-4)  # two times that differ by rounding alone would make a step of nothing
+    return torch.cat([torch.tensor([strength]), times[below]])
 
 
 def ddpm_step(x: Tensor, eps: Tensor, t: Tensor, t_next: Tensor, noise: Tensor) -> Tensor:

@@ -35,6 +35,17 @@ def latent_side(code: int) -> int:
     return int(code * LATENTS_PER_CODE)
 
 
+def nearest_size(width: int, height: int, area: int) -> tuple[int, int]:
+    """Width and height in multiples of 128 px, about `area` px^2 and about the aspect ratio of width : height."""
+    scale = math.sqrt(area / (width * height))
+    longest = area // SIDE_MULTIPLE  # or a strip of a picture would become a larger one
+
+    def fitting(side: int) -> int:
+        return max(1, round(min(side * scale, longest) / SIDE_MULTIPLE)) * SIDE_MULTIPLE
+
+    return fitting(width), fitting(height)
+
+
 def check_size(width: int, height: int) -> None:
     """Raise BadImageSize unless both sides, in pixels, are positive multiples of 128."""
     for name, side in (("width", width), ("height", height)):

@@ -1,32 +1,46 @@
-"""A release: the trained models as a folder for diffusers' stock Würstchen pipelines, and its model card.
+"""A release: the trained models as a folder for diffusers' stock Würstchen pipelines, its model card, and the way back.
 
     model_index.json                                                    WuerstchenCombinedPipeline
     {tokenizer,text_encoder,decoder,scheduler,vqgan}/                   ... its decoder half
     prior_{tokenizer,text_encoder,prior,scheduler}/                     ... its prior half
     decoder/model_index.json, decoder/{tokenizer,...,vqgan}/            WuerstchenDecoderPipeline by itself
     prior/model_index.json, prior/{tokenizer,...,scheduler}/            WuerstchenPriorPipeline by itself
-    compressor/                                                         not part of a pipeline
+    compressor/  sampling.json                                          not part of a pipeline: for `load`
     README.md                                                           the model card
 
 `decoder/` is twice a name: the combined pipeline's model Stage B, and the pipeline that goes with `prior/`.
 Their files do not clash.
 """
 
+import filecmp
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import safetensors.torch
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages import convert, diffusion
 from stages.compressor import Compressor
-from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.config import CompressorConfig, SamplingConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.geometry import CODE_SCALE, CODE_SHIFT, LATENTS_PER_CODE, PIXELS_PER_CODE, SIDE_MULTIPLE
 from stages.sample import Models
-from stages.text import TextTower, to_transformers, tokenizer_files
+from stages.stage_a import StageA
+from stages.stage_b import StageB
+from stages.stage_c import StageC
+from stages.text import TextTower, from_transformers, to_transformers, tokenizer_files
 
 File = tuple[str, bytes]  # relative path, content
+M = TypeVar("M", bound=nn.Module)
+
+SETTINGS = "sampling.json"
+MODEL_WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
+WEIGHTS = "model.safetensors"  # transformers' name
 
 DIFFUSERS_VERSION = "0.42.1"  # whose folder layout and class names are written
 STOCK_LATENT_CHANNELS = 4  # fixed in WuerstchenDecoderPipeline
@@ -47,8 +61,34 @@ _DECODER_PARTS = _COMMON_PARTS | {
 _COMBINED_PARTS = _DECODER_PARTS | {f"prior_{name}": kind for name, kind in _PRIOR_PARTS.items()}
 
 
+def _signed(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"_class_name": kind, "_diffusers_version": DIFFUSERS_VERSION, **config}
+
+
+_INDICES = {
+    "model_index.json": _signed("WuerstchenCombinedPipeline", _COMBINED_PARTS),
+    "prior/model_index.json": _signed(
+        "WuerstchenPriorPipeline",
+        {
+            "latent_mean": CODE_SCALE,  # diffusers' names for the factor and the summand of the code
+            "latent_std": CODE_SHIFT,
+            "resolution_multiple": PIXELS_PER_CODE,
+            **_PRIOR_PARTS,
+        },
+    ),
+    "decoder/model_index.json": _signed(
+        "WuerstchenDecoderPipeline", {"latent_dim_scale": LATENTS_PER_CODE, **_DECODER_PARTS}
+    ),
+}
+_SCHEDULER = _signed("DDPMWuerstchenScheduler", {"s": diffusion.OFFSET, "scaler": 1.0})
+
+
 class NotReleasable(ValueError):
     """The stock pipelines cannot run these models."""
+
+
+class BadRelease(ValueError):
+    """A folder is no release of ours, or damaged."""
 
 
 def release_files(
@@ -78,21 +118,9 @@ def release_files(
     if not stage_c_config.scaled_codes:
         raise NotReleasable("stage_c.scaled_codes is false, but the stock prior takes (code + 1) / 42: train with that")
     yield "README.md", card.encode()
-    yield "model_index.json", _index("WuerstchenCombinedPipeline", _COMBINED_PARTS)
-    yield (
-        "prior/model_index.json",
-        _index(
-            "WuerstchenPriorPipeline",
-            _PRIOR_PARTS,
-            latent_mean=CODE_SCALE,  # diffusers' names for the factor and the summand of the code
-            latent_std=CODE_SHIFT,
-            resolution_multiple=PIXELS_PER_CODE,
-        ),
-    )
-    yield (
-        "decoder/model_index.json",
-        _index("WuerstchenDecoderPipeline", _DECODER_PARTS, latent_dim_scale=LATENTS_PER_CODE),
-    )
+    yield SETTINGS, _json(models.settings.model_dump(mode="json"))
+    for place, index in _INDICES.items():
+        yield place, _json(index)
 
     vqgan = _model("PaellaVQModel", convert.vqgan_config(stage_a_config), models.stage_a)
     decoder = _model("WuerstchenDiffNeXt", convert.decoder_config(stage_b_config), models.stage_b)
@@ -114,24 +142,19 @@ def _within(files: Iterator[File], *folders: str) -> Iterator[File]:
             yield f"{folder}/{name}", content
 
 
-def _index(pipeline: str, parts: Mapping[str, tuple[str, str]], **settings: float) -> bytes:
-    return _json(_signed(pipeline, settings | dict(parts)))
-
-
 def _model(kind: str, config: Mapping[str, Any], model: nn.Module) -> Iterator[File]:
     yield "config.json", _json(_signed(kind, config))
-    yield "diffusion_pytorch_model.safetensors", _safetensors(convert.to_diffusers(model.state_dict()))
+    yield MODEL_WEIGHTS, _safetensors(convert.to_diffusers(model.state_dict()))
 
 
 def _scheduler() -> Iterator[File]:
-    config = {"s": diffusion.OFFSET, "scaler": 1.0}
-    yield "scheduler_config.json", _json(_signed("DDPMWuerstchenScheduler", config))
+    yield "scheduler_config.json", _json(_SCHEDULER)
 
 
 def _text_encoder(tower: TextTower) -> Iterator[File]:
     config, state = to_transformers(tower)
     yield "config.json", _json(config)
-    yield "model.safetensors", _safetensors(state)
+    yield WEIGHTS, _safetensors(state)
 
 
 def _tokenizer(tower: TextTower) -> Iterator[File]:
@@ -141,11 +164,7 @@ def _tokenizer(tower: TextTower) -> Iterator[File]:
 
 def _compressor(compressor: Compressor, config: CompressorConfig) -> Iterator[File]:
     yield "config.json", _json(config.model_dump(mode="json"))
-    yield "model.safetensors", _safetensors(compressor.state_dict())
-
-
-def _signed(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"_class_name": kind, "_diffusers_version": DIFFUSERS_VERSION, **config}
+    yield WEIGHTS, _safetensors(compressor.state_dict())
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -155,6 +174,140 @@ def _json(content: Mapping[str, Any]) -> bytes:
 def _safetensors(state: Mapping[str, Tensor]) -> bytes:
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     return safetensors.torch.save(tensors, metadata={"format": "pt"})  # which transformers insists on
+
+
+def settings_of(folder: str | Path) -> SamplingConfig:
+    """How the pictures of a release were drawn; `load` checks the rest of the folder. Raises BadRelease."""
+    path = Path(folder, SETTINGS)
+    with _blamed(path):
+        return SamplingConfig.model_validate(_read_json(path))
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> Models:
+    """The models of a release in memory, in evaluation mode: what `release_files` wrote, on a local disk.
+
+    Raises BadRelease, which names the file, where the folder is none of ours, or a file is missing, damaged
+    or does not fit the others.
+    """
+    root = Path(folder)
+    settings = settings_of(root)
+    for place in ("", "prior_"):
+        _require_values(root / f"{place}scheduler/scheduler_config.json", _SCHEDULER)
+    for place, index in _INDICES.items():
+        _require_values(root / place, json.loads(_json(index)))
+    text_c = _load_tower(root, "prior_")
+    parts = [Path(name, WEIGHTS) for name in ("prior_text_encoder", "text_encoder")]
+    shared = filecmp.cmp(root / parts[0], root / parts[1], shallow=False)
+    models = Models(
+        stage_a=_load_stage(root / "vqgan", lambda config: StageA(convert.stage_a_config(config))),
+        stage_b=_load_stage(root / "decoder", lambda config: StageB(convert.stage_b_config(config))),
+        stage_c=_load_stage(root / "prior_prior", lambda config: StageC(convert.stage_c_config(config))),
+        text_b=text_c if shared else _load_tower(root, ""),
+        text_c=text_c,
+        compressor=_load_compressor(root / "compressor"),
+        settings=settings,
+    )
+    for module in vars(models).values():
+        if isinstance(module, nn.Module):
+            module.eval().requires_grad_(False).to(device)
+    return models
+
+
+def _load_stage(folder: Path, build: Callable[[Mapping[str, Any]], M]) -> M:
+    with _blamed(folder / "config.json"), torch.device("meta"):  # its weights come from the file: none are drawn
+        module = build(_read_json(folder / "config.json"))
+    state = _tensors(folder / MODEL_WEIGHTS, convert.to_diffusers(module.state_dict()))
+    module.load_state_dict(convert.from_diffusers(state), assign=True)
+    return module
+
+
+def _load_tower(root: Path, prefix: str) -> TextTower:
+    path = root / f"{prefix}text_encoder/config.json"
+    config = _read_json(path)
+    with _blamed(path):
+        tower = TextTower(
+            config["hidden_size"],
+            config["num_hidden_layers"],
+            config["num_attention_heads"],
+            config["max_position_embeddings"],
+        )
+    expected, layout = to_transformers(tower)
+    _require_values(path, expected)
+    tower.load_state_dict(from_transformers(_tensors(path.with_name(WEIGHTS), layout)))
+    for name, text in tokenizer_files(tower.context_length).items():
+        file = root / f"{prefix}tokenizer" / name
+        if _read(file) != text.encode():
+            raise BadRelease(f"{file} is not of CLIP's tokenizer as `export` writes it: export the release again")
+    return tower
+
+
+def _load_compressor(folder: Path) -> Compressor:
+    with _blamed(folder / "config.json"):
+        compressor = Compressor(CompressorConfig.model_validate(_read_json(folder / "config.json")))
+    compressor.load_state_dict(_tensors(folder / WEIGHTS, compressor.state_dict()))
+    return compressor
+
+
+def _tensors(path: Path, layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A safetensors file with exactly these names, shapes and dtypes."""
+    _require_file(path)
+    try:
+        found = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise BadRelease(f"{path} is damaged ({error}): copy the release again") from error
+    for key in sorted(found.keys() | layout.keys()):
+        ours, theirs = (_described(state.get(key)) for state in (layout, found))
+        if ours != theirs:
+            raise BadRelease(f"{path} holds {theirs} for {key}, but its config.json asks for {ours}")
+    return found
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _require_values(path: Path, expected: Mapping[str, Any]) -> None:
+    found = _read_json(path)
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise BadRelease(f"{path} has {key} = {found.get(key)}, which must be {value}: give a folder of `export`")
+
+
+def _read(path: Path) -> bytes:
+    _require_file(path)
+    return path.read_bytes()
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise BadRelease(f"{path} is missing: give a folder that `export` wrote")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = _read(path)
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise BadRelease(f"{path} is damaged ({error}): copy the release again") from error
+    if not isinstance(content, dict):
+        raise BadRelease(f"{path} holds no JSON object: copy the release again")
+    return content
+
+
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """A config that no model can be built of is the fault of its file."""
+    try:
+        yield
+    except BadRelease:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadRelease(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except KeyError as error:
+        raise BadRelease(f"{path} lacks {error}: give a folder that `export` wrote") from error
+    except (TypeError, ValueError, AssertionError) as error:
+        raise BadRelease(f"{path} describes no model ({error})") from error
 
 
 _CITATION = r"""

@@ -8,8 +8,9 @@ B and C attend to them.
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
@@ -159,6 +160,33 @@ def to_transformers(tower: TextTower) -> tuple[dict[str, Any], dict[str, Tensor]
             state[f"{layer}.mlp.fc1.{kind}"] = getattr(block.mlp.c_fc, kind)
             state[f"{layer}.mlp.fc2.{kind}"] = getattr(block.mlp.c_proj, kind)
     return config, {f"text_model.{key}": value.detach().clone() for key, value in state.items()}
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIPTextModel's state dict under `TextTower`'s names: the inverse of `to_transformers`."""
+    state = {key.removeprefix("text_model."): value for key, value in state.items()}
+    converted = {
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+    }
+    names = {
+        "attn.out_proj": "self_attn.out_proj",
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    layers = sum(key.endswith(".layer_norm1.bias") for key in state)
+    for i, kind in product(range(layers), ("weight", "bias")):
+        layer, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+        converted[f"{block}.attn.in_proj_{kind}"] = torch.cat(
+            [state[f"{layer}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+        )
+        for ours, theirs in names.items():
+            converted[f"{block}.{ours}.{kind}"] = state[f"{layer}.{theirs}.{kind}"]
+    return converted
 
 
 def tokenizer_files(context_length: int) -> dict[str, str]:

@@ -81,9 +81,14 @@ def build_all(root: Path, loaded: Config) -> None:
         (["sample", *MICRO, "out=pictures"], 'sample needs prompt="..." and out=DIR'),
         (["sample", *MICRO, "prompt=red heart"], 'sample needs prompt="..." and out=DIR'),
         (["sample", *MICRO, "prompt=red heart", "out=pictures"], "(no stage_a exists there at all)"),
-        (["sample", *MICRO, "prompt=x", "out=pictures", "n=two"], "n=two: not a number"),
-        (["sample", *MICRO, "prompt=x", "out=pictures", "n=0"], "n=0: give 1 or more"),
-        (["sample", *MICRO, "prompt=x", "out=pictures", "width=100"], "width=100: sides must be multiples of 128 px"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "n=two"], "n=two: input should be a valid integer"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "n=0"], "n=0: input should be greater than 0"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "width=100"], "width=100: input should be a"),
+        (["sample", *MICRO, "out=pictures", "image=file"], "image=file: no picture in one of the formats JPEG, PNG"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "image=none.png"], "image=none.png: cannot be read"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "strength=0.5"], "strength=0.5: how far to go from a picture"),
+        (["sample", *MICRO, "prompt=x", "out=pictures", "run_seed=x"], "seed=x: input should be a valid integer"),
+        (["sample", "from=file", "prompt=x", "out=pictures"], "file/sampling.json is missing"),
         (["show", *MICRO, "artifact=nothing"], "artifact=nothing: there is no such artifact; this conf has metadata,"),
         (["show", *MICRO], "show needs artifact=NAME"),
         (["show", *MICRO, "artifact=stage_a"], "has no stage_a of exactly this conf"),
@@ -131,6 +136,21 @@ def test_models_of_another_config_are_listed_and_the_nearest_is_explained(line, 
     assert fingerprints(steps, other.lookup)[wanted].digest in message
     assert ("input stage_c changed" if wanted == "release" else "stage_c.train.learning_rate: 0.5 -> 0.002") in message
     assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_models_of_another_runs_seed_are_named_and_reached(elsewhere, capsys):
+    other = config.load("stage_c", ["scale=micro", "seed=3", "stage_c.train.learning_rate=0.5"])
+    build_all(elsewhere / "runs", other)
+    line = ["sample", *MICRO, "prompt=red heart", "seed=5", "out=pictures"]
+    assert main(line) == 2
+    message = capsys.readouterr().err
+    assert "has no stage_a of exactly this conf" in message
+    assert "(give run_seed=3 for its run's seed)" in message
+    assert main([*line, "run_seed=3"]) == 2
+    message = capsys.readouterr().err
+    assert "has no stage_c of exactly this conf" in message
+    assert "differs in stage_c.train.learning_rate: 0.5 -> 0.002" in message
+    assert "run_seed" not in message
 
 
 # ----------------------------------------------------------------------------------------------------- answers

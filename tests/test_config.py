@@ -349,6 +349,8 @@ def before() -> dict[str, str]:
         ("tracking=server", "tracking.experiment=other"),
         ("workers=2",),
         ("rates.train_c=3",),
+        ("sample.batch=4", "sample.compile=true", "sample.offload=true"),
+        ("sample.sampler=ddpm", "sample.timesteps=uniform", "sample.precision=fp32"),
     ],
 )
 def test_what_cannot_change_a_result_changes_no_fingerprint(words, before):
@@ -375,6 +377,7 @@ AFTER_C = AFTER_B - {"stage_b", "latents_c"}
         ("stage_c.train.phases.0.steps=5", AFTER_C),
         ("stage_c.train.gradient_clip=2", AFTER_C),
         ("sample.steps_c=3", AFTER_C - {"stage_c"}),
+        ("sample.sampler=ddim", AFTER_C - {"stage_c"}),
         ("text.tiny.seed=1", AFTER_B | {"text_tiny"}),
         ("data.image.quality=90", AFTER_A | {"images", "text_tiny"}),
     ],

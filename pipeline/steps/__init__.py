@@ -51,6 +51,6 @@ def rows(config: Config) -> list[Step]:
         Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
         Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
         Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),
-        Step("export",      "release",   ("metadata", *texts, *STAGES, "samples", "scores"), ("sample",),          "export:export"),
+        Step("export",      "release",   ("metadata", *texts, *STAGES, "samples", "scores"), ("sample",),          "export:export", 2),
     ]
     # fmt: on

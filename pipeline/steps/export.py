@@ -39,9 +39,11 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         cost=_cost(inputs),
         limitations=_limitations(config, inputs),
     )
+    loaded = models.everything(config, inputs, where)
+    assert loaded.compressor is not None
     written = release_files(
-        models.everything(config, inputs, where),
-        models.compressor(config.compressor.model, inputs["stage_b"]),
+        loaded,
+        loaded.compressor,
         stage_a_config=config.stage_a.model,
         stage_b_config=config.stage_b.model,
         stage_c_config=config.stage_c.model,

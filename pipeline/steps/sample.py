@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,14 @@ from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.config import Config
-from pipeline.sampling import caption_seed
+from pipeline.sampling import caption_seed, drawn
+from stages.grid import grid, png
 
 CHUNK = 8  # captions between two receipts
 GRID_ROWS = 64
 Prompt = dict[str, Any]  # key, caption, seed, shard
-# A prompt and its original -> pictures uint8 (H, W, 3) by their folder in the artifact.
-Draw = Callable[[Prompt, np.ndarray], dict[str, np.ndarray]]
+Pictures = Iterable[np.ndarray]  # uint8 (H, W, 3) each
+Draw = Callable[[list[Prompt], np.ndarray], dict[str, Pictures]]  # prompts, originals (B, H, W, 3) -> by folder
 
 
 def sample(build: Build) -> Facts:
@@ -94,11 +95,12 @@ class Painter:
             started = shards.Clock()
             rows = self.prompts[chunk * CHUNK : (chunk + 1) * CHUNK]
             originals = self._originals({row["shard"] for row in rows})
+            drawn = self.draw(rows, np.stack([originals[row["key"]] for row in rows]))
             files: dict[str, FileEntry] = {}
-            for row in rows:
-                for name, pixels in self.draw(row, originals[row["key"]]).items():
-                    file = f"{name}/{row['key']}.png"
-                    files[file] = storage.publish(_png(pixels), storage.join(self.path, file))
+            for folder, pictures in drawn.items():
+                for row, pixels in zip(rows, pictures, strict=True):
+                    file = f"{folder}/{row['key']}.png"
+                    files[file] = storage.publish(png(pixels), storage.join(self.path, file))
             shards.publish_receipt(self.path, chunk, rows_in=len(rows), rows_out=len(rows), files=files, clock=started)
             total = len(self.prompts)
             self.board.post({"kind": "advance", "count": len(rows), "total": total, "unit": "pictures"})
@@ -113,37 +115,24 @@ class Painter:
 
 
 def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
-    """Würstchen, and what Stage A and B keep of the original."""
+    """Würstchen, and what Stage A and B keep of the original; the last as the verb `sample` draws caption and seed."""
     from pipeline import models
-    from stages.sample import generate, reconstruct_a, reconstruct_b
+    from stages.sample import on, reconstruct_a
 
-    settings = config.sample
-    loaded = models.everything(config, inputs, where)
-    compressor = models.compressor(config.compressor.model, inputs["stage_b"]).to(where)
+    sampling = config.sample
+    loaded = models.ready(lambda device: models.everything(config, inputs, device), sampling, where)
+    unguided = sampling.model_copy(update={"guidance_b": 1.0})
 
-    def draw(row: Prompt, original: np.ndarray) -> dict[str, np.ndarray]:
-        """One caption's pictures, batch size 1: what `sample` draws for the same caption and seed is the same."""
-        image = _resized(original, settings.width).to(where)
-        text = loaded.text_b.encode([row["caption"]])[0] if loaded.text_b else None
-        drawn = generate(
-            loaded,
-            [row["caption"]],
-            [settings.negative],
-            [row["seed"]],
-            width=settings.width,
-            height=settings.height,
-            steps_c=settings.steps_c,
-            steps_b=settings.steps_b,
-            guidance_c=settings.guidance_c,
-            guidance_b=settings.guidance_b,
-        )
-        from_a = reconstruct_a(loaded.stage_a, image)
-        from_b = reconstruct_b(loaded.stage_a, loaded.stage_b, compressor, image, text, [row["seed"]], settings.steps_b)
+    def draw(rows: list[Prompt], originals: np.ndarray) -> dict[str, Pictures]:
+        captions, seeds = [row["caption"] for row in rows], [row["seed"] for row in rows]
+        image = _resized(originals, sampling.width)
+        with on(where, loaded.stage_a) as stage_a:
+            from_a = [reconstruct_a(stage_a, one[None].to(where))[0].numpy() for one in image]
         return {
-            "original": image[0].permute(1, 2, 0).cpu().numpy(),
-            "stage_a": from_a[0].numpy(),
-            "stage_b": from_b[0].numpy(),
-            "generated": drawn[0].numpy(),
+            "original": image.permute(0, 2, 3, 1).numpy(),
+            "stage_a": from_a,
+            "stage_b": drawn(loaded, captions, seeds, unguided, sampling.batch, where, image),
+            "generated": drawn(loaded, captions, seeds, sampling, sampling.batch, where),
         }
 
     return draw
@@ -159,8 +148,8 @@ def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
     baseline = models.baseline(settings.model, inputs["baseline"]).to(where)
     tower = models.tower(config.text[settings.text], inputs[f"text_{settings.text}"]).to(where)
 
-    def draw(row: Prompt, original: np.ndarray) -> dict[str, np.ndarray]:
-        drawn = generate_baseline(
+    def one(row: Prompt) -> np.ndarray:
+        pixels = generate_baseline(
             stage_a,
             baseline,
             tower.encode([row["caption"]])[0],
@@ -171,25 +160,22 @@ def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
             steps=settings.sample.steps,
             guidance=settings.sample.guidance,
         )
-        shown = _resized(original, sizes.width)[0].permute(1, 2, 0).numpy()
-        return {"original": shown, "generated": drawn[0].numpy()}
+        return pixels[0].numpy()
+
+    def draw(rows: list[Prompt], originals: np.ndarray) -> dict[str, Pictures]:
+        image = _resized(originals, sizes.width)
+        return {"original": image.permute(0, 2, 3, 1).numpy(), "generated": map(one, rows)}
 
     return draw
 
 
-def _resized(original: np.ndarray, side: int) -> Any:
-    """A picture (H, W, 3) as a batch of one: uint8 tensor (1, 3, side, side)."""
+def _resized(originals: np.ndarray, side: int) -> Any:
+    """Pictures (B, H, W, 3) as a uint8 tensor (B, 3, side, side)."""
     import torch
 
     from stages.layers import resized
 
-    return resized(torch.from_numpy(original.copy()).permute(2, 0, 1)[None], side)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from stages.grid import png
-
-    return png(pixels)
+    return resized(torch.from_numpy(originals).permute(0, 3, 1, 2), side)
 
 
 def _tables(
@@ -197,8 +183,6 @@ def _tables(
 ) -> dict[str, FileEntry]:
     """The table of captions, twice (Parquet for programs, JSON for `show`), and the grid."""
     from PIL import Image
-
-    from stages.grid import grid
 
     def pixels(name: str, key: str) -> np.ndarray:
         file = f"{name}/{key}.png"
