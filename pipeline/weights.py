@@ -53,6 +53,16 @@ class Url:
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Torchvision:
+    """An entry of torchvision's own list of weights, which knows its address."""
+
+    torchvision: str
+
+    def __str__(self) -> str:
+        return f"torchvision's {self.torchvision}"
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
 class Row:
     """A row of the table; `sha256` may be a prefix of it."""
 
@@ -62,7 +72,7 @@ class Row:
     bytes: int | None
     sha256: str | None
     licence: str | None
-    source: Hub | Url
+    source: Hub | Torchvision | Url
 
 
 @dataclass(frozen=True)
@@ -242,9 +252,10 @@ def _download(row: Row, partial: Path) -> Path:
     """Fetch into a folder of its own, where the next call finds what an interrupted one has left."""
     quiet_environment()
     try:
-        if isinstance(row.source, Url):
-            return _from_url(row.source.url, partial / row.file)
-        return _from_hub(row.source, partial)
+        if isinstance(row.source, Hub):
+            return _from_hub(row.source, partial)
+        url = row.source.url if isinstance(row.source, Url) else torchvision_url(row.source)
+        return _from_url(url, partial / row.file)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RetriesExhausted(
@@ -265,6 +276,14 @@ def _from_hub(source: Hub, partial: Path) -> Path:
         return folder
     except HTTPError as error:
         raise OSError(str(error)) from error
+
+
+def torchvision_url(source: Torchvision) -> str:
+    """The address of weights that torchvision lists."""
+    from torchvision.models import get_weight
+
+    url: str = get_weight(source.torchvision).url
+    return url
 
 
 def _from_url(url: str, target: Path) -> Path:

@@ -346,8 +346,10 @@ def test_weights_take_the_place_of_a_training_in_the_table() -> None:
     swaps = {"train_a": "import_a", "train_c": "import_c"}
     assert names(taken) == [swaps.get(name, name) for name in before]
     assert names(loaded("stage_c.weights=c.pt")) == before
-    assert taken.trainings().keys() == {"stage_b.train", "compressor.warmup.train"}
-    assert loaded("stage_b.weights=b.pt").trainings().keys() == {"stage_a.train", "stage_b.train", "stage_c.train"}
+    rest = {"previewer.train", "baseline.train"}
+    assert taken.trainings().keys() == {"stage_b.train", "compressor.warmup.train"} | rest
+    stages = {"stage_a.train", "stage_b.train", "stage_c.train"}
+    assert loaded("stage_b.weights=b.pt").trainings().keys() == stages | rest
     assert taken.sizes_of("train_c") == []
 
 
@@ -366,7 +368,9 @@ def test_neither_training_nor_weights_is_refused_and_so_are_two_origins() -> Non
     assert refused(lambda: loaded("stage_b.train=null")).startswith("stage_b: train and weights are both null")
     between = "interpolate={first: a, second: b}"
     assert "stage_c.weights and interpolate both" in refused(lambda: loaded("stage_c.weights=c.pt", between))
-    assert names(loaded(between))[-4] == "interpolate"
+    assert [name for name in names(loaded(between)) if name in ("train_c", "import_c", "interpolate")] == [
+        "interpolate"
+    ]
     assert loaded(between, "stage_c.train=null").trainings().keys() == loaded(between).trainings().keys()
 
 
@@ -455,6 +459,8 @@ class FirstStep:
     """Stands in for a rank: keeps the weights that each training begins with, and trains nothing."""
 
     begun: dict[str, dict[str, Tensor]]
+
+    device = torch.device("cpu")
 
     def __init__(self, payload: dict[str, Any]) -> None:
         FirstStep.begun = {}

@@ -328,8 +328,8 @@ def test_a_release_loads_back(models: sample.Models, written: Path) -> None:
             state = loaded.state_dict()
             assert state.keys() == module.state_dict().keys()
             assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
-    image = pictures(1)
-    assert torch.equal(one(again, image=image, strength=0.5), one(models, image=image, strength=0.5))
+    image = pictures(1)  # where weights lie in memory decides over a kernel's last bit
+    assert (one(again, image=image, strength=0.5) - one(models, image=image, strength=0.5)).abs().max() <= 1
 
 
 def test_draw_uses_the_releases_settings_and_refuses_unknown_ones(models: sample.Models) -> None:

@@ -107,11 +107,14 @@ def test_steps_are_model_calls(steps: int) -> None:
         return x
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        sample.denoise(predict, (1, 2, 2), Noise([0], CPU), steps)
+        sample.denoise(predict, torch.zeros(1, 1, 2, 2), Noise([0], CPU), diffusion.sampling_times(steps))
     assert called == pytest.approx([1 - step / steps for step in range(steps)])
 
 
 # ------------------------------------------------------------------------------------------------------- guidance
+
+
+TWO = diffusion.sampling_times(2)
 
 
 class EchoC(StageC):
@@ -132,13 +135,13 @@ class EchoB(StageB):
 def sampled_c(text: float, negative: float, guidance: float, scaled: bool = True) -> Tensor:
     texts = (torch.full((2, 5, 4), value) for value in (text, negative))
     stage_c = EchoC(CONFIG_C.model_copy(update={"scaled_codes": scaled}))
-    return sample.sample_code(stage_c, *texts, Noise([1, 2], CPU), 128, 256, 2, guidance)
+    return sample.sample_code(stage_c, *texts, Noise([1, 2], CPU), 128, 256, TWO, guidance)
 
 
 def sampled_b(code: float, text: float | None, negative: float | None, guidance: float) -> Tensor:
     texts = (None if value is None else torch.full((2, 5, 4), value) for value in (text, negative))
     codes = torch.full((2, 16, 3, 6), code)
-    return sample.sample_latents(EchoB(CONFIG_B), codes, *texts, Noise([1, 2], CPU), 2, guidance)
+    return sample.sample_latents(EchoB(CONFIG_B), codes, *texts, Noise([1, 2], CPU), TWO, guidance)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5, 4.0])

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants, file_download, hf_api
-from torchvision.models import EfficientNet_V2_L_Weights, EfficientNet_V2_S_Weights, VGG16_Weights
 
 from pipeline import config, weights
 from pipeline.__main__ import main
-from pipeline.weights import Hub, Row, Url, get, named, table, verify
+from pipeline.weights import Hub, Row, Torchvision, Url, get, named, table, torchvision_url, verify
 
 CONTENT = bytes(range(256)) * 1200
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -135,15 +134,13 @@ def test_the_paths_that_the_scales_name_are_in_the_table() -> None:
     assert named_in_yaml <= {row.file for row in table()}
 
 
-def test_torchvisions_addresses_are_torchvisions() -> None:
-    theirs = {
-        "efficientnet_v2_s": EfficientNet_V2_S_Weights.IMAGENET1K_V1.url,
-        "efficientnet_v2_l": EfficientNet_V2_L_Weights.IMAGENET1K_V1.url,
-        "vgg16": VGG16_Weights.IMAGENET1K_V1.url,
-    }
-    for name, url in theirs.items():
-        assert named(name).source == Url(url)
-        assert url.endswith(f"-{named(name).sha256}.pth")
+@pytest.mark.parametrize("name", ["efficientnet_v2_s", "efficientnet_v2_l", "vgg16"])
+def test_torchvision_knows_the_files_that_are_its(name: str) -> None:
+    row = named(name)
+    assert isinstance(row.source, Torchvision)
+    url = torchvision_url(row.source)
+    assert url.rpartition("/")[2] == row.file
+    assert url.endswith(f"-{row.sha256}.pth")
 
 
 def test_licence_and_remedy_are_known_by_the_file_name() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stages import convert, flops, sample
+from stages import convert, diffusion, flops, sample
 from stages.config import SeededTextConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.geometry import code_side, latent_side
 from stages.stage_a import StageA
@@ -176,10 +176,10 @@ def pictures(
         latents = torch.randn(batch, config_a.latent_channels, *[latent_side(code_side(side))] * 2, device=device)
 
         def draw_c(text: Tensor = text_c, noise: sample.Noise = noise) -> None:
-            sample.sample_code(stage_c, text, text, noise, side, side, steps[0], 4.0)
+            sample.sample_code(stage_c, text, text, noise, side, side, diffusion.sampling_times(steps[0]), 4.0)
 
         def draw_b(code: Tensor = code, text: Tensor = text_b, noise: sample.Noise = noise) -> None:
-            sample.sample_latents(stage_b, code, text, text, noise, steps[1], 1.0)
+            sample.sample_latents(stage_b, code, text, text, noise, diffusion.sampling_times(steps[1]), 1.0)
 
         def decode(latents: Tensor = latents) -> None:
             sample.to_pixels(stage_a.decode(latents))
