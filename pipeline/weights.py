@@ -254,8 +254,7 @@ def _download(row: Row, partial: Path) -> Path:
     try:
         if isinstance(row.source, Hub):
             return _from_hub(row.source, partial)
-        url = row.source.url if isinstance(row.source, Url) else torchvision_url(row.source)
-        return _from_url(url, partial / row.file)
+        return _from_url(_address(row.source), partial / row.file)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RetriesExhausted(
@@ -278,12 +277,12 @@ def _from_hub(source: Hub, partial: Path) -> Path:
         raise OSError(str(error)) from error
 
 
-def torchvision_url(source: Torchvision) -> str:
-    """The address of weights that torchvision lists."""
-    from torchvision.models import get_weight
+def _address(source: Torchvision | Url) -> str:
+    if isinstance(source, Url):
+        return source.url
+    from stages.pretrained import torchvision_url
 
-    url: str = get_weight(source.torchvision).url
-    return url
+    return torchvision_url(source.torchvision)
 
 
 def _from_url(url: str, target: Path) -> Path:

@@ -331,3 +331,11 @@ def _sizes(model: Model, state: State) -> dict[str, Any]:
 
 def _first(shapes: Mapping[str, tuple[int, ...]], pattern: str, dimension: int = 0) -> int:
     return next((shape[dimension] for key, shape in shapes.items() if re.fullmatch(pattern, key)), 0)
+
+
+def torchvision_url(name: str) -> str:
+    """The address of an entry of torchvision's list of weights, such as `VGG16_Weights.IMAGENET1K_V1`."""
+    from torchvision.models import get_weight
+
+    url: str = get_weight(name).url
+    return url

@@ -47,9 +47,10 @@ def text() -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> None:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # a pool of processes would outlive the test
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -83,9 +84,10 @@ def gradients(module: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tenso
 
 
 def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
+    """To a thousandth of the largest number of each tensor: fused kernels add up in another order."""
     for ours, plain in zip(found, expected, strict=True):
         scale = plain.abs().max().item()
-        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4 * scale + 1e-7)
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3 * scale + 1e-7)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from huggingface_hub import constants, file_download, hf_api
 
 from pipeline import config, weights
 from pipeline.__main__ import main
-from pipeline.weights import Hub, Row, Torchvision, Url, get, named, table, torchvision_url, verify
+from pipeline.weights import Hub, Row, Torchvision, Url, get, named, table, verify
+from stages.pretrained import torchvision_url
 
 CONTENT = bytes(range(256)) * 1200
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -138,7 +139,7 @@ def test_the_paths_that_the_scales_name_are_in_the_table() -> None:
 def test_torchvision_knows_the_files_that_are_its(name: str) -> None:
     row = named(name)
     assert isinstance(row.source, Torchvision)
-    url = torchvision_url(row.source)
+    url = torchvision_url(row.source.torchvision)
     assert url.rpartition("/")[2] == row.file
     assert url.endswith(f"-{row.sha256}.pth")
 
