@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from datasets import storage
-from pipeline import __version__, config, cost, run
+from pipeline import __version__, compose, cost, run
 from pipeline.config import Config
 from pipeline.errors import UsageError, exit_code
 from pipeline.mlflow_store import locate_store
@@ -45,7 +45,7 @@ def _config(words: Words) -> tuple[Config, str]:
     """The checked config and the absolute root; `seed=` of `run` and `plan` is a plain override."""
     if words.rest:
         raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
-    loaded = config.load(words.required_conf(), words.overrides)
+    loaded = compose.load(words.required_conf(), words.overrides)
     root = storage.absolute(words.root)
     locate_store(root, loaded.tracking.uri)
     return loaded, root
@@ -115,11 +115,11 @@ def _show(words: Words) -> None:
 
 def _show_config(words: Words) -> None:
     if words.rest == ["list"]:
-        print("confs: " + ", ".join(config.names()))
-        for group, options in config.groups().items():
+        print("confs: " + ", ".join(compose.names()))
+        for group, options in compose.groups().items():
             print(f"{group}: " + ", ".join(options))
         return
-    print(config.commented_yaml(words.required_conf(), words.overrides), end="")
+    print(compose.commented_yaml(words.required_conf(), words.overrides), end="")
 
 
 def _sample(words: Words) -> None:
@@ -189,7 +189,7 @@ def _ui(words: Words) -> None:
     port = words.own.get("port", "5000")
     if not port.isdigit():
         raise UsageError(f"port={port}: not a number")
-    uri = config.load(words.conf, words.overrides).tracking.uri if words.conf else None
+    uri = compose.load(words.conf, words.overrides).tracking.uri if words.conf else None
     store = locate_store(storage.absolute(words.root), uri)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive us
     with contextlib.suppress(KeyboardInterrupt), serve_ui(store, int(port)) as url:

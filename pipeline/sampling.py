@@ -12,7 +12,8 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from datasets import pictures, storage
 from datasets.outcomes import Lost
-from pipeline.config import Config, Sampling, explain
+from pipeline.compose import explain
+from pipeline.config import Config, Sampling
 from pipeline.errors import UsageError
 from pipeline.reports import wanted
 from pipeline.run import check_writable

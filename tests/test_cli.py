@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datasets import storage
-from pipeline import __version__, config
+from pipeline import __version__, compose
 from pipeline.__main__ import main
 from pipeline.artifacts import Store
 from pipeline.config import Config
@@ -125,7 +125,7 @@ def test_the_process_ends_with_the_same_code_and_sentence(elsewhere):
     ],
 )
 def test_models_of_another_config_are_listed_and_the_nearest_is_explained(line, elsewhere, capsys):
-    other = config.load("stage_c", ["scale=micro", "stage_c.train.learning_rate=0.5"])
+    other = compose.load("stage_c", ["scale=micro", "stage_c.train.learning_rate=0.5"])
     build_all(elsewhere / "there", other)
     before = sorted(elsewhere.rglob("*"))
     assert main(line) == 2
@@ -139,7 +139,7 @@ def test_models_of_another_config_are_listed_and_the_nearest_is_explained(line, 
 
 
 def test_models_of_another_runs_seed_are_named_and_reached(elsewhere, capsys):
-    other = config.load("stage_c", ["scale=micro", "seed=3", "stage_c.train.learning_rate=0.5"])
+    other = compose.load("stage_c", ["scale=micro", "seed=3", "stage_c.train.learning_rate=0.5"])
     build_all(elsewhere / "runs", other)
     line = ["sample", *MICRO, "prompt=red heart", "seed=5", "out=pictures"]
     assert main(line) == 2
@@ -169,7 +169,7 @@ def test_plan_as_json_is_one_document_and_writes_nothing(elsewhere, capsys):
 
 
 def test_plan_tells_what_is_done_and_why_something_is_not(elsewhere, capsys):
-    build_all(elsewhere / "runs", config.load("stage_c", ["scale=micro"]))
+    build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro"]))
     assert main(["plan", *MICRO, "stage_c.train.learning_rate=0.5", "--json"]) == 0
     steps = {step["artifact"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
     assert {name for name, step in steps.items() if step["state"] == "stale"} == {
@@ -182,7 +182,7 @@ def test_plan_tells_what_is_done_and_why_something_is_not(elsewhere, capsys):
 
 @pytest.mark.parametrize("verb", ["plan", "run"])
 def test_neither_plan_nor_a_run_of_what_is_done_imports_torch_ray_or_mlflow(verb, elsewhere):
-    build_all(elsewhere / "runs", config.load("stage_c", ["scale=micro"]))
+    build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro"]))
     before = sorted(elsewhere.rglob("*"))
     done = process(["-c", REPORT_IMPORTS, verb, *MICRO, "--json"], elsewhere)
     assert json.loads(done.stderr.splitlines()[-1]) == [0, []]
@@ -196,10 +196,10 @@ def test_neither_plan_nor_a_run_of_what_is_done_imports_torch_ray_or_mlflow(verb
 def test_config_list_names_every_conf_and_option(capsys):
     assert main(["config", "list"]) == 0
     lines = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
-    assert lines["confs"].split(", ") == config.names()
-    assert {"stage_a", "stage_b", "stage_c"} <= set(config.names())
-    assert {group: lines[group].split(", ") for group in config.groups()} == config.groups()
-    assert {"data", "scale", "cluster", "tracking", "eval"} == set(config.groups())
+    assert lines["confs"].split(", ") == compose.names()
+    assert {"stage_a", "stage_b", "stage_c"} <= set(compose.names())
+    assert {group: lines[group].split(", ") for group in compose.groups()} == compose.groups()
+    assert {"data", "scale", "cluster", "tracking", "eval"} == set(compose.groups())
 
 
 def test_config_shows_values_with_comments(capsys):
@@ -223,7 +223,7 @@ def test_help_names_every_verb(line, capsys):
 def test_an_empty_root_has_a_status(elsewhere, capsys):
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["artifacts"] == []
-    build_all(elsewhere / "runs", config.load("stage_a", ["scale=micro"]))
+    build_all(elsewhere / "runs", compose.load("stage_a", ["scale=micro"]))
     assert main(["status", "--json"]) == 0
     assert [found["name"] for found in json.loads(capsys.readouterr().out)["artifacts"]] == [
         "images", "metadata", "stage_a"

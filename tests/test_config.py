@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config, cost, run
-from pipeline.config import CONF, Config
+from pipeline import compose, cost, run
+from pipeline.compose import CONF
+from pipeline.config import Config
 from pipeline.dag import Selection, fingerprints, order
 from pipeline.errors import UsageError
 from pipeline.steps import table
 
-GROUPS = config.groups()
+GROUPS = compose.groups()
 
 
 def load(*words: str, conf: str = "stage_c", scale: str = "micro") -> Config:
@@ -22,7 +23,7 @@ def load(*words: str, conf: str = "stage_c", scale: str = "micro") -> Config:
         "interpolate": ["interpolate.first=a.pt", "interpolate.second=b.pt"],
         "finetune_c": ["data.folder.path=pictures"],
     }
-    return config.load(conf, [f"scale={scale}", *metadata, *asked.get(conf, []), *words])
+    return compose.load(conf, [f"scale={scale}", *metadata, *asked.get(conf, []), *words])
 
 
 def refused(*words: str) -> str:
@@ -36,7 +37,7 @@ def refused(*words: str) -> str:
 
 
 @pytest.mark.parametrize("scale", GROUPS["scale"])
-@pytest.mark.parametrize("conf", config.names())
+@pytest.mark.parametrize("conf", compose.names())
 def test_every_conf_is_valid_at_every_scale_on_every_cluster(conf, scale):
     for cluster in GROUPS["cluster"]:
         assert load(f"cluster={cluster}", conf=conf, scale=scale).targets
@@ -108,15 +109,15 @@ def test_a_key_without_a_comment_is_noticed():
 @pytest.mark.parametrize("scale", GROUPS["scale"])
 def test_the_shown_config_is_the_config_with_its_comments(scale):
     words = [f"scale={scale}", "data=openmoji", "seed=7"]
-    text = config.commented_yaml("stage_c", words)
-    assert yaml.safe_load(text) == config.load("stage_c", words).model_dump(mode="json")
+    text = compose.commented_yaml("stage_c", words)
+    assert yaml.safe_load(text) == compose.load("stage_c", words).model_dump(mode="json")
     assert "seed: 7  # draws the plan" in text
     assert "  threads: 8  # connections" in text
 
 
 @pytest.mark.parametrize("scale", ["paper", "single_gpu"])
 def test_the_large_scales_spell_out_and_explain_every_value(scale):
-    text = config.commented_yaml("stage_c", [f"scale={scale}", "data=openmoji"])
+    text = compose.commented_yaml("stage_c", [f"scale={scale}", "data=openmoji"])
     bare = re.findall(r"^ *(\w+): [^#\n]+$", text, re.MULTILINE)
     assert set(bare) == {"batch_size", "size", "freeze_norm"}  # of phases, which are explained together
 
@@ -307,9 +308,9 @@ def test_what_does_not_fit_is_refused_with_its_key(words, told):
 
 def test_an_unknown_conf_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match=r"conf=stage_d: there is no such conf \(did you mean stage_.\?\); there are"):
-        config.load("stage_d", [])
+        compose.load("stage_d", [])
     with pytest.raises(UsageError, match="conf=base: there is no such conf"):
-        config.load("base", [])
+        compose.load("base", [])
 
 
 def test_one_cause_is_told_once():
@@ -434,8 +435,8 @@ def test_the_word_for_the_baseline_is_no_path():
 def test_sizes_without_latents_are_refused_where_they_are_needed(conf, word, told):
     words = ["scale=micro", "data.image.size=256", f"{word}.train.phases.0.size=256"]
     with pytest.raises(UsageError, match=re.escape(told)):
-        config.load(conf, words)
-    assert config.load("stage_c", words)
+        compose.load(conf, words)
+    assert compose.load("stage_c", words)
 
 
 def test_a_training_at_another_size_changes_its_latents_too():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets import folder, pictures
 from datasets.config import FolderConfig, ImageConfig
-from pipeline import config, cost
+from pipeline import compose, cost
 from pipeline.steps import table
 from stages.compressor import Compressor
 from stages.config import CompressorConfig, SeededTextConfig, StageCConfig, StageCLoss, TrainingConfig
@@ -143,7 +143,7 @@ def test_fifty_steps_on_ones_own_pictures_lower_the_loss_on_new_ones(samples):
 
 
 def test_the_conf_trains_the_released_stage_c_within_its_card():
-    loaded = config.load("finetune_c", ["data.folder.path=pictures"])
+    loaded = compose.load("finetune_c", ["data.folder.path=pictures"])
     assert {step.name for step in table(loaded)} & {"import_a", "import_b", "train_a", "train_b", "train_c"} == {
         "import_a",
         "import_b",
@@ -155,7 +155,7 @@ def test_the_conf_trains_the_released_stage_c_within_its_card():
     assert need.average == 0
     assert loaded.cluster.gpu_memory_gib == 24
     assert need.total < 0.9 * 24 * GIB
-    greedy = config.load("finetune_c", ["data.folder.path=pictures", "stage_c.train.checkpointing=false"])
+    greedy = compose.load("finetune_c", ["data.folder.path=pictures", "stage_c.train.checkpointing=false"])
     more = cost.memory("train_c", greedy)
     assert more is not None
     assert more.total > 24 * GIB

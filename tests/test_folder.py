@@ -17,7 +17,7 @@ from PIL import Image
 from datasets import folder, plan, shards, storage
 from datasets.config import DataConfig, DataError, FolderConfig
 from datasets.download import download_shard
-from pipeline import config
+from pipeline import compose
 from pipeline.errors import UsageError
 
 CONF = Path(__file__).parent.parent / "conf" / "data"
@@ -189,7 +189,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, make, told):
 
 def test_the_path_is_required_and_local(tmp_path):
     with pytest.raises(UsageError, match=r"data\.folder\.path: a value is needed"):
-        config.load("stage_c", ["data=folder"])
+        compose.load("stage_c", ["data=folder"])
     with pytest.raises(DataError, match=r"data\.folder\.path: s3://mine is a URI; give a local folder"):
         folder.identity(FolderConfig(path="s3://mine"))
 
@@ -257,7 +257,7 @@ def test_nothing_outside_the_folder_is_ever_served(tmp_path):
 def test_the_content_of_the_folder_stands_in_the_fingerprint_and_its_place_does_not(tmp_path):
     def seen(path: Path) -> Any:
         words = ["data=folder", f"data.folder.path={path}", "scale=micro", "data.image.size=128"]
-        return config.load("stage_c", words).lookup("data.folder")
+        return compose.load("stage_c", words).lookup("data.folder")
 
     captioned(tmp_path / "one" / "x.png", "a dog")
     captioned(tmp_path / "two" / "x.png", "a dog")

@@ -15,7 +15,7 @@ import torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenDiffNeXt, WuerstchenPrior
 from torch import Tensor, nn
 
-from pipeline import config, models, run
+from pipeline import compose, config, models, run
 from pipeline.__main__ import main
 from pipeline.artifacts import Store
 from pipeline.dag import Selection, fingerprints, order
@@ -29,7 +29,7 @@ from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
 
-MICRO = config.load("stage_c", ["scale=micro"])
+MICRO = compose.load("stage_c", ["scale=micro"])
 A, B, C = MICRO.stage_a.model, MICRO.stage_b.model, MICRO.stage_c.model
 SMALL = MICRO.compressor.model
 
@@ -332,7 +332,7 @@ def test_the_key_compressor_weights_takes_a_whole_compressor_or_imagenets(tmp_pa
 
 
 def loaded(*words: str) -> config.Config:
-    return config.load("stage_c", ["scale=micro", *words])
+    return compose.load("stage_c", ["scale=micro", *words])
 
 
 def names(settings: config.Config) -> list[str]:

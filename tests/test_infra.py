@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import config
+from pipeline import compose
 from pipeline.__main__ import main
 
 CHECKOUT = Path(__file__).parent.parent
@@ -84,7 +84,7 @@ def test_slurm_gives_each_worker_its_gpu_and_cores(script):
 
 def cores_of_a_worker(words: list[str]) -> int:
     overrides = [word for word in words[1:] if word.startswith("cluster=")]
-    return config.load("stage_c", [*overrides, "scale=micro"]).cluster.cpus_per_worker
+    return compose.load("stage_c", [*overrides, "scale=micro"]).cluster.cpus_per_worker
 
 
 # ------------------------------------------------------------------------------------------------------ syntax

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from datasets import shards
-from pipeline import config
+from pipeline import compose
 from pipeline.artifacts import Artifact, Store
 from stages.baseline import Baseline
 from stages.previewer import Previewer
@@ -57,7 +57,7 @@ def test_only_the_new_steps_are_built(built):
 
 
 def test_the_weights_fill_the_models_and_the_previewer_takes_stored_codes(roots, built):
-    loaded = config.load("previewer", ["scale=micro"])
+    loaded = compose.load("previewer", ["scale=micro"])
     Baseline(loaded.baseline.model).load_state_dict(
         safetensors.torch.load(built["baseline"].read("baseline.safetensors"))
     )

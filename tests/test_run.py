@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, run
+from pipeline import compose, run
 from pipeline.dag import Selection
 from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError, exit_code
 from pipeline.steps import fetch
@@ -58,7 +58,7 @@ def test_the_users_own_errors_are_never_tried_again(monkeypatch):
     ],
 )
 def test_missing_weights_are_named_before_anything_is_created(tmp_path, words, key):
-    loaded = config.load("stage_c", ["scale=micro", *words])
+    loaded = compose.load("stage_c", ["scale=micro", *words])
     with pytest.raises(UsageError, match=f"{key}: there is nothing at"):
         run.run(
             loaded,

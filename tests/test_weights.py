@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants, file_download, hf_api
 
-from pipeline import config, weights
+from pipeline import compose, config, weights
 from pipeline.__main__ import main
 from pipeline.weights import Hub, Row, Torchvision, Url, get, named, table, verify
 from stages.pretrained import torchvision_url
@@ -128,7 +128,7 @@ def test_every_row_has_a_key_of_the_config_and_a_file_of_its_own() -> None:
 def test_the_paths_that_the_scales_name_are_in_the_table() -> None:
     named_in_yaml = {
         Path(path).name
-        for file in config.CONF.glob("scale/*.yaml")
+        for file in compose.CONF.glob("scale/*.yaml")
         for path in re.findall(r"weights: (weights/\S+)", file.read_text())
     }
     assert len(named_in_yaml) >= 3
