@@ -41,9 +41,10 @@ TINY_B = StageBConfig(
     heads=(0, 2, 4),
     inject_code=(False, True, True),
     cond_width=24,
+    dropout=0.0,
     text_width=20,
 )
-TINY_C = StageCConfig(width=32, depth=3, heads=4, text_width=20)
+TINY_C = StageCConfig(width=32, depth=3, heads=4, text_width=20, dropout=0.0)
 TINY_BACKBONE = EfficientNetStages.model_validate(
     {
         "stem": 8,
@@ -231,12 +232,12 @@ def test_objectives_learn(name: str) -> None:
     [
         ("a", [1.448012, 1.425390, 1.398603]),
         ("warmup", [0.998734, 0.998040, 0.997439]),
-        ("b", [0.948468, 0.729753, 0.616583]),
-        ("c", [0.426852, 0.381718, 0.556554]),
+        ("b", [0.948468, 0.729669, 0.616492]),
+        ("c", [0.426852, 0.381457, 0.554847]),
     ],
 )
 def test_golden_losses(name: str, golden: list[float]) -> None:
-    """The first losses of a seeded training: a change of the mathematics shows here."""
+    """The first losses of a seeded training without dropout: a change of the mathematics shows here."""
     objective = objectives()[name].train()
     optimiser = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     losses = []
