@@ -1,15 +1,16 @@
 """The verb `data`: what became of the pictures, whether the bytes are still theirs, and where one of them is."""
 
-import io
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from datasets import plan, shards, storage
+from datasets import shards, storage
 from datasets.storage import CorruptFile
 from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
@@ -99,8 +100,7 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     found = _finished(config, root)
     told: dict[str, Any] = {"key": key, "planned": planned}
     if images := found.get("images"):
-        index = images.read(shards.index_name(planned["shard"]))
-        (told["download"],) = pq.read_table(io.BytesIO(index), filters=[("key", "=", key)]).to_pylist()
+        told["download"] = _row(images.read(shards.index_name(planned["shard"])), key)
     if images and told["download"]["status"] == "ok":
         told["files"] = [
             storage.join(artifact.path, name)
@@ -119,12 +119,15 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
 
 
 def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:
-    for name in sorted(metadata.files):
-        rows = pq.read_table(io.BytesIO(metadata.read(name)), schema=plan.SCHEMA, filters=[("key", "=", key)])
-        if rows.num_rows:
-            row: dict[str, Any] = rows.to_pylist()[0]
-            return row
-    return None
+    rows = (_row(metadata.read(name), key) for name in sorted(metadata.files))
+    return next((row for row in rows if row), None)
+
+
+def _row(content: bytes, key: str) -> dict[str, Any] | None:
+    """The row of a key in a Parquet table."""
+    table = pq.read_table(pa.BufferReader(content))
+    found: list[dict[str, Any]] = table.filter(pc.field("key") == key).to_pylist()
+    return found[0] if found else None
 
 
 def _holds(artifact: str, name: str, shard: int) -> bool:
