@@ -63,7 +63,7 @@ def memory(step: str, config: Config) -> Memory | None:
                     b.model, compressor.model, compressor.joint, tokens, trainings[-1], config.workers
                 )
             ]
-            if compressor.warmup:
+            if compressor.warmup and len(trainings) > 1:  # which existing weights of Stage B make needless
                 width, channels = compressor.warmup.loss.width, b.model.latent_channels
                 found.append(memory_estimate.warm_up(compressor.model, width, channels, trainings[0], config.workers))
             return max(found, key=lambda need: need.total)

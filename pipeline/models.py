@@ -141,7 +141,8 @@ def check_existing(config: Config, made: Iterable[str]) -> None:
     Remote files are looked at when their step runs: it has to copy them.
     """
     for stage in STAGES:
-        weights, compressor = getattr(config, stage).weights, config.compressor.weights
+        weights = getattr(config, stage).weights
+        compressor = config.compressor.weights if stage == "stage_b" else None
         if stage not in made or any(path and storage.is_remote(path) for path in (weights, compressor)):
             continue
         if stage == "stage_c" and config.interpolate:

@@ -128,7 +128,9 @@ def _picture(request: Request) -> Image.Image | None:
     try:
         return pictures.opened(storage.read(storage.absolute(request.image)))
     except OSError as error:
-        raise UsageError(f"image={request.image}: cannot be read ({error.strerror or error})") from None
+        there = storage.exists(storage.absolute(request.image))
+        reason = "is no file that can be read" if there else "there is no such file"
+        raise UsageError(f"image={request.image}: {reason} ({type(error).__name__}); give a picture's path") from None
     except Lost as error:
         formats = ", ".join(pictures.FETCHED_FORMATS)
         raise UsageError(f"image={request.image}: no picture in one of the formats {formats} ({error})") from None
@@ -157,17 +159,16 @@ def _draw(
 
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     where = models.device(auto if config.cluster.device == "auto" else config.cluster.device)
-    loaded = models.ready(load, config.sample, where)
     folder = storage.absolute(request.out)
     check_writable(folder, "out")
-    _tell_truncation(loaded, request)
-
     first = caption_seed(config.seed, request.prompt) if request.seed is None else request.seed
     seeds = range(first, first + request.n)
     texts = [request.prompt] * request.n
     name = _slug(request.prompt or PurePosixPath(request.image or "").stem)
-    found = drawn(loaded, texts, seeds, request, config.sample.batch, where, image, request.strength)
     try:
+        loaded = models.ready(load, config.sample, where)
+        _tell_truncation(loaded, request)
+        found = drawn(loaded, texts, seeds, request, config.sample.batch, where, image, request.strength)
         for seed, pixels in zip(seeds, found, strict=True):
             path = storage.join(folder, f"{name}-{seed}.png")
             storage.publish(png(pixels), path)

@@ -472,8 +472,11 @@ class TrainingConfig(Settings):
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below the {self.num_steps} steps of all phases"
             )
-        if self.ema and self.ema.start >= self.num_steps:
-            raise ValueError(f"ema.start ({self.ema.start}) must be below the {self.num_steps} steps of all phases")
+        if self.ema and self.ema.start + self.ema.every > self.num_steps:
+            raise ValueError(
+                f"ema.start + ema.every ({self.ema.start + self.ema.every}) must not exceed the {self.num_steps} steps "
+                "of all phases: the average, which replaces the weights, would never have moved"
+            )
         return self
 
     @property
@@ -513,9 +516,9 @@ class TrainingConfig(Settings):
 class SamplingConfig(Settings):
     """How a picture is drawn: what `stages.sample.generate` takes beside models, captions and seeds."""
 
-    width: int = Field(1024, ge=128, multiple_of=128)
+    width: int = Field(1024, ge=128, le=8192, multiple_of=128)
     """Px."""
-    height: int = Field(1024, ge=128, multiple_of=128)
+    height: int = Field(1024, ge=128, le=8192, multiple_of=128)
     """Px."""
     steps_c: Count = 60
     """Model calls of Stage C, where `timesteps` is uniform."""

@@ -257,11 +257,15 @@ def _average(objective: nn.Module, ema: EmaConfig) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], objective: nn.Module, config: TrainingConfig, step: int) -> None:
-    """Move the average, BatchNorm statistics included, towards the weights: a copy until `ema.start`."""
+    """Move the average, BatchNorm statistics included, towards the weights: a copy until `ema.start`.
+
+    It moves every `ema.every` steps from there on, and at the last step of all.
+    """
     assert config.ema is not None
-    if step % config.ema.every:
+    after = step - config.ema.start
+    if after < 0 or (after % config.ema.every and step != config.num_steps):
         return
-    weight = 1.0 if step <= config.ema.start else 1 - config.ema.decay
+    weight = 1.0 if after == 0 else 1 - config.ema.decay
     for key, value in objective.state_dict().items():
         if value.is_floating_point():
             average[key].lerp_(value.to(average[key].device), weight)

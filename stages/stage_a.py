@@ -201,9 +201,12 @@ class StageAObjective(nn.Module):
             weights["perceptual"] = self.loss.perceptual
         if self.discriminator is not None:
             parts["discriminator"] = discriminator_loss(self.discriminator, image, reconstruction)
-            parts["adversarial"] = adversarial_loss(self.discriminator, reconstruction)
+            begun = draws.step >= self.loss.adversarial_start
+            parts["adversarial"] = (
+                adversarial_loss(self.discriminator, reconstruction) if begun else error.new_zeros(())
+            )
             weights["discriminator"] = 1.0
-            weights["adversarial"] = self.loss.adversarial if draws.step >= self.loss.adversarial_start else 0.0
+            weights["adversarial"] = self.loss.adversarial
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 

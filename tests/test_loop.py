@@ -156,6 +156,17 @@ def test_the_average_copies_until_its_start_and_then_follows() -> None:
         assert torch.equal(shipped.state_dict()[key], states[12][f"average.{key}"])
 
 
+def test_the_average_moves_at_the_last_step_too_and_must_have_moved() -> None:
+    run = Run(config(ema={"decay": 0.5, "every": 5, "start": 5}))  # of 12 steps: a copy at 5, then 10 and 12
+    run.train(Denoise())
+    states = {step: checkpoint.load(data).tensors for step, data in run.saved.items()}
+    expected = states[5]["model.net.0.weight"].lerp(states[10]["model.net.0.weight"], 0.5)
+    expected = expected.lerp(states[12]["model.net.0.weight"], 0.5)
+    torch.testing.assert_close(states[12]["average.net.0.weight"], expected)
+    with pytest.raises(ValidationError, match=r"ema.start \+ ema.every \(13\) must not exceed the 12 steps"):
+        config(ema={"decay": 0.5, "every": 5, "start": 8})
+
+
 def test_the_place_of_the_average_changes_neither_bytes_nor_recipe() -> None:
     kept, moved = Run(config()), Run(config(ema={"decay": 0.5, "every": 2, "start": 4, "device": "cpu"}))
     models = Denoise(), Denoise()

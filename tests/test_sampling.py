@@ -469,7 +469,7 @@ def test_a_prompt_of_ten_thousand_characters_is_cut_and_said_so(
         (["guidance_b=-1"], "guidance_b=-1: input should be greater than or equal to 0"),
         (["steps_c=9", "sample.timesteps=released"], "steps_c=9: sample.timesteps=released has 29 steps"),
         (["sample.sampler=euler"], "sample.sampler=euler: input should be 'ddpm' or 'ddim'"),
-        (["image=nothing.png"], "image=nothing.png: cannot be read"),
+        (["image=nothing.png"], "image=nothing.png: there is no such file"),
         (["image=text.png"], "image=text.png: no picture in one of the formats JPEG, PNG, WEBP, GIF"),
         (["image=text.png", "strength=0"], "strength=0: input should be greater than 0"),
         (["image=text.png", "strength=1.5"], "strength=1.5: input should be less than or equal to 1"),

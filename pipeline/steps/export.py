@@ -2,12 +2,14 @@
 
 import json
 import os
+from pathlib import PurePosixPath
 
 from datasets import storage
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.config import STAGES, Config
+from pipeline.weights import licence
 
 
 def export(build: Build) -> Facts:
@@ -34,7 +36,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         steps_b=settings.steps_b,
         guidance_c=settings.guidance_c,
         guidance_b=settings.guidance_b,
-        sources=[_licence(inputs["metadata"])["notice"], *_imported(inputs)],
+        sources=[_licence(inputs["metadata"])["notice"], *_origins(config)],
         scores=inputs["scores"].manifest["metrics"],
         cost=_cost(inputs),
         limitations=_limitations(config, inputs),
@@ -58,23 +60,29 @@ def _licence(metadata: Artifact) -> dict[str, str]:
     """Licence of the training pictures, as the source states it, and a notice that credits them."""
     notes = metadata.manifest["notes"]
     rows = f"{metadata.manifest['rows']:,} pictures of the source {notes['source']}"
-    licence = notes.get("licence", {})
-    identifier = licence.get("licence") or "other"
-    credit = licence.get("attribution") or "The licence of each picture is its owner's."
-    url = f" ({licence['licence_url']})" if "licence_url" in licence else ""
+    terms = notes.get("licence", {})
+    identifier = terms.get("licence") or "other"
+    credit = terms.get("attribution") or "The licence of each picture is its owner's."
+    url = f" ({terms['licence_url']})" if "licence_url" in terms else ""
     return {"identifier": identifier.lower().replace(" ", "-"), "notice": f"{rows}. {credit}{url}"}
 
 
-def _imported(inputs: dict[str, Artifact]) -> list[str]:
-    """A sentence for each stage whose weights were taken from elsewhere."""
-    notes = {
-        name: inputs[name].manifest["notes"] for name in STAGES if inputs[name].manifest["step"].startswith("import_")
-    }
-    return [
-        f"{name.replace('_', ' ').capitalize()} was not trained here: its weights are those of {note['source']}, "
-        f"licence {note['licence'] or 'unknown'}."
-        for name, note in notes.items()
-    ]
+def _origins(config: Config) -> list[str]:
+    """A sentence for each stage whose weights, or the start of whose training, came from elsewhere."""
+    found = []
+    for stage in STAGES:
+        name, section = stage.replace("_", " ").capitalize(), getattr(config, stage)
+        if config.origin(stage) == "interpolate":
+            assert config.interpolate is not None
+            first, second = (PurePosixPath(path).name for path in (config.interpolate.first, config.interpolate.second))
+            found.append(f"{name} lies between {first} and {second}, at {config.interpolate.share:g} of the way.")
+        elif section.weights:
+            source = f"{PurePosixPath(section.weights).name} (licence {licence(section.weights) or 'unknown'})"
+            trained = f"{name}'s training started from {source}."
+            found.append(
+                trained if section.train else f"{name} was not trained here: its weights are those of {source}."
+            )
+    return found
 
 
 def _cost(inputs: dict[str, Artifact]) -> str:
@@ -94,6 +102,6 @@ def _limitations(config: Config, inputs: dict[str, Artifact]) -> list[str]:
         found.append(
             "Its text tower has random weights: it tells the captions of its training data apart and understands none."
         )
-    if inputs["metadata"].manifest["rows"] < 10_000:
+    if inputs["metadata"].manifest["rows"] < 10_000 and config.stage_c.weights is None and config.interpolate is None:
         found.append("It has seen so few pictures that it knows them by heart; new captions give mixtures of them.")
     return found
