@@ -19,7 +19,7 @@ help: ## list the targets
 
 setup: .venv/installed ## make .venv with everything that is needed
 
-demo: setup ## train a small Würstchen on this machine and draw pictures (about 10 minutes)
+demo: setup ## train a small Würstchen on this machine and draw pictures (12 to 15 minutes)
 	$(BIN)/python -m pipeline run conf=stage_c root=$(ROOT)
 	@echo "MLflow with all pictures and figures: make ui"
 
