@@ -132,7 +132,7 @@ def test_private_addresses_can_be_allowed(dialled):
 
 
 class Server(BaseHTTPRequestHandler):
-    """Counts who is there at the same time, and when who came."""
+    """Counts who is served at the same time, and when who came."""
 
     # set on a subclass for each test
     lock: ClassVar[threading.Lock]
@@ -145,13 +145,7 @@ class Server(BaseHTTPRequestHandler):
         name = urllib.parse.unquote(self.path.strip("/"))
         with self.lock:
             self.moments[name].append(time.monotonic())
-            self.now[0] += 1
-            self.most[0] = max(self.most[0], self.now[0])
-        try:
-            getattr(self, name.partition(":")[0])(name.partition(":")[2])
-        finally:
-            with self.lock:
-                self.now[0] -= 1
+        getattr(self, name.partition(":")[0])(name.partition(":")[2])
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -168,7 +162,12 @@ class Server(BaseHTTPRequestHandler):
         self.answer(302, Location=f"/later:{int(times) - 1}")
 
     def slow(self, _: str) -> None:
+        with self.lock:
+            self.now[0] += 1
+            self.most[0] = max(self.most[0], self.now[0])
         time.sleep(0.05)
+        with self.lock:  # before the answer: once it has that, a client may come again at once
+            self.now[0] -= 1
         self.answer(200, b"here")
 
     def patience(self, seconds: str) -> None:
