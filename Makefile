@@ -11,10 +11,10 @@ help: ## list the targets
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or 3.12 is needed; call make PYTHON=python3.11") if not (3, 11) <= sys.version_info[:2] <= (3, 12) else 0'
-	@echo "Setting up .venv: about 7 GB, a minute or a few, once."
+	@echo "Setting up .venv: about 7 GB, two minutes or a few, once."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' requirements.lock)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	@touch $@
 
 setup: .venv/installed ## make .venv with everything that is needed

@@ -107,7 +107,9 @@ SWAPPED = PLAIN.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"??
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize(
-    ("profile", "colour"), [(PLAIN, (200, 100, 50)), (SWAPPED, (50, 100, 200)), (b"junk", (200, 100, 50))]
+    ("profile", "colour"),
+    [(PLAIN, (200, 100, 50)), (SWAPPED, (50, 100, 200)), (b"junk", (200, 100, 50))],
+    ids=["sRGB", "swapped", "junk"],  # a profile holds the second of its making: no name for a test
 )
 def test_colour_profiles_are_applied_and_dropped(kind, profile, colour):
     options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
