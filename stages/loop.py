@@ -29,6 +29,7 @@ from stages.layers import checkpoint_blocks
 
 Batch = dict[str, Tensor]
 
+GRAPHS = 64  # compiled for one model at most, one for each size of images; more would run uncompiled
 _READ_AHEAD = 2  # batches waiting in memory while a step runs
 
 
@@ -128,6 +129,7 @@ def train(
 
     checkpoint_blocks(objective, config.checkpointing)
     if config.compile:
+        torch._dynamo.config.recompile_limit = GRAPHS
         for part in objective.children():  # the models; the objective itself draws random numbers by seed
             part.compile(dynamic=False)
     model = _distribute(objective, device) if world > 1 else objective
