@@ -227,7 +227,7 @@ def publish_receipt(
     """Declare a shard done. Every row that went in has come out or was dropped for a counted reason."""
     losses = dict(sorted((dropped or {}).items()))
     assert rows_in == rows_out + sum(losses.values()), f"{rows_in} rows in, {rows_out} out, {losses} dropped"
-    done = Receipt(
+    made = Receipt(
         shard=shard,
         rows_in=rows_in,
         rows_out=rows_out,
@@ -240,27 +240,25 @@ def publish_receipt(
         counts=dict(sorted((counts or {}).items())),
         bucket=bucket,
     )
-    text = json.dumps(asdict(done), indent=1)
-    storage.publish(text.encode(), storage.join(folder, RECEIPTS, _receipt_name(shard)))
-    return done
+    text = json.dumps(asdict(made), indent=1)
+    storage.publish(text.encode(), receipt_path(folder, shard))
+    return made
+
+
+def receipt_path(folder: str, shard: int) -> str:
+    """Where a shard's receipt lies."""
+    return storage.join(folder, RECEIPTS, f"{shard:05d}.json")
 
 
 def finished(folder: str) -> dict[int, Receipt]:
     """Receipts of the shards of an artifact that are done, by shard number."""
     names = storage.listing(storage.join(folder, RECEIPTS))
-    return {found.shard: found for found in (_receipt(folder, name) for name in names)}
+    receipts = (receipt(folder, int(name.removesuffix(".json"))) for name in names)
+    return {found.shard: found for found in receipts}
 
 
 def receipt(folder: str, shard: int) -> Receipt:
-    """Receipt of a shard that is done."""
-    return _receipt(folder, _receipt_name(shard))
-
-
-def _receipt(folder: str, name: str) -> Receipt:
-    facts = json.loads(storage.read(storage.join(folder, RECEIPTS, name)))
+    """The receipt of a shard that is done."""
+    facts = json.loads(storage.read(receipt_path(folder, shard)))
     files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
     return Receipt(files=files, **facts)
-
-
-def _receipt_name(shard: int) -> str:
-    return f"{shard:05d}.json"
