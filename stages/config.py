@@ -411,7 +411,11 @@ class Phase(Settings):
     batch_size: Count
     """Images a step, over all workers."""
     size: int = Field(ge=8, multiple_of=8)
-    """Side of the images in pixels."""
+    """Side of the images in pixels, or of the square of about their area."""
+    # Squares leave no trace in a fingerprint.
+    max_aspect: float = Field(1.0, ge=1.0, exclude_if=lambda ratio: ratio == 1)
+    """Largest ratio of the longer to the shorter side. 1: squares; above it, each batch comes from one aspect-ratio
+    bucket, in steps of 128 px."""
     freeze_norm: bool = False
     """Whether BatchNorm works with its running statistics instead of the batch's."""
 

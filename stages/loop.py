@@ -29,6 +29,7 @@ from stages.parallel import Replica, pieces
 
 Batch = dict[str, Tensor]
 
+GRAPHS = 64  # compiled for one model at most, one for each size of images; more would run uncompiled
 _READ_AHEAD = 2  # batches waiting in memory while a step runs
 
 
@@ -149,6 +150,7 @@ def train(
     step = _resume(load_state(), recipe, state())
     checkpoint_blocks(replica.module, config.checkpointing)
     if config.compile:
+        torch._dynamo.config.recompile_limit = GRAPHS
         for part in replica.module.children():  # the models; the objective itself draws random numbers by seed
             part.compile(dynamic=False)
     meter = _Meter(world, device)
