@@ -17,6 +17,7 @@ from stages.config import (
     BaselineLoss,
     CompressorConfig,
     CompressorWarmupLoss,
+    Precision,
     PreviewerConfig,
     PreviewerLoss,
     SamplingConfig,
@@ -87,6 +88,39 @@ class StageC(Settings):
     loss: StageCLoss
     train: TrainingConfig | None
     text: str
+
+
+class Encoding(Settings):
+    """How what an encoder makes of the data comes to the trainings."""
+
+    mode: Literal["cached", "online"] = "cached"
+    """Stored once, by a step of its own, or made anew for each batch by the training that sees it."""
+    dtype: Literal["fp16", "int8"] = "fp16"
+    """Of what is stored; int8 has a scale for each channel of each row."""
+    batch: PositiveInt = 16
+    """Rows encoded at a time on a device."""
+
+
+class AutocastEncoding(Encoding):
+    """The same for an encoder that can compute in half precision; the compressor always computes in fp32."""
+
+    precision: Precision = "fp32"
+    """Autocast of the forward pass."""
+
+
+class Encode(Settings):
+    """The encoders: text towers, Stage A, the compressor."""
+
+    text: AutocastEncoding = AutocastEncoding()
+    latents_a: AutocastEncoding = AutocastEncoding()
+    latents_c: Encoding = Encoding()
+
+    def changed(self, field: str) -> tuple[str, ...]:
+        """The keys of a field's encoder that change values and are not at their defaults, which leave no trace."""
+        encoding: Encoding = getattr(self, field)
+        unused = {"dtype"} if encoding.mode == "online" else set()
+        changes = encoding.model_dump(exclude_defaults=True).keys() - MANNERS - unused
+        return tuple(f"encode.{field}.{name}" for name in sorted(changes))
 
 
 class Interpolation(Settings):
@@ -163,10 +197,11 @@ class Eval(Settings):
 
 
 class Encoders(Settings):
-    """Size of the pool of encoding actors."""
+    """The pool of encoding and sampling actors; `gpus` is each one's share of a GPU."""
 
     min: PositiveInt
     max: PositiveInt
+    gpus: float = Field(1.0, gt=0, le=1)
 
 
 class Cluster(Settings):
@@ -197,6 +232,7 @@ class Config(Settings):
     workers: PositiveInt
     data: DataConfig
     text: dict[str, TextConfig] = Field(min_length=1)
+    encode: Encode = Encode()
     stage_a: StageA
     compressor: Compressor
     stage_b: StageB
@@ -246,10 +282,11 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _latents_are_encoded(self) -> "Config":
-        """Previewer and baseline take the latents that Stage C and B train on; checked where they are asked for."""
+        """Previewer and baseline take the stored latents of Stage C and B; checked where they are asked for."""
+        cached_a, cached_c = (encoding.mode == "cached" for encoding in (self.encode.latents_a, self.encode.latents_c))
         for asked, step, teacher, key in (
-            ("previewer" in self.targets, "train_previewer", "train_c", "stage_c"),
-            (self._needs_baseline(), "train_baseline", "train_b", "stage_b"),
+            ("previewer" in self.targets and cached_c, "train_previewer", "train_c", "stage_c"),
+            (self._needs_baseline() and cached_a, "train_baseline", "train_b", "stage_b"),
         ):
             sizes = self.sizes_of(teacher)
             for size in self.sizes_of(step):

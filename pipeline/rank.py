@@ -17,13 +17,12 @@ import torch.distributed as dist
 from torch import nn
 
 from datasets import storage
-from datasets.batches import Batches
 from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
+from pipeline.encoders import EncodedBatches
 from stages import loop
 from stages.config import TrainingConfig
-from stages.layers import resized
 
 RESULT = "result.json"
 M = TypeVar("M", bound=nn.Module)
@@ -46,17 +45,16 @@ class Rank:
         self.files: dict[str, FileEntry] = {}
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
 
-    def train(self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[int, Batches]) -> bool:
+    def train(
+        self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[int, EncodedBatches]
+    ) -> bool:
         """Train (or go on training) an objective on batches by picture size; False when the run was asked to stop."""
         states = Checkpoints(storage.join(self.building, "checkpoints", name), self._warn)
 
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
             rows = phase.batch_size // self.world
-            batch = batches[phase.size].read(config.images_after(step) + self.rank * rows, rows)
-            if "image" in batch:
-                batch["image"] = resized(torch.from_numpy(batch["image"]), phase.size).numpy()
-            return batch
+            return batches[phase.size].read(config.images_after(step) + self.rank * rows, rows)
 
         def log(step: int, values: dict[str, float]) -> None:
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})

@@ -20,6 +20,7 @@ from stages.config import StageALoss
 if TYPE_CHECKING:
     from torch import Tensor, device
 
+    from pipeline.encoders import EncodedBatches
     from stages.baseline import Baseline
     from stages.compressor import Compressor
     from stages.perceptual import Perceptual
@@ -36,13 +37,11 @@ CALL = "ray.train.torch.TorchTrainer.fit"
 
 def train_a(build: Build) -> Facts:
     """images -> stage_a: the VQGAN, with a panel of reconstructions."""
-    images = _source(build.inputs["images"], "image")
-    sources = {size: [images] for size in build.config.sizes_of("train_a")}
     settings = build.config.stage_a
     notes = {"perceptual": _perceptual_term(settings.loss)}
     if notes["perceptual"] == PERCEPTUAL_OFF:
         build.report.warning(f"train_a: {PERCEPTUAL_OFF}")
-    return replace(_train(build, _loop_a, settings=settings, sources=sources), notes=notes)
+    return replace(_train(build, _loop_a, settings=settings, **_data(build, "image")), notes=notes)
 
 
 def _perceptual_term(loss: StageALoss) -> str:
@@ -57,12 +56,6 @@ def _perceptual_term(loss: StageALoss) -> str:
 def train_b(build: Build) -> Facts:
     """images, text, latents_a, stage_a -> stage_b: Stage B together with the semantic compressor."""
     settings = build.config.stage_b
-    text = build.inputs[f"text_{settings.text}"]
-    images, states = _source(build.inputs["images"], "image"), _source(text, "text")
-    sources = {
-        size: [images, states, _family(build.inputs["latents_a"], "latents_a", size)]
-        for size in build.config.sizes_of("train_b")
-    }
     return _train(
         build,
         _loop_b,
@@ -70,52 +63,84 @@ def train_b(build: Build) -> Facts:
         compressor=build.config.compressor,
         stage_a_model=build.config.stage_a.model,
         stage_a=build.inputs["stage_a"],
-        text=text,
-        sources=sources,
+        text=build.inputs[f"text_{settings.text}"],
+        **_data(build, "image", "text", "latents_a", tower=settings.text),
     )
 
 
 def train_c(build: Build) -> Facts:
     """latents_c, text -> stage_c: the text-conditional prior."""
     settings = build.config.stage_c
-    text = build.inputs[f"text_{settings.text}"]
-    states = _source(text, "text")
-    sources = {
-        size: [states, _family(build.inputs["latents_c"], "latents_c", size)]
-        for size in build.config.sizes_of("train_c")
-    }
-    return _train(build, _loop_c, settings=settings, text=text, sources=sources)
+    compressor = _compressor(build)
+    facts = _train(
+        build,
+        _loop_c,
+        settings=settings,
+        text=build.inputs[f"text_{settings.text}"],
+        **_data(build, "text", "latents_c", tower=settings.text),
+    )
+    return replace(facts, notes={"compressor": compressor})
 
 
 def train_previewer(build: Build) -> Facts:
     """images, latents_c -> previewer: small pictures from codes, with a panel of them."""
-    images = _source(build.inputs["images"], "image")
-    sources = {
-        size: [images, _family(build.inputs["latents_c"], "latents_c", size)]
-        for size in build.config.sizes_of("train_previewer")
-    }
-    return _train(build, _loop_previewer, settings=build.config.previewer, sources=sources)
+    return _train(build, _loop_previewer, settings=build.config.previewer, **_data(build, "image", "latents_c"))
 
 
 def train_baseline(build: Build) -> Facts:
     """latents_a, text, stage_a -> baseline: the U-Net on Stage A's latents, with a panel of what it draws."""
     settings = build.config.baseline
-    text = build.inputs[f"text_{settings.text}"]
-    states = _source(text, "text")
-    sources = {
-        size: [states, _family(build.inputs["latents_a"], "latents_a", size)]
-        for size in build.config.sizes_of("train_baseline")
-    }
     facts = _train(
         build,
         _loop_baseline,
         settings=settings,
         stage_a_model=build.config.stage_a.model,
         stage_a=build.inputs["stage_a"],
-        text=text,
-        sources=sources,
+        text=build.inputs[f"text_{settings.text}"],
+        **_data(build, "text", "latents_a", tower=settings.text),
     )
     return replace(facts, notes={"first_stage": "Stage A of this run"})
+
+
+def _compressor(build: Build) -> str | None:
+    """The sha256 of the compressor whose codes Stage C is to learn, where it is known.
+
+    Raises:
+        UsageError: it is not the one that Stage B has now.
+    """
+    from pipeline import models
+
+    stored = build.inputs.get("latents_c")
+    if stored is None:
+        return build.inputs["stage_b"].files[models.COMPRESSOR].sha256
+    seen = stored.manifest["notes"].get("spec", {}).get("weights")
+    if stage_b := stored.parent("stage_b"):
+        models.check_compressor(seen, stage_b, "latents_c")
+    return seen
+
+
+def _data(build: Build, *fields: str, tower: str | None = None) -> dict[str, Any]:
+    """Where the fields of a training's batches come from: stored ones by picture size, and the encoders of others."""
+    from pipeline import encoders
+
+    config, inputs = build.config, build.inputs
+    online = []
+    if "text" in fields and config.encode.text.mode == "online":
+        online.append(encoders.text(config, inputs[f"text_{tower}"]))
+    if "latents_a" in fields and config.encode.latents_a.mode == "online":
+        online.append(encoders.latents_a(config, inputs["stage_a"]))
+    if "latents_c" in fields and config.encode.latents_c.mode == "online":
+        online.append(encoders.latents_c(config, inputs["stage_b"]))
+    read = {*fields, *(encoder.reads for encoder in online)} - {encoder.field for encoder in online}
+
+    def source(field: str, size: int) -> Source:
+        if field.startswith("latents"):
+            return _family(inputs[field], field, size)
+        return _source(inputs["images" if field == "image" else f"text_{tower}"], field)
+
+    sizes = config.sizes_of(build.step.name)
+    sources = {size: [source(field, size) for field in sorted(read)] for size in sizes}
+    return {"fields": fields, "online": online, "sources": sources}
 
 
 def _source(artifact: Artifact, field: str) -> Source:
@@ -160,12 +185,18 @@ def _check_batches(build: Build) -> None:
             )
 
 
-def _batches(payload: dict[str, Any]) -> dict[int, Batches]:
+def _batches(payload: dict[str, Any], where: "device") -> "dict[int, EncodedBatches]":
     """Batches by picture size; all sizes come in the same order."""
-    return {size: Batches(sources, seed=payload["seed"]) for size, sources in payload["sources"].items()}
+    from pipeline.encoders import EncodedBatches
+
+    online = [(encoder, encoder.load(where)) for encoder in payload["online"]]
+    return {
+        size: EncodedBatches(Batches(sources, seed=payload["seed"]), size, payload["fields"], online)
+        for size, sources in payload["sources"].items()
+    }
 
 
-def _largest(batches: dict[int, Batches]) -> Batches:
+def _largest(batches: "dict[int, EncodedBatches]") -> "EncodedBatches":
     return batches[max(batches)]
 
 
@@ -179,7 +210,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
     settings: StageASettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, rank.device)
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
     if settings.weights:
         pretrained.fill(stage_a, existing("stage_a", settings.weights)["stage_a"], settings.model)
@@ -215,7 +246,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
     assert settings.train is not None
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, rank.device)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
     start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
@@ -252,7 +283,7 @@ def _loop_c(payload: dict[str, Any]) -> None:
     settings: StageCSettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, rank.device)
     stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
     if settings.weights:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
@@ -269,7 +300,7 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
 
     settings: PreviewerSettings = payload["settings"]
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, rank.device)
     previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
     if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, batches):
         rank.publish("previewer.safetensors", weights(previewer))
@@ -285,7 +316,7 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
 
     settings: BaselineSettings = payload["settings"]
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, rank.device)
     baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
     if rank.train("baseline", objective, settings.train, batches):
@@ -295,21 +326,16 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
         rank.finish(_largest(batches).rows)
 
 
-def _panel_batch(batches: dict[int, Batches]) -> "dict[str, Tensor]":
+def _panel_batch(batches: "dict[int, EncodedBatches]") -> "dict[str, Tensor]":
     """Some samples, pictures at the largest size that was trained at."""
     import torch
 
-    from stages.layers import resized
-
-    size = max(batches)
-    rows = batches[size].read(0, min(PANEL_ROWS, batches[size].rows))
-    batch = {name: torch.from_numpy(values) for name, values in rows.items()}
-    if "image" in batch:
-        batch["image"] = resized(batch["image"], size)
-    return batch
+    largest = _largest(batches)
+    rows = largest.read(0, min(PANEL_ROWS, largest.rows))
+    return {name: torch.from_numpy(values) for name, values in rows.items()}
 
 
-def _panel_a(stage_a: "StageA", batches: dict[int, Batches]) -> bytes:
+def _panel_a(stage_a: "StageA", batches: "dict[int, EncodedBatches]") -> bytes:
     """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
     from stages.grid import grid
     from stages.sample import reconstruct_a
@@ -324,7 +350,9 @@ def _panel_a(stage_a: "StageA", batches: dict[int, Batches]) -> bytes:
     return grid(("original", "Stage A", "by the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: dict[int, Batches]) -> bytes:
+def _panel_b(
+    stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: "dict[int, EncodedBatches]"
+) -> bytes:
     """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
     from stages.grid import grid
     from stages.sample import reconstruct_a, reconstruct_b
@@ -347,7 +375,7 @@ def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", bat
     )
 
 
-def _panel_previewer(previewer: "Previewer", batches: dict[int, Batches]) -> bytes:
+def _panel_previewer(previewer: "Previewer", batches: "dict[int, EncodedBatches]") -> bytes:
     """PNG of some pictures, what the previewer is to make of them, and what it makes of their codes."""
     from stages.grid import grid
     from stages.layers import resized
@@ -364,7 +392,7 @@ def _panel_previewer(previewer: "Previewer", batches: dict[int, Batches]) -> byt
     return grid(("original", "made smaller", "preview"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: dict[int, Batches]) -> bytes:
+def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: "dict[int, EncodedBatches]") -> bytes:
     """PNG of some pictures as Stage A keeps them, and what the baseline draws from their captions."""
     from stages.grid import grid
     from stages.sample import generate_baseline, to_pixels
