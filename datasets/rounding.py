@@ -44,7 +44,8 @@ def rounded(tensors: np.ndarray, dtype: Dtype, channel: int) -> np.ndarray | Int
         OverflowError: a value is not finite, or too large for fp16.
     """
     largest = float(np.abs(tensors).max(initial=0))
-    if not largest <= np.finfo(np.float16 if dtype == "fp16" else np.float32).max:  # nor is NaN
+    limit = float(np.finfo(np.float16 if dtype == "fp16" else np.float32).max)
+    if not largest <= limit:  # nor is NaN
         raise OverflowError(f"values up to {largest:g} do not fit into {dtype}")
     return tensors.astype(np.float16) if dtype == "fp16" else Int8.of(tensors, channel)
 
