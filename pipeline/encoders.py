@@ -44,6 +44,8 @@ class Encoder:
     def load(self, where: torch.device) -> Encode:
         """The function on a device: of any number of rows, `batch` of them at a time, to fp32 on the CPU."""
         forward = self.make(where)
+        if where.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 in the step too, as in trainings
 
         def encode(values: np.ndarray) -> np.ndarray:
             half = torch.autocast(where.type, torch.bfloat16, enabled=self.precision == "bf16")
