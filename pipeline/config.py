@@ -100,6 +100,11 @@ class Encoding(Settings):
     batch: PositiveInt = 16
     """Rows encoded at a time on a device."""
 
+    @property
+    def online(self) -> bool:
+        """Whether nothing is stored."""
+        return self.mode == "online"
+
 
 class AutocastEncoding(Encoding):
     """The same for an encoder that can compute in half precision; the compressor always computes in fp32."""
@@ -118,7 +123,7 @@ class Encode(Settings):
     def changed(self, field: str) -> tuple[str, ...]:
         """The keys of a field's encoder that change values and are not at their defaults, which leave no trace."""
         encoding: Encoding = getattr(self, field)
-        unused = {"dtype"} if encoding.mode == "online" else set()
+        unused = {"dtype"} if encoding.online else set()
         changes = encoding.model_dump(exclude_defaults=True).keys() - MANNERS - unused
         return tuple(f"encode.{field}.{name}" for name in sorted(changes))
 
@@ -283,10 +288,10 @@ class Config(Settings):
     @model_validator(mode="after")
     def _latents_are_encoded(self) -> "Config":
         """Previewer and baseline take the stored latents of Stage C and B; checked where they are asked for."""
-        cached_a, cached_c = (encoding.mode == "cached" for encoding in (self.encode.latents_a, self.encode.latents_c))
+        from_a, from_c = not self.encode.latents_a.online, not self.encode.latents_c.online
         for asked, step, teacher, key in (
-            ("previewer" in self.targets and cached_c, "train_previewer", "train_c", "stage_c"),
-            (self._needs_baseline() and cached_a, "train_baseline", "train_b", "stage_b"),
+            ("previewer" in self.targets and from_c, "train_previewer", "train_c", "stage_c"),
+            (self._needs_baseline() and from_a, "train_baseline", "train_b", "stage_b"),
         ):
             sizes = self.sizes_of(teacher)
             for size in self.sizes_of(step):

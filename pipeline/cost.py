@@ -63,7 +63,7 @@ def _encoders(step: str, config: Config) -> int:
 
     def rows(encoding: Encoding) -> int:
         """Rows at a time, none where it is not this training that encodes."""
-        return min(encoding.batch, most // config.workers) if encoding.mode == "online" else 0
+        return min(encoding.batch, most // config.workers) if encoding.online else 0
 
     towers = {"train_b": config.stage_b.text, "train_c": config.stage_c.text}
     text, a, c = (rows(getattr(config.encode, field)) for field in ("text", "latents_a", "latents_c"))

@@ -31,9 +31,9 @@ def rows(config: Config) -> list[Step]:
     )
     encode = config.encode
     # what trainings make latents of: those of a step, or, encoded online, pictures and the encoder itself
-    cached_a, cached_c = encode.latents_a.mode == "cached", encode.latents_c.mode == "cached"
-    from_a, online_a = (("latents_a",), ()) if cached_a else (("images", "stage_a"), encode.changed("latents_a"))
-    from_c, online_c = (("latents_c",), ()) if cached_c else (("images", "stage_b"), encode.changed("latents_c"))
+    a, c = encode.latents_a.online, encode.latents_c.online
+    from_a, online_a = (("images", "stage_a"), encode.changed("latents_a")) if a else (("latents_a",), ())
+    from_c, online_c = (("images", "stage_b"), encode.changed("latents_c")) if c else (("latents_c",), ())
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs

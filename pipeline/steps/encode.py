@@ -83,7 +83,7 @@ def _encode(
     images = build.inputs["images"]
     total = sorted(shards.finished(images.path))
     rows = passes * images.manifest["rows"]
-    dtype = settings.dtype if settings.mode == "cached" else None
+    dtype = None if settings.online else settings.dtype
     arguments = (encoder, dtype, read, build.cluster.device, images, rows)
     return build.map_shards(ShardEncoder, arguments, total, rows, "images", folder)
 
@@ -92,7 +92,7 @@ def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[st
     """The manifest's facts of receipts by folder (a prefix of file names)."""
     every = [(prefix, receipt) for prefix, receipts in families.items() for receipt in receipts]
     notes: dict[str, Any] = dict(sum((Counter(receipt.counts) for _, receipt in every), Counter()))
-    if settings.mode == "cached":
+    if not settings.online:
         lost = sum((receipt.rounding for _, receipt in every if receipt.rounding), Rounding(0.0, 0.0, 0.0))
         notes["rounding"] = {"max_abs": lost.max_abs, "relative_rms": lost.relative_rms}
     return Facts(
@@ -100,7 +100,7 @@ def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[st
         rows=build.inputs["images"].manifest["rows"],
         call="ray.data.Dataset.map_batches",
         workers=sorted({receipt.pid for _, receipt in every}),
-        notes={**notes, "spec": encoder.spec(settings.dtype if settings.mode == "cached" else encoder.reads)},
+        notes={**notes, "spec": encoder.spec(encoder.reads if settings.online else settings.dtype)},
     )
 
 

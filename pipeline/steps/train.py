@@ -125,11 +125,11 @@ def _data(build: Build, *fields: str, tower: str | None = None) -> dict[str, Any
 
     config, inputs = build.config, build.inputs
     online = []
-    if "text" in fields and config.encode.text.mode == "online":
+    if "text" in fields and config.encode.text.online:
         online.append(encoders.text(config, inputs[f"text_{tower}"]))
-    if "latents_a" in fields and config.encode.latents_a.mode == "online":
+    if "latents_a" in fields and config.encode.latents_a.online:
         online.append(encoders.latents_a(config, inputs["stage_a"]))
-    if "latents_c" in fields and config.encode.latents_c.mode == "online":
+    if "latents_c" in fields and config.encode.latents_c.online:
         online.append(encoders.latents_c(config, inputs["stage_b"]))
     read = {*fields, *(encoder.reads for encoder in online)} - {encoder.field for encoder in online}
 
