@@ -66,6 +66,11 @@ class Artifact:
         """One of its files, verified against the manifest."""
         return storage.read(storage.join(self.path, name), expect=self.files[name])
 
+    def parent(self, name: str) -> "Artifact | None":
+        """The artifact of that name that this one was made from, as it stands now."""
+        root = self.path.removesuffix(f"/artifacts/{self.name}/{self.manifest['fingerprint']}")
+        return Store(root).find(name, self.manifest["parents"][name])
+
 
 class Store:
     """The artifacts below one root."""

@@ -212,7 +212,7 @@ class Cluster:
     def reserved(self, items: int) -> float:
         """Devices that an encoding pool over that many shards holds: GPUs, or CPUs where there are none."""
         actors, cpus = self._pool(items)
-        return actors if self.device == "cuda" else actors * cpus
+        return actors * (self.config.encoders.gpus if self.device == "cuda" else cpus)
 
     def reserved_for_training(self, workers: int) -> float:
         """Devices that a training job with that many ranks holds."""
@@ -221,7 +221,8 @@ class Cluster:
     def _pool(self, items: int) -> tuple[int, int]:
         """Actors of an encoding pool, and the CPUs of each; an actor takes seconds to start, so it gets some shards."""
         worthwhile = -(-items // SHARDS_PER_ACTOR)
-        actors = max(1, min(self.config.encoders.max, worthwhile, self.gpus or self.cpus))
+        room = self.gpus * int(1 / self.config.encoders.gpus) or self.cpus  # an actor never lies across two GPUs
+        actors = max(1, min(self.config.encoders.max, worthwhile, room))
         return actors, 1
 
     def _training_cpus(self, workers: int) -> int:
@@ -246,7 +247,7 @@ class Cluster:
                 fn_constructor_args=arguments,
                 compute=ActorPoolStrategy(min_size=least, max_size=most),
                 num_cpus=cpus,
-                num_gpus=1 if self.device == "cuda" else 0,
+                num_gpus=self.config.encoders.gpus if self.device == "cuda" else 0,
                 max_restarts=0,  # a dead actor fails the map; the step's next attempt goes on with what is left
             )
         return _patiently(lambda: list(mapped.iter_rows()), tick)

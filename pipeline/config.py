@@ -18,6 +18,7 @@ from stages.config import (
     BaselineLoss,
     CompressorConfig,
     CompressorWarmupLoss,
+    Precision,
     PreviewerConfig,
     PreviewerLoss,
     SamplingConfig,
@@ -88,6 +89,44 @@ class StageC(Settings):
     loss: StageCLoss
     train: TrainingConfig | None
     text: str
+
+
+class Encoding(Settings):
+    """How what an encoder makes of the data comes to the trainings."""
+
+    mode: Literal["cached", "online"] = "cached"
+    """Stored once, by a step of its own, or made anew for each batch by the training that sees it."""
+    dtype: Literal["fp16", "int8"] = "fp16"
+    """Of what is stored; int8 has a scale for each channel of each row."""
+    batch: PositiveInt = 16
+    """Rows encoded at a time on a device."""
+
+    @property
+    def online(self) -> bool:
+        """Whether nothing is stored."""
+        return self.mode == "online"
+
+
+class AutocastEncoding(Encoding):
+    """The same for an encoder that can compute in half precision; the compressor always computes in fp32."""
+
+    precision: Precision = "fp32"
+    """Autocast of the forward pass."""
+
+
+class Encode(Settings):
+    """The encoders: text towers, Stage A, the compressor."""
+
+    text: AutocastEncoding = AutocastEncoding()
+    latents_a: AutocastEncoding = AutocastEncoding()
+    latents_c: Encoding = Encoding()
+
+    def changed(self, field: str) -> tuple[str, ...]:
+        """The keys of a field's encoder that change values and are not at their defaults, which leave no trace."""
+        encoding: Encoding = getattr(self, field)
+        unused = {"dtype"} if encoding.online else set()
+        changes = encoding.model_dump(exclude_defaults=True).keys() - MANNERS - unused
+        return tuple(f"encode.{field}.{name}" for name in sorted(changes))
 
 
 class Interpolation(Settings):
@@ -164,10 +203,11 @@ class Eval(Settings):
 
 
 class Encoders(Settings):
-    """Size of the pool of encoding actors."""
+    """The pool of encoding and sampling actors; `gpus` is each one's share of a GPU."""
 
     min: PositiveInt
     max: PositiveInt
+    gpus: float = Field(1.0, gt=0, le=1)
 
 
 class Cluster(Settings):
@@ -198,6 +238,7 @@ class Config(Settings):
     workers: PositiveInt
     data: DataConfig
     text: dict[str, TextConfig] = Field(min_length=1)
+    encode: Encode = Encode()
     stage_a: StageA
     compressor: Compressor
     stage_b: StageB
@@ -266,10 +307,11 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _latents_are_encoded(self) -> "Config":
-        """Previewer and baseline take the latents that Stage C and B train on; checked where they are asked for."""
+        """Previewer and baseline take the stored latents of Stage C and B; checked where they are asked for."""
+        from_a, from_c = not self.encode.latents_a.online, not self.encode.latents_c.online
         for asked, step, teacher, key in (
-            ("previewer" in self.targets, "train_previewer", "train_c", "stage_c"),
-            (self._needs_baseline(), "train_baseline", "train_b", "stage_b"),
+            ("previewer" in self.targets and from_c, "train_previewer", "train_c", "stage_c"),
+            (self._needs_baseline() and from_a, "train_baseline", "train_b", "stage_b"),
         ):
             frames = self.frames_of(teacher)
             for frame in self.frames_of(step):

@@ -1,9 +1,10 @@
 """What a planned step would cost, before anything exists: work from counts, time from the rates, device memory."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, Encoding
 from pipeline.dag import Planned
 from pipeline.errors import UsageError
 from pipeline.steps import rows as all_steps
@@ -50,7 +51,34 @@ def check_memory(planned: Sequence[Planned], config: Config) -> None:
 
 
 def memory(step: str, config: Config) -> Memory | None:
-    """What a worker of a training step needs, at its largest; None for other steps."""
+    """What a worker of a training step needs, at its largest, encoders included; None for other steps."""
+    need = _training(step, config)
+    return replace(need, encoders=_encoders(step, config)) if need else None
+
+
+def _encoders(step: str, config: Config) -> int:
+    """Bytes of the encoders that a training runs online, at its largest pictures."""
+    side = max(frame.size for frame in config.frames_of(step))
+    most = max(phase.batch_size for training in config.trainings_of(step) for phase in training.phases)
+
+    def rows(encoding: Encoding) -> int:
+        """Rows at a time, none where it is not this training that encodes."""
+        return min(encoding.batch, most // config.workers) if encoding.online else 0
+
+    towers = {"train_b": config.stage_b.text, "train_c": config.stage_c.text}
+    text, a, c = (rows(getattr(config.encode, field)) for field in ("text", "latents_a", "latents_c"))
+    total = 0
+    if step in towers and text:
+        total += memory_estimate.encode_text(config.text[towers[step]], text)
+    if step == "train_b" and a:
+        total += memory_estimate.encode_a(config.stage_a.model, side, a)
+    if step == "train_c" and c:
+        total += memory_estimate.encode_c(config.compressor.model, side, c)
+    return total
+
+
+def _training(step: str, config: Config) -> Memory | None:
+    """The same without the encoders."""
     trainings = config.trainings_of(step)
     a, b, c, compressor = config.stage_a, config.stage_b, config.stage_c, config.compressor
     match step:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=nn.Module)
 TOWER, NULL_TEXT = "tower.safetensors", "null_text.safetensors"
+STAGE_A, COMPRESSOR = "stage_a.safetensors", "compressor.safetensors"
 
 
 def device(kind: str) -> torch.device:
@@ -65,14 +66,14 @@ def _filled(module: M, artifact: Artifact, name: str) -> M:
 
 def stage_a(config: StageAConfig, artifact: Artifact) -> StageA:
     """Stage A with its trained weights, in evaluation mode."""
-    return _filled(StageA(config), artifact, "stage_a.safetensors")
+    return _filled(StageA(config), artifact, STAGE_A)
 
 
 def compressor(config: CompressorConfig, artifact: Artifact) -> "Compressor":
     """The compressor as it was trained with Stage B."""
     from stages.compressor import Compressor
 
-    return _filled(Compressor(config), artifact, "compressor.safetensors")
+    return _filled(Compressor(config), artifact, COMPRESSOR)
 
 
 def stage_b(config: StageBConfig, artifact: Artifact) -> StageB:
@@ -172,6 +173,19 @@ def tower(config: TextConfig, artifact: Artifact) -> "TextTower":
     return _filled(TextTower(config.width, config.layers, config.heads, config.context_length), artifact, TOWER)
 
 
+def check_compressor(seen: str | None, stage_b: Artifact, whose: str) -> None:
+    """Refuse an artifact made with codes of another compressor than Stage B's; `seen` is its sha256, where known.
+
+    A Stage B that was built again may be another, though all fingerprints are the same.
+    """
+    own = stage_b.files[COMPRESSOR].sha256
+    if seen not in (None, own):
+        raise UsageError(
+            f"{whose} was made with another compressor ({str(seen)[:12]}) than Stage B's ({own[:12]}): "
+            "run again with --force encode_c --force train_c"
+        )
+
+
 def null_text(artifact: Artifact) -> Tensor:
     """Hidden states of the empty caption, (N, D) fp32."""
     return safetensors.torch.load(artifact.read(NULL_TEXT))["null_text"].float()
@@ -189,6 +203,7 @@ def ready(load: Callable[[torch.device], Models], sampling: Sampling, where: tor
 
 def everything(config: Config, artifacts: dict[str, Artifact], where: torch.device) -> Models:
     """All models that sampling and a release need, on one device."""
+    check_compressor(artifacts["stage_c"].manifest["notes"].get("compressor"), artifacts["stage_b"], "stage_c")
     text_b, text_c = config.stage_b.text, config.stage_c.text
     tower_c = tower(config.text[text_c], artifacts[f"text_{text_c}"]).to(where)
     tower_b = tower_c if text_b == text_c else tower(config.text[text_b], artifacts[f"text_{text_b}"]).to(where)

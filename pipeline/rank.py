@@ -17,15 +17,14 @@ import torch.distributed as dist
 from torch import nn
 
 from datasets import storage
-from datasets.batches import Batches
 from datasets.bucket_batches import BucketBatches
 from datasets.buckets import Frame
 from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
+from pipeline.encoders import EncodedBatches
 from stages import loop
 from stages.config import TrainingConfig
-from stages.layers import resized
 
 RESULT = "result.json"
 M = TypeVar("M", bound=nn.Module)
@@ -49,7 +48,7 @@ class Rank:
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
 
     def train(
-        self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[Frame, Batches | BucketBatches]
+        self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[Frame, EncodedBatches]
     ) -> bool:
         """Train (or go on training) an objective on batches by frame; False when the run was asked to stop."""
         self._warn_of_small_buckets(name, config, batches)
@@ -65,10 +64,7 @@ class Rank:
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
             frame, rows = Frame(phase.size, phase.max_aspect), phase.batch_size // self.world
-            batch = batches[frame].read(config.images_after(step) + self.rank * rows, rows)
-            if "image" in batch and frame.square:
-                batch["image"] = resized(torch.from_numpy(batch["image"]), phase.size).numpy()
-            return batch
+            return batches[frame].read(config.images_after(step) + self.rank * rows, rows)
 
         def log(step: int, values: dict[str, float]) -> None:
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
@@ -113,10 +109,10 @@ class Rank:
             storage.publish(json.dumps(result).encode(), storage.join(self.building, RESULT))
 
     def _warn_of_small_buckets(
-        self, name: str, config: TrainingConfig, batches: Mapping[Frame, Batches | BucketBatches]
+        self, name: str, config: TrainingConfig, batches: Mapping[Frame, EncodedBatches]
     ) -> None:
         largest = max((phase.batch_size for phase in config.phases if phase.max_aspect > 1), default=0)
-        for one in batches.values():
+        for one in (encoded.stored for encoded in batches.values()):
             if self.rank == 0 and isinstance(one, BucketBatches):
                 small = [f"{bucket} ({rows})" for bucket, rows in one.bucket_rows.items() if rows < largest]
                 if small:

@@ -20,6 +20,7 @@ from stages.config import (
     StageAConfig,
     StageBConfig,
     StageCConfig,
+    TextConfig,
     TrainingConfig,
 )
 
@@ -27,6 +28,7 @@ GIB = 1 << 30
 FP32 = 4  # bytes
 RUNTIME = GIB  # CUDA's context and kernels, workspaces of its libraries, the slack of torch's allocator
 LOOKUP_ROWS = 1 << 14  # positions that Stage A compares with its codebook at a time
+TEXT_VOCABULARY = 49408  # tokens of CLIP
 CODE_STRIDE = 32  # px that the compressor's backbone turns into one position
 
 
@@ -74,6 +76,7 @@ class Memory:
     average: int
     activations: int
     runtime: int = RUNTIME
+    encoders: int = 0
 
     @property
     def total(self) -> int:
@@ -142,6 +145,22 @@ def train_c(
     return _memory(count, count, train, workers, kept)
 
 
+def encode_text(config: TextConfig, rows: int) -> int:
+    """A text tower that encodes `rows` captions at a time, its weights and its widest layer, in fp32."""
+    return FP32 * (text_parameters(config) + rows * config.context_length * 8 * config.width)
+
+
+def encode_a(config: StageAConfig, side: int, rows: int) -> int:
+    """Stage A, which encodes `rows` pictures of `side` px at a time."""
+    return FP32 * (stage_a_parameters(config) + rows * (side // 2) ** 2 * 8 * _widths_a(config)[0])
+
+
+def encode_c(config: CompressorConfig, side: int, rows: int) -> int:
+    """The compressor, which encodes `rows` pictures of `side` px at a time."""
+    widest = max(layer.kept for layer in _convolutions(_stages_of(config), int(side * config.input_ratio)))
+    return FP32 * (compressor_parameters(config) + rows * widest)
+
+
 def _memory(
     parameters: int, trained: int, train: TrainingConfig, workers: int, kept: Callable[[Phase], float]
 ) -> Memory:
@@ -206,6 +225,13 @@ def compressor_parameters(config: CompressorConfig) -> int:
     backbone = sum(layer.weights + 2 * layer.outputs * layer.norm for layer in layers)
     norm = 0 if config.batch_norm == "plain" else 2 * config.latent_channels
     return backbone + _stages_of(config).last * config.latent_channels + norm
+
+
+def text_parameters(config: TextConfig) -> int:
+    """Parameters of `TextTower`."""
+    width = config.width
+    layer = 4 * _linear(width, width) + _linear(width, 4 * width) + _linear(4 * width, width) + 4 * width
+    return (TEXT_VOCABULARY + config.context_length) * width + config.layers * layer + 2 * width
 
 
 def _linear(inputs: int, outputs: int) -> int:

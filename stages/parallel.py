@@ -133,6 +133,7 @@ class Replica:
             whole = self._whole.state_dict()
             for name, value in self._module.state_dict().items():
                 whole[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
+            self._whole.to(self.device)
 
 
 def pieces(rows: int, micro_batch: int | None) -> list[slice]:

@@ -28,9 +28,10 @@ from pipeline import compose
 from pipeline.dag import fingerprints, order
 from pipeline.errors import UsageError
 from pipeline.steps import table
-from pipeline.steps.encode import _on_pixels
+from pipeline.steps.encode import _pictures
 from stages import geometry, loop
 from stages.compressor import Compressor
+from stages.layers import to_unit_range
 from stages.stage_c import StageC, StageCObjective
 
 CONF = Path(__file__).parent.parent / "conf" / "data"
@@ -397,12 +398,14 @@ def test_from_a_folder_of_many_aspects_to_a_training_of_stage_c(tmp_path):
     assert Counter({bucket: 4 for bucket in (TALL, SQUARE, WIDE)}) == Counter(
         bucket for receipt in receipts for bucket in [receipt.bucket] * receipt.rows_out
     )
-    encode = _on_pixels(Compressor(config.compressor.model).eval(), torch.device("cpu"), FRAME)
+    compressor, read = Compressor(config.compressor.model).eval(), _pictures(FRAME)
     for receipt in receipts:
         content = storage.read(storage.join(str(tmp_path / "images"), shards.image_name(receipt.shard)))
         rows = shards.read_images(content)
-        codes, _ = encode(rows, receipt.bucket)
-        tensors = {"latents_c": codes.astype(np.float16), "text": np.ones((len(rows), 3, 32), np.float16)}
+        image, _ = read(rows, receipt.bucket)
+        with torch.inference_mode():
+            codes = compressor(to_unit_range(torch.from_numpy(image)))
+        tensors = {"latents_c": codes.half().numpy(), "text": np.ones((len(rows), 3, 32), np.float16)}
         for field, values in tensors.items():
             encoded = shards.write_tensors(rows, field, values)
             publish(tmp_path / field, field, receipt.shard, encoded, len(rows), receipt.bucket)

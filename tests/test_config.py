@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.dag import Selection, fingerprints, order
 from pipeline.errors import UsageError
 from pipeline.steps import table
+from stages import memory_estimate
 
 GROUPS = compose.groups()
 
@@ -225,6 +226,19 @@ def test_a_warm_up_that_needs_more_than_stage_b_counts():
     assert after.activations > 100 * before.activations
 
 
+def test_encoders_that_run_online_need_memory_of_the_training():
+    words = [f"encode.{field}.mode=online" for field in ("text", "latents_a", "latents_c")]
+    cached, online = load(scale="single_gpu"), load(*words, scale="single_gpu")
+    for step in ("train_a", "train_b", "train_c"):
+        before, after = cost.memory(step, cached), cost.memory(step, online)
+        assert before is not None
+        assert after is not None
+        assert before.encoders == 0
+        assert after.total - before.total == after.encoders
+        tower = 4 * memory_estimate.text_parameters(online.text["clip_h"])
+        assert (after.encoders > tower) == (step != "train_a")
+
+
 def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
     def check(*words: str, selection: Selection = Selection()) -> None:  # noqa: B008
         loaded = load(*words, scale="single_gpu")
@@ -353,6 +367,7 @@ def before() -> dict[str, str]:
         ("cluster.retries=9", "cluster.encoders.max=5", "cluster.gpu_memory_gib=80"),
         ("tracking=server", "tracking.experiment=other"),
         ("workers=2",),
+        ("cluster.encoders.gpus=0.5", "encode.text.batch=4", "encode.latents_a.batch=4", "encode.latents_c.batch=4"),
         ("rates.train_c=3",),
         ("sample.batch=4", "sample.compile=true", "sample.offload=true"),
         ("sample.sampler=ddpm", "sample.timesteps=uniform", "sample.precision=fp32"),
@@ -385,6 +400,10 @@ AFTER_C = AFTER_B - {"stage_b", "latents_c"}
         ("sample.sampler=ddim", AFTER_C - {"stage_c"}),
         ("text.tiny.seed=1", AFTER_B | {"text_tiny"}),
         ("data.image.quality=90", AFTER_A | {"images", "text_tiny"}),
+        ("encode.text.precision=bf16", AFTER_B | {"text_tiny"}),
+        ("encode.text.mode=online", AFTER_B | {"text_tiny"}),
+        ("encode.latents_a.dtype=int8", AFTER_B | {"latents_a"}),
+        ("encode.latents_c.dtype=int8", AFTER_C | {"latents_c"}),
     ],
 )
 def test_a_changed_value_changes_its_step_and_the_descendants_only(word, changed, before):
@@ -402,6 +421,17 @@ def test_a_changed_value_changes_its_step_and_the_descendants_only(word, changed
 )
 def test_previewer_and_baseline_change_nothing_of_what_does_not_need_them(words, before):
     assert digests(*words) == before
+
+
+def test_online_a_training_takes_the_encoder_in_place_of_its_latents(before):
+    online = digests("encode.latents_c.mode=online")
+    assert before.keys() - online.keys() == {"latents_c"}
+    assert {name for name in online if online[name] != before[name]} == AFTER_C
+    assert digests("encode.latents_c.mode=online", "encode.latents_c.dtype=int8") == online
+    with_a = digests("encode.latents_a.mode=online")
+    assert before.keys() - with_a.keys() == {"latents_a"}
+    half = digests("encode.latents_a.mode=online", "encode.latents_a.precision=bf16")
+    assert {name for name in half if half[name] != with_a[name]} == AFTER_B
 
 
 def test_a_rival_is_an_input_of_the_scores_and_of_nothing_before(before):

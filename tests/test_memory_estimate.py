@@ -11,6 +11,7 @@ from stages.compressor import Compressor, CompressorWarmup
 from stages.config import (
     CompressorConfig,
     CompressorWarmupLoss,
+    SeededTextConfig,
     StageAConfig,
     StageALoss,
     StageBConfig,
@@ -25,6 +26,7 @@ from stages.memory_estimate import FP32, Memory
 from stages.stage_a import StageA, StageAObjective
 from stages.stage_b import StageB, StageBObjective
 from stages.stage_c import StageC, StageCObjective
+from stages.text import seeded_tower
 
 TOLERANCE = 0.2  # as the module states it
 BATCH, TOKENS, SIZE = 4, 9, 128
@@ -115,6 +117,11 @@ def batch(size: int = SIZE) -> dict[str, Tensor]:
 )
 def test_full_sizes_have_the_golden_counts(estimated, golden):
     assert estimated == golden
+
+
+def test_parameters_of_the_text_tower():
+    config = SeededTextConfig(width=24, layers=3, heads=2, context_length=9)
+    assert memory_estimate.text_parameters(config) == parameters(seeded_tower(config))
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])

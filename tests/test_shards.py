@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets import shards, storage
+from datasets.rounding import Int8, Rounding
 from datasets.shards import Clock, ImageRow
 from datasets.storage import CorruptFile, FileEntry
 
@@ -118,6 +119,17 @@ def test_tensors_come_back_with_shape_and_dtype(dtype, shape):
     np.testing.assert_array_equal(found, values)
 
 
+def test_tensors_in_8_bits_come_back_with_their_scales():
+    values = Int8.of(np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32), channel=2)
+    content = shards.write_tensors(ROWS, "text", values)
+    _, found = shards.read_tensors(content, "text")
+    assert isinstance(found, Int8)
+    np.testing.assert_array_equal(found.values, values.values)
+    np.testing.assert_array_equal(found.scales, values.scales)
+    with pytest.raises(CorruptFile):
+        shards.read_tensors(content, "latents_c")
+
+
 def test_tensors_of_many_row_groups_come_back_in_order():
     rows = [image_row(0)] * 300
     values = np.arange(600, dtype=np.float32).reshape(300, 2)
@@ -150,7 +162,15 @@ def test_a_receipt_makes_a_shard_done(tmp_path):
     assert shards.finished(folder) == {}
     files = {"00003.tar": FileEntry(3, "ab")}
     receipt = shards.publish_receipt(
-        folder, 3, rows_in=5, rows_out=3, files=files, clock=Clock(), dropped={"gone": 1, "dns": 1}, retried=2
+        folder,
+        3,
+        rows_in=5,
+        rows_out=3,
+        files=files,
+        clock=Clock(),
+        dropped={"gone": 1, "dns": 1},
+        retried=2,
+        rounding=Rounding(0.5, 1.0, 9.0),
     )
     assert shards.finished(folder) == {3: receipt}
     assert receipt.dropped == {"dns": 1, "gone": 1}

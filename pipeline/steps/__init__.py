@@ -31,28 +31,37 @@ def rows(config: Config) -> list[Step]:
     )
     if not config.data.image.frame.square:
         plan += ("data.image.size", "data.image.max_aspect")  # which decide the buckets
+    encode = config.encode
+    # what trainings make latents of: those of a step, or, encoded online, pictures and the encoder itself
+    a, c = encode.latents_a.online, encode.latents_c.online
+    from_a, online_a = (("images", "stage_a"), encode.changed("latents_a")) if a else (("latents_a",), ())
+    from_c, online_c = (("images", "stage_b"), encode.changed("latents_c")) if c else (("latents_c",), ())
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
         Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 2),
         Step("download",    "images",    ("metadata",),                        ("data.image",),                    "download:download"),
         *(
-        Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}",),                     "encode:encode_text")
+        Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
         for t in towers),
         Step("train_a",     "stage_a",   ("images",),                          ("stage_a", "seed"),                "train:train_a"),
         Step("import_a",    "stage_a",   (),                                   ("stage_a.weights", "stage_a.model"), "bring:bring"),
-        Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b",),                 "encode:encode_a"),
-        Step("train_b",     "stage_b",   ("images", text_b, "latents_a", "stage_a"), ("stage_b", "compressor", "seed"), "train:train_b"),
+        Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b", *encode.changed("latents_a")), "encode:encode_a"),
+        Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a"), ("stage_b", "compressor", *online_a, "seed"), "train:train_b"),
         Step("import_b",    "stage_b",   (),                                   ("stage_b.weights", "stage_b.model", "compressor.weights", "compressor.model"), "bring:bring"),
-        Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c",),                 "encode:encode_c"),
-        Step("train_c",     "stage_c",   ("latents_c", text_c),                ("stage_c", "seed"),                "train:train_c"),
+        Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c", *encode.changed("latents_c")), "encode:encode_c"),
+        Step("train_c",     "stage_c",   (*from_c, text_c),                    ("stage_c", *online_c, "seed"),     "train:train_c"),
         Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
         Step("interpolate", "stage_c",   (),                                   ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
-        Step("train_previewer", "previewer", ("images", "latents_c"),          ("previewer", "seed"),              "train:train_previewer"),
-        Step("train_baseline", "baseline", ("latents_a", text_l, "stage_a"),   (*learning, "seed"),                "train:train_baseline"),
+        Step("train_previewer", "previewer", _once("images", *from_c),         ("previewer", *online_c, "seed"),             "train:train_previewer"),
+        Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a"),  (*learning, *online_a, "seed"),               "train:train_baseline"),
         Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
         Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
         Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),
         Step("export",      "release",   ("metadata", *texts, *STAGES, "samples", "scores"), ("sample",),          "export:export", 2),
     ]
     # fmt: on
+
+
+def _once(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

@@ -1,36 +1,47 @@
 """encode_text, encode_a, encode_c: Ray Data over shard numbers, a pool of actors, one small receipt a shard.
 
-Tensors never travel through Ray: an actor reads a shard of images, encodes it and publishes a shard of tensors, fp16,
-raw (not normalised), with the same rows and keys.
+Tensors never travel through Ray: an actor reads a shard of images, encodes it and publishes a shard of tensors, raw
+(not normalised), with the same rows and keys. What that rounded off is measured and stands in the manifest.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from datasets import shards, storage
 from datasets.buckets import Frame, Size
+from datasets.config import DataError
+from datasets.rounding import Dtype, Int8, Rounding, rounded
 from datasets.shards import Receipt
 from datasets.storage import FileEntry
+from pipeline import encoders
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
-from stages.config import CompressorConfig, StageAConfig, TextConfig
+from pipeline.config import Encoding
+from pipeline.encoders import Encoder
+from stages.config import Precision, TextConfig
 
-BATCH = 16  # rows encoded at a time
-# rows of images, their bucket if they have one -> float32 tensors, one a row, and counts of what was noticed
-Encode = Callable[[list[shards.ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
+# rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
+Read = Callable[[list[shards.ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
+CHANNEL = {"text": 2, "latents_a": 1, "latents_c": 1}  # axis of the channels
 
 
 def encode_text(build: Build) -> Facts:
-    """images -> text_<tower>: hidden states of every caption, of the empty caption, and the tower itself."""
+    """images -> text_<tower>: hidden states of every caption, of the empty caption, and the tower itself.
+
+    Encoded online, a caption is stored as tokens in place of its states.
+    """
     config = build.config.text[build.step.output.removeprefix("text_")]
-    files, notes = build.call(_prepare_tower, config, build.inputs["images"], build.path)
+    settings = build.config.encode.text
+    files, notes = build.call(_prepare_tower, config, settings.precision, build.inputs["images"], build.path)
     tower = Artifact(build.step.output, build.path, {"files": {name: vars(entry) for name, entry in files.items()}})
-    receipts = _encode(build, build.path, "text", _text_encoder, (config, tower, build.cluster.device))
-    facts = _facts(build, {"": receipts})
+    encoder = encoders.text(build.config, tower)
+    read = partial(_tokens, config.context_length)
+    facts = _facts(build, encoder, settings, {"": _encode(build, build.path, encoder, settings, read)})
     if truncated := facts.notes.get("truncated_captions"):
         build.report.warning(
             f"{truncated} of {facts.rows} captions have more than the {config.context_length} tokens of the tower "
@@ -41,53 +52,69 @@ def encode_text(build: Build) -> Facts:
 
 def encode_a(build: Build) -> Facts:
     """images, stage_a -> latents_a: Stage A's unquantised latents, a family for each size that train_b uses."""
-    return _families(build, "latents_a", "train_b", _stage_a_encoder, build.config.stage_a.model, "stage_a")
+    encoder = encoders.latents_a(build.config, build.inputs["stage_a"])
+    return _families(build, "train_b", encoder, build.config.encode.latents_a)
 
 
 def encode_c(build: Build) -> Facts:
     """images, stage_b -> latents_c: the compressor's raw output, a family for each size that train_c uses."""
-    return _families(build, "latents_c", "train_c", _compressor_encoder, build.config.compressor.model, "stage_b")
+    encoder = encoders.latents_c(build.config, build.inputs["stage_b"])
+    return _families(build, "train_c", encoder, build.config.encode.latents_c)
 
 
-def _families(build: Build, field: str, training: str, make: Callable[..., Encode], model: Any, source: str) -> Facts:
+def _families(build: Build, training: str, encoder: Encoder, settings: Encoding) -> Facts:
     families = {}
     frames = build.config.frames_of(training)
     for frame in frames:
         folder = storage.join(build.path, frame.name)
-        arguments = (model, build.inputs[source], build.cluster.device, frame)
-        families[f"{frame.name}/"] = _encode(build, folder, field, make, arguments, passes=len(frames))
-    return _facts(build, families)
+        read = partial(_pictures, frame)
+        families[f"{frame.name}/"] = _encode(build, folder, encoder, settings, read, passes=len(frames))
+    return _facts(build, encoder, settings, families)
 
 
 def _encode(
-    build: Build, folder: str, field: str, make: Callable[..., Encode], arguments: tuple[Any, ...], passes: int = 1
+    build: Build,
+    folder: str,
+    encoder: Encoder,
+    settings: Encoding,
+    read: Callable[[], Read],
+    passes: int = 1,
 ) -> list[Receipt]:
     """Encode all images once; `passes` is how often the step does so, for the progress."""
     images = build.inputs["images"]
     total = sorted(shards.finished(images.path))
     rows = passes * images.manifest["rows"]
-    return build.map_shards(ShardEncoder, (field, make, arguments, images, rows), total, rows, "images", folder)
+    dtype = None if settings.online else settings.dtype
+    arguments = (encoder, dtype, read, build.cluster.device, images, rows)
+    return build.map_shards(ShardEncoder, arguments, total, rows, "images", folder)
 
 
-def _facts(build: Build, families: dict[str, list[Receipt]]) -> Facts:
+def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[str, list[Receipt]]) -> Facts:
     """The manifest's facts of receipts by folder (a prefix of file names)."""
     every = [(prefix, receipt) for prefix, receipts in families.items() for receipt in receipts]
+    notes: dict[str, Any] = dict(sum((Counter(receipt.counts) for _, receipt in every), Counter()))
+    if not settings.online:
+        lost = sum((receipt.rounding for _, receipt in every if receipt.rounding), Rounding(0.0, 0.0, 0.0))
+        notes["rounding"] = {"max_abs": lost.max_abs, "relative_rms": lost.relative_rms}
     return Facts(
         files={prefix + name: entry for prefix, receipt in every for name, entry in receipt.files.items()},
         rows=build.inputs["images"].manifest["rows"],
         call="ray.data.Dataset.map_batches",
         workers=sorted({receipt.pid for _, receipt in every}),
-        notes=dict(sum((Counter(receipt.counts) for _, receipt in every), Counter())),
+        notes={**notes, "spec": encoder.spec(encoder.reads if settings.online else settings.dtype)},
     )
 
 
-def _prepare_tower(config: TextConfig, images: Artifact, path: str) -> tuple[dict[str, FileEntry], dict[str, Any]]:
+def _prepare_tower(
+    config: TextConfig, precision: Precision, images: Artifact, path: str
+) -> tuple[dict[str, FileEntry], dict[str, Any]]:
     """Publish the tower with its weights, and the hidden states of the empty caption.
 
     A seeded tower is centred on these captions: random weights say nearly the same of every caption, and Stage C needs
     the difference.
     """
     import safetensors.torch
+    import torch
 
     from pipeline import models
     from stages.config import SeededTextConfig
@@ -96,8 +123,9 @@ def _prepare_tower(config: TextConfig, images: Artifact, path: str) -> tuple[dic
     if isinstance(config, SeededTextConfig):
         captions = [row.caption for shard in sorted(shards.finished(images.path)) for row in _rows(images, shard)]
         tower.centre(tower.encode(captions)[0].mean(dim=(0, 1)))
-    null = {models.NULL_TEXT: safetensors.torch.save({"null_text": tower.encode([""])[0][0].half()})}
-    contents = {models.TOWER: models.weights(tower), **null}
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        null = tower.encode([""])[0][0].half()
+    contents = {models.TOWER: models.weights(tower), models.NULL_TEXT: safetensors.torch.save({"null_text": null})}
     label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
     return files, {"tower": label}
@@ -110,24 +138,27 @@ def _rows(images: Artifact, shard: int) -> list[shards.ImageRow]:
 class ShardEncoder:
     """An actor: reads a shard of images, publishes a shard of tensors, then its receipt.
 
-    `make(*arguments)` runs in the actor and returns the function that encodes some rows.
+    Without a `dtype` it stores what the encoder reads instead of what it makes. `read()` is called in the actor.
     """
 
     def __init__(
         self,
-        field: str,
-        make: Callable[..., Encode],
-        arguments: tuple[Any, ...],
+        encoder: Encoder,
+        dtype: Dtype | None,
+        read: Callable[[], Read],
+        device: str,
         images: Artifact,
         total_rows: int,
         path: str,
         board: Any,
     ):
+        from pipeline import models
         from pipeline.cluster import BoardClient
 
-        self.field, self.images, self.total_rows, self.path = field, images, total_rows, path
+        self.encoder, self.dtype, self.images, self.total_rows, self.path = encoder, dtype, images, total_rows, path
         self.board = BoardClient(board)
-        self.encode = make(*arguments)
+        self.read = read()
+        self.encode = encoder.load(models.device(device)) if dtype else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         shard = int(batch["shard"][0])
@@ -135,7 +166,7 @@ class ShardEncoder:
             clock = shards.Clock()
             rows = _rows(self.images, shard)
             bucket = shards.receipt(self.images.path, shard).bucket
-            files, counts = self._publish(shard, rows, bucket) if rows else ({}, Counter())
+            files, counts, rounding = self._publish(shard, rows, bucket) if rows else ({}, None, None)
             shards.publish_receipt(
                 self.path,
                 shard,
@@ -145,58 +176,59 @@ class ShardEncoder:
                 clock=clock,
                 counts=counts,
                 bucket=bucket,
+                rounding=rounding,
             )
             self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
         return {"shard": [shard]}
 
     def _publish(
         self, shard: int, rows: list[shards.ImageRow], bucket: str | None
-    ) -> tuple[dict[str, FileEntry], Counter[str]]:
-        encoded = [self.encode(rows[start : start + BATCH], bucket) for start in range(0, len(rows), BATCH)]
-        tensors = np.concatenate([part for part, _ in encoded]).astype(np.float16)
+    ) -> tuple[dict[str, FileEntry], Counter[str], Rounding | None]:
+        counts: Counter[str] = Counter()
+        tensors = []
+        for start in range(0, len(rows), self.encoder.batch):
+            read, noticed = self.read(rows[start : start + self.encoder.batch], bucket)
+            counts += noticed
+            tensors.append(self.encode(read) if self.encode else read)
+        exact = np.concatenate(tensors)
+        kept = self._rounded(shard, exact) if self.dtype else exact
+        field = self.encoder.field if self.dtype else self.encoder.reads
         name = shards.tensor_name(shard)
-        entry = storage.publish(shards.write_tensors(rows, self.field, tensors), storage.join(self.path, name))
-        return {name: entry}, sum((counts for _, counts in encoded), Counter())
+        entry = storage.publish(shards.write_tensors(rows, field, kept), storage.join(self.path, name))
+        return {name: entry}, counts, Rounding.of(exact, kept) if self.dtype else None
+
+    def _rounded(self, shard: int, exact: np.ndarray) -> np.ndarray | Int8:
+        assert self.dtype
+        field = self.encoder.field
+        try:
+            return rounded(exact, self.dtype, CHANNEL[field])
+        except OverflowError as error:
+            raise DataError(
+                f"shard {shard} of {field}: {error}; look at the weights, or store it with encode.{field}.dtype=int8"
+            ) from error
 
 
-def _text_encoder(config: TextConfig, artifact: Artifact, device: str) -> Encode:
-    from pipeline import models
+def _tokens(context_length: int) -> Read:
+    from stages.text import Tokenizer
 
-    tower = models.tower(config, artifact).to(models.device(device))
+    tokenizer = Tokenizer(context_length)
 
-    def encode_rows(rows: list[shards.ImageRow], _: str | None) -> tuple[np.ndarray, Counter[str]]:
-        hidden, truncated = tower.encode([row.caption for row in rows])
-        return hidden.cpu().numpy(), Counter(truncated_captions=truncated)
+    def read(rows: list[shards.ImageRow], _: str | None) -> tuple[np.ndarray, Counter[str]]:
+        tokens = tokenizer([row.caption for row in rows])
+        return tokens.ids.numpy().astype(np.uint16), Counter(truncated_captions=tokens.truncated)
 
-    return encode_rows
-
-
-def _stage_a_encoder(config: StageAConfig, artifact: Artifact, device: str, frame: Frame) -> Encode:
-    from pipeline import models
-
-    where = models.device(device)
-    return _on_pixels(models.stage_a(config, artifact).to(where).encode, where, frame)
+    return read
 
 
-def _compressor_encoder(config: CompressorConfig, artifact: Artifact, device: str, frame: Frame) -> Encode:
-    from pipeline import models
-
-    where = models.device(device)
-    return _on_pixels(models.compressor(config, artifact).to(where), where, frame)
-
-
-def _on_pixels(encode: Callable[[Any], Any], where: Any, frame: Frame) -> Encode:
-    """Rows of images -> latents, by a function of pictures (B, 3, H, W) in [0, 1] of a size of the frame."""
+def _pictures(frame: Frame) -> Read:
+    """Pictures (B, 3, H, W) of a size of the frame, made smaller on the CPU: the same pixels on every device."""
     import torch
 
-    from stages.layers import resized, to_unit_range
+    from stages.layers import resized
 
-    def encode_rows(rows: list[shards.ImageRow], bucket: str | None) -> tuple[np.ndarray, Counter[str]]:
+    def read(rows: list[shards.ImageRow], bucket: str | None) -> tuple[np.ndarray, Counter[str]]:
         size = frame.nearest(*Size.parse(bucket)) if bucket else None
-        pixels = torch.from_numpy(np.stack([row.pixels(size) for row in rows])).permute(0, 3, 1, 2).to(where)
-        with torch.inference_mode():
-            fitting = pixels if bucket else resized(pixels, frame.size)
-            latents: np.ndarray = encode(to_unit_range(fitting)).cpu().numpy()
-        return latents, Counter()
+        pixels = torch.from_numpy(np.stack([row.pixels(size) for row in rows])).permute(0, 3, 1, 2)
+        return (pixels if bucket else resized(pixels, frame.size)).numpy(), Counter()
 
-    return encode_rows
+    return read

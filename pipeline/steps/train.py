@@ -23,6 +23,7 @@ from stages.config import StageALoss, TrainingConfig
 if TYPE_CHECKING:
     from torch import Tensor, device
 
+    from pipeline.encoders import EncodedBatches
     from stages.baseline import Baseline
     from stages.compressor import Compressor
     from stages.perceptual import Perceptual
@@ -30,22 +31,22 @@ if TYPE_CHECKING:
     from stages.stage_a import StageA
     from stages.stage_b import StageB
 
+    ByFrame = dict[Frame, EncodedBatches]
+
 PANEL = "panel.png"  # reconstructions of some training pictures
 PANEL_ROWS = 16
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
 PANEL_STEPS = 12  # model calls of Stage B, or of the baseline
 CALL = "ray.train.torch.TorchTrainer.fit"
-ByFrame = dict[Frame, Batches | BucketBatches]
 
 
 def train_a(build: Build) -> Facts:
     """images -> stage_a: the VQGAN, with a panel of reconstructions."""
-    sources = {frame: [_images(build, frame)] for frame in build.config.frames_of("train_a")}
     settings = build.config.stage_a
     notes = {"perceptual": _perceptual_term(settings.loss)}
     if notes["perceptual"] == PERCEPTUAL_OFF:
         build.report.warning(f"train_a: {PERCEPTUAL_OFF}")
-    return replace(_train(build, _loop_a, settings=settings, sources=sources), notes=notes)
+    return replace(_train(build, _loop_a, settings=settings, **_data(build, "image")), notes=notes)
 
 
 def _perceptual_term(loss: StageALoss) -> str:
@@ -60,12 +61,6 @@ def _perceptual_term(loss: StageALoss) -> str:
 def train_b(build: Build) -> Facts:
     """images, text, latents_a, stage_a -> stage_b: Stage B together with the semantic compressor."""
     settings = build.config.stage_b
-    text = build.inputs[f"text_{settings.text}"]
-    states = _source(text, "text")
-    sources = {
-        frame: [_images(build, frame), states, _family(build.inputs["latents_a"], "latents_a", frame)]
-        for frame in build.config.frames_of("train_b")
-    }
     return _train(
         build,
         _loop_b,
@@ -73,51 +68,86 @@ def train_b(build: Build) -> Facts:
         compressor=build.config.compressor,
         stage_a_model=build.config.stage_a.model,
         stage_a=build.inputs["stage_a"],
-        text=text,
-        sources=sources,
+        text=build.inputs[f"text_{settings.text}"],
+        **_data(build, "image", "text", "latents_a", tower=settings.text),
     )
 
 
 def train_c(build: Build) -> Facts:
     """latents_c, text -> stage_c: the text-conditional prior."""
     settings = build.config.stage_c
-    text = build.inputs[f"text_{settings.text}"]
-    states = _source(text, "text")
-    sources = {
-        frame: [states, _family(build.inputs["latents_c"], "latents_c", frame)]
-        for frame in build.config.frames_of("train_c")
-    }
-    return _train(build, _loop_c, settings=settings, text=text, sources=sources)
+    compressor = _compressor(build)
+    facts = _train(
+        build,
+        _loop_c,
+        settings=settings,
+        text=build.inputs[f"text_{settings.text}"],
+        **_data(build, "text", "latents_c", tower=settings.text),
+    )
+    return replace(facts, notes={"compressor": compressor})
 
 
 def train_previewer(build: Build) -> Facts:
     """images, latents_c -> previewer: small pictures from codes, with a panel of them."""
-    sources = {
-        frame: [_images(build, frame), _family(build.inputs["latents_c"], "latents_c", frame)]
-        for frame in build.config.frames_of("train_previewer")
-    }
-    return _train(build, _loop_previewer, settings=build.config.previewer, sources=sources)
+    return _train(build, _loop_previewer, settings=build.config.previewer, **_data(build, "image", "latents_c"))
 
 
 def train_baseline(build: Build) -> Facts:
     """latents_a, text, stage_a -> baseline: the U-Net on Stage A's latents, with a panel of what it draws."""
     settings = build.config.baseline
-    text = build.inputs[f"text_{settings.text}"]
-    states = _source(text, "text")
-    sources = {
-        frame: [states, _family(build.inputs["latents_a"], "latents_a", frame)]
-        for frame in build.config.frames_of("train_baseline")
-    }
     facts = _train(
         build,
         _loop_baseline,
         settings=settings,
         stage_a_model=build.config.stage_a.model,
         stage_a=build.inputs["stage_a"],
-        text=text,
-        sources=sources,
+        text=build.inputs[f"text_{settings.text}"],
+        **_data(build, "text", "latents_a", tower=settings.text),
     )
     return replace(facts, notes={"first_stage": "Stage A of this run"})
+
+
+def _compressor(build: Build) -> str | None:
+    """The sha256 of the compressor whose codes Stage C is to learn, where it is known.
+
+    Raises:
+        UsageError: it is not the one that Stage B has now.
+    """
+    from pipeline import models
+
+    stored = build.inputs.get("latents_c")
+    if stored is None:
+        return build.inputs["stage_b"].files[models.COMPRESSOR].sha256
+    seen = stored.manifest["notes"].get("spec", {}).get("weights")
+    if stage_b := stored.parent("stage_b"):
+        models.check_compressor(seen, stage_b, "latents_c")
+    return seen
+
+
+def _data(build: Build, *fields: str, tower: str | None = None) -> dict[str, Any]:
+    """Where the fields of a training's batches come from: stored ones by frame, and the encoders of others."""
+    from pipeline import encoders
+
+    config, inputs = build.config, build.inputs
+    online = []
+    if "text" in fields and config.encode.text.online:
+        online.append(encoders.text(config, inputs[f"text_{tower}"]))
+    if "latents_a" in fields and config.encode.latents_a.online:
+        online.append(encoders.latents_a(config, inputs["stage_a"]))
+    if "latents_c" in fields and config.encode.latents_c.online:
+        online.append(encoders.latents_c(config, inputs["stage_b"]))
+    read = {*fields, *(encoder.reads for encoder in online)} - {encoder.field for encoder in online}
+
+    def source(field: str, frame: Frame) -> Source:
+        if field == "image":
+            return _images(build, frame)
+        if field.startswith("latents"):
+            return _family(inputs[field], field, frame)
+        return _source(inputs[f"text_{tower}"], field)
+
+    frames = config.frames_of(build.step.name)
+    sources = {frame: [source(field, frame) for field in sorted(read)] for frame in frames}
+    return {"fields": fields, "online": online, "sources": sources}
 
 
 def _source(artifact: Artifact, field: str) -> Source:
@@ -168,23 +198,31 @@ def _check_batches(build: Build) -> None:
             )
 
 
-def _batches(payload: dict[str, Any], training: TrainingConfig) -> ByFrame:
+def _batches(payload: dict[str, Any], training: TrainingConfig, where: "device") -> "ByFrame":
     """Batches by frame; squares of all sizes come in the same order, and so do buckets."""
+    from pipeline.encoders import EncodedBatches
+
     starts = accumulate((phase.steps for phase in training.phases), initial=0)
     spans = [
         Span(training.images_after(start), training.images_after(start + phase.steps), phase.batch_size)
         for start, phase in zip(starts, training.phases, strict=False)
         if phase.max_aspect > 1
     ]
+    online = [(encoder, encoder.load(where)) for encoder in payload["online"]]
     return {
-        frame: Batches(sources, payload["seed"])
-        if frame.square
-        else BucketBatches(sources, frame, payload["seed"], spans)
+        frame: EncodedBatches(
+            Batches(sources, payload["seed"])
+            if frame.square
+            else BucketBatches(sources, frame, payload["seed"], spans),
+            frame,
+            payload["fields"],
+            online,
+        )
         for frame, sources in payload["sources"].items()
     }
 
 
-def _largest(batches: ByFrame) -> Batches | BucketBatches:
+def _largest(batches: "ByFrame") -> "EncodedBatches":
     return batches[max(batches)]
 
 
@@ -198,7 +236,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
     settings: StageASettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    batches = _batches(payload, settings.train)
+    batches = _batches(payload, settings.train, rank.device)
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
     if settings.weights:
         pretrained.fill(stage_a, existing("stage_a", settings.weights)["stage_a"], settings.model)
@@ -234,7 +272,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
     assert settings.train is not None
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
-    batches = _batches(payload, settings.train)
+    batches = _batches(payload, settings.train, rank.device)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
     start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
@@ -246,7 +284,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
         warmup = seeded(
             payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
         )
-        if not rank.train("compressor", warmup, compressing.warmup.train, _batches(payload, compressing.warmup.train)):
+        rounds = compressing.warmup.train
+        if not rank.train("compressor", warmup, rounds, _batches(payload, rounds, rank.device)):
             return
     stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
     if settings.weights:
@@ -271,7 +310,7 @@ def _loop_c(payload: dict[str, Any]) -> None:
     settings: StageCSettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    batches = _batches(payload, settings.train)
+    batches = _batches(payload, settings.train, rank.device)
     stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
     if settings.weights:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
@@ -288,7 +327,7 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
 
     settings: PreviewerSettings = payload["settings"]
     rank = Rank(payload)
-    batches = _batches(payload, settings.train)
+    batches = _batches(payload, settings.train, rank.device)
     previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
     if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, batches):
         rank.publish("previewer.safetensors", weights(previewer))
@@ -304,7 +343,7 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
 
     settings: BaselineSettings = payload["settings"]
     rank = Rank(payload)
-    batches = _batches(payload, settings.train)
+    batches = _batches(payload, settings.train, rank.device)
     baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
     if rank.train("baseline", objective, settings.train, batches):
@@ -314,20 +353,14 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
         rank.finish(_largest(batches).rows)
 
 
-def _panel_batch(batches: ByFrame) -> "dict[str, Tensor]":
+def _panel_batch(batches: "ByFrame") -> "dict[str, Tensor]":
     """Some samples, pictures at the largest size that was trained at."""
     import torch
 
-    from stages.layers import resized
-
-    frame = max(batches)
-    batch = {name: torch.from_numpy(values) for name, values in batches[frame].first(PANEL_ROWS).items()}
-    if "image" in batch and frame.square:
-        batch["image"] = resized(batch["image"], frame.size)
-    return batch
+    return {name: torch.from_numpy(values) for name, values in _largest(batches).first(PANEL_ROWS).items()}
 
 
-def _panel_a(stage_a: "StageA", batches: ByFrame) -> bytes:
+def _panel_a(stage_a: "StageA", batches: "ByFrame") -> bytes:
     """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
     from stages.grid import grid
     from stages.sample import reconstruct_a
@@ -342,7 +375,7 @@ def _panel_a(stage_a: "StageA", batches: ByFrame) -> bytes:
     return grid(("original", "Stage A", "by the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: ByFrame) -> bytes:
+def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: "ByFrame") -> bytes:
     """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
     from stages.grid import grid
     from stages.sample import reconstruct_a, reconstruct_b
@@ -365,7 +398,7 @@ def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", bat
     )
 
 
-def _panel_previewer(previewer: "Previewer", batches: ByFrame) -> bytes:
+def _panel_previewer(previewer: "Previewer", batches: "ByFrame") -> bytes:
     """PNG of some pictures, what the previewer is to make of them, and what it makes of their codes."""
     from stages.grid import grid
     from stages.layers import resized
@@ -382,7 +415,7 @@ def _panel_previewer(previewer: "Previewer", batches: ByFrame) -> bytes:
     return grid(("original", "made smaller", "preview"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: ByFrame) -> bytes:
+def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: "ByFrame") -> bytes:
     """PNG of some pictures as Stage A keeps them, and what the baseline draws from their captions."""
     from stages.grid import grid
     from stages.sample import generate_baseline, to_pixels
