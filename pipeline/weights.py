@@ -28,7 +28,7 @@ from pipeline.screen import console, print_table
 
 TABLE = Path(__file__).parent.parent / "conf" / "reference" / "weights.yaml"
 FOLDER = "weights"
-HUB_NOTES = ".cache"  # folder of the Hub library's own notes, and of the parts of files
+HUB_NOTES = ".cache"  # where the Hub's library keeps its own, and what it cannot use again
 State = Literal["ok", "unrecorded", "missing", "changed"]
 
 
@@ -193,8 +193,8 @@ def _verify(rows: list[Row], folder: Path, as_json: bool, wanted: bool) -> None:
 
 
 def get(row: Row, folder: Path) -> Path:
-    """Download weights into a folder unless they are there; returns their path. From the Hub, an interrupted
-    download goes on where it was.
+    """Download weights into a folder unless they are there; returns their path. A connection that breaks off is
+    taken up again, and the files of a repository that have come need not come again at the next call.
 
     Raises:
         UsageError: what is there, or what came, has another sha256 than published or than the first time.
@@ -231,9 +231,9 @@ def _fetch(row: Row, folder: Path, partial: Path) -> None:
 
 
 def _drop_unless_begun(partial: Path, new: list[Path]) -> None:
-    """Delete the folder of a download unless a part lies there, and then of the new folders the empty ones."""
-    files = [file for file in partial.rglob("*") if file.is_file() and file.stat().st_size]
-    if not any(file.suffix == ".incomplete" or HUB_NOTES not in file.parts for file in files):
+    """Delete the folder of a download in which no file has come yet, and then of the new folders the empty ones."""
+    came = [file.relative_to(partial).parts for file in partial.rglob("*") if file.is_file()]
+    if all(HUB_NOTES in parts for parts in came):
         shutil.rmtree(partial, ignore_errors=True)
     for place in (partial.parent, *new):
         with contextlib.suppress(OSError):  # it is not empty
@@ -311,14 +311,17 @@ def _reason(row: Row, error: BaseException) -> str:
 
 
 def _from_hub(source: Hub, partial: Path) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, model_info, snapshot_download
     from huggingface_hub.errors import HTTPError  # its HTTP library's, which changes with its version
 
     try:
         if source.path:
             return Path(hf_hub_download(source.repo, source.path, local_dir=partial))
-        folder = partial / "files"
-        snapshot_download(source.repo, local_dir=folder)
+        folder, info = partial / "files", model_info(source.repo)
+        snapshot_download(source.repo, revision=info.sha, local_dir=folder)
+        lacking = [file.rfilename for file in info.siblings or () if not (folder / file.rfilename).is_file()]
+        if lacking:  # without a connection, the library is content with what an earlier call has left
+            raise OSError(f"{', '.join(lacking[:3])} did not come")
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         return folder
     except HTTPError as error:

@@ -239,15 +239,14 @@ def test_without_a_network_one_sentence_says_so_and_nothing_is_left(
             get(row(source, kind), tmp_path / "new/weights")
 
 
-def test_what_has_come_of_a_file_is_kept_for_the_next_call(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
-    source.break_after = 40_000
-    with pytest.raises(weights.RetriesExhausted, match="did not come"):
-        get(row(source, "hub"), tmp_path)
-    (part,) = tmp_path.rglob("*.incomplete")
-    assert 0 < part.stat().st_size < len(CONTENT)
+def test_the_files_of_a_repository_that_have_come_are_kept_for_the_next_call(source: Source, tmp_path: Path) -> None:
+    wanted, place = row(source, "repository"), tmp_path / ".partial/x/files"
+    place.mkdir(parents=True)
+    (place / "config.json").write_bytes(CONTENT)
+    source.server.socket.close()
+    with pytest.raises(weights.RetriesExhausted):
+        get(wanted, tmp_path)
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.json")] == [".partial/x/files/config.json"]
 
 
 # ------------------------------------------------------------------------------------------------------ the verb
