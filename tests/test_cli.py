@@ -80,7 +80,14 @@ def build_all(root: Path, loaded: Config) -> None:
         (["run", "conf=stage_c", "scale=paper", "data=openmoji"], "text.clip_h.weights: there is nothing at weights/"),
         (["sample", *MICRO, "out=pictures"], 'sample needs prompt="..." and out=DIR'),
         (["sample", *MICRO, "prompt=red heart"], 'sample needs prompt="..." and out=DIR'),
-        (["sample", *MICRO, "prompt=red heart", "out=pictures"], "(no stage_a exists there at all)"),
+        (
+            ["sample", *MICRO, "prompt=red heart", "out=pictures", "run_seed=3", "data.limit=16"],
+            "(no stage_a exists there at all); build it with: python -m pipeline run conf=stage_c scale=micro "
+            "data.limit=16 seed=3",
+        ),
+        (["show", *MICRO, "artifact=baseline"], "run conf=stage_c scale=micro 'targets=[baseline]'"),
+        (["sample", "prompt=red heart", "out=pictures"], "sample needs conf=NAME, or from=DIR with a release, for"),
+        (["sample", *MICRO, "promt=x", "out=pictures"], "promt: there is no such word or key (did you mean prompt?)"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "n=two"], "n=two: input should be a valid integer"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "n=0"], "n=0: input should be greater than 0"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "width=100"], "width=100: input should be a"),
@@ -89,6 +96,10 @@ def build_all(root: Path, loaded: Config) -> None:
         (["sample", *MICRO, "prompt=x", "out=pictures", "strength=0.5"], "strength=0.5: how far to go from a picture"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "run_seed=x"], "seed=x: input should be a valid integer"),
         (["sample", "from=file", "prompt=x", "out=pictures"], "file/sampling.json is missing"),
+        (
+            ["sample", "from=file", "prompt=x", "out=pictures", "run_seed=3", "stage_c.text=x", "sample.batch=2"],
+            "run_seed, stage_c.text: from=DIR draws with that release's own models and settings; leave them out",
+        ),
         (["show", *MICRO, "artifact=nothing"], "artifact=nothing: there is no such artifact; this conf has metadata,"),
         (["show", *MICRO], "show needs artifact=NAME"),
         (["show", *MICRO, "artifact=stage_a"], "has no stage_a of exactly this conf"),
