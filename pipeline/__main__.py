@@ -105,6 +105,7 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps})
+    _warn_of_missing_weights(loaded, planned)
     cost.check_memory(planned, loaded)
 
 

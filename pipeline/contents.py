@@ -88,7 +88,7 @@ def _cache() -> Path:
 def _kept(file: Path) -> dict[str, Seen]:
     """What the cache holds, read once in a process; a damaged one is begun anew."""
     try:
-        return {path: tuple(seen) for path, seen in json.loads(file.read_bytes()).items()}
+        return {path: tuple(seen) for path, seen in json.loads(file.read_bytes()).items() if len(seen) == 4}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
