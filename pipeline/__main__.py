@@ -13,7 +13,6 @@ from dataclasses import replace
 from datasets import storage
 from pipeline import __version__, compose, cost, run
 from pipeline.config import Config
-from pipeline.dag import Planned
 from pipeline.errors import NotBuilt, UsageError, exit_code
 from pipeline.mlflow_store import locate_store
 from pipeline.screen import Summary, console, show_plan, show_summary
@@ -90,9 +89,6 @@ def _plan(words: Words) -> None:
     costs = cost.estimates(planned, loaded)
     if not words.json:
         show_plan(planned, costs)
-        _warn_of_missing_weights(loaded, planned)
-        cost.check_memory(planned, loaded)
-        return
     steps = [
         {
             "step": item.step.name,
@@ -105,16 +101,9 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps})
-    _warn_of_missing_weights(loaded, planned)
+    if missing := run.missing_weights(loaded, planned):
+        console.print(f"a run would stop at once: {missing}", style="yellow", markup=False)
     cost.check_memory(planned, loaded)
-
-
-def _warn_of_missing_weights(loaded: Config, planned: list[Planned]) -> None:
-    """A plan is made without the weights that it needs; whoever runs it should know what is missing."""
-    try:
-        run.check_weights(loaded, planned, whole=False)
-    except ValueError as error:
-        console.print(f"a run would stop at once: {error}", style="yellow", markup=False)
 
 
 def _status(words: Words) -> None:

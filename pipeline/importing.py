@@ -70,7 +70,7 @@ def bring(config: Config, conf: str, root: str, found: dict[str, str], same: str
     targets = tuple(stage for stage in STAGES if config.origin(stage) == "import")
     use = f"use with run, sample, export: {same}"
     if not targets:
-        check_existing(config, STAGES, whole=True)
+        check_existing(config, STAGES)
         console.print(f"nothing to build by itself; {use}", markup=False)
         return
     config = config.model_copy(update={"targets": targets})

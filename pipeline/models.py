@@ -144,11 +144,10 @@ def compressor_start(weights: str) -> Found:
     raise BadWeights(f"compressor.weights={weights} holds neither a compressor nor an EfficientNetV2 classifier")
 
 
-def check_existing(config: Config, made: Iterable[str], whole: bool) -> None:
-    """Refuse weights of other models than those that the stages `made` are to be, by their names and shapes.
+def check_existing(config: Config, made: Iterable[str]) -> None:
+    """Refuse damaged weights, and those of other models than the stages `made` are to be; they are read whole.
 
-    With `whole`, damaged ones too, for which they are read to their end. Remote files are looked at when their step
-    runs: it has to copy them.
+    Remote files are looked at when their step runs: it has to copy them.
     """
     for stage in STAGES:
         weights = getattr(config, stage).weights
@@ -170,8 +169,7 @@ def check_existing(config: Config, made: Iterable[str], whole: bool) -> None:
         for key, item in found:
             with _naming(key):
                 pretrained.require_fit(item, getattr(config, item.section).model)
-                if whole:
-                    pretrained.require_finite(item)
+                pretrained.require_finite(item)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,37 +49,45 @@ def check_writable(folder: str, word: str) -> None:
         raise UsageError(f"{word}={folder}: cannot be written ({reason}); give another {word}=") from None
 
 
-def check_weights(config: Config, planned: Iterable[Planned], whole: bool) -> None:
-    """Refuse a config whose steps need weights or pictures that are not there, before anything runs.
+def missing_weights(config: Config, planned: list[Planned]) -> str | None:
+    """What is not there of the weights and pictures that steps need, and what to do about it, as a sentence."""
+    needed = _needed_weights(config, planned)
+    missing = {name: path for name, path in needed.items() if not storage.exists(path)}
+    places = "; ".join(f"{name}: there is nothing at {path}" for name, path in missing.items())
+    return f"{places}; {how_to_get(*missing.values())}" if missing else None
 
-    With `whole`, weights are read to their end; else only the names and shapes of their tensors.
+
+def check_weights(config: Config, planned: list[Planned]) -> None:
+    """Refuse a config whose steps need weights or pictures that are not there, before anything runs.
 
     Raises:
         UsageError: there is nothing at a path.
         BadWeights: the weights there are another model's, or damaged.
     """
-    todo = [item.step for item in planned if item.state != "done"]
-    read = [key for step in todo for key in step.reads]
+    if missing := missing_weights(config, planned):
+        raise UsageError(missing)
+    made = {item.step.output for item in planned if item.state != "done"}.intersection(STAGES)
+    if made and any(not name.startswith(("text.", "eval.")) for name in _needed_weights(config, planned)):
+        from pipeline.models import check_existing
+
+        check_existing(config, made)
+
+
+def _needed_weights(config: Config, planned: list[Planned]) -> dict[str, str]:
+    """Paths, by key, of the weights and pictures that steps to do will read."""
+    read = [key for item in planned if item.state != "done" for key in item.step.reads]
     needed = {name: path for name, path in config.existing().items() if any(is_below(name, key) for key in read)}
     if not config.stage_a.loss.perceptual:
         needed = {name: path for name, path in needed.items() if not name.startswith("stage_a.loss.")}
     if config.stage_b.weights:  # which may hold the compressor
         needed.pop("compressor.weights", None)
-    missing = {name: path for name, path in needed.items() if not storage.exists(path)}
-    if missing:
-        places = "; ".join(f"{name}: there is nothing at {path}" for name, path in missing.items())
-        raise UsageError(f"{places}; {how_to_get(*missing.values())}")
-    made = [stage for stage in STAGES if stage in {step.output for step in todo}]
-    if made and any(not name.startswith(("text.", "eval.")) for name in needed):
-        from pipeline.models import check_existing
-
-        check_existing(config, made, whole)
+    return needed
 
 
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
-    check_weights(config, planned, whole=True)
+    check_weights(config, planned)
     check_writable(root, "root")
     quiet_environment()
     if config.cluster.address is None:

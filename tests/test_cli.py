@@ -191,11 +191,36 @@ def test_plan_tells_what_is_done_and_why_something_is_not(elsewhere, capsys):
     assert steps["stage_c"]["cost"]["work"] == 32
 
 
+def test_plan_says_what_a_run_would_lack_and_what_has_changed(elsewhere, capsys):
+    words = [*MICRO, "stage_c.weights=c.pt", "stage_c.train=null"]
+    (elsewhere / "c.pt").write_bytes(b"the first")
+    build_all(elsewhere / "runs", compose.load("stage_c", words[1:]))
+    (elsewhere / "c.pt").rename(elsewhere / "d.pt")
+    assert main(["plan", *words, "--json"]) == 0
+    output, message = capsys.readouterr()
+    steps = {step["artifact"]: step for step in json.loads(output)["steps"]}
+    assert steps["stage_c"]["reason"].endswith(" -> nothing at c.pt")
+    assert (
+        message
+        == "a run would stop at once: stage_c.weights: there is nothing at c.pt; put it there or change the key\n"
+    )
+    words[2] = f"stage_c.weights={elsewhere}/d.pt"
+    assert main(["plan", *words, "--json"]) == 0
+    assert {step["state"] for step in json.loads(capsys.readouterr().out)["steps"]} == {"done"}
+    (elsewhere / "d.pt").write_bytes(b"the other")
+    assert main(["plan", *words, "--json"]) == 0
+    steps = {step["artifact"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
+    assert steps["stage_c"]["reason"].startswith("stage_c.weights: content changed, sha256 ")
+    assert steps["samples"]["state"] == "stale"
+
+
 @pytest.mark.parametrize("verb", ["plan", "run"])
 def test_neither_plan_nor_a_run_of_what_is_done_imports_torch_ray_or_mlflow(verb, elsewhere):
-    build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro"]))
+    weights = "stage_c.weights=c.pt"
+    (elsewhere / "c.pt").write_bytes(b"hashed, and not looked into")
+    build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro", weights]))
     before = sorted(elsewhere.rglob("*"))
-    done = process(["-c", REPORT_IMPORTS, verb, *MICRO, "--json"], elsewhere)
+    done = process(["-c", REPORT_IMPORTS, verb, *MICRO, weights, "--json"], elsewhere)
     assert json.loads(done.stderr.splitlines()[-1]) == [0, []]
     answer = json.loads(done.stdout)
     if verb == "run":

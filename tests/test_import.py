@@ -439,11 +439,8 @@ def test_a_run_refuses_wrong_weights_before_anything_is_created(
     assert not (tmp_path / "root").exists()
 
 
-def test_a_plan_reads_no_values_and_a_training_refuses_broken_ones(tmp_path: Path) -> None:
+def test_every_step_that_reads_weights_refuses_broken_ones(tmp_path: Path) -> None:
     file = save(spoilt(STATE_C, "blocks.1.mapper.weight", -torch.inf), tmp_path / "c.safetensors")
-    settings = loaded(f"stage_c.weights={file}")
-    planned = run.planned_steps(settings, str(tmp_path / "root"), Selection())
-    run.check_weights(settings, planned, whole=False)
     item = models.existing("stage_c", str(file))["stage_c"]
     told = "its blocks.1.mapper.weight holds values that are no finite numbers"
     assert told in refused(lambda: pretrained.fill(StageC(C), item, C))
