@@ -648,7 +648,8 @@ def test_import_through_the_command_line(pipeline: Any, tmp_path: Path) -> None:
     import shlex
 
     words = shlex.split(use.split(": ", 1)[1])
-    plan = json.loads(pipeline("plan", *words, f"root={root}", "--json").stdout)
+    assert f"root={root}" in words
+    plan = json.loads(pipeline("plan", *words, "--json").stdout)
     states = {step["artifact"]: step["state"] for step in plan["steps"]}
     assert [states[name] for name in ("stage_a", "stage_b", "stage_c")] == ["done"] * 3
     again = pipeline("import", "conf=stage_c", "scale=micro", f"root={root}", f"from={source}")
