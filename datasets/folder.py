@@ -137,12 +137,13 @@ def _pairs(files: dict[str, Path]) -> tuple[list[tuple[str, bytes]], Counter[str
                 rejected["no_picture"] += 1
     named = {name for name, _ in pairs}
     stems = {posixpath.splitext(name)[0] for name in files if _is_picture(name)}
+    captions = {posixpath.splitext(name)[0]: files[name] for name in sorted(files) if _is_text(name)}  # .txt after .TXT
     for name in files:
-        stem, suffix = posixpath.splitext(name)
-        if suffix == ".txt":
+        stem, _ = posixpath.splitext(name)
+        if _is_text(name):
             rejected["no_picture"] += stem not in stems
         elif _is_picture(name) and name not in named:
-            caption = files.get(f"{stem}.txt")
+            caption = captions.get(stem)
             pairs.append((name, caption.read_bytes().removeprefix(codecs.BOM_UTF8) if caption else b""))
     rejected["no_caption"] = sum(not caption.strip() for _, caption in pairs)
     return [(name, caption) for name, caption in pairs if caption.strip()], rejected
@@ -182,5 +183,9 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(_SUFFIXES)
 
 
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(".txt")
+
+
 def _is_captions(name: str) -> bool:
-    return name.endswith(".txt") or posixpath.basename(name) in _TABLES
+    return _is_text(name) or posixpath.basename(name) in _TABLES

@@ -75,6 +75,29 @@ def read(path: str, expect: FileEntry | None = None) -> bytes:
     return data
 
 
+def sha256(path: str) -> str:
+    """sha256 of a file's content in hex, read in pieces."""
+    filesystem, inner = open_filesystem(path)
+    found = hashlib.sha256()
+    with filesystem.open_input_stream(inner) as stream:
+        while piece := stream.read(CHUNK):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def stamps(path: str) -> dict[str, tuple[int, int] | None]:
+    """Size in bytes and time of change in ns of a file (as ""), or of each file below a folder; None without a time."""
+    filesystem, inner = open_filesystem(path)
+    infos = [filesystem.get_file_info(inner)]
+    if infos[0].type == pafs.FileType.Directory:
+        infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True))
+    return {
+        info.path[len(inner.rstrip("/")) + 1 :]: (info.size, info.mtime_ns) if info.mtime_ns is not None else None
+        for info in infos
+        if info.type == pafs.FileType.File
+    }
+
+
 def local_copy(path: str, folder: Path) -> Path:
     """Where a file or folder can be opened: in place when it is local, else as a copy of it made in `folder`."""
     if not is_remote(path):

@@ -1,7 +1,6 @@
 """`python -m pipeline VERB conf=NAME [key=value ...] [flags]`: parse, dispatch, end with the documented exit code."""
 
 import contextlib
-import dataclasses
 import json
 import logging
 import shlex
@@ -14,8 +13,7 @@ from dataclasses import replace
 from datasets import storage
 from pipeline import __version__, compose, cost, run
 from pipeline.config import Config
-from pipeline.dag import Planned
-from pipeline.errors import UsageError, exit_code
+from pipeline.errors import NotBuilt, UsageError, exit_code
 from pipeline.mlflow_store import locate_store
 from pipeline.screen import Summary, console, show_plan, show_summary
 from pipeline.words import Words, parse, usage
@@ -31,8 +29,7 @@ def main(arguments: list[str]) -> int:
         return 0
     logging.getLogger("pipeline").addHandler(logging.NullHandler())
     try:
-        words = parse(arguments)
-        HANDLERS[words.verb](words)
+        _handle(parse(arguments))
     except BaseException as error:
         code = exit_code(error)
         if code is None:
@@ -40,6 +37,15 @@ def main(arguments: list[str]) -> int:
         console.print(str(error) or "stopped" if code > 128 else f"error: {error}", markup=False)
         return code
     return 0
+
+
+def _handle(words: Words) -> None:
+    try:
+        HANDLERS[words.verb](words)
+    except NotBuilt as error:
+        overrides = [*words.overrides, error.override] if error.override else words.overrides
+        same = replace(words, overrides=overrides).same
+        raise UsageError(f"{error}; build it with: python -m pipeline run {same}") from None
 
 
 def _config(words: Words) -> tuple[Config, str]:
@@ -57,7 +63,7 @@ def _run(words: Words) -> None:
     planned = run.planned_steps(loaded, root, words.selection)
     todo = [item for item in planned if item.state != "done"]
     if not todo:
-        console.print(f"nothing to do: all {len(planned)} steps of conf={words.conf} are done in {root}")
+        console.print(f"nothing to do: all {len(planned)} steps of conf={words.conf} are done in {root}", markup=False)
         _print_json(words, {"outcome": "nothing to do", "steps": [item.step.output for item in planned]})
         return
     summary = run.run(loaded, words.required_conf(), root, planned, _command())
@@ -72,9 +78,8 @@ def _command() -> str:
 
 def _next_command(words: Words, summary: Summary) -> str:
     """What a person may want to do now, with the same conf, root and overrides."""
-    same = " ".join(shlex.quote(word) for word in (f"conf={words.conf}", f"root={words.root}", *words.overrides))
     if summary.metrics:
-        return f'python -m pipeline sample {same} prompt="red heart" out=pictures'
+        return f'python -m pipeline sample {words.same} prompt="red heart" out=pictures'
     return f"python -m pipeline ui root={shlex.quote(words.root)}"
 
 
@@ -84,9 +89,6 @@ def _plan(words: Words) -> None:
     costs = cost.estimates(planned, loaded)
     if not words.json:
         show_plan(planned, costs)
-        _warn_of_missing_weights(loaded, planned)
-        cost.check_memory(planned, loaded)
-        return
     steps = [
         {
             "step": item.step.name,
@@ -99,15 +101,9 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps})
+    if missing := run.missing_weights(loaded, planned):
+        console.print(f"a run would stop at once: {missing}", style="yellow", markup=False)
     cost.check_memory(planned, loaded)
-
-
-def _warn_of_missing_weights(loaded: Config, planned: list[Planned]) -> None:
-    """A plan is made without the weights that it needs; whoever runs it should know what is missing."""
-    try:
-        run.check_weights(loaded, {item.step.output for item in planned if item.state != "done"})
-    except ValueError as error:
-        console.print(f"a run would stop at once: {error}", style="yellow", markup=False)
 
 
 def _status(words: Words) -> None:
@@ -133,18 +129,19 @@ def _show_config(words: Words) -> None:
 
 
 def _sample(words: Words) -> None:
-    from pipeline.sampling import sample, sample_release
+    from pipeline.sampling import check_overrides_of_release, sample, sample_release
 
     own = dict(words.own)
     run_seed, folder = own.pop("run_seed", None), own.pop("from", None)  # `seed=` is the picture's
-    if run_seed is not None:
-        words = replace(words, overrides=[*words.overrides, f"seed={run_seed}"])
+    overrides = [*words.overrides, *([f"seed={run_seed}"] if run_seed is not None else [])]
     if folder is None:
-        loaded, root = _config(words)
+        loaded, root = _config(replace(words, overrides=overrides))
         sample(loaded, root, own)
     else:
+        overridden = {word.partition("=")[0] for word in words.overrides}
+        check_overrides_of_release(overridden | ({"run_seed"} & words.own.keys()))
         loaded, _ = _config(words if words.conf else replace(words, conf="release"))
-        sample_release(loaded, storage.absolute(folder), own, {word.partition("=")[0] for word in words.overrides})
+        sample_release(loaded, storage.absolute(folder), own, overridden)
 
 
 def _export(words: Words) -> None:
@@ -160,8 +157,9 @@ def _import(words: Words) -> None:
     if words.rest:
         raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
     found, overrides = composed(words.required_conf(), words.overrides, words.own.get("from"))
-    loaded, root = _config(dataclasses.replace(words, overrides=overrides))
-    bring(loaded, words.required_conf(), root, found, overrides, _command())
+    words = replace(words, overrides=overrides)
+    loaded, root = _config(words)
+    bring(loaded, words.required_conf(), root, found, words.same, _command())
 
 
 def _weights(words: Words) -> None:

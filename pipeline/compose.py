@@ -5,7 +5,7 @@ What either of them has against it becomes a sentence with the key and the neare
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,7 +48,7 @@ def load(conf: str, overrides: list[str]) -> Config:
 def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
     """The composed config as plain data, before keys and types are checked."""
     if conf not in names():
-        raise UsageError(f"conf={conf}: there is no such conf{_nearest(conf, names())}; there are {', '.join(names())}")
+        raise UsageError(f"conf={conf}: there is no such conf{nearest(conf, names())}; there are {', '.join(names())}")
     for word in overrides:
         _check_override(word)
     from hydra.errors import HydraException
@@ -81,7 +81,7 @@ def _check_override(word: str) -> None:
         raise UsageError(f"{word}: {key} is no key of the config; give key=value without any prefix")
     if key in groups() and value not in groups()[key]:
         options = groups()[key]
-        raise UsageError(f"{word}: there is no such option{_nearest(value, options)}; {key} has {', '.join(options)}")
+        raise UsageError(f"{word}: there is no such option{nearest(value, options)}; {key} has {', '.join(options)}")
 
 
 def _explain_hydra(error: Exception) -> str:
@@ -128,7 +128,7 @@ def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         known = {*_fields(Config), *flatten(tree), *groups()} - {key}
-        return f"{key}: there is no such key{_nearest(key, sorted(known))}"
+        return f"{key}: there is no such key{nearest(key, sorted(known))}"
     if not key:
         return message
     silent = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict | list)
@@ -145,8 +145,9 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from _fields(part, f"{prefix}{name}.")
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word that is most like another one, if any is."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""
 
 

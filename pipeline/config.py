@@ -12,6 +12,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from datasets import folder, storage
 from datasets.buckets import STEP, Frame
 from datasets.config import DataConfig
+from pipeline import contents
+from pipeline.errors import UsageError
 from stages.config import (
     EXECUTION,
     BaselineConfig,
@@ -417,32 +419,41 @@ class Config(Settings):
         phases = [phase for training in self.trainings_of(step) for phase in training.phases]
         return sorted({Frame(phase.size, phase.max_aspect) for phase in phases})
 
+    def existing(self) -> dict[str, str]:
+        """Paths of the existing weights, and of a rival's pictures, that this config names, by their dotted keys."""
+        loss, pickscore = self.stage_a.loss, self.eval.pickscore
+        found = {f"text.{name}.weights": getattr(tower, "weights", None) for name, tower in self.text.items()}
+        found["stage_a.loss.perceptual_weights"] = loss.perceptual_weights
+        found["stage_a.loss.perceptual_heads"] = loss.perceptual_heads
+        found |= {f"{section}.weights": getattr(self, section).weights for section in (*STAGES, "compressor")}
+        if self.interpolate:
+            found |= {f"interpolate.{name}": getattr(self.interpolate, name) for name in ("first", "second")}
+        if pickscore:
+            found["eval.pickscore.weights"] = pickscore.weights
+            found["eval.pickscore.rival"] = None if pickscore.rival == BASELINE else pickscore.rival
+        return {key: path for key, path in found.items() if path}
+
     def with_absolute_paths(self) -> "Config":
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""
         tree = self.model_dump()
-        places = [(tower, "weights") for tower in tree["text"].values()]
-        places += [(tree["stage_a"]["loss"], name) for name in ("perceptual_weights", "perceptual_heads")]
-        places += [(tree["compressor"], "weights"), (tree["data"], "metadata"), (tree["data"], "removed")]
-        places += [(tree[stage], "weights") for stage in STAGES]
-        places += [(tree["interpolate"] or {}, name) for name in ("first", "second")]
-        places += [(tree["data"]["folder"] or {}, "path")]
-        pickscore = tree["eval"]["pickscore"] or {}
-        places += [(pickscore, "weights")]
-        if pickscore.get("rival") != BASELINE:
-            places += [(pickscore, "rival")]
-        for section, name in places:
-            if section.get(name):
-                section[name] = storage.absolute(section[name])
+        data = {"data.metadata": self.data.metadata, "data.removed": self.data.removed}
+        if self.data.folder:
+            data["data.folder.path"] = self.data.folder.path
+        for key, path in (self.existing() | data).items():
+            if path:
+                _put(tree, key, storage.absolute(path))
         return Config.model_validate(tree)
 
     def lookup(self, key: str) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it.
 
-        `sizes.<step>` is `frames_of`, squares by their side. In `data.folder` its content stands for the path: moved, a
-        folder gives the same artifacts; with another caption or picture, new ones.
+        `sizes.<step>` is `frames_of`, squares by their side. Content stands for the paths of weights
+        (`contents.identity`) and `data.folder`: moved, they give the same artifacts; with another file behind the path,
+        or another caption, new ones.
 
         Raises:
             DataError: the folder cannot be read.
+            UsageError: weights cannot be read.
         """
         if key.startswith("sizes."):
             frames = self.frames_of(key.removeprefix("sizes."))
@@ -451,10 +462,29 @@ class Config(Settings):
             return self.data.folder.model_dump(exclude={"path"}) | {"content": folder.identity(self.data.folder)}
         if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
             return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
-        node: Any = self.model_dump(mode="json")
+        tree: Any = self.model_dump(mode="json")
+        for name, path in self.existing().items():
+            if is_below(name, key):
+                try:
+                    _put(tree, name, contents.identity(path))
+                except OSError as error:
+                    raise UsageError(f"{name}: {path} cannot be read ({error}); make it readable") from error
         for part in key.split("."):
-            node = node[part]
-        return _without(node, MANNERS)
+            tree = tree[part]
+        return _without(tree, MANNERS)
+
+
+def is_below(name: str, key: str) -> bool:
+    """Whether a dotted key is another one, or a part of its section."""
+    return f"{name}.".startswith(f"{key}.")
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key."""
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    tree[name] = value
 
 
 def _without(tree: Any, names: Set[str]) -> Any:

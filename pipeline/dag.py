@@ -3,6 +3,7 @@
 Steps meet only through artifacts. The edges follow from the names; nobody writes them by hand.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -12,6 +13,7 @@ from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.errors import UsageError
 
 State = Literal["done", "resume", "run", "stale"]
+CONTENT = re.compile("((?:sha256|version) [0-9a-f]{12})[0-9a-f]{52}")  # of `contents.identity`; the start is shown
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def differences(manifest: dict[str, Any], fingerprint: Fingerprint) -> list[str]
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key, "not there"), new.get(key, "not there")
         if before != after:
-            changes.append(f"{key}: {_short(before)} -> {_short(after)}")
+            content = all(CONTENT.fullmatch(str(value)) for value in (before, after))
+            changes.append(f"{key}: {'content changed, ' * content}{_short(before)} -> {_short(after)}")
     for name, digest in fingerprint.parents.items():
         if manifest["parents"].get(name) != digest:
             changes.append(f"input {name} changed")
@@ -132,6 +135,8 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     text = str(value)
+    if content := CONTENT.fullmatch(text):
+        return content[1]
     return text if len(text) <= 40 else text[:37] + "..."
 
 

@@ -13,6 +13,15 @@ class UsageError(ValueError):
     """The command line, the config or an input is wrong; the message names the key or path and the remedy."""
 
 
+class NotBuilt(UsageError):
+    """An artifact of exactly this conf is not there. The command line adds the words of a run that builds it: those of
+    the invocation, and `override`."""
+
+    def __init__(self, message: str, override: str | None = None):
+        super().__init__(message)
+        self.override = override
+
+
 class BudgetExceeded(RuntimeError):
     """More rows were lost than the configured budget; nothing was committed."""
 

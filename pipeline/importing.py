@@ -1,7 +1,6 @@
 """The verb `import`: existing weights as the artifacts that trainings would have made, through the normal engine."""
 
 import re
-import shlex
 
 from pipeline import run
 from pipeline.artifacts import Store
@@ -17,6 +16,9 @@ PLAIN = re.compile(r"[\w./:@-]+")  # what Hydra reads as one word without quotes
 def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[str, str], list[str]]:
     """What `source` holds (model -> a line about it), and the overrides by which a config takes it from there.
 
+    Of a folder, each key gets the file that holds its model, or the folder of its shards; files that cannot be used
+    are told and passed over.
+
     Raises:
         UsageError: no source, or nothing there.
         stages.pretrained.BadWeights: it cannot be read, or holds none of our models.
@@ -29,28 +31,44 @@ def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[
 
     if not storage.exists(source):
         raise UsageError(f"from={source}: there is nothing; {how_to_get(source)}")
-    found = pretrained.find(local(source))
+    place = local(source)
+    try:
+        found, skipped = pretrained.look(place)
+    except pretrained.BadWeights as error:
+        raise UsageError(f"from={source}: {error}") from error
+    for reason in skipped:
+        console.print(f"skipped: {reason}", style="yellow", markup=False)
+    if skipped:
+        console.print(f"files skipped: {len(skipped)}; models found: {len(found)}", style="yellow", markup=False)
+
+    def where(item: pretrained.Found) -> str:
+        path = item.files[0] if len(item.files) == 1 else item.files[0].parent
+        return storage.join(source, *path.relative_to(place).parts)
+
+    stage_b = found.get("stage_b")
+    compressor = found.get("compressor") or (None if stage_b else found.get("imagenet"))
+    if stage_b and compressor and compressor.files == stage_b.files:
+        compressor = None  # Stage B's weights bring it along
     words = []
-    for model in found:
+    for model, item in found.items():
         if model in STAGES:
-            words += [f"{model}.weights={_quoted(source)}", f"{model}.train=null"]
-        elif "stage_b" not in found:  # else Stage B's weights bring it along
-            words.append(f"compressor.weights={_quoted(source)}")
+            words += [f"{model}.weights={_quoted(where(item))}", f"{model}.train=null"]
+        elif item is compressor:
+            words.append(f"compressor.weights={_quoted(where(item))}")
     lines = {
         pretrained.NAMES[model]: f"{', '.join(map(str, item.files))} ({item.layout})" for model, item in found.items()
     }
     return lines, [*overrides, *words]
 
 
-def bring(config: Config, conf: str, root: str, found: dict[str, str], overrides: list[str], command: str) -> None:
-    """Build the imports of a composed config; say what was found, where it lies now, and how to use it."""
+def bring(config: Config, conf: str, root: str, found: dict[str, str], same: str, command: str) -> None:
+    """Build the imports of a composed config; say what was found, where it lies now, and by which words to use it."""
     from pipeline.models import check_existing
 
     for name, line in found.items():
         console.print(f"found {name} in {line}", markup=False)
     targets = tuple(stage for stage in STAGES if config.origin(stage) == "import")
-    same = " ".join(shlex.quote(word) for word in overrides)
-    use = f"use with run, sample, export: conf={conf} {same}"
+    use = f"use with run, sample, export: {same}"
     if not targets:
         check_existing(config, STAGES)
         console.print(f"nothing to build by itself; {use}", markup=False)

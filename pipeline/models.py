@@ -7,7 +7,8 @@ seconds to load, and most workers need neither.
 import atexit
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -106,19 +107,26 @@ def local(path: str) -> Path:
     return storage.local_copy(path, Path(folder))
 
 
-def existing(stage: Stage, weights: str, compressor: str | None = None) -> dict[Model, Found]:
+def existing(stage: Stage, weights: str, compressor: str | None = None, key: str | None = None) -> dict[Model, Found]:
     """Existing weights of a stage, for Stage B with its compressor: its own, else the whole one at `compressor`.
 
+    `key` is the config key that names them, if it is not `<stage>.weights`.
+
     Raises:
-        BadWeights: they are not there, or not of this stage; the message names the key.
+        BadWeights: they are not there, or not of this stage; the message names key and file.
     """
-    found = pretrained.find(local(weights))
+    key = key or f"{stage}.weights"
+    with _naming(key):
+        found = pretrained.find(local(weights))
     if stage not in found:
         holds = ", ".join(pretrained.NAMES[model] for model in found)
-        raise BadWeights(f"{stage}.weights={weights} holds {holds}, not {pretrained.NAMES[stage]}")
+        raise BadWeights(f"{key}={weights} holds {holds}, not {pretrained.NAMES[stage]}")
     if stage != "stage_b":
         return {stage: found[stage]}
-    other = {} if "compressor" in found or compressor is None else pretrained.find(local(compressor))
+    other: dict[Model, Found] = {}
+    if "compressor" not in found and compressor is not None:
+        with _naming("compressor.weights"):
+            other = pretrained.find(local(compressor))
     if "compressor" not in found | other:
         raise BadWeights(
             f"stage_b.weights={weights} holds no compressor; give the one that Stage B was trained with: "
@@ -129,7 +137,8 @@ def existing(stage: Stage, weights: str, compressor: str | None = None) -> dict[
 
 def compressor_start(weights: str) -> Found:
     """What the compressor starts from: a whole one, or ImageNet weights of its backbone."""
-    found = pretrained.find(local(weights))
+    with _naming("compressor.weights"):
+        found = pretrained.find(local(weights))
     for model in ("compressor", "imagenet"):
         if model in found:
             return found[model]
@@ -137,7 +146,7 @@ def compressor_start(weights: str) -> Found:
 
 
 def check_existing(config: Config, made: Iterable[str]) -> None:
-    """Refuse, by their names and shapes, weights of other models than those that the stages `made` are to be.
+    """Refuse damaged weights, and those of other models than the stages `made` are to be; they are read whole.
 
     Remote files are looked at when their step runs: it has to copy them.
     """
@@ -146,15 +155,31 @@ def check_existing(config: Config, made: Iterable[str]) -> None:
         compressor = config.compressor.weights if stage == "stage_b" else None
         if stage not in made or any(path and storage.is_remote(path) for path in (weights, compressor)):
             continue
+        found: list[tuple[str, Found]] = []
         if stage == "stage_c" and config.interpolate:
-            paths = (config.interpolate.first, config.interpolate.second)
-            found = [existing("stage_c", path)["stage_c"] for path in paths if not storage.is_remote(path)]
+            for key in ("interpolate.first", "interpolate.second"):
+                path = config.existing()[key]
+                if not storage.is_remote(path):
+                    found.append((key, existing("stage_c", path, key=key)["stage_c"]))
         elif weights:
-            found = list(existing(stage, weights, compressor).values())
-        else:
-            found = [compressor_start(compressor)] if stage == "stage_b" and compressor else []
-        for item in found:
-            pretrained.require_fit(item, getattr(config, item.section).model)
+            for item in existing(stage, weights, compressor).values():
+                inside = item.files[0].is_relative_to(local(weights))
+                found.append((f"{stage}.weights" if inside else "compressor.weights", item))
+        elif compressor:
+            found.append(("compressor.weights", compressor_start(compressor)))
+        for key, item in found:
+            with _naming(key):
+                pretrained.require_fit(item, getattr(config, item.section).model)
+                pretrained.require_finite(item)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Say of bad weights also which key names them."""
+    try:
+        yield
+    except BadWeights as error:
+        raise BadWeights(f"{key}: {error}") from error
 
 
 def fresh_tower(config: TextConfig) -> "TextTower":

@@ -12,7 +12,7 @@ from pipeline import ledger
 from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.config import Config
 from pipeline.dag import differences, fingerprints, order
-from pipeline.errors import UsageError
+from pipeline.errors import NotBuilt, UsageError
 from pipeline.process import ProcessId
 from pipeline.screen import console
 from pipeline.steps import table
@@ -24,7 +24,7 @@ def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed")
     """The finished artifacts of exactly this config. `seed_word` is how the caller's command line sets its seed.
 
     Raises:
-        UsageError: one is missing; the message lists what exists and names the nearest.
+        NotBuilt: one is missing; the message lists what exists and names the nearest.
     """
     store = Store(root)
     steps = order(table(config), names)
@@ -33,14 +33,16 @@ def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed")
     for name in names:
         artifact = store.find(name, prints[name].digest)
         if artifact is None:
-            raise UsageError(_missing(name, store, prints[name], seed_word))
+            made = {step.output for step in order(table(config), config.targets)}
+            override = None if name in made else f"targets=[{name}]"
+            raise NotBuilt(_missing(name, store, prints[name], seed_word), override)
         found[name] = artifact
     return found
 
 
 def _missing(name: str, store: Store, wanted: Fingerprint, seed_word: str) -> str:
     others = list(store.finished(name))
-    text = f"root={store.root} has no {name} of exactly this conf; run it first: python -m pipeline run conf=..."
+    text = f"root={store.root} has no {name} of exactly this conf"
     if not others:
         return f"{text} (no {name} exists there at all)"
     listed = ", ".join(other.manifest["fingerprint"] for other in others)

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -19,8 +19,8 @@ from datasets import storage
 from pipeline import __version__, cost, dag, lease, ledger
 from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
-from pipeline.config import BASELINE, STAGES, Config
-from pipeline.dag import Planned, Selection
+from pipeline.config import STAGES, Config, is_below
+from pipeline.dag import Planned, Selection, differences
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
 from pipeline.memory import PeakMemory
@@ -49,43 +49,45 @@ def check_writable(folder: str, word: str) -> None:
         raise UsageError(f"{word}={folder}: cannot be written ({reason}); give another {word}=") from None
 
 
-def check_weights(config: Config, steps: set[str]) -> None:
-    """Refuse a config whose steps (by artifact) need weights or pictures that are not there, before anything runs.
+def missing_weights(config: Config, planned: list[Planned]) -> str | None:
+    """What is not there of the weights and pictures that steps need, and what to do about it, as a sentence."""
+    needed = _needed_weights(config, planned)
+    missing = {name: path for name, path in needed.items() if not storage.exists(path)}
+    places = "; ".join(f"{name}: there is nothing at {path}" for name, path in missing.items())
+    return f"{places}; {how_to_get(*missing.values())}" if missing else None
+
+
+def check_weights(config: Config, planned: list[Planned]) -> None:
+    """Refuse a config whose steps need weights or pictures that are not there, before anything runs.
 
     Raises:
-        UsageError: there is nothing at a path, or the weights there are another model's.
+        UsageError: there is nothing at a path.
+        BadWeights: the weights there are another model's, or damaged.
     """
-    made = [stage for stage in STAGES if stage in steps]
-    needed: dict[str, str | None] = {
-        f"text.{name}.weights": getattr(tower, "weights", None)
-        for name, tower in config.text.items()
-        if f"text_{name}" in steps
-    }
-    if "stage_a" in made and config.origin("stage_a") == "train" and config.stage_a.loss.perceptual:
-        needed["stage_a.loss.perceptual_weights"] = config.stage_a.loss.perceptual_weights
-        needed["stage_a.loss.perceptual_heads"] = config.stage_a.loss.perceptual_heads
-    needed |= {f"{stage}.weights": getattr(config, stage).weights for stage in made}
-    if "stage_b" in made and config.stage_b.weights is None:  # which may hold the compressor
-        needed["compressor.weights"] = config.compressor.weights
-    if "stage_c" in made and config.interpolate:
-        needed |= {f"interpolate.{name}": getattr(config.interpolate, name) for name in ("first", "second")}
-    if "scores" in steps and config.eval.pickscore:
-        needed["eval.pickscore.weights"] = config.eval.pickscore.weights
-        if config.eval.pickscore.rival != BASELINE:
-            needed["eval.pickscore.rival"] = config.eval.pickscore.rival
-    for key, path in needed.items():
-        if path is not None and not storage.exists(path):
-            raise UsageError(f"{key}: there is nothing at {path}; {how_to_get(path)}")
-    if made and any(path for key, path in needed.items() if not key.startswith(("text.", "eval."))):
+    if missing := missing_weights(config, planned):
+        raise UsageError(missing)
+    made = {item.step.output for item in planned if item.state != "done"}.intersection(STAGES)
+    if made and any(not name.startswith(("text.", "eval.")) for name in _needed_weights(config, planned)):
         from pipeline.models import check_existing
 
         check_existing(config, made)
 
 
+def _needed_weights(config: Config, planned: list[Planned]) -> dict[str, str]:
+    """Paths, by key, of the weights and pictures that steps to do will read."""
+    read = [key for item in planned if item.state != "done" for key in item.step.reads]
+    needed = {name: path for name, path in config.existing().items() if any(is_below(name, key) for key in read)}
+    if not config.stage_a.loss.perceptual:
+        needed = {name: path for name, path in needed.items() if not name.startswith("stage_a.loss.")}
+    if config.stage_b.weights:  # which may hold the compressor
+        needed.pop("compressor.weights", None)
+    return needed
+
+
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
-    check_weights(config, {item.step.output for item in planned if item.state != "done"})
+    check_weights(config, planned)
     check_writable(root, "root")
     quiet_environment()
     if config.cluster.address is None:
@@ -178,7 +180,7 @@ class _Session:
         self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
         for artifact in self.artifacts.values():
             self.store.tidy(artifact)
-        console.print(f"run {self.id} of conf={self.conf} in {self.root}")
+        console.print(f"run {self.id} of conf={self.conf} in {self.root}", markup=False)
         self.exits = contextlib.ExitStack()
         with contextlib.ExitStack() as exits:
             self.tracking = exits.enter_context(
@@ -262,6 +264,7 @@ class _Session:
 
     def _build_under_lease(self, item: Planned, path: str, progress: StepProgress, stopped: _Stop) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
+        self._check_unchanged(item)
         if item.reason == "forced":
             self.store.discard(step.output, fingerprint.digest)
         begun = time.monotonic()
@@ -302,6 +305,13 @@ class _Session:
             )
             tracked.finish(artifact)
         return artifact
+
+    def _check_unchanged(self, item: Planned) -> None:
+        """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
+        now = replace(item.fingerprint, settings={key: self.config.lookup(key) for key in item.step.reads})
+        if now != item.fingerprint:
+            changes = "; ".join(differences(item.fingerprint.as_dict(), now))
+            raise UsageError(f"{changes}, since this run began; start it again")
 
     def _inputs(self, item: Planned) -> dict[str, Artifact]:
         """The finished artifacts that a step reads, also those of steps that the flags leave out."""

@@ -55,6 +55,21 @@ def sample(config: Config, root: str, words: dict[str, str]) -> None:
     _draw(request, picture, words, config, lambda where: models.everything(config, artifacts, where))
 
 
+def check_overrides_of_release(overridden: set[str]) -> None:
+    """Refuse words that drawing with a release's own models would ignore.
+
+    Raises:
+        UsageError: names them.
+    """
+    heard = {f"sample.{name}" for name in Sampling.model_fields if name != "limit"} | {"cluster", "cluster.device"}
+    ignored = sorted(overridden - heard)
+    if ignored:
+        raise UsageError(
+            f"{', '.join(ignored)}: from=DIR draws with that release's own models and settings; leave "
+            f"{'them' if len(ignored) > 1 else 'it'} out, only sample.* and cluster.device count here"
+        )
+
+
 def sample_release(config: Config, folder: str, words: dict[str, str], overridden: set[str]) -> None:
     """The same with the models and settings of a release folder; of the config, what is `overridden` counts more.
 

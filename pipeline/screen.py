@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline.dag import Planned
 
+UNLIMITED = 100_000  # columns
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -92,7 +94,9 @@ def show_summary(summary: Summary) -> None:
     unit = "GPU-hours" if summary.devices.startswith("cuda") else "CPU-hours"
     table = Table("step", "artifact", "state", "seconds", unit, "where", box=None, header_style="bold", pad_edge=False)
     for step in summary.steps:
-        table.add_row(step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", step.path)
+        table.add_row(
+            step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", escape(step.path)
+        )
     console.print()
     console.print(table)
     if summary.metrics:
@@ -111,10 +115,10 @@ def show_summary(summary: Summary) -> None:
     for line in summary.paper:
         console.print(f"            {line}")
     for warning in summary.warnings:
-        console.print(f"[yellow]warning[/]     {warning}")
+        console.print(f"[yellow]warning[/]     {escape(warning)}")
     for picture in summary.pictures:
-        console.print(f"pictures    {picture}")
-    console.print(f"next        {summary.next_command}")
+        console.print(f"pictures    {picture}", markup=False)
+    console.print(f"next        {summary.next_command}", markup=False)
 
 
 def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:
@@ -126,5 +130,13 @@ def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> No
         colour = {"done": "green", "resume": "cyan", "run": "default", "stale": "yellow"}[item.state]
         memory = f"{cost['memory']['total'] / 2**30:.1f} GiB" if cost["memory"] else ""
         state = f"[{colour}]{item.state}[/]"
-        table.add_row(item.step.name, item.step.output, state, item.reason, cost["text"], memory)
-    Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+        table.add_row(item.step.name, item.step.output, state, escape(item.reason), cost["text"], memory)
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout with nothing cut off: a terminal folds it, a pipe or file gets it as wide as it is."""
+    for column in table.columns:
+        column.overflow = "fold"
+    width = None if sys.stdout.isatty() else UNLIMITED
+    Console(file=sys.stdout, highlight=False, width=width).print(table)

@@ -3,10 +3,12 @@
 They lie in one folder (`weights/`); a file's sha256 is kept beside it as `<file>.sha256`, in the format of `sha256sum`.
 """
 
-import hashlib
+import contextlib
 import json
 import os
+import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +19,16 @@ from typing import Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
-from rich.console import Console
 from rich.table import Table
 
 from datasets import storage
 from pipeline.environment import quiet_environment
 from pipeline.errors import RetriesExhausted, UsageError
-from pipeline.screen import console
+from pipeline.screen import console, print_table
 
 TABLE = Path(__file__).parent.parent / "conf" / "reference" / "weights.yaml"
 FOLDER = "weights"
+HUB_NOTES = ".cache"  # where the Hub's library keeps its own, and what it cannot use again
 State = Literal["ok", "unrecorded", "missing", "changed"]
 
 
@@ -36,7 +38,6 @@ class Hub:
 
     repo: str
     path: str | None
-    revision: str | None
 
     def __str__(self) -> str:
         return f"huggingface.co/{self.repo}" + (f"/{self.path}" if self.path else "")
@@ -109,35 +110,49 @@ def licence(path: str) -> str | None:
     return row.licence if row else None
 
 
-def how_to_get(path: str) -> str:
-    """What to do about weights that are not at a path."""
-    row = _row_of(path)
-    if row is None:
-        return "put it there or change the key"
-    folder = path.partition(row.file)[0].rstrip("/") or "."
-    place = "" if folder == FOLDER else f" out={folder}"
-    return f"get it with: python -m pipeline weights get {row.name}{place}"
+def how_to_get(*paths: str) -> str:
+    """What to do about weights that are not at these paths."""
+    names: dict[str, list[str]] = {}
+    unknown = []
+    for path in dict.fromkeys(paths):
+        row = _row_of(path)
+        if row is None:
+            unknown.append(path)
+        else:
+            names.setdefault(path.partition(row.file)[0].rstrip("/") or ".", []).append(row.name)
+    told = [
+        f"get {'them' if len(known) > 1 else 'it'} with: python -m pipeline weights get {' '.join(known)}"
+        + ("" if folder == FOLDER else f" out={shlex.quote(folder)}")
+        for folder, known in names.items()
+    ]
+    if unknown:
+        it = "it" if len(paths) == 1 else ", ".join(unknown)
+        told.insert(0, f"put {it} there or change the key")
+    return "; ".join(told)
 
 
 # --------------------------------------------------------------------------------------------------- the verb
 
 
 def weights(words: Sequence[str], out: str, as_json: bool) -> None:
-    """`weights list | get NAME | verify [NAME]` on the folder `out`.
+    """`weights list | get NAME... | verify [NAME]` on the folder `out`.
 
     Raises:
-        UsageError: another word, an unknown name, or files that are not what they were.
+        UsageError: another word, an unknown name, no folder, or files that are not what they were.
     """
+    if not out:
+        raise UsageError("out= is empty; give the folder for the weights")
     folder = Path(storage.absolute(out))
     match list(words):
         case ["list"]:
             _list(folder, as_json)
-        case ["get", name]:
-            console.print(str(get(named(name), folder)), markup=False)
+        case ["get", _, *_]:
+            for row in [named(name) for name in words[1:]]:
+                console.print(str(get(row, folder)), markup=False)
         case ["verify", *names] if len(names) <= 1:
             _verify([named(name) for name in names] or list(table()), folder, as_json, wanted=bool(names))
         case _:
-            raise UsageError("weights knows: list, get NAME, verify [NAME]")
+            raise UsageError("weights knows: list, get NAME..., verify [NAME]")
 
 
 def _list(folder: Path, as_json: bool) -> None:
@@ -148,21 +163,21 @@ def _list(folder: Path, as_json: bool) -> None:
             "path": str(folder / row.file),
             "present": (folder / row.file).exists(),
             "bytes": row.bytes,
-            "sha256": row.sha256,
+            "sha256": row.sha256 or _recorded(row, folder),
             "licence": row.licence,
             "source": str(row.source),
-            "revision": row.source.revision if isinstance(row.source, Hub) else None,
         }
         for row in table()
     ]
     if as_json:
         print(json.dumps({"folder": str(folder), "weights": found}, indent=1))
         return
-    lines = Table("name", "there", "use", "licence", "source", box=None, pad_edge=False)
+    lines = Table("name", "there", "use", "sha256", "licence", "source", box=None, pad_edge=False)
     for row in found:
-        there = "yes" if row["present"] else "-"
-        lines.add_row(str(row["name"]), there, str(row["use"]), str(row["licence"] or "?"), str(row["source"]))
-    Console(file=sys.stdout, highlight=False, soft_wrap=True).print(lines)
+        there, digest = "yes" if row["present"] else "-", str(row["sha256"] or "?")[:8]
+        cells = (str(row["use"]), digest, str(row["licence"] or "?"), str(row["source"]))
+        lines.add_row(str(row["name"]), there, *cells)
+    print_table(lines)
 
 
 def _verify(rows: list[Row], folder: Path, as_json: bool, wanted: bool) -> None:
@@ -178,8 +193,8 @@ def _verify(rows: list[Row], folder: Path, as_json: bool, wanted: bool) -> None:
 
 
 def get(row: Row, folder: Path) -> Path:
-    """Download weights into a folder unless they are there; returns their path. From the Hub, an interrupted
-    download goes on where it was.
+    """Download weights into a folder unless they are there; returns their path. A connection that breaks off is
+    taken up again, and the files of a repository that have come need not come again at the next call.
 
     Raises:
         UsageError: what is there, or what came, has another sha256 than published or than the first time.
@@ -187,25 +202,42 @@ def get(row: Row, folder: Path) -> Path:
     """
     target = folder / row.file
     if not target.exists():
+        console.print(f"{row.name}: from {row.source}", markup=False)
+        new = [place for place in (folder, *folder.parents) if not place.exists()]
         partial = folder / ".partial" / row.name
         partial.mkdir(parents=True, exist_ok=True)
-        console.print(f"{row.name}: from {row.source}", markup=False)
-        came = _download(row, partial)
-        sums = _sums(came, row.file)
-        problem = _problem(row, folder, sums)
-        if problem:
-            shutil.rmtree(partial)
-            raise UsageError(f"weights get {row.name}: {problem}; what came was deleted")
-        if not _record(row, folder).exists():
-            lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
-            storage.publish(lines.encode(), str(_record(row, folder)))
-        os.replace(came, target)
-        shutil.rmtree(partial)
+        try:
+            _fetch(row, folder, partial)
+        finally:
+            _drop_unless_begun(partial, new)
         return target
     verdict = verify(row, folder)
     if verdict.state == "changed":
         raise UsageError(f"weights get {row.name}: {verdict.detail}; delete {target} and get it again")
     return target
+
+
+def _fetch(row: Row, folder: Path, partial: Path) -> None:
+    came = _download(row, partial)
+    sums = _sums(came, row.file)
+    problem = _problem(row, folder, sums)
+    if problem:
+        shutil.rmtree(partial)
+        raise UsageError(f"weights get {row.name}: {problem}; what came was deleted")
+    if not _record(row, folder).exists():
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+        storage.publish(lines.encode(), str(_record(row, folder)))
+    os.replace(came, folder / row.file)
+
+
+def _drop_unless_begun(partial: Path, new: list[Path]) -> None:
+    """Delete the folder of a download in which no file has come yet, and then of the new folders the empty ones."""
+    came = [file.relative_to(partial).parts for file in partial.rglob("*") if file.is_file()]
+    if all(HUB_NOTES in parts for parts in came):
+        shutil.rmtree(partial, ignore_errors=True)
+    for place in (partial.parent, *new):
+        with contextlib.suppress(OSError):  # it is not empty
+            place.rmdir()
 
 
 def verify(row: Row, folder: Path) -> Verdict:
@@ -224,6 +256,13 @@ def _record(row: Row, folder: Path) -> Path:
     return folder / f"{row.file}.sha256"
 
 
+def _recorded(row: Row, folder: Path) -> str | None:
+    """The sha256 of a file's first download; of a whole repository there are many."""
+    record = _record(row, folder)
+    lines = record.read_text().splitlines() if record.exists() else []
+    return lines[0].partition("  ")[0] if len(lines) == 1 else None
+
+
 def _problem(row: Row, folder: Path, sums: dict[str, str]) -> str | None:
     """How files' sums differ from the published or the recorded ones, if they do."""
     if row.sha256 and not sums[row.file].startswith(row.sha256):
@@ -240,12 +279,10 @@ def _problem(row: Row, folder: Path, sums: dict[str, str]) -> str | None:
 def _sums(path: Path, name: str) -> dict[str, str]:
     """sha256 in hex of a file, or of each file below a folder, by the name that it has below the weights' folder."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    sums = {}
-    for file in files:
-        with file.open("rb") as stream:
-            below = "" if file == path else f"/{file.relative_to(path).as_posix()}"
-            sums[name + below] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return sums
+    return {
+        name + ("" if file == path else f"/{file.relative_to(path).as_posix()}"): storage.sha256(str(file))
+        for file in files
+    }
 
 
 def _download(row: Row, partial: Path) -> Path:
@@ -256,21 +293,35 @@ def _download(row: Row, partial: Path) -> Path:
             return _from_hub(row.source, partial)
         return _from_url(_address(row.source), partial / row.file)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RetriesExhausted(
-            f"weights get {row.name}: {row.source} did not come ({type(error).__name__}: {reason}); call it again"
-        ) from error
+        raise RetriesExhausted(f"weights get {row.name}: {_reason(row, error)} call it again") from error
+
+
+def _reason(row: Row, error: BaseException) -> str:
+    """Why nothing came, and what to do before the next try."""
+    from huggingface_hub import constants
+
+    if isinstance(row.source, Hub) and constants.HF_HUB_OFFLINE:
+        return f"{row.source} is not asked while HF_HUB_OFFLINE is set; unset it and"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror | ConnectionError | TimeoutError):
+            return f"{row.source} cannot be reached ({cause}); connect this machine to the network and"
+        cause = cause.__cause__ or cause.__context__
+    return f"{row.source} did not come ({type(error).__name__}: {str(error).splitlines()[0]});"
 
 
 def _from_hub(source: Hub, partial: Path) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, model_info, snapshot_download
     from huggingface_hub.errors import HTTPError  # its HTTP library's, which changes with its version
 
     try:
         if source.path:
-            return Path(hf_hub_download(source.repo, source.path, revision=source.revision, local_dir=partial))
-        folder = partial / "files"
-        snapshot_download(source.repo, revision=source.revision, local_dir=folder)
+            return Path(hf_hub_download(source.repo, source.path, local_dir=partial))
+        folder, info = partial / "files", model_info(source.repo)
+        snapshot_download(source.repo, revision=info.sha, local_dir=folder)
+        lacking = [file.rfilename for file in info.siblings or () if not (folder / file.rfilename).is_file()]
+        if lacking:  # without a connection, the library is content with what an earlier call has left
+            raise OSError(f"{', '.join(lacking[:3])} did not come")
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         return folder
     except HTTPError as error:

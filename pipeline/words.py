@@ -5,8 +5,11 @@ Hydra, so that a prompt may hold commas, quotes and parentheses; every other `ke
 """
 
 import difflib
+import shlex
 from dataclasses import dataclass, field
 
+from pipeline.compose import groups, nearest
+from pipeline.config import Config
 from pipeline.dag import Selection
 from pipeline.errors import UsageError
 
@@ -39,7 +42,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
     "import": Verb("from=DIR|FILE: existing weights (dome272's, diffusers', our own) as artifacts", ("from",)),
     "weights": Verb(
-        "`weights list`, `weights get NAME`, `weights verify [NAME]`: weights by others, in out=weights",
+        "`weights list`, `weights get NAME...`, `weights verify [NAME]`: weights by others, in out=weights",
         ("out",),
         ("--json",),
         config=False,
@@ -67,18 +70,26 @@ class Words:
     def required_conf(self) -> str:
         """The conf's name; the verb cannot do without it."""
         if self.conf is None:
-            raise UsageError(f"{self.verb} needs conf=NAME, for example: python -m pipeline {self.verb} conf=stage_c")
+            release = ", or from=DIR with a release" if self.verb == "sample" else ""
+            example = f"python -m pipeline {self.verb} conf=stage_c"
+            raise UsageError(f"{self.verb} needs conf=NAME{release}, for example: {example}")
         return self.conf
+
+    @property
+    def same(self) -> str:
+        """The words of a run with the same conf, root and overrides, for a shell."""
+        root = [] if self.root == "runs" else [f"root={self.root}"]
+        seed = [f"seed={self.own['run_seed']}"] if "run_seed" in self.own else []
+        return " ".join(shlex.quote(word) for word in (f"conf={self.conf}", *root, *self.overrides, *seed))
 
 
 def parse(arguments: list[str]) -> Words:
     """Parse the words after `python -m pipeline`; `UsageError` names the word that does not fit."""
     name, *words = arguments
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"there is no verb '{name}'{hint}; there are {', '.join(VERBS)}")
+        raise UsageError(f"there is no verb '{name}'{nearest(name, VERBS)}; there are {', '.join(VERBS)}")
     verb = VERBS[name]
+    known = ("root", *(("conf",) if verb.config else ()), *verb.words)
     own: dict[str, str] = {}
     overrides: list[str] = []
     rest: list[str] = []
@@ -89,7 +100,8 @@ def parse(arguments: list[str]) -> Words:
         key, separator, value = word.partition("=")
         if word.startswith("--"):
             if key not in verb.flags:
-                raise UsageError(f"{name} has no flag {key}; it takes {', '.join(verb.flags) or 'none'}")
+                flags_of = ", ".join(verb.flags) or "none"
+                raise UsageError(f"{name} has no flag {key}{nearest(key, verb.flags)}; it takes {flags_of}")
             if key == "--json":
                 flags[key] = []
                 continue
@@ -97,14 +109,16 @@ def parse(arguments: list[str]) -> Words:
             if not value:
                 raise UsageError(f"{key} needs a step's name, for example {key} train_c")
             flags.setdefault(key, []).append(value)
-        elif separator and key in ("root", *(("conf",) if verb.config else ()), *verb.words):
+        elif separator and key in known:
             if key in own:
                 raise UsageError(f"{key}= is given twice")
             own[key] = value
         elif separator and verb.config:
+            _check_no_typo(key, known)
             overrides.append(word)
         elif separator:
-            raise UsageError(f"{word}: {name} takes no key=value but root=")
+            taken = ", ".join(f"{other}=" for other in known)
+            raise UsageError(f"{word}: {name} takes no {key}={nearest(key, known)}; it takes {taken}")
         else:
             rest.append(word)
     for key in ("--from", "--until", "--only"):
@@ -128,6 +142,14 @@ def parse(arguments: list[str]) -> Words:
         ),
         json="--json" in flags,
     )
+
+
+def _check_no_typo(key: str, words: tuple[str, ...]) -> None:
+    """Refuse what is no key of the config, but like a word of the verb."""
+    keys = {*Config.model_fields, *groups()}
+    near = difflib.get_close_matches(key, [*words, *keys], n=1)
+    if "." not in key and key not in keys and near and near[0] in words:
+        raise UsageError(f"{key}: there is no such word or key (did you mean {near[0]}?)")
 
 
 def _first(values: list[str] | None) -> str | None:

@@ -54,10 +54,15 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # the better first
 VARIANT = re.compile(r"(\.(?:fp16|bf16))?(?:-\d{5}-of-(\d{5}))?$")  # diffusers' ends of a file name before its suffix
 UNSEEN = {"dropout", "codebook_init", "code_mapper_std"}  # settings of training alone
 BACKBONES = {780: "efficientnet_v2_s", 1546: "efficientnet_v2_l"}  # by number of tensors
+NO_MODEL = "holds none of Stage A, B, C and the compressor, to go by its tensors' names"
 
 
 class BadWeights(ValueError):
     """A file cannot be read, or holds another model than the one asked for."""
+
+
+class OtherModel(BadWeights):
+    """A file can be read, but holds none of our models."""
 
 
 @dataclass(frozen=True)
@@ -96,24 +101,45 @@ def find(path: Path) -> dict[Model, Found]:
     Raises:
         BadWeights: there is none, a file cannot be read, or two files of one depth hold the same model.
     """
+    found, skipped = look(path)
+    for error in skipped:
+        if not isinstance(error, OtherModel):
+            raise error
+    return found
+
+
+def look(path: Path) -> tuple[dict[Model, Found], list[BadWeights]]:
+    """As `find`, but files that cannot be read are passed over like those of other models; also what was said of them.
+
+    Raises:
+        BadWeights: no file holds one of our models, or two files of one depth hold the same one.
+    """
     if not path.exists():
         raise BadWeights(f"there is nothing at {path}")
-    if path.is_file():
-        found = {item.model: item for item in _models((path,))}
-    else:
-        found = {}
-        places = sorted(_places(path), key=lambda files: len(files[0].parts))
-        for _, level in groupby(places, key=lambda files: len(files[0].parts)):
-            here: dict[Model, Found] = {}
-            for item in (item for files in level for item in _models(files)):
+    places = [(path,)] if path.is_file() else sorted(_places(path), key=lambda files: len(files[0].parts))
+    found: dict[Model, Found] = {}
+    skipped: list[BadWeights] = []
+    for _, level in groupby(places, key=lambda files: len(files[0].parts)):
+        here: dict[Model, Found] = {}
+        for files in level:
+            try:
+                models = _models(files)
+            except BadWeights as error:
+                skipped.append(error)
+                continue
+            for item in models:
                 if item.model in here and item.model not in found:
                     both = " and ".join(str(other.files[0].relative_to(path)) for other in (here[item.model], item))
                     raise BadWeights(f"{path} holds {NAMES[item.model]} twice, as {both}; name one of them")
                 here[item.model] = item
-            found = {**here, **found}
-    if not found:
-        raise BadWeights(f"{path} holds none of Stage A, B, C and the compressor, to go by its tensors' names")
-    return found
+        found = {**here, **found}
+    if found:
+        return found, skipped
+    if len(places) == 1:
+        raise skipped[0]
+    if all(isinstance(error, OtherModel) for error in skipped):
+        raise OtherModel(f"{path} {NO_MODEL}")
+    raise BadWeights(f"{path} {NO_MODEL}: {'; '.join(map(str, skipped[:3]))}{'; ...' * (len(skipped) > 3)}")
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -155,16 +181,21 @@ def _places(folder: Path) -> Iterator[tuple[Path, ...]]:
     visible = [file for file in every if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     for _, group in groupby(sorted(visible, key=lambda file: (base(file), rank(file), file.name)), key=base):
         variants = list(group)
-        files = tuple(file for file in variants if rank(file) == rank(variants[0]))
-        ends = VARIANT.search(files[0].stem)
-        wanted = int(ends[2]) if ends and ends[2] else 1
-        if len(files) != wanted:
-            raise BadWeights(f"{files[0].parent} has {len(files)} of the {wanted} shards of {base(files[0])[1]}")
-        yield files
+        yield tuple(file for file in variants if rank(file) == rank(variants[0]))
 
 
-def _models(files: tuple[Path, ...]) -> Iterator[Found]:
-    """The models in one file, or in the shards of one."""
+def _models(files: tuple[Path, ...]) -> list[Found]:
+    """The models in one file, or in the shards of one.
+
+    Raises:
+        OtherModel: there are none.
+        BadWeights: a file cannot be read, or a shard is missing.
+    """
+    ends = VARIANT.search(files[0].stem)
+    wanted = int(ends[2]) if ends and ends[2] else 1
+    if len(files) != wanted:
+        name = VARIANT.sub("", files[0].stem, count=1)
+        raise BadWeights(f"{files[0].parent} has {len(files)} of the {wanted} shards of {name}")
     content: dict[str, Any] = {}
     for file in files:
         content |= _content(file)
@@ -173,11 +204,15 @@ def _models(files: tuple[Path, ...]) -> Iterator[Found]:
     states: dict[str | None, dict[str, Any]] = {entry: content[entry]} if entry else {None: content}
     if isinstance(content.get(COMPRESSOR_ENTRY), dict):
         states[COMPRESSOR_ENTRY] = content[COMPRESSOR_ENTRY]
-    for name, values in states.items():
+    found = []
+    for layout, values in states.items():
         tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
         model = next((model for model, marks in MARKS.items() if all(mark in tensors for mark in marks)), None)
         if model is not None:
-            yield Found(model, _layout(name, tensors, settings), files, tensors, _of_model(settings, model))
+            found.append(Found(model, _layout(layout, tensors, settings), files, tensors, _of_model(settings, model)))
+    if not found:
+        raise OtherModel(f"{files[0]} {NO_MODEL}")
+    return found
 
 
 def _layout(entry: str | None, tensors: State, settings: Mapping[str, Any]) -> str:
@@ -235,13 +270,21 @@ def require_fit(found: Found, config: ModelConfig) -> None:
         raise BadWeights(f"{found.files[0]} is not {NAMES[found.model]} of this config: {difference}{hint}")
 
 
+def require_finite(found: Found) -> None:
+    """Raise BadWeights, naming the first of its tensors that holds a NaN or an infinity; reads all of them."""
+    for key, value in found.tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise BadWeights(f"{found.files[0]} is damaged: its {key} holds values that are no finite numbers")
+
+
 def fill(module: nn.Module, found: Found, config: ModelConfig) -> None:
     """Put weights into a module of the configured model; ImageNet's go into the compressor's backbone.
 
     Raises:
-        BadWeights: they are another model's.
+        BadWeights: they are another model's, or not all finite.
     """
     require_fit(found, config)
+    require_finite(found)
     if found.model == "imagenet":
         module.load_imagenet(dict(found.tensors))  # type: ignore[operator]
     else:

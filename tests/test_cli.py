@@ -80,7 +80,14 @@ def build_all(root: Path, loaded: Config) -> None:
         (["run", "conf=stage_c", "scale=paper", "data=openmoji"], "text.clip_h.weights: there is nothing at weights/"),
         (["sample", *MICRO, "out=pictures"], 'sample needs prompt="..." and out=DIR'),
         (["sample", *MICRO, "prompt=red heart"], 'sample needs prompt="..." and out=DIR'),
-        (["sample", *MICRO, "prompt=red heart", "out=pictures"], "(no stage_a exists there at all)"),
+        (
+            ["sample", *MICRO, "prompt=red heart", "out=pictures", "run_seed=3", "data.limit=16"],
+            "(no stage_a exists there at all); build it with: python -m pipeline run conf=stage_c scale=micro "
+            "data.limit=16 seed=3",
+        ),
+        (["show", *MICRO, "artifact=baseline"], "run conf=stage_c scale=micro 'targets=[baseline]'"),
+        (["sample", "prompt=red heart", "out=pictures"], "sample needs conf=NAME, or from=DIR with a release, for"),
+        (["sample", *MICRO, "promt=x", "out=pictures"], "promt: there is no such word or key (did you mean prompt?)"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "n=two"], "n=two: input should be a valid integer"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "n=0"], "n=0: input should be greater than 0"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "width=100"], "width=100: input should be a"),
@@ -89,6 +96,10 @@ def build_all(root: Path, loaded: Config) -> None:
         (["sample", *MICRO, "prompt=x", "out=pictures", "strength=0.5"], "strength=0.5: how far to go from a picture"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "run_seed=x"], "seed=x: input should be a valid integer"),
         (["sample", "from=file", "prompt=x", "out=pictures"], "file/sampling.json is missing"),
+        (
+            ["sample", "from=file", "prompt=x", "out=pictures", "run_seed=3", "stage_c.text=x", "sample.batch=2"],
+            "run_seed, stage_c.text: from=DIR draws with that release's own models and settings; leave them out",
+        ),
         (["show", *MICRO, "artifact=nothing"], "artifact=nothing: there is no such artifact; this conf has metadata,"),
         (["show", *MICRO], "show needs artifact=NAME"),
         (["show", *MICRO, "artifact=stage_a"], "has no stage_a of exactly this conf"),
@@ -180,11 +191,36 @@ def test_plan_tells_what_is_done_and_why_something_is_not(elsewhere, capsys):
     assert steps["stage_c"]["cost"]["work"] == 32
 
 
+def test_plan_says_what_a_run_would_lack_and_what_has_changed(elsewhere, capsys):
+    words = [*MICRO, "stage_c.weights=c.pt", "stage_c.train=null"]
+    (elsewhere / "c.pt").write_bytes(b"the first")
+    build_all(elsewhere / "runs", compose.load("stage_c", words[1:]))
+    (elsewhere / "c.pt").rename(elsewhere / "d.pt")
+    assert main(["plan", *words, "--json"]) == 0
+    output, message = capsys.readouterr()
+    steps = {step["artifact"]: step for step in json.loads(output)["steps"]}
+    assert steps["stage_c"]["reason"].endswith(" -> nothing at c.pt")
+    assert (
+        message
+        == "a run would stop at once: stage_c.weights: there is nothing at c.pt; put it there or change the key\n"
+    )
+    words[2] = f"stage_c.weights={elsewhere}/d.pt"
+    assert main(["plan", *words, "--json"]) == 0
+    assert {step["state"] for step in json.loads(capsys.readouterr().out)["steps"]} == {"done"}
+    (elsewhere / "d.pt").write_bytes(b"the other")
+    assert main(["plan", *words, "--json"]) == 0
+    steps = {step["artifact"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
+    assert steps["stage_c"]["reason"].startswith("stage_c.weights: content changed, sha256 ")
+    assert steps["samples"]["state"] == "stale"
+
+
 @pytest.mark.parametrize("verb", ["plan", "run"])
 def test_neither_plan_nor_a_run_of_what_is_done_imports_torch_ray_or_mlflow(verb, elsewhere):
-    build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro"]))
+    weights = "stage_c.weights=c.pt"
+    (elsewhere / "c.pt").write_bytes(b"hashed, and not looked into")
+    build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro", weights]))
     before = sorted(elsewhere.rglob("*"))
-    done = process(["-c", REPORT_IMPORTS, verb, *MICRO, "--json"], elsewhere)
+    done = process(["-c", REPORT_IMPORTS, verb, *MICRO, weights, "--json"], elsewhere)
     assert json.loads(done.stderr.splitlines()[-1]) == [0, []]
     answer = json.loads(done.stdout)
     if verb == "run":

@@ -13,6 +13,7 @@ from datasets import folder, pictures
 from datasets.config import FolderConfig, ImageConfig
 from pipeline import compose, cost
 from pipeline.steps import table
+from stages import flops
 from stages.compressor import Compressor
 from stages.config import CompressorConfig, SeededTextConfig, StageCConfig, StageCLoss, TrainingConfig
 from stages.draws import Draws
@@ -140,6 +141,33 @@ def test_fifty_steps_on_ones_own_pictures_lower_the_loss_on_new_ones(samples):
     tuned = loss(objective, batches["new"])
     assert tuned < 0.75 * base
     assert tuned < 0.9 * untrained["new"]  # it has not only forgotten the base
+
+
+def test_the_conf_is_the_same_at_every_scale():
+    """No scale's from-scratch values come through: not in the models, the training, or the rates of `plan`."""
+    found = [
+        compose.load("finetune_c", ["data.folder.path=pictures", f"scale={scale}"])
+        for scale in compose.groups()["scale"]
+    ]
+    assert len(found) > 3
+    for other in found[1:]:
+        assert other.stage_c == found[0].stage_c
+        assert other.rates["train_c"] == found[0].rates["train_c"]
+        for name in ("stage_a", "stage_b", "compressor"):
+            assert getattr(other, name).model == getattr(found[0], name).model
+    assert found[0].stage_c.train.learning_rate == 1e-5
+
+
+def test_plans_rate_is_the_papers_flops_a_second():
+    paper = compose.load("stage_c", ["scale=paper", "data=openmoji"])
+    loaded = compose.load("finetune_c", ["data.folder.path=pictures"])
+
+    def work(config, size):
+        return flops.stage_c(config.stage_c.model, size * 24 // 1024, size * 24 // 1024, 77)
+
+    images = [(phase.steps * phase.batch_size, phase.size) for phase in paper.stage_c.train.phases]
+    mean = sum(count * work(paper, size) for count, size in images) / sum(count for count, _ in images)
+    assert loaded.rates["train_c"] == pytest.approx(paper.rates["train_c"] * mean / work(loaded, 1024), rel=0.01)
 
 
 def test_the_conf_trains_the_released_stage_c_within_its_card():

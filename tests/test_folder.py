@@ -90,6 +90,21 @@ def test_captions_beside_pictures(tmp_path):
     }
 
 
+def test_the_suffix_of_a_caption_may_be_in_capitals(tmp_path):
+    for name in ("a.JPG", "b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "a.TXT").write_text("a cat")
+    (tmp_path / "b.TXT").write_text("another dog")
+    (tmp_path / "b.txt").write_text("a dog")
+    (tmp_path / "lonely.Txt").write_text("nobody's")
+    captions, rejected = read(tmp_path)
+    assert sorted(captions.values()) == ["a cat", "a dog"]
+    assert rejected == {"no_picture": 1}
+    before = folder.identity(FolderConfig(path=str(tmp_path)))
+    (tmp_path / "a.TXT").write_text("a lynx")
+    assert folder.identity(FolderConfig(path=str(tmp_path))) != before
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_tables_in_the_form_of_imagefolder(tmp_path, kind):
     rows = [("x.jpg", 'a "quoted", long caption'), ("deep/y.png", "zwei Bären"), ("x.jpg", "the same one again")]

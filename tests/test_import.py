@@ -15,7 +15,7 @@ import torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenDiffNeXt, WuerstchenPrior
 from torch import Tensor, nn
 
-from pipeline import compose, config, models, run
+from pipeline import compose, config, importing, models, run
 from pipeline.__main__ import main
 from pipeline.artifacts import Store
 from pipeline.dag import Selection, fingerprints, order
@@ -101,6 +101,13 @@ def own_artifacts(folder: Path) -> None:
             save(STATES[name], folder / stage / f"{name}.safetensors")
         settings = {stage: {"model": getattr(MICRO, stage).model.model_dump(mode="json")}}
         (folder / stage / "manifest.json").write_text(json.dumps({"format": 1, "settings": settings}))
+
+
+def spoilt(state: dict[str, Tensor], key: str, value: float) -> dict[str, Tensor]:
+    """The state with one number of a tensor replaced."""
+    tensor = state[key].clone()
+    tensor.view(-1)[-1] = value
+    return {**state, key: tensor}
 
 
 def save(state: dict[str, Tensor], path: Path) -> Path:
@@ -353,15 +360,20 @@ def test_weights_take_the_place_of_a_training_in_the_table() -> None:
     assert taken.frames_of("train_c") == []
 
 
-def test_an_import_depends_on_its_path_and_model_alone() -> None:
+def test_an_import_depends_on_content_and_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def digest(*words: str) -> str:
         settings = loaded("stage_c.train=null", *words)
         return fingerprints(order(table(settings), ["stage_c"]), settings.lookup)["stage_c"].digest
 
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"c.pt": b"one", "same.pt": b"one", "d.pt": b"another"}.items():
+        (tmp_path / name).write_bytes(content)
     before = digest("stage_c.weights=c.pt")
     assert before == digest("stage_c.weights=c.pt", "seed=3", "data.image.quality=90", "stage_b.loss.text_drop=0.5")
+    assert before == digest(f"stage_c.weights={tmp_path}/same.pt")
     assert before != digest("stage_c.weights=d.pt")
     assert before != digest("stage_c.weights=c.pt", "stage_c.model.depth=3")
+    assert digest("stage_c.weights=none.pt") != digest("stage_c.weights=neither.pt")
 
 
 def test_neither_training_nor_weights_is_refused_and_so_are_two_origins() -> None:
@@ -391,7 +403,22 @@ def test_workers_get_absolute_paths_of_all_weights() -> None:
         (["stage_b.weights={tmp}/bare.safetensors"], "holds no compressor"),
         (["stage_c.weights={tmp}/stage_c.pt", "stage_c.model.depth=4"], "it is a model of stage_c.model.depth=2"),
         (["compressor.weights={tmp}/stage_c.pt"], "holds neither a compressor nor"),
-        (["interpolate={{first: {tmp}/stage_c.pt, second: {tmp}/vqgan.pt}}"], "holds Stage A, not Stage C"),
+        (
+            ["interpolate={{first: {tmp}/stage_c.pt, second: {tmp}/vqgan.pt}}"],
+            "interpolate.second={tmp}/vqgan.pt holds Stage A",
+        ),
+        (
+            ["stage_a.weights=nowhere.pt", "stage_b.weights=weights/model_v2_stage_b.pt"],
+            "stage_a.weights: there is nothing at nowhere.pt; stage_b.weights: there is nothing at "
+            "weights/model_v2_stage_b.pt; put nowhere.pt there or change the key; get it with: python -m pipeline "
+            "weights get stage_b",
+        ),
+        (["stage_c.weights={tmp}/cut.safetensors"], "stage_c.weights: {tmp}/cut.safetensors is truncated"),
+        (["stage_c.weights={tmp}/nan.safetensors"], "stage_c.weights: {tmp}/nan.safetensors is damaged: its blocks.1."),
+        (
+            ["compressor.weights={tmp}/inf.safetensors"],
+            "compressor.weights: {tmp}/inf.safetensors is damaged: its mapper",
+        ),
     ],
 )
 def test_a_run_refuses_wrong_weights_before_anything_is_created(
@@ -399,11 +426,28 @@ def test_a_run_refuses_wrong_weights_before_anything_is_created(
 ) -> None:
     dome272(tmp_path)
     save(STATE_B, tmp_path / "bare.safetensors")
+    save(STATE_C, tmp_path / "cut.safetensors")
+    os.truncate(tmp_path / "cut.safetensors", 1000)
+    save(spoilt(STATE_C, "blocks.1.mapper.weight", torch.nan), tmp_path / "nan.safetensors")
+    save(spoilt(STATE_X, "mapper.0.weight", torch.inf), tmp_path / "inf.safetensors")
     monkeypatch.chdir(tmp_path)
     settings = loaded(*(word.format(tmp=tmp_path) for word in words))
     planned = run.planned_steps(settings, str(tmp_path / "root"), Selection())
-    assert told in refused(lambda: run.run(settings, "stage_c", str(tmp_path / "root"), planned, ""))
+    assert told.format(tmp=tmp_path) in refused(
+        lambda: run.run(settings, "stage_c", str(tmp_path / "root"), planned, "")
+    )
     assert not (tmp_path / "root").exists()
+
+
+def test_every_step_that_reads_weights_refuses_broken_ones(tmp_path: Path) -> None:
+    file = save(spoilt(STATE_C, "blocks.1.mapper.weight", -torch.inf), tmp_path / "c.safetensors")
+    item = models.existing("stage_c", str(file))["stage_c"]
+    told = "its blocks.1.mapper.weight holds values that are no finite numbers"
+    assert told in refused(lambda: pretrained.fill(StageC(C), item, C))
+    taken = loaded(f"stage_c.weights={file}", "stage_c.train=null")
+    assert told in refused(lambda: bring.bring(building(taken, "stage_c", tmp_path / "out")))
+    between = loaded(f"interpolate={{first: {file}, second: {file}}}")
+    assert told in refused(lambda: interpolate.interpolate(building(between, "stage_c", tmp_path / "out")))
 
 
 def building(settings: config.Config, output: str, path: Path) -> Any:
@@ -501,7 +545,18 @@ def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monk
         ([], "import needs from=DIR or from=FILE"),
         (["from=nowhere"], "from=nowhere: there is nothing; put it there"),
         (["from=weights/model_v3_stage_c.pt"], "python -m pipeline weights get stage_c"),
-        (["from=llm.safetensors"], "holds none of Stage A, B, C and the compressor"),
+        (
+            ["from=llm.safetensors"],
+            "from=llm.safetensors: {tmp}/llm.safetensors holds none of Stage A, B, C and the compressor",
+        ),
+        (
+            ["from=bad"],
+            "from=bad: {tmp}/bad holds none of Stage A, B, C and the compressor, to go by its tensors' names: ",
+        ),
+        (
+            ["from=stage_c.pt", "stage_c.model.width=64"],
+            "stage_c.weights: {tmp}/stage_c.pt is not Stage C of this config",
+        ),
         (["from=stage_c.pt", "stage_c.model.width=64"], "it is a model of stage_c.model.width=32"),
         (["from=stage_c.pt", "stage_d=1"], "stage_d: there is no such key"),
         (["from=stage_c.pt", "now"], "'now' is neither a flag nor key=value"),
@@ -513,9 +568,12 @@ def test_an_import_that_cannot_be_is_refused(
     monkeypatch.chdir(tmp_path)
     dome272(tmp_path)
     save({"lm_head.weight": torch.zeros(2)}, tmp_path / "llm.safetensors")
+    for name in ("bad/one.pt", "bad/two.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
     assert main(["import", "conf=stage_c", "scale=micro", *words]) == 2
     message = capsys.readouterr().err
-    assert told in message
+    assert told.format(tmp=tmp_path) in message
     assert not (tmp_path / "runs").exists()
 
 
@@ -531,6 +589,47 @@ def test_a_compressor_alone_is_only_looked_at(
     assert not (tmp_path / "runs").exists()
 
 
+def test_files_that_cannot_be_used_do_not_stand_in_the_way_of_an_import(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dome272(tmp_path)
+    (tmp_path / "broken.pt").write_bytes(b"x")
+    save({"lm_head.weight": torch.zeros(2)}, tmp_path / "llm.safetensors")
+    diffusers_models()["prior"].save_pretrained(tmp_path / "old/prior", max_shard_size="20KB")
+    next(tmp_path.glob("old/prior/*.safetensors")).unlink()
+    found, overrides = importing.composed("stage_c", ["scale=micro"], str(tmp_path))
+    assert len(found) == 4
+    assert overrides == [
+        "scale=micro",
+        f"stage_b.weights={tmp_path}/stage_b.pt",
+        "stage_b.train=null",
+        f"stage_c.weights={tmp_path}/stage_c.pt",
+        "stage_c.train=null",
+        f"stage_a.weights={tmp_path}/vqgan.pt",
+        "stage_a.train=null",
+    ]
+    *skipped, count = capsys.readouterr().err.splitlines()
+    assert count == "files skipped: 3; models found: 4"
+    for line, told in zip(
+        skipped, ("broken.pt is truncated", "llm.safetensors holds none", "shards of diff"), strict=True
+    ):
+        assert line.startswith("skipped: ")
+        assert told in line
+    told = refused(lambda: find(tmp_path))
+    assert "broken.pt is truncated" in told, "a run is not content with a folder that is not whole"
+
+
+def test_an_import_names_the_files_of_each_model(tmp_path: Path) -> None:
+    diffusers_pipelines(tmp_path)
+    _, overrides = importing.composed("stage_c", [], str(tmp_path))
+    assert dict(word.split("=") for word in overrides if ".weights=" in word) == {
+        "stage_a.weights": f"{tmp_path}/wuerstchen/vqgan/diffusion_pytorch_model.safetensors",
+        "stage_b.weights": f"{tmp_path}/wuerstchen/decoder/diffusion_pytorch_model.safetensors",
+        "compressor.weights": f"{tmp_path}/compressor/model.safetensors",
+        "stage_c.weights": f"{tmp_path}/wuerstchen-prior/prior",  # in shards
+    }
+
+
 @pytest.mark.ray
 def test_import_through_the_command_line(pipeline: Any, tmp_path: Path) -> None:
     """All four models of a folder at once; the words that it prints are those that find them again."""
@@ -544,12 +643,13 @@ def test_import_through_the_command_line(pipeline: Any, tmp_path: Path) -> None:
         artifact = stages["stage_b" if name == "compressor" else name]
         assert_equal(safetensors.torch.load(artifact.read(f"{name}.safetensors")), state)
         assert artifact.path in done.stderr
-        assert artifact.manifest["notes"]["source"] == str(source)
+    assert stages["stage_b"].manifest["notes"]["source"] == f"{source}/stage_b.pt"
     use = next(line for line in done.stderr.splitlines() if line.startswith("use with"))
     import shlex
 
     words = shlex.split(use.split(": ", 1)[1])
-    plan = json.loads(pipeline("plan", *words, f"root={root}", "--json").stdout)
+    assert f"root={root}" in words
+    plan = json.loads(pipeline("plan", *words, "--json").stdout)
     states = {step["artifact"]: step["state"] for step in plan["steps"]}
     assert [states[name] for name in ("stage_a", "stage_b", "stage_c")] == ["done"] * 3
     again = pipeline("import", "conf=stage_c", "scale=micro", f"root={root}", f"from={source}")

@@ -70,6 +70,21 @@ def test_missing_weights_are_named_before_anything_is_created(tmp_path, words, k
     assert not (tmp_path / "root").exists()
 
 
+def test_weights_that_change_while_a_run_is_at_work_are_not_built_from(tmp_path):
+    """Each step looks again: hours may lie between the plan and a step, and the fingerprint tells of the old file."""
+    file = tmp_path / "c.pt"
+    file.write_bytes(b"planned")
+    loaded = compose.load(
+        "stage_c", ["scale=micro", f"stage_c.weights={file}", "stage_c.train=null", "targets=[stage_c]"]
+    )
+    (item,) = run.planned_steps(loaded, str(tmp_path / "root"), Selection())
+    session: Any = SimpleNamespace(config=loaded)
+    run._Session._check_unchanged(session, item)
+    file.write_bytes(b"another")
+    with pytest.raises(UsageError, match=r"stage_c.weights: content changed, .*, since this run began; start it again"):
+        run._Session._check_unchanged(session, item)
+
+
 def test_an_unwritable_root_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"root=.*cannot be written"):

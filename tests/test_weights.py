@@ -105,9 +105,9 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
 def row(source: Source, kind: str = "url", sha256: str | None = None) -> Row:
     place: Hub | Url = Url(f"{source.url}/files/x.pth")
     if kind == "hub":
-        place = Hub("them/model", "part/model.safetensors", None)
+        place = Hub("them/model", "part/model.safetensors")
     if kind == "repository":
-        place = Hub("them/model", None, None)
+        place = Hub("them/model", None)
     return Row("x", "some.key", "x.pth", None, sha256, "MIT", place)
 
 
@@ -150,6 +150,8 @@ def test_licence_and_remedy_are_known_by_the_file_name() -> None:
     assert weights.how_to_get("weights/model_v2_stage_b.pt").endswith("weights get stage_b")
     assert weights.how_to_get("/data/wuerstchen-prior/prior").endswith("weights get diffusers_prior out=/data")
     assert weights.how_to_get("my.pt") == "put it there or change the key"
+    several = weights.how_to_get("weights/model_v2_stage_b.pt", "my.pt", "weights/vqgan_f4_v1_500k.pt")
+    assert several == "put my.pt there or change the key; get them with: python -m pipeline weights get stage_b vqgan"
 
 
 # -------------------------------------------------------------------------------------------------- downloading
@@ -184,7 +186,7 @@ def test_a_file_with_another_sum_than_published_is_deleted(kind: str, source: So
     source.content = CONTENT[:-1] + b"x"
     with pytest.raises(ValueError, match=f"weights get x: x.pth has sha256 .*, published is {SHA}; what came was del"):
         get(row(source, kind, SHA), tmp_path)
-    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_with_another_sum_than_the_first_time_is_refused(source: Source, tmp_path: Path) -> None:
@@ -212,11 +214,39 @@ def test_a_download_from_the_hub_goes_on_where_it_broke_off(
 def test_what_cannot_be_reached_ends_with_a_sentence_and_leaves_nothing_that_looks_done(
     kind: str, path: str, source: Source, tmp_path: Path
 ) -> None:
-    place = Url(f"{source.url}/{path}") if kind == "url" else Hub("them/model", path, None)
+    place = Url(f"{source.url}/{path}") if kind == "url" else Hub("them/model", path)
     gone = Row("x", "some.key", "x.pth", None, None, None, place)
     with pytest.raises(weights.RetriesExhausted, match=r"weights get x: .* did not come .*; call it again"):
         get(gone, tmp_path)
-    assert not (tmp_path / "x.pth").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["url", "hub", "repository"])
+def test_without_a_network_one_sentence_says_so_and_nothing_is_left(
+    kind: str, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.server.socket.close()  # whoever connects now is refused
+    with pytest.raises(
+        weights.RetriesExhausted, match=r"^weights get x: .* cannot be reached .*; connect this .*again$"
+    ):
+        get(row(source, kind), tmp_path / "new/weights")
+    assert list(tmp_path.iterdir()) == []
+    if kind != "url":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(
+            weights.RetriesExhausted, match="is not asked while HF_HUB_OFFLINE is set; unset it and call"
+        ):
+            get(row(source, kind), tmp_path / "new/weights")
+
+
+def test_the_files_of_a_repository_that_have_come_are_kept_for_the_next_call(source: Source, tmp_path: Path) -> None:
+    wanted, place = row(source, "repository"), tmp_path / ".partial/x/files"
+    place.mkdir(parents=True)
+    (place / "config.json").write_bytes(CONTENT)
+    source.server.socket.close()
+    with pytest.raises(weights.RetriesExhausted):
+        get(wanted, tmp_path)
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.json")] == [".partial/x/files/config.json"]
 
 
 # ------------------------------------------------------------------------------------------------------ the verb
@@ -242,6 +272,7 @@ def test_list_get_and_verify(one_row: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["weights", "get", "x", folder]) == 0
     listed = document("list")[0]
     assert (listed["present"], listed["use"], listed["licence"]) == (True, "some.key", "MIT")
+    assert listed["sha256"] == SHA, "of the first download, where none is published"
     assert document("verify", "x")[0]["state"] == "ok"
     (one_row / "x.pth").write_bytes(CONTENT[1:])
     assert document("verify", code=2)[0]["state"] == "changed"
@@ -255,9 +286,11 @@ def test_list_get_and_verify(one_row: Path, capsys: pytest.CaptureFixture[str]) 
     ("words", "told"),
     [
         (["get", "clip"], "weights: there is no 'clip'; there are vqgan, stage_b"),
-        (["get"], "weights knows: list, get NAME, verify [NAME]"),
-        ([], "weights knows: list, get NAME, verify [NAME]"),
-        (["list", "conf=stage_c"], "weights takes no key=value but"),
+        (["get"], "weights knows: list, get NAME..., verify [NAME]"),
+        ([], "weights knows: list, get NAME..., verify [NAME]"),
+        (["list", "conf=stage_c"], "weights takes no conf=; it takes root=, out="),
+        (["get", "vqgan", "uot=w"], "weights takes no uot= (did you mean out?)"),
+        (["list", "out="], "out= is empty"),
     ],
 )
 def test_other_words_are_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,5 +300,8 @@ def test_other_words_are_refused(words: list[str], told: str, capsys: pytest.Cap
 
 def test_the_whole_table_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weights", "list"]) == 0
-    output = capsys.readouterr().out
-    assert all(row.name in output for row in table())
+    lines = capsys.readouterr().out.splitlines()
+    for row, line in zip(table(), lines[1:], strict=True):
+        assert line.split()[0] == row.name
+        assert line.rstrip().endswith(str(row.source)), "nothing is cut off"
+        assert f"  {row.sha256[:8] if row.sha256 else '?'}  " in line

@@ -26,9 +26,11 @@ def _between(settings: Interpolation, model: StageCConfig, path: str) -> tuple[F
     from pipeline import models
     from stages import pretrained
 
-    found = [models.existing("stage_c", source)["stage_c"] for source in (settings.first, settings.second)]
+    sources = {"interpolate.first": settings.first, "interpolate.second": settings.second}
+    found = [models.existing("stage_c", source, key=key)["stage_c"] for key, source in sources.items()]
     for item in found:
         pretrained.require_fit(item, model)
+        pretrained.require_finite(item)
     first, second = (item.state() for item in found)
     state = {key: torch.lerp(first[key].float(), second[key].float(), settings.share) for key in first}
     entry = storage.publish(safetensors.torch.save(state), storage.join(path, "stage_c.safetensors"))

@@ -1,0 +1,40 @@
+"""What is printed: as it is, whatever brackets it holds, and whole where there is no terminal."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.screen import Built, Summary, print_table, show_plan, show_summary
+
+
+def test_brackets_in_words_paths_and_warnings_are_no_markup(capsys):
+    step = Built("train_a", "stage_a", "built", "/runs/[old]/stage_a")
+    show_summary(
+        Summary(
+            steps=[step],
+            pictures=["/runs/[old]/grid.png"],
+            warnings=["a [bold] word"],
+            next_command="python -m pipeline sample conf=stage_c targets=[stage_c] out=pictures",
+        )
+    )
+    said = capsys.readouterr().err
+    assert "conf=stage_c targets=[stage_c] out=pictures\n" in said
+    assert "/runs/[old]/stage_a" in said
+    assert "/runs/[old]/grid.png" in said
+    assert "a [bold] word" in said
+
+
+def test_a_plans_reason_is_shown_whole(capsys):
+    reason = "data.openmoji.captions: [red, heart] -> [blue]; " + "and more; " * 40 + "to the end"
+    step = SimpleNamespace(name="fetch", output="metadata")
+    item: Any = SimpleNamespace(step=step, state="stale", reason=reason)
+    show_plan([item], [{"memory": None, "text": "64 rows"}])
+    assert reason in capsys.readouterr().out
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_its_content(capsys):
+    table = Table("a", "b", box=None, pad_edge=False)
+    table.add_row("x" * 300, "y" * 300)
+    print_table(table)
+    assert f"{'x' * 300}  {'y' * 300}" in capsys.readouterr().out
