@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from datasets import folder, storage
+from datasets import sources, storage
 from datasets.config import DataConfig
 from stages.config import (
     EXECUTION,
@@ -361,10 +361,13 @@ class Config(Settings):
         tree = self.model_dump()
         places = [(tower, "weights") for tower in tree["text"].values()]
         places += [(tree["stage_a"]["loss"], name) for name in ("perceptual_weights", "perceptual_heads")]
-        places += [(tree["compressor"], "weights"), (tree["data"], "metadata"), (tree["data"], "removed")]
+        places += [
+            (tree["compressor"], "weights"),
+            *((tree["data"], name) for name in ("metadata", "scores", "removed")),
+        ]
         places += [(tree[stage], "weights") for stage in STAGES]
         places += [(tree["interpolate"] or {}, name) for name in ("first", "second")]
-        places += [(tree["data"]["folder"] or {}, "path")]
+        places += [(tree["data"].get(self.data.source, {}), name) for name in ("path", "annotations", "pictures")]
         pickscore = tree["eval"]["pickscore"] or {}
         places += [(pickscore, "weights")]
         if pickscore.get("rival") != BASELINE:
@@ -377,16 +380,16 @@ class Config(Settings):
     def lookup(self, key: str) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it.
 
-        `sizes.<step>` is `sizes_of`. In `data.folder` its content stands for the path: moved, a folder gives the same
-        artifacts; with another caption or picture, new ones.
+        `sizes.<step>` is `sizes_of`. In the settings of a source, such as `data.folder`, its content stands for the
+        path: moved, a folder gives the same artifacts; with another caption or picture, new ones.
 
         Raises:
-            DataError: the folder cannot be read.
+            DataError: the source cannot be read.
         """
         if key.startswith("sizes."):
             return self.sizes_of(key.removeprefix("sizes."))
-        if key == "data.folder" and self.data.folder:
-            return self.data.folder.model_dump(exclude={"path"}) | {"content": folder.identity(self.data.folder)}
+        if key == f"data.{self.data.source}":
+            return sources.identity(self.data)
         node: Any = self.model_dump(mode="json")
         for part in key.split("."):
             node = node[part]

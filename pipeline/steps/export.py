@@ -57,14 +57,21 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
 
 
 def _licence(metadata: Artifact) -> dict[str, str]:
-    """Licence of the training pictures, as the source states it, and a notice that credits them."""
+    """Licence of the training pictures, as the source states it, and a notice: credits, licences, opt-outs."""
     notes = metadata.manifest["notes"]
     rows = f"{metadata.manifest['rows']:,} pictures of the source {notes['source']}"
     terms = notes.get("licence", {})
     identifier = terms.get("licence") or "other"
     credit = terms.get("attribution") or "The licence of each picture is its owner's."
     url = f" ({terms['licence_url']})" if "licence_url" in terms else ""
-    return {"identifier": identifier.lower().replace(" ", "-"), "notice": f"{rows}. {credit}{url}"}
+    notice = f"{rows}. {credit}{url}"
+    if notes["licences"].keys() - {"not stated"}:
+        named = ", ".join(f"{name}: {count:,}" for name, count in notes["licences"].items())
+        notice += f" Pictures by the licence that the source names: {named}."
+    notice += f" Left out is what its server forbids (X-Robots-Tag: {', '.join(notes['opt_outs']['x_robots_tag'])})"
+    if notes["opt_outs"]["removal_list"]:
+        notice += f", and {notes['opt_outs']['removed']:,} rows on a removal list"
+    return {"identifier": identifier.lower().replace(" ", "-"), "notice": f"{notice}."}
 
 
 def _origins(config: Config) -> list[str]:
