@@ -153,9 +153,9 @@ def matching(path: str, suffix: str) -> dict[str, str]:
         folder, _, pattern = path.partition("*")
         folder, _, start = folder.rpartition("/")
         names = [name for name in listing(folder) if _matches(name, f"{start}*{pattern}")]
-    elif path.endswith(suffix):
+    elif _is_file(path):
         folder, _, name = path.rpartition("/")
-        names = [name] if exists(path) else []
+        names = [name] if name.endswith(suffix) else []
     else:
         folder, names = path, [name for name in listing(path) if name.endswith(suffix)]
     return {name: join(folder, name) for name in names}
@@ -168,6 +168,12 @@ def identity(files: Iterable[tuple[str, str]]) -> str:
         filesystem, inner = open_filesystem(path)
         found.update(f"{name}\0{filesystem.get_file_info(inner).size}\0".encode(errors="surrogateescape"))
     return found.hexdigest()[:16]
+
+
+def _is_file(path: str) -> bool:
+    filesystem, inner = open_filesystem(path)
+    kind: bool = filesystem.get_file_info(inner).type == pafs.FileType.File
+    return kind
 
 
 def _matches(name: str, pattern: str) -> bool:
