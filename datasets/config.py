@@ -194,6 +194,9 @@ class DataConfig(Settings):
     def _source_is_complete(self) -> Self:
         if self.source != "laion_aesthetic" and self.settings is None:
             raise ValueError(f"data.{self.source} is missing: choose the source with data={self.source}")
+        for name, field in type(self).model_fields.items():
+            if field.exclude_if and name != self.source and getattr(self, name) is not None:
+                raise ValueError(f"data.{name} is of another source than data.source={self.source}: choose data={name}")
         if self.source == "laion_aesthetic" and self.metadata is None:
             raise ValueError(
                 "data.metadata is not set: give a Parquet file, folder, pattern or URI with LAION's columns "

@@ -218,13 +218,18 @@ def _number(value: Any) -> float | None:
 
 
 class _Limited(io.BufferedReader):
-    """A file of which no read takes more than a limit: the header of a hostile tar may announce any length."""
+    """A file of which no read takes more than a limit, and none lies beyond its end: a header may say anything."""
 
     def __init__(self, source: pa.NativeFile, max_bytes: int):
         super().__init__(source, _READ_AHEAD)
-        self._limit = max(max_bytes, _TEXT_BYTES)
+        self._limit, self._end = max(max_bytes, _TEXT_BYTES), source.size()
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= self._limit:
             raise tarfile.ReadError(f"a read of {size} bytes")
         return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if offset > self._end:  # which an object store takes for an error of its own
+            raise tarfile.ReadError(f"cut short before byte {offset}")
+        return super().seek(offset, whence)
