@@ -87,10 +87,10 @@ def _rows(path: str, url: str, names: dict[str, str] | None, unusable: Counter[s
                 continue
             rows.append(
                 {
-                    "URL": folder.url(name) if name else image.get(url),
-                    "TEXT": caption,
-                    "WIDTH": image["width"],
-                    "HEIGHT": image["height"],
+                    "URL": (folder.url(name) if name else str(image[url])).encode(errors="replace"),
+                    "TEXT": caption.encode(errors="replace"),  # JSON can spell halves of characters
+                    "WIDTH": float(image["width"]),
+                    "HEIGHT": float(image["height"]),
                     "LICENSE": licences.get(image.get("license")),
                 }
             )

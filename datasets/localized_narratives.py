@@ -29,7 +29,7 @@ LICENCE = {
     "The licence of each picture is its owner's.",
 }
 _BATCH_ROWS = 1 << 14
-_SCHEMA = pa.schema([("URL", pa.string()), ("TEXT", pa.string()), ("WIDTH", pa.float64()), ("HEIGHT", pa.float64())])
+_SCHEMA = pa.schema([("URL", pa.binary()), ("TEXT", pa.binary()), ("WIDTH", pa.float64()), ("HEIGHT", pa.float64())])
 
 
 def tables(config: LocalizedNarrativesConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
@@ -92,8 +92,9 @@ def _files(config: LocalizedNarrativesConfig) -> dict[str, str]:
 
 def _row(place: str, caption: str, local: dict[str, Path] | None, unusable: Counter[str]) -> dict[str, Any] | None:
     """A row for the picture at a URL, or of that name below the local folder."""
+    text = caption.encode(errors="replace")  # JSON can spell halves of characters
     if place.startswith(("http://", "https://")):
-        return {"URL": place, "TEXT": caption}
+        return {"URL": place.encode(errors="replace"), "TEXT": text}
     file = (local or {}).get(place)
     if file is None:
         unusable["no_picture"] += 1
@@ -104,7 +105,7 @@ def _row(place: str, caption: str, local: dict[str, Path] | None, unusable: Coun
     except (Lost, OSError):
         unusable["unreadable"] += 1
         return None
-    return {"URL": folder.url(place), "TEXT": caption, "WIDTH": width, "HEIGHT": height}
+    return {"URL": folder.url(place).encode(), "TEXT": text, "WIDTH": width, "HEIGHT": height}
 
 
 def _narratives(path: str) -> Iterator[tuple[str, str, str]]:

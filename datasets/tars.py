@@ -37,7 +37,7 @@ _SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
 _SCHEMA = pa.schema(
     [("URL", pa.string()), ("TEXT", pa.binary()), ("WIDTH", pa.float64()), ("HEIGHT", pa.float64())]
     + [(laion.COLUMNS[name], pa.float64()) for name in _SCORES]
-    + [(laion.COLUMNS["licence"], pa.string())]
+    + [(laion.COLUMNS["licence"], pa.binary())]
 )
 
 
@@ -138,10 +138,14 @@ def _samples(name: str, path: str, max_bytes: int, unusable: Counter[str]) -> li
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     _take(member, file, name, max_bytes, samples)
+                    if tar.offset <= member.offset:  # a negative length, which would lead round and round
+                        raise tarfile.ReadError("it leads back")
                 file.seek(tar.offset)
                 if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("no end mark: tarfile takes a damaged header for the end")
-        except (tarfile.TarError, EOFError, OverflowError, ValueError):
+        except OSError:  # of the store: it says nothing about the tar
+            raise
+        except Exception:  # tarfile raises anything over hostile bytes; it costs the rest of one tar
             unusable["damaged_tar"] += 1
     return list(samples.values())
 
@@ -181,7 +185,7 @@ def _rows(samples: list[_Sample], unusable: Counter[str]) -> list[dict[str, Any]
     rows, seen = [], set()
     for sample in samples:
         about = _about(sample.texts.get("json", b""))
-        caption = sample.texts.get("txt", b"") or str(about.get("caption") or about.get("text") or "").encode()
+        caption = sample.texts.get("txt", b"") or _utf_8(about.get("caption") or about.get("text") or "")
         lost = sample.lost or ("no_picture" if not sample.url else None if caption.strip() else "no_caption")
         if not lost and (sample.digest, caption) in seen:
             lost = "duplicate"
@@ -190,7 +194,7 @@ def _rows(samples: list[_Sample], unusable: Counter[str]) -> list[dict[str, Any]
             continue
         seen.add((sample.digest, caption))
         scores = {name: about.get(laion.COLUMNS[name].lower()) for name in _SCORES}
-        licence = about.get(laion.COLUMNS["licence"].lower())
+        licence = about.get(laion.COLUMNS["licence"].lower()) or ""
         rows.append(
             {
                 "URL": sample.url,
@@ -198,7 +202,7 @@ def _rows(samples: list[_Sample], unusable: Counter[str]) -> list[dict[str, Any]
                 "WIDTH": sample.size[0],
                 "HEIGHT": sample.size[1],
                 **{laion.COLUMNS[name]: _number(value) for name, value in scores.items()},
-                laion.COLUMNS["licence"]: licence if isinstance(licence, str) else None,
+                laion.COLUMNS["licence"]: _utf_8(licence),
             }
         )
     return rows
@@ -214,7 +218,11 @@ def _about(content: bytes) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, float | int) else None
+    return float(value) if isinstance(value, float | int) and abs(value) < 1e9 else None
+
+
+def _utf_8(value: Any) -> bytes:
+    return str(value).encode(errors="replace")  # JSON can spell halves of characters
 
 
 class _Limited(io.BufferedReader):

@@ -345,18 +345,30 @@ def test_captions_come_from_text_or_json_and_scores_from_json(tmp_path):
     members = [
         ("a.JPG", picture(0)),
         ("a.txt", b"from the text"),
-        ("a.json", b'{"caption": "not this", "AESTHETIC_SCORE": 6.5, "pwatermark": "high"}'),
+        (
+            "a.json",
+            b'{"caption": "not this", "AESTHETIC_SCORE": 6.5, "pwatermark": "high", "similarity": 1'
+            + b"0" * 400
+            + b"}",
+        ),
         ("b.png", picture(1, "PNG")),
         ("b.json", json.dumps({"TEXT": "aus dem Jäson", "punsafe": 0}).encode()),
         ("c.webp", picture(2, "WEBP")),
         ("c.txt", b"caption"),
         ("c.json", b"{broken"),
         ("c.cls", b"7"),
+        ("d.jpeg", picture(3)),
+        ("d.json", b'{"caption": "half a character \\ud800"}'),
         ("._c.jpg", b"of a Mac"),
     ]
     rows, rejected = from_tar(tmp_path, *members)
     found = {row["caption"]: (row["aesthetic"], row["punsafe"], row["pwatermark"]) for row in rows.to_pylist()}
-    assert found == {"from the text": (6.5, None, None), "aus dem Jäson": (None, 0, None), "caption": (None,) * 3}
+    assert found == {
+        "from the text": (6.5, None, None),
+        "aus dem Jäson": (None, 0, None),
+        "caption": (None,) * 3,
+        "half a character ?": (None,) * 3,
+    }
     assert rejected == {}
 
 
@@ -426,6 +438,10 @@ def damaged(content: bytes, how: str) -> bytes:
             about = tarfile.TarInfo("000000001.jpg")
             about.size = 1 << 40
             return content[:header] + about.tobuf() + content[header + 512 :]
+        case "a negative length":
+            about = tarfile.TarInfo("000000001.cls")
+            about.size = -512  # back to this header
+            return content[:header] + about.tobuf(tarfile.GNU_FORMAT) + content[header + 512 :]
         case "a header beyond memory":
             about = tarfile.TarInfo("x")
             about.type, about.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
@@ -442,6 +458,7 @@ def damaged(content: bytes, how: str) -> bytes:
         ("cut between members", {}),
         ("a header of noise", {}),
         ("a length beyond the end", {"too_big": 1}),
+        ("a negative length", {}),
         ("a header beyond memory", {}),
     ],
 )
