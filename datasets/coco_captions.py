@@ -92,6 +92,7 @@ def _rows(path: str, url: str, names: dict[str, str] | None, unusable: Counter[s
                     "WIDTH": float(image["width"]),
                     "HEIGHT": float(image["height"]),
                     "LICENSE": licences.get(image.get("license")),
+                    "ORIGINAL_URL": image.get(url) if name else None,
                 }
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -20,8 +20,9 @@ COLUMNS = {
     "pwatermark": "pwatermark",
     "aesthetic": "AESTHETIC_SCORE",
     "licence": "LICENSE",
+    "origin": "ORIGINAL_URL",  # not LAION's: of sources that give out copies
 }
-_TEXTS = ("url", "caption", "licence")
+_TEXTS = ("url", "caption", "licence", "origin")
 _BATCH_ROWS = 1 << 16
 _HELP = {
     "data.metadata": "give files with LAION's columns, or set the rules of data.filters that need them to null"

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("url", pa.string()),
         ("caption", pa.string()),
         ("licence", pa.string()),  # of the picture, as the source names it
+        ("origin", pa.string()),  # URL of the picture that the one at `url` is a copy of
         ("width", pa.float64()),
         ("height", pa.float64()),
         ("similarity", pa.float64()),
@@ -196,10 +197,10 @@ def _source(config: DataConfig, rules: list[filters.Rule], unusable: Counter[str
 def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict[str, int]]:
     """Rows with normalised URLs, clean captions, keys and lots; those without, or removed, are counted and left out."""
     salt = seed.to_bytes(8, "little")
-    places, keys, lots, urls, captions, licences = [], [], [], [], [], []
+    places, keys, lots, urls, captions, licences, origins = [], [], [], [], [], [], []
     rejected = {"url": 0, "caption": 0, "removed": 0}
-    raw = (rows[name].to_pylist() for name in ("url", "caption", "licence"))
-    for place, (raw_url, raw_caption, raw_licence) in enumerate(zip(*raw, strict=True)):
+    raw = (rows[name].to_pylist() for name in ("url", "caption", "licence", "origin"))
+    for place, (raw_url, raw_caption, raw_licence, raw_origin) in enumerate(zip(*raw, strict=True)):
         try:
             url = normalised_url((raw_url or b"").decode())
         except ValueError:  # among them: not UTF-8, a host that IDNA refuses, a port that is no number
@@ -213,7 +214,8 @@ def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict
             rejected["caption"] += 1
             continue
         key = key_of(url, caption)
-        if removed and (key in removed or url in removed):
+        origin = _normalised_or_none(raw_origin)
+        if not removed.isdisjoint((key, url, origin)):
             rejected["removed"] += 1
             continue
         places.append(place)
@@ -222,11 +224,19 @@ def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict
         urls.append(url)
         captions.append(caption)
         licences.append(clean_caption((raw_licence or b"").decode(errors="replace")) or None)
+        origins.append(origin)
     kept = rows.take(pa.array(places, pa.int64()))
-    texts = {"key": keys, "url": urls, "caption": captions, "licence": licences}
+    texts = {"key": keys, "url": urls, "caption": captions, "licence": licences, "origin": origins}
     columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
     numbers = pa.array(np.frombuffer(b"".join(lots), ">u8").astype(np.uint64))
     return pa.table({**columns, "lot": numbers, **{name: kept[name] for name in _PASSED_ON}}), rejected
+
+
+def _normalised_or_none(url: bytes | None) -> str | None:
+    try:
+        return normalised_url(url.decode()) if url else None
+    except ValueError:
+        return None
 
 
 class _Layout:

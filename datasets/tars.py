@@ -1,9 +1,10 @@
 """The source `webdataset`: tar shards that others have made, img2dataset's for one, local or on an object store.
 
 A sample is the members with the same name up to the first dot: a picture, and its caption in .txt or as `caption` in
-.json, where LAION's other columns may stand too. Nothing in a tar is trusted. It is read, never unpacked; a name is no
-path; no more than `max_bytes` of a member are in memory; whatever is damaged, too big, linked or there twice is counted
-and left out.
+.json, where LAION's other columns may stand too; its `url` is the picture's origin, which a removal list may name.
+
+Nothing in a tar is trusted. It is read, never unpacked; a name is no path; no more than `max_bytes` of a member are in
+memory; whatever is damaged, too big, linked or there twice is counted and left out.
 
 A picture's URL says where its bytes lie and what their hash is. So a download reads just these, and a tar that has been
 changed since the plan was made gives no wrong picture: it is counted as gone.
@@ -37,7 +38,7 @@ _SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
 _SCHEMA = pa.schema(
     [("URL", pa.string()), ("TEXT", pa.binary()), ("WIDTH", pa.float64()), ("HEIGHT", pa.float64())]
     + [(laion.COLUMNS[name], pa.float64()) for name in _SCORES]
-    + [(laion.COLUMNS["licence"], pa.binary())]
+    + [(laion.COLUMNS[name], pa.binary()) for name in ("licence", "origin")]
 )
 
 
@@ -203,6 +204,7 @@ def _rows(samples: list[_Sample], unusable: Counter[str]) -> list[dict[str, Any]
                 "HEIGHT": sample.size[1],
                 **{laion.COLUMNS[name]: _number(value) for name, value in scores.items()},
                 laion.COLUMNS["licence"]: _utf_8(licence),
+                laion.COLUMNS["origin"]: _utf_8(about.get("url") or ""),
             }
         )
     return rows

@@ -25,6 +25,7 @@ from datasets import batches, loopback, plan, scores, sources, storage, tars
 from datasets.config import DataConfig, DataError
 from datasets.download import download_shard
 from pipeline import compose
+from pipeline.steps import export
 
 CONF = Path(__file__).parent.parent / "conf" / "data"
 SIZE = 32
@@ -222,6 +223,23 @@ def test_the_licence_of_each_picture_stands_in_its_row(tmp_path):
     assert set(planned(webdataset(tmp_path)).rows["licence"].to_pylist()) == {None, "cc0-1.0"}
 
 
+def test_the_card_tells_licences_and_opt_outs():
+    notes = {
+        "source": "coco_captions",
+        "licence": sources.SOURCES["coco_captions"].licence(None),
+        "licences": {"Attribution License": 1200, "not stated": 34},
+        "opt_outs": {"x_robots_tag": ["noai", "noindex"], "removal_list": "removed.txt", "removed": 12},
+    }
+    found = export.terms({"rows": 1234, "notes": notes})
+    assert found["identifier"] == "other"
+    for said in (
+        "1,234 pictures of the source coco_captions. Captions by the COCO Consortium, CC BY 4.0",
+        "Pictures by the licence that the source names: Attribution License: 1,200, not stated: 34.",
+        "Left out is what its server forbids (X-Robots-Tag: noai, noindex), and 12 rows on a removal list.",
+    ):
+        assert said in found["notice"]
+
+
 @pytest.mark.parametrize("make", [coco, narratives, webdataset])
 def test_moved_files_are_the_same_and_other_files_are_not(tmp_path, monkeypatch, make):
     def seen(place: str) -> dict[str, Any]:
@@ -280,6 +298,8 @@ def test_pictures_that_lie_in_a_local_folder_are_served_from_there(tmp_path, mak
     rows, rejected = planned(data)
     assert rejected == {"no_picture": 1}
     assert set(rows["width"].to_pylist()) == {48.0}
+    first = "http://images.cocodataset.org/000000000139.jpg" if make is coco else None
+    assert first in rows["origin"].to_pylist()
     assert batch(data, rows, tmp_path / "out", {}).keys() == set(CAPTIONS[:4])
 
 
@@ -339,6 +359,13 @@ def test_a_template_must_hold_the_image_id(template):
 def from_tar(folder: Path, *members: tuple[str, bytes], **changes: Any) -> Planned:
     packed(folder / "x.tar", list(members))
     return planned(settings("webdataset", webdataset__path=str(folder / "x.tar"), **changes))
+
+
+def test_a_removal_list_names_the_pages_from_which_the_pictures_of_a_tar_came(tmp_path):
+    (tmp_path / "removed.txt").write_text("HTTPS://example.org/3.jpg\n")
+    rows, rejected = planned(webdataset(tmp_path, removed=str(tmp_path / "removed.txt")))
+    assert rejected == {"removed": 1}
+    assert set(rows["origin"].to_pylist()) == {f"https://example.org/{number}.jpg" for number in (0, 1, 2, 4)}
 
 
 def test_captions_come_from_text_or_json_and_scores_from_json(tmp_path):
