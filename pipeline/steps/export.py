@@ -59,7 +59,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
 
 
 def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Licence of a plan's pictures, as the source states it ( where it does not), and a notice for the card."""
+    """Licence of a plan's pictures, as the source states it (`other` where it does not), and a notice for the card."""
     notes = metadata["notes"]
     rows = f"{metadata['rows']:,} pictures of the source {notes['source']}"
     identifier = notes["licence"].get("licence") or "other"
