@@ -61,18 +61,18 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
 def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Licence of a plan's pictures, as the source states it (`other` where it does not), and a notice for the card."""
     notes = metadata["notes"]
-    rows = f"{metadata['rows']:,} pictures of the source {notes['source']}"
     identifier = notes["licence"].get("licence") or "other"
     credit = notes["licence"].get("attribution") or "The licence of each picture is its owner's."
     url = f" ({notes['licence']['licence_url']})" if "licence_url" in notes["licence"] else ""
-    notice = f"{rows}. {credit}{url}"
+    left_out = f"Left out is what its server forbids (X-Robots-Tag: {', '.join(notes['opt_outs']['x_robots_tag'])})"
+    if notes["opt_outs"]["removal_list"]:
+        left_out += f", and {notes['opt_outs']['removed']:,} rows on a removal list"
+    sentences = [f"{metadata['rows']:,} pictures of the source {notes['source']}", f"{credit.rstrip('.')}{url}"]
     if notes["licences"].keys() - {"not stated"}:
         named = ", ".join(f"{name}: {count:,}" for name, count in notes["licences"].items())
-        notice += f" Pictures by the licence that the source names: {named}."
-    notice += f" Left out is what its server forbids (X-Robots-Tag: {', '.join(notes['opt_outs']['x_robots_tag'])})"
-    if notes["opt_outs"]["removal_list"]:
-        notice += f", and {notes['opt_outs']['removed']:,} rows on a removal list"
-    return {"identifier": identifier.lower().replace(" ", "-"), "notice": f"{notice}."}
+        sentences.append(f"Pictures by the licence that the source names: {named}")
+    notice = ". ".join([*sentences, left_out]) + "."
+    return {"identifier": identifier.lower().replace(" ", "-"), "notice": notice}
 
 
 def _origins(config: Config) -> list[str]:
