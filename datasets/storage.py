@@ -7,7 +7,9 @@ object store makes an object visible only when its upload is complete. Paths are
 import hashlib
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pyarrow as pa
@@ -162,6 +164,45 @@ def listing(folder: str) -> list[str]:
     prefix = len(inner.rstrip("/")) + 1
     files = (info.path[prefix:] for info in infos if info.type == pafs.FileType.File)
     return sorted(name for name in files if not name.endswith(".tmp"))
+
+
+def matching(path: str, suffix: str) -> dict[str, str]:
+    """The files that a file, folder, pattern (`*`) or URI stands for, sorted: path by name relative to the folder.
+
+    A folder stands for all files below it that end in `suffix`; empty where there is none.
+    """
+    path = absolute(path)
+    if "*" in path:
+        folder, _, pattern = path.partition("*")
+        folder, _, start = folder.rpartition("/")
+        names = [name for name in listing(folder) if _matches(name, f"{start}*{pattern}")]
+    elif _is_file(path):
+        folder, _, name = path.rpartition("/")
+        names = [name] if name.endswith(suffix) else []
+    else:
+        folder, names = path, [name for name in listing(path) if name.endswith(suffix)]
+    return {name: join(folder, name) for name in names}
+
+
+def identity(files: Iterable[tuple[str, str]]) -> str:
+    """16 hex digits of the names and sizes of files, given as (name, path): cheap to ask, and the same after a move."""
+    found = hashlib.sha256()
+    for name, path in sorted(files):
+        filesystem, inner = open_filesystem(path)
+        found.update(f"{name}\0{filesystem.get_file_info(inner).size}\0".encode(errors="surrogateescape"))
+    return found.hexdigest()[:16]
+
+
+def _is_file(path: str) -> bool:
+    filesystem, inner = open_filesystem(path)
+    kind: bool = filesystem.get_file_info(inner).type == pafs.FileType.File
+    return kind
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a path fits a pattern part by part: `*` stays within one folder."""
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def sweep(folder: str) -> None:

@@ -28,6 +28,7 @@ from datasets.config import DownloadConfig
 from datasets.outcomes import Lost, Outcome
 
 Address = tuple[str, int]
+Hosts = Mapping[str, Address]  # where reserved host names are served
 Gate = Callable[[str], AbstractContextManager[None]]  # a host's name -> one of its slots, for the time of a connection
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291, 2.4: nothing else of IPv6 is out there
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last four bytes are an IPv4 address
@@ -72,7 +73,7 @@ class Opener(urllib.request.OpenerDirector):
         gate: gives out the slots of each host, the same for all that share its limit.
     """
 
-    def __init__(self, download: DownloadConfig, hosts: Mapping[str, Address], gate: Gate):
+    def __init__(self, download: DownloadConfig, hosts: Hosts, gate: Gate):
         super().__init__()
         self._user_agent = download.user_agent
         self._http = _Http(download, hosts, gate)
@@ -147,7 +148,7 @@ class HostSlots:
 class _Http(urllib.request.AbstractHTTPHandler):
     """Makes http and https requests and reads their answers, all within the limits."""
 
-    def __init__(self, download: DownloadConfig, hosts: Mapping[str, Address], gate: Gate):
+    def __init__(self, download: DownloadConfig, hosts: Hosts, gate: Gate):
         super().__init__()
         self._download, self._hosts, self._gate = download, hosts, gate
         self._tls = ssl.create_default_context()

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from datasets import folder, storage
+from datasets import sources, storage
 from datasets.buckets import STEP, Frame
 from datasets.config import DataConfig
 from pipeline import contents
@@ -436,10 +436,10 @@ class Config(Settings):
     def with_absolute_paths(self) -> "Config":
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""
         tree = self.model_dump()
-        data = {"data.metadata": self.data.metadata, "data.removed": self.data.removed}
-        if self.data.folder:
-            data["data.folder.path"] = self.data.folder.path
-        for key, path in (self.existing() | data).items():
+        paths = {f"data.{name}": getattr(self.data, name) for name in ("metadata", "scores", "removed")}
+        settings = tree["data"].get(self.data.source) or {}
+        paths |= {f"data.{self.data.source}.{name}": settings.get(name) for name in ("path", "annotations", "pictures")}
+        for key, path in (self.existing() | paths).items():
             if path:
                 _put(tree, key, storage.absolute(path))
         return Config.model_validate(tree)
@@ -448,18 +448,18 @@ class Config(Settings):
         """The plain value (JSON types) below a dotted key, as fingerprints use it.
 
         `sizes.<step>` is `frames_of`, squares by their side. Content stands for the paths of weights
-        (`contents.identity`) and `data.folder`: moved, they give the same artifacts; with another file behind the path,
-        or another caption, new ones.
+        (`contents.identity`) and of a source, such as `data.folder`: moved, they give the same artifacts; with another
+        file behind the path, or another caption, new ones.
 
         Raises:
-            DataError: the folder cannot be read.
+            DataError: the source cannot be read.
             UsageError: weights cannot be read.
         """
         if key.startswith("sizes."):
             frames = self.frames_of(key.removeprefix("sizes."))
             return [frame.size if frame.square else frame.name for frame in frames]
-        if key == "data.folder" and self.data.folder:
-            return self.data.folder.model_dump(exclude={"path"}) | {"content": folder.identity(self.data.folder)}
+        if key == f"data.{self.data.source}":
+            return sources.identity(self.data)
         if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
             return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
         tree: Any = self.model_dump(mode="json")

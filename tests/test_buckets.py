@@ -373,7 +373,7 @@ def download(path: Path, out: Path) -> list[Receipt]:
     data = data_config(**{"folder.path": str(path)})
     assert data.folder
     (rows,), _ = make(data)
-    with folder.serve(data.folder) as address:
+    with folder.serve(data.folder.path, folder.KEY) as address:
         return [
             download_shard(
                 rows,

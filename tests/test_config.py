@@ -49,6 +49,9 @@ def test_every_conf_is_valid_at_every_scale_on_every_cluster(conf, scale):
     [
         ("data=openmoji",),
         ("data=laion_aesthetic", "data.metadata=rows.parquet"),
+        ("data=coco_captions", "data.coco_captions.annotations=captions.json"),
+        ("data=localized_narratives", "data.localized_narratives.annotations=narratives.jsonl"),
+        ("data=webdataset", "data.webdataset.path=s3://bucket/tars"),
         ("eval=local",),
         ("eval=baseline",),
         ("eval=pickscore", "eval.pickscore.weights=w.safetensors", "eval.pickscore.rival=pictures"),

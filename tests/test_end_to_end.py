@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets import shards, storage
+from datasets import download, shards, storage
 from pipeline.artifacts import Artifact, Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("micro")]
@@ -70,7 +70,17 @@ def test_all_artifacts_of_the_images_share_keys_and_shards(artifacts):
 def test_the_port_of_the_embedded_server_is_nowhere(artifacts):
     plan = pq.read_table(io.BytesIO(artifacts["metadata"].read("plan/00000.parquet")))
     assert all(url.startswith("http://openmoji.invalid/") for url in plan["url"].to_pylist())
-    assert artifacts["metadata"].manifest["notes"]["licence"]["licence"] == "CC BY-SA 4.0"
+
+
+def test_licence_and_opt_outs_go_into_the_manifest_and_from_there_into_the_card(artifacts):
+    notes = artifacts["metadata"].manifest["notes"]
+    assert notes["licence"]["licence"] == "CC BY-SA 4.0"
+    assert notes["licences"] == {"not stated": artifacts["metadata"].manifest["rows"]}  # of single pictures
+    assert notes["opt_outs"] == {"x_robots_tag": download.OPT_OUTS, "removal_list": None, "removed": 0}
+    card = artifacts["release"].read("README.md").decode()
+    assert "license: cc-by-sa-4.0" in card
+    assert notes["licence"]["attribution"] in card
+    assert "X-Robots-Tag: noai" in card
 
 
 def test_samples_keep_their_contract(artifacts):

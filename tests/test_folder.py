@@ -63,7 +63,7 @@ def download(path: Path, out: Path) -> list[shards.Receipt]:
     data = settings(path)
     assert data.folder is not None
     rows, _ = made(path)
-    with folder.serve(data.folder) as address:
+    with folder.hosts(data.folder) as hosts:
         return [
             download_shard(
                 rows,
@@ -71,7 +71,7 @@ def download(path: Path, out: Path) -> list[shards.Receipt]:
                 folder=str(out),
                 image=data.image,
                 download=data.download,
-                hosts={folder.HOST: address},
+                hosts=hosts,
             )
             for shard, rows in plan.shards(plan.parquet_bytes(rows, data.shard_rows))
         ]
@@ -255,7 +255,7 @@ def test_nothing_outside_the_folder_is_ever_served(tmp_path):
     assert rejected == {"no_picture": 3, "link": 2}
     outside = ("../secret.png", "%2e%2e/secret.png", "..%2fsecret.png", "link.png", "folder/secret.png", str(secret))
     within = ("private.key", ".hidden.png", "x.txt", "metadata.csv", "", "x.png?", "x.png/")
-    with folder.serve(FolderConfig(path=str(mine))) as (host, port):
+    with folder.serve(str(mine), folder.KEY) as (host, port):
         assert urllib.request.urlopen(f"http://{host}:{port}/x.png").read() == (mine / "x.png").read_bytes()
         for path in (*outside, *within):
             with pytest.raises(urllib.error.HTTPError, match="404"):

@@ -1,19 +1,24 @@
 """The same code on an object store: an S3-compatible server in a process of its own, on loopback."""
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from datasets import storage
+from datasets import storage, tars
+from datasets.config import WebdatasetConfig
 from datasets.storage import CorruptFile, FileEntry
 from pipeline.artifacts import Fingerprint, Store
 
@@ -95,6 +100,27 @@ def test_an_artifact_is_done_when_its_manifest_stands(folder):
     assert found.read("x") == b"whole"
     assert found.files == {"x": FileEntry(5, files["x"].sha256)}
     assert storage.listing(path) == ["manifest.json", "x"]
+
+
+def test_tars_of_others_are_read_and_served_in_place(folder):
+    picture, members = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (48, 40), "red").save(picture, "PNG")
+    with tarfile.open(fileobj=members, mode="w") as tar:
+        for name, content in (("x.png", picture.getvalue()), ("x.txt", b"a red square")):
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    storage.publish(members.getvalue(), f"{folder}/tars/deep/0.tar")
+    storage.publish(members.getvalue()[:1000], f"{folder}/tars/1.tar")
+    config = WebdatasetConfig(path=f"{folder}/tars", max_bytes=1 << 20)
+    unusable: Counter[str] = Counter()
+    (row,) = (row for table in tars.tables(config, unusable) for row in table.to_pylist())
+    assert (row["TEXT"], row["WIDTH"], row["HEIGHT"]) == (b"a red square", 48, 40)
+    assert unusable == {"damaged_tar": 1, "no_caption": 1}
+    with tars.hosts(config) as hosts:
+        host, port = hosts[tars.HOST]
+        url = row["URL"].replace(tars.HOST, f"{host}:{port}")
+        assert urllib.request.urlopen(url).read() == picture.getvalue()
 
 
 @pytest.mark.ray

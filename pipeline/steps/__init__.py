@@ -25,10 +25,8 @@ def rows(config: Config) -> list[Step]:
     rivals = ("baseline_samples",) if config.eval.baseline else ()
     pictures = tuple(f"sample.{key}" for key in ("limit", "width", "height", "negative"))
     learning = tuple(f"baseline.{key}" for key in ("model", "loss", "train", "text"))
-    plan = tuple(
-        f"data.{key}"
-        for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji", "folder")
-    )
+    rules = ("source", "metadata", "scores", "removed", "limit", "shard_rows", "filters", config.data.source)
+    plan = tuple(f"data.{key}" for key in rules)
     if not config.data.image.frame.square:
         plan += ("data.image.size", "data.image.max_aspect")  # which decide the buckets
     encode = config.encode
@@ -39,7 +37,7 @@ def rows(config: Config) -> list[Step]:
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
-        Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 2),
+        Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 3),
         Step("download",    "images",    ("metadata",),                        ("data.image",),                    "download:download"),
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")

@@ -1,15 +1,13 @@
 """download: fetch the planned pictures, one Ray task a shard, img2dataset's Downloader inside."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
-from datasets import folder, openmoji, plan, shards
+from datasets import plan, shards, sources
 from datasets.config import DataConfig
-from datasets.download import Hosts, download_shard
+from datasets.download import download_shard
 from datasets.shards import Receipt
 from pipeline.build import Build, Facts
 from pipeline.errors import BudgetExceeded
@@ -53,7 +51,7 @@ def download(build: Build) -> Facts:
 def _download(rows: pa.Table, shard: int, path: str, data: DataConfig, slots: Any) -> Receipt:
     from pipeline.cluster import SlotsClient
 
-    with _hosts(data) as hosts:
+    with sources.hosts(data) as hosts:
         return download_shard(
             rows,
             shard=shard,
@@ -63,19 +61,6 @@ def _download(rows: pa.Table, shard: int, path: str, data: DataConfig, slots: An
             hosts=hosts,
             gate=SlotsClient(slots),
         )
-
-
-@contextlib.contextmanager
-def _hosts(data: DataConfig) -> Iterator[Hosts]:
-    """Addresses of reserved hosts: a source on this machine is served from the process that downloads."""
-    if data.source == "openmoji" and data.openmoji:
-        with openmoji.serve(data.openmoji.size) as address:
-            yield {openmoji.HOST: address}
-    elif data.source == "folder" and data.folder:
-        with folder.serve(data.folder) as address:
-            yield {folder.HOST: address}
-    else:
-        yield {}
 
 
 def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:

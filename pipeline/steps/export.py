@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 from datasets import storage
 from datasets.storage import FileEntry
@@ -25,10 +27,10 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
     from stages.release import model_card, release_files
 
     where = torch.device("cpu")
-    settings = config.sample
+    settings, data = config.sample, terms(inputs["metadata"].manifest)
     card = model_card(
         name="Würstchen",
-        license=_licence(inputs["metadata"])["identifier"],
+        license=data["identifier"],
         prompt=json.loads(inputs["samples"].read("captions.json"))[0]["caption"],
         width=settings.width,
         height=settings.height,
@@ -36,7 +38,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         steps_b=settings.steps_b,
         guidance_c=settings.guidance_c,
         guidance_b=settings.guidance_b,
-        sources=[_licence(inputs["metadata"])["notice"], *_origins(config)],
+        sources=[data["notice"], *_origins(config)],
         scores=inputs["scores"].manifest["metrics"],
         cost=_cost(inputs),
         limitations=_limitations(config, inputs),
@@ -56,15 +58,21 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
     return files, os.getpid()
 
 
-def _licence(metadata: Artifact) -> dict[str, str]:
-    """Licence of the training pictures, as the source states it, and a notice that credits them."""
-    notes = metadata.manifest["notes"]
-    rows = f"{metadata.manifest['rows']:,} pictures of the source {notes['source']}"
-    terms = notes.get("licence", {})
-    identifier = terms.get("licence") or "other"
-    credit = terms.get("attribution") or "The licence of each picture is its owner's."
-    url = f" ({terms['licence_url']})" if "licence_url" in terms else ""
-    return {"identifier": identifier.lower().replace(" ", "-"), "notice": f"{rows}. {credit}{url}"}
+def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Licence of a plan's pictures, as the source states it (`other` where it does not), and a notice for the card."""
+    notes = metadata["notes"]
+    identifier = notes["licence"].get("licence") or "other"
+    credit = notes["licence"].get("attribution") or "The licence of each picture is its owner's."
+    url = f" ({notes['licence']['licence_url']})" if "licence_url" in notes["licence"] else ""
+    left_out = f"Left out is what its server forbids (X-Robots-Tag: {', '.join(notes['opt_outs']['x_robots_tag'])})"
+    if notes["opt_outs"]["removal_list"]:
+        left_out += f", and {notes['opt_outs']['removed']:,} rows on a removal list"
+    sentences = [f"{metadata['rows']:,} pictures of the source {notes['source']}", f"{credit.rstrip('.')}{url}"]
+    if notes["licences"].keys() - {"not stated"}:
+        named = ", ".join(f"{name}: {count:,}" for name, count in notes["licences"].items())
+        sentences.append(f"Pictures by the licence that the source names: {named}")
+    notice = ". ".join([*sentences, left_out]) + "."
+    return {"identifier": identifier.lower().replace(" ", "-"), "notice": notice}
 
 
 def _origins(config: Config) -> list[str]:
