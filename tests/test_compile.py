@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from stages import layers
-from stages.config import StageAConfig, StageBConfig, StageCConfig, StageCLoss, TrainingConfig
+from stages.baseline import Baseline
+from stages.config import BaselineConfig, StageAConfig, StageBConfig, StageCConfig, StageCLoss, TrainingConfig
 from stages.loop import train
 from stages.stage_a import ReplicationPad, StageA
 from stages.stage_b import StageB
@@ -146,9 +147,15 @@ def test_the_compilers_pad_is_torchs() -> None:
 # ------------------------------------------------------------------------------------------ checkpointing
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_checkpointing_changes_neither_result_nor_gradients(name: str) -> None:
-    build, inputs = MODELS[name]
+TINY_BASELINE = BaselineConfig(widths=(8, 16), heads=(2, 0), blocks=1, middle_heads=2, groups=4, text_width=20)
+BASELINE: tuple[Callable[[], nn.Module], Inputs] = (
+    lambda: Baseline(TINY_BASELINE),
+    lambda side: (torch.randn(2, 4, 4 * side, 4 * side), torch.rand(2), text()),
+)
+
+
+@pytest.mark.parametrize(("build", "inputs"), [*MODELS.values(), BASELINE], ids=[*MODELS, "baseline"])
+def test_checkpointing_changes_neither_result_nor_gradients(build: Callable[[], nn.Module], inputs: Inputs) -> None:
     model, tensors = with_dropout(randomised(build()), 0.3), inputs(4)
     results = []
     for enabled in (False, True):

@@ -278,6 +278,7 @@ def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
         ("stage_a.loss.perceptual_heads=vgg.pth", "stage_a.loss: perceptual_heads needs perceptual_weights"),
         ("stage_c.loss.weight=p3", "'none' or 'adaptive'"),
         ("workers=3", "batch_size=8 does not divide among workers=3"),
+        ("previewer.train.checkpointing=true", "previewer.train.checkpointing=true: this model has no blocks"),
         ("stage_c.text=clip", "stage_c.text names the tower 'clip', but text has tiny"),
         ("stage_c.model.text_width=64", "stage_c.model.text_width is 64, but the tower 'tiny' gives width 32"),
         ("baseline.text=clip", "baseline.text names the tower 'clip', but text has tiny"),
