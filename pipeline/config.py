@@ -41,6 +41,7 @@ BASELINE = "baseline"  # the rival that this pipeline trains itself
 Stage = Literal["stage_a", "stage_b", "stage_c"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Origin = Literal["train", "import", "interpolate"]
+WITHOUT_BLOCKS = frozenset({"previewer.train", "compressor.warmup.train"})  # trainings without blocks to recompute
 MANNERS = EXECUTION | {"batch", "offload"}  # how a training runs and how sampling uses a device, not what comes out
 
 
@@ -377,6 +378,13 @@ class Config(Settings):
                 f"sample.width={self.sample.width}, sample.height={self.sample.height}: samples are compared with the "
                 "stored pictures, which are square; `sample` takes any width= and height="
             )
+        return self
+
+    @model_validator(mode="after")
+    def _checkpointing_has_blocks(self) -> "Config":
+        for key, training in self.trainings().items():
+            if training.checkpointing and key in WITHOUT_BLOCKS:
+                raise ValueError(f"{key}.checkpointing=true: this model has no blocks to recompute; leave it false")
         return self
 
     @model_validator(mode="after")

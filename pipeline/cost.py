@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config import Config, Encoding
+from pipeline.config import WITHOUT_BLOCKS, Config, Encoding
 from pipeline.dag import Planned
 from pipeline.errors import UsageError
 from pipeline.steps import rows as all_steps
@@ -83,7 +83,7 @@ def _training(step: str, config: Config) -> Memory | None:
     a, b, c, compressor = config.stage_a, config.stage_b, config.stage_c, config.compressor
     match step:
         case "train_a":
-            return memory_estimate.train_a(a.model, a.loss.crop, trainings[-1], config.workers)
+            return memory_estimate.train_a(a.model, a.loss, trainings[-1], config.workers)
         case "train_b":
             tokens = config.text[b.text].context_length
             found = [
@@ -98,6 +98,12 @@ def _training(step: str, config: Config) -> Memory | None:
         case "train_c":
             tokens = config.text[c.text].context_length
             return memory_estimate.train_c(c.model, compressor.model, tokens, trainings[-1], config.workers)
+        case "train_previewer":
+            model = config.previewer.model
+            return memory_estimate.train_previewer(model, compressor.model, trainings[-1], config.workers)
+        case "train_baseline":
+            tokens = config.text[config.baseline.text].context_length
+            return memory_estimate.train_baseline(config.baseline.model, tokens, trainings[-1], config.workers)
         case _:
             return None
 
@@ -111,7 +117,7 @@ def _knobs(step: str, config: Config) -> str:
             continue
         if max(phase.batch_size for phase in train.phases) > config.workers:
             found.append(f"a smaller batch_size in {key}.phases")
-        if not train.checkpointing:
+        if not train.checkpointing and key not in WITHOUT_BLOCKS:
             found.append(f"{key}.checkpointing=true")
         if train.ema and train.ema.device == "model":
             found.append(f"{key}.ema.device=cpu")

@@ -27,12 +27,14 @@ from stages.config import (
     BaselineConfig,
     ClipTextConfig,
     CompressorConfig,
+    PreviewerConfig,
     StageAConfig,
     StageBConfig,
     StageCConfig,
     TextConfig,
 )
 from stages.pretrained import BadWeights, Found, Model
+from stages.previewer import Previewer
 from stages.sample import Models
 from stages.stage_a import StageA
 from stages.stage_b import StageB
@@ -90,6 +92,11 @@ def stage_c(config: StageCConfig, artifact: Artifact) -> StageC:
 def baseline(config: BaselineConfig, artifact: Artifact) -> Baseline:
     """The baseline with its trained weights."""
     return _filled(Baseline(config), artifact, "baseline.safetensors")
+
+
+def previewer(config: PreviewerConfig, artifact: Artifact) -> Previewer:
+    """The previewer with its trained weights."""
+    return _filled(Previewer(config), artifact, "previewer.safetensors")
 
 
 def state_dict(path: str) -> dict[str, Tensor]:
@@ -227,7 +234,7 @@ def ready(load: Callable[[torch.device], Models], sampling: Sampling, where: tor
 
 
 def everything(config: Config, artifacts: dict[str, Artifact], where: torch.device) -> Models:
-    """All models that sampling and a release need, on one device."""
+    """All models that sampling and a release need, on one device; the previewer where it is among the artifacts."""
     check_compressor(artifacts["stage_c"].manifest["notes"].get("compressor"), artifacts["stage_b"], "stage_c")
     text_b, text_c = config.stage_b.text, config.stage_c.text
     tower_c = tower(config.text[text_c], artifacts[f"text_{text_c}"]).to(where)
@@ -239,5 +246,8 @@ def everything(config: Config, artifacts: dict[str, Artifact], where: torch.devi
         text_b=tower_b,
         text_c=tower_c,
         compressor=compressor(config.compressor.model, artifacts["stage_b"]).to(where),
+        previewer=previewer(config.previewer.model, artifacts["previewer"]).to(where)
+        if "previewer" in artifacts
+        else None,
         settings=config.sample.settings(),
     )

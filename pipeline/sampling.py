@@ -35,13 +35,14 @@ class Request(SamplingConfig):
     strength: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**62)
     n: PositiveInt = 1
+    preview: bool = False
 
 
 def sample(config: Config, root: str, words: dict[str, str]) -> None:
     """Write `n` pictures as PNGs to `out`, with the models of exactly this config; seeds count up from `seed`.
 
     `image` alone is reconstructed; with `strength`, image-to-image. It is fitted to `width` x `height`, or to
-    the nearest allowed size of its own aspect.
+    the nearest allowed size of its own aspect. With `preview`, the previewer shows the codes in place of Stage B and A.
 
     Raises:
         UsageError: a word is missing or out of range, the picture cannot be read, the models are not trained yet.
@@ -49,7 +50,8 @@ def sample(config: Config, root: str, words: dict[str, str]) -> None:
     request = _request(words, config.sample)
     picture = _picture(request)
     texts = sorted({f"text_{config.stage_b.text}", f"text_{config.stage_c.text}"})
-    artifacts = wanted(config, root, ["stage_a", "stage_b", "stage_c", *texts], seed_word="run_seed")
+    names = ["stage_a", "stage_b", "stage_c", *texts] + ["previewer"] * request.preview
+    artifacts = wanted(config, root, names, seed_word="run_seed")
     from pipeline import models
 
     _draw(request, picture, words, config, lambda where: models.everything(config, artifacts, where))
@@ -83,6 +85,8 @@ def sample_release(config: Config, folder: str, words: dict[str, str], overridde
     changes = {name: value for name, value in own.items() if f"sample.{name}" not in overridden}
     config = config.model_copy(update={"sample": config.sample.model_copy(update=changes)})
     request = _request(words, config.sample)
+    if request.preview:
+        raise UsageError("preview=true: a release holds no previewer; give the conf= and root= of a run that has one")
     picture = _picture(request)
     _draw(request, picture, words, config, lambda where: release.load(folder, where))
 
@@ -96,8 +100,10 @@ def drawn(
     device: "torch.device",
     image: "torch.Tensor | None" = None,
     strength: float | None = None,
+    preview: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Pictures, uint8 (H, W, 3), of texts and seeds (and pictures, (B, 3, H, W)), `batch` of them drawn at a time."""
+    """Pictures, uint8 (H, W, 3), of texts and seeds (and pictures, (B, 3, H, W)), `batch` of them drawn at a time;
+    `preview` as in `generate`."""
     from stages.sample import generate
 
     for start in range(0, len(seeds), batch):
@@ -110,6 +116,7 @@ def drawn(
             **settings.arguments(),
             image=None if image is None else image[part],
             strength=strength,
+            preview=preview,
             device=device,
         ).numpy()
 
@@ -179,13 +186,16 @@ def _draw(
     first = caption_seed(config.seed, request.prompt) if request.seed is None else request.seed
     seeds = range(first, first + request.n)
     texts = [request.prompt] * request.n
+    ending = "-preview" if request.preview else ""
     name = _slug(request.prompt or PurePosixPath(request.image or "").stem)
     try:
         loaded = models.ready(load, config.sample, where)
         _tell_truncation(loaded, request)
-        found = drawn(loaded, texts, seeds, request, config.sample.batch, where, image, request.strength)
+        found = drawn(
+            loaded, texts, seeds, request, config.sample.batch, where, image, request.strength, request.preview
+        )
         for seed, pixels in zip(seeds, found, strict=True):
-            path = storage.join(folder, f"{name}-{seed}.png")
+            path = storage.join(folder, f"{name}-{seed}{ending}.png")
             storage.publish(png(pixels), path)
             console.print(path, markup=False)
     except torch.OutOfMemoryError:

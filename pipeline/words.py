@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
 SAMPLE_WORDS = (
     "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b",
-    "image", "strength", "from", "run_seed", "out",
+    "image", "strength", "preview", "from", "run_seed", "out",
 )  # fmt: skip
 
 

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from stages import diffusion
 from stages.config import BaselineConfig, BaselineLoss
 from stages.draws import Draws
-from stages.layers import Conv2d, Patchify, Unpatchify, in_fp32, scaled_dot_product_attention, timestep_embedding
+from stages.layers import (
+    Block,
+    Conv2d,
+    Patchify,
+    Unpatchify,
+    in_fp32,
+    scaled_dot_product_attention,
+    timestep_embedding,
+)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -24,7 +32,7 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class Residual(nn.Module):
+class Residual(Block):
     """Two 3x3 convolutions, the timestep's embedding added in between."""
 
     def __init__(self, channels: int, width: int, timestep_channels: int, groups: int) -> None:
@@ -92,7 +100,7 @@ class TransformerBlock(nn.Module):
         return tokens + self.ff["net"](self.norm3(tokens))
 
 
-class Transformer(nn.Module):
+class Transformer(Block):
     """Transformer blocks over all positions of a map."""
 
     def __init__(self, channels: int, heads: int, text_width: int, depth: int, groups: int) -> None:

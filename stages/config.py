@@ -456,8 +456,8 @@ class TrainingConfig(Settings):
     precision: Precision = "bf16"
     """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
     checkpointing: bool = False
-    """Whether the blocks of Stage A, B and C recompute their activations in the backward pass instead of keeping
-    them: a third more computation for a fraction of the memory, and the same result."""
+    """Whether the blocks of Stage A, B, C and the baseline recompute their activations in the backward pass instead
+    of keeping them: a third more computation for a fraction of the memory, and the same result."""
     compile: bool = False
     """Whether torch.compile makes kernels for the models, once per image size; the results agree up to
     rounding and the numbers drawn for dropout."""

@@ -8,12 +8,13 @@ or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointi
 from itertools import pairwise
 
 from stages.config import StageAConfig, StageBConfig, StageCConfig
+from stages.parameters import widths_a
 
 
 def encode_a(config: StageAConfig, height: int, width: int) -> int:
     """Stage A's encoder on an image of height x width px."""
     positions = _positions_a(config, height, width)
-    widths = _widths_a(config)
+    widths = widths_a(config)
     flops = _linear(positions[0], 3 * 4, widths[0])
     flops += sum(_mixing(n, channels) for n, channels in zip(positions, widths, strict=True))
     for n, (outer, inner) in zip(positions[1:], pairwise(widths), strict=True):
@@ -24,7 +25,7 @@ def encode_a(config: StageAConfig, height: int, width: int) -> int:
 def decode_a(config: StageAConfig, height: int, width: int) -> int:
     """Stage A's decoder to an image of height x width px."""
     positions = _positions_a(config, height, width)
-    widths = _widths_a(config)
+    widths = widths_a(config)
     flops = _linear(positions[-1], config.latent_channels, widths[-1])
     flops += config.bottleneck_blocks * _mixing(positions[-1], widths[-1])
     for n, channels in zip(positions[:-1], widths[:-1], strict=True):
@@ -68,10 +69,6 @@ def stage_c(config: StageCConfig, height: int, width: int, tokens: int) -> int:
 def utilisation(forward: int, images_per_second: float, peak: float) -> float:
     """Share of a device's `peak` FLOP/s that a training uses (MFU); the backward pass counts twice the forward."""
     return 3 * forward * images_per_second / peak
-
-
-def _widths_a(config: StageAConfig) -> list[int]:
-    return [config.hidden >> level for level in reversed(range(config.levels))]
 
 
 def _positions_a(config: StageAConfig, height: int, width: int) -> list[int]:

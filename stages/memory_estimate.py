@@ -8,62 +8,39 @@ there stays in half precision, dropout keeps one byte an element); `RUNTIME` sta
 Legend: s bytes of an activation in the precision of the products (4, or 2 under autocast), B samples of one worker.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
+from stages import parameters
 from stages.config import (
+    BaselineConfig,
     CompressorConfig,
-    EfficientNetStage,
-    EfficientNetStages,
     Phase,
+    PreviewerConfig,
     StageAConfig,
+    StageALoss,
     StageBConfig,
     StageCConfig,
     TextConfig,
     TrainingConfig,
+)
+from stages.parameters import (
+    DISCRIMINATOR,
+    VGG16,
+    blocks_b,
+    blocks_of_baseline,
+    convolutions,
+    layers_of_previewer,
+    stages_of,
+    widths_a,
 )
 
 GIB = 1 << 30
 FP32 = 4  # bytes
 RUNTIME = GIB  # CUDA's context and kernels, workspaces of its libraries, the slack of torch's allocator
 LOOKUP_ROWS = 1 << 14  # positions that Stage A compares with its codebook at a time
-TEXT_VOCABULARY = 49408  # tokens of CLIP
 CODE_STRIDE = 32  # px that the compressor's backbone turns into one position
-
-
-def _stages(*rows: tuple[str, int, int, int, int]) -> tuple[EfficientNetStage, ...]:
-    names = ("block", "expand", "stride", "channels", "layers")
-    return tuple(EfficientNetStage.model_validate(dict(zip(names, row, strict=True))) for row in rows)
-
-
-EFFICIENTNETS = {  # arXiv 2104.00298, Table 4 and its larger forms, as in torchvision
-    "efficientnet_v2_s": EfficientNetStages(
-        stem=24,
-        stages=_stages(
-            ("fused", 1, 1, 24, 2),
-            ("fused", 4, 2, 48, 4),
-            ("fused", 4, 2, 64, 4),
-            ("mb", 4, 2, 128, 6),
-            ("mb", 6, 1, 160, 9),
-            ("mb", 6, 2, 256, 15),
-        ),
-        last=1280,
-    ),
-    "efficientnet_v2_l": EfficientNetStages(
-        stem=32,
-        stages=_stages(
-            ("fused", 1, 1, 32, 4),
-            ("fused", 4, 2, 64, 7),
-            ("fused", 4, 2, 96, 7),
-            ("mb", 4, 2, 192, 10),
-            ("mb", 6, 1, 224, 19),
-            ("mb", 6, 2, 384, 25),
-            ("mb", 6, 1, 640, 7),
-        ),
-        last=1280,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -84,16 +61,24 @@ class Memory:
         return sum(getattr(self, part.name) for part in fields(self))
 
 
-def train_a(config: StageAConfig, crop: int | None, train: TrainingConfig, workers: int) -> Memory:
-    """Stage A, on crops of `crop` px where it is set."""
-    count = stage_a_parameters(config)
+def train_a(config: StageAConfig, loss: StageALoss, train: TrainingConfig, workers: int) -> Memory:
+    """Stage A, with the discriminator and VGG16 where its loss has them.
+
+    VGG16 is not trained. Both of the discriminator's losses see its weights normalised: two copies more.
+    """
+    size = _itemsize(train)
+    judged, seen = loss.adversarial > 0, loss.perceptual > 0 and loss.perceptual_weights is not None
+    count = parameters.stage_a(config) + judged * parameters.discriminator()
+    beside = judged * 2 * FP32 * parameters.discriminator()
+    beside += seen * parameters.vgg16() * (FP32 + _copied(size))
 
     def kept(phase: Phase) -> float:
-        side = crop or phase.size
+        side = loss.crop or phase.size
         looked_up = min(LOOKUP_ROWS * workers / phase.batch_size, (side >> config.levels) ** 2)
-        return _kept_a(config, side, _itemsize(train), train.checkpointing) + looked_up * config.codebook_size * FP32
+        judges = judged * _kept_discriminator(side) + seen * _kept_vgg16(side, size)
+        return _kept_a(config, side, size, train.checkpointing) + looked_up * config.codebook_size * FP32 + judges
 
-    return _memory(count, count, train, workers, kept)
+    return _memory(count, count, train, workers, kept, beside)
 
 
 def train_b(
@@ -105,8 +90,8 @@ def train_b(
     workers: int,
 ) -> Memory:
     """Stage B with captions of `tokens` tokens and the compressor, which is trained along where `joint`."""
-    own, fixed = compressor_parameters(compressor), 2 * compressor.latent_channels * (compressor.batch_norm == "fixed")
-    count = stage_b_parameters(config)
+    own, fixed = parameters.compressor(compressor), 2 * compressor.latent_channels * (compressor.batch_norm == "fixed")
+    count = parameters.stage_b(config)
 
     def kept(phase: Phase) -> float:
         size = _itemsize(train)
@@ -122,7 +107,7 @@ def warm_up(config: CompressorConfig, width: int, latent_channels: int, train: T
     sides = (width, width * 2 // 3, width // 3)  # channels at a 32nd, a 16th and an 8th of the picture's side
     decoder = 9 * config.latent_channels * width + 36 * latent_channels * sides[2] + 4 * latent_channels
     decoder += sum(16 * outer * inner for outer, inner in pairwise(sides)) + sum(sides)
-    count, fixed = compressor_parameters(config) + decoder, 2 * config.latent_channels * (config.batch_norm == "fixed")
+    count, fixed = parameters.compressor(config) + decoder, 2 * config.latent_channels * (config.batch_norm == "fixed")
 
     def kept(phase: Phase) -> float:
         first = (phase.size // 32) ** 2
@@ -136,7 +121,7 @@ def train_c(
     config: StageCConfig, compressor: CompressorConfig, tokens: int, train: TrainingConfig, workers: int
 ) -> Memory:
     """Stage C on the compressor's codes, with captions of `tokens` tokens."""
-    count = stage_c_parameters(config)
+    count = parameters.stage_c(config)
 
     def kept(phase: Phase) -> float:
         side = int(phase.size * compressor.input_ratio) // CODE_STRIDE
@@ -147,35 +132,59 @@ def train_c(
 
 def encode_text(config: TextConfig, rows: int) -> int:
     """A text tower that encodes `rows` captions at a time, its weights and its widest layer, in fp32."""
-    return FP32 * (text_parameters(config) + rows * config.context_length * 8 * config.width)
+    return FP32 * (parameters.text(config) + rows * config.context_length * 8 * config.width)
 
 
 def encode_a(config: StageAConfig, side: int, rows: int) -> int:
     """Stage A, which encodes `rows` pictures of `side` px at a time."""
-    return FP32 * (stage_a_parameters(config) + rows * (side // 2) ** 2 * 8 * _widths_a(config)[0])
+    return FP32 * (parameters.stage_a(config) + rows * (side // 2) ** 2 * 8 * widths_a(config)[0])
 
 
 def encode_c(config: CompressorConfig, side: int, rows: int) -> int:
     """The compressor, which encodes `rows` pictures of `side` px at a time."""
-    widest = max(layer.kept for layer in _convolutions(_stages_of(config), int(side * config.input_ratio)))
-    return FP32 * (compressor_parameters(config) + rows * widest)
+    widest = max(layer.kept for layer in convolutions(stages_of(config), int(side * config.input_ratio)))
+    return FP32 * (parameters.compressor(config) + rows * widest)
+
+
+def train_previewer(
+    config: PreviewerConfig, compressor: CompressorConfig, train: TrainingConfig, workers: int
+) -> Memory:
+    """The previewer on the compressor's codes."""
+    count = parameters.previewer(config)
+
+    def kept(phase: Phase) -> float:
+        return _kept_previewer(config, int(phase.size * compressor.input_ratio) // CODE_STRIDE, _itemsize(train))
+
+    return _memory(count, count, train, workers, kept)
+
+
+def train_baseline(config: BaselineConfig, tokens: int, train: TrainingConfig, workers: int) -> Memory:
+    """The baseline on Stage A's latents, with captions of `tokens` tokens."""
+    count = parameters.baseline(config)
+
+    def kept(phase: Phase) -> float:
+        return _kept_baseline(config, phase.size // 4 // config.patch, tokens, _itemsize(train), train.checkpointing)
+
+    return _memory(count, count, train, workers, kept)
 
 
 def _memory(
-    parameters: int, trained: int, train: TrainingConfig, workers: int, kept: Callable[[Phase], float]
+    count: int, trained: int, train: TrainingConfig, workers: int, kept: Callable[[Phase], float], beside: int = 0
 ) -> Memory:
     """AdamW in fp32 (two moments a weight), and the largest phase's activations; `kept` gives a sample's bytes.
+
+    count, trained: parameters of all modules, and those of them that are trained. beside: bytes of further weights.
 
     Under autocast the backward pass needs the weights in half precision too. The moving average, where it lies beside
     the model, is a copy of all weights.
     """
-    half = 2 * parameters if train.precision == "bf16" else 0
-    beside = train.ema is not None and train.ema.device == "model"
+    half = 2 * count if train.precision == "bf16" else 0
+    averaged = train.ema is not None and train.ema.device == "model"
     return Memory(
-        weights=FP32 * parameters + half,
+        weights=FP32 * count + half + beside,
         gradients=FP32 * trained,
         moments=2 * FP32 * trained,
-        average=FP32 * parameters if beside else 0,
+        average=FP32 * count if averaged else 0,
         activations=max(int(phase.batch_size // workers * kept(phase)) for phase in train.phases),
     )
 
@@ -184,69 +193,9 @@ def _itemsize(train: TrainingConfig) -> int:
     return 2 if train.precision == "bf16" else FP32
 
 
-# ------------------------------------------------------------------------------------------------ parameters
-
-
-def stage_a_parameters(config: StageAConfig) -> int:
-    """Parameters of `StageA`."""
-    widths, latents = _widths_a(config), config.latent_channels
-    mixing = [8 * width**2 + 15 * width + 6 for width in widths]  # 3x3 depthwise, two linears, six scalars
-    resampling = sum(2 * 16 * outer * inner + outer + inner for outer, inner in pairwise(widths))
-    borders = 2 * 12 * widths[0] + widths[0] + 12 + 2 * latents * widths[-1] + 2 * latents + widths[-1]
-    codebook = config.codebook_size * latents
-    return 2 * sum(mixing[:-1]) + (1 + config.bottleneck_blocks) * mixing[-1] + resampling + borders + codebook
-
-
-def stage_b_parameters(config: StageBConfig) -> int:
-    """Parameters of `StageB`."""
-    first, pixels = config.widths[0], config.latent_channels * config.patch**2
-    text = _linear(config.text_width, config.cond_width)
-    maps = 2 * sum(config.inject_code) * _linear(config.code_channels, config.cond_width)
-    resampling = sum(8 * outer * inner + outer + inner for outer, inner in pairwise(config.widths))
-    blocks = sum(
-        _block_parameters(block.kind, block.width, extra, config.cond_width, config.timestep_channels)
-        for block in _blocks_b(config)
-        for extra in [block.skip + config.cond_width * block.code]
-    )
-    return text + maps + _linear(pixels, first) + resampling + blocks + _linear(first, 2 * pixels)
-
-
-def stage_c_parameters(config: StageCConfig) -> int:
-    """Parameters of `StageC`."""
-    width, latents = config.width, config.latent_channels
-    block = sum(_block_parameters(kind, width, 0, width, config.timestep_channels) for kind in "CTA")
-    text = _linear(config.text_width, width) + _linear(width, width)
-    return _linear(latents, width) + text + config.depth * block + _linear(width, 2 * latents)
-
-
-def compressor_parameters(config: CompressorConfig) -> int:
-    """Parameters of `Compressor`; gamma and beta of a `fixed` BatchNorm are among them."""
-    layers = _convolutions(_stages_of(config), 1)
-    backbone = sum(layer.weights + 2 * layer.outputs * layer.norm for layer in layers)
-    norm = 0 if config.batch_norm == "plain" else 2 * config.latent_channels
-    return backbone + _stages_of(config).last * config.latent_channels + norm
-
-
-def text_parameters(config: TextConfig) -> int:
-    """Parameters of `TextTower`."""
-    width = config.width
-    layer = 4 * _linear(width, width) + _linear(width, 4 * width) + _linear(4 * width, width) + 4 * width
-    return (TEXT_VOCABULARY + config.context_length) * width + config.layers * layer + 2 * width
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
-
-
-def _block_parameters(kind: str, width: int, extra: int, cond: int, timestep: int) -> int:
-    """Of a convolution block that also sees `extra` channels, a timestep block, an attention block."""
-    match kind:
-        case "C":  # 3x3 depthwise, linear, global response norm, linear
-            return 10 * width + _linear(width + extra, 4 * width) + 8 * width + _linear(4 * width, width)
-        case "T":
-            return _linear(timestep, 2 * width)
-        case _:  # query, key, value; output; map of the text
-            return 3 * _linear(width, width) + _linear(width, width) + _linear(cond, width)
+def _copied(size: int) -> int:
+    """Bytes an element of a copy that autocast makes of what is there in fp32."""
+    return size if size < FP32 else 0
 
 
 # ----------------------------------------------------------------------------------------------- activations
@@ -255,7 +204,7 @@ def _block_parameters(kind: str, width: int, extra: int, cond: int, timestep: in
 def _kept_a(config: StageAConfig, side: int, size: int, checkpointing: bool) -> float:
     """Bytes that Stage A keeps of a picture of `side` px."""
     total = largest = 0.0
-    for level, width in enumerate(_widths_a(config)):
+    for level, width in enumerate(widths_a(config)):
         numbers = (side >> (1 + level)) ** 2 * width
         blocks = 2 if level < config.levels - 1 else 1 + config.bottleneck_blocks
         kept = numbers * (5 * FP32 + 12 * size)  # five of its two norms, twelve of its products
@@ -268,7 +217,7 @@ def _kept_a(config: StageAConfig, side: int, size: int, checkpointing: bool) -> 
 def _kept_b(config: StageBConfig, side: int, tokens: int, size: int, checkpointing: bool) -> float:
     """Bytes that Stage B keeps of a sample whose first level has `side` positions a side."""
     total = largest = 0.0
-    for block in _blocks_b(config):
+    for block in blocks_b(config):
         positions = (side >> block.level) ** 2
         extra = block.skip + config.code_channels * block.code
         kept = _kept_block(block.kind, positions, block.width, extra, tokens, config.cond_width, size)
@@ -312,81 +261,69 @@ def _kept_block(kind: str, positions: int, width: int, extra: int, tokens: int, 
 def _kept_compressor(config: CompressorConfig, side: int) -> float:
     """Bytes that the compressor, always in fp32, keeps of a picture of `side` px: what each convolution, BatchNorm and
     non-linearity sees."""
-    return sum(FP32 * layer.kept for layer in _convolutions(_stages_of(config), side))
+    return sum(FP32 * layer.kept for layer in convolutions(stages_of(config), side))
 
 
-# --------------------------------------------------------------------------------------------------- shapes
+def _kept_discriminator(side: int) -> float:
+    """Bytes that the discriminator, always in fp32, keeps of a picture and, twice, of its reconstruction: of each
+    convolution what InstanceNorm (the first has none), LeakyReLU and the next convolution see."""
+    numbers = 3 * side**2
+    for level, width in enumerate(DISCRIMINATOR):
+        side = -(-side // 2)
+        numbers += (2 if level == 0 else 3) * side**2 * width
+    return 3 * numbers * FP32
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A block of Stage B: kind (C, T, A), level, channels, further ones from the way down, whether it sees code."""
-
-    kind: str
-    level: int
-    width: int
-    skip: int
-    code: bool
-
-
-def _blocks_b(config: StageBConfig) -> Iterator[_Block]:
-    """Every block of `StageB`, down and up."""
-    deepest = len(config.widths) - 1
-    for level, width in enumerate(config.widths):
-        pattern = config.patterns[level] * config.blocks[level]
-        for way in ("down", "up"):
-            for place, kind in enumerate(pattern):
-                skip = width if way == "up" and place == 0 and level < deepest else 0
-                yield _Block(kind, level, width, skip, kind == "C" and config.inject_code[level])
+def _kept_vgg16(side: int, size: int) -> float:
+    """Bytes that VGG16 keeps of a reconstruction: of each stack its convolutions' outputs (ReLU works in place), the
+    distance of its features in fp32, and what pooling leaves, with the places of the maxima as 64-bit numbers."""
+    total = 0.0
+    for number, (width, layers) in enumerate(VGG16):
+        features = FP32 + (FP32 if size < FP32 else 0)  # their difference, and under autocast themselves once more
+        total += side**2 * width * (layers * size + features)
+        side //= 2
+        if number < len(VGG16) - 1:
+            total += side**2 * width * (size + 8)
+    return total
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    """A convolution of an EfficientNet: its weights, output channels, whether BatchNorm follows, numbers kept."""
-
-    weights: int
-    outputs: int
-    norm: bool
-    kept: int
+def _kept_previewer(config: PreviewerConfig, side: int, size: int) -> float:
+    """Bytes that the previewer keeps of a code of `side` positions a side: of each convolution what GELU, BatchNorm and
+    the next convolution see, and the error."""
+    layers = list(layers_of_previewer(config))
+    numbers = sum(3 * (layer.scale * side) ** 2 * layer.outputs for layer in layers[:-1])
+    return numbers * size + (layers[-1].scale * side) ** 2 * layers[-1].outputs * FP32
 
 
-def _convolutions(table: EfficientNetStages, side: int) -> Iterator[_Convolution]:
-    """Every convolution of torchvision's EfficientNetV2, for a picture of `side` px.
-
-    Kept are its input, what BatchNorm sees, and, where one follows, what SiLU sees.
-    """
-
-    def layer(
-        kernel: int, inputs: int, outputs: int, before: int, after: int, active: bool, groups: int = 1
-    ) -> _Convolution:
-        kept = inputs * before**2 + outputs * after**2 * (1 + active)
-        return _Convolution(kernel**2 * inputs * outputs // groups, outputs, True, kept)
-
-    channels, half = table.stem, -(-side // 2)
-    yield layer(3, 3, channels, side, half, True)
-    side = half
-    for stage in table.stages:
-        for number in range(stage.layers):
-            after = -(-side // stage.stride) if number == 0 else side
-            wide = channels * stage.expand
-            if stage.block == "fused":
-                yield layer(3, channels, wide if stage.expand > 1 else stage.channels, side, after, True)
-            else:
-                if stage.expand > 1:
-                    yield layer(1, channels, wide, side, side, True)
-                yield layer(3, wide, wide, side, after, True, groups=wide)
-                squeezed = max(1, channels // 4)
-                yield _Convolution(2 * wide * squeezed + wide + squeezed, 0, False, wide * after**2)
-            if stage.block == "mb" or stage.expand > 1:
-                yield layer(1, wide, stage.channels, after, after, False)
-            channels, side = stage.channels, after
-    yield layer(1, channels, table.last, side, side, True)
+def _kept_baseline(config: BaselineConfig, side: int, tokens: int, size: int, checkpointing: bool) -> float:
+    """Bytes that the baseline keeps of a sample whose first level has `side` positions a side."""
+    total = largest = 0.0
+    for block in blocks_of_baseline(config):
+        positions = (side >> block.level) ** 2
+        if block.depth:
+            kept = _kept_transformer(positions, block.width, block.depth, tokens, config.text_width, size)
+        else:
+            kept = _kept_residual(positions, block.inputs, block.width, size)
+        if checkpointing:
+            largest = max(largest, kept)
+            kept = positions * (block.inputs or block.width) * size
+        total += kept
+    for level, (upper, lower) in enumerate(pairwise(config.widths)):  # what the convolutions between two levels see
+        total += (side >> level) ** 2 * (upper + lower) * size
+    return total + largest + side**2 * config.widths[0] * 3 * FP32
 
 
-def _stages_of(config: CompressorConfig) -> EfficientNetStages:
-    return EFFICIENTNETS[config.backbone] if isinstance(config.backbone, str) else config.backbone
+def _kept_residual(positions: int, inputs: int, width: int, size: int) -> float:
+    """Bytes of a residual block of the baseline: of each of its halves what GroupNorm and SiLU (in fp32) and the
+    convolution see, and under autocast what the shortcut sees."""
+    shortcut = inputs * _copied(size) if inputs != width else 0
+    return positions * ((inputs + width) * (2 * FP32 + size) + shortcut)
 
 
-def _widths_a(config: StageAConfig) -> list[int]:
-    """Channels of Stage A's levels, from the pixels down."""
-    return [config.hidden >> level for level in reversed(range(config.levels))]
+def _kept_transformer(positions: int, width: int, depth: int, tokens: int, text_width: int, size: int) -> float:
+    """Bytes of a transformer of the baseline: what its norms (in fp32) see; of each block what five linears and
+    attention (query, key and value, and the other's query) see, and 16 times the channels in its MLP; the text, its
+    keys and values."""
+    block = width * (3 * FP32 + (5 + 4 + 16) * size)
+    text = 2 * tokens * (width + text_width) * size
+    return positions * width * (FP32 + 2 * size) + depth * (positions * block + text)

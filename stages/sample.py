@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from stages import diffusion
 from stages.baseline import Baseline
 from stages.config import Precision, Sampler, SamplingConfig, TimeSampling
-from stages.geometry import BadImageSize, check_size, code_side, latent_side, normalise
+from stages.geometry import BadImageSize, check_size, code_side, latent_side, nearest_size, normalise
 from stages.layers import to_unit_range
 from stages.previewer import Previewer
 from stages.stage_a import StageA
@@ -45,6 +46,8 @@ class Models:
     text_c: "TextTower"
     compressor: "Compressor | None" = None
     """What sees a given picture; None where none is ever given."""
+    previewer: Previewer | None = None
+    """What shows a code without Stage B and A; None where that is never asked for."""
     settings: SamplingConfig = field(default_factory=SamplingConfig)
     """How `draw` draws unless told otherwise."""
 
@@ -66,13 +69,40 @@ class Noise:
         return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
 
 
-def draw(models: Models, prompt: str, *, seed: int = 0, **changes: Any) -> Image.Image:
-    """One picture of a prompt with the models' own settings; `changes` are other values of `SamplingConfig`.
+def draw(
+    models: Models,
+    prompt: str = "",
+    *,
+    seed: int = 0,
+    image: Image.Image | None = None,
+    strength: float | None = None,
+    **changes: Any,
+) -> Image.Image:
+    """One picture with the models' own settings; `changes` are other values of `SamplingConfig`.
 
-    Raises ValueError (pydantic's) for a setting that does not exist or is out of its range.
+    image: a picture to reconstruct, or with `strength` in (0, 1] to start from, as in `generate`; it is taken in RGB,
+    its centre cropped to the aspect of `width` x `height`, or, with neither given, of the nearest size of its own.
+
+    Raises ValueError (pydantic's, for settings) for a setting that does not exist or is out of its range, a strength
+    without a picture, a prompt that is missing, or a picture where the models have no compressor.
     """
+    if not prompt and (image is None or strength is not None):
+        raise ValueError("draw needs a prompt; without one, an image alone is reconstructed")
+    if strength is not None and (image is None or not 0 < strength <= 1):
+        raise ValueError(f"strength={strength}: how far to go from an image, in (0, 1]; give image= too")
+    given = None
+    if image is not None:
+        if models.compressor is None:
+            raise ValueError("an image needs the compressor, which these models were loaded without")
+        if not {"width", "height"} & changes.keys():
+            own = models.settings
+            changes["width"], changes["height"] = nearest_size(*image.size, own.width * own.height)
     settings = SamplingConfig.model_validate(models.settings.model_dump() | changes)
-    pixels = generate(models, [prompt], [settings.negative], [seed], **settings.arguments())
+    if image is not None:
+        fitted = ImageOps.fit(image.convert("RGB"), (settings.width, settings.height), Image.Resampling.BICUBIC)
+        given = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None]
+    arguments = settings.arguments()
+    pixels = generate(models, [prompt], [settings.negative], [seed], **arguments, image=given, strength=strength)
     return Image.fromarray(pixels[0].numpy())
 
 
@@ -94,6 +124,7 @@ def generate(
     precision: Precision = "fp32",
     image: Tensor | None = None,
     strength: float | None = None,
+    preview: bool = False,
     device: torch.device | None = None,
 ) -> Tensor:
     """Draw one picture for each caption: (B, H, W, 3) uint8 on the CPU.
@@ -106,6 +137,9 @@ def generate(
     captions are Stage B's. With `strength` in (0, 1] (image-to-image) its code is diffused to t = strength,
     and Stage C takes it from there with the steps that remain (`diffusion.times_from`), as SDEdit does (arXiv
     2108.01073); at 1 nothing of it is left, and the picture is that of text to image.
+
+    preview: what the previewer sees in the code, (B, 8 h, 8 w, 3) for a code of h x w, in place of what Stage B and A
+    make of it. The same seed gives the same code.
 
     device: where to compute; None is where Stage C lies. Models that lie elsewhere move there for their turn
     and back, so that a small device holds one at a time.
@@ -142,6 +176,10 @@ def generate(
                 start=code,
             )
     assert code is not None
+    if preview:
+        assert models.previewer is not None, "a preview needs the previewer"
+        with on(device, models.previewer) as previewer:
+            return to_pixels(previewer(normalise(code)))
     text_b = negative_b = None
     if models.text_b is not None:
         with on(device, models.text_b) as tower:

@@ -31,13 +31,30 @@ COMMITMENT = 0.25  # weight of the commitment loss beside the codebook loss (arX
 LOOKUP_ROWS = 1 << 14  # rows compared with the codebook at a time: bounds the memory of a lookup
 
 
+class ReplicationPad(nn.ReplicationPad2d):
+    """`nn.ReplicationPad2d(1)` on (B, C, H, W).
+
+    torch 2.15 compiles a wrong layout for the gradient of its own kernel where channels lie last; the compiler gets
+    the same pad by concatenation, which takes twice as long where nothing fuses it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(input)
+        wide = torch.cat([input[..., :1], input, input[..., -1:]], dim=-1)
+        return torch.cat([wide[..., :1, :], wide, wide[..., -1:, :]], dim=-2)
+
+
 class MixingBlock(Block):
     """Residual block with six learnt scalars, all zero at the start, which makes it the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = layer_norm(channels)
-        self.depthwise = nn.Sequential(nn.ReplicationPad2d(1), nn.Conv2d(channels, channels, 3, groups=channels))
+        self.depthwise = nn.Sequential(ReplicationPad(), nn.Conv2d(channels, channels, 3, groups=channels))
         self.norm2 = layer_norm(channels)
         self.channelwise = nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the workers of xdist share the cores, and threads wait
+
 CHECKOUT = Path(__file__).parent.parent
 MICRO = ("conf=stage_c", "scale=micro")
 

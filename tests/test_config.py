@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.dag import Selection, fingerprints, order
 from pipeline.errors import UsageError
 from pipeline.steps import table
-from stages import memory_estimate
+from stages import parameters
 
 GROUPS = compose.groups()
 
@@ -238,7 +238,7 @@ def test_encoders_that_run_online_need_memory_of_the_training():
         assert after is not None
         assert before.encoders == 0
         assert after.total - before.total == after.encoders
-        tower = 4 * memory_estimate.text_parameters(online.text["clip_h"])
+        tower = 4 * parameters.text(online.text["clip_h"])
         assert (after.encoders > tower) == (step != "train_a")
 
 
@@ -299,6 +299,7 @@ def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
         ("stage_a.loss.perceptual_heads=vgg.pth", "stage_a.loss: perceptual_heads needs perceptual_weights"),
         ("stage_c.loss.weight=p3", "'none' or 'adaptive'"),
         ("workers=3", "batch_size=8 does not divide among workers=3"),
+        ("previewer.train.checkpointing=true", "previewer.train.checkpointing=true: this model has no blocks"),
         ("stage_c.text=clip", "stage_c.text names the tower 'clip', but text has tiny"),
         ("stage_c.model.text_width=64", "stage_c.model.text_width is 64, but the tower 'tiny' gives width 32"),
         ("baseline.text=clip", "baseline.text names the tower 'clip', but text has tiny"),

@@ -4,13 +4,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.vgg import cfgs, make_layers
 
-from stages import memory_estimate
+from stages import memory_estimate, parameters
+from stages.baseline import Baseline, BaselineObjective
 from stages.compressor import Compressor, CompressorWarmup
 from stages.config import (
+    BaselineConfig,
+    BaselineLoss,
     CompressorConfig,
     CompressorWarmupLoss,
+    PreviewerConfig,
+    PreviewerLoss,
     SeededTextConfig,
     StageAConfig,
     StageALoss,
@@ -20,9 +27,12 @@ from stages.config import (
     StageCLoss,
     TrainingConfig,
 )
+from stages.discriminator import Discriminator
 from stages.draws import Draws
 from stages.layers import checkpoint_blocks
 from stages.memory_estimate import FP32, Memory
+from stages.perceptual import Perceptual
+from stages.previewer import Previewer, PreviewerObjective
 from stages.stage_a import StageA, StageAObjective
 from stages.stage_b import StageB, StageBObjective
 from stages.stage_c import StageC, StageCObjective
@@ -52,6 +62,9 @@ B = StageBConfig(
     dropout=0.0,  # torch's attention on CPUs keeps all scores where it drops some, that on GPUs does not
 )
 C = StageCConfig(width=128, depth=4, heads=8, text_width=40, dropout=0.0)
+BASELINE = BaselineConfig(
+    widths=(32, 64, 96), blocks=2, heads=(2, 4, 0), middle_heads=4, middle_depth=3, groups=8, text_width=40
+)
 SMALL = CompressorConfig.model_validate({"backbone": SHORT})
 
 
@@ -67,18 +80,19 @@ def training(**changes: Any) -> TrainingConfig:
     return TrainingConfig.model_validate(values | changes)
 
 
-def parameters(module: nn.Module) -> int:
+def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def kept_bytes(objective: nn.Module, batch: dict[str, Tensor], precision: str) -> int:
+def kept_bytes(objective: nn.Module, batch: dict[str, Tensor], precision: str, frozen: nn.Module | None = None) -> int:
     """Bytes of all tensors that autograd keeps after a forward pass, weights and their copies left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
-    shapes = {parameter.shape for parameter in objective.parameters()}
+    known = [*objective.parameters(), *(frozen.parameters() if frozen else ())]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in known}
+    shapes = {parameter.shape for parameter in known if parameter.ndim > 1}
     kept: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        copy = tensor.dtype == torch.bfloat16 and (tensor.shape in shapes or tensor.mT.shape in shapes)
+        copy = tensor.ndim > 1 and (tensor.shape in shapes or tensor.mT.shape in shapes)
         if tensor.untyped_storage().data_ptr() not in weights and not copy:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
@@ -108,11 +122,14 @@ def batch(size: int = SIZE) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("estimated", "golden"),
     [
-        (memory_estimate.stage_a_parameters(StageAConfig()), 18_406_894),
-        (memory_estimate.stage_b_parameters(StageBConfig()), 1_055_365_280),
-        (memory_estimate.stage_c_parameters(StageCConfig()), 993_243_680),
-        (memory_estimate.stage_c_parameters(StageCConfig(text_width=1280)), 993_636_896),
-        (memory_estimate.compressor_parameters(CompressorConfig()), 20_198_000),
+        (parameters.stage_a(StageAConfig()), 18_406_894),
+        (parameters.stage_b(StageBConfig()), 1_055_365_280),
+        (parameters.stage_c(StageCConfig()), 993_243_680),
+        (parameters.stage_c(StageCConfig(text_width=1280)), 993_636_896),
+        (parameters.compressor(CompressorConfig()), 20_198_000),
+        (parameters.previewer(PreviewerConfig()), 3_979_651),
+        (parameters.baseline(BaselineConfig()), 994_517_456),
+        (parameters.discriminator(), 6_271_105),
     ],
 )
 def test_full_sizes_have_the_golden_counts(estimated, golden):
@@ -121,14 +138,14 @@ def test_full_sizes_have_the_golden_counts(estimated, golden):
 
 def test_parameters_of_the_text_tower():
     config = SeededTextConfig(width=24, layers=3, heads=2, context_length=9)
-    assert memory_estimate.text_parameters(config) == parameters(seeded_tower(config))
+    assert parameters.text(config) == count(seeded_tower(config))
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_parameters_of_stage_a(levels):
     config = StageAConfig(levels=levels, hidden=32, bottleneck_blocks=2, latent_channels=3, codebook_size=11)
     with torch.device("meta"):
-        assert memory_estimate.stage_a_parameters(config) == parameters(StageA(config))
+        assert parameters.stage_a(config) == count(StageA(config))
 
 
 @pytest.mark.parametrize("changes", [{}, {"widths": (16,), "blocks": (2,), "patterns": ("CCTA",), "heads": (2,)}])
@@ -136,13 +153,21 @@ def test_parameters_of_stage_b(changes):
     more = {"inject_code": (True,)} if changes else {}
     config = B.model_copy(update={"patch": 1, "timestep_channels": 8, "code_channels": 5, **changes, **more})
     with torch.device("meta"):
-        assert memory_estimate.stage_b_parameters(config) == parameters(StageB(config))
+        assert parameters.stage_b(config) == count(StageB(config))
 
 
 def test_parameters_of_stage_c():
     config = StageCConfig(width=24, depth=3, heads=3, text_width=7, latent_channels=5, timestep_channels=6)
     with torch.device("meta"):
-        assert memory_estimate.stage_c_parameters(config) == parameters(StageC(config))
+        assert parameters.stage_c(config) == count(StageC(config))
+
+
+@pytest.mark.parametrize(
+    "config", [BASELINE, BaselineConfig(widths=(8,), heads=(2,), patch=1, blocks=1, middle_heads=2, groups=4)]
+)
+def test_parameters_of_the_baseline(config):
+    with torch.device("meta"):
+        assert parameters.baseline(config) == count(Baseline(config))
 
 
 @pytest.mark.parametrize("norm", ["affine", "plain", "fixed"])
@@ -150,7 +175,7 @@ def test_parameters_of_stage_c():
 def test_parameters_of_the_compressor(backbone, norm):
     config = CompressorConfig.model_validate({"backbone": backbone, "batch_norm": norm})
     with torch.device("meta"):
-        assert memory_estimate.compressor_parameters(config) == parameters(Compressor(config))
+        assert parameters.compressor(config) == count(Compressor(config))
 
 
 # ----------------------------------------------------------------------------------- weights and what follows
@@ -163,7 +188,7 @@ def test_weights_gradients_and_moments_are_those_of_the_optimiser(norm, joint):
     objective = StageBObjective(StageB(B), Compressor(small), StageBLoss(), torch.zeros(TOKENS, 40), joint)
     trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     found = memory_estimate.train_b(B, small, joint, TOKENS, training(), workers=1)
-    assert found.weights == FP32 * parameters(objective)
+    assert found.weights == FP32 * count(objective)
     assert found.gradients == FP32 * trained
     assert found.moments == 2 * FP32 * trained
 
@@ -173,7 +198,7 @@ def test_the_average_counts_where_it_lies_beside_the_model():
         train = training(ema={"decay": 0.9, "every": 1, "start": 0, **ema})
         return memory_estimate.train_c(C, SMALL, TOKENS, train, workers=1).average
 
-    assert average() == FP32 * parameters(StageC(C))
+    assert average() == FP32 * count(StageC(C))
     assert average(device="cpu") == 0
     assert memory_estimate.train_c(C, SMALL, TOKENS, training(), workers=1).average == 0
 
@@ -197,8 +222,26 @@ def close(found: Memory, kept: int) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_of_stage_a(precision):
     objective = StageAObjective(StageA(A), StageALoss())
-    estimate = memory_estimate.train_a(A, None, training(precision=precision), workers=1)
+    estimate = memory_estimate.train_a(A, StageALoss(), training(precision=precision), workers=1)
     close(estimate, kept_bytes(objective, batch(), precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stage_as_judges_count(precision):
+    loss = StageALoss(perceptual=1.0, perceptual_weights="vgg16.pth", adversarial=1.0)
+    vgg16 = {f"features.{key}": value for key, value in make_layers(cfgs["D"]).state_dict().items()}
+    perceptual = Perceptual(vgg16, None)
+    objective = StageAObjective(StageA(A), loss, Discriminator(), perceptual)
+    estimate = memory_estimate.train_a(A, loss, training(precision=precision), workers=1)
+    assert estimate.gradients == FP32 * count(objective)
+    if precision == "fp32":
+        copies = 2 * count(objective.discriminator)
+        assert estimate.weights == FP32 * (count(objective) + copies + count(perceptual.features))
+    kept = kept_bytes(objective, batch(), precision, perceptual.features)
+    close(estimate, kept)
+    own = memory_estimate.train_a(A, StageALoss(), training(precision=precision), workers=1).activations
+    judges = kept - kept_bytes(StageAObjective(StageA(A), StageALoss()), batch(), precision)
+    assert estimate.activations - own == pytest.approx(judges, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -215,7 +258,7 @@ def test_activations_of_the_warm_up():
     objective = CompressorWarmup(Compressor(SMALL), 16, 4, loss)
     estimate = memory_estimate.warm_up(SMALL, loss.width, 4, training(), workers=1)
     close(estimate, kept_bytes(objective, batch(), "fp32"))
-    assert estimate.weights == FP32 * parameters(objective)
+    assert estimate.weights == FP32 * count(objective)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -225,6 +268,40 @@ def test_activations_of_stage_c(precision, size):
     train = training(precision=precision, phases=[{"steps": 1, "batch_size": BATCH, "size": size}])
     estimate = memory_estimate.train_c(C, SMALL, TOKENS, train, workers=1)
     close(estimate, kept_bytes(objective, batch(size), precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_of_the_previewer(precision):
+    config = PreviewerConfig(width=64)
+    objective = PreviewerObjective(Previewer(config), PreviewerLoss())
+    train = training(precision=precision, phases=[{"steps": 1, "batch_size": BATCH, "size": 256}])
+    estimate = memory_estimate.train_previewer(config, SMALL, train, workers=1)
+    close(estimate, kept_bytes(objective, batch(256), precision))
+    assert estimate.gradients == FP32 * count(objective)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_of_the_baseline(precision, checkpointing, norms_as_on_gpus):
+    objective = BaselineObjective(Baseline(BASELINE), BaselineLoss(), torch.zeros(TOKENS, 40))
+    checkpoint_blocks(objective, checkpointing)
+    train = training(precision=precision, checkpointing=checkpointing)
+    estimate = memory_estimate.train_baseline(BASELINE, TOKENS, train, workers=1)
+    kept = kept_bytes(objective, batch(), precision)
+    assert estimate.gradients == FP32 * count(objective)
+    if checkpointing:  # and in the backward pass one block, the largest
+        whole = memory_estimate.train_baseline(BASELINE, TOKENS, training(precision=precision), workers=1).activations
+        assert kept < estimate.activations < 0.6 * whole
+    else:
+        close(estimate, kept)
+
+
+@pytest.fixture
+def norms_as_on_gpus(monkeypatch):
+    """Autocast for GPUs gives group_norm and layer_norm fp32; that for CPUs leaves them what comes."""
+    for name in ("group_norm", "layer_norm"):
+        norm = getattr(F, name)
+        monkeypatch.setattr(F, name, lambda x, *rest, norm=norm: norm(x.float(), *rest))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stages import convert, sample
+from stages import convert, diffusion, loop, sample
 from stages.compressor import Compressor, CompressorWarmup
 from stages.config import (
     CompressorConfig,
@@ -21,9 +21,10 @@ from stages.config import (
     StageBLoss,
     StageCConfig,
     StageCLoss,
+    TrainingConfig,
 )
 from stages.draws import Draws
-from stages.geometry import BadImageSize
+from stages.geometry import BadImageSize, denormalise
 from stages.layers import fresh_batch_norm, timestep_embedding
 from stages.stage_a import StageA, StageAObjective, random_crop
 from stages.stage_b import StageB, StageBObjective
@@ -294,6 +295,41 @@ def test_random_crops_lie_inside_and_everywhere() -> None:
     assert crops[0, 0, 0].tolist() == list(range(16))
     assert crops[1, 0, 0].tolist() == list(range(24, 40))
     assert set(crops[:, 0, 0, 0].tolist()) == set(range(25))
+
+
+def test_a_trained_stage_c_draws_the_code_of_each_caption() -> None:
+    """Four codes with a caption each, by heart: what is drawn from pure noise is nearest to the caption's own."""
+    captions, codes = torch.randn(4, 3, 20), denormalise(torch.randn(4, 16, 3, 3))
+    batch = {"latents_c": codes.repeat(16, 1, 1, 1).numpy(), "text": captions.repeat(16, 1, 1).numpy()}
+    stage_c = StageC(StageCConfig(width=64, depth=2, heads=4, text_width=20, dropout=0.0))
+    config = TrainingConfig.model_validate(
+        {
+            "phases": [{"steps": 120, "batch_size": 64, "size": 128}],
+            "learning_rate": 0.004,
+            "warmup_steps": 5,
+            "schedule": "cosine",
+            "precision": "fp32",
+            "log_every": 120,
+            "checkpoint_every": 120,
+        }
+    )
+    loop.train(
+        StageCObjective(stage_c, StageCLoss(weight="p2_snr", timesteps="uniform", text_drop=0.0), torch.zeros(3, 20)),
+        lambda step: batch,
+        config,
+        seed=0,
+        device=torch.device("cpu"),
+        load_state=lambda: None,
+        save_state=lambda step, data: None,
+        log=lambda step, values: None,
+        should_stop=lambda: False,
+    )
+    noise, times = sample.Noise(range(4), torch.device("cpu")), diffusion.sampling_times(12)
+    with torch.inference_mode():
+        drawn = sample.sample_code(stage_c.eval(), captions, captions, noise, 128, 128, times, 1.0)
+    distances = torch.cdist(drawn.flatten(1), codes.flatten(1))
+    assert distances.argmin(dim=1).tolist() == [0, 1, 2, 3]
+    assert distances.diagonal().max() < distances[~torch.eye(4, dtype=torch.bool)].min() / 2  # and not just by chance
 
 
 # --------------------------------------------------------------------------------------------------- sampling

@@ -13,6 +13,7 @@ from PIL import Image
 
 from datasets import shards
 from pipeline import compose
+from pipeline.__main__ import main
 from pipeline.artifacts import Artifact, Store
 from stages.baseline import Baseline
 from stages.previewer import Previewer
@@ -67,6 +68,13 @@ def test_the_weights_fill_the_models_and_the_previewer_takes_stored_codes(roots,
     _, values = shards.read_tensors(codes.read(f"128/{shards.tensor_name(0)}"), "latents_c")
     pictures = preview(previewer.eval(), torch.from_numpy(np.stack(list(values))).float())
     assert pictures.shape == (4, 24, 24, 3)
+
+
+def test_sample_shows_the_previewers_pictures(roots, tmp_path):
+    words = ["conf=previewer", "scale=micro", f"root={roots[1]}", "prompt=red heart", "seed=7", "n=2", "preview=true"]
+    assert main(["sample", *words, f"out={tmp_path}"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["red-heart-7-preview.png", "red-heart-8-preview.png"]
+    assert opened((tmp_path / "red-heart-7-preview.png").read_bytes()).shape == (24, 24, 3)
 
 
 def test_the_rival_is_scored_on_the_same_captions(roots, built):

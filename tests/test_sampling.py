@@ -1,6 +1,7 @@
 """Inference: from a picture, samplers, precision, batches, offloading, compilation; and a release back in Python."""
 
 import copy
+import dataclasses
 import io
 import json
 import math
@@ -27,6 +28,7 @@ from stages.compressor import Compressor
 from stages.config import (
     CompressorConfig,
     EfficientNetStages,
+    PreviewerConfig,
     SamplingConfig,
     SeededTextConfig,
     StageAConfig,
@@ -34,6 +36,7 @@ from stages.config import (
     StageCConfig,
 )
 from stages.geometry import BadImageSize, denormalise, nearest_size, normalise
+from stages.previewer import Previewer
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
@@ -340,6 +343,43 @@ def test_draw_uses_the_releases_settings_and_refuses_unknown_ones(models: sample
         sample.draw(models, "red heart", stepsc=3)
 
 
+def test_draw_takes_a_picture_as_the_verb_does(models: sample.Models) -> None:
+    """A landscape of 3:1 becomes 384x128, the nearest size to the area of 256x256."""
+    wide = Image.linear_gradient("L").resize((300, 100)).convert("RGB")
+    fitted = wide.resize((384, 128), Image.Resampling.BICUBIC)
+    image = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)[None]
+    arguments = {**SETTINGS.arguments(), "width": 384, "height": 128, "image": image}
+    for prompt, strength in (("", None), ("red heart", 0.5)):
+        expected = sample.generate(models, [prompt], [""], [4], **arguments, strength=strength)[0].numpy()
+        assert np.array_equal(np.asarray(sample.draw(models, prompt, seed=4, image=wide, strength=strength)), expected)
+    assert sample.draw(models, image=wide, width=128, height=256).size == (128, 256)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({}, "draw needs a prompt"),
+        ({"image": Image.new("RGB", (8, 8)), "strength": 0.5}, "draw needs a prompt"),
+        ({"prompt": "x", "strength": 0.5}, "strength=0.5: how far to go from an image"),
+        ({"prompt": "x", "image": Image.new("RGB", (8, 8)), "strength": 0.0}, "strength=0.0"),
+    ],
+)
+def test_draw_says_what_is_missing(models: sample.Models, words: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        sample.draw(models, **words)
+
+
+def test_a_preview_shows_the_code_of_the_picture_with_that_seed(models: sample.Models) -> None:
+    previewer = randomised(Previewer(PreviewerConfig(width=8)), torch.Generator().manual_seed(1), 0.3)
+    seeing = dataclasses.replace(models, previewer=previewer)
+    with torch.inference_mode():
+        text, negative = (models.text_c.encode([words])[0] for words in ("red heart", "blurry"))
+        noise, times = sample.Noise([7], torch.device("cpu")), diffusion.sampling_times(3)
+        code = sample.sample_code(models.stage_c, text, negative, noise, 128, 128, times, 2.0)
+    assert torch.equal(one(seeing, seed=7, preview=True), sample.preview(previewer, code).int())
+    assert one(seeing, image=pictures(1), preview=True).shape == (1, 24, 24, 3)
+
+
 def test_equal_text_towers_are_loaded_once(models: sample.Models, written: Path, tmp_path: Path) -> None:
     assert release.load(written).text_b is not release.load(written).text_c
     shared = tmp_path / "release"
@@ -474,6 +514,8 @@ def test_a_prompt_of_ten_thousand_characters_is_cut_and_said_so(
         (["image=text.png", "strength=0"], "strength=0: input should be greater than 0"),
         (["image=text.png", "strength=1.5"], "strength=1.5: input should be less than or equal to 1"),
         (["image=text.png", "strength=nan"], "strength=nan: input should be"),
+        (["preview=true"], "preview=true: a release holds no previewer"),
+        (["preview=perhaps"], "preview=perhaps: input should be a valid boolean"),
         (["strength=0.5"], "strength=0.5: how far to go from a picture; give image=PATH too"),
     ],
 )
