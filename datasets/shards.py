@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets import pictures, storage
-from datasets.storage import CorruptFile, FileEntry
+from datasets.storage import Buffer, CorruptFile, FileEntry
 
 RECEIPTS = "receipts"
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -169,14 +169,14 @@ def write_tensors(rows: Sequence[ImageRow], field: str, values: np.ndarray) -> b
     return _parquet(pa.table(columns).replace_schema_metadata(about))
 
 
-def read_tensors(content: bytes, field: str) -> tuple[list[str], np.ndarray]:
+def read_tensors(content: Buffer, field: str) -> tuple[list[str], np.ndarray]:
     """Keys and values (rows, *shape) of a file that `write_tensors` made.
 
     Raises:
         CorruptFile: the file is not Parquet, or holds something else than the tensors `field`.
     """
     try:
-        table = pq.read_table(pa.BufferReader(content), partitioning=None)
+        table = pq.ParquetFile(pa.BufferReader(content)).read()
         about = table.schema.metadata or {}
         dtype, shape = about[b"dtype"].decode(), json.loads(about[b"shape"])
     except (OSError, KeyError, ValueError) as error:
@@ -186,8 +186,9 @@ def read_tensors(content: bytes, field: str) -> tuple[list[str], np.ndarray]:
     if not table.schema.equals(pa.schema(wanted)):
         raise CorruptFile(f"a shard of {field} holds {', '.join(table.schema.names)} of other types")
     keys = [key.hex() for key in table["key"].to_pylist()]
-    parts = [np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width) for chunk in table[field].chunks]
-    return keys, np.concatenate([*parts, np.empty(0, np.uint8)]).view(dtype).reshape(len(keys), *shape)
+    values = table[field].combine_chunks()  # of one chunk, which is the rule, no copy
+    raw = np.frombuffer(values.buffers()[1] or b"", np.uint8, len(values) * width, values.offset * width)
+    return keys, raw.view(dtype).reshape(len(keys), *shape)
 
 
 def table_bytes(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> bytes:
@@ -244,8 +245,9 @@ def publish_receipt(
 def finished(folder: str) -> dict[int, Receipt]:
     """Receipts of the shards of an artifact that are done, by shard number."""
     receipts = {}
-    for name in storage.listing(storage.join(folder, RECEIPTS)):
-        facts = json.loads(storage.read(storage.join(folder, RECEIPTS, name)))
+    names = storage.listing(storage.join(folder, RECEIPTS))
+    for content in storage.read_all([storage.join(folder, RECEIPTS, name) for name in names]):
+        facts = json.loads(content)
         files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
         receipt = Receipt(files=files, **facts)
         receipts[receipt.shard] = receipt

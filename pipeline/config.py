@@ -169,6 +169,13 @@ class Encoders(Settings):
     max: PositiveInt
 
 
+class Cache(Settings):
+    """Files of artifacts on the own disk of each node that trains."""
+
+    folder: str | None = None
+    gib: PositiveFloat = 100.0
+
+
 class Cluster(Settings):
     """Where the work runs. Nothing here changes a result, so nothing here enters a fingerprint."""
 
@@ -179,6 +186,7 @@ class Cluster(Settings):
     gpus_per_worker: int = Field(ge=0)
     gpu_memory_gib: PositiveFloat | None = None
     encoders: Encoders
+    cache: Cache = Cache()
     retries: int = Field(ge=0)
 
 

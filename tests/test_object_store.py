@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets import storage
+from datasets import shards, storage
+from datasets.shards import Clock
 from datasets.storage import CorruptFile, FileEntry
 from pipeline.artifacts import Fingerprint, Store
 
@@ -66,6 +67,14 @@ def test_files_are_published_read_listed_and_removed(folder):
     storage.remove(f"{folder}/a/c")
     storage.remove(f"{folder}/a/never.bin")
     assert storage.listing(folder) == ["a/b.bin"]
+
+
+def test_receipts_are_read_together(folder):
+    made = {
+        shard: shards.publish_receipt(folder, shard, rows_in=1, rows_out=1, files={}, clock=Clock())
+        for shard in range(40)
+    }
+    assert shards.finished(folder) == made
 
 
 def test_other_bytes_are_noticed(folder):

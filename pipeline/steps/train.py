@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import storage
 from datasets.batches import Batches, Source
+from datasets.cache import VerifiedFiles
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
@@ -134,7 +135,7 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
 
     _check_batches(build)
     if result(build.building) is None:
-        build.train(loop, {**payload, "seed": build.config.seed})
+        build.train(loop, {**payload, "seed": build.config.seed, "cache": build.config.cluster.cache})
     found = result(build.building)
     assert found is not None, "the job ended without a result, yet without an error"
     if PANEL in found["files"]:
@@ -162,7 +163,8 @@ def _check_batches(build: Build) -> None:
 
 def _batches(payload: dict[str, Any]) -> dict[int, Batches]:
     """Batches by picture size; all sizes come in the same order."""
-    return {size: Batches(sources, seed=payload["seed"]) for size, sources in payload["sources"].items()}
+    files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
+    return {size: Batches(sources, seed=payload["seed"], files=files) for size, sources in payload["sources"].items()}
 
 
 def _largest(batches: dict[int, Batches]) -> Batches:
