@@ -208,6 +208,6 @@ def _read(source: Source, shard: int, count: int, files: VerifiedFiles) -> tuple
     name = shards.image_name(shard) if source.field == "image" else shards.tensor_name(shard)
     content = files.read(storage.join(source.folder, name), source.files[name])
     if source.field == "image":
-        rows = shards.read_images(content.to_pybytes(), count)
+        rows = shards.read_images(content.tobytes(), count)
         return [row.key for row in rows], _Pictures(rows)
     return shards.read_tensors(content, source.field)

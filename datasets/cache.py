@@ -29,7 +29,7 @@ class VerifiedFiles:
         self._most_bytes = most_bytes
         self._seen: dict[str, tuple[FileEntry, int, int, int]] = {}
 
-    def read(self, path: str, expect: FileEntry) -> pa.Buffer:
+    def read(self, path: str, expect: FileEntry) -> memoryview:
         """The content of a file. Copy what is to live longer than the file.
 
         Raises:
@@ -38,10 +38,10 @@ class VerifiedFiles:
         if self._folder is not None:
             return self._kept(self._folder / expect.sha256[:2] / expect.sha256, path, expect)
         if storage.is_remote(path):
-            return pa.py_buffer(storage.read(path, expect))
+            return memoryview(storage.read(path, expect))
         return self._in_place(storage.absolute(path), expect)
 
-    def _in_place(self, path: str, expect: FileEntry) -> pa.Buffer:
+    def _in_place(self, path: str, expect: FileEntry) -> memoryview:
         status = os.stat(path)
         facts = (expect, status.st_ino, status.st_size, status.st_mtime_ns)
         content = _mapped(path)
@@ -50,7 +50,7 @@ class VerifiedFiles:
             self._seen[path] = facts
         return content
 
-    def _kept(self, place: Path, path: str, expect: FileEntry) -> pa.Buffer:
+    def _kept(self, place: Path, path: str, expect: FileEntry) -> memoryview:
         if (content := _hit(place, expect)) is not None:
             return content
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class VerifiedFiles:
                 storage.sweep(str(place.parent))  # of a fetcher that was killed: it held the lock
                 self._make_room(expect.bytes)
                 storage.publish(data, str(place))
-        return pa.py_buffer(data)
+        return memoryview(data)
 
     def _make_room(self, needed: int) -> None:
         assert self._folder is not None
@@ -79,19 +79,19 @@ class VerifiedFiles:
             excess -= size
 
 
-def _hit(place: Path, expect: FileEntry) -> pa.Buffer | None:
+def _hit(place: Path, expect: FileEntry) -> memoryview | None:
     """The content of a kept file, which now is the latest that was read."""
     try:
         content = _mapped(str(place))
         os.utime(place)
     except FileNotFoundError:
         return None
-    return content if content.size == expect.bytes else None
+    return content if len(content) == expect.bytes else None
 
 
-def _mapped(path: str) -> pa.Buffer:
+def _mapped(path: str) -> memoryview:
     with pa.memory_map(path) as file:
-        return file.read_buffer()
+        return memoryview(file.read_buffer())
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets import pictures, storage
-from datasets.storage import Buffer, CorruptFile, FileEntry
+from datasets.storage import CorruptFile, FileEntry
 
 RECEIPTS = "receipts"
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -169,7 +169,7 @@ def write_tensors(rows: Sequence[ImageRow], field: str, values: np.ndarray) -> b
     return _parquet(pa.table(columns).replace_schema_metadata(about))
 
 
-def read_tensors(content: Buffer, field: str) -> tuple[list[str], np.ndarray]:
+def read_tensors(content: bytes | memoryview, field: str) -> tuple[list[str], np.ndarray]:
     """Keys and values (rows, *shape) of a file that `write_tensors` made.
 
     Raises:

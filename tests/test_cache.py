@@ -39,11 +39,11 @@ def test_a_local_file_is_hashed_when_it_is_new_or_changed(tmp_path):
     path = tmp_path / "x"
     entry = storage.publish(b"content", str(path))
     files = VerifiedFiles()
-    assert files.read(str(path), entry).to_pybytes() == b"content"
+    assert files.read(str(path), entry).tobytes() == b"content"
     stamp = path.stat().st_mtime_ns
     path.write_bytes(b"c0ntent")
     os.utime(path, ns=(stamp, stamp))
-    assert files.read(str(path), entry).to_pybytes() == b"c0ntent"  # not hashed: nothing seems to have changed
+    assert files.read(str(path), entry).tobytes() == b"c0ntent"  # not hashed: nothing seems to have changed
     os.utime(path, ns=(stamp, stamp + 1))
     with pytest.raises(CorruptFile, match="x does not hold the 7 bytes"):
         files.read(str(path), entry)
@@ -65,10 +65,10 @@ def test_what_is_kept_is_fetched_once_a_node(tmp_path, fetched):
     path, entry = put("x", b"content")
     with ThreadPoolExecutor(8) as pool:  # each with its own reader, as processes have
         read = [pool.submit(lambda: VerifiedFiles(str(tmp_path), 100).read(path, entry)) for _ in range(8)]
-    assert {future.result().to_pybytes() for future in read} == {b"content"}
+    assert {future.result().tobytes() for future in read} == {b"content"}
     assert fetched == [path]
     storage.remove(path)
-    assert VerifiedFiles(str(tmp_path), 100).read(path, entry).to_pybytes() == b"content"
+    assert VerifiedFiles(str(tmp_path), 100).read(path, entry).tobytes() == b"content"
 
 
 def test_a_kept_file_that_was_cut_is_fetched_again(tmp_path, fetched):
@@ -79,7 +79,7 @@ def test_a_kept_file_that_was_cut_is_fetched_again(tmp_path, fetched):
     kept.write_bytes(b"cont")
     left = kept.with_name(f".{kept.name}.0.tmp")  # by a process that was killed
     left.touch()
-    assert files.read(path, entry).to_pybytes() == b"content"
+    assert files.read(path, entry).tobytes() == b"content"
     assert fetched == [path, path]
     assert not left.exists()
 
@@ -98,7 +98,7 @@ def test_what_was_read_longest_ago_goes_first(tmp_path, fetched):
 def test_a_file_beyond_the_budget_is_read_and_not_kept(tmp_path, fetched):
     path, entry = put("x", bytes(500))
     files = VerifiedFiles(str(tmp_path), 499)
-    assert [files.read(path, entry).size for _ in range(2)] == [500, 500]
+    assert [files.read(path, entry).nbytes for _ in range(2)] == [500, 500]
     assert fetched == [path, path]
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
@@ -117,7 +117,7 @@ def test_files_that_vanish_while_room_is_made_do_no_harm(tmp_path):
         files = VerifiedFiles(str(tmp_path), 1000)
         try:
             for path, entry in entries.items():
-                assert files.read(path, entry).size == 100
+                assert files.read(path, entry).nbytes == 100
         finally:
             over.set()
         churning.result()
