@@ -2,11 +2,10 @@
 
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,24 +22,17 @@ BUCKET = "pictures"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
+def server(tmp_path_factory) -> Iterator[dict[str, str]]:
     """What the environment must hold for Arrow to find the server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"))
-                break
-            except urllib.error.URLError:
-                time.sleep(0.2)
-        else:
-            pytest.fail("the S3-compatible server did not start")
+    said = tmp_path_factory.mktemp("moto") / "stderr.txt"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with open(said, "w") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as running:
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", said.read_text())):
+            assert running.poll() is None, said.read_text()
+            time.sleep(0.05)
+        urllib.request.urlopen(urllib.request.Request(f"{address[0]}/{BUCKET}", method="PUT"))
         yield {
-            "AWS_ENDPOINT_URL": address,
+            "AWS_ENDPOINT_URL": address[0],
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1",
