@@ -26,7 +26,7 @@ demo: setup ## train a small Würstchen on this machine and draw pictures (12 to
 test: setup ## run the test suite
 	$(BIN)/python -m pytest
 
-chaos: setup ## kill a run inside each of its steps, and compare what is left (about 10 minutes)
+chaos: setup ## kill runs inside each step and workers at 600 random points, and compare what is left (about 15 minutes)
 	$(BIN)/python -m pytest -m chaos -n 0
 
 lint: setup ## check style, types and layers; changes nothing
