@@ -39,7 +39,7 @@ format: setup ## put the code into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure the training loop, the reader, and the models against diffusers'
+bench: setup ## measure the loop, reader, encoding, download, plan and models against plain ones
 	$(BIN)/python -m tests.bench
 
 ui: setup ## open MLflow on the runs of this checkout
