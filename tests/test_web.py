@@ -180,12 +180,15 @@ class Server(BaseHTTPRequestHandler):
         self.answer(429 if len(self.moments[f"patience:{seconds}"]) == 1 else 200, b"here", Retry_After=seconds)
 
     def drip(self, where: str) -> None:
-        """A byte every 20 ms, each well within any limit on silence."""
-        start = b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if where == "body" else b"X-Long: ")
+        """A little every 20 ms, each well within any limit on silence."""
+        ok, patience = b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"
+        start, drop = {"head": (ok + b"X-Long: ", b"x"), "body": (ok + b"\r\n", b"x"), "promises": (b"", patience)}[
+            where
+        ]
         try:
             self.wfile.write(start)
             while not self.over.wait(0.02):
-                self.wfile.write(b"x")
+                self.wfile.write(drop)
         except ConnectionError:  # the client has given up
             pass
 
@@ -234,7 +237,7 @@ def test_with_the_guard_off_a_redirect_may_lead_inwards(server, monkeypatch):
     assert fetch(opener(server, private_addresses=True), f"to:{location}") == b"here"
 
 
-@pytest.mark.parametrize("where", ["head", "body"])
+@pytest.mark.parametrize("where", ["head", "body", "promises"])
 def test_a_server_that_drips_is_given_up_in_time(server, where):
     with pytest.raises(Lost) as caught:
         fetch(opener(server, max_seconds=0.3), f"drip:{where}")
