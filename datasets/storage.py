@@ -138,8 +138,9 @@ def publish(content: bytes | Path, path: str) -> FileEntry:
 def create(data: bytes, path: str) -> bool:
     """Put `data` at `path` only if nothing is there yet; False when something is.
 
-    Locally the check and the creation are one operation. Arrow's object stores have no create-if-absent, so two
-    writers within the same moment are told apart only by a second look.
+    Locally the check and the creation are one operation. Arrow's object stores know no condition on a write (S3's
+    If-None-Match; looked for in pyarrow 25), so there two writers within the same moment are told apart by a second
+    look only, and not always: if one has looked before the other writes, both believe that they were first.
     """
     if is_remote(path):
         if exists(path):

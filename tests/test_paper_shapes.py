@@ -49,7 +49,7 @@ def test_pictures_of_1024_px_become_latents_and_codes_of_the_papers_shapes(tmp_p
     assert batch["latents_c"].shape == (SHARDS, 16, 24, 24)
     for field in encoders:
         assert np.isfinite(batch[field]).all()
-        assert batch[field].std() > 0
+        assert len(np.unique(batch[field])) > 100
 
 
 def publish(folder, shard, field, rows, values, files):
