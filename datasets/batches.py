@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from datasets import shards, storage
+from datasets.buckets import Size
 from datasets.cache import VerifiedFiles
 from datasets.config import DataError
 from datasets.shards import ImageRow
@@ -30,12 +31,14 @@ DECODED_BYTES = 64 << 20  # decoded pictures that are kept of a shard
 class Source:
     """A field of the batches: `image` for a folder of tars, else the name of the tensors in Parquet files.
 
-    `files` are the artifact's files by name; a shard that is not what they say is refused.
+    `files` are the artifact's files by name; a shard that is not what they say is refused. Pictures are cropped and
+    resized to `size`; None takes them as they are stored.
     """
 
     field: str
     folder: str
     files: Mapping[str, FileEntry]
+    size: Size | None = None
 
 
 class Batches:
@@ -45,6 +48,7 @@ class Batches:
     one: tensors as they are, pictures encoded, and as many of them decoded as `DECODED_BYTES` allows.
 
     Args:
+        bucket: whose shards alone are read.
         files: what the shards are read through; None verifies each file once for this reader.
 
     Raises:
@@ -52,9 +56,16 @@ class Batches:
         CorruptFile: the artifacts differ in their shards.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int, window: int = WINDOW, files: VerifiedFiles | None = None):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        window: int = WINDOW,
+        bucket: str | None = None,
+        files: VerifiedFiles | None = None,
+    ):
         self._sources = tuple(sources)
-        self._counts = _common_counts(sources)
+        self._counts = _common_counts(sources, bucket)
         self._seed = seed
         self._window = window
         self.rows = sum(self._counts.values())
@@ -81,6 +92,14 @@ class Batches:
                 f"a batch takes {rows} rows, but the data has only {self.rows}: "
                 "lower batch_size of the training or raise data.limit"
             )
+        return self.stretch(start, rows)
+
+    def first(self, rows: int) -> dict[str, np.ndarray]:
+        """The first samples, at most so many, as `read` gives them."""
+        return self.read(0, min(rows, self.rows))
+
+    def stretch(self, start: int, rows: int) -> dict[str, np.ndarray]:
+        """As `read`, of any length: beyond the data's, samples repeat."""
         self._shards.hold(self._needed(start, start + rows - 1))
         places = [self._place(position) for position in range(start, start + rows)]
         samples = [(self._shards[shard], row) for shard, row in places]
@@ -178,21 +197,25 @@ class _Samples(Protocol):
 class _Pictures:
     """The pictures of a shard, decoded when they are asked for: uint8 (3, H, W) each."""
 
-    def __init__(self, rows: Sequence[ImageRow]):
-        self._rows = rows
+    def __init__(self, rows: Sequence[ImageRow], size: Size | None):
+        self._rows, self._size = rows, size
         self._decoded = lru_cache(maxsize=DECODED_BYTES // self._decode(0).nbytes)(self._decode)
 
     def __getitem__(self, row: int, /) -> np.ndarray:
         return self._decoded(row)
 
     def _decode(self, row: int) -> np.ndarray:
-        return self._rows[row].pixels().transpose(2, 0, 1)
+        return self._rows[row].pixels(self._size).transpose(2, 0, 1)
 
 
-def _common_counts(sources: Sequence[Source]) -> dict[int, int]:
-    """Rows of each shard that has any, by shard number; the same in all sources."""
+def _common_counts(sources: Sequence[Source], bucket: str | None) -> dict[int, int]:
+    """Rows of each shard that has any, by shard number, of one bucket or all; the same in all sources."""
     counts = [
-        {shard: receipt.rows_out for shard, receipt in sorted(shards.finished(source.folder).items())}
+        {
+            shard: receipt.rows_out
+            for shard, receipt in sorted(shards.finished(source.folder).items())
+            if bucket in (None, receipt.bucket)
+        }
         for source in sources
     ]
     for source, other in zip(sources, counts, strict=True):
@@ -209,5 +232,5 @@ def _read(source: Source, shard: int, count: int, files: VerifiedFiles) -> tuple
     content = files.read(storage.join(source.folder, name), source.files[name])
     if source.field == "image":
         rows = shards.read_images(content.tobytes(), count)
-        return [row.key for row in rows], _Pictures(rows)
+        return [row.key for row in rows], _Pictures(rows, source.size)
     return shards.read_tensors(content, source.field)

@@ -4,6 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from datasets.buckets import Frame
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -46,16 +48,23 @@ class FilterConfig(Settings):
 
 
 class ImageConfig(Settings):
-    """How a fetched picture is stored: short side resized, centre cropped to a square, encoded."""
+    """How a fetched picture is stored: short side resized, the middle of the longer side, encoded."""
 
     size: Count
-    """Side, px. Pictures with a shorter side are lost rather than enlarged."""
+    """Shorter side, px. Pictures with a shorter one are lost rather than enlarged."""
+    max_aspect: Annotated[float, Field(ge=1.0)] = 1.0
+    """Largest ratio of the longer to the shorter side that is stored. 1: squares; above it, shards have buckets."""
     format: Literal["png", "jpg"]
     """png keeps every pixel, jpg a fifth of the bytes."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Of jpg."""
     max_pixels: Count = 64 * 1024 * 1024
     """Pictures with more are refused before they are decoded."""
+
+    @property
+    def frame(self) -> Frame:
+        """The buckets of the plan."""
+        return Frame(self.size, self.max_aspect)
 
 
 class DownloadConfig(Settings):

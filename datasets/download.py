@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets import shards, storage, web
+from datasets.buckets import Size
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.outcomes import PASSING, Lost, Outcome
 from datasets.pictures import stored
@@ -66,7 +67,7 @@ def download_shard(
     process's `urllib` opener is ours meanwhile, so a process downloads one shard at a time.
 
     Args:
-        rows: planned rows of the shard, as in `plan.SCHEMA`.
+        rows: planned rows of the shard, as in `plan.SCHEMA`, all of one bucket, where they have any.
         folder: the artifact's folder, a local path or URI.
         hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
         gate: slots of each host, shared with other shards; None: `download.per_host` for this shard alone.
@@ -104,7 +105,16 @@ def download_shard(
         clock=clock,
         dropped=lost,
         retried=retried,
+        bucket=_bucket(rows),
     )
+
+
+def _bucket(rows: pa.Table) -> str | None:
+    """The bucket of a shard's planned rows; None where the plan has none."""
+    if "bucket" not in rows.column_names:
+        return None
+    (bucket,) = set(rows["bucket"].to_pylist())
+    return bucket
 
 
 def _image_row(planned: dict[str, Any], result: Fetched, extension: str) -> ImageRow:
@@ -130,6 +140,7 @@ def _fetch(
 ) -> dict[int, Fetched]:
     """Try every row once: what became of it, by row."""
     collector = _Collector()
+    bucket = _bucket(rows)
     with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener):
         feather = Path(scratch, "rows.feather")
         urls = rows.select(["url", "row"])
@@ -137,7 +148,7 @@ def _fetch(
             writer.write_table(urls)
         downloader = _downloader_class()(
             sample_writer_class=lambda *_: collector,
-            resizer=_Resizer(image),
+            resizer=_Resizer(image, Size.parse(bucket) if bucket else None),
             thread_count=download.threads,
             save_caption=False,
             extract_exif=False,
@@ -173,17 +184,16 @@ def _downloader_class() -> type:
 class _Resizer:
     """img2dataset's resizer interface around `pictures.stored`."""
 
-    def __init__(self, image: ImageConfig):
-        self._image = image
+    def __init__(self, image: ImageConfig, bucket: Size | None):
+        self._image, self._bucket = image, bucket
 
     def __call__(self, body: io.BytesIO, _: object = None) -> tuple[Any, ...]:
-        """Picture, its width and height, the original's width and height, error."""
+        """Picture, its width and height (which nobody reads), the original's width and height, error."""
         try:
-            picture = stored(body.getvalue(), self._image)
+            picture = stored(body.getvalue(), self._image, self._bucket)
         except Lost as error:
             return None, None, None, None, None, str(error)
-        side = self._image.size
-        return picture.content, side, side, picture.width, picture.height, None
+        return picture.content, None, None, picture.width, picture.height, None
 
 
 class _Collector:

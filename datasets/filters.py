@@ -44,6 +44,11 @@ _OF_CAPTIONS: Measures = {
 }
 
 
+def sized() -> Rule:
+    """The rule of plans with buckets, which need every row's width and height."""
+    return Rule("no_size", _SIDES, _SHORTER > 0)
+
+
 def picture_rules(config: FilterConfig) -> list[Rule]:
     """Rules on sizes and scores that are switched on, for columns of floating-point numbers."""
     return _rules(config, _OF_PICTURES)

@@ -27,6 +27,7 @@ class Outcome(StrEnum):
     BROKEN_IMAGE = "broken_image"  # cannot be decoded to its end
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"  # shorter side below the stored size
+    WRONG_ASPECT = "wrong_aspect"  # not what the metadata says, so in a wrong bucket
 
 
 PASSING = frozenset(

@@ -1,4 +1,4 @@
-"""Pictures: from what a server sent to the stored square, and from stored bytes to pixels, with Pillow."""
+"""Pictures: from what a server sent to what is stored, and from stored bytes to pixels, with Pillow."""
 
 import io
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from datasets.buckets import Size
 from datasets.config import ImageConfig
 from datasets.outcomes import Lost, Outcome
 
@@ -25,26 +26,30 @@ class Stored:
     height: int
 
 
-def stored(body: bytes, image: ImageConfig) -> Stored:
-    """Turn a fetched body into the stored square.
+def stored(body: bytes, image: ImageConfig, bucket: Size | None = None) -> Stored:
+    """Turn a fetched body into the stored picture.
 
     Upright by its EXIF orientation, 8-bit sRGB (by its ICC profile, where it has one that fits), transparency on
-    white, short side to `image.size` with Pillow's bicubic (antialiased), the centre of the longer side; nothing is
-    enlarged.
+    white, short side to `image.size` with Pillow's bicubic (antialiased), of the longer side the centre, at most
+    `image.max_aspect` times the short one; nothing is enlarged.
 
     Raises:
-        Lost: the body is no picture that we take.
+        Lost: the body is no picture that we take, or its aspect ratio does not suit its bucket, where it has one.
     """
     upright = _upright(body, image.max_pixels)
     if min(upright.size) < image.size:
         raise Lost(Outcome.TOO_SMALL, f"{upright.width} x {upright.height} px")
-    square = ImageOps.fit(_on_white(_in_srgb(upright)), (image.size, image.size), Image.Resampling.BICUBIC)
-    square.info.clear()  # or the encoders would copy profiles and comments into the file
+    if bucket and not image.frame.suits(*upright.size, bucket):
+        raise Lost(Outcome.WRONG_ASPECT, f"{upright.width} x {upright.height} px, planned as {bucket}")
+    shorter = min(upright.size)
+    width, height = (round(image.size * min(side / shorter, image.max_aspect)) for side in upright.size)
+    picture = ImageOps.fit(_on_white(_in_srgb(upright)), (width, height), Image.Resampling.BICUBIC)
+    picture.info.clear()  # or the encoders would copy profiles and comments into the file
     buffer = io.BytesIO()
     if image.format == "png":
-        square.save(buffer, "PNG")
+        picture.save(buffer, "PNG")
     else:
-        square.save(buffer, "JPEG", quality=image.quality, subsampling="4:4:4")
+        picture.save(buffer, "JPEG", quality=image.quality, subsampling="4:4:4")
     return Stored(buffer.getvalue(), *upright.size)
 
 
@@ -76,10 +81,11 @@ def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
 
 
-def pixels(content: bytes) -> np.ndarray:
-    """A stored picture's pixels, uint8 (H, W, 3) RGB."""
+def pixels(content: bytes, size: Size | None = None) -> np.ndarray:
+    """A stored picture's pixels, uint8 (H, W, 3) RGB; with a size, its centre at that aspect ratio, resized to it."""
     with Image.open(io.BytesIO(content), formats=STORED_FORMATS) as picture:
-        return np.asarray(picture.convert("RGB"))
+        whole = picture.convert("RGB")
+    return np.asarray(whole) if size in (None, whole.size) else fitted(whole, *size)
 
 
 def _opened(file: BinaryIO) -> Image.Image:

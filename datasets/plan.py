@@ -2,7 +2,7 @@
 
 A key is derived from the content (URL and caption), so the same picture has it in every data set. Shard and
 row are given out once, here; pictures that are lost later leave gaps. All artifacts made from the pictures
-share them.
+share them. Where pictures are stored in several aspect ratios, a shard holds rows of one bucket.
 
 Rows are laid out in the order of their lots, hashes of key and seed. So the shards are shuffled from the start, the
 hosts of a shard are many, a limit is a fair draw, and all copies of a key meet: one sort, out of memory, does it all.
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets import filters, laion, storage
+from datasets.buckets import Frame
 from datasets.config import DataConfig, DataError
 from datasets.spill import Cap, Spill
 
@@ -41,6 +42,7 @@ SCHEMA = pa.schema(
         ("row", pa.int32()),
     ]
 )
+BUCKETED = SCHEMA.append(pa.field("bucket", pa.string()))  # of plans with aspect-ratio buckets: such as 896x1152
 SHARDS_PER_PART = 256
 _PASSED_ON = ("width", "height", "similarity", "punsafe", "pwatermark", "aesthetic")
 _BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
@@ -53,25 +55,28 @@ class Counts:
     """How many rows were planned of those that were read, and what became of all others.
 
     `rejected` counts by reason: the filters' names, `url`, `caption`, `removed`, `duplicate`, `limit`, and what
-    the source itself could not use. Together with the planned rows they make up the `read` ones.
+    the source itself could not use. Together with the planned rows they make up the `read` ones. `buckets` counts the
+    planned rows by bucket, where there are any.
     """
 
     planned: int
     read: int
     rejected: dict[str, int]
+    buckets: dict[str, int]
 
 
 def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Counts:
     """Read a source's metadata, filter it, draw from it, and lay the rest out in shards.
 
-    `keep` gets the planned rows (`SCHEMA`, sorted by shard and row) in parts of up to 256 shards. Which rows
-    are planned, and where they lie, depends on the rows that pass the filters and on the seed alone; a larger
-    limit only adds rows. Memory holds one part, and a 256th of the rows; temporary files hold the others.
+    `keep` gets the planned rows (`SCHEMA` or `BUCKETED`, sorted by shard and row) in parts of up to 256 full shards.
+    Which rows are planned, and where they lie, depends on the rows that pass the filters and on the seed alone; a
+    larger limit only adds rows. Memory holds one part, and a 256th of the rows; temporary files hold the others.
 
     Raises:
         DataError: there is no metadata, it is not LAION's, it has no rows, or none passes the filters.
     """
-    picture_rules = filters.picture_rules(config.filters)
+    frame = config.image.frame
+    picture_rules = filters.picture_rules(config.filters) + ([] if frame.square else [filters.sized()])
     caption_rules = filters.caption_rules(config.filters)
     tables, unusable = _source(config, picture_rules)
     rejected = Counter(unusable)
@@ -98,7 +103,7 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
             raise DataError(
                 f"data.filters: none of {read} rows passes: {reasons}; loosen these or change data.metadata"
             )
-        layout = _Layout(config.shard_rows, config.limit, keep)
+        layout = _Layout(frame, config.shard_rows, config.limit, keep)
         for first, rows in spill.buckets():
             unique = _unique(rows)
             rejected["duplicate"] += rows.num_rows - unique.num_rows
@@ -109,7 +114,7 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
             rejected["limit"] += layout.add(unique.sort_by("lot"))
         layout.close()
     assert layout.rows + rejected.total() == read
-    return Counts(layout.rows, read, dict(rejected))
+    return Counts(layout.rows, read, dict(rejected), dict(layout.buckets))
 
 
 def removals(path: str | None) -> frozenset[str]:
@@ -135,7 +140,7 @@ def removals(path: str | None) -> frozenset[str]:
 
 
 def parquet_bytes(rows: pa.Table, shard_rows: int) -> bytes:
-    """A part of the plan as a Parquet file, a row group a shard; equal plans give equal bytes."""
+    """A part of the plan as a Parquet file, a row group a full shard; equal plans give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", row_group_size=shard_rows)
     content: bytes = sink.getvalue().to_pybytes()
@@ -144,7 +149,7 @@ def parquet_bytes(rows: pa.Table, shard_rows: int) -> bytes:
 
 def shards(content: bytes) -> Iterator[tuple[int, pa.Table]]:
     """Each shard's number and its planned rows, from the bytes of a part of a plan."""
-    rows = pq.read_table(pa.BufferReader(content), schema=SCHEMA)
+    rows = pq.read_table(pa.BufferReader(content))
     numbers, starts, counts = np.unique(rows["shard"].to_numpy(), return_index=True, return_counts=True)
     for number, start, count in zip(numbers, starts, counts, strict=True):
         yield int(number), rows.slice(start, count)
@@ -234,38 +239,67 @@ def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict
 
 
 class _Layout:
-    """Gives out shards and rows up to a limit, and hands over a part as soon as it is full."""
+    """Gives out shards and rows up to a limit, and hands over a part as soon as it is full.
 
-    def __init__(self, shard_rows: int, limit: int | None, keep: Callable[[pa.Table], None]):
-        self._shard_rows, self._limit, self._keep = shard_rows, limit, keep
-        self._waiting: list[pa.Table] = []
-        self._waiting_rows = 0
+    A shard gets its number when it is full, and the others at the end: so those of a part are consecutive, and only one
+    shard a bucket waits.
+    """
+
+    def __init__(self, frame: Frame, shard_rows: int, limit: int | None, keep: Callable[[pa.Table], None]):
+        self._frame, self._shard_rows, self._limit, self._keep = frame, shard_rows, limit, keep
+        self._open: dict[str, pa.Table] = {}  # rows by bucket, fewer than a shard each
+        self._numbered: list[pa.Table] = []
+        self._numbered_rows = self._shards = 0
         self.rows = 0
+        self.buckets: Counter[str] = Counter()
 
     def add(self, rows: pa.Table) -> int:
         """Lay out rows; returns how many are beyond the limit."""
         room = rows.num_rows if self._limit is None else self._limit - self.rows
-        taken = rows.slice(0, room)
-        shard, row = np.divmod(np.arange(self.rows, self.rows + taken.num_rows), self._shard_rows)
-        places = {"shard": pa.array(shard), "row": pa.array(row)}
-        self._waiting.append(
-            taken.drop("lot").append_column("shard", places["shard"]).append_column("row", places["row"])
-        )
+        taken = rows.slice(0, room).drop("lot")
         self.rows += taken.num_rows
-        self._waiting_rows += taken.num_rows
-        while self._waiting_rows >= SHARDS_PER_PART * self._shard_rows:
+        for bucket, group in self._by_bucket(taken):
+            waiting = pa.concat_tables([self._open[bucket], group]) if bucket in self._open else group
+            full = waiting.num_rows // self._shard_rows * self._shard_rows
+            self._number(waiting.slice(0, full))
+            self._open[bucket] = waiting.slice(full)
+        while self._numbered_rows >= SHARDS_PER_PART * self._shard_rows:
             self._hand_over(SHARDS_PER_PART * self._shard_rows)
         return rows.num_rows - taken.num_rows
 
     def close(self) -> None:
         """Hand over what is left."""
-        if self._waiting_rows:
-            self._hand_over(self._waiting_rows)
+        for bucket in sorted(self._open):
+            self._number(self._open[bucket])
+        if self._numbered_rows:
+            self._hand_over(self._numbered_rows)
+
+    def _by_bucket(self, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+        """Each bucket with its rows, in their order; squares are all together, without the column."""
+        if self._frame.square:
+            yield "", rows
+            return
+        ratios = rows["width"].to_numpy() / rows["height"].to_numpy()
+        places = np.searchsorted(self._frame.borders, ratios, side="right")
+        for place in np.unique(places):
+            bucket = str(self._frame.sizes[place])
+            group = rows.filter(pa.array(places == place))
+            self.buckets[bucket] += group.num_rows
+            yield bucket, group.append_column("bucket", pa.array([bucket] * group.num_rows))
+
+    def _number(self, rows: pa.Table) -> None:
+        shard, row = np.divmod(np.arange(rows.num_rows), self._shard_rows)
+        numbers = {"shard": shard + self._shards, "row": row}
+        for name, values in numbers.items():
+            rows = rows.append_column(name, pa.array(values))
+        self._shards += -(-rows.num_rows // self._shard_rows)
+        self._numbered.append(rows.select((SCHEMA if self._frame.square else BUCKETED).names))
+        self._numbered_rows += rows.num_rows
 
     def _hand_over(self, count: int) -> None:
-        rows = pa.concat_tables(self._waiting)
-        self._keep(rows.slice(0, count).cast(SCHEMA))
-        self._waiting, self._waiting_rows = [rows.slice(count)], rows.num_rows - count
+        rows = pa.concat_tables(self._numbered)
+        self._keep(rows.slice(0, count).cast(SCHEMA if self._frame.square else BUCKETED))
+        self._numbered, self._numbered_rows = [rows.slice(count)], rows.num_rows - count
 
 
 def _unique(rows: pa.Table) -> pa.Table:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets import pictures, storage
+from datasets.buckets import Size
 from datasets.storage import CorruptFile, FileEntry
 
 RECEIPTS = "receipts"
@@ -47,9 +48,9 @@ class ImageRow:
     extension: str
     picture: bytes
 
-    def pixels(self) -> np.ndarray:
-        """uint8 (H, W, 3), RGB."""
-        return pictures.pixels(self.picture)
+    def pixels(self, size: Size | None = None) -> np.ndarray:
+        """uint8 (H, W, 3), RGB: the picture as stored, or cropped and resized to a size."""
+        return pictures.pixels(self.picture, size)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Receipt:
     host: str
     retried: int = 0
     counts: dict[str, int] = field(default_factory=dict)  # of what was noticed about rows that came out
+    bucket: str | None = None  # aspect of its pictures, such as 896x1152; None: all pictures are squares
 
 
 class Clock:
@@ -221,11 +223,12 @@ def publish_receipt(
     dropped: Mapping[str, int] | None = None,
     retried: int = 0,
     counts: Mapping[str, int] | None = None,
+    bucket: str | None = None,
 ) -> Receipt:
     """Declare a shard done. Every row that went in has come out or was dropped for a counted reason."""
     losses = dict(sorted((dropped or {}).items()))
     assert rows_in == rows_out + sum(losses.values()), f"{rows_in} rows in, {rows_out} out, {losses} dropped"
-    receipt = Receipt(
+    made = Receipt(
         shard=shard,
         rows_in=rows_in,
         rows_out=rows_out,
@@ -236,19 +239,31 @@ def publish_receipt(
         host=socket.gethostname(),
         retried=retried,
         counts=dict(sorted((counts or {}).items())),
+        bucket=bucket,
     )
-    text = json.dumps(asdict(receipt), indent=1)
-    storage.publish(text.encode(), storage.join(folder, RECEIPTS, f"{shard:05d}.json"))
-    return receipt
+    text = json.dumps(asdict(made), indent=1)
+    storage.publish(text.encode(), receipt_path(folder, shard))
+    return made
+
+
+def receipt_path(folder: str, shard: int) -> str:
+    """Where a shard's receipt lies."""
+    return storage.join(folder, RECEIPTS, f"{shard:05d}.json")
 
 
 def finished(folder: str) -> dict[int, Receipt]:
     """Receipts of the shards of an artifact that are done, by shard number."""
-    receipts = {}
     names = storage.listing(storage.join(folder, RECEIPTS))
-    for content in storage.read_all([storage.join(folder, RECEIPTS, name) for name in names]):
-        facts = json.loads(content)
-        files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
-        receipt = Receipt(files=files, **facts)
-        receipts[receipt.shard] = receipt
-    return receipts
+    contents = storage.read_all([storage.join(folder, RECEIPTS, name) for name in names])
+    return {found.shard: found for found in map(_receipt, contents)}
+
+
+def receipt(folder: str, shard: int) -> Receipt:
+    """The receipt of a shard that is done."""
+    return _receipt(storage.read(receipt_path(folder, shard)))
+
+
+def _receipt(content: bytes) -> Receipt:
+    facts = json.loads(content)
+    files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
+    return Receipt(files=files, **facts)

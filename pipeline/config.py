@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from datasets import folder, storage
+from datasets.buckets import STEP, Frame
 from datasets.config import DataConfig
 from stages.config import (
     EXECUTION,
@@ -253,18 +254,37 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _aspects_fit(self) -> "Config":
+        image, frames = self.data.image, {"data.image": self.data.image.frame}
+        for key, training in self.trainings().items():
+            for number, phase in enumerate(training.phases):
+                frames[f"{key}.phases.{number}"] = Frame(phase.size, phase.max_aspect)
+        for key, frame in frames.items():
+            if frame.max_aspect > image.max_aspect:
+                raise ValueError(
+                    f"{key}.max_aspect={frame.max_aspect:g} is more than what is stored, "
+                    f"data.image.max_aspect={image.max_aspect:g}"
+                )
+            if not frame.square and (frame.size % STEP or len(frame.sizes) == 1):
+                raise ValueError(
+                    f"{key}: in steps of {STEP} px there is no other size than the square of {frame.size} px up to "
+                    f"max_aspect={frame.max_aspect:g}; raise size or max_aspect, or leave max_aspect at 1"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _latents_are_encoded(self) -> "Config":
         """Previewer and baseline take the latents that Stage C and B train on; checked where they are asked for."""
         for asked, step, teacher, key in (
             ("previewer" in self.targets, "train_previewer", "train_c", "stage_c"),
             (self._needs_baseline(), "train_baseline", "train_b", "stage_b"),
         ):
-            sizes = self.sizes_of(teacher)
-            for size in self.sizes_of(step):
-                if asked and size not in sizes:
+            frames = self.frames_of(teacher)
+            for frame in self.frames_of(step):
+                if asked and frame not in frames:
                     raise ValueError(
-                        f"{step.removeprefix('train_')}.train.phases has pictures of {size} px, but it trains on the "
-                        f"latents of {key}.train.phases, which are of {', '.join(map(str, sizes))} px"
+                        f"{step.removeprefix('train_')}.train.phases has pictures of {frame.name} px, but it trains on "
+                        f"the latents of {key}.train.phases, which are of {', '.join(one.name for one in frames)} px"
                     )
         return self
 
@@ -274,7 +294,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         size, loss, crop = self.data.image.size, self.stage_a.loss, self.stage_a.loss.crop
-        smallest = min(self.sizes_of("train_a"), default=size)
+        smallest = min((frame.shortest for frame in self.frames_of("train_a")), default=size)
         pairs = (
             ("stage_b.model.latent_channels", self.stage_b.model.latent_channels, self.stage_a.model.latent_channels),
             ("stage_b.model.code_channels", self.stage_b.model.code_channels, self.compressor.model.latent_channels),
@@ -326,12 +346,10 @@ class Config(Settings):
     @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         for key, training in self.trainings().items():
-            for number, phase in enumerate(training.phases):
-                if phase.batch_size % self.workers:
-                    raise ValueError(
-                        f"{key}.phases.{number}.batch_size={phase.batch_size} does not divide "
-                        f"among workers={self.workers}"
-                    )
+            try:
+                training.require_divisible(self.workers)
+            except ValueError as error:
+                raise ValueError(f"{key}.{error}") from None
         return self
 
     def origin(self, stage: Stage) -> Origin:
@@ -360,9 +378,10 @@ class Config(Settings):
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
 
-    def sizes_of(self, step: str) -> list[int]:
-        """Sides in px at which the phases of a training step see the pictures, ascending."""
-        return sorted({phase.size for training in self.trainings_of(step) for phase in training.phases})
+    def frames_of(self, step: str) -> list[Frame]:
+        """How the phases of a training step see the pictures, ascending by size."""
+        phases = [phase for training in self.trainings_of(step) for phase in training.phases]
+        return sorted({Frame(phase.size, phase.max_aspect) for phase in phases})
 
     def with_absolute_paths(self) -> "Config":
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""
@@ -385,16 +404,19 @@ class Config(Settings):
     def lookup(self, key: str) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it.
 
-        `sizes.<step>` is `sizes_of`. In `data.folder` its content stands for the path: moved, a folder gives the same
-        artifacts; with another caption or picture, new ones.
+        `sizes.<step>` is `frames_of`, squares by their side. In `data.folder` its content stands for the path: moved, a
+        folder gives the same artifacts; with another caption or picture, new ones.
 
         Raises:
             DataError: the folder cannot be read.
         """
         if key.startswith("sizes."):
-            return self.sizes_of(key.removeprefix("sizes."))
+            frames = self.frames_of(key.removeprefix("sizes."))
+            return [frame.size if frame.square else frame.name for frame in frames]
         if key == "data.folder" and self.data.folder:
             return self.data.folder.model_dump(exclude={"path"}) | {"content": folder.identity(self.data.folder)}
+        if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
+            return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
         node: Any = self.model_dump(mode="json")
         for part in key.split("."):
             node = node[part]

@@ -7,7 +7,7 @@ trained, rank 0 publishes the weights and, last, `result.json`, which the driver
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
@@ -18,6 +18,8 @@ from torch import nn
 
 from datasets import storage
 from datasets.batches import Batches
+from datasets.bucket_batches import BucketBatches
+from datasets.buckets import Frame
 from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
@@ -46,15 +48,25 @@ class Rank:
         self.files: dict[str, FileEntry] = {}
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
 
-    def train(self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[int, Batches]) -> bool:
-        """Train (or go on training) an objective on batches by picture size; False when the run was asked to stop."""
-        states = Checkpoints(storage.join(self.building, "checkpoints", name), self._warn)
+    def train(
+        self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[Frame, Batches | BucketBatches]
+    ) -> bool:
+        """Train (or go on training) an objective on batches by frame; False when the run was asked to stop."""
+        self._warn_of_small_buckets(name, config, batches)
+        folder = storage.join(self.building, "checkpoints", name)
+        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
+
+        def load_state() -> Iterator[bytes] | None:
+            newest = [states.newest() if self.rank == 0 else None]
+            if self.world > 1:  # all ranks go on from the same one
+                dist.broadcast_object_list(newest)
+            return states.read(newest[0]) if newest[0] else None
 
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
-            rows = phase.batch_size // self.world
-            batch = batches[phase.size].read(config.images_after(step) + self.rank * rows, rows)
-            if "image" in batch:
+            frame, rows = Frame(phase.size, phase.max_aspect), phase.batch_size // self.world
+            batch = batches[frame].read(config.images_after(step) + self.rank * rows, rows)
+            if "image" in batch and frame.square:
                 batch["image"] = resized(torch.from_numpy(batch["image"]), phase.size).numpy()
             return batch
 
@@ -72,7 +84,7 @@ class Rank:
             device=self.device,
             rank=self.rank,
             world=self.world,
-            load_state=states.load,
+            load_state=load_state,
             save_state=states.save,
             log=log,
             should_stop=self.board.stopping,
@@ -99,6 +111,19 @@ class Rank:
         }
         if self.rank == 0:
             storage.publish(json.dumps(result).encode(), storage.join(self.building, RESULT))
+
+    def _warn_of_small_buckets(
+        self, name: str, config: TrainingConfig, batches: Mapping[Frame, Batches | BucketBatches]
+    ) -> None:
+        largest = max((phase.batch_size for phase in config.phases if phase.max_aspect > 1), default=0)
+        for one in batches.values():
+            if self.rank == 0 and isinstance(one, BucketBatches):
+                small = [f"{bucket} ({rows})" for bucket, rows in one.bucket_rows.items() if rows < largest]
+                if small:
+                    self._warn(
+                        f"{name}: buckets of fewer pictures than a batch of {largest} repeat them in it: "
+                        f"{', '.join(small)}; a smaller data.image.max_aspect has fewer buckets"
+                    )
 
     def _warn(self, text: str) -> None:
         self.board.post({"kind": "warning", "text": text})

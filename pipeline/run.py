@@ -213,8 +213,8 @@ class _Session:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
         self._write_record()
-        self.summary.warnings += self.tracking.warnings
         self.exits.__exit__(kind, error, trace)
+        self.summary.warnings += self.tracking.warnings
 
     def _write_record(self) -> None:
         text = json.dumps(self.record, indent=1, ensure_ascii=False)

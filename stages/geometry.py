@@ -51,22 +51,3 @@ def check_size(width: int, height: int) -> None:
     for name, side in (("width", width), ("height", height)):
         if side <= 0 or side % SIDE_MULTIPLE:
             raise BadImageSize(f"{name}={side}: sides must be multiples of {SIDE_MULTIPLE} px, such as 512 or 1024")
-
-
-def aspect_sizes(pixels: int, ratio: float) -> list[tuple[int, int]]:
-    """Sizes (width, height) of about `pixels` px in steps of 128 px, from the tallest to the widest.
-
-    Each short side up to the square's gets the long side that comes nearest to the area, upright and lying, where the
-    long side is at most `ratio` x the short one: 768*1280 and 5/3 give 768x1280, 896x1152, 1024x1024, and the same
-    lying. The paper trained on 768x1280, 1280x768 and 768x768, and names 1538 px (1536 is the multiple) as the longest
-    side. `pixels` is at least 128*128, `ratio` at least 1.
-    """
-    assert pixels >= SIDE_MULTIPLE**2
-    assert ratio >= 1
-    area = pixels / SIDE_MULTIPLE**2
-    sizes = set()
-    for short in range(1, round(math.sqrt(area)) + 1):
-        long = max(round(area / short), short)
-        if long <= ratio * short:
-            sizes |= {(short * SIDE_MULTIPLE, long * SIDE_MULTIPLE), (long * SIDE_MULTIPLE, short * SIDE_MULTIPLE)}
-    return sorted(sizes, key=lambda size: size[0] / size[1])

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 MARGIN = 10
 LABEL = 22  # px for the captions beside and above the pictures
@@ -16,7 +16,7 @@ def grid(
 ) -> bytes:
     """PNG of `rows` (caption, one picture a column), laid out in that many blocks side by side.
 
-    Pictures are uint8 (H, W, 3); each is shown `side` px wide and high. `columns` name them in the header.
+    Pictures are uint8 (H, W, 3); each is shown with its longer side `side` px. `columns` name them in the header.
     """
     font = ImageFont.load_default(14)
     blocks = min(blocks, len(rows))
@@ -33,7 +33,7 @@ def grid(
             top = MARGIN + LABEL + place * (side + LABEL + MARGIN)
             draw.text((left, top), caption, fill=INK, font=font)
             for number, picture in enumerate(pictures):
-                shown = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+                shown = ImageOps.contain(Image.fromarray(picture), (side, side), Image.Resampling.LANCZOS)
                 sheet.paste(shown, (left + number * (side + MARGIN), top + LABEL))
     return png(np.asarray(sheet))
 

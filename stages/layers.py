@@ -6,7 +6,7 @@ latents at a model's borders are (B, C, H, W). Legend: B batch, H W sides, C cha
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -253,12 +253,13 @@ def to_unit_range(image: Tensor) -> Tensor:
     return image.float() / 255
 
 
-def resized(image: Tensor, side: int) -> Tensor:
-    """uint8 pictures (B, C, S, S) -> (B, C, side, side), bilinear and antialiased; the same where S = side."""
+def resized(image: Tensor, size: int | Sequence[int]) -> Tensor:
+    """uint8 pictures (B, C, H, W) -> of another side, or height and width; bilinear, antialiased; or as they are."""
     assert image.dtype == torch.uint8
-    if image.shape[-1] == side:
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if image.shape[-2:] == size:
         return image
-    smaller = F.interpolate(image.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+    smaller = F.interpolate(image.float(), size, mode="bilinear", antialias=True, align_corners=False)
     return smaller.round().clamp(0, 255).to(torch.uint8)
 
 

@@ -53,7 +53,7 @@ class PreviewerObjective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         preview = self.previewer(normalise(batch["latents_c"].float())).float()
-        error = preview - to_unit_range(resized(batch["image"], preview.shape[-1]))
+        error = preview - to_unit_range(resized(batch["image"], preview.shape[-2:]))
         l1, mse = error.abs().mean(), error.square().mean()
         loss = torch.stack([self.loss.l1 * l1, self.loss.mse * mse]).sum()
         return loss, {"l1": l1.detach(), "mse": mse.detach()}

@@ -350,7 +350,7 @@ def test_weights_take_the_place_of_a_training_in_the_table() -> None:
     assert taken.trainings().keys() == {"stage_b.train", "compressor.warmup.train"} | rest
     stages = {"stage_a.train", "stage_b.train", "stage_c.train"}
     assert loaded("stage_b.weights=b.pt").trainings().keys() == stages | rest
-    assert taken.sizes_of("train_c") == []
+    assert taken.frames_of("train_c") == []
 
 
 def test_an_import_depends_on_its_path_and_model_alone() -> None:

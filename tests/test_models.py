@@ -1,6 +1,5 @@
 """Stage A, B, C and their objectives: golden sizes, starts, losses; sampling."""
 
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ from stages.config import (
     StageCLoss,
 )
 from stages.draws import Draws
-from stages.geometry import BadImageSize, aspect_sizes
+from stages.geometry import BadImageSize
 from stages.layers import fresh_batch_norm, timestep_embedding
 from stages.stage_a import StageA, StageAObjective, random_crop
 from stages.stage_b import StageB, StageBObjective
@@ -335,29 +334,6 @@ def test_sides_between_the_steps_are_refused(models: sample.Models) -> None:
 def test_pictures_that_stage_a_would_not_give_back_are_refused(models: sample.Models) -> None:
     with pytest.raises(BadImageSize, match="6x8 px: each side must be a multiple of 4 px"):
         sample.reconstruct_a(models.stage_a, torch.zeros(1, 3, 8, 6, dtype=torch.uint8))
-
-
-def test_aspect_sizes_hold_the_papers_three() -> None:
-    assert {(768, 1280), (1280, 768)} <= set(aspect_sizes(768 * 1280, ratio=5 / 3))
-    assert aspect_sizes(768 * 768, ratio=1) == [(768, 768)]
-
-
-@pytest.mark.parametrize(("pixels", "ratio"), [(1024 * 1024, 2.25), (512 * 512, 3.0), (1_000_000, 1.7), (128 * 128, 4)])
-def test_aspect_sizes_are_near_the_area_within_the_ratio_and_come_in_pairs(pixels: int, ratio: float) -> None:
-    sizes = aspect_sizes(pixels, ratio)
-    assert sizes == sorted(set(sizes), key=lambda size: size[0] / size[1])
-    assert {(height, width) for width, height in sizes} == set(sizes)
-    for width, height in sizes:
-        assert width % 128 == height % 128 == 0
-        long, short = max(width, height), min(width, height)
-        assert long <= ratio * short
-        others = [side for side in range(short, 8192, 128) if abs(side * short - pixels) < abs(long * short - pixels)]
-        assert others == []
-    # no short side is left out that has a long one within the ratio
-    shorts = {min(size) for size in sizes}
-    for short in range(128, math.isqrt(pixels) + 1, 128):
-        nearest = min(range(short, 8192, 128), key=lambda side: abs(side * short - pixels))
-        assert (short in shorts) == (nearest <= ratio * short)
 
 
 def test_reconstructions_have_the_pictures_shape(models: sample.Models) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from datasets import openmoji, plan, shards, storage
 from datasets.batches import Batches, Source
+from datasets.buckets import Frame
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
 from datasets.download import download_shard
 from pipeline.steps import encode
@@ -42,7 +43,7 @@ def test_pictures_of_1024_px_become_latents_and_codes_of_the_papers_shapes(tmp_p
             name = shards.image_name(shard)
             kept = shards.read_images(storage.read(f"{images}/{name}", expect=receipt.files[name]), count=1)
             for field, model in encoders.items():
-                values, _ = encode._on_pixels(model, torch.device("cpu"), SIDE)(kept)
+                values, _ = encode._on_pixels(model, torch.device("cpu"), Frame(SIDE))(kept, None)
                 publish(str(tmp_path / field), shard, field, kept, values.astype(np.float16), files[field])
     batch = Batches([Source(field, str(tmp_path / field), files[field]) for field in encoders], seed=0).read(0, SHARDS)
     assert batch["latents_a"].shape == (SHARDS, 4, 256, 256)

@@ -221,7 +221,7 @@ def run(
         device=torch.device("cpu"),
         rank=rank,
         world=world,
-        load_state=lambda: state,
+        load_state=lambda: state and [state],
         save_state=saved.__setitem__,
         log=logged.__setitem__,
         should_stop=lambda: stop_after in logged,
@@ -369,7 +369,7 @@ def test_the_manifest_says_what_the_perceptual_loss_was(
     monkeypatch.setattr(steps, "_train", lambda *_, **__: Facts(files={}, rows=1, call="", workers=[]))
     told: list[str] = []
     build: Any = SimpleNamespace(
-        config=SimpleNamespace(stage_a=SimpleNamespace(loss=loss), sizes_of=lambda _: [SIDE]),
+        config=SimpleNamespace(stage_a=SimpleNamespace(loss=loss), frames_of=lambda _: []),
         inputs={"images": SimpleNamespace(path="", files={})},
         report=SimpleNamespace(warning=told.append),
     )

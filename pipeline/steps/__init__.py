@@ -29,6 +29,8 @@ def rows(config: Config) -> list[Step]:
         f"data.{key}"
         for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji", "folder")
     )
+    if not config.data.image.frame.square:
+        plan += ("data.image.size", "data.image.max_aspect")  # which decide the buckets
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs

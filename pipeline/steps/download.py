@@ -23,7 +23,8 @@ def download(build: Build) -> Facts:
     slots = build.cluster.slots(limit.per_host, held_s=2 * limit.max_seconds)  # twice as long as the longest picture
     finished = shards.finished(build.path)
     done = sum(receipt.rows_in for receipt in finished.values())
-    count = -(-metadata.manifest["rows"] // data.shard_rows)
+    buckets = metadata.manifest["notes"].get("buckets", {"": metadata.manifest["rows"]})
+    count = sum(-(-rows // data.shard_rows) for rows in buckets.values())
     todo = (
         (rows, shard, build.path, data, slots)
         for part in sorted(metadata.files)

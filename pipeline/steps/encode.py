@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from datasets import shards, storage
+from datasets.buckets import Frame, Size
 from datasets.shards import Receipt
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
@@ -19,8 +20,8 @@ from pipeline.build import Build, Facts
 from stages.config import CompressorConfig, StageAConfig, TextConfig
 
 BATCH = 16  # rows encoded at a time
-# rows of images -> float32 tensors, one a row, and counts of what was noticed
-Encode = Callable[[list[shards.ImageRow]], tuple[np.ndarray, Counter[str]]]
+# rows of images, their bucket if they have one -> float32 tensors, one a row, and counts of what was noticed
+Encode = Callable[[list[shards.ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
 
 
 def encode_text(build: Build) -> Facts:
@@ -50,11 +51,11 @@ def encode_c(build: Build) -> Facts:
 
 def _families(build: Build, field: str, training: str, make: Callable[..., Encode], model: Any, source: str) -> Facts:
     families = {}
-    sizes = build.config.sizes_of(training)
-    for size in sizes:
-        folder = storage.join(build.path, str(size))
-        arguments = (model, build.inputs[source], build.cluster.device, size)
-        families[f"{size}/"] = _encode(build, folder, field, make, arguments, passes=len(sizes))
+    frames = build.config.frames_of(training)
+    for frame in frames:
+        folder = storage.join(build.path, frame.name)
+        arguments = (model, build.inputs[source], build.cluster.device, frame)
+        families[f"{frame.name}/"] = _encode(build, folder, field, make, arguments, passes=len(frames))
     return _facts(build, families)
 
 
@@ -133,15 +134,25 @@ class ShardEncoder:
         if not self.board.stopping():
             clock = shards.Clock()
             rows = _rows(self.images, shard)
-            files, counts = self._publish(shard, rows) if rows else ({}, Counter())
+            bucket = shards.receipt(self.images.path, shard).bucket
+            files, counts = self._publish(shard, rows, bucket) if rows else ({}, Counter())
             shards.publish_receipt(
-                self.path, shard, rows_in=len(rows), rows_out=len(rows), files=files, clock=clock, counts=counts
+                self.path,
+                shard,
+                rows_in=len(rows),
+                rows_out=len(rows),
+                files=files,
+                clock=clock,
+                counts=counts,
+                bucket=bucket,
             )
             self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
         return {"shard": [shard]}
 
-    def _publish(self, shard: int, rows: list[shards.ImageRow]) -> tuple[dict[str, FileEntry], Counter[str]]:
-        encoded = [self.encode(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+    def _publish(
+        self, shard: int, rows: list[shards.ImageRow], bucket: str | None
+    ) -> tuple[dict[str, FileEntry], Counter[str]]:
+        encoded = [self.encode(rows[start : start + BATCH], bucket) for start in range(0, len(rows), BATCH)]
         tensors = np.concatenate([part for part, _ in encoded]).astype(np.float16)
         name = shards.tensor_name(shard)
         entry = storage.publish(shards.write_tensors(rows, self.field, tensors), storage.join(self.path, name))
@@ -153,37 +164,39 @@ def _text_encoder(config: TextConfig, artifact: Artifact, device: str) -> Encode
 
     tower = models.tower(config, artifact).to(models.device(device))
 
-    def encode_rows(rows: list[shards.ImageRow]) -> tuple[np.ndarray, Counter[str]]:
+    def encode_rows(rows: list[shards.ImageRow], _: str | None) -> tuple[np.ndarray, Counter[str]]:
         hidden, truncated = tower.encode([row.caption for row in rows])
         return hidden.cpu().numpy(), Counter(truncated_captions=truncated)
 
     return encode_rows
 
 
-def _stage_a_encoder(config: StageAConfig, artifact: Artifact, device: str, size: int) -> Encode:
+def _stage_a_encoder(config: StageAConfig, artifact: Artifact, device: str, frame: Frame) -> Encode:
     from pipeline import models
 
     where = models.device(device)
-    return _on_pixels(models.stage_a(config, artifact).to(where).encode, where, size)
+    return _on_pixels(models.stage_a(config, artifact).to(where).encode, where, frame)
 
 
-def _compressor_encoder(config: CompressorConfig, artifact: Artifact, device: str, size: int) -> Encode:
+def _compressor_encoder(config: CompressorConfig, artifact: Artifact, device: str, frame: Frame) -> Encode:
     from pipeline import models
 
     where = models.device(device)
-    return _on_pixels(models.compressor(config, artifact).to(where), where, size)
+    return _on_pixels(models.compressor(config, artifact).to(where), where, frame)
 
 
-def _on_pixels(encode: Callable[[Any], Any], where: Any, size: int) -> Encode:
-    """Rows of images -> latents, by a function of pictures (B, 3, size, size) in [0, 1]."""
+def _on_pixels(encode: Callable[[Any], Any], where: Any, frame: Frame) -> Encode:
+    """Rows of images -> latents, by a function of pictures (B, 3, H, W) in [0, 1] of a size of the frame."""
     import torch
 
     from stages.layers import resized, to_unit_range
 
-    def encode_rows(rows: list[shards.ImageRow]) -> tuple[np.ndarray, Counter[str]]:
-        pixels = torch.from_numpy(np.stack([row.pixels() for row in rows])).permute(0, 3, 1, 2).to(where)
+    def encode_rows(rows: list[shards.ImageRow], bucket: str | None) -> tuple[np.ndarray, Counter[str]]:
+        size = frame.nearest(*Size.parse(bucket)) if bucket else None
+        pixels = torch.from_numpy(np.stack([row.pixels(size) for row in rows])).permute(0, 3, 1, 2).to(where)
         with torch.inference_mode():
-            latents: np.ndarray = encode(to_unit_range(resized(pixels, size))).cpu().numpy()
+            fitting = pixels if bucket else resized(pixels, frame.size)
+            latents: np.ndarray = encode(to_unit_range(fitting)).cpu().numpy()
         return latents, Counter()
 
     return encode_rows

@@ -17,6 +17,8 @@ def fetch(build: Build) -> Facts:
     data = build.config.data
     files, counts, pid = build.call(_make, data, build.config.seed, build.path)
     notes: dict[str, object] = {"read": counts.read, "rejected": counts.rejected, "source": data.source}
+    if counts.buckets:
+        notes["buckets"] = counts.buckets
     if data.source == "openmoji" and data.metadata is None and data.openmoji:
         notes["licence"] = openmoji.LICENCE
         notes["constants"] = {name: getattr(data.openmoji, name) for name in CONSTANTS}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from datasets import shards, storage
+from datasets.buckets import Size
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
@@ -86,6 +87,7 @@ class Painter:
         from pipeline.cluster import BoardClient
 
         self.images, self.prompts, self.path = inputs["images"], prompts, path
+        self.square = Size(config.data.image.size, config.data.image.size)
         self.draw = make(config, inputs, models.device(device))
         self.board = BoardClient(board)
 
@@ -108,7 +110,7 @@ class Painter:
 
     def _originals(self, numbers: set[int]) -> dict[str, np.ndarray]:
         return {
-            row.key: row.pixels()
+            row.key: row.pixels(self.square)
             for number in numbers
             for row in shards.read_images(self.images.read(shards.image_name(number)))
         }

@@ -1,10 +1,13 @@
 """The trainings: a Ray Train job each, around the one loop of `stages.loop`."""
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from datasets import storage
 from datasets.batches import Batches, Source
+from datasets.bucket_batches import BucketBatches, Span
+from datasets.buckets import Frame, Size
 from datasets.cache import VerifiedFiles
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
@@ -16,7 +19,7 @@ from pipeline.config import StageA as StageASettings
 from pipeline.config import StageB as StageBSettings
 from pipeline.config import StageC as StageCSettings
 from pipeline.errors import UsageError
-from stages.config import StageALoss
+from stages.config import StageALoss, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -33,12 +36,12 @@ PANEL_ROWS = 16
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
 PANEL_STEPS = 12  # model calls of Stage B, or of the baseline
 CALL = "ray.train.torch.TorchTrainer.fit"
+ByFrame = dict[Frame, Batches | BucketBatches]
 
 
 def train_a(build: Build) -> Facts:
     """images -> stage_a: the VQGAN, with a panel of reconstructions."""
-    images = _source(build.inputs["images"], "image")
-    sources = {size: [images] for size in build.config.sizes_of("train_a")}
+    sources = {frame: [_images(build, frame)] for frame in build.config.frames_of("train_a")}
     settings = build.config.stage_a
     notes = {"perceptual": _perceptual_term(settings.loss)}
     if notes["perceptual"] == PERCEPTUAL_OFF:
@@ -59,10 +62,10 @@ def train_b(build: Build) -> Facts:
     """images, text, latents_a, stage_a -> stage_b: Stage B together with the semantic compressor."""
     settings = build.config.stage_b
     text = build.inputs[f"text_{settings.text}"]
-    images, states = _source(build.inputs["images"], "image"), _source(text, "text")
+    states = _source(text, "text")
     sources = {
-        size: [images, states, _family(build.inputs["latents_a"], "latents_a", size)]
-        for size in build.config.sizes_of("train_b")
+        frame: [_images(build, frame), states, _family(build.inputs["latents_a"], "latents_a", frame)]
+        for frame in build.config.frames_of("train_b")
     }
     return _train(
         build,
@@ -82,18 +85,17 @@ def train_c(build: Build) -> Facts:
     text = build.inputs[f"text_{settings.text}"]
     states = _source(text, "text")
     sources = {
-        size: [states, _family(build.inputs["latents_c"], "latents_c", size)]
-        for size in build.config.sizes_of("train_c")
+        frame: [states, _family(build.inputs["latents_c"], "latents_c", frame)]
+        for frame in build.config.frames_of("train_c")
     }
     return _train(build, _loop_c, settings=settings, text=text, sources=sources)
 
 
 def train_previewer(build: Build) -> Facts:
     """images, latents_c -> previewer: small pictures from codes, with a panel of them."""
-    images = _source(build.inputs["images"], "image")
     sources = {
-        size: [images, _family(build.inputs["latents_c"], "latents_c", size)]
-        for size in build.config.sizes_of("train_previewer")
+        frame: [_images(build, frame), _family(build.inputs["latents_c"], "latents_c", frame)]
+        for frame in build.config.frames_of("train_previewer")
     }
     return _train(build, _loop_previewer, settings=build.config.previewer, sources=sources)
 
@@ -104,8 +106,8 @@ def train_baseline(build: Build) -> Facts:
     text = build.inputs[f"text_{settings.text}"]
     states = _source(text, "text")
     sources = {
-        size: [states, _family(build.inputs["latents_a"], "latents_a", size)]
-        for size in build.config.sizes_of("train_baseline")
+        frame: [states, _family(build.inputs["latents_a"], "latents_a", frame)]
+        for frame in build.config.frames_of("train_baseline")
     }
     facts = _train(
         build,
@@ -123,11 +125,17 @@ def _source(artifact: Artifact, field: str) -> Source:
     return Source(field=field, folder=artifact.path, files=artifact.files)
 
 
-def _family(artifact: Artifact, field: str, size: int) -> Source:
-    """The latents of one picture size."""
-    prefix = f"{size}/"
+def _images(build: Build, frame: Frame) -> Source:
+    """The pictures; where they are stored in their own aspects, cropped to the frame."""
+    images = _source(build.inputs["images"], "image")
+    return images if build.config.data.image.frame.square else replace(images, size=Size(frame.size, frame.size))
+
+
+def _family(artifact: Artifact, field: str, frame: Frame) -> Source:
+    """The latents of one frame."""
+    prefix = f"{frame.name}/"
     files = {name.removeprefix(prefix): entry for name, entry in artifact.files.items() if name.startswith(prefix)}
-    return Source(field=field, folder=storage.join(artifact.path, str(size)), files=files)
+    return Source(field=field, folder=storage.join(artifact.path, frame.name), files=files)
 
 
 def _train(build: Build, loop: Any, **payload: Any) -> Facts:
@@ -161,13 +169,24 @@ def _check_batches(build: Build) -> None:
             )
 
 
-def _batches(payload: dict[str, Any]) -> dict[int, Batches]:
-    """Batches by picture size; all sizes come in the same order."""
+def _batches(payload: dict[str, Any], training: TrainingConfig) -> ByFrame:
+    """Batches by frame; squares of all sizes come in the same order, and so do buckets."""
+    starts = accumulate((phase.steps for phase in training.phases), initial=0)
+    spans = [
+        Span(training.images_after(start), training.images_after(start + phase.steps), phase.batch_size)
+        for start, phase in zip(starts, training.phases, strict=False)
+        if phase.max_aspect > 1
+    ]
     files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
-    return {size: Batches(sources, seed=payload["seed"], files=files) for size, sources in payload["sources"].items()}
+    return {
+        frame: Batches(sources, payload["seed"], files=files)
+        if frame.square
+        else BucketBatches(sources, frame, payload["seed"], spans, files)
+        for frame, sources in payload["sources"].items()
+    }
 
 
-def _largest(batches: dict[int, Batches]) -> Batches:
+def _largest(batches: ByFrame) -> Batches | BucketBatches:
     return batches[max(batches)]
 
 
@@ -181,7 +200,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
     settings: StageASettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, settings.train)
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
     if settings.weights:
         pretrained.fill(stage_a, existing("stage_a", settings.weights)["stage_a"], settings.model)
@@ -217,7 +236,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
     assert settings.train is not None
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, settings.train)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
     start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
@@ -229,7 +248,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
         warmup = seeded(
             payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
         )
-        if not rank.train("compressor", warmup, compressing.warmup.train, batches):
+        if not rank.train("compressor", warmup, compressing.warmup.train, _batches(payload, compressing.warmup.train)):
             return
     stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
     if settings.weights:
@@ -254,7 +273,7 @@ def _loop_c(payload: dict[str, Any]) -> None:
     settings: StageCSettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, settings.train)
     stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
     if settings.weights:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
@@ -271,7 +290,7 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
 
     settings: PreviewerSettings = payload["settings"]
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, settings.train)
     previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
     if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, batches):
         rank.publish("previewer.safetensors", weights(previewer))
@@ -287,7 +306,7 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
 
     settings: BaselineSettings = payload["settings"]
     rank = Rank(payload)
-    batches = _batches(payload)
+    batches = _batches(payload, settings.train)
     baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
     if rank.train("baseline", objective, settings.train, batches):
@@ -297,21 +316,20 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
         rank.finish(_largest(batches).rows)
 
 
-def _panel_batch(batches: dict[int, Batches]) -> "dict[str, Tensor]":
+def _panel_batch(batches: ByFrame) -> "dict[str, Tensor]":
     """Some samples, pictures at the largest size that was trained at."""
     import torch
 
     from stages.layers import resized
 
-    size = max(batches)
-    rows = batches[size].read(0, min(PANEL_ROWS, batches[size].rows))
-    batch = {name: torch.from_numpy(values) for name, values in rows.items()}
-    if "image" in batch:
-        batch["image"] = resized(batch["image"], size)
+    frame = max(batches)
+    batch = {name: torch.from_numpy(values) for name, values in batches[frame].first(PANEL_ROWS).items()}
+    if "image" in batch and frame.square:
+        batch["image"] = resized(batch["image"], frame.size)
     return batch
 
 
-def _panel_a(stage_a: "StageA", batches: dict[int, Batches]) -> bytes:
+def _panel_a(stage_a: "StageA", batches: ByFrame) -> bytes:
     """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
     from stages.grid import grid
     from stages.sample import reconstruct_a
@@ -326,7 +344,7 @@ def _panel_a(stage_a: "StageA", batches: dict[int, Batches]) -> bytes:
     return grid(("original", "Stage A", "by the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: dict[int, Batches]) -> bytes:
+def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: ByFrame) -> bytes:
     """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
     from stages.grid import grid
     from stages.sample import reconstruct_a, reconstruct_b
@@ -349,7 +367,7 @@ def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", bat
     )
 
 
-def _panel_previewer(previewer: "Previewer", batches: dict[int, Batches]) -> bytes:
+def _panel_previewer(previewer: "Previewer", batches: ByFrame) -> bytes:
     """PNG of some pictures, what the previewer is to make of them, and what it makes of their codes."""
     from stages.grid import grid
     from stages.layers import resized
@@ -360,13 +378,13 @@ def _panel_previewer(previewer: "Previewer", batches: dict[int, Batches]) -> byt
     previews = preview(previewer, batch["latents_c"].float().to(next(previewer.parameters()).device))
     columns = [
         batch["image"].permute(0, 2, 3, 1).numpy(),
-        resized(batch["image"], previews.shape[1]).permute(0, 2, 3, 1).numpy(),
+        resized(batch["image"], tuple(previews.shape[1:3])).permute(0, 2, 3, 1).numpy(),
         previews.numpy(),
     ]
     return grid(("original", "made smaller", "preview"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: dict[int, Batches]) -> bytes:
+def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: ByFrame) -> bytes:
     """PNG of some pictures as Stage A keeps them, and what the baseline draws from their captions."""
     from stages.grid import grid
     from stages.sample import generate_baseline, to_pixels
@@ -375,15 +393,15 @@ def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: dict[int, 
     baseline.eval()
     device = next(baseline.parameters()).device
     latents, text = batch["latents_a"].float().to(device), batch["text"].float().to(device)
-    size = max(batches)
+    height, width = (stage_a.side_ratio * side for side in latents.shape[-2:])
     drawn = generate_baseline(
         stage_a,
         baseline,
         text,
         text,
         range(len(text)),
-        width=size,
-        height=size,
+        width=width,
+        height=height,
         steps=PANEL_STEPS,
         guidance=1.0,
     )

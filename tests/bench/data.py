@@ -26,6 +26,7 @@ from PIL import Image
 
 from datasets import download, pictures, plan, shards, storage, web
 from datasets.batches import Batches, Source
+from datasets.buckets import Frame
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.shards import ImageRow
 from pipeline.artifacts import Artifact
@@ -153,7 +154,7 @@ def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pair
     batch = torch.rand(encode.BATCH, 3, size, size)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         images = _images(Path(folder, "images"), size, rows, num_shards)
-        make = lambda: encode._on_pixels(model, torch.device("cpu"), size)  # noqa: E731
+        make = lambda: encode._on_pixels(model, torch.device("cpu"), Frame(size))  # noqa: E731
         actor = encode.ShardEncoder("latents_c", make, (), images, rows * num_shards, f"{folder}/codes", None)
         actor.board = _NoBoard()  # type: ignore[assignment]
         steps = num_shards * -(-rows // encode.BATCH)
@@ -180,7 +181,11 @@ def _images(folder: Path, size: int, rows: int, num_shards: int) -> Artifact:
             ImageRow(row, f"{shard * rows + row:032x}", "", "x", "jpg", photo(size, row)) for row in range(rows)
         )
         name = shards.image_name(shard)
-        files[name] = vars(storage.publish(content, str(folder / name)))
+        entry = storage.publish(content, str(folder / name))
+        shards.publish_receipt(
+            str(folder), shard, rows_in=rows, rows_out=rows, files={name: entry}, clock=shards.Clock()
+        )
+        files[name] = vars(entry)
     return Artifact("images", str(folder), {"files": files, "rows": rows * num_shards})
 
 
