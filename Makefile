@@ -26,7 +26,7 @@ demo: setup ## train a small Würstchen on this machine and draw pictures (12 to
 test: setup ## run the test suite
 	$(BIN)/python -m pytest
 
-chaos: setup ## kill a run inside each of its steps, and compare what is left (about 10 minutes)
+chaos: setup ## kill runs inside each step and workers at 600 random points, and compare what is left (about 15 minutes)
 	$(BIN)/python -m pytest -m chaos -n 0
 
 lint: setup ## check style, types and layers; changes nothing
@@ -39,7 +39,7 @@ format: setup ## put the code into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## measure the training loop, the reader, and the models against diffusers'
+bench: setup ## measure the loop, reader, encoding, download, plan and models against plain ones
 	$(BIN)/python -m tests.bench
 
 ui: setup ## open MLflow on the runs of this checkout

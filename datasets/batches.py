@@ -7,16 +7,18 @@ is reading on.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from datasets import shards, storage
 from datasets.buckets import Size
+from datasets.cache import VerifiedFiles
 from datasets.config import DataError
 from datasets.shards import ImageRow
 from datasets.storage import CorruptFile, FileEntry
@@ -42,15 +44,26 @@ class Source:
 class Batches:
     """Samples of several artifacts made from the same pictures, joined shard by shard and compared by key.
 
-    At most `window` shards are held in memory: tensors as they are, pictures encoded, and as many of them
-    decoded as `DECODED_BYTES` allows. With a `bucket`, only its shards are read.
+    Held in memory are the shards of the window that is being read and, read in a thread meanwhile, those of the next
+    one: tensors as they are, pictures encoded, and as many of them decoded as `DECODED_BYTES` allows.
+
+    Args:
+        bucket: whose shards alone are read.
+        files: what the shards are read through; None verifies each file once for this reader.
 
     Raises:
         DataError: there is no row at all.
         CorruptFile: the artifacts differ in their shards.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int, window: int = WINDOW, bucket: str | None = None):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        window: int = WINDOW,
+        bucket: str | None = None,
+        files: VerifiedFiles | None = None,
+    ):
         self._sources = tuple(sources)
         self._counts = _common_counts(sources, bucket)
         self._seed = seed
@@ -60,7 +73,8 @@ class Batches:
             raise DataError(f"{sources[0].folder} holds no rows: raise data.limit or loosen data.filters")
         self._windows = lru_cache(maxsize=2)(self._make_windows)
         self._mixed = lru_cache(maxsize=2)(self._mix)
-        self._shard = lru_cache(maxsize=window)(self._load)
+        self._files = files or VerifiedFiles()
+        self._shards = Ahead(self._load)
 
     def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """The samples `start` to `start + rows` of the endless sequence, each field stacked.
@@ -86,18 +100,35 @@ class Batches:
 
     def stretch(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """As `read`, of any length: beyond the data's, samples repeat."""
+        self._shards.hold(self._needed(start, start + rows - 1))
         places = [self._place(position) for position in range(start, start + rows)]
-        samples = [(self._shard(shard), row) for shard, row in places]
+        samples = [(self._shards[shard], row) for shard, row in places]
         fields = ("key", *(source.field for source in self._sources))
         return {field: np.stack([shard[field][row] for shard, row in samples]) for field in fields}
 
     def _place(self, position: int) -> tuple[int, int]:
         """Shard of a sample, and its place in there."""
+        epoch, index, offset = self._window_of(position)
+        shard, row = self._mixed(epoch, index)[offset]
+        return int(shard), int(row)
+
+    def _window_of(self, position: int) -> tuple[int, int, int]:
+        """Epoch of a sample, its window in there, and its place in that."""
         epoch, offset = divmod(position, self.rows)
         starts, _ = self._windows(epoch)
         index = bisect_right(starts, offset) - 1
-        shard, row = self._mixed(epoch, index)[offset - starts[index]]
-        return int(shard), int(row)
+        return epoch, index, offset - starts[index]
+
+    def _needed(self, first: int, last: int) -> list[int]:
+        """Shards of the windows of two samples, of all between them, and of the one that follows."""
+        (epoch, index, _), end = self._window_of(first), self._window_of(last)[:2]
+        needed: list[int] = []
+        while True:
+            _, windows = self._windows(epoch)
+            needed += windows[index]
+            if (epoch, index) > end:
+                return needed
+            epoch, index = (epoch, index + 1) if index + 1 < len(windows) else (epoch + 1, 0)
 
     def _make_windows(self, epoch: int) -> tuple[list[int], list[list[int]]]:
         """First sample and shards of each window of an epoch."""
@@ -112,7 +143,7 @@ class Batches:
 
     def _load(self, shard: int) -> "dict[str, _Samples]":
         """All fields of a shard."""
-        read = {source.field: _read(source, shard, self._counts[shard]) for source in self._sources}
+        read = {source.field: _read(source, shard, self._counts[shard], self._files) for source in self._sources}
         first, *others = (keys for keys, _ in read.values())
         if any(keys != first for keys in others):
             folders = ", ".join(source.folder for source in self._sources)
@@ -134,6 +165,27 @@ def mixed_rows(counts: Mapping[int, int], *, seed: int, epoch: int, index: int) 
     """
     pairs = np.array([(shard, row) for shard, count in counts.items() for row in range(count)], np.int64)
     return np.random.default_rng((seed, epoch, index)).permutation(pairs)
+
+
+class Ahead:
+    """Things by number, made by `load` in a thread before they are asked for."""
+
+    def __init__(self, load: Callable[[int], Any]):
+        self._load = load
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._held: dict[int, Future[Any]] = {}
+
+    def hold(self, numbers: Sequence[int]) -> None:
+        """Start on those that are new, in their order; let go of all others."""
+        for number in self._held.keys() - set(numbers):
+            self._held.pop(number).cancel()
+        for number in numbers:
+            if number not in self._held:
+                self._held[number] = self._pool.submit(self._load, number)
+
+    def __getitem__(self, number: int) -> Any:
+        """What `load` made of a number that is held; or raises what it raised."""
+        return self._held[number].result()
 
 
 class _Samples(Protocol):
@@ -174,11 +226,11 @@ def _common_counts(sources: Sequence[Source], bucket: str | None) -> dict[int, i
     return {shard: rows for shard, rows in counts[0].items() if rows}
 
 
-def _read(source: Source, shard: int, count: int) -> tuple[list[str], _Samples]:
-    """Keys and samples of one field of a shard, its file verified."""
+def _read(source: Source, shard: int, count: int, files: VerifiedFiles) -> tuple[list[str], _Samples]:
+    """Keys and samples of one field of a shard."""
     name = shards.image_name(shard) if source.field == "image" else shards.tensor_name(shard)
-    content = storage.read(storage.join(source.folder, name), expect=source.files[name])
+    content = files.read(storage.join(source.folder, name), source.files[name])
     if source.field == "image":
-        rows = shards.read_images(content, count)
+        rows = shards.read_images(content.tobytes(), count)
         return [row.key for row in rows], _Pictures(rows, source.size)
     return shards.read_tensors(content, source.field)

@@ -16,6 +16,7 @@ import numpy as np
 from datasets import shards
 from datasets.batches import WINDOW, Batches, Source
 from datasets.buckets import Frame, Size
+from datasets.cache import VerifiedFiles
 from datasets.config import DataError
 
 
@@ -40,14 +41,21 @@ class BucketBatches:
         CorruptFile: the artifacts differ in their shards.
     """
 
-    def __init__(self, sources: Sequence[Source], frame: Frame, seed: int, spans: Sequence[Span]):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        frame: Frame,
+        seed: int,
+        spans: Sequence[Span],
+        files: VerifiedFiles | None = None,
+    ):
         receipts = shards.finished(sources[0].folder).values()
         found = sorted({receipt.bucket for receipt in receipts if receipt.rows_out and receipt.bucket})
         if not found:
             raise DataError(f"{sources[0].folder} holds no pictures in aspect-ratio buckets: set data.image.max_aspect")
         window = max(1, WINDOW // len(found))  # so that all buckets together hold as many shards as one sequence
         self._batches = {
-            bucket: Batches([_sized(source, frame, bucket) for source in sources], seed, window, bucket)
+            bucket: Batches([_sized(source, frame, bucket) for source in sources], seed, window, bucket, files)
             for bucket in found
         }
         self._spans = tuple(spans)

@@ -7,15 +7,18 @@ object store makes an object visible only when its upload is complete. Paths are
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 CHUNK = 1 << 20
+READERS = 32  # threads, for small files
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,25 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The Arrow file system of a local path or URI, and the path inside it."""
     if not is_remote(path):
         return pafs.LocalFileSystem(), absolute(path)
+    scheme, _, rest = path.partition("://")
+    if scheme in ("s3", "gs"):
+        bucket, _, key = rest.rstrip("/").partition("/")
+        filesystem, inner = _bucket(f"{scheme}://{bucket}")
+        return filesystem, f"{inner}/{key}" if key else inner
     try:
         return pafs.FileSystem.from_uri(path)
-    except pa.ArrowInvalid:  # not one of Arrow's own schemes: fsspec may know it (memory://, gs://, ...)
+    except pa.ArrowInvalid:  # not one of Arrow's own schemes: fsspec may know it (memory://, ...)
         import fsspec
 
         filesystem, inner = fsspec.core.url_to_fs(path)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+@lru_cache
+def _bucket(uri: str) -> tuple[pafs.FileSystem, str]:
+    """A bucket's client, made once: that takes as long as a request, and a new one has no open connection."""
+    filesystem: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
+    return filesystem
 
 
 def exists(path: str) -> bool:
@@ -69,12 +84,24 @@ def read(path: str, expect: FileEntry | None = None) -> bytes:
     filesystem, inner = open_filesystem(path)
     with filesystem.open_input_stream(inner) as stream:
         data: bytes = stream.read()
-    if expect is not None and (len(data) != expect.bytes or hashlib.sha256(data).hexdigest() != expect.sha256):
+    if expect is not None:
+        verify(data, path, expect)
+    return data
+
+
+def read_all(paths: Sequence[str]) -> list[bytes]:
+    """The contents of many small files, in their order, read by several threads: a store answers each after a while."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, paths))
+
+
+def verify(content: bytes | memoryview, path: str, expect: FileEntry) -> None:
+    """Raise `CorruptFile` unless the content of the file at `path` has the expected size and sha256."""
+    if len(content) != expect.bytes or hashlib.sha256(content).hexdigest() != expect.sha256:
         raise CorruptFile(
             f"{path} does not hold the {expect.bytes} bytes that its manifest names; "
             "delete its artifact's folder and run the same command again"
         )
-    return data
 
 
 def sha256(path: str) -> str:
@@ -136,8 +163,9 @@ def publish(content: bytes | Path, path: str) -> FileEntry:
 def create(data: bytes, path: str) -> bool:
     """Put `data` at `path` only if nothing is there yet; False when something is.
 
-    Locally the check and the creation are one operation. Arrow's object stores have no create-if-absent, so two
-    writers within the same moment are told apart only by a second look.
+    Locally the check and the creation are one operation. Arrow's object stores know no condition on a write (S3's
+    If-None-Match; looked for in pyarrow 25), so there two writers within the same moment are told apart by a second
+    look only, and not always: if one has looked before the other writes, both believe that they were first.
     """
     if is_remote(path):
         if exists(path):

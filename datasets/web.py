@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from urllib.response import addinfourl
 
@@ -151,14 +151,13 @@ class _Http(urllib.request.AbstractHTTPHandler):
     def __init__(self, download: DownloadConfig, hosts: Hosts, gate: Gate):
         super().__init__()
         self._download, self._hosts, self._gate = download, hosts, gate
-        self._tls = ssl.create_default_context()
         self.not_before: dict[str, float] = {}  # host -> when it may be asked again, on the monotonic clock
 
     def http_open(self, request: Any) -> addinfourl:
         return self._answer(_Connection, request)
 
     def https_open(self, request: Any) -> addinfourl:
-        return self._answer(partial(_TlsConnection, context=self._tls), request)
+        return self._answer(partial(_TlsConnection, context=_tls()), request)
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
@@ -236,6 +235,12 @@ class _Connection(http.client.HTTPConnection):
 
 class _TlsConnection(_Connection, http.client.HTTPSConnection):
     """The same over TLS; the certificate must be the host name's, whatever the address."""
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """The certificates that this machine trusts; reading them takes as long as fetching a picture."""
+    return ssl.create_default_context()
 
 
 class _Response(http.client.HTTPResponse):

@@ -213,6 +213,13 @@ class Encoders(Settings):
     gpus: float = Field(1.0, gt=0, le=1)
 
 
+class Cache(Settings):
+    """Files of artifacts on the own disk of each node that trains."""
+
+    folder: str | None = None
+    gib: PositiveFloat = 100.0
+
+
 class Cluster(Settings):
     """Where the work runs. Nothing here changes a result, so nothing here enters a fingerprint."""
 
@@ -223,6 +230,7 @@ class Cluster(Settings):
     gpus_per_worker: int = Field(ge=0)
     gpu_memory_gib: PositiveFloat | None = None
     encoders: Encoders
+    cache: Cache = Cache()
     retries: int = Field(ge=0)
 
 

@@ -183,3 +183,31 @@ def test_artifacts_with_other_shards_are_not_joined(sources):
     storage.remove(storage.join(sources[1].folder, shards.RECEIPTS, "00003.json"))
     with pytest.raises(CorruptFile, match="differ in their shards"):
         Batches(sources, seed=0)
+
+
+def shards_in_order(seed: int) -> list[int]:
+    """Shards of the first epoch, where a window is one shard."""
+    numbers = [shard for shard, count in enumerate(COUNTS) if count]
+    return [shard for (shard,) in shard_windows(numbers, seed=seed, epoch=0, window=1)]
+
+
+def test_the_next_window_is_read_ahead_and_the_last_one_let_go(sources, monkeypatch):
+    loaded: list[int] = []
+    load = Batches._load
+    monkeypatch.setattr(Batches, "_load", lambda self, shard: (loaded.append(shard), load(self, shard))[1])
+    data = Batches(sources, seed=3, window=1)
+    first, second, third, *_ = shards_in_order(seed=3)
+    data.read(0, 1)
+    data._shards[second]  # which nobody has asked for; waits for the thread
+    assert loaded == [first, second]
+    data.read(COUNTS[first], 1)
+    assert set(data._shards._held) == {second, third}
+
+
+def test_damage_ahead_is_told_when_it_is_reached(sources):
+    data = Batches(sources, seed=3, window=1)
+    first, second, *_ = shards_in_order(seed=3)
+    Path(sources[0].folder, shards.image_name(second)).write_bytes(b"")
+    data.read(0, COUNTS[first])
+    with pytest.raises(CorruptFile, match=shards.image_name(second)):
+        data.read(COUNTS[first], 1)

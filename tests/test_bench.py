@@ -1,10 +1,12 @@
-"""The model bench runs through all its parts at a tiny size, those for CUDA on the CPU."""
+"""The benches run through all their parts at a tiny size, those for CUDA on the CPU."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from stages.config import StageAConfig, StageBConfig, StageCConfig
-from tests.bench import models
+from tests.bench import data, models, plan_memory
 
 CPU = torch.device("cpu")
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32)
@@ -56,3 +58,24 @@ def test_the_activations_that_count_are_those_that_are_kept() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     # the input of each Linear, the second of which is also the output that tanh keeps
     assert models.activations(model, [torch.randn(3, 4)]) == 4 * (3 * 4 + 3 * 8)
+
+
+def test_reader() -> None:
+    figures = dict(data.reader(rows=2, num_shards=3, pairs=2))
+    assert "webdataset" in figures["reader, samples a CPU-second (text 77x1024, codes 16x24x24)"]
+    assert len(figures) == 4
+
+
+def test_encoding() -> None:
+    ((_, figure),) = data.encoding(torch.nn.AvgPool2d(32), size=64, rows=1, num_shards=2, pairs=2)
+    assert "ms a batch" in figure
+
+
+def test_downloading() -> None:
+    figures = dict(data.downloading(count=3, side=64, size=32, pairs=2))
+    assert "pictures/s" in figures["download / plain img2dataset, 64 -> 32 px"]
+    assert [part.split()[0] for part in figures["  of which"].split(", ")] == ["fetch", "decode", "resize", "encode"]
+
+
+def test_planning(tmp_path: Path) -> None:
+    assert plan_memory.measured(tmp_path, 500)["planned"] == 500

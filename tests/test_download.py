@@ -198,9 +198,9 @@ def test_we_say_who_we_are(tmp_path, server):
 
 
 def test_nobody_listening_is_a_lost_connection(tmp_path, server):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = taken.getsockname()
-    receipt = download(planned("good"), tmp_path, server, hosts={HOST: address})
+    with socket.socket() as taken:  # bound, so that nobody else gets the port, and deaf
+        taken.bind(("127.0.0.1", 0))
+        receipt = download(planned("good"), tmp_path, server, hosts={HOST: taken.getsockname()})
     assert receipt.dropped == {"connection": 1}
     assert shards.read_images((tmp_path / "00007.tar").read_bytes(), count=0) == []
 

@@ -195,7 +195,7 @@ def batch(root: Root, output: str) -> dict[str, np.ndarray]:
     """Seven samples as the training of an artifact reads them."""
     fields, tower = TRAININGS[output]
     build = root.build(output)
-    payload = train._data(build, *fields, tower=tower) | {"seed": 1}
+    payload = train._data(build, *fields, tower=tower) | {"seed": 1, "cache": build.config.cluster.cache}
     (batches,) = train._batches(payload, build.config.trainings_of(build.step.name)[-1], CPU).values()
     assert batches.rows == sum(ROWS)
     return batches.read(2, 7)

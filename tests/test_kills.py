@@ -1,9 +1,13 @@
 """The publish protocol under kill -9 at every single step of it: the next run makes the same bytes."""
 
 import json
+import os
+import random
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -94,3 +98,19 @@ def test_a_kill_at_every_touch_of_the_file_system_leaves_the_same_bytes(tmp_path
     assert outcome["wrong"] == []
     assert outcome["touches"] > 40
     assert outcome["killed_after_the_manifest"] > 0
+
+
+@pytest.mark.parametrize("kills", [60, pytest.param(600, marks=pytest.mark.chaos)])
+def test_workers_killed_at_random_points_leave_the_same_bytes(tmp_path, kills):
+    """Real downloads over loopback, encoding and publishing; also: one worker and three make the same bytes."""
+    seed = random.randrange(2**32)
+    print("seed", seed)  # where the workers were killed depends on the machine's pace too
+    command = [sys.executable, "-m", "tests.work_on_shards", str(tmp_path), str(kills), str(seed)]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True)
+    outcome = json.loads(done.stdout)
+    assert outcome["three_equal_one"]
+    assert (outcome["killed"], outcome["torn"], outcome["other"]) == (kills, 0, 0)
+    assert outcome["seen"] > 3  # stages of the work at which there were kills, or the sweep would prove nothing

@@ -3,12 +3,11 @@
 import io
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 import tarfile
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datasets import storage, tars
+from datasets import shards, storage, tars
 from datasets.config import WebdatasetConfig
+from datasets.shards import Clock
 from datasets.storage import CorruptFile, FileEntry
 from pipeline.artifacts import Fingerprint, Store
 
@@ -27,24 +27,17 @@ BUCKET = "pictures"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
+def server(tmp_path_factory) -> Iterator[dict[str, str]]:
     """What the environment must hold for Arrow to find the server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"))
-                break
-            except urllib.error.URLError:
-                time.sleep(0.2)
-        else:
-            pytest.fail("the S3-compatible server did not start")
+    said = tmp_path_factory.mktemp("moto") / "stderr.txt"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with open(said, "w") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as running:
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", said.read_text())):
+            assert running.poll() is None, said.read_text()
+            time.sleep(0.05)
+        urllib.request.urlopen(urllib.request.Request(f"{address[0]}/{BUCKET}", method="PUT"))
         yield {
-            "AWS_ENDPOINT_URL": address,
+            "AWS_ENDPOINT_URL": address[0],
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1",
@@ -71,6 +64,14 @@ def test_files_are_published_read_listed_and_removed(folder):
     storage.remove(f"{folder}/a/c")
     storage.remove(f"{folder}/a/never.bin")
     assert storage.listing(folder) == ["a/b.bin"]
+
+
+def test_receipts_are_read_together(folder):
+    made = {
+        shard: shards.publish_receipt(folder, shard, rows_in=1, rows_out=1, files={}, clock=Clock())
+        for shard in range(40)
+    }
+    assert shards.finished(folder) == made
 
 
 def test_other_bytes_are_noticed(folder):

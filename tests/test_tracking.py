@@ -1,5 +1,6 @@
 """Tracking against real MLflow on sqlite; its UI; secrets; the switches that keep libraries quiet."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -257,11 +258,20 @@ def test_processes_may_create_the_store_together(tmp_path: Path) -> None:
     assert client.get_experiment(experiment).artifact_location == f"{tmp_path}/mlflow/artifacts"
 
 
+def _free_port() -> int:
+    """A port below those that the system gives out, so that nobody gets it between two uses."""
+    for port in range(20000 + os.getpid() % 10000, 32768):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no free port")
+
+
 def test_the_ui_answers_once_and_ends_with_its_verb(store: MlflowStore) -> None:
     with _tracking(store):
         pass
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", _free_port()))
         port = probe.getsockname()[1]
         probe.listen()
         with pytest.raises(UsageError, match=f"port={port}: cannot be used"), serve_ui(store, port):

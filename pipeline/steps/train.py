@@ -8,6 +8,7 @@ from datasets import storage
 from datasets.batches import Batches, Source
 from datasets.bucket_batches import BucketBatches, Span
 from datasets.buckets import Frame, Size
+from datasets.cache import VerifiedFiles
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
@@ -172,7 +173,7 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
 
     _check_batches(build)
     if result(build.building) is None:
-        build.train(loop, {**payload, "seed": build.config.seed})
+        build.train(loop, {**payload, "seed": build.config.seed, "cache": build.config.cluster.cache})
     found = result(build.building)
     assert found is not None, "the job ended without a result, yet without an error"
     if PANEL in found["files"]:
@@ -208,12 +209,13 @@ def _batches(payload: dict[str, Any], training: TrainingConfig, where: "device")
         for start, phase in zip(starts, training.phases, strict=False)
         if phase.max_aspect > 1
     ]
+    files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
     online = [(encoder, encoder.load(where)) for encoder in payload["online"]]
     return {
         frame: EncodedBatches(
-            Batches(sources, payload["seed"])
+            Batches(sources, payload["seed"], files=files)
             if frame.square
-            else BucketBatches(sources, frame, payload["seed"], spans),
+            else BucketBatches(sources, frame, payload["seed"], spans, files),
             frame,
             payload["fields"],
             online,

@@ -1,28 +1,24 @@
 """`make bench`: how fast the parts of a training are on this machine. Ratios of interleaved runs, medians; no verdicts.
 
-The loop is compared with the same model, batches and optimiser in a plain PyTorch loop; the reader is timed alone;
-the models are compared with diffusers'.
+The loop is compared with the same model, batches and optimiser in a plain PyTorch loop; the reader with webdataset and
+pyarrow; encoding with its model alone; the download with plain img2dataset; the models with diffusers'.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from datasets import shards, storage
-from datasets.batches import Batches, Source
-from datasets.shards import ImageRow
 from stages import loop
 from stages.config import Phase, StageCConfig, StageCLoss, TrainingConfig
 from stages.draws import Draws
 from stages.stage_c import StageC, StageCObjective
-from tests.bench import models
+from tests.bench import data, models
 
 PAIRS = 10
 STEPS = 10
@@ -42,8 +38,7 @@ def main() -> None:
     ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
     lines.add_row("training loop / plain PyTorch loop", f"{ratio:.3f} (median of {PAIRS} pairs of {STEPS} steps)")
     lines.add_row("of which a step", f"{statistics.median(ours) / STEPS * 1000:.0f} ms")
-    lines.add_row("reader, CLIP-H text + 24x24 codes", f"{_reader_rate():,.0f} samples a CPU-second, hashing included")
-    for what, figure in models.lines():
+    for what, figure in chain(data.lines(), models.lines()):
         lines.add_row(what, figure)
     Console().print(lines)
 
@@ -93,36 +88,6 @@ def _plain_loop() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         optimizer.step()
-
-
-def _reader_rate(rows_per_shard: int = 256, num_shards: int = 4) -> float:
-    generator = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        sources = [
-            _tensors(Path(folder, "text"), "text", (TOKENS, WIDTH), rows_per_shard, num_shards, generator),
-            _tensors(Path(folder, "codes"), "latents_c", (16, SIDE, SIDE), rows_per_shard, num_shards, generator),
-        ]
-        batches = Batches(sources, seed=0)
-        began = time.process_time()
-        for start in range(0, batches.rows, 64):
-            batches.read(start, 64)
-        return batches.rows / (time.process_time() - began)
-
-
-def _tensors(
-    folder: Path, field: str, shape: tuple[int, ...], rows: int, num_shards: int, generator: np.random.Generator
-) -> Source:
-    files = {}
-    for shard in range(num_shards):
-        images = [ImageRow(row, f"{shard * rows + row:032x}", "", "", "png", b"") for row in range(rows)]
-        values = generator.standard_normal((rows, *shape), np.float32).astype(np.float16)
-        name = shards.tensor_name(shard)
-        entry = storage.publish(shards.write_tensors(images, field, values), str(folder / name))
-        shards.publish_receipt(
-            str(folder), shard, rows_in=rows, rows_out=rows, files={name: entry}, clock=shards.Clock()
-        )
-        files[name] = entry
-    return Source(field, str(folder), files)
 
 
 def _seconds(work: Callable[[], None]) -> float:

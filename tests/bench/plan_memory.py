@@ -1,0 +1,60 @@
+"""`python -m tests.bench.plan_memory FOLDER ROWS`: peak memory of a plan, in a process that has loaded nothing else."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets import plan
+from datasets.config import DataConfig, DownloadConfig, FilterConfig, ImageConfig
+
+
+def measured(folder: Path, rows: int) -> dict[str, float]:
+    """Make a plan of generated metadata; peak resident memory before and after, MiB."""
+    part = min(rows, 500_000)
+    for start in range(0, rows, part):
+        write_metadata(folder / f"{start:010d}.parquet", start, part)
+    config = DataConfig(
+        source="laion_aesthetic",
+        metadata=str(folder),
+        limit=None,
+        shard_rows=2048,
+        filters=FilterConfig(min_side=256, max_same_caption=10),
+        image=ImageConfig(size=256, format="jpg"),
+        download=DownloadConfig(threads=1, timeout_s=1, retries=0, user_agent="bench", max_lost=1),
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    counts = plan.make(config, 0, lambda rows: None)
+    return {
+        "planned": counts.planned,
+        "before_mib": before // 1024,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def write_metadata(path: Path, start: int, count: int) -> None:
+    """LAION's columns with different URLs and captions."""
+    numbers = [f"{number:010d}" for number in range(start, start + count)]
+    score = pa.array(np.full(count, 0.3))
+    columns = {
+        "URL": pa.array([f"https://pictures-{number[-4:]}.example/{number}.jpg" for number in numbers]),
+        "TEXT": pa.array([f"a picture of the thing number {number}" for number in numbers]),
+        "WIDTH": pa.array(np.full(count, 1024)),
+        "HEIGHT": pa.array(np.full(count, 768)),
+        "similarity": score,
+        "punsafe": score,
+        "pwatermark": score,
+        "AESTHETIC_SCORE": pa.array(np.full(count, 6.0)),
+    }
+    pq.write_table(pa.table(columns), path, row_group_size=100_000)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(Path(sys.argv[1]), int(sys.argv[2]))))
