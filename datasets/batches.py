@@ -1,9 +1,9 @@
 """Training batches: which sample comes when is arithmetic, so any rank can read any stretch at any time.
 
-The samples of all epochs form one endless sequence; each epoch is a permutation of all rows. Shards are
-permuted first, then rows are shuffled within windows of a few shards, so that reading stays local. The
-sequence is a pure function of the seed: neither the number of ranks nor the batch size enters, and resuming
-is reading on.
+The samples of all epochs form one endless sequence; each epoch is a permutation of all rows, or of those that
+a view chooses. Shards are permuted first, then rows are shuffled within windows of a few shards, so that reading
+stays local. The sequence is a pure function of the seed (and the view): neither the number of ranks nor the batch
+size enters, and resuming is reading on.
 """
 
 from bisect import bisect_right
@@ -19,6 +19,7 @@ from datasets import shards, storage
 from datasets.config import DataError
 from datasets.shards import ImageRow
 from datasets.storage import CorruptFile, FileEntry
+from datasets.views import View
 
 WINDOW = 8  # shards whose rows are mixed
 DECODED_BYTES = 64 << 20  # decoded pictures that are kept of a shard
@@ -39,17 +40,21 @@ class Source:
 class Batches:
     """Samples of several artifacts made from the same pictures, joined shard by shard and compared by key.
 
+    With a `view` there are only the pictures that it chooses.
+
     At most `window` shards are held in memory: tensors as they are, pictures encoded, and as many of them
     decoded as `DECODED_BYTES` allows.
 
     Raises:
         DataError: there is no row at all.
-        CorruptFile: the artifacts differ in their shards.
+        CorruptFile: the artifacts differ in their shards, or the view is of others.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int, window: int = WINDOW):
+    def __init__(self, sources: Sequence[Source], seed: int, window: int = WINDOW, view: View | None = None):
         self._sources = tuple(sources)
-        self._counts = _common_counts(sources)
+        self._stored = _common_counts(sources)
+        self._counts = self._stored if view is None else view.counts(self._stored)
+        self._places = None if view is None else lru_cache(maxsize=window)(view.places)
         self._seed = seed
         self._window = window
         self.rows = sum(self._counts.values())
@@ -85,8 +90,8 @@ class Batches:
         epoch, offset = divmod(position, self.rows)
         starts, _ = self._windows(epoch)
         index = bisect_right(starts, offset) - 1
-        shard, row = self._mixed(epoch, index)[offset - starts[index]]
-        return int(shard), int(row)
+        shard, row = self._mixed(epoch, index)[offset - starts[index]].tolist()
+        return shard, row if self._places is None else int(self._places(shard)[row])
 
     def _make_windows(self, epoch: int) -> tuple[list[int], list[list[int]]]:
         """First sample and shards of each window of an epoch."""
@@ -101,7 +106,7 @@ class Batches:
 
     def _load(self, shard: int) -> "dict[str, _Samples]":
         """All fields of a shard."""
-        read = {source.field: _read(source, shard, self._counts[shard]) for source in self._sources}
+        read = {source.field: _read(source, shard, self._stored[shard]) for source in self._sources}
         first, *others = (keys for keys, _ in read.values())
         if any(keys != first for keys in others):
             folders = ", ".join(source.folder for source in self._sources)

@@ -18,8 +18,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class FilterConfig(Settings):
-    """Which rows of the metadata are planned. None switches a rule off; a missing or NaN value fails one."""
+class Thresholds(Settings):
+    """Bounds on a row's size and scores. None switches a rule off; a missing or NaN value fails one."""
 
     min_side: Count | None = None
     """Smallest shorter side, px."""
@@ -35,6 +35,11 @@ class FilterConfig(Settings):
     """Largest probability that the picture has a watermark."""
     min_similarity: float | None = None
     """Smallest cosine between CLIP's embeddings of picture and caption."""
+
+
+class FilterConfig(Thresholds):
+    """Which rows of the metadata are planned."""
+
     min_words: Count = 1
     """Fewest words of a caption."""
     max_characters: Count = 2000
@@ -43,6 +48,10 @@ class FilterConfig(Settings):
     """Most rows with the same caption: shops and stock agencies repeat theirs a thousand times."""
     max_same_url: Count | None = None
     """Most rows with the same URL and different captions."""
+
+
+class ViewConfig(Thresholds):
+    """Which of the stored pictures a training phase sees, by the values that the plan has of them."""
 
 
 class ImageConfig(Settings):
@@ -125,6 +134,8 @@ class DataConfig(Settings):
     shard_rows: Count
     """Planned rows of a shard."""
     filters: FilterConfig
+    views: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], ViewConfig] = Field(default_factory=dict)
+    """Selections of the stored pictures, for `view` of a training's phases."""
     image: ImageConfig
     download: DownloadConfig
     openmoji: OpenMojiConfig | None = None

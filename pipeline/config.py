@@ -316,6 +316,15 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _views_exist(self) -> "Config":
+        for key, training in self.trainings().items():
+            for number, phase in enumerate(training.phases):
+                if phase.view is not None and phase.view not in self.data.views:
+                    known = ", ".join(self.data.views) or "no views; give data.views.NAME.min_aesthetic=... or the like"
+                    raise ValueError(f"{key}.phases.{number}.view={phase.view}: data.views has {known}")
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         for key, training in self.trainings().items():
             for number, phase in enumerate(training.phases):
@@ -355,6 +364,15 @@ class Config(Settings):
     def sizes_of(self, step: str) -> list[int]:
         """Sides in px at which the phases of a training step see the pictures, ascending."""
         return sorted({phase.size for training in self.trainings_of(step) for phase in training.phases})
+
+    def stretches_of(self, step: str) -> list[tuple[int, str | None]]:
+        """Sides in px and views in which the phases of a training step see the pictures, each pair once."""
+        phases = [phase for training in self.trainings_of(step) for phase in training.phases]
+        return list(dict.fromkeys((phase.size, phase.view) for phase in phases))
+
+    def views_of(self, step: str) -> tuple[str, ...]:
+        """Artifacts of the views that a training step uses."""
+        return tuple(sorted({f"view_{view}" for _, view in self.stretches_of(step) if view}))
 
     def with_absolute_paths(self) -> "Config":
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""

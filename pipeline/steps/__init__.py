@@ -29,25 +29,29 @@ def rows(config: Config) -> list[Step]:
         f"data.{key}"
         for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji", "folder")
     )
+    views = config.views_of
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
         Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 2),
         Step("download",    "images",    ("metadata",),                        ("data.image",),                    "download:download"),
         *(
+        Step("select",      f"view_{v}",   ("metadata", "images"),             (f"data.views.{v}",),               "select:select")
+        for v in config.data.views),
+        *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}",),                     "encode:encode_text")
         for t in towers),
-        Step("train_a",     "stage_a",   ("images",),                          ("stage_a", "seed"),                "train:train_a"),
+        Step("train_a",     "stage_a",   ("images", *views("train_a")),        ("stage_a", "seed"),                "train:train_a"),
         Step("import_a",    "stage_a",   (),                                   ("stage_a.weights", "stage_a.model"), "bring:bring"),
         Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b",),                 "encode:encode_a"),
-        Step("train_b",     "stage_b",   ("images", text_b, "latents_a", "stage_a"), ("stage_b", "compressor", "seed"), "train:train_b"),
+        Step("train_b",     "stage_b",   ("images", text_b, "latents_a", "stage_a", *views("train_b")), ("stage_b", "compressor", "seed"), "train:train_b"),
         Step("import_b",    "stage_b",   (),                                   ("stage_b.weights", "stage_b.model", "compressor.weights", "compressor.model"), "bring:bring"),
         Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c",),                 "encode:encode_c"),
-        Step("train_c",     "stage_c",   ("latents_c", text_c),                ("stage_c", "seed"),                "train:train_c"),
+        Step("train_c",     "stage_c",   ("latents_c", text_c, *views("train_c")), ("stage_c", "seed"),                "train:train_c"),
         Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
         Step("interpolate", "stage_c",   (),                                   ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
-        Step("train_previewer", "previewer", ("images", "latents_c"),          ("previewer", "seed"),              "train:train_previewer"),
-        Step("train_baseline", "baseline", ("latents_a", text_l, "stage_a"),   (*learning, "seed"),                "train:train_baseline"),
+        Step("train_previewer", "previewer", ("images", "latents_c", *views("train_previewer")), ("previewer", "seed"),              "train:train_previewer"),
+        Step("train_baseline", "baseline", ("latents_a", text_l, "stage_a", *views("train_baseline")), (*learning, "seed"),                "train:train_baseline"),
         Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
         Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
         Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),

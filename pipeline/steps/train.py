@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from datasets import storage
+from datasets import storage, views
 from datasets.batches import Batches, Source
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stages.stage_a import StageA
     from stages.stage_b import StageB
 
+Stretch = tuple[int, str | None]  # side of the pictures in px, name of the view
 PANEL = "panel.png"  # reconstructions of some training pictures
 PANEL_ROWS = 16
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
@@ -133,8 +134,10 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     from pipeline.rank import result
 
     _check_batches(build)
+    stretches = build.config.stretches_of(build.step.name)
     if result(build.building) is None:
-        build.train(loop, {**payload, "seed": build.config.seed})
+        views = {name: build.inputs[f"view_{name}"] for _, name in stretches if name}
+        build.train(loop, {**payload, "stretches": stretches, "views": views, "seed": build.config.seed})
     found = result(build.building)
     assert found is not None, "the job ended without a result, yet without an error"
     if PANEL in found["files"]:
@@ -150,23 +153,32 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
 
 def _check_batches(build: Build) -> None:
     """Refuse a batch larger than the data before any worker starts: it would hold a sample twice."""
-    rows = min(artifact.manifest["rows"] for name, artifact in build.inputs.items() if not name.startswith("stage"))
+    data = {name: made for name, made in build.inputs.items() if not name.startswith(("stage_", "view_"))}
+    stored = min(artifact.manifest["rows"] for artifact in data.values())
     for training in build.config.trainings_of(build.step.name):
-        largest = max(phase.batch_size for phase in training.phases)
-        if largest > rows:
-            raise UsageError(
-                f"{build.step.name}: a batch of {largest} is larger than the data, which has {rows} rows; "
-                "lower batch_size of the training's phases, or raise data.limit"
-            )
+        for phase in training.phases:
+            rows = build.inputs[f"view_{phase.view}"].manifest["rows"] if phase.view else stored
+            if phase.batch_size > rows:
+                seen, loosen = (f"view {phase.view}", "loosen the view") if phase.view else ("data", "raise data.limit")
+                raise UsageError(
+                    f"{build.step.name}: a batch of {phase.batch_size} is larger than the {seen}, which has {rows} "
+                    f"rows; lower batch_size of the training's phases, or {loosen}"
+                )
 
 
-def _batches(payload: dict[str, Any]) -> dict[int, Batches]:
-    """Batches by picture size; all sizes come in the same order."""
-    return {size: Batches(sources, seed=payload["seed"]) for size, sources in payload["sources"].items()}
+def _batches(payload: dict[str, Any]) -> dict[Stretch, Batches]:
+    """Batches by picture size and view; all sizes come in the same order."""
+    chosen = {name: views.read(artifact.read(views.FILE)) for name, artifact in payload["views"].items()}
+    return {
+        (size, view): Batches(payload["sources"][size], seed=payload["seed"], view=chosen[view] if view else None)
+        for size, view in payload["stretches"]
+    }
 
 
-def _largest(batches: dict[int, Batches]) -> Batches:
-    return batches[max(batches)]
+def _largest(batches: dict[Stretch, Batches]) -> tuple[int, Batches]:
+    """The largest size, and its batches."""
+    stretch = max(batches, key=lambda stretch: stretch[0])
+    return stretch[0], batches[stretch]
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
@@ -189,7 +201,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
     if rank.train("stage_a", objective, settings.train, batches):
         rank.publish("stage_a.safetensors", weights(stage_a))
         rank.publish(PANEL, _panel_a(stage_a, batches))
-        rank.finish(_largest(batches).rows)
+        rank.finish(_largest(batches)[1].rows)
 
 
 def _perceptual(loss: StageALoss, device: "device") -> "Perceptual | None":
@@ -240,7 +252,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
         rank.publish("compressor.safetensors", weights(compressor))
         stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
         rank.publish(PANEL, _panel_b(stage_a, stage_b, compressor, batches))
-        rank.finish(_largest(batches).rows)
+        rank.finish(_largest(batches)[1].rows)
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
@@ -259,7 +271,7 @@ def _loop_c(payload: dict[str, Any]) -> None:
     objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
     if rank.train("stage_c", objective, settings.train, batches):
         rank.publish("stage_c.safetensors", weights(stage_c))
-        rank.finish(_largest(batches).rows)
+        rank.finish(_largest(batches)[1].rows)
 
 
 def _loop_previewer(payload: dict[str, Any]) -> None:
@@ -274,7 +286,7 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
     if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, batches):
         rank.publish("previewer.safetensors", weights(previewer))
         rank.publish(PANEL, _panel_previewer(previewer, batches))
-        rank.finish(_largest(batches).rows)
+        rank.finish(_largest(batches)[1].rows)
 
 
 def _loop_baseline(payload: dict[str, Any]) -> None:
@@ -292,24 +304,24 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
         rank.publish("baseline.safetensors", weights(baseline))
         stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
         rank.publish(PANEL, _panel_baseline(stage_a, baseline, batches))
-        rank.finish(_largest(batches).rows)
+        rank.finish(_largest(batches)[1].rows)
 
 
-def _panel_batch(batches: dict[int, Batches]) -> "dict[str, Tensor]":
+def _panel_batch(batches: dict[Stretch, Batches]) -> "dict[str, Tensor]":
     """Some samples, pictures at the largest size that was trained at."""
     import torch
 
     from stages.layers import resized
 
-    size = max(batches)
-    rows = batches[size].read(0, min(PANEL_ROWS, batches[size].rows))
+    size, found = _largest(batches)
+    rows = found.read(0, min(PANEL_ROWS, found.rows))
     batch = {name: torch.from_numpy(values) for name, values in rows.items()}
     if "image" in batch:
         batch["image"] = resized(batch["image"], size)
     return batch
 
 
-def _panel_a(stage_a: "StageA", batches: dict[int, Batches]) -> bytes:
+def _panel_a(stage_a: "StageA", batches: dict[Stretch, Batches]) -> bytes:
     """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
     from stages.grid import grid
     from stages.sample import reconstruct_a
@@ -324,7 +336,7 @@ def _panel_a(stage_a: "StageA", batches: dict[int, Batches]) -> bytes:
     return grid(("original", "Stage A", "by the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: dict[int, Batches]) -> bytes:
+def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: dict[Stretch, Batches]) -> bytes:
     """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
     from stages.grid import grid
     from stages.sample import reconstruct_a, reconstruct_b
@@ -347,7 +359,7 @@ def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", bat
     )
 
 
-def _panel_previewer(previewer: "Previewer", batches: dict[int, Batches]) -> bytes:
+def _panel_previewer(previewer: "Previewer", batches: dict[Stretch, Batches]) -> bytes:
     """PNG of some pictures, what the previewer is to make of them, and what it makes of their codes."""
     from stages.grid import grid
     from stages.layers import resized
@@ -364,7 +376,7 @@ def _panel_previewer(previewer: "Previewer", batches: dict[int, Batches]) -> byt
     return grid(("original", "made smaller", "preview"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: dict[int, Batches]) -> bytes:
+def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: dict[Stretch, Batches]) -> bytes:
     """PNG of some pictures as Stage A keeps them, and what the baseline draws from their captions."""
     from stages.grid import grid
     from stages.sample import generate_baseline, to_pixels
@@ -373,7 +385,7 @@ def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: dict[int, 
     baseline.eval()
     device = next(baseline.parameters()).device
     latents, text = batch["latents_a"].float().to(device), batch["text"].float().to(device)
-    size = max(batches)
+    size, _ = _largest(batches)
     drawn = generate_baseline(
         stage_a,
         baseline,
