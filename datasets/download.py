@@ -9,7 +9,7 @@ import io
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def download_shard(
     download: DownloadConfig,
     hosts: Hosts,
     gate: web.Gate | None = None,
+    forgotten: Set[str] = frozenset(),
 ) -> Receipt:
     """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.
 
@@ -70,13 +71,18 @@ def download_shard(
         folder: the artifact's folder, a local path or URI.
         hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
         gate: slots of each host, shared with other shards; None: `download.per_host` for this shard alone.
+        forgotten: keys and URLs of pictures that are not asked for.
 
     Raises:
         RuntimeError: img2dataset did not account for every row.
     """
     clock = Clock()
     opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
-    fetched = _fetch(rows, shard, image, download, opener)
+    places = zip(*(rows[name].to_pylist() for name in ("row", "key", "url")), strict=True)
+    fetched = {row: Fetched(Outcome.FORGOTTEN) for row, *names in places if not forgotten.isdisjoint(names)}
+    wanted = rows.filter(~pc.field("row").isin(list(fetched)))
+    if wanted.num_rows:
+        fetched |= _fetch(wanted, shard, image, download, opener)
     retried = 0
     for _ in range(download.retries):
         again = [row for row, result in fetched.items() if result.outcome in PASSING]

@@ -166,7 +166,7 @@ def write_tensors(rows: Sequence[ImageRow], field: str, values: np.ndarray) -> b
         field: pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, buffer]),
     }
     about = {"dtype": str(values.dtype), "shape": json.dumps(shape)}
-    return _parquet(pa.table(columns).replace_schema_metadata(about))
+    return parquet_bytes(pa.table(columns).replace_schema_metadata(about))
 
 
 def read_tensors(content: bytes, field: str) -> tuple[list[str], np.ndarray]:
@@ -192,10 +192,11 @@ def read_tensors(content: bytes, field: str) -> tuple[list[str], np.ndarray]:
 
 def table_bytes(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> bytes:
     """A Parquet table of plain values; without a schema, types follow from the values."""
-    return _parquet(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+    return parquet_bytes(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the Parquet file of a shard; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -224,7 +225,7 @@ def publish_receipt(
     """Declare a shard done. Every row that went in has come out or was dropped for a counted reason."""
     losses = dict(sorted((dropped or {}).items()))
     assert rows_in == rows_out + sum(losses.values()), f"{rows_in} rows in, {rows_out} out, {losses} dropped"
-    receipt = Receipt(
+    made = Receipt(
         shard=shard,
         rows_in=rows_in,
         rows_out=rows_out,
@@ -236,17 +237,30 @@ def publish_receipt(
         retried=retried,
         counts=dict(sorted((counts or {}).items())),
     )
+    put_receipt(folder, made)
+    return made
+
+
+def put_receipt(folder: str, receipt: Receipt) -> None:
+    """Write a receipt, in place of the shard's old one if there is one."""
     text = json.dumps(asdict(receipt), indent=1)
-    storage.publish(text.encode(), storage.join(folder, RECEIPTS, f"{shard:05d}.json"))
-    return receipt
+    storage.publish(text.encode(), receipt_path(folder, receipt.shard))
+
+
+def receipt_path(folder: str, shard: int) -> str:
+    """Where a shard's receipt lies."""
+    return storage.join(folder, RECEIPTS, f"{shard:05d}.json")
 
 
 def finished(folder: str) -> dict[int, Receipt]:
     """Receipts of the shards of an artifact that are done, by shard number."""
-    receipts = {}
-    for name in storage.listing(storage.join(folder, RECEIPTS)):
-        facts = json.loads(storage.read(storage.join(folder, RECEIPTS, name)))
-        files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
-        receipt = Receipt(files=files, **facts)
-        receipts[receipt.shard] = receipt
-    return receipts
+    names = storage.listing(storage.join(folder, RECEIPTS))
+    receipts = (receipt(folder, int(name.removesuffix(".json"))) for name in names)
+    return {found.shard: found for found in receipts}
+
+
+def receipt(folder: str, shard: int) -> Receipt:
+    """The receipt of a shard that is done."""
+    facts = json.loads(storage.read(receipt_path(folder, shard)))
+    files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
+    return Receipt(files=files, **facts)

@@ -28,6 +28,11 @@ class CorruptFile(ValueError):
     """A file's content is not what its manifest says."""
 
 
+def entry_of(content: bytes) -> FileEntry:
+    """Size and sha256 of a file's content."""
+    return FileEntry(len(content), hashlib.sha256(content).hexdigest())
+
+
 def is_remote(path: str) -> bool:
     """Whether `path` is a URI rather than a local path."""
     return "://" in path and not path.startswith("file://")
@@ -67,7 +72,7 @@ def read(path: str, expect: FileEntry | None = None) -> bytes:
     filesystem, inner = open_filesystem(path)
     with filesystem.open_input_stream(inner) as stream:
         data: bytes = stream.read()
-    if expect is not None and (len(data) != expect.bytes or hashlib.sha256(data).hexdigest() != expect.sha256):
+    if expect is not None and entry_of(data) != expect:
         raise CorruptFile(
             f"{path} does not hold the {expect.bytes} bytes that its manifest names; "
             "delete its artifact's folder and run the same command again"
@@ -105,7 +110,7 @@ def publish(content: bytes | Path, path: str) -> FileEntry:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
-    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
+    return entry_of(data)
 
 
 def create(data: bytes, path: str) -> bool:

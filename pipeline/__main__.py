@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.dag import Planned
 from pipeline.errors import UsageError, exit_code
 from pipeline.mlflow_store import locate_store
+from pipeline.removal_list import names_of, requests
 from pipeline.screen import Summary, console, show_plan, show_summary
 from pipeline.words import Words, parse, usage
 
@@ -82,8 +83,11 @@ def _plan(words: Words) -> None:
     loaded, root = _config(words)
     planned = run.planned_steps(loaded, root, words.selection)
     costs = cost.estimates(planned, loaded)
+    forgotten = names_of(requests(root))
     if not words.json:
         show_plan(planned, costs)
+        if forgotten:
+            console.print(f"left out of everything: {len(forgotten)} keys and URLs that this root was asked to forget")
         _warn_of_missing_weights(loaded, planned)
         cost.check_memory(planned, loaded)
         return
@@ -98,7 +102,7 @@ def _plan(words: Words) -> None:
         }
         for item, estimate in zip(planned, costs, strict=True)
     ]
-    _print_json(words, {"steps": steps})
+    _print_json(words, {"steps": steps, "forgotten": len(forgotten)})
     cost.check_memory(planned, loaded)
 
 
@@ -181,6 +185,13 @@ def _report(words: Words) -> None:
 def _data(words: Words) -> None:
     from pipeline import data
 
+    if words.rest == ["forget"]:  # concerns all that lies under the root, whatever its config
+        if words.conf or words.overrides:
+            raise UsageError("data forget takes keys=, urls=, from=FILE and root=; it concerns every conf's pictures")
+        data.forget(storage.absolute(words.root), words.own, words.json)
+        return
+    if words.own.keys() & {"keys", "urls", "from"}:
+        raise UsageError("keys=, urls= and from= go with `data forget`")
     loaded, root = _config(replace(words, rest=[]))
     match words.rest:
         case ["funnel"]:
@@ -190,7 +201,7 @@ def _data(words: Words) -> None:
         case ["trace", key]:
             data.trace(loaded, root, key, words.json)
         case _:
-            raise UsageError("data needs one of: funnel, verify, trace KEY")
+            raise UsageError("data needs one of: funnel, verify, trace KEY, forget")
 
 
 def _ui(words: Words) -> None:

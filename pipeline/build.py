@@ -71,6 +71,7 @@ class Build:
     cluster: "Cluster"
     lease: Callable[[float, str], AbstractContextManager[None]]  # devices reserved, and of what kind -> the ledger
     report: Reporter
+    forgotten: frozenset[str]  # keys and URLs of pictures that this root has been asked to forget
     stop_signal: Callable[[], int | None]  # the signal that asked for the end, if one did
 
     @property

@@ -12,10 +12,12 @@ from rich.table import Table
 
 from datasets import shards, storage
 from datasets.storage import CorruptFile
+from pipeline import forgetting
 from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
 from pipeline.dag import fingerprints, order
 from pipeline.errors import UsageError
+from pipeline.removal_list import listed, names_of, requests
 from pipeline.reports import out, wanted
 from pipeline.steps import table
 
@@ -101,6 +103,9 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     told: dict[str, Any] = {"key": key, "planned": planned}
     if images := found.get("images"):
         told["download"] = _row(images.read(shards.index_name(planned["shard"])), key)
+    dates = names_of(request for request in requests(root) if request.done)
+    if when := dates.get(key) or dates.get(planned["url"]):
+        told["forgotten"] = when
     if images and told["download"]["status"] == "ok":
         told["files"] = [
             storage.join(artifact.path, name)
@@ -114,8 +119,31 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     for section in ("planned", "download"):
         for name, value in told.get(section, {}).items():
             out.print(f"{section:9} {name:11} {value}")
+    if when:
+        out.print(f"forgotten on {when}: nothing of it is stored any more but its row of the plan, above")
     for path in told.get("files", ()):
         out.print(f"in        {path}")
+
+
+def forget(root: str, words: dict[str, str], as_json: bool) -> None:
+    """Remove pictures for ever: from what is stored, and from every later download.
+
+    Raises:
+        UsageError: none is named, and no earlier removal waits to be gone on with.
+    """
+    names = listed(words.get("keys", ""), words.get("urls", ""), words.get("from", ""))
+    if not names and all(request.done for request in requests(root)):
+        raise UsageError("data forget needs keys=KEY,KEY or urls='URL URL' or from=FILE with a key or URL a line")
+    done = forgetting.forget(root, names)
+    if as_json:
+        told = {"pictures": sorted(done.pictures), "files": dict(done.files), "trained": sorted(done.trained)}
+        print(json.dumps({"root": root, **told}, indent=1))
+        return
+    out.print(f"{len(done.pictures)} stored pictures forgotten; of {len(names)} keys and URLs no more is downloaded")
+    out.print(", ".join(f"{count} files {how}" for how, count in sorted(done.files.items())) or "no file changed")
+    if done.trained:
+        out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")
+        out.print("MLflow keeps contact sheets of past runs, which may show them: delete those runs in `ui`")
 
 
 def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
 from pipeline.memory import PeakMemory
 from pipeline.process import ProcessId
+from pipeline.removal_list import check_carried_out, names_of, requests
 from pipeline.screen import Built, StepProgress, Summary, console
 from pipeline.steps import table
 from pipeline.weights import how_to_get
@@ -86,6 +87,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
     check_weights(config, {item.step.output for item in planned if item.state != "done"})
+    check_carried_out(root)
     check_writable(root, "root")
     quiet_environment()
     if config.cluster.address is None:
@@ -273,6 +275,7 @@ class _Session:
                 path=path,
                 inputs=self._inputs(item),
                 cluster=self.cluster,
+                forgotten=frozenset(names_of(requests(self.root))),
                 lease=lambda devices, kind: self.ledger.lease(step.name, fingerprint.digest, devices, kind),
                 report=_Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,

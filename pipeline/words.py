@@ -45,7 +45,11 @@ VERBS: dict[str, Verb] = {
         config=False,
     ),
     "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False),
-    "data": Verb("`data funnel`, `data verify`, `data trace KEY`: counts, bytes, one picture", flags=("--json",)),
+    "data": Verb(
+        "`data funnel`, `verify`, `trace KEY`: counts, bytes, one picture; `forget`: keys= urls= from=FILE are removed",
+        ("keys", "urls", "from"),
+        ("--json",),
+    ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
     "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",), config=False),
 }

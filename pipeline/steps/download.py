@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ def download(build: Build) -> Facts:
     done = sum(receipt.rows_in for receipt in finished.values())
     count = -(-metadata.manifest["rows"] // data.shard_rows)
     todo = (
-        (rows, shard, build.path, data, slots)
+        (rows, shard, build.path, data, slots, build.forgotten)
         for part in sorted(metadata.files)
         for shard, rows in plan.shards(metadata.read(part))
         if shard not in finished
@@ -49,7 +49,7 @@ def download(build: Build) -> Facts:
     )
 
 
-def _download(rows: pa.Table, shard: int, path: str, data: DataConfig, slots: Any) -> Receipt:
+def _download(rows: pa.Table, shard: int, path: str, data: DataConfig, slots: Any, forgotten: Set[str]) -> Receipt:
     from pipeline.cluster import SlotsClient
 
     with _hosts(data) as hosts:
@@ -61,6 +61,7 @@ def _download(rows: pa.Table, shard: int, path: str, data: DataConfig, slots: An
             download=data.download,
             hosts=hosts,
             gate=SlotsClient(slots),
+            forgotten=forgotten,
         )
 
 
@@ -78,9 +79,9 @@ def _hosts(data: DataConfig) -> Iterator[Hosts]:
 
 
 def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:
-    lost = dropped.total()
+    lost = dropped.total() - dropped["forgotten"]
     causes = ", ".join(f"{cause} {count}" for cause, count in dropped.most_common())
-    if lost == planned:
+    if dropped.total() == planned:
         raise BudgetExceeded(f"none of {planned} planned pictures could be kept: {causes}")
     if lost > max_lost * planned:
         raise BudgetExceeded(
