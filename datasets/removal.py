@@ -38,6 +38,12 @@ def from_tensors(content: bytes, keys: Set[str]) -> bytes:
     return shards.parquet_bytes(table.filter(~_among(table, keys)).combine_chunks())
 
 
+def from_samples(content: bytes, keys: Set[str]) -> bytes:
+    """The table of samples without those of some pictures."""
+    rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+    return shards.table_bytes([row for row in rows if row["key"] not in keys])
+
+
 def from_receipt(receipt: Receipt, files: dict[str, FileEntry], rows: int, *, downloaded: bool) -> Receipt:
     """The receipt of a shard that is down to `rows` pictures, with its new files.
 

@@ -26,7 +26,6 @@ from pipeline.screen import console
 from pipeline.steps.select import make as make_view
 
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
-TABLES = ("samples.parquet", "captions.json")
 
 
 @dataclass
@@ -120,16 +119,23 @@ def _from_everything(
 
 def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None:
     """Delete what shows the pictures, or may show them, and their captions from the tables of samples."""
-    for name in artifact.files:
+    for name in {*artifact.files, *Removals.read(artifact.path).files}:  # some may be recorded as deleted, but there
         file = PurePosixPath(name)
         if file.name in SHEETS or file.stem in keys:
             _replace(artifact, name, None, outcome)
-    if "captions.json" in artifact.files:
-        rows = [row for row in json.loads(artifact.read("captions.json")) if row["key"] not in keys]
-        contents = (shards.table_bytes(rows), json.dumps(rows, indent=1, ensure_ascii=False).encode())
-        for name, content in zip(TABLES, contents, strict=True):
-            _replace(artifact, name, content, outcome)
-        _settle(artifact, len(rows))
+    for name, change in TABLES.items():
+        if name in artifact.files:
+            _rewrite(artifact, name, partial(change, keys=keys), outcome)
+            _settle(artifact, removal.count(storage.read(storage.join(artifact.path, "samples.parquet"))))
+
+
+def _from_captions(content: bytes, keys: Set[str]) -> bytes:
+    """The list of captions beside samples without some."""
+    rows = [row for row in json.loads(content) if row["key"] not in keys]
+    return json.dumps(rows, indent=1, ensure_ascii=False).encode()
+
+
+TABLES: dict[str, Callable[..., bytes]] = {"samples.parquet": removal.from_samples, "captions.json": _from_captions}
 
 
 def _from_shard(artifact: Artifact, folder: str, shard: int, keys: Set[str], outcome: Outcome) -> None:

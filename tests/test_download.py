@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets import openmoji, pictures, plan, shards, storage, web
+from datasets import openmoji, pictures, plan, removal, shards, storage, web
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
 from datasets.download import INDEX, download_shard
 from datasets.outcomes import Outcome
@@ -307,3 +307,19 @@ def test_receipts_are_plain_json(tmp_path, server):
     found = json.loads((tmp_path / "receipts" / "00007.json").read_text())
     assert found == dataclasses.asdict(receipt)
     assert found["dropped"] == {"gone": 1}
+
+
+def test_a_forgotten_picture_is_not_asked_for_and_taken_out_later_leaves_the_same_bytes(server, tmp_path):
+    rows = planned("good", "good-too", "missing")
+    key, url = rows["key"][0].as_py(), rows["url"][1].as_py()
+    kept = download(rows, tmp_path / "kept", server)
+    server.RequestHandlerClass.seen.clear()
+    receipt = download(rows, tmp_path / "never", server, forgotten={key, url})
+    assert set(server.RequestHandlerClass.seen) == {"missing"}
+    assert receipt.dropped == {"forgotten": 2, "gone": 1}
+    keys = {key, rows["key"][1].as_py()}
+    for name, change in ((shards.image_name(7), removal.from_images), (shards.index_name(7), removal.from_index)):
+        content = (tmp_path / "kept" / name).read_bytes()
+        assert change(content, set()) == content
+        assert change(content, keys) == (tmp_path / "never" / name).read_bytes()
+    assert removal.from_receipt(kept, {}, 0, downloaded=True).dropped == receipt.dropped
