@@ -53,6 +53,9 @@ class FilterConfig(Thresholds):
 class ViewConfig(Thresholds):
     """Which of the stored pictures a training phase sees, by the values that the plan has of them."""
 
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Whether pictures that look like others are left out; one of them stays."""
+
 
 class ImageConfig(Settings):
     """How a fetched picture is stored: short side resized, centre cropped to a square, encoded."""
@@ -137,6 +140,8 @@ class DataConfig(Settings):
     views: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], ViewConfig] = Field(default_factory=dict)
     """Selections of the stored pictures, for `view` of a training's phases."""
     image: ImageConfig
+    attempt: Count = 1
+    """Which download of this plan: a later one asks again for what the one before lost for a passing reason."""
     download: DownloadConfig
     openmoji: OpenMojiConfig | None = None
     folder: FolderConfig | None = None

@@ -44,6 +44,13 @@ def from_samples(content: bytes, keys: Set[str]) -> bytes:
     return shards.table_bytes([row for row in rows if row["key"] not in keys])
 
 
+def from_duplicates(content: bytes, keys: Set[str]) -> bytes:
+    """The table of duplicates without some pictures, and without those that looked like them: these stay."""
+    table = pq.read_table(pa.BufferReader(content))
+    named = pc.field("key").isin(list(keys)) | pc.field("of").isin(list(keys))
+    return shards.parquet_bytes(table.filter(~named).combine_chunks())
+
+
 def from_receipt(receipt: Receipt, files: dict[str, FileEntry], rows: int, *, downloaded: bool) -> Receipt:
     """The receipt of a shard that is down to `rows` pictures, with its new files.
 

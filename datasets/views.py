@@ -53,7 +53,10 @@ class View:
 
 
 def make(
-    shards: Iterable[tuple[int, pa.Table]], read_index: Callable[[int], bytes], config: ViewConfig
+    shards: Iterable[tuple[int, pa.Table]],
+    read_index: Callable[[int], bytes],
+    config: ViewConfig,
+    duplicates: Mapping[int, pa.Array],
 ) -> tuple[bytes, int, Counter[str]]:
     """Choose among the stored pictures.
 
@@ -61,6 +64,7 @@ def make(
         shards: number and planned rows (`plan.SCHEMA`) of each shard.
         read_index: bytes of a shard's table of what became of them (`download.INDEX`).
         config: the bounds.
+        duplicates: keys, by shard, of pictures that look like others.
 
     Returns:
         The view's file, how many pictures it chooses, and how many others it leaves out by rule.
@@ -72,6 +76,10 @@ def make(
         keys = stored_keys(read_index(shard))
         stored = planned.filter(pc.is_in(planned["key"], keys))
         accepted, rejected = filters.accept(stored, rules)
+        if (unwanted := duplicates.get(shard)) is not None:
+            unique = accepted.filter(~pc.field("key").isin(unwanted))
+            left_out["duplicate"] += accepted.num_rows - unique.num_rows
+            accepted = unique
         bits = pc.is_in(keys, accepted["key"].combine_chunks()).to_numpy(zero_copy_only=False)
         lines.append({"shard": shard, "pictures": len(keys), "chosen": np.packbits(bits).tobytes()})
         rows += accepted.num_rows

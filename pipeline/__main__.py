@@ -198,10 +198,14 @@ def _data(words: Words) -> None:
             data.funnel(loaded, root, words.json)
         case ["verify"]:
             data.verify(loaded, root, words.json)
+        case ["retry"]:
+            data.retry(loaded, root, words, _command())
+        case ["dedup"]:
+            data.dedup(loaded, root, words, _command())
         case ["trace", key]:
             data.trace(loaded, root, key, words.json)
         case _:
-            raise UsageError("data needs one of: funnel, verify, trace KEY, forget")
+            raise UsageError("data needs one of: funnel, verify, trace KEY, retry, dedup, forget")
 
 
 def _ui(words: Words) -> None:

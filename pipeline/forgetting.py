@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets import removal, shards, storage, views
+from datasets import duplicates, removal, shards, storage, views
 from datasets.config import ViewConfig
 from pipeline import lease, removal_list
 from pipeline.artifacts import LEASE, MANIFEST, Artifact, Removals, Store, rewrite
@@ -99,19 +99,22 @@ def _from_everything(
         with _held(store, artifact):
             _from_pictures(artifact, stored, outcome)
     for artifact in (*made, images):
-        if artifact.name.startswith(("text_", "latents_", "images")):
+        if artifact.name.startswith(("text_", "latents_", "images", "duplicates")):
             with _held(store, artifact):
                 for folder in _folders(artifact):
                     for shard, keys in by_shard.items():
                         _from_shard(artifact, folder, shard, keys, outcome)
-                receipts = shards.finished(storage.join(artifact.path, *_folders(artifact)[:1]))
-                _settle(artifact, sum(receipt.rows_out for receipt in receipts.values()))
+                if artifact.name != "duplicates":
+                    receipts = shards.finished(storage.join(artifact.path, *_folders(artifact)[:1]))
+                    _settle(artifact, sum(receipt.rows_out for receipt in receipts.values()))
     now = store.find("images", images.manifest["fingerprint"])
     assert now is not None, "the images were there a moment ago"
     for artifact in made:
         if artifact.name.startswith("view_"):
             settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
-            content, rows, _ = make_view(ViewConfig(**settings), metadata, now)
+            digest = artifact.manifest["parents"].get("duplicates")
+            repeated = store.find("duplicates", digest) if digest else None
+            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, repeated)
             with _held(store, artifact):
                 _replace(artifact, views.FILE, content, outcome)
                 _settle(artifact, rows)
@@ -126,7 +129,8 @@ def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None
     for name, change in TABLES.items():
         if name in artifact.files:
             _rewrite(artifact, name, partial(change, keys=keys), outcome)
-            _settle(artifact, removal.count(storage.read(storage.join(artifact.path, "samples.parquet"))))
+            if name.endswith(".parquet"):
+                _settle(artifact, removal.count(storage.read(storage.join(artifact.path, name))))
 
 
 def _from_captions(content: bytes, keys: Set[str]) -> bytes:
@@ -135,7 +139,11 @@ def _from_captions(content: bytes, keys: Set[str]) -> bytes:
     return json.dumps(rows, indent=1, ensure_ascii=False).encode()
 
 
-TABLES: dict[str, Callable[..., bytes]] = {"samples.parquet": removal.from_samples, "captions.json": _from_captions}
+TABLES: dict[str, Callable[..., bytes]] = {
+    "samples.parquet": removal.from_samples,
+    "captions.json": _from_captions,
+    duplicates.FILE: removal.from_duplicates,
+}
 
 
 def _from_shard(artifact: Artifact, folder: str, shard: int, keys: Set[str], outcome: Outcome) -> None:
@@ -220,9 +228,10 @@ def _stored(images: Artifact, shard: int) -> set[str]:
 
 
 def _folders(artifact: Artifact) -> list[str]:
-    """Folders inside an artifact that hold shards: the artifact's own ("") or one a size."""
+    """Folders inside an artifact that hold shards: the artifact's own (""), or one a size, or the hashes'."""
     names = (PurePosixPath(name) for name in artifact.files)
-    return sorted({"" if str(name.parent) == "." else str(name.parent) for name in names if name.suffix == ".parquet"})
+    numbered = (name for name in names if name.suffix == ".parquet" and name.stem.isdigit())
+    return sorted({"" if str(name.parent) == "." else str(name.parent) for name in numbered})
 
 
 def _made_from(parent: Artifact, finished: Iterable[Artifact], name: str) -> list[Artifact]:

@@ -46,7 +46,7 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False),
     "data": Verb(
-        "`data funnel`, `verify`, `trace KEY`: counts, bytes, one picture; `forget`: keys= urls= from=FILE are removed",
+        "`data funnel`, `verify`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE): see the README",
         ("keys", "urls", "from"),
         ("--json",),
     ),

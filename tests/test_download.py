@@ -21,7 +21,7 @@ from PIL import Image
 
 from datasets import openmoji, pictures, plan, removal, shards, storage, web
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
-from datasets.download import INDEX, download_shard
+from datasets.download import INDEX, download_shard, results
 from datasets.outcomes import Outcome
 from datasets.shards import Receipt
 
@@ -323,3 +323,22 @@ def test_a_forgotten_picture_is_not_asked_for_and_taken_out_later_leaves_the_sam
         assert change(content, set()) == content
         assert change(content, keys) == (tmp_path / "never" / name).read_bytes()
     assert removal.from_receipt(kept, {}, 0, downloaded=True).dropped == receipt.dropped
+
+
+def test_a_later_attempt_asks_again_for_passing_losses_only_and_keeps_every_other_byte(server, tmp_path):
+    rows = planned("good", "flaky", "missing", "down")
+    once = DOWNLOAD.model_copy(update={"retries": 0})
+    first = download(rows, tmp_path / "first", server, download=once)
+    assert first.dropped == {"gone": 1, "server_error": 2}
+    tar, index = ((tmp_path / "first" / name).read_bytes() for name in (shards.image_name(7), shards.index_name(7)))
+    server.RequestHandlerClass.seen[:] = ["flaky"]
+    second = download(rows, tmp_path / "second", server, download=once, earlier=results(tar, index))
+    assert sorted(server.RequestHandlerClass.seen) == ["down", "flaky", "flaky"]
+    assert second.dropped == {"gone": 1, "server_error": 1}
+    before = shards.read_images(tar)
+    after = shards.read_images((tmp_path / "second" / shards.image_name(7)).read_bytes())
+    assert [row.row for row in after] == [0, 1]
+    assert after[0] == before[0]
+    again = download(rows.slice(0, 1), tmp_path / "same", server, earlier={0: results(tar, index)[0]})
+    assert again.rows_out == 1
+    assert shards.read_images((tmp_path / "same" / shards.image_name(7)).read_bytes()) == before

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datasets import plan, shards, storage, views
+from datasets import duplicates, plan, shards, storage, views
 from datasets.batches import Batches, Source
 from datasets.config import DataError, ViewConfig
 from datasets.download import INDEX
@@ -91,10 +91,15 @@ def built(root: Path) -> Store:
     receipts(text)
     sized = {f"128/{name}": content for name, content in values.items()}
     receipts(commit(store, "latents_c", sized, 2 * (ROWS - 1), images), "128")
-    bounds = {"min_aesthetic": 1.0}
-    content, chosen, _ = make(ViewConfig(**bounds), metadata, images)
+    hashed = {f"hashes/{name}": content for name, content in values.items()}  # another table with keys
+    twins = [{"shard": 0, "key": KEYS[0][2], "of": GONE, "kind": "exact"}]
+    table = shards.parquet_bytes(pa.Table.from_pylist(twins, schema=duplicates.SCHEMA))
+    repeated = commit(store, "duplicates", {**hashed, duplicates.FILE: table, "groups.png": PNG}, 1, images)
+    receipts(repeated, "hashes")
+    bounds: dict[str, Any] = {"min_aesthetic": 1.0, "duplicates": "drop"}
+    content, chosen, _ = make(ViewConfig(**bounds), metadata, images, repeated)
     settings = {"data.views.fine": bounds}
-    view = commit(store, "view_fine", {views.FILE: content}, chosen, metadata, images, settings=settings)
+    view = commit(store, "view_fine", {views.FILE: content}, chosen, metadata, images, repeated, settings=settings)
     stage = commit(store, "stage_c", {"stage_c.safetensors": b"weights", "panel.png": PNG}, 6, text, view)
     captions = [{"key": key, "caption": "caption", "seed": 1} for key in (KEYS[0][0], GONE)]
     pictures = {f"{folder}/{row['key']}.png": PNG for folder in ("original", "generated") for row in captions}
@@ -150,11 +155,15 @@ def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     assert {*samples.files} == {f"original/{kept}.png", f"generated/{kept}.png", "samples.parquet", "captions.json"}
     assert [row["key"] for row in json.loads(samples.read("captions.json"))] == [kept]
     assert {*now["stage_c"].files} == {"stage_c.safetensors"}
+    assert {*now["duplicates"].files} == {"hashes/00000.parquet", "hashes/00001.parquet", duplicates.FILE}
+    assert now["duplicates"].read("hashes/00001.parquet") == tensors(1, GONE)
+    assert duplicates.by_shard(now["duplicates"].read(duplicates.FILE)) == {}
     stored = [path for path, content in contents(Path(store.root)).items() if GONE.encode() in content]
     assert not [path for path in stored if Path(path).suffix in (".tar", ".png")]
 
 
-def test_trainings_and_their_views_go_on_without_it(store):
+def test_trainings_and_their_views_go_on_without_it_and_with_the_one_that_looked_like_it(store):
+    assert found(store)["view_fine"].manifest["rows"] == 3
     forget(store.root, {GONE})
     now = found(store)
     view = views.read(now["view_fine"].read(views.FILE))

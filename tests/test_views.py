@@ -41,8 +41,9 @@ def index(shard: int) -> bytes:
     return shards.table_bytes(rows, INDEX)
 
 
-def make(**bounds: Any) -> tuple[views.View, int, dict[str, int]]:
-    content, rows, left_out = views.make(((shard, planned(shard)) for shard in range(3)), index, ViewConfig(**bounds))
+def make(duplicates: dict[int, pa.Array] | None = None, **bounds: Any) -> tuple[views.View, int, dict[str, int]]:
+    rows_of_shards = ((shard, planned(shard)) for shard in range(3))
+    content, rows, left_out = views.make(rows_of_shards, index, ViewConfig(**bounds), duplicates or {})
     return views.read(content), rows, dict(left_out)
 
 
@@ -68,6 +69,12 @@ def test_a_view_holds_the_stored_pictures_within_the_bounds_and_counts_the_other
     assert [view.places(shard).tolist() for shard in range(3)] == [[3, 5, 6], [3, 5], [3, 5, 6]]  # rows 4, 6 and 7
     assert rows == 8
     assert left_out == {"min_aesthetic": 7 + 6 + 7 - 8}
+
+
+def test_a_view_leaves_duplicates_out_and_counts_them():
+    view, rows, left_out = make({1: pa.array([key(1, 3), key(1, 4)])}, min_aesthetic=4.0)
+    assert [view.places(shard).tolist() for shard in range(3)] == [[3, 5, 6], [5], [3, 5, 6]]
+    assert (rows, left_out["duplicate"]) == (7, 1)  # row 3 is below the bound, and counted there
 
 
 def test_batches_of_a_view_hold_its_pictures_once_an_epoch_with_their_own_values(source):
@@ -122,6 +129,11 @@ def test_a_changed_view_makes_the_trainings_that_use_it_stale_and_nothing_before
     assert changed([fine, PHASES], [finer, PHASES]) == {"view_fine", *AFTER_C}
     assert changed([], [fine]) == set()
     assert changed([fine], [fine, PHASES]) == {"view_fine", *AFTER_C}
+
+
+def test_only_a_view_that_drops_duplicates_looks_for_them():
+    keep, drop = (f"data.views={{fine: {{duplicates: {what}}}}}" for what in ("keep", "drop"))
+    assert changed([keep, PHASES], [drop, PHASES]) == {"duplicates", "view_fine", *AFTER_C}
 
 
 def test_a_view_that_does_not_exist_is_refused_by_name():

@@ -29,15 +29,17 @@ def rows(config: Config) -> list[Step]:
         f"data.{key}"
         for key in ("source", "metadata", "removed", "limit", "shard_rows", "filters", "openmoji", "folder")
     )
-    views = config.views_of
+    later = ("data.attempt",) if config.data.attempt > 1 else ()
+    views, unwanted = config.views_of, {"keep": (), "drop": ("duplicates",)}
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
         Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 2),
-        Step("download",    "images",    ("metadata",),                        ("data.image",),                    "download:download"),
+        Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download"),
+        Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
         *(
-        Step("select",      f"view_{v}",   ("metadata", "images"),             (f"data.views.{v}",),               "select:select")
-        for v in config.data.views),
+        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates]), (f"data.views.{v}",), "select:select")
+        for v, view in config.data.views.items()),
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}",),                     "encode:encode_text")
         for t in towers),

@@ -2,7 +2,7 @@
 
 import os
 
-from datasets import plan, shards, storage, views
+from datasets import duplicates, plan, shards, storage, views
 from datasets.config import DataError, ViewConfig
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
@@ -10,10 +10,11 @@ from pipeline.build import Build, Facts
 
 
 def select(build: Build) -> Facts:
-    """metadata, images -> view_<name>: a bit for each stored picture."""
+    """metadata, images (and duplicates, to drop them) -> view_<name>: a bit for each stored picture."""
     name = build.step.output.removeprefix("view_")
     view = build.config.data.views[name]
-    entry, rows, left_out, pid = build.call(_select, view, build.inputs["metadata"], build.inputs["images"], build.path)
+    inputs = (build.inputs["metadata"], build.inputs["images"], build.inputs.get("duplicates"))
+    entry, rows, left_out, pid = build.call(_select, view, inputs, build.path)
     if not rows:
         reasons = ", ".join(f"{rule} leaves out {count}" for rule, count in left_out.items() if count)
         stored = build.inputs["images"].manifest["rows"]
@@ -24,14 +25,17 @@ def select(build: Build) -> Facts:
 
 
 def _select(
-    view: ViewConfig, metadata: Artifact, images: Artifact, path: str
+    view: ViewConfig, inputs: tuple[Artifact, Artifact, Artifact | None], path: str
 ) -> tuple[FileEntry, int, dict[str, int], int]:
-    content, rows, left_out = make(view, metadata, images)
+    content, rows, left_out = make(view, *inputs)
     return storage.publish(content, storage.join(path, views.FILE)), rows, left_out, os.getpid()
 
 
-def make(view: ViewConfig, metadata: Artifact, images: Artifact) -> tuple[bytes, int, dict[str, int]]:
+def make(
+    view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None
+) -> tuple[bytes, int, dict[str, int]]:
     """A view's file, how many of the pictures it chooses, and how many others it leaves out by rule."""
     planned = (shard for part in sorted(metadata.files) for shard in plan.shards(metadata.read(part)))
-    content, rows, left_out = views.make(planned, lambda shard: images.read(shards.index_name(shard)), view)
+    unwanted = duplicates.by_shard(repeated.read(duplicates.FILE)) if repeated else {}
+    content, rows, left_out = views.make(planned, lambda shard: images.read(shards.index_name(shard)), view, unwanted)
     return content, rows, dict(left_out)
