@@ -146,6 +146,13 @@ def listing(folder: str) -> list[str]:
     return sorted(name for name in files if not name.endswith(".tmp"))
 
 
+def total_bytes(folder: str) -> int:
+    """Bytes of all files below a folder."""
+    filesystem, inner = open_filesystem(folder)
+    infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
+    return sum(info.size for info in infos if info.type == pafs.FileType.File)
+
+
 def sweep(folder: str) -> None:
     """Delete what killed writers left half-written in a local folder; nobody may be writing there."""
     if not is_remote(folder):

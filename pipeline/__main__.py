@@ -208,6 +208,14 @@ def _data(words: Words) -> None:
             raise UsageError("data needs one of: funnel, verify, trace KEY, retry, dedup, forget")
 
 
+def _gc(words: Words) -> None:
+    from pipeline.garbage import collect
+
+    if words.rest:
+        raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
+    collect(storage.absolute(words.root), words.own.get("days"), words.yes, words.json)
+
+
 def _ui(words: Words) -> None:
     from pipeline.ui import serve_ui
 
@@ -245,6 +253,7 @@ HANDLERS: dict[str, Callable[[Words], None]] = {
     "weights": _weights,
     "report": _report,
     "data": _data,
+    "gc": _gc,
     "ui": _ui,
     "doctor": _doctor,
 }

@@ -17,7 +17,7 @@ from typing import Any
 
 from datasets import storage
 from pipeline import __version__, cost, dag, lease, ledger
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.build import Build, Facts
 from pipeline.config import BASELINE, STAGES, Config
 from pipeline.dag import Planned, Selection
@@ -206,6 +206,7 @@ class _Session:
                 "version": __version__,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "outcome": "running",
+                "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
                 "steps": {},
             }
             self._write_record()
@@ -217,6 +218,10 @@ class _Session:
         self._write_record()
         self.summary.warnings += self.tracking.warnings
         self.exits.__exit__(kind, error, trace)
+
+    def _wanted(self) -> dict[str, Fingerprint]:
+        """All that this config asks for, also what the flags leave out."""
+        return dag.fingerprints(dag.order(table(self.config), self.config.targets), self.config.lookup)
 
     def _write_record(self) -> None:
         text = json.dumps(self.record, indent=1, ensure_ascii=False)

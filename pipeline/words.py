@@ -50,6 +50,12 @@ VERBS: dict[str, Verb] = {
         ("keys", "urls", "from"),
         ("--json",),
     ),
+    "gc": Verb(
+        "artifacts that no run wants any more, and leftovers; `gc --yes` deletes them; days=N: older runs want nothing",
+        ("days",),
+        ("--json", "--yes"),
+        config=False,
+    ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
     "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",), config=False),
 }
@@ -67,6 +73,7 @@ class Words:
     rest: list[str] = field(default_factory=list)
     selection: Selection = field(default_factory=Selection)
     json: bool = False
+    yes: bool = False
 
     def required_conf(self) -> str:
         """The conf's name; the verb cannot do without it."""
@@ -94,7 +101,7 @@ def parse(arguments: list[str]) -> Words:
         if word.startswith("--"):
             if key not in verb.flags:
                 raise UsageError(f"{name} has no flag {key}; it takes {', '.join(verb.flags) or 'none'}")
-            if key == "--json":
+            if key in ("--json", "--yes"):
                 flags[key] = []
                 continue
             value = value if separator else (queue.pop(0) if queue else "")
@@ -131,6 +138,7 @@ def parse(arguments: list[str]) -> Words:
             force=tuple(flags.get("--force", ())),
         ),
         json="--json" in flags,
+        yes="--yes" in flags,
     )
 
 
