@@ -208,6 +208,13 @@ def compressor_parameters(config: CompressorConfig) -> int:
     return backbone + _stages_of(config).last * config.latent_channels + norm
 
 
+def compressor_products(config: CompressorConfig, side: int) -> int:
+    """Multiplications of `Compressor` for what its backbone sees, of `side` px."""
+    table = _stages_of(config)
+    last = table.last * config.latent_channels * (side // CODE_STRIDE) ** 2
+    return sum(layer.products for layer in _convolutions(table, side)) + last
+
+
 def _linear(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 
@@ -316,12 +323,13 @@ def _blocks_b(config: StageBConfig) -> Iterator[_Block]:
 
 @dataclass(frozen=True)
 class _Convolution:
-    """A convolution of an EfficientNet: its weights, output channels, whether BatchNorm follows, numbers kept."""
+    """A convolution of an EfficientNet: weights, output channels, whether BatchNorm follows, numbers kept, products."""
 
     weights: int
     outputs: int
     norm: bool
     kept: int
+    products: int
 
 
 def _convolutions(table: EfficientNetStages, side: int) -> Iterator[_Convolution]:
@@ -334,7 +342,8 @@ def _convolutions(table: EfficientNetStages, side: int) -> Iterator[_Convolution
         kernel: int, inputs: int, outputs: int, before: int, after: int, active: bool, groups: int = 1
     ) -> _Convolution:
         kept = inputs * before**2 + outputs * after**2 * (1 + active)
-        return _Convolution(kernel**2 * inputs * outputs // groups, outputs, True, kept)
+        weights = kernel**2 * inputs * outputs // groups
+        return _Convolution(weights, outputs, True, kept, weights * after**2)
 
     channels, half = table.stem, -(-side // 2)
     yield layer(3, 3, channels, side, half, True)
@@ -350,7 +359,8 @@ def _convolutions(table: EfficientNetStages, side: int) -> Iterator[_Convolution
                     yield layer(1, channels, wide, side, side, True)
                 yield layer(3, wide, wide, side, after, True, groups=wide)
                 squeezed = max(1, channels // 4)
-                yield _Convolution(2 * wide * squeezed + wide + squeezed, 0, False, wide * after**2)
+                products = 2 * wide * squeezed
+                yield _Convolution(products + wide + squeezed, 0, False, wide * after**2, products)
             if stage.block == "mb" or stage.expand > 1:
                 yield layer(1, wide, stage.channels, after, after, False)
             channels, side = stage.channels, after
