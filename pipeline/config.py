@@ -327,12 +327,10 @@ class Config(Settings):
     @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         for key, training in self.trainings().items():
-            for number, phase in enumerate(training.phases):
-                if phase.batch_size % self.workers:
-                    raise ValueError(
-                        f"{key}.phases.{number}.batch_size={phase.batch_size} does not divide "
-                        f"among workers={self.workers}"
-                    )
+            try:
+                training.require_divisible(self.workers)
+            except ValueError as error:
+                raise ValueError(f"{key}.{error}") from None
         return self
 
     def origin(self, stage: Stage) -> Origin:

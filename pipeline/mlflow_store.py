@@ -17,10 +17,11 @@ from pipeline.errors import UsageError
 
 @dataclass(frozen=True)
 class MlflowStore:
-    """An MLflow tracking URI, and the local folder for the runs' files (None = the server's own)."""
+    """An MLflow tracking URI, and local folders: for the runs' files (None = the server's own), for records unsent."""
 
     uri: str
     artifacts: Path | None
+    unsent: Path
 
     @property
     def database(self) -> Path:
@@ -48,11 +49,15 @@ def locate_store(root: str, uri: str | None) -> MlflowStore:
                 "tracking.uri: leave user and password out of the address; "
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
-        return MlflowStore(uri, artifacts=None)
+        local = (
+            Path.home() / ".cache/wuerstchen" if storage.is_remote(root) else Path(storage.absolute(root)) / "mlflow"
+        )
+        return MlflowStore(uri, artifacts=None, unsent=local / "unsent")
     if not uri.startswith("sqlite:///"):
         raise UsageError(f"tracking.uri={uri}: must be an http(s) address or sqlite:///<local file>")
     database = Path(uri.removeprefix("sqlite:///")).absolute()
-    return MlflowStore(f"sqlite:///{database}", artifacts=database.parent / "artifacts")
+    folder = database.parent
+    return MlflowStore(f"sqlite:///{database}", artifacts=folder / "artifacts", unsent=folder / "unsent")
 
 
 def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:

@@ -7,7 +7,7 @@ trained, rank 0 publishes the weights and, last, `result.json`, which the driver
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
@@ -50,7 +50,14 @@ class Rank:
         self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[tuple[int, str | None], Batches]
     ) -> bool:
         """Train (or go on training) an objective on batches by size and view; False when the run was asked to stop."""
-        states = Checkpoints(storage.join(self.building, "checkpoints", name), self._warn)
+        folder = storage.join(self.building, "checkpoints", name)
+        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
+
+        def load_state() -> Iterator[bytes] | None:
+            newest = [states.newest() if self.rank == 0 else None]
+            if self.world > 1:  # all ranks go on from the same one
+                dist.broadcast_object_list(newest)
+            return states.read(newest[0]) if newest[0] else None
 
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
@@ -74,7 +81,7 @@ class Rank:
             device=self.device,
             rank=self.rank,
             world=self.world,
-            load_state=states.load,
+            load_state=load_state,
             save_state=states.save,
             log=log,
             should_stop=self.board.stopping,

@@ -216,8 +216,8 @@ class _Session:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
         self._write_record()
-        self.summary.warnings += self.tracking.warnings
         self.exits.__exit__(kind, error, trace)
+        self.summary.warnings += self.tracking.warnings
 
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""

@@ -1,43 +1,39 @@
 """MLflow runs: what a reviewer of experiments sees of a pipeline run.
 
 One parent run for each invocation that does work, one child run for each step that it builds; a step's
-retries stay in its child, so the list of runs reads like the DAG. Only the driver writes; workers hand it
-their numbers. MLflow is a view: where it fails the run goes on; failures are counted and shown at the end.
+retries stay in its child, so the list of runs reads like the DAG. Only the driver records; workers hand it
+their numbers. MLflow is a view: a run never waits for it, and what it could not take is sent by the next run.
 """
 
+import base64
 import contextlib
 import getpass
-import io
+import hashlib
 import json
-import logging
-import re
 import subprocess
 import time
-from collections import Counter
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from pipeline.artifacts import Artifact
 from pipeline.dag import flatten
 from pipeline.errors import Interrupted
-from pipeline.mlflow_store import MlflowStore, connect
+from pipeline.mlflow_records import PROCESS, Recorder
+from pipeline.mlflow_store import MlflowStore
+from pipeline.outbox import Outbox
 from pipeline.process import ProcessId
 from pipeline.redact import redact
 
-log = logging.getLogger(__name__)
-
-MetricRow = tuple[str, float, int, int]  # name, value, step, Unix time in ms
-BUFFERED_ROWS = 500
-BUFFERED_S = 5.0
+END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
 
 
 class Tracking:
-    """The MLflow runs of one invocation, as a context; it creates the store: enter it before workers start.
+    """The MLflow runs of one invocation, as a context.
 
     Args:
         store: from `locate_store`.
@@ -58,10 +54,10 @@ class Tracking:
         fingerprints: Mapping[str, str],
         config: Mapping[str, Any],
     ):
-        self.run_id: str | None = None
+        self.warnings: list[str] = []  # what could not be recorded, once the context has been left
         self._store = store
-        self._experiment = experiment
         self._name = conf
+        self._invocation = invocation
         self._config = redact(config)
         self._tags = {
             "wst.kind": "pipeline",
@@ -71,44 +67,36 @@ class Tracking:
             **{f"wst.fingerprint.{name}": digest for name, digest in fingerprints.items()},
             **git_tags(Path(__file__).parent),
         }
-        self._client: Any = None
-        self._experiment_id = ""
-        self._failures: Counter[str] = Counter()
-
-    @property
-    def warnings(self) -> list[str]:
-        """What could not be recorded, one sentence for each kind of failure."""
-        return [
-            f"MLflow at {self._store.uri} failed {count} times to {action}; the run itself is not affected"
-            for action, count in self._failures.items()
-        ]
+        self._recorder = Recorder(store, experiment)
+        self._unsent = store.unsent / hashlib.sha256(f"{store.uri} {experiment}".encode()).hexdigest()[:12]
+        self._outbox: Outbox | None = None
+        self._parent = ""
 
     def __enter__(self) -> "Tracking":
-        with self._tolerating("open the store"):
-            self._client, self._experiment_id = connect(self._store, self._experiment)
-            self._end_lost_runs()
-        self.run_id = self._start(self._name, self._tags)
-        if self.run_id is not None:
-            with self._tolerating("record the config"):
-                self._record_config(self.run_id)
+        try:
+            self._outbox = Outbox(self._unsent, f"{self._invocation}-{uuid.uuid4().hex[:8]}", self._recorder)
+        except OSError as error:
+            self.warnings.append(f"MLflow gets nothing of this run: {error}")
+        self.record("end_lost")
+        self._parent = self._start(self._name, "", self._tags)
+        values = {key: json.dumps(value, ensure_ascii=False) for key, value in flatten(self._config).items()}
+        text = yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True)
+        self.record("config", run=self._parent, text=text, params=values)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end(self.run_id, error)
+        self._end(self._parent, error)
+        if self._outbox:
+            left = self._outbox.close(END_PATIENCE_S)
+            self.warnings += self._complaints(self._outbox, left)
 
     @contextlib.contextmanager
     def step(self, name: str, output: str, fingerprint: str) -> Iterator["StepRun"]:
         """The child run of a step that builds the artifact `output`, around all its attempts."""
-        tags = {
-            "mlflow.parentRunId": self.run_id or "",
-            "wst.kind": "step",
-            "wst.step": name,
-            "wst.output": output,
-            "wst.fingerprint": fingerprint,
-        }
-        run = StepRun(self, self._start(f"{name} ({output})", tags))
+        tags = {"wst.kind": "step", "wst.step": name, "wst.output": output, "wst.fingerprint": fingerprint}
+        run = StepRun(self, self._start(f"{name} ({output})", self._parent, tags))
         caught: BaseException | None = None
         try:
             yield run
@@ -116,102 +104,65 @@ class Tracking:
             caught = error
             raise
         finally:
-            run.flush()
-            self._end(run.run_id, caught)
+            self._end(run.key, caught)
 
-    def log_metrics(self, run_id: str | None, rows: Sequence[MetricRow]) -> None:
-        """Add points to a run's curves; the same row twice is one point. Nothing happens without a run."""
-        if run_id is None or not rows:
-            return
-        with self._tolerating("record metrics"):
-            from mlflow.entities import Metric
+    def flush(self, patience_s: float) -> bool:
+        """Wait until MLflow has all that was recorded so far; False where it does not in that time."""
+        return self._outbox is not None and self._outbox.flush(patience_s)
 
-            metrics = [Metric(legal_name(name), value, time_ms, step) for name, value, step, time_ms in rows]
-            self._client.log_batch(run_id, metrics=metrics)
+    def _complaints(self, outbox: Outbox, left: int) -> Iterator[str]:
+        where = f"MLflow at {self._store.uri}"
+        if left:
+            yield (
+                f"{where} did not take {left} records ({outbox.last_error or 'no answer in time'}); "
+                f"they wait in {outbox.path}, and the next run sends them"
+            )
+        elif outbox.failures:
+            yield f"{where} failed {outbox.failures} times ({outbox.last_error}); everything has arrived since"
+        if self._recorder.refused:
+            yield f"{where} refused {self._recorder.refused} records for good; the log says which"
 
-    def log_image(self, run_id: str | None, name: str, png: bytes, step: int) -> None:
-        """Add a picture to a run; pictures of one name form a series over steps."""
-        if run_id is None:
-            return
-        with self._tolerating("record a picture"):
-            self._client.log_image(run_id, Image.open(io.BytesIO(png)), key=legal_name(name), step=step)
+    def record(self, kind: str, **content: Any) -> None:
+        """Give MLflow a record, see `Recorder`; returns at once."""
+        if self._outbox:
+            self._outbox.add({"kind": kind, **content})
 
-    def set_tags(self, run_id: str | None, tags: Mapping[str, str]) -> None:
-        """Put tags on a run."""
-        if run_id is None:
-            return
-        with self._tolerating("record tags"):
-            from mlflow.entities import RunTag
+    def _start(self, name: str, parent: str, tags: Mapping[str, str]) -> str:
+        """Begin a run; returns our key of it."""
+        common = {
+            "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": "python -m pipeline",
+            "mlflow.source.type": "LOCAL",
+            PROCESS: json.dumps(vars(ProcessId.own())),
+        }
+        key = uuid.uuid4().hex
+        self.record("start", run=key, parent=parent, name=name, tags={**common, **tags}, time=_now())
+        return key
 
-            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def _start(self, name: str, tags: Mapping[str, str]) -> str | None:
-        if self._client is None:
-            return None
-        run_id: str | None = None
-        with self._tolerating("start a run"):
-            common = {
-                "mlflow.user": getpass.getuser(),
-                "mlflow.source.name": "python -m pipeline",
-                "mlflow.source.type": "LOCAL",
-                "wst.process": json.dumps(vars(ProcessId.own())),
-            }
-            run = self._client.create_run(self._experiment_id, tags={**common, **tags}, run_name=name)
-            run_id = run.info.run_id
-        return run_id
-
-    def _end(self, run_id: str | None, error: BaseException | None) -> None:
-        if run_id is None:
-            return
-        with self._tolerating("end a run"):
-            self._client.set_terminated(run_id, _status(error))
-
-    def _record_config(self, run_id: str) -> None:
-        from mlflow.entities import Param
-
-        text = yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True)
-        self._client.log_text(run_id, text, "config.yaml")
-        values = {key: json.dumps(value, ensure_ascii=False) for key, value in flatten(self._config).items()}
-        # Parameters are for comparing runs; MLflow cuts them at 6,000 characters, the file above is whole.
-        self._client.log_batch(run_id, params=[Param(legal_name(key), value) for key, value in values.items()])
-
-    def _end_lost_runs(self) -> None:
-        """End the runs of this host's dead processes, which MLflow would show as running for ever."""
-        for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
-            process = run.data.tags.get("wst.process")
-            if process and ProcessId(**json.loads(process)).is_dead():
-                self._client.set_tag(run.info.run_id, "wst.end_reason", "process died")
-                self._client.set_terminated(run.info.run_id, "KILLED")
-
-    @contextlib.contextmanager
-    def _tolerating(self, action: str) -> Iterator[None]:
-        """The one place where failures of MLflow end: counted, logged, and left behind."""
-        try:
-            yield
-        except Exception as error:
-            self._failures[action] += 1
-            log.warning("MLflow failed to %s: %s", action, error)
+    def _end(self, run: str, error: BaseException | None) -> None:
+        self.record("end", run=run, status=_status(error), time=_now())
 
 
 class StepRun:
-    """A step's child run; metrics are written in batches, a hundred times cheaper than one by one."""
+    """A step's child run."""
 
-    def __init__(self, tracking: Tracking, run_id: str | None):
-        self.run_id = run_id
+    def __init__(self, tracking: Tracking, key: str):
+        self.key = key
         self._tracking = tracking
-        self._rows: list[MetricRow] = []
-        self._flushed = time.monotonic()
+        self._last: dict[str, int] = {}  # name -> step of its newest point
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Take measurements at a training step; they appear within seconds."""
-        now = time.time_ns() // 1_000_000
-        self._rows += [(name, value, step, now) for name, value in values.items()]
-        if len(self._rows) >= BUFFERED_ROWS or time.monotonic() - self._flushed > BUFFERED_S:
-            self.flush()
+        """Take measurements at a training step; steps that a later attempt does again keep their first points."""
+        new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
+        self._last.update(dict.fromkeys(new, step))
+        if new:
+            rows = [(name, value, step, _now()) for name, value in new.items()]
+            self._tracking.record("metrics", run=self.key, rows=rows)
 
     def image(self, name: str, png: bytes, step: int) -> None:
-        """Show a picture."""
-        self._tracking.log_image(self.run_id, name, png, step)
+        """Show a picture; pictures of one name form a series over steps."""
+        content = base64.b64encode(png).decode()
+        self._tracking.record("image", run=self.key, name=name, png=content, step=step, time=_now())
 
     def finish(self, artifact: Artifact) -> None:
         """Record what the finished artifact's manifest says: hours, attempts, sizes, final metrics."""
@@ -227,18 +178,7 @@ class StepRun:
             "wst.content": manifest["content"],
             "wst.devices": manifest["devices"],
         }
-        self._tracking.set_tags(self.run_id, tags)
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        self._tracking.log_metrics(self.run_id, self._rows)
-        self._rows = []
-        self._flushed = time.monotonic()
-
-
-def legal_name(name: str) -> str:
-    """A name that MLflow accepts for metrics, parameters and pictures: an underscore for what it forbids."""
-    return re.sub(r"[^\w./ :-]", "_", name)
+        self._tracking.record("tags", run=self.key, tags=tags)
 
 
 def git_tags(folder: Path) -> dict[str, str]:
@@ -256,6 +196,11 @@ def git_tags(folder: Path) -> dict[str, str]:
         }
     except (OSError, subprocess.CalledProcessError):  # no git, or an unpacked archive
         return {}
+
+
+def _now() -> int:
+    """Unix time in ms."""
+    return time.time_ns() // 1_000_000
 
 
 def _status(error: BaseException | None) -> str:

@@ -1,13 +1,13 @@
-"""One training state as one byte string: weights, optimiser moments, moving average, step.
+"""One training state as byte strings: weights, optimiser moments, moving average, step.
 
-The bytes are a safetensors file, so loading runs no code, and the same state always gives the same bytes.
-Everything else about a training is a pure function of the step (see `stages.loop`), hence no random state is
-kept.
+Each is a safetensors file, so loading runs no code, and the same state always gives the same bytes. A training whose
+ranks share a copy of the weights writes a part for each of them; any number of ranks can read them again. Everything
+else about a training is a pure function of the step (see `stages.loop`), hence no random state is kept.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import safetensors.torch
 import torch
@@ -22,22 +22,32 @@ class CheckpointMismatch(ValueError):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Which rows of a whole tensor (its first dimension) a part of it holds."""
+
+    start: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A training after `step` steps.
+    """A training after `step` steps, or a part of it.
 
     `recipe` says which training this is, as flat JSON values by name; `tensors` are named `model.<key>`,
-    `optimizer.<parameter>.<moment>` and, where a moving average is kept, `average.<key>`.
+    `optimizer.<parameter>.<moment>` and, where a moving average is kept, `average.<key>`; those in `rows` are a part.
     """
 
     step: int
     recipe: Mapping[str, object]
     tensors: Mapping[str, Tensor]
+    rows: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def dump(checkpoint: Checkpoint) -> bytes:
     """Return the checkpoint as a safetensors byte string, equal bytes for equal states."""
     # A single metadata entry: the order of several is not fixed by the format's writer.
-    about = json.dumps({"step": checkpoint.step, "recipe": checkpoint.recipe}, sort_keys=True)
+    rows = {key: [part.start, part.total] for key, part in checkpoint.rows.items()}
+    about = json.dumps({"step": checkpoint.step, "recipe": checkpoint.recipe, "rows": rows}, sort_keys=True)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.tensors.items()}
     return safetensors.torch.save(tensors, metadata={"checkpoint": about})
 
@@ -50,7 +60,8 @@ def load(data: bytes) -> Checkpoint:
         about = json.loads(header["__metadata__"]["checkpoint"])
     except (SafetensorError, KeyError) as error:
         raise CheckpointMismatch(f"the checkpoint cannot be read ({error}): remove it to start again") from error
-    return Checkpoint(about["step"], about["recipe"], tensors)
+    rows = {key: Rows(*part) for key, part in about["rows"].items()}
+    return Checkpoint(about["step"], about["recipe"], tensors, rows)
 
 
 def require_recipe(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> None:
@@ -61,60 +72,76 @@ def require_recipe(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> None
             raise CheckpointMismatch(f"the checkpoint was trained with {key} = {was}, this training has {now}")
 
 
-def snapshot(model: nn.Module, optimizer: torch.optim.AdamW, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Name every tensor that a training must remember; they are references, not copies."""
-    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for name, parameter in _trained(model):
-        moments = optimizer.state[parameter]
-        assert moments, f"{name} requires a gradient but has never had one"
-        tensors |= {f"optimizer.{name}.{moment}": moments[moment] for moment in _MOMENTS}
-    return tensors | {f"average.{key}": value for key, value in (average or {}).items()}
+@dataclass(frozen=True)
+class State:
+    """The live tensors of a training, as far as this rank keeps them: by name, and which rows those are."""
+
+    model: Mapping[str, Tensor]
+    trained: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
+    average: Mapping[str, Tensor] | None
+    rows: Mapping[str, Rows] = field(default_factory=dict)  # of `model` and `average`; none = whole
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Name every tensor that a training must remember; they are references, not copies."""
+        tensors = {f"model.{key}": value for key, value in self.model.items()}
+        for name, parameter in self.trained.items():
+            moments = self.optimizer.state[parameter]
+            assert moments, f"{name} requires a gradient but has never had one"
+            tensors |= {f"optimizer.{name}.{moment}": moments[moment] for moment in _MOMENTS}
+        return tensors | {f"average.{key}": value for key, value in (self.average or {}).items()}
+
+    def parts(self) -> dict[str, Rows]:
+        """Rows of those tensors of `snapshot` that are a part."""
+        found = {f"model.{key}": part for key, part in self.rows.items()}
+        found |= {f"average.{key}": part for key, part in self.rows.items() if self.average}
+        for moment in ("exp_avg", "exp_avg_sq"):
+            found |= {f"optimizer.{key}.{moment}": part for key, part in self.rows.items() if key in self.trained}
+        return found
+
+    def restore(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Put what `snapshot` named back in place, from all parts of a checkpoint, whatever rows each has.
+
+        Raises `CheckpointMismatch`, before anything is changed, naming the first tensor that is missing, unknown
+        or of another shape or dtype.
+        """
+        for parameter in self.trained.values():
+            moments = {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+        targets, mine = self.snapshot(), self.parts()
+        missing = {key: len(tensor) if tensor.dim() else 0 for key, tensor in targets.items()}
+        for checkpoint in checkpoints:
+            _require_layout(checkpoint, targets, mine)
+            for key, found in checkpoint.tensors.items():
+                missing[key] -= _copy_rows(found, checkpoint.rows.get(key), targets[key], mine.get(key))
+        assert all(rows <= 0 for rows in missing.values()), "a part of the checkpoint is missing"
 
 
-def restore(
-    tensors: Mapping[str, Tensor],
-    model: nn.Module,
-    optimizer: torch.optim.AdamW,
-    average: Mapping[str, Tensor] | None,
-) -> None:
-    """Put what `snapshot` named back in place.
-
-    Raises `CheckpointMismatch`, before anything is changed, naming the first tensor that is missing, unknown
-    or of another shape or dtype.
-    """
-    _require_layout(tensors, _layout(model, average))
-    for key, value in model.state_dict().items():
-        value.copy_(tensors[f"model.{key}"])
-    for name, parameter in _trained(model):
-        optimizer.state[parameter] = {
-            moment: tensors[f"optimizer.{name}.{moment}"].to(parameter.device, copy=True) for moment in _MOMENTS
-        }
-    for key, value in (average or {}).items():
-        value.copy_(tensors[f"average.{key}"])
+def _copy_rows(found: Tensor, there: Rows | None, target: Tensor, here: Rows | None) -> int:
+    """Copy the rows that both have; returns how many."""
+    if target.dim() == 0:
+        target.copy_(found)
+        return 0
+    first, start = (here.start if here else 0), (there.start if there else 0)
+    low, high = max(first, start), min(first + len(target), start + len(found))
+    if low < high:
+        target[low - first : high - first].copy_(found[low - start : high - start])
+    return max(0, high - low)
 
 
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def _layout(model: nn.Module, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Tensors (of which only shape and dtype count) that a checkpoint of this training holds."""
-    expected = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for name, parameter in _trained(model):
-        expected |= {f"optimizer.{name}.{moment}": parameter for moment in ("exp_avg", "exp_avg_sq")}
-        expected[f"optimizer.{name}.step"] = torch.empty((), dtype=torch.float32)
-    return expected | {f"average.{key}": value for key, value in (average or {}).items()}
-
-
-def _require_layout(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    for key in sorted(found.keys() | expected.keys()):
-        if key not in found:
+def _require_layout(checkpoint: Checkpoint, targets: Mapping[str, Tensor], mine: Mapping[str, Rows]) -> None:
+    for key in sorted(checkpoint.tensors.keys() | targets.keys()):
+        if key not in checkpoint.tensors:
             raise CheckpointMismatch(f"the checkpoint lacks {key}, which this model has")
-        if key not in expected:
+        if key not in targets:
             raise CheckpointMismatch(f"the checkpoint holds {key}, which this model has not")
-        was, now = found[key], expected[key]
-        if (was.shape, was.dtype) != (now.shape, now.dtype):
+        found, target = checkpoint.tensors[key], targets[key]
+        was, now = _whole_shape(found, checkpoint.rows.get(key)), _whole_shape(target, mine.get(key))
+        if (was, found.dtype) != (now, target.dtype):
             raise CheckpointMismatch(
-                f"{key} is {list(was.shape)} {was.dtype} in the checkpoint, "
-                f"but {list(now.shape)} {now.dtype} in this model"
+                f"{key} is {was} {found.dtype} in the checkpoint, but {now} {target.dtype} in this model"
             )
+
+
+def _whole_shape(tensor: Tensor, part: Rows | None) -> list[int]:
+    return [part.total, *tensor.shape[1:]] if part else list(tensor.shape)

@@ -21,7 +21,7 @@ TimeSampling = Literal["released", "uniform"]
 Sampler = Literal["ddpm", "ddim"]
 Precision = Literal["fp32", "bf16"]
 
-EXECUTION = frozenset({"log_every", "checkpoint_every", "checkpointing", "compile", "device"})
+EXECUTION = frozenset({"log_every", "checkpoint_every", "checkpointing", "compile", "device", "micro_batch", "shard"})
 """Fields of a training that decide how it is run and what is seen of it, not what comes out."""
 
 
@@ -459,6 +459,13 @@ class TrainingConfig(Settings):
     compile: bool = False
     """Whether torch.compile makes kernels for the models, once per image size; the results agree up to
     rounding and the numbers drawn for dropout."""
+    micro_batch: Count | None = None
+    """Most rows that a rank takes through the model at a time, adding up their gradients; None = all of its rows. What
+    looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""
+    shard: Count = 1
+    """Ranks over which a copy of weights, gradients, moments and average is spread (FSDP2); 1 = a copy each (DDP)."""
+    reduce: Precision = "fp32"
+    """In what ranks exchange gradients."""
     ema: EmaConfig | None = None
     """Moving average of the weights, if any."""
     log_every: Count
@@ -500,11 +507,17 @@ class TrainingConfig(Settings):
         )
 
     def require_divisible(self, world: int) -> None:
-        """Raise ValueError unless the batch of every phase divides among `world` workers."""
+        """Raise ValueError unless every phase's batch divides among `world` workers, and into micro-batches there."""
+        if world % self.shard:
+            raise ValueError(f"shard={self.shard} does not divide workers={world}")
         for number, phase in enumerate(self.phases):
             if phase.batch_size % world:
+                raise ValueError(f"phases.{number}.batch_size={phase.batch_size} does not divide among workers={world}")
+            rows = phase.batch_size // world
+            if self.micro_batch and rows > self.micro_batch and rows % self.micro_batch:
                 raise ValueError(
-                    f"phases.{number}.batch_size ({phase.batch_size}) must be divisible by {world} workers"
+                    f"micro_batch={self.micro_batch} does not divide the {rows} rows that each of {world} workers has "
+                    f"of phases.{number}.batch_size={phase.batch_size}"
                 )
 
     def arithmetic(self) -> dict[str, object]:

@@ -36,6 +36,11 @@ class Draws:
         self.device = torch.device(device)
         self.calls = 0
 
+    def part(self, rows: slice) -> "Draws":
+        """The random numbers of some of these rows."""
+        start, stop, _ = rows.indices(self.own.stop - self.own.start)
+        return Draws(self.seed, self.step, self.own.start + start, stop - start, self.total_rows, self.device)
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, (rows, *shape) fp32."""
         return torch.randn(self.total_rows, *shape, generator=self._generator(), device=self.device)[self.own]

@@ -3,13 +3,13 @@
 The loop knows nothing of the objective beyond `(batch, draws) -> (loss, parts)`, and nothing of where
 batches come from or where states go. Its clock is the step. Batches, noise, dropout, learning rate and phase
 are functions of (seed, step), so a resumed training needs only weights, moments and the step, and continues
-bit for bit on the same kind of machine, thread count and world size.
+bit for bit on the same kind of machine, thread count, world size and micro-batch.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -19,13 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from stages import checkpoint
-from stages.checkpoint import Checkpoint
+from stages.checkpoint import Checkpoint, State
 from stages.config import EmaConfig, TrainingConfig
 from stages.draws import Draws, derived_seed
 from stages.layers import checkpoint_blocks
+from stages.parallel import Replica, pieces
 
 Batch = dict[str, Tensor]
 
@@ -45,12 +45,36 @@ class Outcome:
 
 
 class _Optimizer(torch.optim.AdamW):
-    """Fused AdamW over the parameters that require a gradient, and the flag that makes it skip updates."""
+    """Fused AdamW, and the flag that makes it skip updates."""
 
-    def __init__(self, objective: nn.Module, config: TrainingConfig, device: torch.device) -> None:
-        trained = (parameter for parameter in objective.parameters() if parameter.requires_grad)
+    def __init__(self, trained: Iterable[nn.Parameter], config: TrainingConfig, device: torch.device) -> None:
         super().__init__(trained, betas=config.betas, weight_decay=config.weight_decay, fused=True)
         self.found_inf = torch.zeros((), device=device)  # named and read by torch, as for GradScaler
+
+
+class _Saver:
+    """Saves states in a background thread, one at a time: training goes on from a copy of the tensors."""
+
+    def __init__(self, save_state: Callable[[int, bytes], None]) -> None:
+        self._save_state = save_state
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save_state")
+        self._saving: Future[None] | None = None
+
+    def save(self, state: Checkpoint) -> None:
+        """Copy the state and start saving it; waits for the one before, and raises what went wrong with that."""
+        self.wait()
+        tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.tensors.items()}
+        copied = Checkpoint(state.step, state.recipe, tensors, state.rows)
+        self._saving = self._pool.submit(lambda: self._save_state(copied.step, checkpoint.dump(copied)))
+
+    def wait(self) -> None:
+        """Wait until everything is saved."""
+        if self._saving is not None:
+            self._saving.result()
+
+    def close(self) -> None:
+        """End the thread, after what it is doing."""
+        self._pool.shutdown()
 
 
 class _Meter:
@@ -91,7 +115,7 @@ def train(
     device: torch.device,
     rank: int = 0,
     world: int = 1,
-    load_state: Callable[[], bytes | None],
+    load_state: Callable[[], Iterable[bytes] | None],
     save_state: Callable[[int, bytes], None],
     log: Callable[[int, dict[str, float]], None],
     should_stop: Callable[[], bool],
@@ -102,45 +126,46 @@ def train(
     require a gradient are trained. Its own `train()` decides which parts stay in evaluation mode.
 
     `read_batch(step)` returns this rank's rows, `batch_size / world` of them, of the step's global batch; it
-    runs in a background thread, ahead of the step. `load_state` is asked once on every rank,
-    `save_state(step, data)` and `log(step, values)` are called on rank 0 only, `should_stop` on every rank
+    runs in a background thread, ahead of the step. `load_state` is asked once on every rank and gives all parts
+    of the newest state, the same on all. `save_state(step, data)` is called on the first `config.shard` ranks,
+    with a part each, in a background thread; `log(step, values)` on rank 0 only; `should_stop` on every rank
     every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
     group must exist.
 
     After the last step the state is saved, then the moving average, where one is kept, replaces the weights.
 
     Raises `ValueError` where a batch size does not divide by `world`, `CheckpointMismatch` for a state of
-    another training, and `NonFiniteLoss` naming the step.
+    another training, `NonFiniteLoss` naming the step, and what `save_state` raises.
     """
     config.require_divisible(world)
-    objective.to(device)
-    if world > 1 and device.type == "cuda":  # on CPUs each rank normalises over its own rows
-        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-    optimizer = _Optimizer(objective, config, device)
-    average = _average(objective, config.ema) if config.ema else None
+    replica = Replica(objective, device, rank, world, config.shard, config.reduce)
+    optimizer = _Optimizer(replica.trained.values(), config, device)
+    average = _average(replica.state(), config.ema) if config.ema else None
     recipe = {"seed": seed, **config.arithmetic()}
-    step = _resume(load_state(), recipe, objective, optimizer, average)
 
-    def save() -> None:
-        if rank == 0:
-            tensors = checkpoint.snapshot(objective, optimizer, average)
-            save_state(step, checkpoint.dump(Checkpoint(step, recipe, tensors)))
+    def state() -> State:
+        return State(replica.state(), replica.trained, optimizer, average, replica.rows())
 
-    checkpoint_blocks(objective, config.checkpointing)
+    step = _resume(load_state(), recipe, state())
+    checkpoint_blocks(replica.module, config.checkpointing)
     if config.compile:
-        for part in objective.children():  # the models; the objective itself draws random numbers by seed
+        for part in replica.module.children():  # the models; the objective itself draws random numbers by seed
             part.compile(dynamic=False)
-    model = _distribute(objective, device) if world > 1 else objective
     meter = _Meter(world, device)
-    with closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches:
+    with (
+        closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches,
+        closing(_Saver(save_state)) as saver,
+    ):
         for batch in batches:
-            _set_mode(model, freeze_norm=config.phase_at(step).freeze_norm)
+            _set_mode(replica.model, freeze_norm=config.phase_at(step).freeze_norm)
             rate = config.learning_rate * learning_rate_factor(config, step)
-            draws = _draws(config, step, seed, device, rank, world)
-            meter.add(_update(model, optimizer, batch, draws, rate, config))
+            torch.manual_seed(derived_seed(seed, step, 0, rank))  # dropout; four parts: apart from all seeds of Draws
+            total_rows = config.phase_at(step).batch_size
+            draws = Draws(seed, step, rank * total_rows // world, total_rows // world, total_rows, device)
+            meter.add(_update(replica, optimizer, batch, draws, rate, config))
             step += 1
             if average is not None:
-                _follow(average, objective, config, step)
+                _follow(average, replica.state(), config, step)
 
             # The host waits for the device, and ranks for each other, only here.
             if step % config.log_every == 0 or step == config.num_steps:
@@ -148,12 +173,16 @@ def train(
                 if rank == 0:
                     log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
                 stop = step < config.num_steps and _any_rank(should_stop(), world, device)
-                if stop or step % config.checkpoint_every == 0 or step == config.num_steps:
-                    save()
+                if replica.writes and (stop or step % config.checkpoint_every == 0 or step == config.num_steps):
+                    now = state()
+                    saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts()))
                 if stop:
+                    saver.wait()
                     return Outcome(step, finished=False)
+        saver.wait()
     if average is not None:
-        objective.load_state_dict(average)
+        replica.fill(average)
+    replica.give_back()
     return Outcome(step, finished=True)
 
 
@@ -167,20 +196,21 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _resume(
-    data: bytes | None,
-    recipe: dict[str, object],
-    objective: nn.Module,
-    optimizer: torch.optim.AdamW,
-    average: dict[str, Tensor] | None,
-) -> int:
+def _resume(parts: Iterable[bytes] | None, recipe: dict[str, object], state: State) -> int:
     """Restore the saved state, if any, and return the steps it has behind it."""
-    if data is None:
+    if parts is None:
         return 0
-    saved = checkpoint.load(data)
-    checkpoint.require_recipe(saved, recipe)
-    checkpoint.restore(saved.tensors, objective, optimizer, average)
-    return saved.step
+    steps = []
+
+    def checked() -> Iterator[Checkpoint]:
+        for data in parts:
+            saved = checkpoint.load(data)
+            checkpoint.require_recipe(saved, recipe)
+            steps.append(saved.step)
+            yield saved
+
+    state.restore(checked())
+    return steps[0]
 
 
 def _read_ahead(
@@ -201,11 +231,6 @@ def _read_ahead(
             yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def _distribute(objective: nn.Module, device: torch.device) -> nn.Module:
-    devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
-
-
 def _set_mode(model: nn.Module, *, freeze_norm: bool) -> None:
     model.train()
     if freeze_norm:
@@ -214,16 +239,8 @@ def _set_mode(model: nn.Module, *, freeze_norm: bool) -> None:
                 module.eval()
 
 
-def _draws(config: TrainingConfig, step: int, seed: int, device: torch.device, rank: int, world: int) -> Draws:
-    """Seed the step: torch's own generators (dropout) per rank, and the draws of this rank's rows."""
-    torch.manual_seed(derived_seed(seed, step, 0, rank))  # four parts: apart from all seeds of Draws
-    total_rows = config.phase_at(step).batch_size
-    rows = total_rows // world
-    return Draws(seed, step, rank * rows, rows, total_rows, device)
-
-
 def _update(
-    model: nn.Module,
+    replica: Replica,
     optimizer: _Optimizer,
     batch: Batch,
     draws: Draws,
@@ -233,30 +250,32 @@ def _update(
     """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)  # before the forward pass, or the old ones lie beside its activations
-    with torch.autocast(draws.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        loss, parts = model(batch, draws)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+    replica.forget_gradients()  # before the forward pass, or the old ones lie beside its activations
+    cuts = pieces(len(next(iter(batch.values()))), config.micro_batch)
+    scalars: dict[str, Tensor] = {}
+    for number, cut in enumerate(cuts):
+        replica.same_buffers()
+        with replica.accumulating(last=number == len(cuts) - 1):
+            with torch.autocast(replica.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss, parts = replica.model({key: value[cut] for key, value in batch.items()}, draws.part(cut))
+            (loss / len(cuts)).backward()
+        for key, value in {"loss": loss, **parts}.items():
+            scalars[key] = scalars.get(key, 0) + value.detach() / len(cuts)
+    norm = replica.clip(config.gradient_clip)
     # Once this flag is 1 the fused kernel skips every update, so the host need not look at each loss. The
     # norm is taken after the ranks have averaged their gradients, so all of them decide alike.
     optimizer.found_inf.copy_((~norm.isfinite()) | optimizer.found_inf.bool())
     optimizer.step()
-    return {
-        "loss": loss.detach(),
-        "gradient_norm": norm,
-        **{key: part.detach() for key, part in parts.items()},
-    }
+    return {"loss": scalars.pop("loss"), "gradient_norm": norm, **scalars}
 
 
-def _average(objective: nn.Module, ema: EmaConfig) -> dict[str, Tensor]:
+def _average(state: dict[str, Tensor], ema: EmaConfig) -> dict[str, Tensor]:
     """The moving average at its start, a copy of weights and buffers on the device that it is kept on."""
-    state = objective.state_dict()
     return {key: value.to("cpu" if ema.device == "cpu" else value.device, copy=True) for key, value in state.items()}
 
 
 @torch.no_grad()
-def _follow(average: dict[str, Tensor], objective: nn.Module, config: TrainingConfig, step: int) -> None:
+def _follow(average: dict[str, Tensor], state: dict[str, Tensor], config: TrainingConfig, step: int) -> None:
     """Move the average, BatchNorm statistics included, towards the weights: a copy until `ema.start`.
 
     It moves every `ema.every` steps from there on, and at the last step of all.
@@ -266,7 +285,7 @@ def _follow(average: dict[str, Tensor], objective: nn.Module, config: TrainingCo
     if after < 0 or (after % config.ema.every and step != config.num_steps):
         return
     weight = 1.0 if after == 0 else 1 - config.ema.decay
-    for key, value in objective.state_dict().items():
+    for key, value in state.items():
         if value.is_floating_point():
             average[key].lerp_(value.to(average[key].device), weight)
         else:

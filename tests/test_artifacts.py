@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from datasets import storage
@@ -130,16 +131,63 @@ def test_a_silent_owner_on_another_host_is_replaced_only_after_the_silence(tmp_p
     assert "taking over" in said[1]
 
 
+def newest(states: Checkpoints) -> list[bytes] | None:
+    found = states.newest()
+    return list(states.read(found)) if found else None
+
+
 def test_the_newest_valid_checkpoint_wins(tmp_path):
     warnings: list[str] = []
     states = Checkpoints(str(tmp_path), warnings.append)
-    assert states.load() is None
+    assert newest(states) is None
     for step in (10, 20, 30):
         states.save(step, b"state %d" % step)
-    assert states.load() == b"state 30"
+    assert newest(states) == [b"state 30"]
     assert len(storage.listing(str(tmp_path))) == 4  # two kept, each with its marker
-    (tmp_path / "000000030.safetensors").write_bytes(b"state 3x")
-    assert states.load() == b"state 20"
+    (tmp_path / "000000030-0of1.safetensors").write_bytes(b"state 3x")
+    assert newest(states) == [b"state 20"]
     assert "checkpoint of step 30 skipped" in warnings[0]
-    (tmp_path / "000000020.json").unlink()
-    assert states.load() is None
+    (tmp_path / "000000020-0of1.json").unlink()
+    assert newest(states) is None
+
+
+def test_a_checkpoint_counts_once_all_its_parts_are_there(tmp_path):
+    warnings: list[str] = []
+    first, second = (Checkpoints(str(tmp_path), warnings.append, part, parts=2) for part in (0, 1))
+    for step in (10, 20, 30):
+        first.save(step, b"first %d" % step)
+        if step < 30:
+            second.save(step, b"second %d" % step)
+    assert len(storage.listing(str(tmp_path))) == 10  # two whole ones are kept, and the half one
+    assert newest(first) == [b"first 20"]
+    assert newest(second) == [b"second 20"]
+    assert newest(Checkpoints(str(tmp_path), warnings.append, 0, parts=4)) == [b"first 20", b"second 20"]
+    assert "checkpoint of step 30 skipped" in warnings[0]
+    second.save(30, b"second 30")
+    second.save(40, b"second 40")
+    first.save(40, b"first 40")
+    assert newest(first) == [b"first 40"]
+    assert len(storage.listing(str(tmp_path))) == 8
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "unmark"])
+def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage):
+    """40 truncations, 100 flipped bits, a file and a marker that are gone: always the one before."""
+    generator = np.random.default_rng(0)
+    warnings: list[str] = []
+    states = Checkpoints(str(tmp_path), warnings.append)
+    content = generator.bytes(5000)
+    for step in (1, 2):
+        states.save(step, content + b"%d" % step)
+    file, marker = tmp_path / "000000002-0of1.safetensors", tmp_path / "000000002-0of1.json"
+    whole = file.read_bytes()
+    for number in range({"truncate": 40, "flip": 100}.get(damage, 1)):
+        if damage == "truncate":
+            file.write_bytes(whole[: generator.integers(len(whole))])
+        elif damage == "flip":
+            place = generator.integers(len(whole))
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << generator.integers(8)]) + whole[place + 1 :])
+        else:
+            (file if damage == "delete" else marker).unlink()
+        assert newest(states) == [content + b"1"]
+        assert len(warnings) == (0 if damage == "unmark" else number + 1)

@@ -229,7 +229,7 @@ def test_a_training_with_adaptive_weights_and_consistency_resumes_to_the_same_by
             recipe,
             seed=0,
             device=torch.device("cpu"),
-            load_state=lambda: state,
+            load_state=lambda: state and [state],
             save_state=saved.__setitem__,
             log=lambda *_: None,
             should_stop=lambda: stop_after in saved or stop_after == len(saved) + 1,

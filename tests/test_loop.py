@@ -94,7 +94,7 @@ class Run:
             device=torch.device(device),
             rank=rank,
             world=world,
-            load_state=lambda: self.state,
+            load_state=lambda: self.state and [self.state],
             save_state=self.saved.__setitem__,
             log=self.logged.__setitem__,
             should_stop=lambda: self.stop_after is not None and max(self.logged) >= self.stop_after,
@@ -303,7 +303,7 @@ def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"phases.1.batch_size .4. must be divisible by 3 workers"):
+    with pytest.raises(ValueError, match=r"phases.1.batch_size=4 does not divide among workers=3"):
         config(
             phases=[{"steps": 1, "batch_size": 6, "size": 64}, {"steps": 4, "batch_size": 4, "size": 64}],
             ema=None,

@@ -221,7 +221,7 @@ def run(
         device=torch.device("cpu"),
         rank=rank,
         world=world,
-        load_state=lambda: state,
+        load_state=lambda: state and [state],
         save_state=saved.__setitem__,
         log=logged.__setitem__,
         should_stop=lambda: stop_after in logged,

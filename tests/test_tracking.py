@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 from PIL import Image
 
 from pipeline.artifacts import Artifact
@@ -44,19 +43,11 @@ MANIFEST = {
 }
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store: creating its tables takes seconds, copying them does not."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def store(template: Path, tmp_path: Path) -> MlflowStore:
+def store(empty_mlflow: Path, tmp_path: Path) -> MlflowStore:
     store = locate_store(str(tmp_path / "root"), None)
     store.database.parent.mkdir(parents=True)
-    shutil.copy(template, store.database)
+    shutil.copy(empty_mlflow, store.database)
     return store
 
 
@@ -78,9 +69,17 @@ def _runs(store: MlflowStore) -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([experiment])}
 
 
+def _points(store: MlflowStore, name: str) -> list[tuple[int, float]]:
+    """Step and value of each point of a curve of train_c, over all its runs."""
+    client, experiment = connect(store, "wuerstchen")
+    runs = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
+    return sorted((p.step, p.value) for run in runs for p in client.get_metric_history(run.info.run_id, name))
+
+
 def test_each_step_is_a_child_of_the_invocation(store: MlflowStore) -> None:
     with _tracking(store) as tracking:
         with tracking.step("train_c", "stage_c", "abc"):
+            assert tracking.flush(60)
             assert {run.info.status for run in _runs(store).values()} == {"RUNNING"}
         with tracking.step("sample", "samples", "def"):
             pass
@@ -115,14 +114,12 @@ def test_metrics_have_steps_and_legal_names(store: MlflowStore) -> None:
     with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
         for step in range(1200):  # more than MLflow takes in one batch
             run.metrics({"loss": 1 / (step + 1), "mfu(%)": 50.0}, step)
-        rows = [("loss", 1.0, 2000, 1), ("loss", 0.5, 2001, 2)]
-        tracking.log_metrics(run.run_id, rows)
-        tracking.log_metrics(run.run_id, rows)  # a worker that was restarted says it again
-    client, _ = connect(store, "wuerstchen")
-    points = sorted(client.get_metric_history(run.run_id, "loss"), key=lambda point: point.step)
-    assert [point.step for point in points] == [*range(1200), 2000, 2001]
-    assert points[3].value == 0.25
-    assert len(client.get_metric_history(run.run_id, "mfu___")) == 1200
+        for step in range(1190, 1210):  # a worker that was restarted does some steps again
+            run.metrics({"loss": 1 / (step + 1)}, step)
+    points = _points(store, "loss")
+    assert [step for step, _ in points] == list(range(1210))
+    assert points[3] == (3, 0.25)
+    assert len(_points(store, "mfu___")) == 1200
     assert tracking.warnings == []
 
 
@@ -168,23 +165,38 @@ def test_how_a_run_ended_is_recorded(store: MlflowStore, error: BaseException, s
     assert runs["train_c (stage_c)"].data.metrics == {"loss": 1.0}
 
 
-def test_a_broken_store_does_not_stop_the_run(store: MlflowStore) -> None:
-    with _tracking(store) as tracking:
-        store.database.write_bytes(b"this is no database")
-        with tracking.step("train_c", "stage_c", "abc") as run:
-            run.metrics({"loss": 1.0}, step=1)
-        tracking.log_metrics(tracking.run_id, [("loss", 1.0, 1, 1)])
-    assert any("failed 1 times to record metrics" in warning for warning in tracking.warnings)
+def test_a_broken_store_does_not_stop_the_run(store: MlflowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tracking.END_PATIENCE_S", 0.5)
+    store.database.write_bytes(b"this is no database")
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        run.metrics({"loss": 1.0}, step=1)
+    (warning,) = tracking.warnings
+    assert "did not take 7 records" in warning
+    assert "not a database" in warning
+    (kept,) = store.unsent.rglob("*.jsonl")
+    assert str(kept) in warning
 
 
-def test_a_store_that_cannot_be_opened_does_not_stop_the_run(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_does_not_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / "mlflow").write_text("a file is in the way of the folder")
     unusable = locate_store(str(tmp_path), None)
     with _tracking(unusable) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
         run.metrics({"loss": 1.0}, step=1)
         run.finish(Artifact("stage_c", "/somewhere", MANIFEST))
     (warning,) = tracking.warnings
-    assert "failed 1 times to open the store" in warning
+    assert "MLflow gets nothing of this run" in warning
+
+
+def test_what_mlflow_never_takes_is_dropped_counted_and_holds_nothing_up(store: MlflowStore) -> None:
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        assert tracking.flush(60)
+        client, experiment = connect(store, "wuerstchen")
+        (child,) = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
+        client.delete_run(child.info.run_id)
+        run.metrics({"loss": 1.0}, step=1)
+    assert _runs(store)["stage_c"].info.status == "FINISHED"
+    (warning,) = tracking.warnings
+    assert "refused 2 records for good" in warning  # the point, and the end of the run
 
 
 def _python(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -205,13 +217,15 @@ def test_runs_of_a_killed_process_are_ended_by_the_next(store: MlflowStore) -> N
         tracking = Tracking(locate_store(sys.argv[1], None), "wuerstchen", conf="lost", targets=[],
                             invocation="1", fingerprints={}, config={})
         with tracking, tracking.step("train_c", "stage_c", "abc"):
+            tracking.flush(60)
             print("ready", flush=True)
             sys.stdin.read()
     """
     process = _python(program, str(store.database.parent.parent))
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    with _tracking(store):
+    with _tracking(store) as tracking:
+        assert tracking.flush(60)
         assert {run.info.status for run in _runs(store).values()} == {"RUNNING"}  # alive: left alone
     process.kill()
     process.communicate()
