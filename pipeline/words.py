@@ -46,7 +46,7 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False),
     "data": Verb(
-        "`data funnel`, `verify`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE): see the README",
+        "`data funnel`, `verify`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE): of the pictures",
         ("keys", "urls", "from"),
         ("--json",),
     ),
@@ -115,7 +115,9 @@ def parse(arguments: list[str]) -> Words:
         elif separator and verb.config:
             overrides.append(word)
         elif separator:
-            raise UsageError(f"{word}: {name} takes no key=value but root=")
+            raise UsageError(
+                f"{word}: {name} takes no key=value but {', '.join(f'{w}=' for w in ('root', *verb.words))}"
+            )
         else:
             rest.append(word)
     for key in ("--from", "--until", "--only"):

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages import convert, flops
 from stages.compressor import Compressor
-from stages.config import CompressorConfig, SeededTextConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
@@ -112,7 +112,7 @@ def test_the_compressor_at_768_px(config: CompressorConfig, gigaflop: float) -> 
 
 
 def test_a_text_tower() -> None:
-    tower = TextTower(SeededTextConfig(width=32, layers=2, heads=2, context_length=9))
+    tower = TextTower(width=32, layers=2, heads=2, context_length=9)
     with FlopCounterMode(display=False) as counter:
         tower.encode(["one caption"])
     assert flops.encode_text(2, 32, 9) == counter.get_total_flops()
