@@ -143,7 +143,8 @@ def retry(config: Config, root: str, words: Words, command: str) -> None:
         console.print(f"asking again for {sum(passing.values()):,} pictures ({asked}) with data.attempt={attempt}")
         again = compose.load(words.required_conf(), [*words.overrides, f"data.attempt={attempt}"])
         planned = run.planned_steps(again, root, Selection(until="download"))
-        run.run(again, words.required_conf(), root, planned, command)
+        if any(item.state != "done" for item in planned):
+            run.run(again, words.required_conf(), root, planned, command)
         rows = wanted(again, root, ["images"])["images"].manifest["rows"]
     if words.json:
         told = {"asked": passing, "gained": rows - images["rows"], "rows": rows, "attempt": attempt}

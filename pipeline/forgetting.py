@@ -5,7 +5,6 @@ keeps their rows. Fingerprints stay: they tell what was asked for, and a forgott
 images come last, so that a removal that was killed is gone on with by any later one.
 """
 
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -59,14 +59,12 @@ def forget(root: str, names: Set[str]) -> Outcome:
 def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
     store = Store(root)
     finished = list(store.finished())
-    plans = [artifact for artifact in finished if artifact.name == "metadata"]
-    for metadata in plans:
-        by_shard = _planned(metadata, names)
-        for images in _made_from(metadata, finished, "images"):
-            if by_shard:
-                _from_everything(store, metadata, images, finished, by_shard, outcome)
     keys = {name for name in names if shards.KEY.fullmatch(name)}
-    keys |= {key for metadata in plans for found in _planned(metadata, names).values() for key in found}
+    for metadata in (artifact for artifact in finished if artifact.name == "metadata"):
+        by_shard = _planned(metadata, names)
+        keys.update(*by_shard.values())
+        for images in _made_from(metadata, finished, "images") if by_shard else ():
+            _from_everything(store, metadata, images, finished, by_shard, outcome)
     _from_unfinished(root, keys, outcome)
 
 
@@ -74,7 +72,7 @@ def _planned(metadata: Artifact, names: Set[str]) -> dict[int, set[str]]:
     """Keys of a plan that are meant, by shard."""
     found: defaultdict[int, set[str]] = defaultdict(set)
     for part in sorted(metadata.files):
-        rows = pq.read_table(io.BytesIO(metadata.read(part)), columns=["key", "url", "shard"])
+        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=["key", "url", "shard"])
         meant = pc.field("key").isin(list(names)) | pc.field("url").isin(list(names))
         for row in rows.filter(meant).to_pylist():
             found[row["shard"]].add(row["key"])
@@ -241,10 +239,10 @@ def _made_from(parent: Artifact, finished: Iterable[Artifact], name: str) -> lis
 
 
 def _descendants(parent: Artifact, finished: Iterable[Artifact]) -> list[Artifact]:
-    """The finished artifacts that were made from another one, directly or not, oldest first."""
-    digests, found = {parent.manifest["fingerprint"]}, []
-    for artifact in finished:
-        if digests.intersection(artifact.manifest["parents"].values()):
-            digests.add(artifact.manifest["fingerprint"])
-            found.append(artifact)
+    """The finished artifacts that were made from another one, directly or not."""
+    digests, found, left = {parent.manifest["fingerprint"]}, [], list(finished)
+    while new := [artifact for artifact in left if digests.intersection(artifact.manifest["parents"].values())]:
+        digests |= {artifact.manifest["fingerprint"] for artifact in new}
+        found += new
+        left = [artifact for artifact in left if artifact not in new]
     return found
