@@ -1,9 +1,9 @@
 """Training batches: which sample comes when is arithmetic, so any rank can read any stretch at any time.
 
-The samples of all epochs form one endless sequence; each epoch is a permutation of all rows. Shards are
-permuted first, then rows are shuffled within windows of a few shards, so that reading stays local. The
-sequence is a pure function of the seed: neither the number of ranks nor the batch size enters, and resuming
-is reading on.
+The samples of all epochs form one endless sequence; each epoch is a permutation of all rows, or of those that
+a view chooses. Shards are permuted first, then rows are shuffled within windows of a few shards, so that reading
+stays local. The sequence is a pure function of the seed (and the view): neither the number of ranks nor the batch
+size enters, and resuming is reading on.
 """
 
 from bisect import bisect_right
@@ -22,6 +22,7 @@ from datasets.cache import VerifiedFiles
 from datasets.config import DataError
 from datasets.shards import ImageRow
 from datasets.storage import CorruptFile, FileEntry
+from datasets.views import View
 
 WINDOW = 8  # shards whose rows are mixed
 DECODED_BYTES = 64 << 20  # decoded pictures that are kept of a shard
@@ -50,10 +51,11 @@ class Batches:
     Args:
         bucket: whose shards alone are read.
         files: what the shards are read through; None verifies each file once for this reader.
+        view: the pictures to choose; None = all.
 
     Raises:
         DataError: there is no row at all.
-        CorruptFile: the artifacts differ in their shards.
+        CorruptFile: the artifacts differ in their shards, or the view is of others.
     """
 
     def __init__(
@@ -63,9 +65,12 @@ class Batches:
         window: int = WINDOW,
         bucket: str | None = None,
         files: VerifiedFiles | None = None,
+        view: View | None = None,
     ):
         self._sources = tuple(sources)
-        self._counts = _common_counts(sources, bucket)
+        self._stored = _common_counts(sources, bucket)
+        self._counts = self._stored if view is None else view.counts(self._stored)
+        self._places = None if view is None else lru_cache(maxsize=window)(view.places)
         self._seed = seed
         self._window = window
         self.rows = sum(self._counts.values())
@@ -109,8 +114,8 @@ class Batches:
     def _place(self, position: int) -> tuple[int, int]:
         """Shard of a sample, and its place in there."""
         epoch, index, offset = self._window_of(position)
-        shard, row = self._mixed(epoch, index)[offset]
-        return int(shard), int(row)
+        shard, row = self._mixed(epoch, index)[offset].tolist()
+        return shard, row if self._places is None else int(self._places(shard)[row])
 
     def _window_of(self, position: int) -> tuple[int, int, int]:
         """Epoch of a sample, its window in there, and its place in that."""
@@ -143,7 +148,7 @@ class Batches:
 
     def _load(self, shard: int) -> "dict[str, _Samples]":
         """All fields of a shard."""
-        read = {source.field: _read(source, shard, self._counts[shard], self._files) for source in self._sources}
+        read = {source.field: _read(source, shard, self._stored[shard], self._files) for source in self._sources}
         first, *others = (keys for keys, _ in read.values())
         if any(keys != first for keys in others):
             folders = ", ".join(source.folder for source in self._sources)

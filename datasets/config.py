@@ -20,8 +20,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class FilterConfig(Settings):
-    """Which rows of the metadata are planned. None switches a rule off; a missing or NaN value fails one."""
+class Thresholds(Settings):
+    """Bounds on a row's size and scores. None switches a rule off; a missing or NaN value fails one."""
 
     min_side: Count | None = None
     """Smallest shorter side, px."""
@@ -37,6 +37,11 @@ class FilterConfig(Settings):
     """Largest probability that the picture has a watermark."""
     min_similarity: float | None = None
     """Smallest cosine between CLIP's embeddings of picture and caption."""
+
+
+class FilterConfig(Thresholds):
+    """Which rows of the metadata are planned."""
+
     min_words: Count = 1
     """Fewest words of a caption."""
     max_characters: Count = 2000
@@ -45,6 +50,13 @@ class FilterConfig(Settings):
     """Most rows with the same caption: shops and stock agencies repeat theirs a thousand times."""
     max_same_url: Count | None = None
     """Most rows with the same URL and different captions."""
+
+
+class ViewConfig(Thresholds):
+    """Which of the stored pictures a training phase sees, by the values that the plan has of them."""
+
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Whether pictures that look like others are left out; one of them stays."""
 
 
 class ImageConfig(Settings):
@@ -185,7 +197,11 @@ class DataConfig(Settings):
     shard_rows: Count
     """Planned rows of a shard."""
     filters: FilterConfig
+    views: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], ViewConfig] = Field(default_factory=dict)
+    """Selections of the stored pictures, for `view` of a training's phases."""
     image: ImageConfig
+    attempt: Count = 1
+    """Which download of this plan: a later one asks again for what the one before lost for a passing reason."""
     download: DownloadConfig
     openmoji: OpenMojiConfig | None = Section
     folder: FolderConfig | None = Section

@@ -9,12 +9,14 @@ import io
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from datasets import shards, storage, web
 from datasets.buckets import Size
@@ -58,6 +60,8 @@ def download_shard(
     download: DownloadConfig,
     hosts: web.Hosts,
     gate: web.Gate | None = None,
+    forgotten: Set[str] = frozenset(),
+    earlier: Mapping[int, Fetched] | None = None,
 ) -> Receipt:
     """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.
 
@@ -69,13 +73,20 @@ def download_shard(
         folder: the artifact's folder, a local path or URI.
         hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
         gate: slots of each host, shared with other shards; None: `download.per_host` for this shard alone.
+        forgotten: keys and URLs of pictures that are not asked for.
+        earlier: what another download has made of its rows; those that it lost for a passing reason are fetched.
 
     Raises:
         RuntimeError: img2dataset did not account for every row.
     """
     clock = Clock()
     opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
-    fetched = _fetch(rows, shard, image, download, opener)
+    places = zip(*(rows[name].to_pylist() for name in ("row", "key", "url")), strict=True)
+    fetched = {row: result for row, result in (earlier or {}).items() if result.outcome not in PASSING}
+    fetched |= {row: Fetched(Outcome.FORGOTTEN) for row, *names in places if not forgotten.isdisjoint(names)}
+    wanted = rows.filter(~pc.field("row").isin(list(fetched)))
+    if wanted.num_rows:
+        fetched |= _fetch(wanted, shard, image, download, opener)
     retried = 0
     for _ in range(download.retries):
         again = [row for row, result in fetched.items() if result.outcome in PASSING]
@@ -113,6 +124,23 @@ def _bucket(rows: pa.Table) -> str | None:
         return None
     (bucket,) = set(rows["bucket"].to_pylist())
     return bucket
+
+
+def results(tar: bytes, index: bytes) -> dict[int, Fetched]:
+    """What became of each row of a shard, from its tar and its index."""
+    pictures = {row.row: row.picture for row in shards.read_images(tar)}
+    rows = pq.read_table(pa.BufferReader(index)).to_pylist()
+    return {
+        row["row"]: Fetched(
+            Outcome(row["status"]),
+            row["error"],
+            pictures.get(row["row"]),
+            row["width"],
+            row["height"],
+            row["sha256"],
+        )
+        for row in rows
+    }
 
 
 def _image_row(planned: dict[str, Any], result: Fetched, extension: str) -> ImageRow:

@@ -1,6 +1,6 @@
 """Filters on metadata: pure functions of tables, before a single picture is fetched.
 
-A rule is named after its key in `data.filters` and compares one measure of a row with that key's value. A
+A rule is named after its key in `data.filters` or in a view, and compares one measure of a row with that key's value. A
 row is charged to the first rule that it fails, so the counts add up.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.config import FilterConfig
+from datasets.config import FilterConfig, Thresholds
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def sized() -> Rule:
     return Rule("no_size", _SIDES, _SHORTER > 0)
 
 
-def picture_rules(config: FilterConfig) -> list[Rule]:
+def picture_rules(config: Thresholds) -> list[Rule]:
     """Rules on sizes and scores that are switched on, for columns of floating-point numbers."""
     return _rules(config, _OF_PICTURES)
 
@@ -79,7 +79,7 @@ def accept(rows: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, dict[str, i
     return rows, rejected
 
 
-def _rules(config: FilterConfig, measures: Measures) -> list[Rule]:
+def _rules(config: Thresholds, measures: Measures) -> list[Rule]:
     rules = []
     for name, (columns, measure) in measures.items():
         bound = getattr(config, name)

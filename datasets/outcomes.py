@@ -7,6 +7,7 @@ class Outcome(StrEnum):
     """The end of a planned row; each row has exactly one."""
 
     OK = "ok"
+    FORGOTTEN = "forgotten"  # on the root's removal list: not asked for, or taken out later
     # no answer
     FORBIDDEN = "forbidden"  # the host has no public address
     DNS = "dns"

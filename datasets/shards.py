@@ -174,7 +174,7 @@ def write_tensors(rows: Sequence[ImageRow], field: str, values: np.ndarray | Int
         assert str(values.dtype) in _DTYPES, values.dtype
         columns[field] = _fixed(values)
     about |= {"dtype": str(values.dtype), "shape": json.dumps(values.shape[1:])}
-    return _parquet(pa.table(columns).replace_schema_metadata(about))
+    return parquet_bytes(pa.table(columns).replace_schema_metadata(about))
 
 
 def read_tensors(content: bytes | memoryview, field: str) -> tuple[list[str], np.ndarray | Int8]:
@@ -221,10 +221,11 @@ def _unfixed(column: pa.ChunkedArray, dtype: str, shape: Sequence[int]) -> np.nd
 
 def table_bytes(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> bytes:
     """A Parquet table of plain values; without a schema, types follow from the values."""
-    return _parquet(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+    return parquet_bytes(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the Parquet file of a shard; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -269,9 +270,14 @@ def publish_receipt(
         bucket=bucket,
         rounding=rounding,
     )
-    text = json.dumps(asdict(made), indent=1)
-    storage.publish(text.encode(), receipt_path(folder, shard))
+    put_receipt(folder, made)
     return made
+
+
+def put_receipt(folder: str, receipt: Receipt) -> None:
+    """Write a receipt, in place of the shard's old one if there is one."""
+    text = json.dumps(asdict(receipt), indent=1)
+    storage.publish(text.encode(), receipt_path(folder, receipt.shard))
 
 
 def receipt_path(folder: str, shard: int) -> str:

@@ -33,6 +33,11 @@ class CorruptFile(ValueError):
     """A file's content is not what its manifest says."""
 
 
+def entry_of(content: bytes | memoryview) -> FileEntry:
+    """Size and sha256 of a file's content."""
+    return FileEntry(len(content), hashlib.sha256(content).hexdigest())
+
+
 def is_remote(path: str) -> bool:
     """Whether `path` is a URI rather than a local path."""
     return "://" in path and not path.startswith("file://")
@@ -97,7 +102,7 @@ def read_all(paths: Sequence[str]) -> list[bytes]:
 
 def verify(content: bytes | memoryview, path: str, expect: FileEntry) -> None:
     """Raise `CorruptFile` unless the content of the file at `path` has the expected size and sha256."""
-    if len(content) != expect.bytes or hashlib.sha256(content).hexdigest() != expect.sha256:
+    if entry_of(content) != expect:
         raise CorruptFile(
             f"{path} does not hold the {expect.bytes} bytes that its manifest names; "
             "delete its artifact's folder and run the same command again"
@@ -157,7 +162,7 @@ def publish(content: bytes | Path, path: str) -> FileEntry:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
-    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
+    return entry_of(data)
 
 
 def create(data: bytes, path: str) -> bool:
@@ -231,6 +236,13 @@ def _matches(name: str, pattern: str) -> bool:
     """Whether a path fits a pattern part by part: `*` stays within one folder."""
     parts, patterns = name.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def total_bytes(folder: str) -> int:
+    """Bytes of all files below a folder."""
+    filesystem, inner = open_filesystem(folder)
+    infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
+    return sum(info.size for info in infos if info.type == pafs.FileType.File)
 
 
 def sweep(folder: str) -> None:

@@ -15,6 +15,7 @@ from pipeline import __version__, compose, cost, run
 from pipeline.config import Config
 from pipeline.errors import NotBuilt, UsageError, exit_code
 from pipeline.mlflow_store import locate_store
+from pipeline.removal_list import names_of, requests
 from pipeline.screen import Summary, console, show_plan, show_summary
 from pipeline.words import Words, parse, usage
 
@@ -87,8 +88,11 @@ def _plan(words: Words) -> None:
     loaded, root = _config(words)
     planned = run.planned_steps(loaded, root, words.selection)
     costs = cost.estimates(planned, loaded)
+    forgotten = names_of(requests(root))
     if not words.json:
         show_plan(planned, costs)
+        if forgotten:
+            console.print(f"left out of everything: {len(forgotten)} keys and URLs that this root was asked to forget")
     steps = [
         {
             "step": item.step.name,
@@ -100,7 +104,7 @@ def _plan(words: Words) -> None:
         }
         for item, estimate in zip(planned, costs, strict=True)
     ]
-    _print_json(words, {"steps": steps})
+    _print_json(words, {"steps": steps, "forgotten": len(forgotten)})
     if missing := run.missing_weights(loaded, planned):
         console.print(f"a run would stop at once: {missing}", style="yellow", markup=False)
     cost.check_memory(planned, loaded)
@@ -179,16 +183,35 @@ def _report(words: Words) -> None:
 def _data(words: Words) -> None:
     from pipeline import data
 
+    if words.rest == ["forget"]:  # concerns all that lies under the root, whatever its config
+        if words.conf or words.overrides:
+            raise UsageError("data forget takes keys=, urls=, from=FILE and root=; it concerns every conf's pictures")
+        data.forget(storage.absolute(words.root), words.own, words.json)
+        return
+    if words.own.keys() & {"keys", "urls", "from"}:
+        raise UsageError("keys=, urls= and from= go with `data forget`")
     loaded, root = _config(replace(words, rest=[]))
     match words.rest:
         case ["funnel"]:
             data.funnel(loaded, root, words.json)
         case ["verify"]:
             data.verify(loaded, root, words.json)
+        case ["retry"]:
+            data.retry(loaded, root, words, _command())
+        case ["dedup"]:
+            data.dedup(loaded, root, words, _command())
         case ["trace", key]:
             data.trace(loaded, root, key, words.json)
         case _:
-            raise UsageError("data needs one of: funnel, verify, trace KEY")
+            raise UsageError("data needs one of: funnel, verify, trace KEY, retry, dedup, forget")
+
+
+def _gc(words: Words) -> None:
+    from pipeline.garbage import collect
+
+    if words.rest:
+        raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
+    collect(storage.absolute(words.root), words.own.get("days"), words.yes, words.json)
 
 
 def _ui(words: Words) -> None:
@@ -228,6 +251,7 @@ HANDLERS: dict[str, Callable[[Words], None]] = {
     "weights": _weights,
     "report": _report,
     "data": _data,
+    "gc": _gc,
     "ui": _ui,
     "doctor": _doctor,
 }

@@ -3,6 +3,7 @@
     <root>/artifacts/<name>/<fingerprint>/
         manifest.json       files with sizes and sha256, rows, parents, settings, seconds, device-seconds, metrics
         ...                 the files themselves
+        forgotten.json      what was taken out of the files since, if anything was: laid over the manifest
         building/           receipts and checkpoints of an unfinished build; gone once the manifest stands
 
 A fingerprint is the hash of what a step does: its name and version, the settings it reads, and its parents'
@@ -11,15 +12,16 @@ fingerprints. Equal fingerprints mean equal content, so a finished artifact is n
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import storage
-from datasets.storage import FileEntry
+from datasets.storage import CorruptFile, FileEntry
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FORGOTTEN = "forgotten.json"
 BUILDING = "building"
 LEASE = f"{BUILDING}/lease.json"
 
@@ -88,7 +90,7 @@ class Store:
         manifest = storage.join(path, MANIFEST)
         if not storage.exists(manifest):
             return None
-        return Artifact(name, path, read_manifest(manifest))
+        return Artifact(name, path, read_manifest(path))
 
     def started(self, name: str, digest: str) -> bool:
         """Whether an unfinished build has left something to go on from."""
@@ -101,9 +103,9 @@ class Store:
         found = []
         for file in storage.listing(folder):
             if file.endswith("/" + MANIFEST) and file.count("/") == (1 if name else 2):
-                path = storage.join(folder, file)
+                path = storage.join(folder, file.removesuffix("/" + MANIFEST))
                 manifest = read_manifest(path)
-                found.append(Artifact(manifest["name"], path.removesuffix("/" + MANIFEST), manifest))
+                found.append(Artifact(manifest["name"], path, manifest))
         return iter(sorted(found, key=lambda artifact: artifact.manifest["created"]))
 
     def commit(self, name: str, fingerprint: Fingerprint, facts: Mapping[str, Any]) -> Artifact:
@@ -150,14 +152,81 @@ def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def read_manifest(path: str) -> dict[str, Any]:
-    """A manifest; refused when it is damaged or of a format this version does not know."""
+def read_manifest(folder: str) -> dict[str, Any]:
+    """An artifact's manifest, with what was taken out since; refused when it is damaged or of an unknown format."""
+    path = storage.join(folder, MANIFEST)
     try:
         manifest: dict[str, Any] = json.loads(storage.read(path))
     except ValueError as error:
-        raise storage.CorruptFile(
-            f"{path} is not readable as JSON ({error}); delete its folder and run again"
-        ) from error
+        raise CorruptFile(f"{path} is not readable as JSON ({error}); delete its folder and run again") from error
     if manifest.get("format") != FORMAT:
-        raise storage.CorruptFile(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
-    return manifest
+        raise CorruptFile(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
+    return _without(manifest, Removals.read(folder))
+
+
+@dataclass
+class Removals:
+    """What was taken out of a finished artifact's files: the files as they are now (None: gone), and the rows left.
+
+    `before` are the files as they were before the latest change of each: a kill between this record and the file itself
+    leaves the old one, which is then still known.
+    """
+
+    files: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    before: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: int | None = None
+    forgotten: int = 0
+
+    @classmethod
+    def read(cls, folder: str) -> "Removals":
+        """Those of an artifact; empty ones where there are none."""
+        path = storage.join(folder, FORGOTTEN)
+        return cls(**json.loads(storage.read(path))) if storage.exists(path) else cls()
+
+    def publish(self, folder: str) -> None:
+        """Write them beside the manifest."""
+        storage.publish(json.dumps(vars(self), indent=1).encode(), storage.join(folder, FORGOTTEN))
+
+
+def _without(manifest: dict[str, Any], removed: Removals) -> dict[str, Any]:
+    """A manifest as it reads after removals; its fingerprint and content hash stay those of the build."""
+    if removed.rows is None:
+        return manifest
+    files = {name: entry for name, entry in {**manifest["files"], **removed.files}.items() if entry}
+    notes = dict(manifest["notes"])
+    if "lost" in notes:
+        notes["lost"] = {**notes["lost"], "forgotten": notes["lost"].get("forgotten", 0) + removed.forgotten}
+    now = {"files": files, "bytes": sum(entry["bytes"] for entry in files.values()), "rows": removed.rows}
+    return {**manifest, **now, "notes": notes, "forgotten": removed.forgotten}
+
+
+def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | None]) -> bool:
+    """Replace a file of a finished artifact by what `change` makes of it (None: delete it); False where it is the same.
+
+    The removals are recorded first; killed in between, the same call goes on. The caller holds the artifact's lease.
+
+    Raises:
+        CorruptFile: the file holds neither what it should nor what it held before.
+    """
+    path = storage.join(artifact.path, name)
+    removed = Removals.read(artifact.path)
+    entry = artifact.manifest["files"].get(name)
+    if entry is None:  # gone, or about to be
+        storage.remove(path)
+        return False
+    content = storage.read(path)
+    found = vars(storage.entry_of(content))
+    if found not in (entry, removed.before.get(name)):
+        raise CorruptFile(f"{path} does not hold the bytes that its manifest names; delete its artifact's folder")
+    new = change(content)
+    if new == content:
+        return False
+    removed.files[name] = vars(storage.entry_of(new)) if new is not None else None
+    removed.before[name] = found
+    removed.rows = artifact.manifest["rows"] if removed.rows is None else removed.rows
+    removed.publish(artifact.path)
+    if new is None:
+        storage.remove(path)
+    else:
+        storage.publish(new, path)
+    return True

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from datasets import shards, storage
 from datasets.storage import FileEntry
-from pipeline.artifacts import BUILDING, Artifact
+from pipeline.artifacts import BUILDING, Artifact, Fingerprint, Store
 from pipeline.config import Config
 from pipeline.dag import Step
 from pipeline.errors import Interrupted
+from pipeline.steps import table
 
 if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
     from pipeline.cluster import Cluster
@@ -71,12 +72,22 @@ class Build:
     cluster: "Cluster"
     lease: Callable[[float, str], AbstractContextManager[None]]  # devices reserved, and of what kind -> the ledger
     report: Reporter
+    forgotten: frozenset[str]  # keys and URLs of pictures that this root has been asked to forget
     stop_signal: Callable[[], int | None]  # the signal that asked for the end, if one did
 
     @property
     def building(self) -> str:
         """Folder for what only an unfinished build needs."""
         return storage.join(self.path, BUILDING)
+
+    def made_with(self, config: Config) -> Artifact | None:
+        """What this step has made of the same inputs under another config, if it has; paths must not matter to it."""
+        step = next(step for step in table(config) if step.output == self.step.output)
+        parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
+        settings = {key: config.lookup(key) for key in step.reads}
+        digest = Fingerprint(step.name, step.version, settings, parents).digest
+        root = self.path.rsplit("/", 3)[0]
+        return Store(root).find(step.output, digest)
 
     def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""

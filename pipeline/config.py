@@ -396,6 +396,17 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _views_exist(self) -> "Config":
+        for key, training in self.trainings().items():
+            for number, phase in enumerate(training.phases):
+                if phase.view is not None and phase.max_aspect > 1:
+                    raise ValueError(f"{key}.phases.{number}: a phase takes view or max_aspect, not both; drop one")
+                if phase.view is not None and phase.view not in self.data.views:
+                    known = ", ".join(self.data.views) or "no views; give data.views.NAME.min_aesthetic=... or the like"
+                    raise ValueError(f"{key}.phases.{number}.view={phase.view}: data.views has {known}")
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         for key, training in self.trainings().items():
             try:
@@ -448,6 +459,15 @@ class Config(Settings):
             found["eval.pickscore.weights"] = pickscore.weights
             found["eval.pickscore.rival"] = None if pickscore.rival == BASELINE else pickscore.rival
         return {key: path for key, path in found.items() if path}
+
+    def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
+        """Frames and views in which the phases of a training step see the pictures, each pair once."""
+        phases = [phase for training in self.trainings_of(step) for phase in training.phases]
+        return list(dict.fromkeys((Frame(phase.size, phase.max_aspect), phase.view) for phase in phases))
+
+    def views_of(self, step: str) -> tuple[str, ...]:
+        """Artifacts of the views that a training step uses."""
+        return tuple(sorted({f"view_{view}" for _, view in self.stretches_of(step) if view}))
 
     def with_absolute_paths(self) -> "Config":
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""

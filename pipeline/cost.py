@@ -4,20 +4,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipeline import volume
 from pipeline.config import WITHOUT_BLOCKS, Config, Encoding
 from pipeline.dag import Planned
 from pipeline.errors import UsageError
 from pipeline.steps import rows as all_steps
+from pipeline.volume import Volume
 from stages import memory_estimate
 from stages.memory_estimate import GIB, Memory
 
 
 def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]]:
-    """For each step its work, device-seconds, memory and a text; null where a step is done or its rate is unknown.
+    """For each step its work, device-seconds, bytes, objects, memory and a text; null where nobody can tell.
 
     Rows come from the metadata's manifest when it stands, else from the config (marked so). `rates` of the config
     gives rows (for trainings: images seen) a device-second; a step may have none. Memory is that of a training's
-    worker, bytes by what they hold, and their total.
+    worker, bytes by what they hold, and their total. `cached_flops` and `online_flops` are those of an encoder whose
+    outputs are stored, or made anew whenever a training sees a picture.
 
     Raises:
         UsageError: `rates` names a step that does not exist.
@@ -29,7 +32,32 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
     metadata = next((item.artifact for item in planned if item.step.output == "metadata" and item.artifact), None)
     rows = metadata.manifest["rows"] if metadata else config.data.expected_rows
     basis = "metadata" if metadata else "config"
-    return [_estimate(item, config, rows, basis) | {"memory": _bytes(item, config)} for item in planned]
+    return [
+        _with_volume(_estimate(item, config, rows, basis), item, config, rows) | {"memory": _bytes(item, config)}
+        for item in planned
+    ]
+
+
+def _with_volume(estimate: dict[str, Any], item: Planned, config: Config, rows: int | None) -> dict[str, Any]:
+    """An estimate with the bytes and objects that the step stores, and what its encoder would cost online instead."""
+    if item.artifact:
+        manifest = item.artifact.manifest
+        stored: Volume | None = Volume(manifest["bytes"], len(manifest["files"]))
+    else:
+        stored = volume.stored(item.step.name, item.step.output, config, rows) if rows else None
+    encoder = volume.encoder(item.step.name, item.step.output, config, rows) if rows and not item.artifact else None
+    text = estimate["text"]
+    if stored and not item.artifact:
+        text += f", at most {_size(stored.bytes)} in {stored.objects:,} objects"
+    if encoder:
+        text += f"; online: {encoder.online_flops / encoder.cached_flops:,.3g}x its FLOPs, no bytes"
+    return estimate | {
+        "bytes": stored.bytes if stored else None,
+        "objects": stored.objects if stored else None,
+        "cached_flops": encoder.cached_flops if encoder else None,
+        "online_flops": encoder.online_flops if encoder else None,
+        "text": text,
+    }
 
 
 def check_memory(planned: Sequence[Planned], config: Config) -> None:
@@ -161,6 +189,14 @@ def _work(step: str, config: Config, rows: int | None) -> tuple[int | None, str]
     if step.startswith("import_") or step == "interpolate":
         return 1, "model"
     return rows, "rows"
+
+
+def _size(count: int) -> str:
+    """Bytes with three digits and a unit."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
 
 
 def _time(device_seconds: float) -> str:

@@ -11,13 +11,18 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from datasets import shards, storage
+from datasets.outcomes import PASSING
 from datasets.storage import CorruptFile
+from pipeline import compose, forgetting, run
 from pipeline.artifacts import Artifact, Store
 from pipeline.config import Config
-from pipeline.dag import fingerprints, order
+from pipeline.dag import Selection, fingerprints, order
 from pipeline.errors import UsageError
+from pipeline.removal_list import listed, names_of, requests
 from pipeline.reports import out, wanted
+from pipeline.screen import console
 from pipeline.steps import table
+from pipeline.words import Words
 
 READERS = 8  # files that are verified at a time
 
@@ -101,6 +106,9 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     told: dict[str, Any] = {"key": key, "planned": planned}
     if images := found.get("images"):
         told["download"] = _row(images.read(shards.index_name(planned["shard"])), key)
+    dates = names_of(request for request in requests(root) if request.done)
+    if when := dates.get(key) or dates.get(planned["url"]):
+        told["forgotten"] = when
     if images and told["download"]["status"] == "ok":
         told["files"] = [
             storage.join(artifact.path, name)
@@ -114,8 +122,80 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     for section in ("planned", "download"):
         for name, value in told.get(section, {}).items():
             out.print(f"{section:9} {name:11} {value}")
+    if when:
+        out.print(f"forgotten on {when}: nothing of it is stored any more but its row of the plan, above")
     for path in told.get("files", ()):
         out.print(f"in        {path}")
+
+
+def retry(config: Config, root: str, words: Words, command: str) -> None:
+    """Download once more what was lost for a passing reason, as the next attempt, which takes over all the others.
+
+    Raises:
+        UsageError: nothing is downloaded yet.
+    """
+    images = wanted(config, root, ["images"])["images"].manifest
+    passing = {cause: count for cause, count in images["notes"]["lost"].items() if cause in PASSING}
+    attempt, rows = config.data.attempt, images["rows"]
+    if passing:
+        attempt += 1
+        asked = ", ".join(f"{cause} {count:,}" for cause, count in sorted(passing.items(), key=lambda item: -item[1]))
+        console.print(f"asking again for {sum(passing.values()):,} pictures ({asked}) with data.attempt={attempt}")
+        again = compose.load(words.required_conf(), [*words.overrides, f"data.attempt={attempt}"])
+        planned = run.planned_steps(again, root, Selection(until="download"))
+        if any(item.state != "done" for item in planned):
+            run.run(again, words.required_conf(), root, planned, command)
+        rows = wanted(again, root, ["images"])["images"].manifest["rows"]
+    if words.json:
+        told = {"asked": passing, "gained": rows - images["rows"], "rows": rows, "attempt": attempt}
+        print(json.dumps({"root": root, **told}, indent=1))
+    elif passing:
+        out.print(
+            f"{rows - images['rows']:,} pictures gained, {rows:,} in all; give data.attempt={attempt} from now on"
+        )
+    else:
+        out.print("nothing to retry: no picture was lost for a reason that may pass")
+
+
+def dedup(config: Config, root: str, words: Words, command: str) -> None:
+    """Find duplicates among the stored pictures; a view with `duplicates: drop` leaves them out."""
+    alone = config.model_copy(update={"targets": ("duplicates",)})
+    planned = run.planned_steps(alone, root, Selection())
+    if any(item.state != "done" for item in planned):
+        run.run(alone, words.required_conf(), root, planned, command)
+    found = wanted(config, root, ["images", "duplicates"])
+    pictures, duplicates = found["images"].manifest["rows"], found["duplicates"]
+    counts = duplicates.manifest["notes"]["duplicates"]
+    sheet = next((storage.join(duplicates.path, name) for name in duplicates.files if name.endswith(".png")), None)
+    if words.json:
+        print(json.dumps({"root": root, "pictures": pictures, "duplicates": counts, "sheet": sheet}, indent=1))
+        return
+    told = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+    out.print(f"duplicates among {pictures:,} pictures: {told}")
+    if sheet:
+        out.print(f"look at some: {sheet}")
+    out.print("to train without them: data.views='{unique: {duplicates: drop}}', and view: unique in a phase")
+
+
+def forget(root: str, words: dict[str, str], as_json: bool) -> None:
+    """Remove pictures for ever: from what is stored, and from every later download.
+
+    Raises:
+        UsageError: none is named, and no earlier removal waits to be gone on with.
+    """
+    names = listed(words.get("keys", ""), words.get("urls", ""), words.get("from", ""))
+    if not names and all(request.done for request in requests(root)):
+        raise UsageError("data forget needs keys=KEY,KEY or urls='URL URL' or from=FILE with a key or URL a line")
+    done = forgetting.forget(root, names)
+    if as_json:
+        told = {"pictures": sorted(done.pictures), "files": dict(done.files), "trained": sorted(done.trained)}
+        print(json.dumps({"root": root, **told}, indent=1))
+        return
+    out.print(f"{len(done.pictures)} stored pictures forgotten; of {len(names)} keys and URLs no more is downloaded")
+    out.print(", ".join(f"{count} files {how}" for how, count in sorted(done.files.items())) or "no file changed")
+    if done.trained:
+        out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")
+        out.print("MLflow keeps contact sheets of past runs, which may show them: delete those runs in `ui`")
 
 
 def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:

@@ -48,9 +48,13 @@ class Rank:
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
 
     def train(
-        self, name: str, objective: nn.Module, config: TrainingConfig, batches: Mapping[Frame, EncodedBatches]
+        self,
+        name: str,
+        objective: nn.Module,
+        config: TrainingConfig,
+        batches: Mapping[tuple[Frame, str | None], EncodedBatches],
     ) -> bool:
-        """Train (or go on training) an objective on batches by frame; False when the run was asked to stop."""
+        """Train (or go on training) an objective on batches by frame and view; False when the run was asked to stop."""
         self._warn_of_small_buckets(name, config, batches)
         folder = storage.join(self.building, "checkpoints", name)
         states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
@@ -64,7 +68,7 @@ class Rank:
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
             frame, rows = Frame(phase.size, phase.max_aspect), phase.batch_size // self.world
-            return batches[frame].read(config.images_after(step) + self.rank * rows, rows)
+            return batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
 
         def log(step: int, values: dict[str, float]) -> None:
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
@@ -109,7 +113,7 @@ class Rank:
             storage.publish(json.dumps(result).encode(), storage.join(self.building, RESULT))
 
     def _warn_of_small_buckets(
-        self, name: str, config: TrainingConfig, batches: Mapping[Frame, EncodedBatches]
+        self, name: str, config: TrainingConfig, batches: Mapping[tuple[Frame, str | None], EncodedBatches]
     ) -> None:
         largest = max((phase.batch_size for phase in config.phases if phase.max_aspect > 1), default=0)
         for one in (encoded.stored for encoded in batches.values()):

@@ -17,7 +17,7 @@ from typing import Any
 
 from datasets import storage
 from pipeline import __version__, cost, dag, lease, ledger
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.build import Build, Facts
 from pipeline.config import STAGES, Config, is_below
 from pipeline.dag import Planned, Selection, differences
@@ -25,6 +25,7 @@ from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
 from pipeline.memory import PeakMemory
 from pipeline.process import ProcessId
+from pipeline.removal_list import check_carried_out, names_of, requests
 from pipeline.screen import Built, StepProgress, Summary, console
 from pipeline.steps import table
 from pipeline.weights import how_to_get
@@ -88,6 +89,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
     check_weights(config, planned)
+    check_carried_out(root)
     check_writable(root, "root")
     quiet_environment()
     if config.cluster.address is None:
@@ -206,6 +208,7 @@ class _Session:
                 "version": __version__,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "outcome": "running",
+                "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
                 "steps": {},
             }
             self._write_record()
@@ -217,6 +220,10 @@ class _Session:
         self._write_record()
         self.exits.__exit__(kind, error, trace)
         self.summary.warnings += self.tracking.warnings
+
+    def _wanted(self) -> dict[str, Fingerprint]:
+        """All that this config asks for, also what the flags leave out."""
+        return dag.fingerprints(dag.order(table(self.config), self.config.targets), self.config.lookup)
 
     def _write_record(self) -> None:
         text = json.dumps(self.record, indent=1, ensure_ascii=False)
@@ -276,6 +283,7 @@ class _Session:
                 path=path,
                 inputs=self._inputs(item),
                 cluster=self.cluster,
+                forgotten=frozenset(names_of(requests(self.root))),
                 lease=lambda devices, kind: self.ledger.lease(step.name, fingerprint.digest, devices, kind),
                 report=_Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,

@@ -48,7 +48,17 @@ VERBS: dict[str, Verb] = {
         config=False,
     ),
     "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False),
-    "data": Verb("`data funnel`, `data verify`, `data trace KEY`: counts, bytes, one picture", flags=("--json",)),
+    "data": Verb(
+        "`data funnel`, `verify`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE): of the pictures",
+        ("keys", "urls", "from"),
+        ("--json",),
+    ),
+    "gc": Verb(
+        "artifacts that no run wants any more, and leftovers; `gc --yes` deletes them; days=N: older runs want nothing",
+        ("days",),
+        ("--json", "--yes"),
+        config=False,
+    ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
     "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",), config=False),
 }
@@ -66,6 +76,7 @@ class Words:
     rest: list[str] = field(default_factory=list)
     selection: Selection = field(default_factory=Selection)
     json: bool = False
+    yes: bool = False
 
     def required_conf(self) -> str:
         """The conf's name; the verb cannot do without it."""
@@ -102,7 +113,7 @@ def parse(arguments: list[str]) -> Words:
             if key not in verb.flags:
                 flags_of = ", ".join(verb.flags) or "none"
                 raise UsageError(f"{name} has no flag {key}{nearest(key, verb.flags)}; it takes {flags_of}")
-            if key == "--json":
+            if key in ("--json", "--yes"):
                 flags[key] = []
                 continue
             value = value if separator else (queue.pop(0) if queue else "")
@@ -141,6 +152,7 @@ def parse(arguments: list[str]) -> Words:
             force=tuple(flags.get("--force", ())),
         ),
         json="--json" in flags,
+        yes="--yes" in flags,
     )
 
 

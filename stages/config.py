@@ -416,6 +416,8 @@ class Phase(Settings):
     max_aspect: float = Field(1.0, ge=1.0, exclude_if=lambda ratio: ratio == 1)
     """Largest ratio of the longer to the shorter side. 1: squares; above it, each batch comes from one aspect-ratio
     bucket, in steps of 128 px."""
+    view: str | None = Field(None, exclude_if=lambda view: view is None)
+    """Which of the pictures it sees, by the name of a view of the data; None: all of them."""
     freeze_norm: bool = False
     """Whether BatchNorm works with its running statistics instead of the batch's."""
 

@@ -7,8 +7,8 @@ or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointi
 
 from itertools import pairwise
 
-from stages.config import StageAConfig, StageBConfig, StageCConfig
-from stages.parameters import widths_a
+from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.parameters import compressor_products, widths_a
 
 
 def encode_a(config: StageAConfig, height: int, width: int) -> int:
@@ -33,6 +33,17 @@ def decode_a(config: StageAConfig, height: int, width: int) -> int:
     for n, (outer, inner) in zip(positions[1:], pairwise(widths), strict=True):
         flops += _linear(n, inner, 16 * outer)  # its transpose
     return flops + _linear(positions[0], widths[0], 3 * 4)
+
+
+def encode_c(config: CompressorConfig, side: int) -> int:
+    """The compressor on an image whose resized form, which the backbone sees, has `side` px."""
+    return 2 * compressor_products(config, side)
+
+
+def encode_text(layers: int, width: int, tokens: int) -> int:
+    """A CLIP text tower's hidden states of `tokens` positions."""
+    layer = _linear(tokens, width, 12 * width) + 2 * _linear(tokens, width, tokens)  # projections and MLP; attention
+    return layers * layer
 
 
 def stage_b(config: StageBConfig, height: int, width: int, tokens: int) -> int:

@@ -26,6 +26,7 @@ from stages.config import (
     TrainingConfig,
 )
 from stages.parameters import (
+    CODE_STRIDE,
     DISCRIMINATOR,
     VGG16,
     blocks_b,
@@ -40,7 +41,6 @@ GIB = 1 << 30
 FP32 = 4  # bytes
 RUNTIME = GIB  # CUDA's context and kernels, workspaces of its libraries, the slack of torch's allocator
 LOOKUP_ROWS = 1 << 14  # positions that Stage A compares with its codebook at a time
-CODE_STRIDE = 32  # px that the compressor's backbone turns into one position
 
 
 @dataclass(frozen=True)

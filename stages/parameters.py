@@ -19,6 +19,7 @@ from stages.config import (
 )
 
 TEXT_VOCABULARY = 49408  # tokens of CLIP
+CODE_STRIDE = 32  # px that the compressor's backbone turns into one position
 
 
 def _stages(*rows: tuple[str, int, int, int, int]) -> tuple[EfficientNetStage, ...]:
@@ -93,6 +94,13 @@ def compressor(config: CompressorConfig) -> int:
     backbone = sum(layer.weights + 2 * layer.outputs * layer.norm for layer in layers)
     norm = 0 if config.batch_norm == "plain" else 2 * config.latent_channels
     return backbone + stages_of(config).last * config.latent_channels + norm
+
+
+def compressor_products(config: CompressorConfig, side: int) -> int:
+    """Multiplications of `Compressor` for what its backbone sees, of `side` px."""
+    table = stages_of(config)
+    last = table.last * config.latent_channels * (side // CODE_STRIDE) ** 2
+    return sum(layer.products for layer in convolutions(table, side)) + last
 
 
 def text(config: TextConfig) -> int:
@@ -203,12 +211,13 @@ def blocks_b(config: StageBConfig) -> Iterator[Block]:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of an EfficientNet: its weights, output channels, whether BatchNorm follows, numbers kept."""
+    """A convolution of an EfficientNet: weights, output channels, whether BatchNorm follows, numbers kept, products."""
 
     weights: int
     outputs: int
     norm: bool
     kept: int
+    products: int
 
 
 def convolutions(table: EfficientNetStages, side: int) -> Iterator[Convolution]:
@@ -221,7 +230,8 @@ def convolutions(table: EfficientNetStages, side: int) -> Iterator[Convolution]:
         kernel: int, inputs: int, outputs: int, before: int, after: int, active: bool, groups: int = 1
     ) -> Convolution:
         kept = inputs * before**2 + outputs * after**2 * (1 + active)
-        return Convolution(kernel**2 * inputs * outputs // groups, outputs, True, kept)
+        weights = kernel**2 * inputs * outputs // groups
+        return Convolution(weights, outputs, True, kept, weights * after**2)
 
     channels, half = table.stem, -(-side // 2)
     yield layer(3, 3, channels, side, half, True)
@@ -237,7 +247,8 @@ def convolutions(table: EfficientNetStages, side: int) -> Iterator[Convolution]:
                     yield layer(1, channels, wide, side, side, True)
                 yield layer(3, wide, wide, side, after, True, groups=wide)
                 squeezed = max(1, channels // 4)
-                yield Convolution(2 * wide * squeezed + wide + squeezed, 0, False, wide * after**2)
+                products = 2 * wide * squeezed
+                yield Convolution(products + wide + squeezed, 0, False, wide * after**2, products)
             if stage.block == "mb" or stage.expand > 1:
                 yield layer(1, wide, stage.channels, after, after, False)
             channels, side = stage.channels, after

@@ -12,7 +12,8 @@ from pipeline.config import Config
 from pipeline.dag import Selection, fingerprints, order
 from pipeline.errors import UsageError
 from pipeline.steps import table
-from stages import parameters
+from stages import flops, parameters
+from stages.config import CompressorConfig
 
 GROUPS = compose.groups()
 
@@ -123,7 +124,7 @@ def test_the_shown_config_is_the_config_with_its_comments(scale):
 def test_the_large_scales_spell_out_and_explain_every_value(scale):
     text = compose.commented_yaml("stage_c", [f"scale={scale}", "data=openmoji"])
     bare = re.findall(r"^ *(\w+): [^#\n]+$", text, re.MULTILINE)
-    assert set(bare) - {"max_aspect"} == {
+    assert set(bare) - {"max_aspect", "view"} == {
         "batch_size",
         "size",
         "freeze_norm",
@@ -201,6 +202,22 @@ def test_rows_that_only_the_metadata_knows_are_no_number(tmp_path):
     assert found["download"]["work"] is None
     assert found["download"]["text"] == "rows unknown before fetch"
     assert found["train_b"]["work"] == 457_000 * 512 + 300_000 * 128
+
+
+def test_what_a_plan_would_store_is_told_beside_encoding_online(tmp_path):
+    found = costs(tmp_path, load("data.metadata=x.parquet", "data.limit=1000000", scale="paper"))
+    shards = -(-1_000_000 // 2048)
+    assert found["encode_text"]["bytes"] == 1_000_000 * 77 * 1024 * 2
+    assert found["encode_text"]["objects"] == 2 * shards
+    assert found["encode_a"]["bytes"] == 1_000_000 * 4 * (128**2 + 256**2) * 2  # of 512 and 1024 px
+    assert found["encode_c"]["bytes"] == 1_000_000 * 16 * (12**2 + 24**2) * 2
+    assert found["encode_c"]["objects"] == 4 * shards
+    assert found["train_c"]["bytes"] is None
+    seen = {512: 500_000 * 1536, 1024: 364_000 * 1536 + 4_000 * 768 + 50_000 * 384}
+    small, large = (flops.encode_c(CompressorConfig(), side) for side in (384, 768))
+    assert found["encode_c"]["cached_flops"] == 1_000_000 * (small + large)
+    assert found["encode_c"]["online_flops"] == seen[512] * small + seen[1024] * large
+    assert "at most 158 GB in 978 objects; online: " in found["encode_text"]["text"]
 
 
 def test_a_rate_of_no_step_is_refused(tmp_path):

@@ -1,13 +1,18 @@
 """The DAG engine on small tables of its own: order, fingerprints, states with reasons, selections."""
 
 from graphlib import CycleError
+from typing import Any
 
 import pytest
 
 from datasets import storage
+from pipeline import compose
 from pipeline.artifacts import Store
+from pipeline.build import Build
 from pipeline.dag import Selection, Step, fingerprints, order, plan
 from pipeline.errors import UsageError
+from pipeline.steps import table
+from pipeline.steps.download import _earlier
 
 STEPS = [
     Step("fetch", "metadata", (), ("data",), "none:none"),
@@ -89,3 +94,19 @@ def test_version_and_parents_enter_the_fingerprint():
     assert digest(STEPS, "metadata") == digest(newer, "metadata")
     for name in ("images", "stage_a", "stage_b"):
         assert digest(STEPS, name) != digest(newer, name)
+
+
+def test_a_later_download_finds_the_attempt_before_it_by_its_fingerprint(tmp_path):
+    """And the first attempt leaves no trace in the fingerprints."""
+    first, second = (compose.load("stage_c", ["scale=micro", f"data.attempt={n}"]) for n in (1, 2))
+    store, built = Store(str(tmp_path)), {}
+    for name, print_ in fingerprints(order(table(first), ["images"]), first.lookup).items():
+        assert "data.attempt" not in print_.settings
+        built[name] = store.commit(name, print_, {"files": {}, "timed": [], "rows": 1, "created": "2026-01-01"})
+    step = next(step for step in table(second) if step.output == "images")
+    digest = fingerprints(order(table(second), ["images"]), second.lookup)["images"].digest
+    path = store.path("images", digest)
+    unused: Any = None
+    build = Build(second, step, path, {"metadata": built["metadata"]}, unused, unused, unused, frozenset(), unused)
+    assert digest != built["images"].manifest["fingerprint"]
+    assert _earlier(build) == built["images"]

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets import openmoji, pictures, plan, shards, storage, web
+from datasets import openmoji, pictures, plan, removal, shards, storage, web
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
-from datasets.download import INDEX, download_shard
+from datasets.download import INDEX, download_shard, results
 from datasets.outcomes import Outcome
 from datasets.shards import Receipt
 
@@ -307,3 +307,38 @@ def test_receipts_are_plain_json(tmp_path, server):
     found = json.loads((tmp_path / "receipts" / "00007.json").read_text())
     assert found == dataclasses.asdict(receipt)
     assert found["dropped"] == {"gone": 1}
+
+
+def test_a_forgotten_picture_is_not_asked_for_and_taken_out_later_leaves_the_same_bytes(server, tmp_path):
+    rows = planned("good", "good-too", "missing")
+    key, url = rows["key"][0].as_py(), rows["url"][1].as_py()
+    kept = download(rows, tmp_path / "kept", server)
+    server.RequestHandlerClass.seen.clear()
+    receipt = download(rows, tmp_path / "never", server, forgotten={key, url})
+    assert set(server.RequestHandlerClass.seen) == {"missing"}
+    assert receipt.dropped == {"forgotten": 2, "gone": 1}
+    keys = {key, rows["key"][1].as_py()}
+    for name, change in ((shards.image_name(7), removal.from_images), (shards.index_name(7), removal.from_index)):
+        content = (tmp_path / "kept" / name).read_bytes()
+        assert change(content, set()) == content
+        assert change(content, keys) == (tmp_path / "never" / name).read_bytes()
+    assert removal.from_receipt(kept, {}, 0, downloaded=True).dropped == receipt.dropped
+
+
+def test_a_later_attempt_asks_again_for_passing_losses_only_and_keeps_every_other_byte(server, tmp_path):
+    rows = planned("good", "flaky", "missing", "down")
+    once = DOWNLOAD.model_copy(update={"retries": 0})
+    first = download(rows, tmp_path / "first", server, download=once)
+    assert first.dropped == {"gone": 1, "server_error": 2}
+    tar, index = ((tmp_path / "first" / name).read_bytes() for name in (shards.image_name(7), shards.index_name(7)))
+    server.RequestHandlerClass.seen[:] = ["flaky"]
+    second = download(rows, tmp_path / "second", server, download=once, earlier=results(tar, index))
+    assert sorted(server.RequestHandlerClass.seen) == ["down", "flaky", "flaky"]
+    assert second.dropped == {"gone": 1, "server_error": 1}
+    before = shards.read_images(tar)
+    after = shards.read_images((tmp_path / "second" / shards.image_name(7)).read_bytes())
+    assert [row.row for row in after] == [0, 1]
+    assert after[0] == before[0]
+    again = download(rows.slice(0, 1), tmp_path / "same", server, earlier={0: results(tar, index)[0]})
+    assert again.rows_out == 1
+    assert shards.read_images((tmp_path / "same" / shards.image_name(7)).read_bytes()) == before

@@ -103,6 +103,7 @@ class Root:
             lease=lambda devices, kind: nullcontext(),
             report=self.report,
             stop_signal=lambda: None,
+            forgotten=frozenset(),
         )
 
     def commit(self, build: Build, facts: Facts) -> Artifact:
@@ -195,7 +196,8 @@ def batch(root: Root, output: str) -> dict[str, np.ndarray]:
     """Seven samples as the training of an artifact reads them."""
     fields, tower = TRAININGS[output]
     build = root.build(output)
-    payload = train._data(build, *fields, tower=tower) | {"seed": 1, "cache": build.config.cluster.cache}
+    seen = {"stretches": build.config.stretches_of(build.step.name), "views": {}}
+    payload = train._data(build, *fields, tower=tower) | seen | {"seed": 1, "cache": build.config.cluster.cache}
     (batches,) = train._batches(payload, build.config.trainings_of(build.step.name)[-1], CPU).values()
     assert batches.rows == sum(ROWS)
     return batches.read(2, 7)

@@ -223,6 +223,7 @@ def test_data_tells_counts_bytes_and_one_pictures_way(micro_root, pipeline, arti
     assert levels["planned"] == {"level": "planned", "rows": 16, "lost": {"limit": 48}}
     assert levels["kept"]["rows"] == levels["encoded: latents_c"]["rows"] == 16
     assert ask("verify")["damaged"] == []
+    assert ask("retry") == {"root": str(micro_root), "asked": {}, "gained": 0, "rows": 16, "attempt": 1}
     key = json.loads(artifacts["samples"].read("captions.json"))[0]["key"]
     told = ask("trace", key)
     assert told["download"]["status"] == "ok"
@@ -233,6 +234,34 @@ def test_data_tells_counts_bytes_and_one_pictures_way(micro_root, pipeline, arti
         ("samples", f"generated/{key}.png"),
     ):
         assert f"{artifacts[name].path}/{file}" in told["files"]
+
+
+def test_gc_takes_nothing_that_the_last_run_made(micro_root, pipeline, artifacts):
+    unwanted = json.loads(pipeline("gc", f"root={micro_root}", "--json").stdout)["unwanted"]
+    assert not {item["path"] for item in unwanted} & {artifact.path for artifact in artifacts.values()}
+
+
+def test_a_forgotten_picture_leaves_a_root_that_verifies_and_says_when(micro_root, pipeline, artifacts, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(micro_root, root)
+    key = json.loads(artifacts["samples"].read("captions.json"))[0]["key"]
+    done = json.loads(pipeline("data", "forget", f"keys={key}", f"root={root}", "--json").stdout)
+    assert done["pictures"] == [key]
+    assert done["trained"] == ["stage_a", "stage_b", "stage_c"]
+
+    def ask(*words: str) -> Any:
+        return json.loads(pipeline("data", *words, *MICRO, f"root={root}", "--json").stdout)
+
+    assert ask("verify")["damaged"] == []
+    assert ask("funnel")["funnel"][-1] == {"level": "encoded: latents_c", "rows": 15, "lost": {}}
+    told = ask("trace", key)
+    assert told["download"]["status"] == "forgotten"
+    assert told["forgotten"]
+    assert "files" not in told
+    assert not list(root.rglob(f"{key}.png"))
+    planned = json.loads(pipeline("plan", *MICRO, f"root={root}", "--json").stdout)
+    assert planned["forgotten"] == 1
+    assert {step["state"] for step in planned["steps"]} == {"done"}
 
 
 def test_all_pictures_lost_commits_nothing(tmp_path, pipeline):

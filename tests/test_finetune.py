@@ -57,7 +57,7 @@ def read(path: Path) -> tuple[Tensor, list[str]]:
     config, image = FolderConfig(path=str(path)), ImageConfig(size=SIZE, format="png")
     table, _ = folder.metadata(config)
     stored = []
-    with folder.serve(config) as (host, port):
+    with folder.serve(config.path, folder.KEY) as (host, port):
         for url in table["URL"].to_pylist():
             body = urllib.request.urlopen(url.replace(folder.HOST, f"{host}:{port}")).read()
             stored.append(pictures.pixels(pictures.stored(body, image).content))

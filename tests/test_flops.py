@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages import convert, flops
-from stages.config import StageAConfig, StageBConfig, StageCConfig
+from stages.compressor import Compressor
+from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
+from stages.text import TextTower
 
 SMALL_B = StageBConfig(
     widths=(8, 16, 32, 32),
@@ -94,6 +96,27 @@ def test_stage_a_at_full_size() -> None:
     config = StageAConfig()
     assert flops.encode_a(config, 1024, 1024) / 1e12 == pytest.approx(0.467, abs=1e-3)
     assert flops.decode_a(config, 1024, 1024) / 1e12 == pytest.approx(2.172, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "gigaflop"),
+    [(CompressorConfig(), 67), (CompressorConfig(backbone="efficientnet_v2_l"), 287)],
+    ids=["S", "L"],
+)
+def test_the_compressor_at_768_px(config: CompressorConfig, gigaflop: float) -> None:
+    with torch.device("meta"):
+        model = Compressor(config)
+    network = nn.Sequential(model.backbone, model.mapper)
+    assert flops.encode_c(config, 768) == counted(network, meta(1, 3, 768, 768))
+    assert flops.encode_c(config, 768) / 1e9 == pytest.approx(gigaflop, rel=0.01)
+
+
+def test_a_text_tower() -> None:
+    tower = TextTower(width=32, layers=2, heads=2, context_length=9)
+    with FlopCounterMode(display=False) as counter:
+        tower.encode(["one caption"])
+    assert flops.encode_text(2, 32, 9) == counter.get_total_flops()
+    assert flops.encode_text(24, 1024, 77) / 1e9 == pytest.approx(47, rel=0.01)  # CLIP-H
 
 
 def test_utilisation() -> None:

@@ -17,6 +17,7 @@ from stages.loop import Outcome, train
 from stages.parallel import pieces
 from stages.stage_c import StageC, StageCObjective
 
+pytestmark = pytest.mark.xdist_group("ranks")  # which start once
 WORLD = 4
 ROWS = 12
 STEPS = 12

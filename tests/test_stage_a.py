@@ -367,11 +367,10 @@ def test_the_manifest_says_what_the_perceptual_loss_was(
     monkeypatch: pytest.MonkeyPatch, loss: StageALoss, note: str, warned: bool
 ) -> None:
     monkeypatch.setattr(steps, "_train", lambda *_, **__: Facts(files={}, rows=1, call="", workers=[]))
+    monkeypatch.setattr(steps, "_data", lambda *_, **__: {})
     told: list[str] = []
     build: Any = SimpleNamespace(
-        config=SimpleNamespace(stage_a=SimpleNamespace(loss=loss), frames_of=lambda _: []),
-        inputs={"images": SimpleNamespace(path="", files={})},
-        report=SimpleNamespace(warning=told.append),
+        config=SimpleNamespace(stage_a=SimpleNamespace(loss=loss)), report=SimpleNamespace(warning=told.append)
     )
     assert note in steps.train_a(build).notes["perceptual"]
     assert bool(told) == warned

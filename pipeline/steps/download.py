@@ -1,20 +1,25 @@
 """download: fetch the planned pictures, one Ray task a shard, img2dataset's Downloader inside."""
 
 from collections import Counter
+from collections.abc import Set
 from typing import Any
 
 import pyarrow as pa
 
 from datasets import plan, shards, sources
 from datasets.config import DataConfig
-from datasets.download import download_shard
+from datasets.download import download_shard, results
 from datasets.shards import Receipt
+from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.errors import BudgetExceeded
 
 
 def download(build: Build) -> Facts:
-    """metadata -> images: tar shards in plan order; every planned row is kept or lost for a counted cause."""
+    """metadata -> images: tar shards in plan order; every planned row is kept or lost for a counted cause.
+
+    A later attempt takes over what the one before it has kept, byte for byte, where that one stands.
+    """
     metadata = build.inputs["metadata"]
     data = build.config.data
     limit = data.download
@@ -23,8 +28,9 @@ def download(build: Build) -> Facts:
     done = sum(receipt.rows_in for receipt in finished.values())
     buckets = metadata.manifest["notes"].get("buckets", {"": metadata.manifest["rows"]})
     count = sum(-(-rows // data.shard_rows) for rows in buckets.values())
+    earlier = _earlier(build)
     todo = (
-        (rows, shard, build.path, data, slots)
+        (rows, shard, build.path, data, slots, build.forgotten, earlier)
         for part in sorted(metadata.files)
         for shard, rows in plan.shards(metadata.read(part))
         if shard not in finished
@@ -48,9 +54,31 @@ def download(build: Build) -> Facts:
     )
 
 
-def _download(rows: pa.Table, shard: int, path: str, data: DataConfig, slots: Any) -> Receipt:
+def _earlier(build: Build) -> Artifact | None:
+    """The images of the attempt before this one."""
+    attempt = build.config.data.attempt
+    if attempt == 1:
+        return None
+    data = build.config.data.model_copy(update={"attempt": attempt - 1})
+    found = build.made_with(build.config.model_copy(update={"data": data}))
+    if found is None:
+        build.report.warning(f"download: there is no attempt {attempt - 1} to take over from; everything is fetched")
+    return found
+
+
+def _download(
+    rows: pa.Table,
+    shard: int,
+    path: str,
+    data: DataConfig,
+    slots: Any,
+    forgotten: Set[str],
+    earlier: Artifact | None,
+) -> Receipt:
     from pipeline.cluster import SlotsClient
 
+    files = (shards.image_name(shard), shards.index_name(shard))
+    known = results(*map(earlier.read, files)) if earlier else None
     with sources.hosts(data) as hosts:
         return download_shard(
             rows,
@@ -60,13 +88,15 @@ def _download(rows: pa.Table, shard: int, path: str, data: DataConfig, slots: An
             download=data.download,
             hosts=hosts,
             gate=SlotsClient(slots),
+            forgotten=forgotten,
+            earlier=known,
         )
 
 
 def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:
-    lost = dropped.total()
+    lost = dropped.total() - dropped["forgotten"]
     causes = ", ".join(f"{cause} {count}" for cause, count in dropped.most_common())
-    if lost == planned:
+    if dropped.total() == planned:
         raise BudgetExceeded(f"none of {planned} planned pictures could be kept: {causes}")
     if lost > max_lost * planned:
         raise BudgetExceeded(

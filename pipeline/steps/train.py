@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from datasets import storage
+from datasets import storage, views
 from datasets.batches import Batches, Source
 from datasets.bucket_batches import BucketBatches, Span
 from datasets.buckets import Frame, Size
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from stages.stage_a import StageA
     from stages.stage_b import StageB
 
-    ByFrame = dict[Frame, EncodedBatches]
+    Stretch = tuple[Frame, str | None]  # how pictures are seen, name of the view
+    Data = dict[Stretch, EncodedBatches]
 
 PANEL = "panel.png"  # reconstructions of some training pictures
 PANEL_ROWS = 16
@@ -172,8 +173,11 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     from pipeline.rank import result
 
     _check_batches(build)
+    stretches = build.config.stretches_of(build.step.name)
     if result(build.building) is None:
-        build.train(loop, {**payload, "seed": build.config.seed, "cache": build.config.cluster.cache})
+        chosen = {name: build.inputs[f"view_{name}"] for _, name in stretches if name}
+        settings = {"seed": build.config.seed, "cache": build.config.cluster.cache}
+        build.train(loop, {**payload, **settings, "stretches": stretches, "views": chosen})
     found = result(build.building)
     assert found is not None, "the job ended without a result, yet without an error"
     if PANEL in found["files"]:
@@ -189,18 +193,21 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
 
 def _check_batches(build: Build) -> None:
     """Refuse a batch larger than the data before any worker starts: it would hold a sample twice."""
-    rows = min(artifact.manifest["rows"] for name, artifact in build.inputs.items() if not name.startswith("stage"))
+    data = {name: made for name, made in build.inputs.items() if not name.startswith(("stage_", "view_"))}
+    stored = min(artifact.manifest["rows"] for artifact in data.values())
     for training in build.config.trainings_of(build.step.name):
-        largest = max(phase.batch_size for phase in training.phases)
-        if largest > rows:
-            raise UsageError(
-                f"{build.step.name}: a batch of {largest} is larger than the data, which has {rows} rows; "
-                "lower batch_size of the training's phases, or raise data.limit"
-            )
+        for phase in training.phases:
+            rows = build.inputs[f"view_{phase.view}"].manifest["rows"] if phase.view else stored
+            if phase.batch_size > rows:
+                seen, loosen = (f"view {phase.view}", "loosen the view") if phase.view else ("data", "raise data.limit")
+                raise UsageError(
+                    f"{build.step.name}: a batch of {phase.batch_size} is larger than the {seen}, which has {rows} "
+                    f"rows; lower batch_size of the training's phases, or {loosen}"
+                )
 
 
-def _batches(payload: dict[str, Any], training: TrainingConfig, where: "device") -> "ByFrame":
-    """Batches by frame; squares of all sizes come in the same order, and so do buckets."""
+def _batches(payload: dict[str, Any], training: TrainingConfig, where: "device") -> "Data":
+    """Batches by frame and view; squares of all sizes come in the same order, and so do buckets."""
     from pipeline.encoders import EncodedBatches
 
     starts = accumulate((phase.steps for phase in training.phases), initial=0)
@@ -211,21 +218,22 @@ def _batches(payload: dict[str, Any], training: TrainingConfig, where: "device")
     ]
     files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
     online = [(encoder, encoder.load(where)) for encoder in payload["online"]]
+    chosen = {name: views.read(artifact.read(views.FILE)) for name, artifact in payload["views"].items()}
+
+    def stored(frame: Frame, view: str | None) -> Batches | BucketBatches:
+        sources = payload["sources"][frame]
+        if not frame.square:
+            return BucketBatches(sources, frame, payload["seed"], spans, files)
+        return Batches(sources, payload["seed"], files=files, view=chosen[view] if view else None)
+
     return {
-        frame: EncodedBatches(
-            Batches(sources, payload["seed"], files=files)
-            if frame.square
-            else BucketBatches(sources, frame, payload["seed"], spans, files),
-            frame,
-            payload["fields"],
-            online,
-        )
-        for frame, sources in payload["sources"].items()
+        (frame, view): EncodedBatches(stored(frame, view), frame, payload["fields"], online)
+        for frame, view in payload["stretches"]
     }
 
 
-def _largest(batches: "ByFrame") -> "EncodedBatches":
-    return batches[max(batches)]
+def _largest(batches: "Data") -> "EncodedBatches":
+    return batches[max(batches, key=lambda stretch: stretch[0])]
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
@@ -355,14 +363,14 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
         rank.finish(_largest(batches).rows)
 
 
-def _panel_batch(batches: "ByFrame") -> "dict[str, Tensor]":
+def _panel_batch(batches: "Data") -> "dict[str, Tensor]":
     """Some samples, pictures at the largest size that was trained at."""
     import torch
 
     return {name: torch.from_numpy(values) for name, values in _largest(batches).first(PANEL_ROWS).items()}
 
 
-def _panel_a(stage_a: "StageA", batches: "ByFrame") -> bytes:
+def _panel_a(stage_a: "StageA", batches: "Data") -> bytes:
     """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
     from stages.grid import grid
     from stages.sample import reconstruct_a
@@ -377,7 +385,7 @@ def _panel_a(stage_a: "StageA", batches: "ByFrame") -> bytes:
     return grid(("original", "Stage A", "by the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: "ByFrame") -> bytes:
+def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: "Data") -> bytes:
     """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
     from stages.grid import grid
     from stages.sample import reconstruct_a, reconstruct_b
@@ -400,7 +408,7 @@ def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", bat
     )
 
 
-def _panel_previewer(previewer: "Previewer", batches: "ByFrame") -> bytes:
+def _panel_previewer(previewer: "Previewer", batches: "Data") -> bytes:
     """PNG of some pictures, what the previewer is to make of them, and what it makes of their codes."""
     from stages.grid import grid
     from stages.layers import resized
@@ -417,7 +425,7 @@ def _panel_previewer(previewer: "Previewer", batches: "ByFrame") -> bytes:
     return grid(("original", "made smaller", "preview"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
 
-def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: "ByFrame") -> bytes:
+def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: "Data") -> bytes:
     """PNG of some pictures as Stage A keeps them, and what the baseline draws from their captions."""
     from stages.grid import grid
     from stages.sample import generate_baseline, to_pixels

@@ -1,0 +1,248 @@
+"""Forgetting: taking pictures out of all that a root has stored of them.
+
+Their pictures, captions and tensors go from every artifact; what is left is as if they had never been kept. The plan
+keeps their rows. Fingerprints stay: they tell what was asked for, and a forgotten picture makes nobody train again. The
+images come last, so that a removal that was killed is gone on with by any later one.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets import duplicates, removal, shards, storage, views
+from datasets.config import ViewConfig
+from pipeline import lease, removal_list
+from pipeline.artifacts import LEASE, MANIFEST, Artifact, Removals, Store, rewrite
+from pipeline.removal_list import names_of, requests
+from pipeline.screen import console
+from pipeline.steps.select import make as make_view
+
+SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
+
+
+@dataclass
+class Outcome:
+    """What carrying out the requests has changed: pictures by key, files, and trainings that have seen them."""
+
+    pictures: set[str] = field(default_factory=set)
+    files: Counter[str] = field(default_factory=Counter)
+    trained: set[str] = field(default_factory=set)
+
+
+def forget(root: str, names: Set[str]) -> Outcome:
+    """Put keys and normalised URLs on the root's removal list, and take out what is stored of them.
+
+    Raises:
+        LeaseHeld: a live run is building something in this root.
+    """
+    for folder in _leased(root):  # a run that reads a shard now would take its new bytes for damage
+        with lease.hold(folder, console.print):
+            pass
+    removal_list.add(root, names)
+    waiting = [request for request in requests(root) if not request.done]
+    outcome = Outcome()
+    if waiting:
+        _carry_out(root, names_of(waiting).keys(), outcome)
+    for request in waiting:
+        removal_list.close(root, request)
+    return outcome
+
+
+def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
+    store = Store(root)
+    finished = list(store.finished())
+    keys = {name for name in names if shards.KEY.fullmatch(name)}
+    for metadata in (artifact for artifact in finished if artifact.name == "metadata"):
+        by_shard = _planned(metadata, names)
+        keys.update(*by_shard.values())
+        for images in _made_from(metadata, finished, "images") if by_shard else ():
+            _from_everything(store, metadata, images, finished, by_shard, outcome)
+    _from_unfinished(root, keys, outcome)
+
+
+def _planned(metadata: Artifact, names: Set[str]) -> dict[int, set[str]]:
+    """Keys of a plan that are meant, by shard."""
+    found: defaultdict[int, set[str]] = defaultdict(set)
+    for part in sorted(metadata.files):
+        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=["key", "url", "shard"])
+        meant = pc.field("key").isin(list(names)) | pc.field("url").isin(list(names))
+        for row in rows.filter(meant).to_pylist():
+            found[row["shard"]].add(row["key"])
+    return dict(found)
+
+
+def _from_everything(
+    store: Store,
+    metadata: Artifact,
+    images: Artifact,
+    finished: list[Artifact],
+    by_shard: dict[int, set[str]],
+    outcome: Outcome,
+) -> None:
+    """Take some pictures out of the images and of all that was made from them; the images last, views after them."""
+    stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
+    outcome.pictures |= stored
+    made = _descendants(images, finished)
+    for artifact in made if stored else ():
+        if artifact.name.startswith(("stage_", "previewer", "baseline")) and artifact.name != "baseline_samples":
+            outcome.trained.add(artifact.name)
+        with _held(store, artifact):
+            _from_pictures(artifact, stored, outcome)
+    for artifact in (*made, images):
+        if artifact.name.startswith(("text_", "latents_", "images", "duplicates")):
+            with _held(store, artifact):
+                for folder in _folders(artifact):
+                    for shard, keys in by_shard.items():
+                        _from_shard(artifact, folder, shard, keys, outcome)
+                if artifact.name != "duplicates":
+                    receipts = shards.finished(storage.join(artifact.path, *_folders(artifact)[:1]))
+                    _settle(artifact, sum(receipt.rows_out for receipt in receipts.values()))
+    now = store.find("images", images.manifest["fingerprint"])
+    assert now is not None, "the images were there a moment ago"
+    for artifact in made:
+        if artifact.name.startswith("view_"):
+            settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
+            digest = artifact.manifest["parents"].get("duplicates")
+            repeated = store.find("duplicates", digest) if digest else None
+            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, repeated)
+            with _held(store, artifact):
+                _replace(artifact, views.FILE, content, outcome)
+                _settle(artifact, rows)
+
+
+def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None:
+    """Delete what shows the pictures, or may show them, and their captions from the tables of samples."""
+    for name in {*artifact.files, *Removals.read(artifact.path).files}:  # some may be recorded as deleted, but there
+        file = PurePosixPath(name)
+        if file.name in SHEETS or file.stem in keys:
+            _replace(artifact, name, None, outcome)
+    for name, change in TABLES.items():
+        if name in artifact.files:
+            _rewrite(artifact, name, partial(change, keys=keys), outcome)
+            if name.endswith(".parquet"):
+                _settle(artifact, removal.count(storage.read(storage.join(artifact.path, name))))
+
+
+def _from_captions(content: bytes, keys: Set[str]) -> bytes:
+    """The list of captions beside samples without some."""
+    rows = [row for row in json.loads(content) if row["key"] not in keys]
+    return json.dumps(rows, indent=1, ensure_ascii=False).encode()
+
+
+TABLES: dict[str, Callable[..., bytes]] = {
+    "samples.parquet": removal.from_samples,
+    "captions.json": _from_captions,
+    duplicates.FILE: removal.from_duplicates,
+}
+
+
+def _from_shard(artifact: Artifact, folder: str, shard: int, keys: Set[str], outcome: Outcome) -> None:
+    """Take pictures out of one shard of images or of tensors, then say so in its receipt."""
+    downloaded = artifact.name == "images"
+    change = removal.from_index if downloaded else removal.from_tensors
+    changes = {shards.tensor_name(shard): change}
+    if downloaded:
+        changes = {shards.image_name(shard): removal.from_images, **changes}
+    where = storage.join(artifact.path, folder) if folder else artifact.path
+    receipt = shards.receipt(where, shard)
+    if not receipt.files:  # no picture of it was kept
+        return
+    for name, function in changes.items():
+        file = f"{folder}/{name}" if folder else name
+        _rewrite(artifact, file, partial(function, keys=keys), outcome)
+    contents = {name: storage.read(storage.join(where, name)) for name in changes}
+    table = contents[shards.tensor_name(shard)]
+    rows = len(views.stored_keys(table)) if downloaded else removal.count(table)
+    entries = {name: storage.entry_of(content) for name, content in contents.items()}
+    shards.put_receipt(where, removal.from_receipt(receipt, entries, rows, downloaded=downloaded))
+
+
+def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
+    """Drop the shards of unfinished builds that hold some of the pictures: whoever goes on makes them anew."""
+    folder = storage.join(root, "artifacts")
+    files = storage.listing(folder)
+    whole = tuple(name.removesuffix(MANIFEST) for name in files if name.endswith("/" + MANIFEST))
+    receipts = [name for name in files if f"/{shards.RECEIPTS}/" in name and not name.startswith(whole)]
+    for where in sorted({storage.join(folder, name.partition(f"/{shards.RECEIPTS}/")[0]) for name in receipts}):
+        for receipt in shards.finished(where).values():
+            if any(_holds(storage.join(where, name), keys) for name in receipt.files):
+                storage.remove(shards.receipt_path(where, receipt.shard))
+                for name in receipt.files:
+                    storage.remove(storage.join(where, name))
+                    outcome.files["deleted"] += 1
+
+
+def _holds(path: str, keys: Set[str]) -> bool:
+    """Whether a file of an unfinished build is of one of the pictures, or a table that has one."""
+    file = PurePosixPath(path)
+    return file.stem in keys or (file.suffix == ".parquet" and removal.holds(storage.read(path), keys))
+
+
+def _replace(artifact: Artifact, name: str, content: bytes | None, outcome: Outcome) -> None:
+    _rewrite(artifact, name, lambda _: content, outcome)
+
+
+def _rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | None], outcome: Outcome) -> None:
+    if rewrite(artifact, name, change):
+        outcome.files["rewritten" if storage.exists(storage.join(artifact.path, name)) else "deleted"] += 1
+
+
+def _settle(artifact: Artifact, rows: int) -> None:
+    """Say how many rows are left, where any was taken out."""
+    removed = Removals.read(artifact.path)
+    before = artifact.manifest["rows"] if removed.rows is None else removed.rows
+    if rows != before:
+        removed.forgotten += before - rows
+        removed.rows = rows
+        removed.publish(artifact.path)
+
+
+@contextmanager
+def _held(store: Store, artifact: Artifact) -> Iterator[None]:
+    """The lease on an artifact, for the time of a change."""
+    with lease.hold(artifact.path, console.print):
+        yield
+    store.tidy(artifact)
+
+
+def _leased(root: str) -> list[str]:
+    """Folders of the artifacts on which somebody holds a lease, or held it when he died."""
+    folder = storage.join(root, "artifacts")
+    leases = (name for name in storage.listing(folder) if name.endswith("/" + LEASE))
+    return [storage.join(folder, name.removesuffix("/" + LEASE)) for name in leases]
+
+
+def _stored(images: Artifact, shard: int) -> set[str]:
+    """Keys of the pictures that a shard holds."""
+    return set(views.stored_keys(storage.read(storage.join(images.path, shards.index_name(shard)))).to_pylist())
+
+
+def _folders(artifact: Artifact) -> list[str]:
+    """Folders inside an artifact that hold shards: the artifact's own (""), or one a size, or the hashes'."""
+    names = (PurePosixPath(name) for name in artifact.files)
+    numbered = (name for name in names if name.suffix == ".parquet" and name.stem.isdigit())
+    return sorted({"" if str(name.parent) == "." else str(name.parent) for name in numbered})
+
+
+def _made_from(parent: Artifact, finished: Iterable[Artifact], name: str) -> list[Artifact]:
+    """The finished artifacts of a name that were made from another one directly."""
+    digest = parent.manifest["fingerprint"]
+    return [other for other in finished if other.name == name and other.manifest["parents"].get(parent.name) == digest]
+
+
+def _descendants(parent: Artifact, finished: Iterable[Artifact]) -> list[Artifact]:
+    """The finished artifacts that were made from another one, directly or not."""
+    digests, found, left = {parent.manifest["fingerprint"]}, [], list(finished)
+    while new := [artifact for artifact in left if digests.intersection(artifact.manifest["parents"].values())]:
+        digests |= {artifact.manifest["fingerprint"] for artifact in new}
+        found += new
+        left = [artifact for artifact in left if artifact not in new]
+    return found

@@ -1,0 +1,77 @@
+"""deduplicate: which of the stored pictures are duplicates of others, with a contact sheet of some to look at."""
+
+import os
+from collections import defaultdict
+
+import pyarrow.compute as pc
+
+from datasets import duplicates, removal, shards, storage
+from datasets.shards import Clock, Receipt
+from datasets.storage import FileEntry
+from pipeline.artifacts import Artifact
+from pipeline.build import Build, Facts
+
+HASHES = "hashes"
+SHEET = "groups.png"
+SHEET_GROUPS, SHEET_PICTURES = 32, 4
+
+
+def deduplicate(build: Build) -> Facts:
+    """images -> duplicates: hashes of every picture, the table of duplicates, and a contact sheet of some."""
+    images = build.inputs["images"]
+    folder = storage.join(build.path, HASHES)
+    total = sorted(shards.finished(images.path))
+    done = shards.finished(folder)
+    todo = [shard for shard in total if shard not in done]
+    for receipt in build.call_each(_hash, ((images, shard, folder) for shard in todo), len(todo)):
+        done[receipt.shard] = receipt
+        build.report.progress(len(done), len(total), "shards")
+    hashed = {f"{HASHES}/{name}": entry for receipt in done.values() for name, entry in receipt.files.items()}
+    files, counts, pid = build.call(_find, images, build.path, hashed)
+    if SHEET in files:
+        build.report.image(build.step.output, storage.read(storage.join(build.path, SHEET)), 0)
+    return Facts(
+        files=hashed | files,
+        rows=sum(counts.values()),
+        call="numpy.bitwise_count",
+        workers=sorted({pid, *(receipt.pid for receipt in done.values())}),
+        notes={"duplicates": counts},
+    )
+
+
+def _hash(images: Artifact, shard: int, folder: str) -> Receipt:
+    clock, name = Clock(), shards.tensor_name(shard)
+    rows = shards.read_images(images.read(shards.image_name(shard)))
+    files = {name: storage.publish(duplicates.hashes(rows), storage.join(folder, name))}
+    return shards.publish_receipt(folder, shard, rows_in=len(rows), rows_out=len(rows), files=files, clock=clock)
+
+
+def _find(
+    images: Artifact, path: str, hashed: dict[str, FileEntry]
+) -> tuple[dict[str, FileEntry], dict[str, int], int]:
+    """The table, the sheet where there is something to show, and counts by kind."""
+    from stages.grid import grid
+
+    numbers = {int(name.removeprefix(f"{HASHES}/").removesuffix(".parquet")): name for name in hashed}
+    tables = {shard: storage.read(storage.join(path, name), hashed[name]) for shard, name in numbers.items()}
+    found = duplicates.find(tables)
+    contents = {duplicates.FILE: shards.parquet_bytes(found)}
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for row in found.to_pylist():
+        if row["of"] in groups or len(groups) < SHEET_GROUPS:
+            groups[row["of"]].append(row["key"])
+    shown = {kept: [kept, *others[: SHEET_PICTURES - 1]] for kept, others in groups.items()}
+    if shown:
+        wanted = {key for keys in shown.values() for key in keys}
+        rows = {
+            row.key: row
+            for shard, content in tables.items()
+            if removal.holds(content, wanted)
+            for row in shards.read_images(images.read(shards.image_name(shard)))
+            if row.key in wanted
+        }
+        sheet = [(rows[kept].caption, [rows[key].pixels() for key in keys]) for kept, keys in shown.items()]
+        contents[SHEET] = grid(("kept", *["duplicate"] * (SHEET_PICTURES - 1)), sheet)
+    counts = {kind: pc.sum(pc.equal(found["kind"], kind)).as_py() or 0 for kind in ("exact", "perceptual")}
+    files = {name: storage.publish(content, storage.join(path, name)) for name, content in contents.items()}
+    return files, counts, os.getpid()

@@ -1,0 +1,41 @@
+"""select: a view, which of the stored pictures the phases of a training see."""
+
+import os
+
+from datasets import duplicates, plan, shards, storage, views
+from datasets.config import DataError, ViewConfig
+from datasets.storage import FileEntry
+from pipeline.artifacts import Artifact
+from pipeline.build import Build, Facts
+
+
+def select(build: Build) -> Facts:
+    """metadata, images (and duplicates, to drop them) -> view_<name>: a bit for each stored picture."""
+    name = build.step.output.removeprefix("view_")
+    view = build.config.data.views[name]
+    inputs = (build.inputs["metadata"], build.inputs["images"], build.inputs.get("duplicates"))
+    entry, rows, left_out, pid = build.call(_select, view, inputs, build.path)
+    if not rows:
+        reasons = ", ".join(f"{rule} leaves out {count}" for rule, count in left_out.items() if count)
+        stored = build.inputs["images"].manifest["rows"]
+        raise DataError(f"data.views.{name} chooses none of {stored} pictures: {reasons}; loosen these")
+    return Facts(
+        files={views.FILE: entry}, rows=rows, call="pyarrow.Table.filter", workers=[pid], notes={"left_out": left_out}
+    )
+
+
+def _select(
+    view: ViewConfig, inputs: tuple[Artifact, Artifact, Artifact | None], path: str
+) -> tuple[FileEntry, int, dict[str, int], int]:
+    content, rows, left_out = make(view, *inputs)
+    return storage.publish(content, storage.join(path, views.FILE)), rows, left_out, os.getpid()
+
+
+def make(
+    view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None
+) -> tuple[bytes, int, dict[str, int]]:
+    """A view's file, how many of the pictures it chooses, and how many others it leaves out by rule."""
+    planned = (shard for part in sorted(metadata.files) for shard in plan.shards(metadata.read(part)))
+    unwanted = duplicates.by_shard(repeated.read(duplicates.FILE)) if repeated else {}
+    content, rows, left_out = views.make(planned, lambda shard: images.read(shards.index_name(shard)), view, unwanted)
+    return content, rows, dict(left_out)

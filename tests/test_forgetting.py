@@ -1,0 +1,270 @@
+"""Forgetting: what is left is as if the picture had never been kept, also after a kill at any moment."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datasets import duplicates, plan, shards, storage, views
+from datasets.batches import Batches, Source
+from datasets.config import DataError, ViewConfig
+from datasets.download import INDEX
+from datasets.shards import Clock, ImageRow
+from datasets.storage import CorruptFile
+from pipeline import lease
+from pipeline.artifacts import Artifact, Fingerprint, Store
+from pipeline.errors import LeaseHeld, UsageError
+from pipeline.forgetting import forget
+from pipeline.removal_list import check_carried_out, listed, requests
+from pipeline.steps.select import make
+
+ROWS = 4  # planned pictures of a shard; the last one of each is lost
+URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
+KEYS = [[plan.key_of(url, "caption") for url in urls] for urls in URLS]
+GONE = KEYS[1][1]
+PNG = b"\x89PNG..."
+
+
+def image_rows(shard: int, forgotten: str | None = None) -> list[ImageRow]:
+    keys = KEYS[shard][: ROWS - 1]
+    return [
+        ImageRow(row, key, URLS[shard][row], "caption", "png", PNG + key.encode())
+        for row, key in enumerate(keys)
+        if key != forgotten
+    ]
+
+
+def tensors(shard: int, forgotten: str | None = None) -> bytes:
+    rows = image_rows(shard, forgotten)
+    return shards.write_tensors(rows, "text", np.array([[16 * shard + row.row] * 2 for row in rows], np.float16))
+
+
+def index(shard: int) -> bytes:
+    rows = [
+        {"key": key, "row": row, "status": "gone" if row == ROWS - 1 else "ok", "width": 9}
+        for row, key in enumerate(KEYS[shard])
+    ]
+    return shards.table_bytes(rows, INDEX)
+
+
+def commit(store: Store, name: str, files: dict[str, bytes], rows: int, *parents: Artifact, **about: Any) -> Artifact:
+    """A finished artifact of these files."""
+    settings = about.pop("settings", {})
+    fingerprint = Fingerprint(name, 1, settings, {parent.name: parent.manifest["fingerprint"] for parent in parents})
+    path = store.path(name, fingerprint.digest)
+    entries = {file: storage.publish(content, storage.join(path, file)) for file, content in files.items()}
+    facts = {"files": entries, "timed": [], "rows": rows, "notes": about, "created": f"{len(list(store.finished()))}"}
+    return store.commit(name, fingerprint, facts)
+
+
+def receipts(artifact: Artifact, folder: str = "", lost: int = 0) -> None:
+    for shard in range(2):
+        prefix = f"{folder}/{shard:05d}." if folder else f"{shard:05d}."
+        files = {name.rpartition("/")[2]: entry for name, entry in artifact.files.items() if name.startswith(prefix)}
+        where = storage.join(artifact.path, folder) if folder else artifact.path
+        kept, dropped = ROWS - 1, {"gone": 1} if lost else {}
+        shards.publish_receipt(
+            where, shard, rows_in=kept + lost, rows_out=kept, files=files, clock=Clock(), dropped=dropped
+        )
+
+
+def built(root: Path) -> Store:
+    """A root with one artifact of each kind that holds pictures, or something made of them."""
+    store = Store(str(root))
+    planned = [
+        {"key": key, "url": url, "caption": "caption", "shard": shard, "row": row, "aesthetic": float(row)}
+        for shard in range(2)
+        for row, (key, url) in enumerate(zip(KEYS[shard], URLS[shard], strict=True))
+    ]
+    rows = pa.Table.from_pylist(planned, schema=plan.SCHEMA)
+    metadata = commit(store, "metadata", {"plan/00000.parquet": plan.parquet_bytes(rows, ROWS)}, 2 * ROWS)
+    tars = {shards.image_name(shard): shards.write_images(image_rows(shard)) for shard in range(2)}
+    indexes = {shards.index_name(shard): index(shard) for shard in range(2)}
+    images = commit(store, "images", tars | indexes, 2 * (ROWS - 1), metadata, lost={"gone": 2})
+    receipts(images, lost=1)
+    values = {shards.tensor_name(shard): tensors(shard) for shard in range(2)}
+    text = commit(store, "text_tiny", {**values, "tower.safetensors": b"weights"}, 2 * (ROWS - 1), images)
+    receipts(text)
+    sized = {f"128/{name}": content for name, content in values.items()}
+    receipts(commit(store, "latents_c", sized, 2 * (ROWS - 1), images), "128")
+    hashed = {f"hashes/{name}": content for name, content in values.items()}  # another table with keys
+    twins = [{"shard": 0, "key": KEYS[0][2], "of": GONE, "kind": "exact"}]
+    table = shards.parquet_bytes(pa.Table.from_pylist(twins, schema=duplicates.SCHEMA))
+    repeated = commit(store, "duplicates", {**hashed, duplicates.FILE: table, "groups.png": PNG}, 1, images)
+    receipts(repeated, "hashes")
+    bounds: dict[str, Any] = {"min_aesthetic": 1.0, "duplicates": "drop"}
+    content, chosen, _ = make(ViewConfig(**bounds), metadata, images, repeated)
+    settings = {"data.views.fine": bounds}
+    view = commit(store, "view_fine", {views.FILE: content}, chosen, metadata, images, repeated, settings=settings)
+    stage = commit(store, "stage_c", {"stage_c.safetensors": b"weights", "panel.png": PNG}, 6, text, view)
+    captions = [{"key": key, "caption": "caption", "seed": 1} for key in (KEYS[0][0], GONE)]
+    pictures = {f"{folder}/{row['key']}.png": PNG for folder in ("original", "generated") for row in captions}
+    tables = {"samples.parquet": shards.table_bytes(captions), "captions.json": json.dumps(captions).encode()}
+    commit(store, "samples", {**pictures, **tables, "grid.png": PNG}, 2, images, stage)
+    return store
+
+
+def found(store: Store) -> dict[str, Artifact]:
+    return {artifact.name: artifact for artifact in store.finished()}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """All that lies in the artifacts, but what tells of times."""
+    return {
+        str(file.relative_to(root)): b"" if "receipts" in file.parts else file.read_bytes()
+        for file in (root / "artifacts").rglob("*")
+        if file.is_file()
+    }
+
+
+def text_source(text: Artifact) -> Source:
+    return Source("text", text.path, text.files)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return built(tmp_path)
+
+
+@pytest.mark.parametrize("by", [GONE, URLS[1][1]], ids=["key", "URL"])
+def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
+    before = {name: artifact.manifest for name, artifact in found(store).items()}
+    outcome = forget(store.root, {by})
+    assert outcome.pictures == {GONE}
+    assert outcome.trained == {"stage_c"}
+    now = found(store)
+    for artifact in now.values():
+        assert artifact.manifest["fingerprint"] == before[artifact.name]["fingerprint"]
+        for name in artifact.files:
+            artifact.read(name)
+        assert artifact.manifest["bytes"] == sum(entry.bytes for entry in artifact.files.values())
+    images, text, samples = (now[name] for name in ("images", "text_tiny", "samples"))
+    assert images.read("00001.tar") == shards.write_images(image_rows(1, GONE))
+    assert text.read("00001.parquet") == now["latents_c"].read("128/00001.parquet") == tensors(1, GONE)
+    assert images.read("00000.tar") == shards.write_images(image_rows(0))
+    assert views.stored_keys(images.read("00001.parquet")).to_pylist() == [KEYS[1][0], KEYS[1][2]]
+    assert [now[name].manifest["rows"] for name in ("images", "text_tiny", "latents_c", "samples")] == [5, 5, 5, 1]
+    assert images.manifest["notes"]["lost"] == {"gone": 2, "forgotten": 1}
+    assert shards.receipt(images.path, 1).dropped == {"forgotten": 1, "gone": 1}
+    assert shards.receipt(text.path, 1).rows_in == shards.receipt(text.path, 1).rows_out == 2
+    kept = KEYS[0][0]
+    assert {*samples.files} == {f"original/{kept}.png", f"generated/{kept}.png", "samples.parquet", "captions.json"}
+    assert [row["key"] for row in json.loads(samples.read("captions.json"))] == [kept]
+    assert {*now["stage_c"].files} == {"stage_c.safetensors"}
+    assert {*now["duplicates"].files} == {"hashes/00000.parquet", "hashes/00001.parquet", duplicates.FILE}
+    assert now["duplicates"].read("hashes/00001.parquet") == tensors(1, GONE)
+    assert duplicates.by_shard(now["duplicates"].read(duplicates.FILE)) == {}
+    stored = [path for path, content in contents(Path(store.root)).items() if GONE.encode() in content]
+    assert not [path for path in stored if Path(path).suffix in (".tar", ".png")]
+
+
+def test_trainings_and_their_views_go_on_without_it_and_with_the_one_that_looked_like_it(store):
+    assert found(store)["view_fine"].manifest["rows"] == 3
+    forget(store.root, {GONE})
+    now = found(store)
+    view = views.read(now["view_fine"].read(views.FILE))
+    for data, rows in (
+        (Batches([text_source(now["text_tiny"])], seed=0), 5),
+        (Batches([text_source(now["text_tiny"])], seed=0, view=view), 3),
+    ):
+        assert data.rows == rows
+        assert bytes.fromhex(GONE) not in {bytes(key) for key in data.read(0, rows)["key"]}
+    assert now["view_fine"].manifest["rows"] == 3
+
+
+def test_a_second_time_changes_nothing(store):
+    forget(store.root, {GONE})
+    once = contents(Path(store.root))
+    outcome = forget(store.root, {GONE, URLS[1][1]})
+    assert not outcome.pictures
+    assert contents(Path(store.root)) == once
+
+
+def test_after_a_kill_at_any_moment_a_run_is_refused_and_the_next_removal_ends_it(tmp_path, monkeypatch):
+    built(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "calm")
+    forget(str(tmp_path / "calm"), {GONE})
+    calm = contents(tmp_path / "calm")
+
+    class Killed(BaseException):
+        """The process ends here."""
+
+    def deadly(function: Any, left: list[int]) -> Any:
+        def call(*arguments: Any) -> Any:
+            if "lease.json" not in str(arguments[-1]):  # whose owner would be dead
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+            return function(*arguments)
+
+        return call
+
+    kills = 0
+    while True:
+        root = tmp_path / f"killed{kills}"
+        shutil.copytree(tmp_path / "whole", root)
+        store = Store(str(root))
+        left = [kills + 1]  # the request itself is written
+        with monkeypatch.context() as patched:
+            for name in ("publish", "remove"):
+                patched.setattr(storage, name, deadly(getattr(storage, name), left))
+            try:
+                forget(store.root, {GONE})
+                break
+            except Killed:
+                kills += 1
+        with pytest.raises(UsageError, match="go on with it: python -m pipeline data forget"):
+            check_carried_out(store.root)
+        forget(store.root, set())
+        check_carried_out(store.root)
+        assert {name for name in contents(root) if contents(root)[name] != calm.get(name)} <= {
+            name for name in calm if name.endswith("forgotten.json")
+        }
+        assert contents(root).keys() == calm.keys()
+        assert {name: artifact.manifest for name, artifact in found(store).items()} == {
+            name: artifact.manifest for name, artifact in found(Store(str(tmp_path / "calm"))).items()
+        }
+    assert kills > 20
+
+
+def test_a_shard_of_an_unfinished_build_that_holds_it_is_dropped(store):
+    path = store.path("text_tiny", "unfinished")
+    for shard in range(2):
+        name = shards.tensor_name(shard)
+        files = {name: storage.publish(tensors(shard), storage.join(path, name))}
+        shards.publish_receipt(path, shard, rows_in=3, rows_out=3, files=files, clock=Clock())
+    forget(store.root, {GONE})
+    assert storage.listing(path) == ["00000.parquet", "receipts/00000.json"]
+
+
+def test_nothing_is_touched_while_somebody_builds(store):
+    before = contents(Path(store.root))
+    with lease.hold(store.path("stage_c", "other"), print), pytest.raises(LeaseHeld, match="is being built by"):
+        forget(store.root, {GONE})
+    assert contents(Path(store.root)) == before
+    assert requests(store.root) == []
+
+
+def test_a_damaged_shard_is_not_rewritten(store):
+    path = Path(found(store)["images"].path, "00001.tar")
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"00001\.tar does not hold"):
+        forget(store.root, {GONE})
+    assert path.read_bytes() == content
+
+
+def test_what_is_neither_key_nor_url_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="keys=abc: a key has 32 hex digits"):
+        listed("abc", "", "")
+    with pytest.raises(UsageError, match="urls=nothing: 'nothing' is no http"):
+        listed("", "nothing", "")
+    with pytest.raises(DataError, match="from: there is no file none"):
+        listed("", "", "none")
+    (tmp_path / "list").write_text(f"{GONE}\nHTTP://Pictures.invalid/a.png\n")
+    assert listed(KEYS[0][0], "", str(tmp_path / "list")) == {GONE, KEYS[0][0], "http://pictures.invalid/a.png"}

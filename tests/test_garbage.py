@@ -1,0 +1,100 @@
+"""gc: what the last run by each command wants stays with all its ancestors; nothing else, and nothing without --yes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datasets import storage
+from pipeline import lease
+from pipeline.__main__ import main
+from pipeline.artifacts import Artifact, Fingerprint, Store
+
+
+def commit(store: Store, name: str, setting: int, *parents: Artifact) -> Artifact:
+    digests = {parent.name: parent.manifest["fingerprint"] for parent in parents}
+    fingerprint = Fingerprint(name, 1, {"setting": setting}, digests)
+    entry = storage.publish(bytes(1000), storage.join(store.path(name, fingerprint.digest), "file"))
+    facts = {"files": {"file": entry}, "timed": [], "rows": 1, "notes": {}, "created": "2026-01-01"}
+    return store.commit(name, fingerprint, facts)
+
+
+def record(root: Path, number: int, command: str, *wanted: Artifact, day: int = 1) -> None:
+    told = {
+        "command": f"python -m pipeline {command}",
+        "started": f"2026-01-{day:02d}T00:00:{number:02d}+00:00",
+        "steps": {},
+        "fingerprints": {artifact.name: artifact.manifest["fingerprint"] for artifact in wanted},
+    }
+    storage.publish(json.dumps(told).encode(), str(root / "invocations" / f"{number}.json"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two stages made from the same images, of which the first is no longer what its command asks for."""
+    store = Store(str(tmp_path))
+    images = commit(store, "images", 0)
+    first, second = (commit(store, "stage_c", setting, images) for setting in (1, 2))
+    record(tmp_path, 1, "run conf=stage_c", first)
+    record(tmp_path, 2, "run conf=stage_c --until train_c root=elsewhere", second)
+    return tmp_path
+
+
+def stages(root: Path) -> list[int]:
+    return sorted(artifact.manifest["settings"]["setting"] for artifact in Store(str(root)).finished("stage_c"))
+
+
+def collect(root: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, list]:
+    assert main(["gc", f"root={root}", "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_dry_run_names_what_no_last_run_wants_and_deletes_nothing(root, capsys):
+    told = collect(root, capsys)
+    assert [item["name"] for item in told["unwanted"]] == ["stage_c"]
+    assert told["unwanted"][0]["bytes"] > 1000
+    assert told["deleted"] == []
+    assert stages(root) == [1, 2]
+
+
+def test_with_yes_it_is_gone_and_the_ancestors_of_what_is_wanted_stay(root, capsys):
+    (path,) = collect(root, capsys, "--yes")["deleted"]
+    assert not Path(path).exists()
+    assert stages(root) == [2]
+    assert [artifact.name for artifact in Store(str(root)).finished("images")] == ["images"]
+    assert collect(root, capsys)["unwanted"] == []
+
+
+def test_another_command_keeps_its_own(root, capsys):
+    stages = Store(str(root)).finished("stage_c")
+    first = next(artifact for artifact in stages if artifact.manifest["settings"]["setting"] == 1)
+    for number, command in enumerate(("run conf=stage_c seed=1", "data dedup conf=stage_c"), start=3):
+        record(root, number, command, first)
+    assert collect(root, capsys)["unwanted"] == []
+
+
+def test_runs_older_than_the_days_want_nothing(root, capsys):
+    assert len(collect(root, capsys, "days=1")["unwanted"]) == 3
+    assert main(["gc", f"root={root}", "days=soon"]) == 2
+    assert "days=soon: give a number of days" in capsys.readouterr().err
+
+
+def test_an_unfinished_build_goes_unless_a_last_run_wants_it_or_somebody_builds_it(root, capsys):
+    store = Store(str(root))
+    unfinished = store.path("stage_b", "0" * 16)
+    storage.publish(b"state", storage.join(unfinished, "building/checkpoints/1.safetensors"))
+    assert "stage_b" in {item["name"] for item in collect(root, capsys)["unwanted"]}
+    with lease.hold(unfinished, print):
+        assert unfinished not in collect(root, capsys, "--yes")["deleted"]
+    assert Path(unfinished).exists()
+    wanted = Artifact("stage_b", unfinished, {"fingerprint": "0" * 16})
+    record(root, 3, "run conf=stage_b", wanted)
+    assert collect(root, capsys)["unwanted"] == []
+
+
+def test_what_the_build_of_a_finished_artifact_has_left_goes_alone(root, capsys):
+    collect(root, capsys, "--yes")
+    (artifact,) = Store(str(root)).finished("stage_c")
+    storage.publish(b"state", storage.join(artifact.path, "building/checkpoints/1.safetensors"))
+    assert collect(root, capsys, "--yes")["deleted"] == [storage.join(artifact.path, "building")]
+    assert artifact.read("file") == bytes(1000)
