@@ -1,5 +1,6 @@
 """What a planned step would cost, before anything exists: work from counts, time from the rates, device memory."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -143,8 +144,11 @@ def _knobs(step: str, config: Config) -> str:
     for key, train in config.trainings().items():
         if id(train) not in ours:  # equal ones may belong to other steps
             continue
-        if max(phase.batch_size for phase in train.phases) > config.workers:
-            found.append(f"a smaller batch_size in {key}.phases")
+        rows = math.gcd(*(phase.batch_size // config.workers for phase in train.phases))
+        if min(rows, train.micro_batch or rows) > 1:
+            found.append(f"{key}.micro_batch={_half(rows, train.micro_batch)}")
+        if train.shard < config.workers:
+            found.append(f"{key}.shard={config.workers}")
         if not train.checkpointing and key not in WITHOUT_BLOCKS:
             found.append(f"{key}.checkpointing=true")
         if train.ema and train.ema.device == "model":
@@ -203,3 +207,9 @@ def _time(device_seconds: float) -> str:
     if device_seconds < 600:
         return f"{device_seconds:.0f} device-seconds"
     return f"{device_seconds / 3600:,.1f} device-hours"
+
+
+def _half(rows: int, micro_batch: int | None) -> int:
+    """The largest divisor of the rows of a rank that is at most half of what goes through the model at a time now."""
+    most = min(rows, micro_batch or rows) // 2
+    return next(size for size in range(most, 0, -1) if rows % size == 0)

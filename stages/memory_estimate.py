@@ -176,16 +176,20 @@ def _memory(
     count, trained: parameters of all modules, and those of them that are trained. beside: bytes of further weights.
 
     Under autocast the backward pass needs the weights in half precision too. The moving average, where it lies beside
-    the model, is a copy of all weights.
+    the model, is a copy of all weights. Where a copy is spread over ranks, each has whole weights beside its share of
+    them during a step, and whole gradients while it adds them up over pieces of a batch.
     """
     half = 2 * count if train.precision == "bf16" else 0
     averaged = train.ema is not None and train.ema.device == "model"
+    rows = [phase.batch_size // workers for phase in train.phases]
+    at_once = [min(most, train.micro_batch or most) for most in rows]
+    whole = FP32 * trained if train.shard > 1 and at_once != rows else 0
     return Memory(
-        weights=FP32 * count + half + beside,
-        gradients=FP32 * trained,
-        moments=2 * FP32 * trained,
-        average=FP32 * count if averaged else 0,
-        activations=max(int(phase.batch_size // workers * kept(phase)) for phase in train.phases),
+        weights=FP32 * count // train.shard + (FP32 * count if train.shard > 1 else 0) + half + beside,
+        gradients=FP32 * trained // train.shard + whole,
+        moments=2 * FP32 * trained // train.shard,
+        average=FP32 * count // train.shard if averaged else 0,
+        activations=max(int(most * kept(phase)) for most, phase in zip(at_once, train.phases, strict=True)),
     )
 
 

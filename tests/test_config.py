@@ -272,10 +272,11 @@ def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
         check("stage_c.train.phases.0.batch_size=4096")
     text = str(refusal.value)
     assert text.startswith("train_c needs about ")
-    assert "but cluster.gpu_memory_gib=24; lower it with a smaller batch_size in stage_c.train.phases" in text
+    assert "but cluster.gpu_memory_gib=24; lower it with stage_c.train.micro_batch=2048" in text
     assert "stage_c.train.ema.device=cpu" in text
     assert "precision" not in text  # it is bf16 already
     check("stage_c.train.phases.0.batch_size=4096", selection=Selection(until="train_b"))
+    check("stage_c.train.phases.0.batch_size=4096", "stage_c.train.micro_batch=16")
 
 
 # --------------------------------------------------------------------------------------------------- refusals

@@ -193,6 +193,19 @@ def test_weights_gradients_and_moments_are_those_of_the_optimiser(norm, joint):
     assert found.moments == 2 * FP32 * trained
 
 
+def test_what_is_spread_or_cut_into_pieces_takes_its_share():
+    phases = [{"steps": 1, "batch_size": 64, "size": SIZE}]
+
+    def need(**changes: Any) -> Memory:
+        return memory_estimate.train_c(C, SMALL, TOKENS, training(phases=phases, **changes), workers=8)
+
+    whole, spread, cut = need(), need(shard=4), need(micro_batch=2)
+    assert (spread.moments, spread.gradients) == (whole.moments // 4, whole.gradients // 4)
+    assert spread.weights - whole.weights == whole.gradients // 4  # a share beside whole weights
+    assert cut.activations * 4 == whole.activations
+    assert need(shard=4, micro_batch=2).gradients == whole.gradients + whole.gradients // 4
+
+
 def test_the_average_counts_where_it_lies_beside_the_model():
     def average(**ema: Any) -> int:
         train = training(ema={"decay": 0.9, "every": 1, "start": 0, **ema})
