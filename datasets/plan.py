@@ -120,10 +120,10 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
     return Counts(layout.rows, read, dict(rejected), dict(layout.buckets))
 
 
-def removals(path: str | None, word: str = "data.removed") -> frozenset[str]:
+def removals(path: str | None, named_by: str = "data.removed") -> frozenset[str]:
     """What is on a removal list: keys (32 hex digits) and normalised URLs, from a text file with one of them a line.
 
-    `word` is what named the file.
+    `named_by` is the word that named the file.
 
     Raises:
         DataError: there is no such file, or a line is neither.
@@ -131,7 +131,7 @@ def removals(path: str | None, word: str = "data.removed") -> frozenset[str]:
     if path is None:
         return frozenset()
     if not storage.exists(path):
-        raise DataError(f"{word}: there is no file {path}; give a text file with a key or a URL a line")
+        raise DataError(f"{named_by}: there is no file {path}; give a text file with a key or a URL a line")
     found = set()
     for number, line in enumerate(storage.read(path).decode().splitlines(), start=1):
         word = line.strip()
@@ -140,7 +140,7 @@ def removals(path: str | None, word: str = "data.removed") -> frozenset[str]:
         try:
             found.add(word if re.fullmatch("[0-9a-f]{32}", word) else normalised_url(word))
         except ValueError:
-            raise DataError(f"{word}: line {number} of {path} is neither a key nor a URL: {word!r}") from None
+            raise DataError(f"{named_by}: line {number} of {path} is neither a key nor a URL: {word!r}") from None
     return frozenset(found)
 
 

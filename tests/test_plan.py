@@ -301,7 +301,7 @@ def test_what_is_on_the_removal_list_is_not_planned(tmp_path):
 
 def test_a_removal_list_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "removed.txt").write_text("https://example.org/0.jpg\n0.jpg\n")
-    with pytest.raises(DataError, match=r"line 2 of .*removed.txt is neither a key nor a URL: '0.jpg'"):
+    with pytest.raises(DataError, match=r"^data.removed: line 2 of .*removed.txt is neither a key nor a URL: '0.jpg'"):
         made(tmp_path, [laion_row(0)], removed=str(tmp_path / "removed.txt"))
     with pytest.raises(DataError, match=r"data.removed: there is no file"):
         made(tmp_path, [laion_row(0)], removed=str(tmp_path / "missing.txt"))
