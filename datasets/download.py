@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets import shards, storage, web
+from datasets import plan, shards, storage, web
 from datasets.buckets import Size
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.outcomes import PASSING, Lost, Outcome
@@ -73,7 +73,7 @@ def download_shard(
         folder: the artifact's folder, a local path or URI.
         hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
         gate: slots of each host, shared with other shards; None: `download.per_host` for this shard alone.
-        forgotten: keys and URLs of pictures that are not asked for.
+        forgotten: keys, URLs and origins of pictures that are not asked for.
         earlier: what another download has made of its rows; those that it lost for a passing reason are fetched.
 
     Raises:
@@ -81,7 +81,7 @@ def download_shard(
     """
     clock = Clock()
     opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
-    places = zip(*(rows[name].to_pylist() for name in ("row", "key", "url")), strict=True)
+    places = zip(*(rows[name].to_pylist() for name in ("row", *plan.NAMES)), strict=True)
     fetched = {row: result for row, result in (earlier or {}).items() if result.outcome not in PASSING}
     fetched |= {row: Fetched(Outcome.FORGOTTEN) for row, *names in places if not forgotten.isdisjoint(names)}
     wanted = rows.filter(~pc.field("row").isin(list(fetched)))

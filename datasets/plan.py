@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
     ]
 )
 BUCKETED = SCHEMA.append(pa.field("bucket", pa.string()))  # of plans with aspect-ratio buckets: such as 896x1152
+NAMES = ("key", "url", "origin")  # by which a removal list may name a picture
 SHARDS_PER_PART = 256
 _PASSED_ON = ("width", "height", "similarity", "punsafe", "pwatermark", "aesthetic")
 _BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}

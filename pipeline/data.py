@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from datasets import shards, storage
+from datasets import plan, shards, storage
 from datasets.outcomes import PASSING
 from datasets.storage import CorruptFile
 from pipeline import compose, forgetting, run
@@ -107,7 +107,7 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if images := found.get("images"):
         told["download"] = _row(images.read(shards.index_name(planned["shard"])), key)
     dates = names_of(request for request in requests(root) if request.done)
-    if when := dates.get(key) or dates.get(planned["url"]):
+    if when := next((dates[planned[name]] for name in plan.NAMES if planned.get(name) in dates), None):
         told["forgotten"] = when
     if images and told["download"]["status"] == "ok":
         told["files"] = [

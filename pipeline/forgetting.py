@@ -10,14 +10,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets import duplicates, removal, shards, storage, views
+from datasets import duplicates, plan, removal, shards, storage, views
 from datasets.config import ViewConfig
 from pipeline import lease, removal_list
 from pipeline.artifacts import LEASE, MANIFEST, Artifact, Removals, Store, rewrite
@@ -72,9 +73,8 @@ def _planned(metadata: Artifact, names: Set[str]) -> dict[int, set[str]]:
     """Keys of a plan that are meant, by shard."""
     found: defaultdict[int, set[str]] = defaultdict(set)
     for part in sorted(metadata.files):
-        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=["key", "url", "shard"])
-        meant = pc.field("key").isin(list(names)) | pc.field("url").isin(list(names))
-        for row in rows.filter(meant).to_pylist():
+        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=[*plan.NAMES, "shard"], schema=plan.SCHEMA)
+        for row in rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist():
             found[row["shard"]].add(row["key"])
     return dict(found)
 

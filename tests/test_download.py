@@ -309,12 +309,14 @@ def test_receipts_are_plain_json(tmp_path, server):
     assert found["dropped"] == {"gone": 1}
 
 
-def test_a_forgotten_picture_is_not_asked_for_and_taken_out_later_leaves_the_same_bytes(server, tmp_path):
-    rows = planned("good", "good-too", "missing")
-    key, url = rows["key"][0].as_py(), rows["url"][1].as_py()
+@pytest.mark.parametrize("named_by", ["url", "origin"])
+def test_a_forgotten_picture_is_not_asked_for_and_taken_out_later_leaves_the_same_bytes(server, tmp_path, named_by):
+    rows = planned("good", "good-too", "missing").drop("origin")
+    rows = rows.append_column("origin", pa.array([None, "https://original.invalid/too.png", None]))
+    key, name = rows["key"][0].as_py(), rows[named_by][1].as_py()
     kept = download(rows, tmp_path / "kept", server)
     server.RequestHandlerClass.seen.clear()
-    receipt = download(rows, tmp_path / "never", server, forgotten={key, url})
+    receipt = download(rows, tmp_path / "never", server, forgotten={key, name})
     assert set(server.RequestHandlerClass.seen) == {"missing"}
     assert receipt.dropped == {"forgotten": 2, "gone": 1}
     keys = {key, rows["key"][1].as_py()}

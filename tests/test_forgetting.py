@@ -26,6 +26,7 @@ ROWS = 4  # planned pictures of a shard; the last one of each is lost
 URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
 KEYS = [[plan.key_of(url, "caption") for url in urls] for urls in URLS]
 GONE = KEYS[1][1]
+ORIGIN = "https://original.invalid/1.png"
 PNG = b"\x89PNG..."
 
 
@@ -77,6 +78,7 @@ def built(root: Path) -> Store:
     store = Store(str(root))
     planned = [
         {"key": key, "url": url, "caption": "caption", "shard": shard, "row": row, "aesthetic": float(row)}
+        | {"origin": ORIGIN if key == GONE else None}
         for shard in range(2)
         for row, (key, url) in enumerate(zip(KEYS[shard], URLS[shard], strict=True))
     ]
@@ -130,7 +132,7 @@ def store(tmp_path: Path) -> Store:
     return built(tmp_path)
 
 
-@pytest.mark.parametrize("by", [GONE, URLS[1][1]], ids=["key", "URL"])
+@pytest.mark.parametrize("by", [GONE, URLS[1][1], ORIGIN], ids=["key", "URL", "origin"])
 def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     before = {name: artifact.manifest for name, artifact in found(store).items()}
     outcome = forget(store.root, {by})
