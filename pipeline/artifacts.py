@@ -128,6 +128,7 @@ class Store:
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         storage.sweep(path)
+        storage.remove(storage.join(path, FORGOTTEN))  # of an earlier build, whose discarding was killed
         storage.publish(text.encode(), storage.join(path, MANIFEST))
         artifact = Artifact(name, path, json.loads(text))
         self.tidy(artifact)

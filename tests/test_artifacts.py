@@ -13,7 +13,7 @@ import pytest
 from datasets import storage
 from datasets.storage import CorruptFile
 from pipeline import lease
-from pipeline.artifacts import Fingerprint, Store
+from pipeline.artifacts import MANIFEST, Fingerprint, Store, rewrite
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import LeaseHeld
 
@@ -22,9 +22,8 @@ PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
 
 def commit(store: Store, content: bytes = b"weights"):
     entry = storage.publish(content, storage.join(store.path("stage_a", PRINT.digest), "weights"))
-    return store.commit(
-        "stage_a", PRINT, {"files": {"weights": entry}, "timed": [], "rows": 1, "created": "2026-01-01"}
-    )
+    facts = {"files": {"weights": entry}, "timed": [], "rows": 1, "notes": {}, "created": "2026-01-01"}
+    return store.commit("stage_a", PRINT, facts)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -65,6 +64,15 @@ def test_a_discarded_artifact_is_gone_but_its_lease_stays(tmp_path):
         store.discard("stage_a", PRINT.digest)
         assert storage.listing(artifact.path) == ["building/lease.json"]
     assert store.find("stage_a", PRINT.digest) is None
+
+
+def test_removals_from_an_earlier_build_do_not_count_for_a_later_one(store):
+    artifact = commit(store)
+    assert rewrite(artifact, "weights", lambda content: None)
+    assert not store.find("stage_a", PRINT.digest).files
+    storage.remove(storage.join(artifact.path, MANIFEST))  # and killed there, in the midst of `discard`
+    commit(store)
+    assert {*store.find("stage_a", PRINT.digest).files} == {"weights"}
 
 
 def test_a_manifest_of_another_format_is_refused(store):
