@@ -249,14 +249,16 @@ def test_a_warm_up_that_needs_more_than_stage_b_counts():
 def test_encoders_that_run_online_need_memory_of_the_training():
     words = [f"encode.{field}.mode=online" for field in ("text", "latents_a", "latents_c")]
     cached, online = load(scale="single_gpu"), load(*words, scale="single_gpu")
-    for step in ("train_a", "train_b", "train_c"):
+    towers = ("train_b", "train_c", "train_baseline")
+    for step in ("train_a", "train_previewer", *towers):
         before, after = cost.memory(step, cached), cost.memory(step, online)
         assert before is not None
         assert after is not None
         assert before.encoders == 0
         assert after.total - before.total == after.encoders
         tower = 4 * parameters.text(online.text["clip_h"])
-        assert (after.encoders > tower) == (step != "train_a")
+        assert (after.encoders > tower) == (step in towers)
+        assert (after.encoders > 0) == (step != "train_a")
 
 
 def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
