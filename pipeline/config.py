@@ -475,6 +475,7 @@ class Config(Settings):
         paths = {f"data.{name}": getattr(self.data, name) for name in ("metadata", "scores", "removed")}
         settings = tree["data"].get(self.data.source) or {}
         paths |= {f"data.{self.data.source}.{name}": settings.get(name) for name in ("path", "annotations", "pictures")}
+        paths["cluster.cache.folder"] = self.cluster.cache.folder
         for key, path in (self.existing() | paths).items():
             if path:
                 _put(tree, key, storage.absolute(path))
