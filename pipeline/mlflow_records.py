@@ -138,11 +138,6 @@ class Recorder:
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _together(measurements: Sequence[Record]) -> list[Record]:
-    """Measurements of one run as one record."""
-    return [{**measurements[0], "rows": [row for record in measurements for row in record["rows"]]}]
-
-
 def legal_name(name: str) -> str:
     """A name that MLflow accepts for metrics, parameters and pictures: an underscore for what it forbids."""
     return re.sub(r"[^\w./ :-]", "_", name)
