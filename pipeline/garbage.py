@@ -81,7 +81,7 @@ def _command(record: dict[str, Any]) -> tuple[str, ...]:
 def wanted(root: str, records: Iterable[dict[str, Any]]) -> set[Name]:
     """The artifacts that some runs want, with all that those were made from."""
     store, found = Store(root), set[Name]()
-    waiting = [name for record in records for name in _wanted_by(record)]
+    waiting = [name for record in records for name in _wanted_by(record, store)]
     while waiting:
         name = waiting.pop()
         if name not in found:
@@ -91,9 +91,17 @@ def wanted(root: str, records: Iterable[dict[str, Any]]) -> set[Name]:
     return found
 
 
-def _wanted_by(record: dict[str, Any]) -> list[Name]:
+def _wanted_by(record: dict[str, Any], store: Store) -> list[Name]:
+    """What a run asked for, and the images that an unfinished download of the same plan may take over."""
     built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
-    return list({**built, **record.get("fingerprints", {})}.items())
+    names = {**built, **record.get("fingerprints", {})}
+    found = list(names.items())
+    if "images" in names and store.find("images", names["images"]) is None:
+        earlier = (images.manifest for images in store.finished("images"))
+        found += [
+            ("images", it["fingerprint"]) for it in earlier if it["parents"].get("metadata") == names.get("metadata")
+        ]
+    return found
 
 
 def unwanted(root: str, wanted: set[Name]) -> list[Unwanted]:

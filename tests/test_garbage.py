@@ -92,6 +92,20 @@ def test_an_unfinished_build_goes_unless_a_last_run_wants_it_or_somebody_builds_
     assert collect(root, capsys)["unwanted"] == []
 
 
+def test_images_stay_until_the_attempt_that_takes_them_over_is_finished(tmp_path, capsys):
+    store = Store(str(tmp_path))
+    metadata = commit(store, "metadata", 0)
+    images = [commit(store, "images", attempt, metadata) for attempt in (1, 2)]
+    record(tmp_path, 1, "run conf=stage_c", metadata, images[0])
+    record(tmp_path, 2, "run conf=stage_c", metadata, images[1])  # whose conf now says data.attempt=2
+    manifest = storage.join(images[1].path, "manifest.json")
+    text = storage.read(manifest)
+    storage.remove(manifest)
+    assert collect(tmp_path, capsys)["unwanted"] == []
+    storage.publish(text, manifest)
+    assert [item["path"] for item in collect(tmp_path, capsys)["unwanted"]] == [images[0].path]
+
+
 def test_what_the_build_of_a_finished_artifact_has_left_goes_alone(root, capsys):
     collect(root, capsys, "--yes")
     (artifact,) = Store(str(root)).finished("stage_c")

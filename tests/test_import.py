@@ -387,7 +387,11 @@ def test_neither_training_nor_weights_is_refused_and_so_are_two_origins() -> Non
 
 
 def test_workers_get_absolute_paths_of_all_weights_and_of_their_cache() -> None:
-    words = ["stage_a.weights=a.pt", "interpolate={first: c.pt, second: s3://bucket/d.pt}", "cluster.cache.folder=cache"]
+    words = [
+        "stage_a.weights=a.pt",
+        "interpolate={first: c.pt, second: s3://bucket/d.pt}",
+        "cluster.cache.folder=cache",
+    ]
     tree = loaded(*words).with_absolute_paths()
     assert tree.stage_a.weights == f"{os.getcwd()}/a.pt"
     assert tree.cluster.cache.folder == f"{os.getcwd()}/cache"
