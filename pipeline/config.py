@@ -484,13 +484,13 @@ class Config(Settings):
     def lookup(self, key: str) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it.
 
-        `sizes.<step>` is `frames_of`, squares by their side. Content stands for the paths of weights
-        (`contents.identity`) and of a source, such as `data.folder`: moved, they give the same artifacts; with another
-        file behind the path, or another caption, new ones.
+        `sizes.<step>` is `frames_of`, squares by their side. Content stands for the paths of weights and of a removal
+        list (`contents.identity`) and of a source, such as `data.folder`: moved, they give the same artifacts; with
+        another file behind the path, another line, or another caption, new ones.
 
         Raises:
             DataError: the source cannot be read.
-            UsageError: weights cannot be read.
+            UsageError: weights or the removal list cannot be read.
         """
         if key.startswith("sizes."):
             frames = self.frames_of(key.removeprefix("sizes."))
@@ -500,7 +500,8 @@ class Config(Settings):
         if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
             return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
         tree: Any = self.model_dump(mode="json")
-        for name, path in self.existing().items():
+        listed = {"data.removed": self.data.removed} if self.data.removed else {}
+        for name, path in (self.existing() | listed).items():
             if is_below(name, key):
                 try:
                     _put(tree, name, contents.identity(path))

@@ -207,3 +207,14 @@ def test_weights_that_cannot_be_read_are_named_with_their_key(tmp_path: Path, mo
     monkeypatch.setattr(storage, "sha256", broken)
     with pytest.raises(UsageError, match=r"stage_c.weights: .*c.pt cannot be read .*Permission denied"):
         fingerprint(f"stage_c.weights={file}", of="stage_c")
+
+
+def test_a_removal_list_counts_by_its_lines_wherever_it_lies(tmp_path: Path) -> None:
+    def planned(path: Path) -> str:
+        return fingerprint(f"data.removed={path}", of="metadata")["metadata"]
+
+    file = write(tmp_path / "removed.txt", b"https://example.org/1.jpg\n")
+    before = planned(file)
+    assert planned(write(tmp_path / "moved/list.txt", file.read_bytes())) == before
+    write(file, b"https://example.org/1.jpg\nhttps://example.org/2.jpg\n")
+    assert planned(file) != before
