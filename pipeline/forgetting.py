@@ -166,14 +166,18 @@ def _from_shard(artifact: Artifact, folder: str, shard: int, keys: Set[str], out
 
 
 def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
-    """Drop the shards of unfinished builds that hold some of the pictures: whoever goes on makes them anew."""
+    """Drop the shards of unfinished builds that hold some of the pictures: whoever goes on makes them anew.
+
+    Of samples all go: a chunk of captions is counted from the first picture on, so one that is gone moves all others.
+    """
     folder = storage.join(root, "artifacts")
     files = storage.listing(folder)
     whole = tuple(name.removesuffix(MANIFEST) for name in files if name.endswith("/" + MANIFEST))
     receipts = [name for name in files if f"/{shards.RECEIPTS}/" in name and not name.startswith(whole)]
     for where in sorted({storage.join(folder, name.partition(f"/{shards.RECEIPTS}/")[0]) for name in receipts}):
+        drawn = PurePosixPath(where).parent.name.endswith("samples")
         for receipt in shards.finished(where).values():
-            if any(_holds(storage.join(where, name), keys) for name in receipt.files):
+            if drawn or any(_holds(storage.join(where, name), keys) for name in receipt.files):
                 storage.remove(shards.receipt_path(where, receipt.shard))
                 for name in receipt.files:
                     storage.remove(storage.join(where, name))

@@ -20,6 +20,7 @@ from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.forgetting import forget
 from pipeline.removal_list import check_carried_out, listed, requests
+from pipeline.steps import sample
 from pipeline.steps.select import make
 
 ROWS = 4  # planned pictures of a shard; the last one of each is lost
@@ -241,6 +242,22 @@ def test_a_shard_of_an_unfinished_build_that_holds_it_is_dropped(store):
         shards.publish_receipt(path, shard, rows_in=3, rows_out=3, files=files, clock=Clock())
     forget(store.root, {GONE})
     assert storage.listing(path) == ["00000.parquet", "receipts/00000.json"]
+
+
+def test_unfinished_samples_are_drawn_anew_for_the_captions_that_are_left(store, monkeypatch):
+    path = store.path("samples", "unfinished")
+    monkeypatch.setattr(sample, "CHUNK", 1)
+    for chunk, prompt in enumerate(sample._prompts(found(store)["images"], limit=5, seed=0)):
+        name = f"generated/{prompt['key']}.png"
+        entry = storage.publish(PNG, storage.join(path, name))
+        shards.publish_receipt(path, chunk, rows_in=1, rows_out=1, files={name: entry}, clock=Clock())
+    forget(store.root, {KEYS[0][0]})
+    drawn = {name for receipt in shards.finished(path).values() for name in receipt.files}
+    prompts = sample._prompts(found(store)["images"], limit=5, seed=0)
+    todo = [prompt for chunk, prompt in enumerate(prompts) if chunk not in shards.finished(path)]
+    assert drawn | {f"generated/{prompt['key']}.png" for prompt in todo} == {
+        f"generated/{prompt['key']}.png" for prompt in prompts
+    }
 
 
 def test_nothing_is_touched_while_somebody_builds(store):
