@@ -193,6 +193,8 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
         return
     out.print(f"{len(done.pictures)} stored pictures forgotten; of {len(names)} keys and URLs no more is downloaded")
     out.print(", ".join(f"{count} files {how}" for how, count in sorted(done.files.items())) or "no file changed")
+    if done.pictures:
+        out.print("nodes keep what they have read in cluster.cache.folder, where that is set: empty those folders")
     if done.trained:
         out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")
         out.print("MLflow keeps contact sheets of past runs, which may show them: delete those runs in `ui`")

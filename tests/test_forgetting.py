@@ -17,9 +17,11 @@ from datasets.shards import Clock, ImageRow
 from datasets.storage import CorruptFile
 from pipeline import lease
 from pipeline.artifacts import Artifact, Fingerprint, Store
+from pipeline.data import forget as told_forget
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.forgetting import forget
 from pipeline.removal_list import check_carried_out, listed, requests
+from pipeline.reports import out
 from pipeline.steps import sample
 from pipeline.steps.select import make
 
@@ -266,6 +268,13 @@ def test_nothing_is_touched_while_somebody_builds(store):
         forget(store.root, {GONE})
     assert contents(Path(store.root)) == before
     assert requests(store.root) == []
+
+
+def test_what_lies_outside_the_root_is_named(store):
+    for told in (True, False):
+        with out.capture() as said:
+            told_forget(store.root, {"keys": GONE}, as_json=False)
+        assert ("cluster.cache.folder" in said.get()) == told
 
 
 def test_a_damaged_shard_is_not_rewritten(store):
