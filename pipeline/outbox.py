@@ -126,8 +126,11 @@ class Outbox:
 
 
 def _complete(text: str, path: Path) -> list[Record]:
-    """The records of a file, without the one that its process died in."""
-    *lines, rest = text.split("\n")
-    if rest:
-        log.warning("the last record of %s was cut off; it is left out", path)
-    return [json.loads(line) for line in lines]
+    """The records of a file, without what its process died in, or a full disk cut off."""
+    records = []
+    for line in text.splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            log.warning("a record of %s was cut off; it is left out", path)
+    return records

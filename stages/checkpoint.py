@@ -110,10 +110,11 @@ class State:
             self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
         targets, mine = self.snapshot(), self.parts()
         missing = {key: len(tensor) if tensor.dim() else 0 for key, tensor in targets.items()}
-        for checkpoint in checkpoints:
+        for number, checkpoint in enumerate(checkpoints):
             _require_layout(checkpoint, targets, mine)
             for key, found in checkpoint.tensors.items():
-                missing[key] -= _copy_rows(found, checkpoint.rows.get(key), targets[key], mine.get(key))
+                if number == 0 or key in checkpoint.rows:  # what is not spread is the first rank's, as in a training
+                    missing[key] -= _copy_rows(found, checkpoint.rows.get(key), targets[key], mine.get(key))
         assert all(rows <= 0 for rows in missing.values()), "a part of the checkpoint is missing"
 
 
