@@ -19,6 +19,7 @@ from diffusers.pipelines.deprecated.wuerstchen.pipeline_wuerstchen_prior import 
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.__main__ import main
@@ -384,9 +385,7 @@ def test_equal_text_towers_are_loaded_once(models: sample.Models, written: Path,
     assert release.load(written).text_b is not release.load(written).text_c
     shared = tmp_path / "release"
     shutil.copytree(written, shared)
-    for part in ("text_encoder", "tokenizer"):
-        shutil.rmtree(shared / part)
-        shutil.copytree(shared / f"prior_{part}", shared / part)
+    sharing(lambda folder: None)(shared)
     loaded = release.load(shared)
     assert loaded.text_b is loaded.text_c
 
@@ -395,6 +394,27 @@ def changed(name: str, **values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def poisoned(name: str, key: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        state = load_file(folder / name)
+        state[key].view(-1)[-1] = float("nan")
+        save_file(state, folder / name)
+
+    return change
+
+
+def sharing(damage: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """The same damage to a release whose two text towers are equal."""
+
+    def change(folder: Path) -> None:
+        for part in ("text_encoder", "tokenizer"):
+            shutil.rmtree(folder / part)
+            shutil.copytree(folder / f"prior_{part}", folder / part)
+        damage(folder)
 
     return change
 
@@ -410,6 +430,19 @@ def cut(name: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json is damaged"),
         (lambda folder: (folder / "vqgan/config.json").write_text("[]"), "vqgan/config.json holds no JSON object"),
         (lambda folder: shutil.rmtree(folder / "compressor"), "compressor/config.json is missing"),
+        (
+            lambda folder: (folder / "text_encoder/model.safetensors").unlink(),
+            "text_encoder/model.safetensors is missing",
+        ),
+        (
+            poisoned("prior_prior/diffusion_pytorch_model.safetensors", "projection.weight"),
+            "damaged: its projection.weight holds values that are no finite numbers",
+        ),
+        (
+            sharing(lambda folder: (folder / "tokenizer/merges.txt").write_text("a b\n")),
+            "/tokenizer/merges.txt is not of CLIP's tokenizer",
+        ),
+        (sharing(changed("text_encoder/config.json", hidden_act="gelu_new")), "hidden_act = gelu_new, which must be"),
         (cut("decoder/diffusion_pytorch_model.safetensors"), "decoder/diffusion_pytorch_model.safetensors is damaged"),
         (changed("model_index.json", _class_name="StableDiffusionPipeline"), "_class_name = StableDiffusionPipeline"),
         (changed("scheduler/scheduler_config.json", s=0.02), "has s = 0.02, which must be 0.008"),
