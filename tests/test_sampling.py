@@ -356,13 +356,29 @@ def test_draw_takes_a_picture_as_the_verb_does(models: sample.Models) -> None:
     assert sample.draw(models, image=wide, width=128, height=256).size == (128, 256)
 
 
+def test_draw_takes_a_picture_upright_and_on_white(models: sample.Models) -> None:
+    """Black that shines through whole is white; 100 x 300 px to be turned by 90 degrees are 300 x 100."""
+    seen = Image.new("RGB", (300, 100), "white")
+    seen.paste("blue", (0, 0, 150, 100))
+    stored = seen.convert("RGBA")
+    stored.paste((0, 0, 0, 0), (150, 0, 300, 100))
+    turned = stored.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[274] = 6
+    expected = np.asarray(sample.draw(models, image=seen))
+    assert np.array_equal(np.asarray(sample.draw(models, image=turned)), expected)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ({}, "draw needs a prompt"),
         ({"image": Image.new("RGB", (8, 8)), "strength": 0.5}, "draw needs a prompt"),
         ({"prompt": "x", "strength": 0.5}, "strength=0.5: how far to go from an image"),
-        ({"prompt": "x", "image": Image.new("RGB", (8, 8)), "strength": 0.0}, "strength=0.0"),
+        ({"prompt": "x", "image": Image.new("RGB", (8, 8)), "strength": 0.0}, "strength=0.0: must be above 0"),
+        (
+            {"prompt": "x", "image": Image.new("RGB", (8, 8)), "strength": 2},
+            "strength=2: must be above 0 and at most 1",
+        ),
     ],
 )
 def test_draw_says_what_is_missing(models: sample.Models, words: dict[str, Any], told: str) -> None:
@@ -563,3 +579,15 @@ def test_refusals_create_nothing(
     assert told in message
     assert message.count("\n") == 1
     assert [path.name for path in folder.iterdir()] == ["text.png"]
+
+
+def test_a_given_picture_is_never_overwritten(written: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same prompt with the same seed has the same name: the usual way from a picture to its variant."""
+    Image.new("RGB", (128, 128), "blue").save(folder / "x-8.png")
+    before = (folder / "x-8.png").read_bytes()
+    words = ["sample", f"from={written}", "prompt=x", "image=x-8.png", "strength=0.5", "n=2"]
+    assert main([*words, "seed=7", "out=."]) == 2
+    assert "error: out=.: image=x-8.png would be overwritten; give another out= or seed=" in capsys.readouterr().err
+    assert (folder / "x-8.png").read_bytes() == before
+    assert main([*words, "seed=9", "out=."]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["x-10.png", "x-8.png", "x-9.png"]
