@@ -261,8 +261,11 @@ def test_an_empty_root_has_a_status(elsewhere, capsys):
     assert json.loads(capsys.readouterr().out)["artifacts"] == []
     build_all(elsewhere / "runs", compose.load("stage_a", ["scale=micro"]))
     assert main(["status", "--json"]) == 0
-    assert [found["name"] for found in json.loads(capsys.readouterr().out)["artifacts"]] == [
-        "images", "metadata", "stage_a"
-    ]  # fmt: skip
+    artifacts = json.loads(capsys.readouterr().out)["artifacts"]
+    assert [found["name"] for found in artifacts] == ["images", "metadata", "stage_a"]
+    told = [(found["fingerprint"], found["created"], found["path"]) for found in artifacts]
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert all(fact in said for facts in told for fact in facts)
     assert main(["show", "conf=stage_a", "scale=micro", "artifact=stage_a", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "stage_a"
