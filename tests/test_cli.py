@@ -191,6 +191,17 @@ def test_plan_tells_what_is_done_and_why_something_is_not(elsewhere, capsys):
     assert steps["stage_c"]["cost"]["work"] == 32
 
 
+def test_plan_says_that_there_is_no_metadata(elsewhere, capsys):
+    words = ["plan", *MICRO, "data.metadata=rows"]
+    told = "a run would stop at once: data.metadata: there is no Parquet file at rows\n"
+    assert main(words) == 0
+    assert capsys.readouterr().err == told
+    (elsewhere / "rows").mkdir()
+    (elsewhere / "rows/part.parquet").write_bytes(b"looked at by fetch")
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_plan_says_what_a_run_would_lack_and_what_has_changed(elsewhere, capsys):
     words = [*MICRO, "stage_c.weights=c.pt", "stage_c.train=null"]
     (elsewhere / "c.pt").write_bytes(b"the first")
