@@ -51,7 +51,8 @@ def _with_volume(estimate: dict[str, Any], item: Planned, config: Config, rows: 
     if stored and not item.artifact:
         text += f", at most {_size(stored.bytes)} in {stored.objects:,} objects"
     if encoder:
-        text += f"; online: {encoder.online_flops / encoder.cached_flops:,.3g}x its FLOPs, no bytes"
+        share = encoder.online_flops / encoder.cached_flops
+        text += f"; online: {share:,.{0 if share >= 10 else 1}f}x its FLOPs, no bytes"
     return estimate | {
         "bytes": stored.bytes if stored else None,
         "objects": stored.objects if stored else None,

@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.dag import differences, fingerprints, order
 from pipeline.errors import NotBuilt, UsageError
 from pipeline.process import ProcessId
-from pipeline.screen import console
+from pipeline.screen import console, print_table
 from pipeline.steps import table
 
 out = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
@@ -82,7 +82,7 @@ def status(root: str, as_json: bool) -> None:
             item["created"],
             item["path"],
         )
-    out.print(lines)
+    print_table(lines)
 
 
 def _told(run: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def show(config: Config, root: str, name: str | None, as_json: bool) -> None:
         lines = Table("metric", "value", box=None, pad_edge=False)
         for metric, value in manifest["metrics"].items():
             lines.add_row(metric, f"{value:.4g}")
-        out.print(lines)
+        print_table(lines)
         return
     if name in ("samples", "baseline_samples"):
         rows = json.loads(artifact.read("captions.json"))
@@ -153,6 +153,6 @@ def hours(root: str, as_json: bool) -> None:
     for row in rows:
         spent = f"{row.device_seconds / 3600:.4f}" + (" (estimated)" if row.estimated else "")
         lines.add_row(row.step, row.fingerprint, str(row.attempts), str(row.failed_attempts), spent, row.kind)
-    out.print(lines)
+    print_table(lines)
     for comparison in compared:
         out.print(str(comparison))

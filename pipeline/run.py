@@ -58,6 +58,15 @@ def missing_weights(config: Config, planned: list[Planned]) -> str | None:
     return f"{places}; {how_to_get(*missing.values())}" if missing else None
 
 
+def missing_rows(config: Config, planned: list[Planned]) -> str | None:
+    """That LAION's metadata, still to be read, are not on this machine, as a sentence; URIs are not asked."""
+    path = config.data.metadata
+    if path is None or storage.is_remote(path) or storage.matching(path, ".parquet"):
+        return None
+    to_read = any(item.step.output == "metadata" and item.state != "done" for item in planned)
+    return f"data.metadata: there is no Parquet file at {path}" if to_read else None
+
+
 def check_weights(config: Config, planned: list[Planned]) -> None:
     """Refuse a config whose steps need weights or pictures that are not there, before anything runs.
 

@@ -182,20 +182,22 @@ def _draw(
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     where = models.device(auto if config.cluster.device == "auto" else config.cluster.device)
     folder = storage.absolute(request.out)
-    check_writable(folder, "out")
     first = caption_seed(config.seed, request.prompt) if request.seed is None else request.seed
     seeds = range(first, first + request.n)
     texts = [request.prompt] * request.n
     ending = "-preview" if request.preview else ""
     name = _slug(request.prompt or PurePosixPath(request.image or "").stem)
+    places = [storage.join(folder, f"{name}-{seed}{ending}.png") for seed in seeds]
+    if request.image and storage.absolute(request.image) in places:
+        raise UsageError(f"out={request.out}: image={request.image} would be overwritten; give another out= or seed=")
+    check_writable(folder, "out")
     try:
         loaded = models.ready(load, config.sample, where)
         _tell_truncation(loaded, request)
         found = drawn(
             loaded, texts, seeds, request, config.sample.batch, where, image, request.strength, request.preview
         )
-        for seed, pixels in zip(seeds, found, strict=True):
-            path = storage.join(folder, f"{name}-{seed}{ending}.png")
+        for path, pixels in zip(places, found, strict=True):
             storage.publish(png(pixels), path)
             console.print(path, markup=False)
     except torch.OutOfMemoryError:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ MARKS: dict[Model, tuple[str, str]] = {  # keys that no other model of these has
 }
 ENTRIES = ("ema_state_dict", "state_dict")  # of one model, the better first: released Stage C is its moving average
 COMPRESSOR_ENTRY = "effnet_state_dict"
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # the better first
 VARIANT = re.compile(r"(\.(?:fp16|bf16))?(?:-\d{5}-of-(\d{5}))?$")  # diffusers' ends of a file name before its suffix
 UNSEEN = {"dropout", "codebook_init", "code_mapper_std"}  # settings of training alone
@@ -156,7 +158,9 @@ def _content(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what it cannot read, it refuses
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise BadWeights(
             f"{file} is truncated or holds more than tensors; nothing in it was executed: get it anew from its source"
@@ -206,13 +210,22 @@ def _models(files: tuple[Path, ...]) -> list[Found]:
         states[COMPRESSOR_ENTRY] = content[COMPRESSOR_ENTRY]
     found = []
     for layout, values in states.items():
-        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        tensors = _unwrapped({key: value for key, value in values.items() if isinstance(value, Tensor)})
         model = next((model for model, marks in MARKS.items() if all(mark in tensors for mark in marks)), None)
         if model is not None:
             found.append(Found(model, _layout(layout, tensors, settings), files, tensors, _of_model(settings, model)))
     if not found:
         raise OtherModel(f"{files[0]} {NO_MODEL}")
     return found
+
+
+def _unwrapped(tensors: State) -> State:
+    """Under the model's own names, where every name has a wrapper's before it."""
+    while wrapper := next(
+        (name for name in WRAPPERS if tensors and all(key.startswith(name) for key in tensors)), None
+    ):
+        tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
+    return tensors
 
 
 def _layout(entry: str | None, tensors: State, settings: Mapping[str, Any]) -> str:

@@ -196,8 +196,10 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Models:
     for place, index in _INDICES.items():
         _require_values(root / place, json.loads(_json(index)))
     text_c = _load_tower(root, "prior_")
-    parts = [Path(name, WEIGHTS) for name in ("prior_text_encoder", "text_encoder")]
-    shared = filecmp.cmp(root / parts[0], root / parts[1], shallow=False)
+    _require_file(root / "text_encoder" / WEIGHTS)
+    shared = filecmp.cmp(root / "prior_text_encoder" / WEIGHTS, root / "text_encoder" / WEIGHTS, shallow=False)
+    if shared:
+        _require_tower(root, "", text_c)
     models = Models(
         stage_a=_load_stage(root / "vqgan", lambda config: StageA(convert.stage_a_config(config))),
         stage_b=_load_stage(root / "decoder", lambda config: StageB(convert.stage_b_config(config))),
@@ -231,14 +233,19 @@ def _load_tower(root: Path, prefix: str) -> TextTower:
             config["num_attention_heads"],
             config["max_position_embeddings"],
         )
-    expected, layout = to_transformers(tower)
-    _require_values(path, expected)
+    _require_tower(root, prefix, tower)
+    layout = to_transformers(tower)[1]
     tower.load_state_dict(from_transformers(_tensors(path.with_name(WEIGHTS), layout)))
+    return tower
+
+
+def _require_tower(root: Path, prefix: str, tower: TextTower) -> None:
+    """What stands beside a tower's weights describes this tower and its tokenizer."""
+    _require_values(root / f"{prefix}text_encoder/config.json", to_transformers(tower)[0])
     for name, text in tokenizer_files(tower.context_length).items():
         file = root / f"{prefix}tokenizer" / name
         if _read(file) != text.encode():
             raise BadRelease(f"{file} is not of CLIP's tokenizer as `export` writes it: export the release again")
-    return tower
 
 
 def _load_compressor(folder: Path) -> Compressor:
@@ -249,7 +256,7 @@ def _load_compressor(folder: Path) -> Compressor:
 
 
 def _tensors(path: Path, layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A safetensors file with exactly these names, shapes and dtypes."""
+    """A safetensors file with exactly these names, shapes and dtypes, and finite values."""
     _require_file(path)
     try:
         found = safetensors.torch.load_file(path)
@@ -259,6 +266,8 @@ def _tensors(path: Path, layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours, theirs = (_described(state.get(key)) for state in (layout, found))
         if ours != theirs:
             raise BadRelease(f"{path} holds {theirs} for {key}, but its config.json asks for {ours}")
+        if not bool(torch.isfinite(found[key]).all()):
+            raise BadRelease(f"{path} is damaged: its {key} holds values that are no finite numbers: copy it again")
     return found
 
 

@@ -80,30 +80,42 @@ def draw(
 ) -> Image.Image:
     """One picture with the models' own settings; `changes` are other values of `SamplingConfig`.
 
-    image: a picture to reconstruct, or with `strength` in (0, 1] to start from, as in `generate`; it is taken in RGB,
-    its centre cropped to the aspect of `width` x `height`, or, with neither given, of the nearest size of its own.
+    image: a picture to reconstruct, or with `strength` in (0, 1] to start from, as in `generate`; it is taken upright,
+    on white and in RGB, its centre cropped to the aspect of `width` x `height`, or, with neither given, of the nearest
+    size of its own.
 
     Raises ValueError (pydantic's, for settings) for a setting that does not exist or is out of its range, a strength
     without a picture, a prompt that is missing, or a picture where the models have no compressor.
     """
     if not prompt and (image is None or strength is not None):
         raise ValueError("draw needs a prompt; without one, an image alone is reconstructed")
-    if strength is not None and (image is None or not 0 < strength <= 1):
-        raise ValueError(f"strength={strength}: how far to go from an image, in (0, 1]; give image= too")
+    if strength is not None and image is None:
+        raise ValueError(f"strength={strength}: how far to go from an image; give image= too")
+    if strength is not None and not 0 < strength <= 1:
+        raise ValueError(f"strength={strength}: must be above 0 and at most 1")
     given = None
     if image is not None:
         if models.compressor is None:
             raise ValueError("an image needs the compressor, which these models were loaded without")
+        image = _on_white(ImageOps.exif_transpose(image))
         if not {"width", "height"} & changes.keys():
             own = models.settings
             changes["width"], changes["height"] = nearest_size(*image.size, own.width * own.height)
     settings = SamplingConfig.model_validate(models.settings.model_dump() | changes)
     if image is not None:
-        fitted = ImageOps.fit(image.convert("RGB"), (settings.width, settings.height), Image.Resampling.BICUBIC)
+        fitted = ImageOps.fit(image, (settings.width, settings.height), Image.Resampling.BICUBIC)
         given = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None]
     arguments = settings.arguments()
     pixels = generate(models, [prompt], [settings.negative], [seed], **arguments, image=given, strength=strength)
     return Image.fromarray(pixels[0].numpy())
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """In RGB; what shines through becomes white, as in the pictures of the trainings."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 @torch.inference_mode()

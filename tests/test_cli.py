@@ -191,6 +191,17 @@ def test_plan_tells_what_is_done_and_why_something_is_not(elsewhere, capsys):
     assert steps["stage_c"]["cost"]["work"] == 32
 
 
+def test_plan_says_that_there_is_no_metadata(elsewhere, capsys):
+    words = ["plan", *MICRO, "data.metadata=rows"]
+    told = "a run would stop at once: data.metadata: there is no Parquet file at rows\n"
+    assert main(words) == 0
+    assert capsys.readouterr().err == told
+    (elsewhere / "rows").mkdir()
+    (elsewhere / "rows/part.parquet").write_bytes(b"looked at by fetch")
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_plan_says_what_a_run_would_lack_and_what_has_changed(elsewhere, capsys):
     words = [*MICRO, "stage_c.weights=c.pt", "stage_c.train=null"]
     (elsewhere / "c.pt").write_bytes(b"the first")
@@ -261,8 +272,11 @@ def test_an_empty_root_has_a_status(elsewhere, capsys):
     assert json.loads(capsys.readouterr().out)["artifacts"] == []
     build_all(elsewhere / "runs", compose.load("stage_a", ["scale=micro"]))
     assert main(["status", "--json"]) == 0
-    assert [found["name"] for found in json.loads(capsys.readouterr().out)["artifacts"]] == [
-        "images", "metadata", "stage_a"
-    ]  # fmt: skip
+    artifacts = json.loads(capsys.readouterr().out)["artifacts"]
+    assert [found["name"] for found in artifacts] == ["images", "metadata", "stage_a"]
+    told = [(found["fingerprint"], found["created"], found["path"]) for found in artifacts]
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert all(fact in said for facts in told for fact in facts)
     assert main(["show", "conf=stage_a", "scale=micro", "artifact=stage_a", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "stage_a"

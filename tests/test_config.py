@@ -220,6 +220,10 @@ def test_what_a_plan_would_store_is_told_beside_encoding_online(tmp_path):
     assert "at most 158 GB in 978 objects; online: " in found["encode_text"]["text"]
 
 
+def test_many_times_the_flops_are_told_in_digits(tmp_path):
+    assert "; online: 187,500x its FLOPs" in costs(tmp_path, load(scale="single_gpu"))["encode_text"]["text"]
+
+
 def test_a_rate_of_no_step_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"rates\.trian_c: there is no such step.*train_c"):
         costs(tmp_path, load("rates.trian_c=1"))

@@ -19,6 +19,7 @@ from diffusers.pipelines.deprecated.wuerstchen.pipeline_wuerstchen_prior import 
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.__main__ import main
@@ -355,13 +356,29 @@ def test_draw_takes_a_picture_as_the_verb_does(models: sample.Models) -> None:
     assert sample.draw(models, image=wide, width=128, height=256).size == (128, 256)
 
 
+def test_draw_takes_a_picture_upright_and_on_white(models: sample.Models) -> None:
+    """Black that shines through whole is white; 100 x 300 px to be turned by 90 degrees are 300 x 100."""
+    seen = Image.new("RGB", (300, 100), "white")
+    seen.paste("blue", (0, 0, 150, 100))
+    stored = seen.convert("RGBA")
+    stored.paste((0, 0, 0, 0), (150, 0, 300, 100))
+    turned = stored.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[274] = 6
+    expected = np.asarray(sample.draw(models, image=seen))
+    assert np.array_equal(np.asarray(sample.draw(models, image=turned)), expected)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ({}, "draw needs a prompt"),
         ({"image": Image.new("RGB", (8, 8)), "strength": 0.5}, "draw needs a prompt"),
         ({"prompt": "x", "strength": 0.5}, "strength=0.5: how far to go from an image"),
-        ({"prompt": "x", "image": Image.new("RGB", (8, 8)), "strength": 0.0}, "strength=0.0"),
+        ({"prompt": "x", "image": Image.new("RGB", (8, 8)), "strength": 0.0}, "strength=0.0: must be above 0"),
+        (
+            {"prompt": "x", "image": Image.new("RGB", (8, 8)), "strength": 2},
+            "strength=2: must be above 0 and at most 1",
+        ),
     ],
 )
 def test_draw_says_what_is_missing(models: sample.Models, words: dict[str, Any], told: str) -> None:
@@ -384,9 +401,7 @@ def test_equal_text_towers_are_loaded_once(models: sample.Models, written: Path,
     assert release.load(written).text_b is not release.load(written).text_c
     shared = tmp_path / "release"
     shutil.copytree(written, shared)
-    for part in ("text_encoder", "tokenizer"):
-        shutil.rmtree(shared / part)
-        shutil.copytree(shared / f"prior_{part}", shared / part)
+    sharing(lambda folder: None)(shared)
     loaded = release.load(shared)
     assert loaded.text_b is loaded.text_c
 
@@ -395,6 +410,27 @@ def changed(name: str, **values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def poisoned(name: str, key: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        state = load_file(folder / name)
+        state[key].view(-1)[-1] = float("nan")
+        save_file(state, folder / name)
+
+    return change
+
+
+def sharing(damage: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """The same damage to a release whose two text towers are equal."""
+
+    def change(folder: Path) -> None:
+        for part in ("text_encoder", "tokenizer"):
+            shutil.rmtree(folder / part)
+            shutil.copytree(folder / f"prior_{part}", folder / part)
+        damage(folder)
 
     return change
 
@@ -410,6 +446,19 @@ def cut(name: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json is damaged"),
         (lambda folder: (folder / "vqgan/config.json").write_text("[]"), "vqgan/config.json holds no JSON object"),
         (lambda folder: shutil.rmtree(folder / "compressor"), "compressor/config.json is missing"),
+        (
+            lambda folder: (folder / "text_encoder/model.safetensors").unlink(),
+            "text_encoder/model.safetensors is missing",
+        ),
+        (
+            poisoned("prior_prior/diffusion_pytorch_model.safetensors", "projection.weight"),
+            "damaged: its projection.weight holds values that are no finite numbers",
+        ),
+        (
+            sharing(lambda folder: (folder / "tokenizer/merges.txt").write_text("a b\n")),
+            "/tokenizer/merges.txt is not of CLIP's tokenizer",
+        ),
+        (sharing(changed("text_encoder/config.json", hidden_act="gelu_new")), "hidden_act = gelu_new, which must be"),
         (cut("decoder/diffusion_pytorch_model.safetensors"), "decoder/diffusion_pytorch_model.safetensors is damaged"),
         (changed("model_index.json", _class_name="StableDiffusionPipeline"), "_class_name = StableDiffusionPipeline"),
         (changed("scheduler/scheduler_config.json", s=0.02), "has s = 0.02, which must be 0.008"),
@@ -530,3 +579,15 @@ def test_refusals_create_nothing(
     assert told in message
     assert message.count("\n") == 1
     assert [path.name for path in folder.iterdir()] == ["text.png"]
+
+
+def test_a_given_picture_is_never_overwritten(written: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same prompt with the same seed has the same name: the usual way from a picture to its variant."""
+    Image.new("RGB", (128, 128), "blue").save(folder / "x-8.png")
+    before = (folder / "x-8.png").read_bytes()
+    words = ["sample", f"from={written}", "prompt=x", "image=x-8.png", "strength=0.5", "n=2"]
+    assert main([*words, "seed=7", "out=."]) == 2
+    assert "error: out=.: image=x-8.png would be overwritten; give another out= or seed=" in capsys.readouterr().err
+    assert (folder / "x-8.png").read_bytes() == before
+    assert main([*words, "seed=9", "out=."]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["x-10.png", "x-8.png", "x-9.png"]
