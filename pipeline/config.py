@@ -441,10 +441,18 @@ class Config(Settings):
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
 
+    def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
+        """Frames and views in which the phases of a training step see the pictures, each pair once."""
+        phases = [phase for training in self.trainings_of(step) for phase in training.phases]
+        return list(dict.fromkeys((Frame(phase.size, phase.max_aspect), phase.view) for phase in phases))
+
     def frames_of(self, step: str) -> list[Frame]:
         """How the phases of a training step see the pictures, ascending by size."""
-        phases = [phase for training in self.trainings_of(step) for phase in training.phases]
-        return sorted({Frame(phase.size, phase.max_aspect) for phase in phases})
+        return sorted({frame for frame, _ in self.stretches_of(step)})
+
+    def views_of(self, step: str) -> tuple[str, ...]:
+        """Artifacts of the views that a training step uses."""
+        return tuple(sorted({f"view_{view}" for _, view in self.stretches_of(step) if view}))
 
     def existing(self) -> dict[str, str]:
         """Paths of the existing weights, and of a rival's pictures, that this config names, by their dotted keys."""
@@ -459,15 +467,6 @@ class Config(Settings):
             found["eval.pickscore.weights"] = pickscore.weights
             found["eval.pickscore.rival"] = None if pickscore.rival == BASELINE else pickscore.rival
         return {key: path for key, path in found.items() if path}
-
-    def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
-        """Frames and views in which the phases of a training step see the pictures, each pair once."""
-        phases = [phase for training in self.trainings_of(step) for phase in training.phases]
-        return list(dict.fromkeys((Frame(phase.size, phase.max_aspect), phase.view) for phase in phases))
-
-    def views_of(self, step: str) -> tuple[str, ...]:
-        """Artifacts of the views that a training step uses."""
-        return tuple(sorted({f"view_{view}" for _, view in self.stretches_of(step) if view}))
 
     def with_absolute_paths(self) -> "Config":
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""

@@ -45,11 +45,7 @@ class Recorder:
         if self._client is None:
             self._client, self._experiment_id = connect(self._store, self._experiment)
         for (kind, run), group in groupby(records, lambda record: (record["kind"], record.get("run"))):
-            same = list(group)
-            together = (
-                [{**same[0], "rows": [row for one in same for row in one["rows"]]}] if kind == "metrics" else same
-            )
-            for record in together:
+            for record in [_together(list(group))] if kind == "metrics" else group:
                 try:
                     self._put(kind, run, record)
                 except MlflowException as error:
@@ -136,6 +132,11 @@ class Recorder:
             if process and ProcessId(**json.loads(process)).is_dead():
                 self._client.set_tag(run.info.run_id, "wst.end_reason", "process died")
                 self._client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _together(measurements: Sequence[Record]) -> Record:
+    """Measurements of one run as one record."""
+    return {**measurements[0], "rows": [row for record in measurements for row in record["rows"]]}
 
 
 def legal_name(name: str) -> str:
