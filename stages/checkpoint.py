@@ -35,19 +35,22 @@ class Checkpoint:
 
     `recipe` says which training this is, as flat JSON values by name; `tensors` are named `model.<key>`,
     `optimizer.<parameter>.<moment>` and, where a moving average is kept, `average.<key>`; those in `rows` are a part.
+    `notes` are further JSON values that the training goes on from.
     """
 
     step: int
     recipe: Mapping[str, object]
     tensors: Mapping[str, Tensor]
     rows: Mapping[str, Rows] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
 
 
 def dump(checkpoint: Checkpoint) -> bytes:
     """Return the checkpoint as a safetensors byte string, equal bytes for equal states."""
     # A single metadata entry: the order of several is not fixed by the format's writer.
     rows = {key: [part.start, part.total] for key, part in checkpoint.rows.items()}
-    about = json.dumps({"step": checkpoint.step, "recipe": checkpoint.recipe, "rows": rows}, sort_keys=True)
+    values = {"step": checkpoint.step, "recipe": checkpoint.recipe, "rows": rows, "notes": checkpoint.notes}
+    about = json.dumps(values, sort_keys=True)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.tensors.items()}
     return safetensors.torch.save(tensors, metadata={"checkpoint": about})
 
@@ -61,7 +64,7 @@ def load(data: bytes) -> Checkpoint:
     except (SafetensorError, KeyError) as error:
         raise CheckpointMismatch(f"the checkpoint cannot be read ({error}): remove it to start again") from error
     rows = {key: Rows(*part) for key, part in about["rows"].items()}
-    return Checkpoint(about["step"], about["recipe"], tensors, rows)
+    return Checkpoint(about["step"], about["recipe"], tensors, rows, about["notes"])
 
 
 def require_recipe(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> None:

@@ -21,8 +21,13 @@ TimeSampling = Literal["released", "uniform"]
 Sampler = Literal["ddpm", "ddim"]
 Precision = Literal["fp32", "bf16"]
 
-EXECUTION = frozenset({"log_every", "checkpoint_every", "checkpointing", "compile", "device", "micro_batch", "shard"})
-"""Fields of a training that decide how it is run and what is seen of it, not what comes out."""
+EXECUTION = frozenset(
+    {"log_every", "checkpoint_every", "checkpointing", "compile", "device", "micro_batch", "shard", "bad_steps"}
+)
+"""Fields of a training that decide how it is run and what is seen of it, not what comes out.
+
+`bad_steps` is one of them although it decides after an accident: a training that ended there can go on with another.
+"""
 
 
 class Settings(BaseModel):
@@ -435,6 +440,26 @@ class EmaConfig(Settings):
     """Where it is kept: beside the model, or in the host's memory, which spares the device 4 bytes a weight."""
 
 
+class BadStepsConfig(Settings):
+    """What becomes of steps whose loss or gradient is not finite, or whose loss jumps."""
+
+    then: Literal["raise", "skip", "rewind"] = "raise"
+    """raise: end the training before the bad update; skip: leave it out, and go on; rewind: go back to the weights of
+    the newest checkpoint, and go on behind the bad step, without what lies between (PaLM, arXiv 2204.02311, section
+    5.1)."""
+    at_most: Count = 3
+    """Bad steps that a training gets over; one more ends it."""
+    jump: float | None = Field(None, gt=1.0)
+    """How many times the usual loss, a running mean, counts as bad too; needs rewind, for a jump is seen only after
+    its update. None: never."""
+
+    @model_validator(mode="after")
+    def _jump_rewinds(self) -> Self:
+        if self.jump and self.then != "rewind":
+            raise ValueError("jump needs then=rewind: a jump is seen only after its update")
+        return self
+
+
 class TrainingConfig(Settings):
     """How a model is trained: all that `stages.loop` needs to know."""
 
@@ -472,6 +497,8 @@ class TrainingConfig(Settings):
     """In what ranks exchange gradients."""
     ema: EmaConfig | None = None
     """Moving average of the weights, if any."""
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    """What becomes of steps that go wrong."""
     log_every: Count
     """Steps between log entries, which are also the moments at which a stop request is seen."""
     checkpoint_every: Count

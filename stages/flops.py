@@ -10,6 +10,13 @@ from itertools import pairwise
 from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.parameters import compressor_products, widths_a
 
+PEAKS = {  # dense bf16 FLOP/s by the makers' data sheets, by torch's name of the card
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
 
 def encode_a(config: StageAConfig, height: int, width: int) -> int:
     """Stage A's encoder on an image of height x width px."""

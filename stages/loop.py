@@ -20,21 +20,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages import checkpoint
+from stages import activity, checkpoint
+from stages.activity import Activity
+from stages.bad_steps import BadSteps, BadStepsWatch
 from stages.checkpoint import Checkpoint, State
-from stages.config import EmaConfig, TrainingConfig
+from stages.config import EmaConfig, Phase, TrainingConfig
 from stages.draws import Draws, derived_seed
 from stages.layers import checkpoint_blocks
+from stages.meter import Meter, Stopwatch, means
 from stages.parallel import Replica, pieces
 
 Batch = dict[str, Tensor]
 
 GRAPHS = 64  # compiled for one model at most, one for each size of images; more would run uncompiled
 _READ_AHEAD = 2  # batches waiting in memory while a step runs
-
-
-class NonFiniteLoss(ValueError):
-    """The loss or its gradient is not finite; the weights are those before the step that is named."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Outcome:
 
 
 class _Optimizer(torch.optim.AdamW):
-    """Fused AdamW, and the flag that makes it skip updates."""
+    """Fused AdamW, and the flag that makes it skip an update."""
 
     def __init__(self, trained: Iterable[nn.Parameter], config: TrainingConfig, device: torch.device) -> None:
         super().__init__(trained, betas=config.betas, weight_decay=config.weight_decay, fused=True)
@@ -65,7 +64,7 @@ class _Saver:
         """Copy the state and start saving it; waits for the one before, and raises what went wrong with that."""
         self.wait()
         tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.tensors.items()}
-        copied = Checkpoint(state.step, state.recipe, tensors, state.rows)
+        copied = Checkpoint(state.step, state.recipe, tensors, state.rows, state.notes)
         self._saving = self._pool.submit(lambda: self._save_state(copied.step, checkpoint.dump(copied)))
 
     def wait(self) -> None:
@@ -76,35 +75,6 @@ class _Saver:
     def close(self) -> None:
         """End the thread, after what it is doing."""
         self._pool.shutdown()
-
-
-class _Meter:
-    """Means of the steps' scalars since the last reading, kept on the device in between."""
-
-    def __init__(self, world: int, device: torch.device) -> None:
-        self.world, self.device = world, device
-        self.names: list[str] = []
-        self.rows: list[Tensor] = []
-
-    def add(self, scalars: dict[str, Tensor]) -> None:
-        self.names = list(scalars)
-        self.rows.append(torch.stack([scalar.float() for scalar in scalars.values()]))
-
-    def read(self, step: int) -> dict[str, float]:
-        """Return the means over steps and ranks; raise `NonFiniteLoss` for the first bad step."""
-        rows = torch.stack(self.rows)
-        if self.world > 1:
-            dist.all_reduce(rows)
-            rows /= self.world
-        self.rows.clear()
-        table = rows.cpu()
-        bad = ~table[:, :2].isfinite().all(dim=1)  # loss and gradient norm come first
-        if bad.any():
-            first = int(bad.float().argmax())
-            values = dict(zip(self.names, table[first].tolist(), strict=True))
-            number = step - len(table) + first + 1
-            raise NonFiniteLoss(f"step {number} of the training is not finite: {values}; lower learning_rate")
-        return dict(zip(self.names, table.mean(dim=0).tolist(), strict=True))
 
 
 def train(
@@ -120,23 +90,32 @@ def train(
     save_state: Callable[[int, bytes], None],
     log: Callable[[int, dict[str, float]], None],
     should_stop: Callable[[], bool],
+    bad_steps: Callable[[list[int], str], None] = lambda steps, done: None,
+    flops_of: Callable[[Phase], float] | None = None,
+    doing: Activity | None = None,
 ) -> Outcome:
     """Train `objective` in place, from the saved state if there is one, until done or asked to stop.
 
-    `objective(batch, draws)` returns the mean loss over its rows and named scalars to log. Parameters that
-    require a gradient are trained. Its own `train()` decides which parts stay in evaluation mode.
+    `objective(batch, draws)` returns the mean loss over its rows and named scalars to log; of `<name>` and
+    `<name>/share` the quotient is logged. Parameters that require a gradient are trained. Its own `train()` decides
+    which parts stay in evaluation mode.
 
     `read_batch(step)` returns this rank's rows, `batch_size / world` of them, of the step's global batch; it
-    runs in a background thread, ahead of the step. `load_state` is asked once on every rank and gives all parts
-    of the newest state, the same on all. `save_state(step, data)` is called on the first `config.shard` ranks,
-    with a part each, in a background thread; `log(step, values)` on rank 0 only; `should_stop` on every rank
-    every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
-    group must exist.
+    runs in a background thread, ahead of the step. `load_state` is asked at the start, and again where bad steps
+    are rewound, on every rank; it gives all parts of the newest state, the same on all. `save_state(step, data)` is
+    called on the first `config.shard` ranks, with a part each, in a background thread. `log(step, values)`, and
+    `bad_steps(steps, done)` with their numbers from 0 and what is done about them, are called on rank 0 only;
+    `should_stop` on every rank every `log_every` steps: if any rank says yes, all save and return. With `world > 1`
+    the default process group must exist.
+
+    `flops_of(phase)` gives the floating-point operations to train on one image; `doing` is told what goes on. Logged
+    figures that begin with `speed/` tell of times: they are means over the ranks since the last entry.
 
     After the last step the state is saved, then the moving average, where one is kept, replaces the weights.
 
     Raises `ValueError` where a batch size does not divide by `world`, `CheckpointMismatch` for a state of
-    another training, `NonFiniteLoss` naming the step, and what `save_state` raises.
+    another training, `BadSteps` naming the first where `config.bad_steps` does not let it get over them, and what
+    `save_state` raises.
     """
     config.require_divisible(world)
     replica = Replica(objective, device, rank, world, config.shard, config.reduce)
@@ -147,45 +126,78 @@ def train(
     def state() -> State:
         return State(replica.state(), replica.trained, optimizer, average, replica.rows())
 
-    step = _resume(load_state(), recipe, state())
+    watch = BadStepsWatch(config.bad_steps)
+    step = _resume(load_state(), recipe, state(), watch) or 0
     checkpoint_blocks(replica.module, config.checkpointing)
     if config.compile:
         torch._dynamo.config.recompile_limit = GRAPHS
         for part in replica.module.children():  # the models; the objective itself draws random numbers by seed
             part.compile(dynamic=False)
-    meter = _Meter(world, device)
+    meter, doing = Meter(world, device), doing or Activity()
+    stopwatch = Stopwatch(doing, device, flops_of)
     with (
         closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches,
         closing(_Saver(save_state)) as saver,
     ):
-        for batch in batches:
-            _set_mode(replica.model, freeze_norm=config.phase_at(step).freeze_norm)
+        while step < config.num_steps:
+            doing.begin(step, activity.READING)
+            batch = next(batches)
+            doing.begin(step, activity.COMPUTING)
+            phase = config.phase_at(step)
+            _set_mode(replica.model, freeze_norm=phase.freeze_norm)
             rate = config.learning_rate * learning_rate_factor(config, step)
             torch.manual_seed(derived_seed(seed, step, 0, rank))  # dropout; four parts: apart from all seeds of Draws
-            total_rows = config.phase_at(step).batch_size
+            total_rows = phase.batch_size
             draws = Draws(seed, step, rank * total_rows // world, total_rows // world, total_rows, device)
             meter.add(_update(replica, optimizer, batch, draws, rate, config))
+            stopwatch.add(phase, total_rows // world)
             step += 1
             if average is not None:
                 _follow(average, replica.state(), config, step)
 
             # The host waits for the device, and ranks for each other, only here.
             if step % config.log_every == 0 or step == config.num_steps:
-                values = meter.read(step)
+                doing.begin(step, activity.COMPARING)
+                columns, speed = meter.read(stopwatch.read())
+                if bad := watch.find(columns["loss"], columns["gradient_norm"]):
+                    numbers = [step - len(columns["loss"]) + place for place in bad]
+                    if rank == 0:
+                        bad_steps(numbers, config.bad_steps.then)
+                    if watch.ends_training:
+                        raise _too_many(numbers[0], {name: column[bad[0]] for name, column in columns.items()}, config)
+                    if config.bad_steps.then == "rewind":
+                        saver.wait()
+                        _any_rank(False, world, device)  # all have saved
+                        if _resume(load_state(), recipe, state(), watch) is None:
+                            raise BadSteps(f"step {numbers[0] + 1} went wrong before the first checkpoint to rewind to")
+                        optimizer.found_inf.zero_()
                 if rank == 0:
+                    doing.begin(step, activity.LOGGING)
+                    values = means(columns, bad) | speed | {"bad_steps": float(watch.count)}
                     log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
+                doing.begin(step, activity.COMPARING)
                 stop = step < config.num_steps and _any_rank(should_stop(), world, device)
                 if replica.writes and (stop or step % config.checkpoint_every == 0 or step == config.num_steps):
+                    doing.begin(step, activity.SAVING)
                     now = state()
-                    saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts()))
+                    saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts(), watch.notes()))
                 if stop:
                     saver.wait()
                     return Outcome(step, finished=False)
+        doing.begin(step, activity.SAVING)
         saver.wait()
     if average is not None:
         replica.fill(average)
     replica.give_back()
     return Outcome(step, finished=True)
+
+
+def _too_many(step: int, values: dict[str, float], config: TrainingConfig) -> BadSteps:
+    if config.bad_steps.then == "raise":
+        what = "lower learning_rate, or set bad_steps.then to skip or rewind"
+    else:
+        what = f"these are more than bad_steps.at_most={config.bad_steps.at_most}: lower learning_rate"
+    return BadSteps(f"step {step + 1} of the training went wrong: {values}; {what}")
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
@@ -198,16 +210,17 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _resume(parts: Iterable[bytes] | None, recipe: dict[str, object], state: State) -> int:
+def _resume(parts: Iterable[bytes] | None, recipe: dict[str, object], state: State, watch: BadStepsWatch) -> int | None:
     """Restore the saved state, if any, and return the steps it has behind it."""
     if parts is None:
-        return 0
+        return None
     steps = []
 
     def checked() -> Iterator[Checkpoint]:
         for data in parts:
             saved = checkpoint.load(data)
             checkpoint.require_recipe(saved, recipe)
+            watch.restore(saved.notes)
             steps.append(saved.step)
             yield saved
 
@@ -249,7 +262,13 @@ def _update(
     rate: float,
     config: TrainingConfig,
 ) -> dict[str, Tensor]:
-    """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone."""
+    """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone.
+
+    So do all steps after it, until the host sees it: unless such steps are skipped, and leave no trace.
+    """
+    skips = config.bad_steps.then == "skip"
+    buffers = list(replica.module.buffers()) if skips else []
+    before = [buffer.clone() for buffer in buffers]
     for group in optimizer.param_groups:
         group["lr"] = rate
     replica.forget_gradients()  # before the forward pass, or the old ones lie beside its activations
@@ -264,10 +283,13 @@ def _update(
         for key, value in {"loss": loss, **parts}.items():
             scalars[key] = scalars.get(key, 0) + value.detach() / len(cuts)
     norm = replica.clip(config.gradient_clip)
-    # Once this flag is 1 the fused kernel skips every update, so the host need not look at each loss. The
+    # While this flag is 1 the fused kernel skips the update, so the host need not look at each loss. The
     # norm is taken after the ranks have averaged their gradients, so all of them decide alike.
-    optimizer.found_inf.copy_((~norm.isfinite()) | optimizer.found_inf.bool())
+    bad = ~norm.isfinite()
+    optimizer.found_inf.copy_(bad if skips else bad | optimizer.found_inf.bool())
     optimizer.step()
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(bad, old, buffer))
     return {"loss": scalars.pop("loss"), "gradient_norm": norm, **scalars}
 
 
