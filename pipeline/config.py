@@ -231,6 +231,7 @@ class Cluster(Settings):
     gpu_memory_gib: PositiveFloat | None = None
     encoders: Encoders
     cache: Cache = Cache()
+    stall_s: PositiveFloat = 600.0
     retries: int = Field(ge=0)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -23,10 +24,13 @@ from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
 from pipeline.encoders import EncodedBatches
+from pipeline.watchdog import Watchdog
 from stages import loop
+from stages.activity import Activity
 from stages.config import TrainingConfig
 
 RESULT = "result.json"
+KEYS_SHOWN = 8  # of a bad batch
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -37,6 +41,7 @@ class Rank:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
+        self.flops, self.stall_s = payload["flops"], payload["stall_s"]
         self.board = BoardClient(payload["board"])
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
@@ -70,25 +75,37 @@ class Rank:
             frame, rows = Frame(phase.size, phase.max_aspect), phase.batch_size // self.world
             return batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
 
+        def bad_steps(steps: list[int], done: str) -> None:
+            for step in steps:
+                phase = config.phase_at(step)
+                frame, start = Frame(phase.size, phase.max_aspect), config.images_after(step)
+                keys = suspects(batches[frame, phase.view].stored.read(start, phase.batch_size))
+                self._warn(f"{name}: step {step + 1} went wrong ({done}); {keys}")
+
         def log(step: int, values: dict[str, float]) -> None:
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
             self.board.post({"kind": "metrics", "values": {f"{name}/{k}": v for k, v in values.items()}, "step": step})
             self.metrics.update({f"{name}/{k}": v for k, v in values.items()})
 
         began = time.monotonic()
-        outcome = loop.train(
-            objective,
-            read_batch,
-            config,
-            seed=self.seed,
-            device=self.device,
-            rank=self.rank,
-            world=self.world,
-            load_state=load_state,
-            save_state=states.save,
-            log=log,
-            should_stop=self.board.stopping,
-        )
+        doing = Activity()
+        with Watchdog(self.board, self.rank, doing, self.stall_s):
+            outcome = loop.train(
+                objective,
+                read_batch,
+                config,
+                seed=self.seed,
+                device=self.device,
+                rank=self.rank,
+                world=self.world,
+                load_state=load_state,
+                save_state=states.save,
+                log=log,
+                should_stop=self.board.stopping,
+                bad_steps=bad_steps,
+                flops_of=lambda phase: self.flops[name][phase.size],
+                doing=doing,
+            )
         self.metrics["training_seconds"] += time.monotonic() - began
         return outcome.finished
 
@@ -127,6 +144,20 @@ class Rank:
 
     def _warn(self, text: str) -> None:
         self.board.post({"kind": "warning", "text": text})
+
+
+def suspects(batch: Mapping[str, np.ndarray]) -> str:
+    """Which rows of a bad step's batch are to blame, in words: those with a number that is not finite, else any."""
+    keys = [bytes(key).hex() for key in batch["key"]]
+    finite = np.ones(len(keys), bool)
+    for values in batch.values():
+        if np.issubdtype(values.dtype, np.floating):
+            finite &= np.isfinite(values).reshape(len(keys), -1).all(axis=1)
+    poor = [key for key, good in zip(keys, finite, strict=True) if not good]
+    few = (poor or keys)[:KEYS_SHOWN]
+    what = "numbers that are not finite in" if poor else "all numbers are finite in its pictures"
+    more = len(poor or keys) - len(few)
+    return f"{what} {', '.join(few)}{f' and {more} more' if more else ''}"
 
 
 def result(building: str) -> dict[str, Any] | None:

@@ -4,7 +4,9 @@ import time
 from collections import defaultdict
 
 READING = "waiting for the batch"
-COMPUTING = "computing, and exchanging gradients"
+FORWARD = "forward pass"
+BACKWARD = "backward pass, and exchanging gradients"
+UPDATING = "updating the weights"
 COMPARING = "waiting for the device and the other ranks"
 SAVING = "saving the state"
 LOGGING = "logging"

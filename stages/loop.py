@@ -142,14 +142,13 @@ def train(
         while step < config.num_steps:
             doing.begin(step, activity.READING)
             batch = next(batches)
-            doing.begin(step, activity.COMPUTING)
             phase = config.phase_at(step)
             _set_mode(replica.model, freeze_norm=phase.freeze_norm)
             rate = config.learning_rate * learning_rate_factor(config, step)
             torch.manual_seed(derived_seed(seed, step, 0, rank))  # dropout; four parts: apart from all seeds of Draws
             total_rows = phase.batch_size
             draws = Draws(seed, step, rank * total_rows // world, total_rows // world, total_rows, device)
-            meter.add(_update(replica, optimizer, batch, draws, rate, config))
+            meter.add(_update(replica, optimizer, batch, draws, rate, config, doing))
             stopwatch.add(phase, total_rows // world)
             step += 1
             if average is not None:
@@ -261,6 +260,7 @@ def _update(
     draws: Draws,
     rate: float,
     config: TrainingConfig,
+    doing: Activity,
 ) -> dict[str, Tensor]:
     """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone.
 
@@ -275,13 +275,16 @@ def _update(
     cuts = pieces(len(next(iter(batch.values()))), config.micro_batch)
     scalars: dict[str, Tensor] = {}
     for number, cut in enumerate(cuts):
+        doing.begin(draws.step, activity.FORWARD)
         replica.same_buffers()
         with replica.accumulating(last=number == len(cuts) - 1):
             with torch.autocast(replica.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss, parts = replica.model({key: value[cut] for key, value in batch.items()}, draws.part(cut))
+            doing.begin(draws.step, activity.BACKWARD)
             (loss / len(cuts)).backward()
         for key, value in {"loss": loss, **parts}.items():
             scalars[key] = scalars.get(key, 0) + value.detach() / len(cuts)
+    doing.begin(draws.step, activity.UPDATING)
     norm = replica.clip(config.gradient_clip)
     # While this flag is 1 the fused kernel skips the update, so the host need not look at each loss. The
     # norm is taken after the ranks have averaged their gradients, so all of them decide alike.

@@ -10,6 +10,7 @@ from datasets.bucket_batches import BucketBatches, Span
 from datasets.buckets import Frame, Size
 from datasets.cache import VerifiedFiles
 from datasets.storage import FileEntry
+from pipeline import training_flops
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.config import Baseline as BaselineSettings
@@ -176,7 +177,12 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     stretches = build.config.stretches_of(build.step.name)
     if result(build.building) is None:
         chosen = {name: build.inputs[f"view_{name}"] for _, name in stretches if name}
-        settings = {"seed": build.config.seed, "cache": build.config.cluster.cache}
+        settings = {
+            "seed": build.config.seed,
+            "cache": build.config.cluster.cache,
+            "stall_s": build.config.cluster.stall_s,
+            "flops": training_flops.per_picture(build.step.name, build.config),
+        }
         build.train(loop, {**payload, **settings, "stretches": stretches, "views": chosen})
     found = result(build.building)
     assert found is not None, "the job ended without a result, yet without an error"
