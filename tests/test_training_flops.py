@@ -8,10 +8,12 @@ from pipeline.training_flops import per_picture
 from stages import flops
 from stages.compressor import Compressor
 
+PAPER = ["scale=paper", "data.metadata=rows.parquet"]
+
 
 def test_every_training_of_the_paper_has_its_flops_at_each_of_its_sizes() -> None:
     for conf in ("stage_c", "previewer", "baseline_ldm"):
-        config = compose.load(conf, ["scale=paper"])
+        config = compose.load(conf, PAPER)
         steps = [step.name for step in table(config) if step.name.startswith("train_")]
         for step in steps:
             sizes = {phase.size for training in config.trainings_of(step) for phase in training.phases}
@@ -21,7 +23,7 @@ def test_every_training_of_the_paper_has_its_flops_at_each_of_its_sizes() -> Non
 
 
 def test_frozen_parts_count_their_forward_pass_only() -> None:
-    config = compose.load("stage_c", ["scale=paper"])
+    config = compose.load("stage_c", PAPER)
     model = config.compressor.model
     frozen = config.model_copy(update={"compressor": config.compressor.model_copy(update={"joint": False})})
     joint, alone = (per_picture("train_b", each)["stage_b"][1024] for each in (config, frozen))
