@@ -486,8 +486,8 @@ class TrainingConfig(Settings):
     """Whether the blocks of Stage A, B, C and the baseline recompute their activations in the backward pass instead
     of keeping them: a third more computation for a fraction of the memory, and the same result."""
     compile: bool = False
-    """Whether torch.compile makes kernels for the models, once per image size; the results agree up to
-    rounding and the numbers drawn for dropout."""
+    """Whether torch.compile makes kernels for the models' blocks, once per kind and image size; the results agree up
+    to rounding and the numbers drawn for dropout."""
     micro_batch: Count | None = None
     """Most rows that a rank takes through the model at a time, adding up their gradients; None = all of its rows. What
     looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""

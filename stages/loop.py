@@ -26,13 +26,13 @@ from stages.bad_steps import BadSteps, BadStepsWatch
 from stages.checkpoint import Checkpoint, State
 from stages.config import EmaConfig, Phase, TrainingConfig
 from stages.draws import Draws, derived_seed
-from stages.layers import checkpoint_blocks
+from stages.layers import checkpoint_blocks, compile_blocks
 from stages.meter import Meter, Stopwatch, means
 from stages.parallel import Replica, pieces
 
 Batch = dict[str, Tensor]
 
-GRAPHS = 64  # compiled for one model at most, one for each size of images; more would run uncompiled
+GRAPHS = 256  # compiled at most, one for each kind of block and size of images; more would run uncompiled
 _READ_AHEAD = 2  # batches waiting in memory while a step runs
 
 
@@ -131,8 +131,7 @@ def train(
     checkpoint_blocks(replica.module, config.checkpointing)
     if config.compile:
         torch._dynamo.config.recompile_limit = GRAPHS
-        for part in replica.module.children():  # the models; the objective itself draws random numbers by seed
-            part.compile(dynamic=False)
+        compile_blocks(replica.module)
     meter, doing = Meter(world, device), doing or Activity()
     stopwatch = Stopwatch(doing, device, flops_of)
     with (
