@@ -42,7 +42,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
     "import": Verb("from=DIR|FILE: existing weights (dome272's, diffusers', our own) as artifacts", ("from",)),
     "weights": Verb(
-        "`weights list`, `weights get NAME...`, `weights verify [NAME]`: weights by others, in out=weights",
+        "`weights list`, `weights get NAME...`, `weights verify [NAME...]`: weights by others, in out=weights",
         ("out",),
         ("--json",),
         config=False,
