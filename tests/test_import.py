@@ -607,11 +607,11 @@ def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monk
         (["from=weights/model_v3_stage_c.pt"], "python -m pipeline weights get stage_c"),
         (
             ["from=llm.safetensors"],
-            "from=llm.safetensors: {tmp}/llm.safetensors holds none of Stage A, B, C and the compressor",
+            "error: from: {tmp}/llm.safetensors holds none of Stage A, B, C and the compressor",
         ),
         (
             ["from=bad"],
-            "from=bad: {tmp}/bad holds none of Stage A, B, C and the compressor, to go by its tensors' names: ",
+            "error: from: {tmp}/bad holds none of Stage A, B, C and the compressor, to go by its tensors' names: ",
         ),
         (
             ["from=stage_c.pt", "stage_c.model.width=64"],
