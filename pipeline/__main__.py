@@ -112,6 +112,8 @@ def _plan(words: Words) -> None:
     for check in (run.missing_rows, run.missing_weights, run.misfit_weights):
         if found := check(loaded, planned):
             console.print(f"a run would stop at once: {found}", style="yellow", markup=False)
+    for sentence in cost.large_trainings(planned, loaded):
+        console.print(sentence, style="yellow", markup=False)
     cost.check_memory(planned, loaded)
 
 
