@@ -7,7 +7,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from datasets import storage
 from pipeline import __version__, compose
@@ -234,11 +236,17 @@ def test_neither_plan_nor_a_run_of_what_is_done_imports_torch_ray_or_mlflow(verb
     weights = "stage_c.weights=c.pt"
     (elsewhere / "c.pt").write_bytes(b"hashed, and not looked into")
     build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro", weights]))
+    if verb == "plan":  # which looks into the header of what it has not built yet
+        weights = "stage_c.weights=new.safetensors"
+        names = ("in_block.1.weight", "out_block.0.weight")
+        save_file({name: np.zeros(1, np.float32) for name in names}, elsewhere / "new.safetensors")
     before = sorted(elsewhere.rglob("*"))
     done = process(["-c", REPORT_IMPORTS, verb, *MICRO, weights, "--json"], elsewhere)
     assert json.loads(done.stderr.splitlines()[-1]) == [0, []]
     answer = json.loads(done.stdout)
-    if verb == "run":
+    if verb == "plan":
+        assert "new.safetensors holds Stage A, not Stage C" in done.stderr
+    else:
         assert answer["outcome"] == "nothing to do"
         assert "nothing to do: all 11 steps of conf=stage_c are done" in done.stderr
     assert sorted(elsewhere.rglob("*")) == before
