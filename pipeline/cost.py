@@ -11,7 +11,7 @@ from pipeline.dag import Planned, order
 from pipeline.errors import UsageError
 from pipeline.steps import rows as all_steps
 from pipeline.steps import table
-from pipeline.volume import Encoder, Volume
+from pipeline.volume import Volume
 from stages import memory_estimate
 from stages.memory_estimate import GIB, Memory
 
@@ -60,8 +60,9 @@ def _with_volume(
     text = estimate["text"]
     if stored and not item.artifact:
         text += f", at most {_size(stored.bytes)} in {stored.objects:,} objects"
-    if encoder:
-        text += _against_online(encoder, estimate["device_seconds"])
+    if encoder and encoder.online_flops > A100_FLOPS:  # less than a second is no choice to make
+        cached, online = (_time(flops / A100_FLOPS, "A100") for flops in (encoder.cached_flops, encoder.online_flops))
+        text += f"; by its FLOPs {cached}, online {online} and no bytes"
     return estimate | {
         "bytes": stored.bytes if stored else None,
         "objects": stored.objects if stored else None,
@@ -69,15 +70,6 @@ def _with_volume(
         "online_flops": encoder.online_flops if encoder else None,
         "text": text,
     }
-
-
-def _against_online(encoder: Encoder, cached_seconds: float | None) -> str:
-    """What the same encoder would cost online; by FLOPs, and beside its cost cached, where no rate tells that."""
-    if cached_seconds is not None:
-        seconds = cached_seconds * encoder.online_flops / encoder.cached_flops
-        return f"; online about {_time(seconds)} and no bytes"
-    cached, online = (_time(count / A100_FLOPS, "A100") for count in (encoder.cached_flops, encoder.online_flops))
-    return f", {cached} by its FLOPs; online about {online} and no bytes"
 
 
 def check_memory(planned: Sequence[Planned], config: Config) -> None:
