@@ -506,7 +506,9 @@ class Config(Settings):
                 try:
                     _put(tree, name, contents.identity(path))
                 except OSError as error:
-                    raise UsageError(f"{name}: {path} cannot be read ({error}); make it readable") from error
+                    raise UsageError(
+                        f"{name}: {path} cannot be read ({error.strerror or error}); make it readable"
+                    ) from error
         for part in key.split("."):
             tree = tree[part]
         return _without(tree, MANNERS)

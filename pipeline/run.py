@@ -58,6 +58,25 @@ def missing_weights(config: Config, planned: list[Planned]) -> str | None:
     return f"{places}; {how_to_get(*missing.values())}" if missing else None
 
 
+def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
+    """Which weights are another model's than the steps' that need them, as a sentence, as far as the headers of
+    safetensors files tell it; a run reads the files whole (`check_weights`)."""
+    from stages.weight_files import Model, misfit, section
+
+    models: dict[str, tuple[Model, ...]] = {
+        **{f"{stage}.weights": (stage,) for stage in STAGES},
+        "compressor.weights": ("compressor", "imagenet"),
+        "interpolate.first": ("stage_c",),
+        "interpolate.second": ("stage_c",),
+    }
+    found = {}
+    for key, path in _needed_weights(config, planned).items():
+        if key in models and not storage.is_remote(path) and storage.exists(path):
+            model = getattr(config, section(models[key][0])).model
+            found[key] = misfit(Path(storage.absolute(path)), models[key], model)
+    return "; ".join(f"{key}: {told}" for key, told in found.items() if told) or None
+
+
 def missing_rows(config: Config, planned: list[Planned]) -> str | None:
     """That LAION's metadata, still to be read, are not on this machine, as a sentence; URIs are not asked."""
     path = config.data.metadata
