@@ -232,6 +232,8 @@ class Cluster(Settings):
     encoders: Encoders
     cache: Cache = Cache()
     retries: int = Field(ge=0)
+    min_workers: PositiveInt | None = None
+    replacement_s: float = Field(600.0, ge=0)
 
 
 class Tracking(Settings):
@@ -407,6 +409,14 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _fewer_workers_are_fewer(self) -> "Config":
+        if (self.cluster.min_workers or 0) > self.workers:
+            raise ValueError(
+                f"cluster.min_workers={self.cluster.min_workers} is more than workers={self.workers}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         for key, training in self.trainings().items():
             try:
@@ -440,6 +450,15 @@ class Config(Settings):
         }
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
+
+    def worlds_of(self, step: str) -> list[int]:
+        """Numbers of workers with which a training step can go on, descending from `workers`: all batches divide."""
+        least = self.cluster.min_workers or self.workers
+        return [
+            world
+            for world in range(self.workers, least - 1, -1)
+            if all(_divides(training, world) for training in self.trainings_of(step))
+        ]
 
     def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
         """Frames and views in which the phases of a training step see the pictures, each pair once."""
@@ -509,6 +528,14 @@ class Config(Settings):
         for part in key.split("."):
             tree = tree[part]
         return _without(tree, MANNERS)
+
+
+def _divides(training: TrainingConfig, world: int) -> bool:
+    try:
+        training.require_divisible(world)
+    except ValueError:
+        return False
+    return True
 
 
 def is_below(name: str, key: str) -> bool:

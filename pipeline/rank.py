@@ -23,6 +23,7 @@ from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
 from pipeline.encoders import EncodedBatches
+from pipeline.errors import Preempted
 from stages import loop
 from stages.config import TrainingConfig
 
@@ -54,7 +55,11 @@ class Rank:
         config: TrainingConfig,
         batches: Mapping[tuple[Frame, str | None], EncodedBatches],
     ) -> bool:
-        """Train (or go on training) an objective on batches by frame and view; False when the run was asked to stop."""
+        """Train (or go on training) an objective on batches by frame and view; False when the run was asked to stop.
+
+        Raises:
+            Preempted: a node of the training is being taken away; the state is saved.
+        """
         self._warn_of_small_buckets(name, config, batches)
         folder = storage.join(self.building, "checkpoints", name)
         states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
@@ -63,6 +68,8 @@ class Rank:
             newest = [states.newest() if self.rank == 0 else None]
             if self.world > 1:  # all ranks go on from the same one
                 dist.broadcast_object_list(newest)
+            if self.rank == 0:
+                self.board.post({"kind": "resumed", "training": name, "step": newest[0].step if newest[0] else 0})
             return states.read(newest[0]) if newest[0] else None
 
         def read_batch(step: int) -> dict[str, Any]:
@@ -72,8 +79,16 @@ class Rank:
 
         def log(step: int, values: dict[str, float]) -> None:
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
+            self.board.post({"kind": "reached", "training": name, "step": step})
             self.board.post({"kind": "metrics", "values": {f"{name}/{k}": v for k, v in values.items()}, "step": step})
             self.metrics.update({f"{name}/{k}": v for k, v in values.items()})
+
+        preempted = False
+
+        def should_stop() -> bool:
+            nonlocal preempted
+            preempted = ray.train.get_preemption_info() is not None  # the same on all ranks
+            return preempted or self.board.stopping()
 
         began = time.monotonic()
         outcome = loop.train(
@@ -87,9 +102,11 @@ class Rank:
             load_state=load_state,
             save_state=states.save,
             log=log,
-            should_stop=self.board.stopping,
+            should_stop=should_stop,
         )
         self.metrics["training_seconds"] += time.monotonic() - began
+        if preempted and not outcome.finished:
+            raise Preempted(f"a node is being taken away; {name} was saved at step {outcome.step}")
         return outcome.finished
 
     def publish(self, name: str, content: bytes) -> None:

@@ -22,7 +22,7 @@ from pipeline.build import Build, Facts
 from pipeline.config import STAGES, Config, is_below
 from pipeline.dag import Planned, Selection, differences
 from pipeline.environment import private_ray, quiet_environment
-from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
+from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.memory import PeakMemory
 from pipeline.process import ProcessId
 from pipeline.removal_list import check_carried_out, names_of, requests
@@ -276,6 +276,9 @@ class _Session:
             training_seconds=manifest["metrics"].get("training_seconds", 0.0),
             device_hours=manifest["device_seconds"] / 3600,
             attempts=manifest["attempts"],
+            interruptions=int(manifest["metrics"].get("interruptions", 0)),
+            preemptions=int(manifest["metrics"].get("preemptions", 0)),
+            steps_again=int(manifest["metrics"].get("steps_again", 0)),
         )
 
     def _build_under_lease(self, item: Planned, path: str, progress: StepProgress, stopped: _Stop) -> Artifact:
@@ -338,22 +341,30 @@ class _Session:
         return {name: artifact for name, artifact in found.items() if artifact is not None}
 
     def _attempt(self, call: str, build: Build) -> Facts:
-        """Call the step's function; failures of the infrastructure are tried again, with a growing pause."""
+        """Call the step's function; failures of the infrastructure are tried again, with a growing pause.
+
+        Nodes that were taken away with notice do not count: the step goes on at once on those that are left.
+        """
         module, function = call.split(":")
-        for attempt in range(self.config.cluster.retries + 1):
+        failures = 0
+        while True:
             try:
                 facts: Facts = getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build)
                 return facts
+            except Preempted as error:
+                log.warning("%s was preempted: %s", call, error)
+                console.print(f"{function}: {error}; going on elsewhere", style="yellow", markup=False)
             except (InfrastructureError, OSError) as error:
-                log.exception("attempt %d of %s failed", attempt + 1, call)
-                if attempt == self.config.cluster.retries:
+                failures += 1
+                log.exception("attempt %d of %s failed", failures, call)
+                if failures > self.config.cluster.retries:
                     raise RetriesExhausted(
-                        f"{function} failed {attempt + 1} times; the last error was: {error}"
+                        f"{function} failed {failures} times; the last error was: {error}"
                     ) from error
-                pause = 2.0**attempt
+                pause = 2.0 ** (failures - 1)
                 console.print(f"{function}: {error}; trying again in {pause:.0f} s", style="yellow", markup=False)
                 time.sleep(pause)
-        raise AssertionError("unreachable")
+            build.raise_if_stopped()
 
 
 @dataclass

@@ -7,6 +7,7 @@ bit for bit on the same kind of machine, thread count, world size and micro-batc
 """
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ Batch = dict[str, Tensor]
 
 GRAPHS = 64  # compiled for one model at most, one for each size of images; more would run uncompiled
 _READ_AHEAD = 2  # batches waiting in memory while a step runs
+_STOP_S = 5.0  # at most, or a step, from a wish to stop until it is seen: a node may be taken away within 30 s
 
 
 class NonFiniteLoss(ValueError):
@@ -130,8 +132,8 @@ def train(
     runs in a background thread, ahead of the step. `load_state` is asked once on every rank and gives all parts
     of the newest state, the same on all. `save_state(step, data)` is called on the first `config.shard` ranks,
     with a part each, in a background thread; `log(step, values)` on rank 0 only; `should_stop` on every rank
-    every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
-    group must exist.
+    after the same steps, every `log_every` or, where those take longer, every few seconds: if any rank says yes,
+    all save and return. With `world > 1` the default process group must exist.
 
     After the last step the state is saved, then the moving average, where one is kept, replaces the weights.
 
@@ -154,6 +156,13 @@ def train(
         for part in replica.module.children():  # the models; the objective itself draws random numbers by seed
             part.compile(dynamic=False)
     meter = _Meter(world, device)
+    logged, ask_every = time.monotonic(), config.log_every
+
+    def read_meter(step: int, rate: float) -> None:
+        values = meter.read(step)
+        if rank == 0:
+            log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
+
     with (
         closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches,
         closing(_Saver(save_state)) as saver,
@@ -169,18 +178,22 @@ def train(
             if average is not None:
                 _follow(average, replica.state(), config, step)
 
-            # The host waits for the device, and ranks for each other, only here.
-            if step % config.log_every == 0 or step == config.num_steps:
-                values = meter.read(step)
-                if rank == 0:
-                    log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
-                stop = step < config.num_steps and _any_rank(should_stop(), world, device)
-                if replica.writes and (stop or step % config.checkpoint_every == 0 or step == config.num_steps):
-                    now = state()
-                    saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts()))
-                if stop:
-                    saver.wait()
-                    return Outcome(step, finished=False)
+            # The host waits for the device, and ranks for each other, only where one of these is due.
+            last = step == config.num_steps
+            if step % config.log_every == 0 or last:
+                read_meter(step, rate)
+                seconds = _most(time.monotonic() - logged, world, device) / config.log_every
+                logged, ask_every = time.monotonic(), max(1, min(config.log_every, int(_STOP_S / seconds)))
+            asked = step % config.log_every % ask_every == 0 and not last
+            stop = asked and bool(_most(should_stop(), world, device))
+            if stop and meter.rows:
+                read_meter(step, rate)
+            if replica.writes and (stop or step % config.checkpoint_every == 0 or last):
+                now = state()
+                saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts()))
+            if stop:
+                saver.wait()
+                return Outcome(step, finished=False)
         saver.wait()
     if average is not None:
         replica.fill(average)
@@ -294,9 +307,10 @@ def _follow(average: dict[str, Tensor], state: dict[str, Tensor], config: Traini
             average[key].copy_(value)
 
 
-def _any_rank(stop: bool, world: int, device: torch.device) -> bool:
+def _most(value: float, world: int, device: torch.device) -> float:
+    """The largest value of any rank."""
     if world == 1:
-        return stop
-    flag = torch.tensor(float(stop), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
+        return value
+    most = torch.tensor(float(value), device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most.item()

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from pipeline import compose, run
+from pipeline.build import Build
 from pipeline.dag import Selection
-from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError, exit_code
+from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError, exit_code
 from pipeline.steps import fetch
 
 
-def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> int:
-    """Attempts that `fetch` took when it fails with these errors first."""
+def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], signal_number: int | None = None) -> int:
+    """Attempts that `fetch` took when it fails with these errors first, and a signal comes meanwhile."""
     monkeypatch.setattr(run.time, "sleep", lambda _: None)
     calls = 0
 
@@ -25,12 +26,23 @@ def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> int:
 
     monkeypatch.setattr(fetch, "fetch", fails_first)
     session: Any = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(retries=2)))
-    assert run._Session._attempt(session, "fetch:fetch", SimpleNamespace()) == "facts"  # type: ignore[arg-type]
+    build = object.__new__(Build)
+    object.__setattr__(build, "stop_signal", lambda: signal_number)
+    assert run._Session._attempt(session, "fetch:fetch", build) == "facts"  # type: ignore[comparison-overlap]
     return calls
 
 
 def test_a_failure_of_the_infrastructure_is_tried_again(monkeypatch):
     assert attempt(monkeypatch, [InfrastructureError("node died"), OSError("disk gone")]) == 3
+
+
+def test_a_node_taken_away_with_notice_is_no_failure(monkeypatch):
+    assert attempt(monkeypatch, [InfrastructureError("again")] + [Preempted("away")] * 5 + [OSError("again")]) == 8
+
+
+def test_a_signal_ends_the_attempts(monkeypatch):
+    with pytest.raises(Interrupted):
+        attempt(monkeypatch, [InfrastructureError("the stop hit a rank")], signal_number=15)
 
 
 def test_too_many_failures_end_with_exit_code_5(monkeypatch):

@@ -187,7 +187,7 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
         rows=found["rows"],
         call=CALL,
         workers=found["pids"],
-        metrics=found["metrics"],
+        metrics=found["metrics"] | build.interruptions.metrics(),
     )
 
 
