@@ -451,6 +451,15 @@ class Config(Settings):
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
 
+    def in_bf16(self) -> list[str]:
+        """The keys that ask for bf16, of trainings and sampling."""
+        settings = {f"{key}.precision": training.precision for key, training in self.trainings().items()}
+        settings |= {"sample.precision": self.sample.precision}
+        settings |= {
+            f"encode.{field}.precision": getattr(self.encode, field).precision for field in ("text", "latents_a")
+        }
+        return [key for key, precision in settings.items() if precision == "bf16"]
+
     def worlds_of(self, step: str) -> list[int]:
         """Numbers of workers with which a training step can go on, descending from `workers`: all batches divide."""
         least = self.cluster.min_workers or self.workers

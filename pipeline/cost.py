@@ -63,20 +63,22 @@ def _with_volume(estimate: dict[str, Any], item: Planned, config: Config, rows: 
 
 
 def check_memory(planned: Sequence[Planned], config: Config) -> None:
-    """Refuse trainings that cannot fit into `cluster.gpu_memory_gib`, where that is known.
+    """Refuse trainings that cannot fit into `cluster.gpu_memory_gib`, where that is known, on their fewest workers.
 
     Raises:
         UsageError: names the step, what it needs, and the keys that lower it.
     """
     room = config.cluster.gpu_memory_gib
     for item in planned:
-        need = memory(item.step.name, config)
+        fewest = config.model_copy(update={"workers": config.worlds_of(item.step.name)[-1]})
+        need = memory(item.step.name, fewest)
         if room is None or need is None or item.state == "done" or need.total <= room * GIB:
             continue
         parts = ", ".join(f"{name} {count / GIB:.1f}" for name, count in vars(need).items() if count)
         raise UsageError(
-            f"{item.step.name} needs about {need.total / GIB:.1f} GiB of device memory a worker ({parts}), but "
-            f"cluster.gpu_memory_gib={room:g}; lower it with {_knobs(item.step.name, config)}"
+            f"{item.step.name} needs about {need.total / GIB:.1f} GiB of device memory a worker ({parts}) with "
+            f"workers={fewest.workers}, but cluster.gpu_memory_gib={room:g}; lower it with "
+            f"{_knobs(item.step.name, fewest)}"
         )
 
 

@@ -30,6 +30,8 @@ from pipeline.screen import Built, StepProgress, Summary, console
 from pipeline.steps import table
 from pipeline.weights import how_to_get
 
+WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
+
 log = logging.getLogger(__name__)
 
 
@@ -58,13 +60,13 @@ def missing_weights(config: Config, planned: list[Planned]) -> str | None:
     return f"{places}; {how_to_get(*missing.values())}" if missing else None
 
 
-def missing_rows(config: Config, planned: list[Planned]) -> str | None:
-    """That LAION's metadata, still to be read, are not on this machine, as a sentence; URIs are not asked."""
+def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
+    """That LAION's metadata, still to be read, are not there, as a sentence; a URI counts as there unless asked."""
     path = config.data.metadata
-    if path is None or storage.is_remote(path) or storage.matching(path, ".parquet"):
-        return None
     to_read = any(item.step.output == "metadata" and item.state != "done" for item in planned)
-    return f"data.metadata: there is no Parquet file at {path}" if to_read else None
+    if path is None or not to_read or (storage.is_remote(path) and not ask_stores):
+        return None
+    return None if storage.matching(path, ".parquet") else f"data.metadata: there is no Parquet file at {path}"
 
 
 def check_weights(config: Config, planned: list[Planned]) -> None:
@@ -81,6 +83,21 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
         from pipeline.models import check_existing
 
         check_existing(config, made)
+
+
+def check_precision(config: Config, planned: list[Planned], kind: str) -> None:
+    """Refuse bf16 in steps to do where a GPU of the cluster (`Cluster.kind`) has none.
+
+    Raises:
+        UsageError: names the keys.
+    """
+    old = WITHOUT_BF16.intersection(kind.removeprefix("cuda:").split("+"))
+    read = [key for item in planned if item.state != "done" for key in item.step.reads]
+    keys = [key for key in config.in_bf16() if any(is_below(key, section) for section in read)]
+    if old and keys:
+        raise UsageError(
+            f"{' and '.join(sorted(old))} GPUs cannot compute in bf16; give {' '.join(f'{key}=fp32' for key in keys)}"
+        )
 
 
 def _needed_weights(config: Config, planned: list[Planned]) -> dict[str, str]:
@@ -208,6 +225,7 @@ class _Session:
             self.ledger = ledger.Writer(self.root, self.id)
             self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
+            check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
             self.record: dict[str, Any] = {
                 "id": self.id,
