@@ -23,10 +23,15 @@ import ray.data
 import ray.exceptions
 import ray.train
 import ray.train.torch
+import torch
 from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import UserCodeException
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import (
+    RayTrainError,
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -258,7 +263,7 @@ class Cluster:
         """Ranks for which there is room on the nodes that are there to stay."""
         wanted = self._rank_resources(1)
         return sum(
-            min(int(node["Resources"].get(name, 0) / count) for name, count in wanted.items())
+            min(int(node["Resources"].get(name, 0) / count) for name, count in wanted.items() if count)
             for node in _lasting_nodes()
         )
 
@@ -387,16 +392,22 @@ def _cause(error: BaseException) -> BaseException:
         return Preempted("a node was taken away before the training had saved its state")
     if isinstance(error, TrainingFailedError):
         causes = [_cause(failure) for failure in (getattr(error, "worker_failures", None) or {}).values()]
-        causes.sort(key=lambda cause: not isinstance(cause, Preempted))  # others may fail because of it
-        return causes[0] if causes else InfrastructureError(f"the training job failed: {error}")
+        for kind in (Preempted, InfrastructureError, BaseException):  # a rank that is gone makes others fail too
+            if found := [cause for cause in causes if isinstance(cause, kind)]:
+                return found[0]
+        return InfrastructureError(f"the training job failed: {error}")
     if isinstance(error, UserExceptionWithTraceback):  # of a training worker
         return _cause(error._base_exc)
+    if isinstance(error, WorkerHealthCheckFailedError):  # a rank's process or node is gone
+        return _cause(error.health_check_failure)
     if isinstance(error, ray.exceptions.RayTaskError):
         return _cause(error.cause)
     if isinstance(error, UserCodeException) and error.__cause__:
         return _cause(error.__cause__)
     if getattr(error, "preempted", False):  # an actor's death
         return Preempted("a node was taken away")
-    if isinstance(error, ray.exceptions.RayError):
+    if isinstance(error, (ray.exceptions.RayError, RayTrainError)):
         return InfrastructureError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
+        return InfrastructureError("a training rank no longer reaches another")
     return error
