@@ -16,7 +16,7 @@ from datasets.storage import FileEntry
 from pipeline.artifacts import BUILDING, Artifact, Fingerprint, Store
 from pipeline.config import Config
 from pipeline.dag import Step
-from pipeline.errors import Interrupted, Preempted
+from pipeline.errors import Interrupted
 from pipeline.interruptions import Interruptions
 from pipeline.steps import table
 
@@ -139,19 +139,14 @@ class Build:
         workers = self._workers()
         self.interruptions.begun += 1
         self.interruptions.write(self.building)
-        try:
-            with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind):
-                self.cluster.train(
-                    loop,
-                    {**payload, "building": self.building, "path": self.path, "board": self.cluster.board},
-                    workers=workers,
-                    folder=self.building,
-                    tick=self.tick,
-                )
-        except Preempted:
-            self.interruptions.preemptions += 1
-            self.interruptions.write(self.building)
-            raise
+        with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind):
+            self.cluster.train(
+                loop,
+                {**payload, "building": self.building, "path": self.path, "board": self.cluster.board},
+                workers=workers,
+                folder=self.building,
+                tick=self.tick,
+            )
         self.raise_if_stopped()
 
     def _workers(self) -> int:

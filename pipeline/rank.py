@@ -23,7 +23,6 @@ from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
 from pipeline.encoders import EncodedBatches
-from pipeline.errors import Preempted
 from stages import loop
 from stages.config import TrainingConfig
 
@@ -55,10 +54,9 @@ class Rank:
         config: TrainingConfig,
         batches: Mapping[tuple[Frame, str | None], EncodedBatches],
     ) -> bool:
-        """Train (or go on training) an objective on batches by frame and view; False when the run was asked to stop.
+        """Train (or go on training) an objective on batches by frame and view.
 
-        Raises:
-            Preempted: a node of the training is being taken away; the state is saved.
+        False when it was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
         self._warn_of_small_buckets(name, config, batches)
         folder = storage.join(self.building, "checkpoints", name)
@@ -83,12 +81,8 @@ class Rank:
             self.board.post({"kind": "metrics", "values": {f"{name}/{k}": v for k, v in values.items()}, "step": step})
             self.metrics.update({f"{name}/{k}": v for k, v in values.items()})
 
-        preempted = False
-
-        def should_stop() -> bool:
-            nonlocal preempted
-            preempted = ray.train.get_preemption_info() is not None  # the same on all ranks
-            return preempted or self.board.stopping()
+        def should_stop() -> bool:  # Ray's question is a barrier: the loop asks on all ranks after the same steps
+            return ray.train.get_preemption_info() is not None or self.board.stopping()
 
         began = time.monotonic()
         outcome = loop.train(
@@ -105,8 +99,6 @@ class Rank:
             should_stop=should_stop,
         )
         self.metrics["training_seconds"] += time.monotonic() - began
-        if preempted and not outcome.finished:
-            raise Preempted(f"a node is being taken away; {name} was saved at step {outcome.step}")
         return outcome.finished
 
     def publish(self, name: str, content: bytes) -> None:

@@ -371,6 +371,8 @@ class _Session:
                 return facts
             except Preempted as error:
                 log.warning("%s was preempted: %s", call, error)
+                build.interruptions.preemptions += 1
+                build.interruptions.write(build.building)
                 console.print(f"{function}: {error}; going on elsewhere", style="yellow", markup=False)
             except (InfrastructureError, OSError) as error:
                 failures += 1

@@ -28,6 +28,8 @@ def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], signal_n
     session: Any = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(retries=2)))
     build = object.__new__(Build)
     object.__setattr__(build, "stop_signal", lambda: signal_number)
+    object.__setattr__(build, "interruptions", SimpleNamespace(preemptions=0, write=lambda _: None))
+    object.__setattr__(build, "path", "")
     assert run._Session._attempt(session, "fetch:fetch", build) == "facts"  # type: ignore[comparison-overlap]
     return calls
 
