@@ -247,13 +247,13 @@ class Cluster:
         if len(worlds) == 1 or self.config.address is None:
             return worlds[0]  # Ray waits for room, or there always is
         deadline = time.monotonic() + self.config.replacement_s
-        request_resources(
-            bundles=[self._rank_resources(worlds[0])] * worlds[0]
-        )  # of the autoscaler, where there is one
-        while (room := self._room()) < worlds[0] and time.monotonic() < deadline:
-            tick()
-            time.sleep(POLL_S)
-        request_resources(bundles=[])
+        request_resources(bundles=[self._rank_resources(worlds[0])] * worlds[0])  # where there is an autoscaler
+        try:
+            while (room := self._room()) < worlds[0] and time.monotonic() < deadline:
+                tick()
+                time.sleep(POLL_S)
+        finally:
+            request_resources(bundles=[])
         found = next((world for world in worlds if world <= room), None)
         if found is None:
             raise InfrastructureError(f"the nodes that are left have room for {room} workers, not for {worlds[-1]}")
@@ -392,7 +392,7 @@ def _cause(error: BaseException) -> BaseException:
         return Preempted("a node was taken away before the training had saved its state")
     if isinstance(error, TrainingFailedError):
         causes = [_cause(failure) for failure in (getattr(error, "worker_failures", None) or {}).values()]
-        for kind in (Preempted, InfrastructureError, BaseException):  # a rank that is gone makes others fail too
+        for kind in (Preempted, ValueError, InfrastructureError, BaseException):  # one rank's end makes others fail
             if found := [cause for cause in causes if isinstance(cause, kind)]:
                 return found[0]
         return InfrastructureError(f"the training job failed: {error}")

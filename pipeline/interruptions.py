@@ -4,18 +4,21 @@
 """
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 
 from datasets import storage
 
 FILE = "interruptions.json"
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Interruptions:
     """The attempts at a step's trainings so far, those of drivers that were killed included.
 
-    A step counts as done once rank 0 has logged it, so after a kill fewer than `log_every` may be missing here.
+    A step counts as done once the driver has heard of it, so those of the last moment before a kill may be missing.
     """
 
     begun: int = 0
@@ -30,8 +33,11 @@ class Interruptions:
         return cls(**json.loads(storage.read(path))) if storage.exists(path) else cls()
 
     def write(self, building: str) -> None:
-        """Keep them in the folder of the unfinished build."""
-        storage.publish(json.dumps(asdict(self)).encode(), storage.join(building, FILE))
+        """Keep them in the folder of the unfinished build; a store that fails to must not end the training."""
+        try:
+            storage.publish(json.dumps(asdict(self)).encode(), storage.join(building, FILE))
+        except OSError as error:
+            log.warning("the count of interruptions was not written: %s", error)
 
     def resumed(self, training: str, step: int) -> int:
         """A training goes on after `step` steps; returns how many it does again."""

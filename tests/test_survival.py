@@ -21,6 +21,7 @@ from pipeline import interruptions
 from pipeline.artifacts import Artifact, Store
 from pipeline.cluster import _cause
 from pipeline.errors import InfrastructureError
+from pipeline.interruptions import Interruptions
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("micro")]
 CHECKOUT = Path(__file__).parent.parent
@@ -122,6 +123,23 @@ def calm(tmp_path_factory: pytest.TempPathFactory, inputs: list[Artifact]) -> Ar
     assert "interrupted" not in finish(start(root))
     assert figures(stage_c(root)) == (0, 0, 0)
     return stage_c(root)
+
+
+def test_steps_done_again_are_counted_over_all_drivers_and_trainings(tmp_path):
+    first = Interruptions.read(str(tmp_path))
+    first.begun += 1
+    assert first.resumed("compressor", 0) == 0
+    first.reached |= {"compressor": 40}
+    assert first.resumed("stage_b", 0) == 0
+    first.reached |= {"stage_b": 17}
+    first.write(str(tmp_path))
+
+    second = Interruptions.read(str(tmp_path))
+    second.begun += 1
+    assert second.resumed("compressor", 40) == 0  # it was finished
+    assert second.resumed("stage_b", 10) == 7
+    assert second.resumed("stage_b", 10) == 0  # killed before it got anywhere
+    assert second.metrics() == {"interruptions": 1, "preemptions": 0, "steps_again": 7}
 
 
 LEAVES = """
