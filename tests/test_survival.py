@@ -14,14 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
-from pipeline import interruptions
 from pipeline.artifacts import Artifact, Store
-from pipeline.cluster import _cause
-from pipeline.errors import InfrastructureError
-from pipeline.interruptions import Interruptions
+from pipeline.interruptions import FILE
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("micro")]
 CHECKOUT = Path(__file__).parent.parent
@@ -93,8 +89,7 @@ def saved(root: Path, step: int) -> Callable[[], bool]:
 def begun(root: Path, attempts: int) -> Callable[[], bool]:
     """Whether the training's so-many-th attempt has begun."""
     return lambda: any(
-        json.loads(path.read_text())["begun"] >= attempts
-        for path in root.glob(f"artifacts/stage_c/*/building/{interruptions.FILE}")
+        json.loads(path.read_text())["begun"] >= attempts for path in root.glob(f"artifacts/stage_c/*/building/{FILE}")
     )
 
 
@@ -123,42 +118,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory, inputs: list[Artifact]) -> Ar
     assert "interrupted" not in finish(start(root))
     assert figures(stage_c(root)) == (0, 0, 0)
     return stage_c(root)
-
-
-def test_steps_done_again_are_counted_over_all_drivers_and_trainings(tmp_path):
-    first = Interruptions.read(str(tmp_path))
-    first.begun += 1
-    assert first.resumed("compressor", 0) == 0
-    first.reached |= {"compressor": 40}
-    assert first.resumed("stage_b", 0) == 0
-    first.reached |= {"stage_b": 17}
-    first.write(str(tmp_path))
-
-    second = Interruptions.read(str(tmp_path))
-    second.begun += 1
-    assert second.resumed("compressor", 40) == 0  # it was finished
-    assert second.resumed("stage_b", 10) == 7
-    assert second.resumed("stage_b", 10) == 0  # killed before it got anywhere
-    assert second.metrics() == {"interruptions": 1, "preemptions": 0, "steps_again": 7}
-
-
-LEAVES = """
-import os, sys
-import torch.distributed as dist
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=1, world_size=2)
-os._exit(9)
-"""
-
-
-def test_a_rank_that_no_longer_reaches_another_is_tried_again(tmp_path):
-    """Which of the two errors the driver hears of first is a matter of luck: the death, or what it does to others."""
-    with subprocess.Popen([sys.executable, "-c", LEAVES, str(tmp_path / "meet")]):
-        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=2)
-        with pytest.raises(RuntimeError) as error:
-            dist.all_reduce(torch.zeros(1))
-        dist.destroy_process_group()
-    assert isinstance(_cause(error.value), InfrastructureError)
-    assert not isinstance(_cause(RuntimeError("a bug")), InfrastructureError)
 
 
 def test_a_killed_rank_costs_steps_and_nothing_else(tmp_path, inputs, calm):
