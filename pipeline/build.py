@@ -152,11 +152,13 @@ class Build:
     def _workers(self) -> int:
         """Ranks of the next attempt: all that are asked for, or fewer where nodes are gone and none replaces them."""
 
-        def tick() -> None:
+        worlds = self.config.worlds_of(self.step.name)
+
+        def tick(room: int) -> None:
+            self.report.progress(room, worlds[0], "workers found")
             self.tick()
             self.raise_if_stopped()
 
-        worlds = self.config.worlds_of(self.step.name)
         workers = self.cluster.settle(worlds, tick)
         if workers < worlds[0]:
             self.report.warning(

@@ -236,10 +236,11 @@ class Cluster:
         actors = max(1, min(self.config.encoders.max, worthwhile, room))
         return actors, 1
 
-    def settle(self, worlds: Sequence[int], tick: Callable[[], None]) -> int:
+    def settle(self, worlds: Sequence[int], tick: Callable[[int], None]) -> int:
         """The number of ranks to train on: the first of `worlds`, descending, or the largest that there is room for.
 
-        Where there is a choice, the first has `replacement_s` to find room, then the others get their turn.
+        Where there is a choice, the first has `replacement_s` to find room, then the others get their turn. Meanwhile
+        `tick` is told for how many there is room.
 
         Raises:
             InfrastructureError: there is not even room for the last.
@@ -250,7 +251,7 @@ class Cluster:
         request_resources(bundles=[self._rank_resources(worlds[0])] * worlds[0])  # where there is an autoscaler
         try:
             while (room := self._room()) < worlds[0] and time.monotonic() < deadline:
-                tick()
+                tick(room)
                 time.sleep(POLL_S)
         finally:
             request_resources(bundles=[])
