@@ -238,7 +238,8 @@ def _ui(words: Words) -> None:
 def _doctor(words: Words) -> None:
     from pipeline.doctor import examine
 
-    examine(storage.absolute(words.root), words.json)
+    loaded = _config(words)[0] if words.conf or words.overrides or words.rest else None
+    examine(storage.absolute(words.root), words.json, loaded)
 
 
 def _print_json(words: Words, document: object) -> None:

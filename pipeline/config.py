@@ -233,6 +233,8 @@ class Cluster(Settings):
     cache: Cache = Cache()
     stall_s: PositiveFloat = 600.0
     retries: int = Field(ge=0)
+    min_workers: PositiveInt | None = None
+    replacement_s: float = Field(600.0, ge=0)
 
 
 class Tracking(Settings):
@@ -408,6 +410,14 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _fewer_workers_are_fewer(self) -> "Config":
+        if (self.cluster.min_workers or 0) > self.workers:
+            raise ValueError(
+                f"cluster.min_workers={self.cluster.min_workers} is more than workers={self.workers}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         for key, training in self.trainings().items():
             try:
@@ -441,6 +451,24 @@ class Config(Settings):
         }
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
+
+    def in_bf16(self) -> list[str]:
+        """The keys that ask for bf16, of trainings and sampling."""
+        settings = {f"{key}.precision": training.precision for key, training in self.trainings().items()}
+        settings |= {"sample.precision": self.sample.precision}
+        settings |= {
+            f"encode.{field}.precision": getattr(self.encode, field).precision for field in ("text", "latents_a")
+        }
+        return [key for key, precision in settings.items() if precision == "bf16"]
+
+    def worlds_of(self, step: str) -> list[int]:
+        """Numbers of workers with which a training step can go on, descending from `workers`: all batches divide."""
+        least = self.cluster.min_workers or self.workers
+        return [
+            world
+            for world in range(self.workers, least - 1, -1)
+            if all(_divides(training, world) for training in self.trainings_of(step))
+        ]
 
     def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
         """Frames and views in which the phases of a training step see the pictures, each pair once."""
@@ -512,6 +540,14 @@ class Config(Settings):
         for part in key.split("."):
             tree = tree[part]
         return _without(tree, MANNERS)
+
+
+def _divides(training: TrainingConfig, world: int) -> bool:
+    try:
+        training.require_divisible(world)
+    except ValueError:
+        return False
+    return True
 
 
 def is_below(name: str, key: str) -> bool:

@@ -73,7 +73,7 @@ def _with_volume(
 
 
 def check_memory(planned: Sequence[Planned], config: Config) -> None:
-    """Refuse trainings that cannot fit into `cluster.gpu_memory_gib`, where that is known.
+    """Refuse trainings that cannot fit into `cluster.gpu_memory_gib`, where that is known, on their fewest workers.
 
     Raises:
         UsageError: names the step, what it needs, and the keys that lower it.
@@ -81,11 +81,11 @@ def check_memory(planned: Sequence[Planned], config: Config) -> None:
     room = config.cluster.gpu_memory_gib
     if room is None:
         return
-    for step, need in _larger_than(room, planned, config):
+    for step, need, fewest in _larger_than(room, planned, config):
         parts = ", ".join(f"{name} {count / GIB:.1f}" for name, count in vars(need).items() if count)
         raise UsageError(
-            f"{step} needs about {need.total / GIB:.1f} GiB of device memory a worker ({parts}), but "
-            f"cluster.gpu_memory_gib={room:g}; lower it with {_knobs(step, config, room)}"
+            f"{step} needs about {need.total / GIB:.1f} GiB of device memory a worker ({parts}) with "
+            f"workers={fewest.workers}, but cluster.gpu_memory_gib={room:g}; lower it with {_knobs(step, fewest, room)}"
         )
 
 
@@ -95,17 +95,18 @@ def large_trainings(planned: Sequence[Planned], config: Config) -> list[str]:
         return []
     return [
         f"{step} needs about {need.total / GIB:.1f} GiB of device memory a worker, more than a GPU of {COMMON_GIB} GiB "
-        f"has; lower it with {_knobs(step, config, COMMON_GIB)}, or give cluster.gpu_memory_gib=, what yours has"
-        for step, need in _larger_than(COMMON_GIB, planned, config)
+        f"has; lower it with {_knobs(step, fewest, COMMON_GIB)}, or give cluster.gpu_memory_gib=, what yours has"
+        for step, need, fewest in _larger_than(COMMON_GIB, planned, config)
     ]
 
 
-def _larger_than(gib: float, planned: Sequence[Planned], config: Config) -> Iterator[tuple[str, Memory]]:
-    """Trainings to do of which a worker needs more memory."""
+def _larger_than(gib: float, planned: Sequence[Planned], config: Config) -> Iterator[tuple[str, Memory, Config]]:
+    """Trainings to do of which a worker needs more memory; and the config with the fewest workers they may have."""
     for item in planned:
-        need = memory(item.step.name, config)
+        fewest = config.model_copy(update={"workers": config.worlds_of(item.step.name)[-1]})
+        need = memory(item.step.name, fewest)
         if need and item.state != "done" and need.total > gib * GIB:
-            yield item.step.name, need
+            yield item.step.name, need, fewest
 
 
 def memory(step: str, config: Config) -> Memory | None:

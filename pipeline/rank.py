@@ -59,7 +59,10 @@ class Rank:
         config: TrainingConfig,
         batches: Mapping[tuple[Frame, str | None], EncodedBatches],
     ) -> bool:
-        """Train (or go on training) an objective on batches by frame and view; False when the run was asked to stop."""
+        """Train (or go on training) an objective on batches by frame and view.
+
+        False when it was asked to stop before its end, by the run or because one of its nodes is being taken away.
+        """
         self._warn_of_small_buckets(name, config, batches)
         folder = storage.join(self.building, "checkpoints", name)
         states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
@@ -68,6 +71,8 @@ class Rank:
             newest = [states.newest() if self.rank == 0 else None]
             if self.world > 1:  # all ranks go on from the same one
                 dist.broadcast_object_list(newest)
+            if self.rank == 0:
+                self.board.post({"kind": "resumed", "training": name, "step": newest[0].step if newest[0] else 0})
             return states.read(newest[0]) if newest[0] else None
 
         def read_batch(step: int) -> dict[str, Any]:
@@ -84,8 +89,12 @@ class Rank:
 
         def log(step: int, values: dict[str, float]) -> None:
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
+            self.board.post({"kind": "reached", "training": name, "step": step})
             self.board.post({"kind": "metrics", "values": {f"{name}/{k}": v for k, v in values.items()}, "step": step})
             self.metrics.update({f"{name}/{k}": v for k, v in values.items()})
+
+        def should_stop() -> bool:  # Ray's question is a barrier: the loop asks on all ranks after the same steps
+            return ray.train.get_preemption_info() is not None or self.board.stopping()
 
         began = time.monotonic()
         doing = Activity()
@@ -101,7 +110,7 @@ class Rank:
                 load_state=load_state,
                 save_state=states.save,
                 log=log,
-                should_stop=self.board.stopping,
+                should_stop=should_stop,
                 bad_steps=bad_steps,
                 flops_of=lambda phase: self.flops[name][phase.size],
                 doing=doing,

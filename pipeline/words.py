@@ -68,7 +68,9 @@ VERBS: dict[str, Verb] = {
         config=False,
     ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
-    "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",), config=False),
+    "doctor": Verb(
+        "check versions, devices, disk, storage, memory; with conf=NAME also what it needs", flags=("--json",)
+    ),
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from stages.config import BadStepsConfig
 
-_FOLLOW = 0.1  # share of the newest steps in the usual loss
+_FOLLOW = 0.05  # share of a step in the usual loss
 
 
 class BadSteps(ValueError):
@@ -23,18 +23,22 @@ class BadStepsWatch:
 
     def find(self, losses: Sequence[float], norms: Sequence[float]) -> list[int]:
         """Places of the bad ones among steps that followed each other, by their losses and gradient norms."""
-        bad = [not (math.isfinite(loss) and math.isfinite(norm)) for loss, norm in zip(losses, norms, strict=True)]
-        if self.config.jump and self.usual_loss and self.usual_loss > 0:
-            most = self.config.jump * self.usual_loss
-            bad = [found or loss > most for found, loss in zip(bad, losses, strict=True)]
-        good = [loss for loss, found in zip(losses, bad, strict=True) if not found]
-        if good:
-            mean = sum(good) / len(good)
-            usual = mean if self.usual_loss is None else self.usual_loss
-            self.usual_loss = usual + _FOLLOW * (mean - usual)
-        places = [place for place, found in enumerate(bad) if found]
+        places = []
+        for place, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            if not (math.isfinite(loss) and math.isfinite(norm)) or self._jumps(loss):
+                places.append(place)
+            else:
+                self.usual_loss = (
+                    loss if self.usual_loss is None else self.usual_loss + _FOLLOW * (loss - self.usual_loss)
+                )
         self.count += len(places)
         return places
+
+    def _jumps(self, loss: float) -> bool:
+        """Whether a loss is out of all proportion; where the usual one is not above 0, there is none."""
+        if not self.config.jump or not self.usual_loss or self.usual_loss < 0:
+            return False
+        return loss > self.config.jump * self.usual_loss
 
     @property
     def ends_training(self) -> bool:

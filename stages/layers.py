@@ -102,7 +102,7 @@ def compile_blocks(objective: nn.Module) -> None:
     Models without blocks are compiled as a whole; the objective itself, which draws random numbers by seed, is not.
     """
     for model in objective.children():
-        blocks = [block for block in model.modules() if isinstance(block, Block)]
+        blocks: list[nn.Module] = [block for block in model.modules() if isinstance(block, Block)]
         for part in blocks or [model]:
             part.compile(dynamic=False)
 

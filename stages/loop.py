@@ -7,6 +7,7 @@ bit for bit on the same kind of machine, thread count, world size and micro-batc
 """
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,7 @@ from stages.parallel import Replica, pieces
 Batch = dict[str, Tensor]
 
 GRAPHS = 256  # compiled at most, one for each kind of block and size of images; more would run uncompiled
+_STOP_S = 5.0  # at most, or a step, from a wish to stop until it is seen: a node may be taken away within 30 s
 _READ_AHEAD = 2  # batches waiting in memory while a step runs
 
 
@@ -105,8 +107,8 @@ def train(
     are rewound, on every rank; it gives all parts of the newest state, the same on all. `save_state(step, data)` is
     called on the first `config.shard` ranks, with a part each, in a background thread. `log(step, values)`, and
     `bad_steps(steps, done)` with their numbers from 0 and what is done about them, are called on rank 0 only;
-    `should_stop` on every rank every `log_every` steps: if any rank says yes, all save and return. With `world > 1`
-    the default process group must exist.
+    `should_stop` on every rank after the same steps, every `log_every` or, where those take longer, every few seconds:
+    if any rank says yes, all save and return. With `world > 1` the default process group must exist.
 
     `flops_of(phase)` gives the floating-point operations to train on one image; `doing` is told what goes on. Logged
     figures that begin with `speed/` tell of times: they are means over the ranks since the last entry.
@@ -134,10 +136,33 @@ def train(
         compile_blocks(replica.module)
     meter, doing = Meter(world, device), doing or Activity()
     stopwatch = Stopwatch(doing, device, flops_of)
+    logged, ask_every = time.monotonic(), config.log_every
     with (
         closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches,
         closing(_Saver(save_state)) as saver,
     ):
+
+        def read_meter(step: int, rate: float) -> None:
+            doing.begin(step, activity.COMPARING)
+            columns, speed = meter.read(stopwatch.read())
+            if bad := watch.find(columns["loss"], columns["gradient_norm"]):
+                numbers = [step - len(columns["loss"]) + place for place in bad]
+                if rank == 0:
+                    bad_steps(numbers, config.bad_steps.then)
+                if watch.ends_training:
+                    raise _too_many(numbers[0], {name: column[bad[0]] for name, column in columns.items()}, config)
+                if config.bad_steps.then == "rewind":
+                    saver.wait()
+                    _most(0.0, world, device)  # all have saved
+                    if _resume(load_state(), recipe, state(), watch) is None:
+                        raise BadSteps(f"step {numbers[0] + 1} went wrong before the first checkpoint to rewind to")
+                    optimizer.found_inf.zero_()
+            if rank == 0:
+                doing.begin(step, activity.LOGGING)
+                values = means(columns, bad) | speed | {"bad_steps": float(watch.count)}
+                log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
+            doing.begin(step, activity.COMPARING)
+
         while step < config.num_steps:
             doing.begin(step, activity.READING)
             batch = next(batches)
@@ -153,35 +178,23 @@ def train(
             if average is not None:
                 _follow(average, replica.state(), config, step)
 
-            # The host waits for the device, and ranks for each other, only here.
-            if step % config.log_every == 0 or step == config.num_steps:
-                doing.begin(step, activity.COMPARING)
-                columns, speed = meter.read(stopwatch.read())
-                if bad := watch.find(columns["loss"], columns["gradient_norm"]):
-                    numbers = [step - len(columns["loss"]) + place for place in bad]
-                    if rank == 0:
-                        bad_steps(numbers, config.bad_steps.then)
-                    if watch.ends_training:
-                        raise _too_many(numbers[0], {name: column[bad[0]] for name, column in columns.items()}, config)
-                    if config.bad_steps.then == "rewind":
-                        saver.wait()
-                        _any_rank(False, world, device)  # all have saved
-                        if _resume(load_state(), recipe, state(), watch) is None:
-                            raise BadSteps(f"step {numbers[0] + 1} went wrong before the first checkpoint to rewind to")
-                        optimizer.found_inf.zero_()
-                if rank == 0:
-                    doing.begin(step, activity.LOGGING)
-                    values = means(columns, bad) | speed | {"bad_steps": float(watch.count)}
-                    log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
-                doing.begin(step, activity.COMPARING)
-                stop = step < config.num_steps and _any_rank(should_stop(), world, device)
-                if replica.writes and (stop or step % config.checkpoint_every == 0 or step == config.num_steps):
-                    doing.begin(step, activity.SAVING)
-                    now = state()
-                    saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts(), watch.notes()))
-                if stop:
-                    saver.wait()
-                    return Outcome(step, finished=False)
+            # The host waits for the device, and ranks for each other, only where one of these is due.
+            last = step == config.num_steps
+            if step % config.log_every == 0 or last:
+                read_meter(step, rate)
+                seconds = _most(time.monotonic() - logged, world, device) / config.log_every
+                logged, ask_every = time.monotonic(), max(1, min(config.log_every, int(_STOP_S / seconds)))
+            asked = step % config.log_every % ask_every == 0 and not last
+            stop = asked and bool(_most(should_stop(), world, device))
+            if stop and meter.rows:
+                read_meter(step, rate)
+            if replica.writes and (stop or step % config.checkpoint_every == 0 or last):
+                doing.begin(step, activity.SAVING)
+                now = state()
+                saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts(), watch.notes()))
+            if stop:
+                saver.wait()
+                return Outcome(step, finished=False)
         doing.begin(step, activity.SAVING)
         saver.wait()
     if average is not None:
@@ -318,9 +331,10 @@ def _follow(average: dict[str, Tensor], state: dict[str, Tensor], config: Traini
             average[key].copy_(value)
 
 
-def _any_rank(stop: bool, world: int, device: torch.device) -> bool:
+def _most(value: float, world: int, device: torch.device) -> float:
+    """The largest value of any rank."""
     if world == 1:
-        return stop
-    flag = torch.tensor(float(stop), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
+        return value
+    most = torch.tensor(float(value), device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most.item()

@@ -192,10 +192,10 @@ def test_a_training_that_raised_goes_on_with_another_policy() -> None:
 
 def test_a_jump_is_measured_against_the_usual_loss() -> None:
     watch = BadStepsWatch(BadStepsConfig(then="rewind", jump=2.0))
-    assert watch.find([9.0, 1.0], [1.0, 1.0]) == []  # nothing is usual yet
+    assert watch.find([5.0], [1.0]) == []  # nothing is usual yet
     assert watch.usual_loss == 5.0
-    assert watch.find([11.0, 9.0, math.nan, 1.0], [1.0, math.inf, 1.0, 1.0]) == [0, 1, 2]
-    assert watch.usual_loss == pytest.approx(5.0 - 0.1 * 4.0)
+    assert watch.find([11.0, 9.0, math.nan, 1.0, 9.7], [1.0, math.inf, 1.0, 1.0, 1.0]) == [0, 1, 2, 4]
+    assert watch.usual_loss == pytest.approx(5.0 - 0.05 * 4.0)
     with pytest.raises(ValidationError, match="jump needs then=rewind"):
         BadStepsConfig(jump=3.0)
 
@@ -292,6 +292,6 @@ def test_activity_tells_where_the_time_went() -> None:
     step, what, seconds = doing.now()
     assert (step, what) == (3, activity.READING)
     assert seconds >= 0
-    doing.begin(3, activity.COMPUTING)
+    doing.begin(3, activity.FORWARD)
     assert activity.READING in doing.take_seconds()
     assert doing.take_seconds() == {}

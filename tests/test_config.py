@@ -324,6 +324,29 @@ def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
     check("stage_c.train.phases.0.batch_size=4096", "stage_c.train.micro_batch=16")
 
 
+def test_fewer_workers_are_those_that_divide_all_batches():
+    words = ("workers=64", "cluster=a100x64", "data.metadata=somewhere")
+    loaded = load(*words, "cluster.min_workers=16", scale="paper")
+    assert loaded.worlds_of("train_a") == [64, 32, 16]
+    assert loaded.worlds_of("train_c") == [64, 48, 32, 24, 16]
+    assert load(*words, scale="paper").worlds_of("train_c") == [64]
+
+
+def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
+    def check(kind: str, *words: str, selection: Selection = Selection()) -> None:  # noqa: B008
+        loaded = load(*words)
+        run.check_precision(loaded, run.planned_steps(loaded, str(tmp_path), selection), kind)
+
+    words = ("stage_c.train.precision=bf16", "sample.precision=bf16")
+    for kind in ("cpu", "cuda:GPU", "cuda:A100+H100"):
+        check(kind, *words)
+    check("cuda:V100")
+    check("cuda:V100", *words, selection=Selection(until="train_b"))
+    told = "V100 GPUs cannot compute in bf16; give stage_c.train.precision=fp32 sample.precision=fp32"
+    with pytest.raises(UsageError, match=told):
+        check("cuda:A100+V100", *words)
+
+
 # --------------------------------------------------------------------------------------------------- refusals
 
 
@@ -432,6 +455,7 @@ def before() -> dict[str, str]:
         ("stage_b.train.checkpointing=true", "stage_c.train.compile=true"),
         ("cluster=slurm",),
         ("cluster.retries=9", "cluster.encoders.max=5", "cluster.gpu_memory_gib=80"),
+        ("workers=4", "cluster.min_workers=2", "cluster.replacement_s=5"),
         ("tracking=server", "tracking.experiment=other"),
         ("workers=2",),
         ("cluster.encoders.gpus=0.5", "encode.text.batch=4", "encode.latents_a.batch=4", "encode.latents_c.batch=4"),

@@ -19,7 +19,7 @@ from pipeline.config import Previewer as PreviewerSettings
 from pipeline.config import StageA as StageASettings
 from pipeline.config import StageB as StageBSettings
 from pipeline.config import StageC as StageCSettings
-from pipeline.errors import UsageError
+from pipeline.errors import Preempted, UsageError
 from stages.config import StageALoss, TrainingConfig
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
         }
         build.train(loop, {**payload, **settings, "stretches": stretches, "views": chosen})
     found = result(build.building)
-    assert found is not None, "the job ended without a result, yet without an error"
+    if found is None:  # all ranks have saved and gone, without an error and without a signal
+        raise Preempted("a node is being taken away, and the training was saved")
     if PANEL in found["files"]:
         build.report.image("reconstructions", storage.read(storage.join(build.path, PANEL)), 0)
     return Facts(
@@ -193,7 +194,7 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
         rows=found["rows"],
         call=CALL,
         workers=found["pids"],
-        metrics=found["metrics"],
+        metrics=found["metrics"] | build.interruptions.metrics(),
     )
 
 
