@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages import checkpoint
-from stages.checkpoint import Checkpoint, State
+from stages.checkpoint import Best, Checkpoint, State
 from stages.config import EmaConfig, TrainingConfig
 from stages.draws import Draws, derived_seed
 from stages.layers import checkpoint_blocks
 from stages.parallel import Replica, pieces
+from stages.validation import Validation
 
 Batch = dict[str, Tensor]
 
@@ -39,10 +40,11 @@ class NonFiniteLoss(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Steps done so far, and whether they are all there are."""
+    """Steps done so far, whether they are all there are, and after which of them the validation loss was least."""
 
     step: int
     finished: bool
+    best: Best | None = None
 
 
 class _Optimizer(torch.optim.AdamW):
@@ -65,7 +67,7 @@ class _Saver:
         """Copy the state and start saving it; waits for the one before, and raises what went wrong with that."""
         self.wait()
         tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.tensors.items()}
-        copied = Checkpoint(state.step, state.recipe, tensors, state.rows)
+        copied = replace(state, tensors=tensors)
         self._saving = self._pool.submit(lambda: self._save_state(copied.step, checkpoint.dump(copied)))
 
     def wait(self) -> None:
@@ -120,6 +122,8 @@ def train(
     save_state: Callable[[int, bytes], None],
     log: Callable[[int, dict[str, float]], None],
     should_stop: Callable[[], bool],
+    validation: Validation | None = None,
+    show: Callable[[int, str], None] | None = None,
 ) -> Outcome:
     """Train `objective` in place, from the saved state if there is one, until done or asked to stop.
 
@@ -133,7 +137,12 @@ def train(
     every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
     group must exist.
 
-    After the last step the state is saved, then the moving average, where one is kept, replaces the weights.
+    `validation` holds the samples for `config.validation`; its losses are logged. `show(step, name)` is called on rank
+    0 every `config.panel_every` steps, in evaluation mode, with the weights in place, named `weights`, and once more
+    with the moving average, where one is kept, named `average`. Neither changes what is trained.
+
+    After the last step the state is saved. Then the best validated state is restored, where that is to be kept, and the
+    moving average, where one is kept, replaces the weights.
 
     Raises `ValueError` where a batch size does not divide by `world`, `CheckpointMismatch` for a state of
     another training, `NonFiniteLoss` naming the step, and what `save_state` raises.
@@ -147,7 +156,7 @@ def train(
     def state() -> State:
         return State(replica.state(), replica.trained, optimizer, average, replica.rows())
 
-    step = _resume(load_state(), recipe, state())
+    step, best = _resume(load_state(), recipe, state())
     checkpoint_blocks(replica.module, config.checkpointing)
     if config.compile:
         torch._dynamo.config.recompile_limit = GRAPHS
@@ -172,20 +181,36 @@ def train(
             # The host waits for the device, and ranks for each other, only here.
             if step % config.log_every == 0 or step == config.num_steps:
                 values = meter.read(step)
+                if config.validation and _due(step, config.validation.every, config):
+                    assert validation is not None, "validation needs samples"
+                    losses = validation.losses(replica, average, config, rank)
+                    best = _better(best, Best(step, losses["validation_loss_ema" if average else "validation_loss"]))
+                    values |= losses
+                if config.panel_every and show and _due(step, config.panel_every, config):
+                    for name, shown in {"weights": None, "average": average}.items():
+                        if name == "weights" or shown:
+                            with replica.evaluating(shown):
+                                if rank == 0:
+                                    show(step, name)
                 if rank == 0:
                     log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
                 stop = step < config.num_steps and _any_rank(should_stop(), world, device)
                 if replica.writes and (stop or step % config.checkpoint_every == 0 or step == config.num_steps):
                     now = state()
-                    saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts()))
+                    saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts(), best))
                 if stop:
                     saver.wait()
-                    return Outcome(step, finished=False)
+                    return Outcome(step, finished=False, best=best)
         saver.wait()
+    if config.keeps_best and best and best.step < step:
+        assert validation is not None
+        if world > 1:
+            dist.barrier()  # until all ranks have saved their parts
+        _resume(validation.load(best.step), recipe, state())
     if average is not None:
         replica.fill(average)
     replica.give_back()
-    return Outcome(step, finished=True)
+    return Outcome(step, finished=True, best=best)
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
@@ -198,21 +223,30 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _resume(parts: Iterable[bytes] | None, recipe: dict[str, object], state: State) -> int:
-    """Restore the saved state, if any, and return the steps it has behind it."""
+def _resume(parts: Iterable[bytes] | None, recipe: dict[str, object], state: State) -> tuple[int, Best | None]:
+    """Restore the saved state, if any, and return the steps it has behind it, and the best of them."""
     if parts is None:
-        return 0
-    steps = []
+        return 0, None
+    found = []
 
     def checked() -> Iterator[Checkpoint]:
         for data in parts:
             saved = checkpoint.load(data)
             checkpoint.require_recipe(saved, recipe)
-            steps.append(saved.step)
+            found.append((saved.step, saved.best))
             yield saved
 
     state.restore(checked())
-    return steps[0]
+    return found[0]
+
+
+def _due(step: int, every: int, config: TrainingConfig) -> bool:
+    return step % every == 0 or step == config.num_steps
+
+
+def _better(best: Best | None, new: Best) -> Best | None:
+    """The one with the lower loss, the earlier one of equals; one that is not finite is none."""
+    return new if math.isfinite(new.loss) and (best is None or new.loss < best.loss) else best
 
 
 def _read_ahead(
