@@ -392,10 +392,10 @@ class Config(Settings):
     @model_validator(mode="after")
     def _validation_has_samples(self) -> "Config":
         for key, training in self.trainings().items():
-            if training.validation and not self.data.holdout:
+            if training.keeps_best and not self.data.holdout:
                 raise ValueError(
-                    f"{key}.validation needs pictures that no training sees: give data.holdout, such as 0.01, or leave "
-                    "validation null"
+                    f"{key}.validation.keep=best needs pictures that no training sees: give data.holdout, such as "
+                    "0.01, or use last"
                 )
             if training.panel_every and key == WARMUP:
                 raise ValueError(f"{key}.panel_every: the warm-up makes no pictures; leave it null")

@@ -22,9 +22,10 @@ from datasets.buckets import Frame
 from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
-from pipeline.encoders import EncodedBatches
-from stages import loop
+from pipeline.encoders import EncodedBatches, TrainingData
+from stages import checkpoint, loop
 from stages.config import TrainingConfig
+from stages.validation import Validation
 
 RESULT = "result.json"
 M = TypeVar("M", bound=nn.Module)
@@ -52,10 +53,15 @@ class Rank:
         name: str,
         objective: nn.Module,
         config: TrainingConfig,
-        batches: Mapping[tuple[Frame, str | None], EncodedBatches],
+        data: TrainingData,
+        panel: Callable[[], bytes] | None = None,
     ) -> bool:
-        """Train (or go on training) an objective on batches by frame and view; False when the run was asked to stop."""
-        self._warn_of_small_buckets(name, config, batches)
+        """Train (or go on training) an objective; False when the run was asked to stop.
+
+        `panel` makes a PNG of what the objective's models can do, whatever their weights are at the time.
+        """
+        self._warn_of_small_buckets(name, config, data.batches)
+        panel_seconds = 0.0
         folder = storage.join(self.building, "checkpoints", name)
         states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
 
@@ -68,13 +74,36 @@ class Rank:
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
             frame, rows = Frame(phase.size, phase.max_aspect), phase.batch_size // self.world
-            return batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
+            return data.batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
+
+        def save_state(step: int, state: bytes) -> None:
+            best = checkpoint.best(state) if config.keeps_best else None
+            states.save(step, state, best.step if best else None)
+
+        def load_best(step: int) -> Iterator[bytes]:
+            return states.read(states.after(step))
+
+        def show(step: int, weights: str) -> None:
+            nonlocal panel_seconds
+            assert panel is not None
+            began = time.monotonic()
+            title = f"{name} panel" if weights == "weights" else f"{name} panel ({weights})"
+            self.board.post({"kind": "image", "name": title, "png": panel(), "step": step})
+            panel_seconds += time.monotonic() - began
 
         def log(step: int, values: dict[str, float]) -> None:
+            nonlocal panel_seconds
+            if panel_seconds:
+                values, panel_seconds = {**values, "panel_seconds": panel_seconds}, 0.0
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
             self.board.post({"kind": "metrics", "values": {f"{name}/{k}": v for k, v in values.items()}, "step": step})
             self.metrics.update({f"{name}/{k}": v for k, v in values.items()})
 
+        if config.panel_every and panel:
+            _ = data.shown  # read now: as soon as the training begins, a thread reads from the same batches
+        validation = None
+        if config.validation and data.held_out:
+            validation = Validation(data.held_out.read, data.held_out.rows, load_best)
         began = time.monotonic()
         outcome = loop.train(
             objective,
@@ -85,11 +114,17 @@ class Rank:
             rank=self.rank,
             world=self.world,
             load_state=load_state,
-            save_state=states.save,
+            save_state=save_state,
             log=log,
             should_stop=self.board.stopping,
+            validation=validation,
+            show=show if panel else None,
         )
         self.metrics["training_seconds"] += time.monotonic() - began
+        if outcome.best:
+            self.metrics[f"{name}/best_step"] = outcome.best.step
+            self.metrics[f"{name}/best_validation_loss"] = outcome.best.loss
+            self.metrics[f"{name}/kept_step"] = outcome.best.step if config.keeps_best else outcome.step
         return outcome.finished
 
     def publish(self, name: str, content: bytes) -> None:

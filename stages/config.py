@@ -491,7 +491,7 @@ class TrainingConfig(Settings):
     checkpoint_every: Count
     """Steps between saved states; a multiple of log_every."""
     validation: ValidationConfig | None = None
-    """Loss on held-out samples, if any are held out."""
+    """Loss on held-out samples, where there are any."""
     panel_every: Count | None = None
     """Steps between panels, pictures that show how far the training is; a multiple of log_every; None = no panels."""
 

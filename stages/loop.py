@@ -137,7 +137,7 @@ def train(
     every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
     group must exist.
 
-    `validation` holds the samples for `config.validation`; its losses are logged. `show(step, name)` is called on rank
+    `validation` holds the samples for `config.validation`, whose losses are logged; None: there are none. `show(step, name)` is called on rank
     0 every `config.panel_every` steps, in evaluation mode, with the weights in place, named `weights`, and once more
     with the moving average, where one is kept, named `average`. Neither changes what is trained.
 
@@ -181,8 +181,7 @@ def train(
             # The host waits for the device, and ranks for each other, only here.
             if step % config.log_every == 0 or step == config.num_steps:
                 values = meter.read(step)
-                if config.validation and _due(step, config.validation.every, config):
-                    assert validation is not None, "validation needs samples"
+                if validation and config.validation and _due(step, config.validation.every, config):
                     losses = validation.losses(replica, average, config, rank)
                     best = _better(best, Best(step, losses["validation_loss_ema" if average else "validation_loss"]))
                     values |= losses

@@ -5,6 +5,7 @@ other devices instead (`ValidationConfig`). That is an alpha, takes one checkpoi
 idle in between and room for the models on them; the scales of `conf/` spend less than 2 % of their time here.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -84,16 +85,18 @@ class Validation:
     ) -> dict[str, float]:
         """Means over the samples by name: `validation_loss`, every part of it, and both again (`_ema`) for the average.
 
-        All ranks call this, each takes a share of the samples, and all get the same means.
+        And `validation_seconds`, what this took. All ranks call this, each takes a share of the samples, and all get
+        the same means.
         """
         assert config.validation is not None
+        began = time.monotonic()
         total = min(config.validation.samples, self._rows)
         if self._pieces is None:
             self._pieces = self._share(total, min(PIECE, config.micro_batch or PIECE), rank, replica.world)
         found = _means(replica, None, self._pieces, total, config, "")
         if average is not None:
             found |= _means(replica, average, self._pieces, total, config, "_ema")
-        return found
+        return {**found, "validation_seconds": time.monotonic() - began}
 
     def _share(self, total: int, size: int, rank: int, world: int) -> list[_Piece]:
         """The pieces of this rank: as many as every other one's, since spread weights are gathered by all together."""

@@ -36,9 +36,10 @@ def hold_out(build: Build) -> Facts:
     share, images = build.config.data.holdout, build.inputs["images"]
     entry, rows, pid = build.call(_hold_out, share, images, build.path)
     stored = images.manifest["rows"]
-    if rows in (0, stored):
-        chosen, change = ("none", "raise") if rows == 0 else ("all", "lower")
-        raise DataError(f"data.holdout={share} holds out {chosen} of {stored} pictures: {change} it, or set it to 0")
+    if rows == stored:
+        raise DataError(f"data.holdout={share} holds out all of {stored} pictures: lower it, or set it to 0")
+    if not rows:
+        build.report.warning(f"data.holdout={share} holds out none of {stored} pictures: no training will be validated")
     return Facts(files={views.FILE: entry}, rows=rows, call="datasets.views.hold_out", workers=[pid])
 
 
