@@ -137,9 +137,10 @@ def train(
     every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
     group must exist.
 
-    `validation` holds the samples for `config.validation`, whose losses are logged; None: there are none. `show(step, name)` is called on rank
-    0 every `config.panel_every` steps, in evaluation mode, with the weights in place, named `weights`, and once more
-    with the moving average, where one is kept, named `average`. Neither changes what is trained.
+    `validation` holds the samples for `config.validation`, whose losses are logged; None: there are none.
+    `show(step, name)` is called on rank 0 every `config.panel_every` steps, in evaluation mode: with the weights in
+    place, named `weights`, and with the moving average, where one is kept, named `average`. Neither changes what is
+    trained.
 
     After the last step the state is saved. Then the best validated state is restored, where that is to be kept, and the
     moving average, where one is kept, replaces the weights.
