@@ -139,7 +139,7 @@ def train(
 
     `validation` holds the samples for `config.validation`, whose losses are logged; None: there are none.
     `show(step, name)` is called on rank 0 every `config.panel_every` steps, in evaluation mode: with the weights in
-    place, named `weights`, and with the moving average, where one is kept, named `average`. Neither changes what is
+    place, named `weights`, and with the moving average, where one is kept, named `ema`. Neither changes what is
     trained.
 
     After the last step the state is saved. Then the best validated state is restored, where that is to be kept, and the
@@ -186,10 +186,10 @@ def train(
                     losses = validation.losses(replica, average, config, rank)
                     best = _better(best, Best(step, losses["validation_loss_ema" if average else "validation_loss"]))
                     values |= losses
-                if config.panel_every and show and _due(step, config.panel_every, config):
-                    for name, shown in {"weights": None, "average": average}.items():
+                if show and config.panel_every and _due(step, config.panel_every, config):
+                    for name, shown in {"weights": None, "ema": average}.items():
                         if name == "weights" or shown:
-                            with replica.evaluating(shown):
+                            with replica.evaluating(shown):  # on all ranks, which share buffers meanwhile
                                 if rank == 0:
                                     show(step, name)
                 if rank == 0:
