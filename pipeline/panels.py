@@ -79,7 +79,7 @@ def stage_c_panel(stage_c: StageC, data: TrainingData) -> bytes:
         noise = Noise(range(len(codes)), device)
         drawn = sample_code(stage_c, text, text, noise, width, height, sampling_times(STEPS), 1.0).cpu()
     low, high = (codes[:, :3].amin((0, 2, 3), keepdim=True), codes[:, :3].amax((0, 2, 3), keepdim=True))
-    columns = [to_pixels((code[:, :3] - low) / (high - low)).numpy() for code in (codes, drawn)]
+    columns = [to_pixels((code[:, :3] - low) / (high - low).clamp(min=1e-6)).numpy() for code in (codes, drawn)]
     titles = ("code's channels 1-3", "drawn from the caption")
     return grid(titles, [("", row) for row in zip(*columns, strict=True)], blocks=4)
 
