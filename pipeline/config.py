@@ -41,7 +41,8 @@ BASELINE = "baseline"  # the rival that this pipeline trains itself
 Stage = Literal["stage_a", "stage_b", "stage_c"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Origin = Literal["train", "import", "interpolate"]
-WITHOUT_BLOCKS = frozenset({"previewer.train", "compressor.warmup.train"})  # trainings without blocks to recompute
+WARMUP = "compressor.warmup.train"
+WITHOUT_BLOCKS = frozenset({"previewer.train", WARMUP})  # trainings without blocks to recompute
 MANNERS = EXECUTION | {"batch", "offload"}  # how a training runs and how sampling uses a device, not what comes out
 
 
@@ -392,6 +393,23 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _validation_has_samples(self) -> "Config":
+        for key, training in self.trainings().items():
+            if training.keeps_best and not self.data.holdout:
+                raise ValueError(
+                    f"{key}.validation.keep=best needs pictures that no training sees: give data.holdout, such as "
+                    "0.01, or use last"
+                )
+            if training.panel_every and key == WARMUP:
+                raise ValueError(f"{key}.panel_every: the warm-up makes no pictures; leave it null")
+            if training.keeps_best and getattr(getattr(self, key.split(".")[0]).loss, "weight", None) == "adaptive":
+                raise ValueError(
+                    f"{key}.validation.keep=best: adaptive weights change the scale of the loss while they learn, so "
+                    "that no step's loss can be compared; use last, or another loss.weight"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _checkpointing_has_blocks(self) -> "Config":
         for key, training in self.trainings().items():
             if training.checkpointing and key in WITHOUT_BLOCKS:
@@ -437,14 +455,14 @@ class Config(Settings):
         stages = [stage for stage in STAGES if self.origin(stage) == "train"]
         found = {f"{name}.train": getattr(self, name).train for name in (*stages, "previewer", "baseline")}
         if self.compressor.warmup and "stage_b.train" in found and not self.stage_b.weights:
-            found["compressor.warmup.train"] = self.compressor.warmup.train
+            found[WARMUP] = self.compressor.warmup.train
         return found
 
     def trainings_of(self, step: str) -> list[TrainingConfig]:
         """The trainings that a step runs, none for most steps."""
         keys = {
             "train_a": ["stage_a.train"],
-            "train_b": ["compressor.warmup.train", "stage_b.train"],
+            "train_b": [WARMUP, "stage_b.train"],
             "train_c": ["stage_c.train"],
             "train_previewer": ["previewer.train"],
             "train_baseline": ["baseline.train"],
@@ -564,7 +582,9 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _without(tree: Any, names: Set[str]) -> Any:
-    """A nested mapping without the keys of those names."""
+    """A nested mapping without the keys of those names, and without validations that decide nothing."""
     if not isinstance(tree, dict):
         return tree
+    if "validation" in tree and (tree["validation"] is None or tree["validation"]["keep"] == "last"):
+        names = names | {"validation"}
     return {key: _without(value, names) for key, value in tree.items() if key not in names}

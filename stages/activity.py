@@ -8,6 +8,8 @@ FORWARD = "forward pass"
 BACKWARD = "backward pass, and exchanging gradients"
 UPDATING = "updating the weights"
 COMPARING = "waiting for the device and the other ranks"
+VALIDATING = "validating"
+SHOWING = "drawing the panel"
 SAVING = "saving the state"
 LOGGING = "logging"
 

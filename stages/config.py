@@ -22,7 +22,17 @@ Sampler = Literal["ddpm", "ddim"]
 Precision = Literal["fp32", "bf16"]
 
 EXECUTION = frozenset(
-    {"log_every", "checkpoint_every", "checkpointing", "compile", "device", "micro_batch", "shard", "bad_steps"}
+    {
+        "log_every",
+        "checkpoint_every",
+        "checkpointing",
+        "compile",
+        "device",
+        "micro_batch",
+        "shard",
+        "panel_every",
+        "bad_steps",
+    }
 )
 """Fields of a training that decide how it is run and what is seen of it, not what comes out.
 
@@ -460,6 +470,18 @@ class BadStepsConfig(Settings):
         return self
 
 
+class ValidationConfig(Settings):
+    """How a training is measured on samples that it never sees."""
+
+    every: Count
+    """Steps between validations, a multiple of log_every; the last step is validated too."""
+    samples: Count = 1024
+    """Held-out samples that each of them looks at, at most; always the same."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights come out: those after the last step, or those with the least validation loss, of the average where
+    there is one. For `best`, `every` is a multiple of checkpoint_every."""
+
+
 class TrainingConfig(Settings):
     """How a model is trained: all that `stages.loop` needs to know."""
 
@@ -503,6 +525,28 @@ class TrainingConfig(Settings):
     """Steps between log entries, which are also the moments at which a stop request is seen."""
     checkpoint_every: Count
     """Steps between saved states; a multiple of log_every."""
+    validation: ValidationConfig | None = None
+    """Loss on held-out samples, where there are any."""
+    panel_every: Count | None = None
+    """Steps between panels, pictures that show how far the training is; a multiple of log_every; None = no panels."""
+
+    @model_validator(mode="after")
+    def _moments_agree(self) -> Self:
+        moments = {"panel_every": self.panel_every, "validation.every": self.validation and self.validation.every}
+        for name, every in moments.items():
+            if every and every % self.log_every:
+                raise ValueError(f"{name} ({every}) must be a multiple of log_every ({self.log_every})")
+        validation = self.validation
+        if validation and self.keeps_best and validation.every % self.checkpoint_every:
+            raise ValueError(
+                f"validation.every ({validation.every}) must be a multiple of checkpoint_every "
+                f"({self.checkpoint_every}) where validation.keep is best: the best weights are those of a saved state"
+            )
+        if self.panel_every and self.shard > 1:
+            raise ValueError(
+                f"panel_every must be null where shard is {self.shard}: no rank has whole weights to draw with"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_agree(self) -> Self:
@@ -524,10 +568,14 @@ class TrainingConfig(Settings):
         """Steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """Steps done at the end of each phase."""
+        return tuple(accumulate(phase.steps for phase in self.phases))
+
     def phase_at(self, step: int) -> Phase:
         """The phase of the step with this number, counted from 0."""
-        ends = list(accumulate(phase.steps for phase in self.phases))
-        return self.phases[bisect_right(ends, step)]
+        return self.phases[bisect_right(self.phase_ends, step)]
 
     def images_after(self, steps: int) -> int:
         """Images seen by all workers in the first `steps` steps."""
@@ -551,9 +599,15 @@ class TrainingConfig(Settings):
                     f"of phases.{number}.batch_size={phase.batch_size}"
                 )
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether validation decides which weights come out."""
+        return self.validation is not None and self.validation.keep == "best"
+
     def arithmetic(self) -> dict[str, object]:
-        """What decides the trained weights, as JSON values: all but `EXECUTION`."""
-        return self.model_dump(mode="json", exclude={**dict.fromkeys(EXECUTION, True), "ema": {"device"}})
+        """What decides the trained weights, as JSON values: all but `EXECUTION`, and validation that only watches."""
+        left_out = EXECUTION if self.keeps_best else EXECUTION | {"validation"}
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "ema": {"device"}})
 
 
 # ---------------------------------------------------------------------------------------------------- sampling

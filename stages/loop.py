@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -24,12 +24,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stages import activity, checkpoint
 from stages.activity import Activity
 from stages.bad_steps import BadSteps, BadStepsWatch
-from stages.checkpoint import Checkpoint, State
+from stages.checkpoint import Best, Checkpoint, State
 from stages.config import EmaConfig, Phase, TrainingConfig
 from stages.draws import Draws, derived_seed
 from stages.layers import checkpoint_blocks, compile_blocks
 from stages.meter import Meter, Stopwatch, means
 from stages.parallel import Replica, pieces
+from stages.validation import Validation
 
 Batch = dict[str, Tensor]
 
@@ -40,10 +41,11 @@ _READ_AHEAD = 2  # batches waiting in memory while a step runs
 
 @dataclass(frozen=True)
 class Outcome:
-    """Steps done so far, and whether they are all there are."""
+    """Steps done so far, whether they are all there are, and after which of them the validation loss was least."""
 
     step: int
     finished: bool
+    best: Best | None = None
 
 
 class _Optimizer(torch.optim.AdamW):
@@ -66,7 +68,7 @@ class _Saver:
         """Copy the state and start saving it; waits for the one before, and raises what went wrong with that."""
         self.wait()
         tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.tensors.items()}
-        copied = Checkpoint(state.step, state.recipe, tensors, state.rows, state.notes)
+        copied = replace(state, tensors=tensors)
         self._saving = self._pool.submit(lambda: self._save_state(copied.step, checkpoint.dump(copied)))
 
     def wait(self) -> None:
@@ -95,6 +97,8 @@ def train(
     bad_steps: Callable[[list[int], str], None] = lambda steps, done: None,
     flops_of: Callable[[Phase], float] | None = None,
     doing: Activity | None = None,
+    validation: Validation | None = None,
+    show: Callable[[int, str], None] | None = None,
 ) -> Outcome:
     """Train `objective` in place, from the saved state if there is one, until done or asked to stop.
 
@@ -113,94 +117,187 @@ def train(
     `flops_of(phase)` gives the floating-point operations to train on one image; `doing` is told what goes on. Logged
     figures that begin with `speed/` tell of times: they are means over the ranks since the last entry.
 
-    After the last step the state is saved, then the moving average, where one is kept, replaces the weights.
+    `validation` holds the samples for `config.validation`, whose losses are logged; None: there are none.
+    `show(step, name)` is called on rank 0 every `config.panel_every` steps, in evaluation mode: with the weights in
+    place, named `weights`, and with the moving average, where one is kept, named `ema`. Neither changes what is
+    trained.
+
+    After the last step of each phase the state is saved. In the end the best validated state is restored, where that is
+    to be kept, and the moving average, where one is kept, replaces the weights.
 
     Raises `ValueError` where a batch size does not divide by `world`, `CheckpointMismatch` for a state of
     another training, `BadSteps` naming the first where `config.bad_steps` does not let it get over them, and what
     `save_state` raises.
     """
     config.require_divisible(world)
-    replica = Replica(objective, device, rank, world, config.shard, config.reduce)
-    optimizer = _Optimizer(replica.trained.values(), config, device)
-    average = _average(replica.state(), config.ema) if config.ema else None
-    recipe = {"seed": seed, **config.arithmetic()}
-
-    def state() -> State:
-        return State(replica.state(), replica.trained, optimizer, average, replica.rows())
-
-    watch = BadStepsWatch(config.bad_steps)
-    step = _resume(load_state(), recipe, state(), watch) or 0
-    checkpoint_blocks(replica.module, config.checkpointing)
-    if config.compile:
-        torch._dynamo.config.recompile_limit = GRAPHS
-        compile_blocks(replica.module)
-    meter, doing = Meter(world, device), doing or Activity()
-    stopwatch = Stopwatch(doing, device, flops_of)
+    training = _Training(objective, config, seed, device, rank, world)
+    training.resume(load_state())
+    doing = doing or Activity()
+    meter, stopwatch = Meter(world, device), Stopwatch(doing, device, flops_of)
     logged, ask_every = time.monotonic(), config.log_every
     with (
-        closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches,
+        closing(_read_ahead(read_batch, range(training.step, config.num_steps), device)) as batches,
         closing(_Saver(save_state)) as saver,
     ):
 
-        def read_meter(step: int, rate: float) -> None:
-            doing.begin(step, activity.COMPARING)
+        def measured() -> dict[str, float]:
+            """What was measured since the last time, after doing what bad steps among it call for."""
+            doing.begin(training.step, activity.COMPARING)
             columns, speed = meter.read(stopwatch.read())
-            if bad := watch.find(columns["loss"], columns["gradient_norm"]):
-                numbers = [step - len(columns["loss"]) + place for place in bad]
+            bad = training.watch.find(columns["loss"], columns["gradient_norm"])
+            if bad:
+                numbers = [training.step - len(columns["loss"]) + place for place in bad]
                 if rank == 0:
                     bad_steps(numbers, config.bad_steps.then)
-                if watch.ends_training:
+                if training.watch.ends_training:
                     raise _too_many(numbers[0], {name: column[bad[0]] for name, column in columns.items()}, config)
                 if config.bad_steps.then == "rewind":
                     saver.wait()
                     _most(0.0, world, device)  # all have saved
-                    if _resume(load_state(), recipe, state(), watch) is None:
-                        raise BadSteps(f"step {numbers[0] + 1} went wrong before the first checkpoint to rewind to")
-                    optimizer.found_inf.zero_()
-            if rank == 0:
-                doing.begin(step, activity.LOGGING)
-                values = means(columns, bad) | speed | {"bad_steps": float(watch.count)}
-                log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
-            doing.begin(step, activity.COMPARING)
+                    training.rewind(load_state(), numbers[0])
+            return means(columns, bad) | speed | {"bad_steps": float(training.watch.count)}
 
-        while step < config.num_steps:
-            doing.begin(step, activity.READING)
+        def tell(values: dict[str, float]) -> None:
+            if rank == 0:
+                doing.begin(training.step, activity.LOGGING)
+                images = float(config.images_after(training.step))
+                log(training.step, {**values, "learning_rate": training.learning_rate, "images": images})
+            doing.begin(training.step, activity.COMPARING)
+
+        while training.step < config.num_steps:
+            doing.begin(training.step, activity.READING)
             batch = next(batches)
-            phase = config.phase_at(step)
-            _set_mode(replica.model, freeze_norm=phase.freeze_norm)
-            rate = config.learning_rate * learning_rate_factor(config, step)
-            torch.manual_seed(derived_seed(seed, step, 0, rank))  # dropout; four parts: apart from all seeds of Draws
-            total_rows = phase.batch_size
-            draws = Draws(seed, step, rank * total_rows // world, total_rows // world, total_rows, device)
-            meter.add(_update(replica, optimizer, batch, draws, rate, config, doing))
-            stopwatch.add(phase, total_rows // world)
-            step += 1
-            if average is not None:
-                _follow(average, replica.state(), config, step)
+            phase = config.phase_at(training.step)
+            meter.add(training.advance(batch, doing))
+            stopwatch.add(phase, phase.batch_size // world)
 
             # The host waits for the device, and ranks for each other, only where one of these is due.
-            last = step == config.num_steps
-            if step % config.log_every == 0 or last:
-                read_meter(step, rate)
+            step, last = training.step, training.step == config.num_steps
+            if step % config.log_every == 0 or step in config.phase_ends:
+                values = measured()
+                if validation and config.validation and (step % config.validation.every == 0 or last):
+                    doing.begin(step, activity.VALIDATING)
+                    values |= training.validate(validation)
+                if show and config.panel_every and (step % config.panel_every == 0 or last):
+                    doing.begin(step, activity.SHOWING)
+                    training.present(show)
+                tell(values)
                 seconds = _most(time.monotonic() - logged, world, device) / config.log_every
                 logged, ask_every = time.monotonic(), max(1, min(config.log_every, int(_STOP_S / seconds)))
             asked = step % config.log_every % ask_every == 0 and not last
             stop = asked and bool(_most(should_stop(), world, device))
             if stop and meter.rows:
-                read_meter(step, rate)
-            if replica.writes and (stop or step % config.checkpoint_every == 0 or last):
+                tell(measured())
+            due = step % config.checkpoint_every == 0 or step in config.phase_ends
+            if training.replica.writes and (stop or due):
                 doing.begin(step, activity.SAVING)
-                now = state()
-                saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts(), watch.notes()))
+                saver.save(training.checkpoint())
             if stop:
                 saver.wait()
-                return Outcome(step, finished=False)
-        doing.begin(step, activity.SAVING)
+                return Outcome(step, finished=False, best=training.best)
+        doing.begin(training.step, activity.SAVING)
         saver.wait()
-    if average is not None:
-        replica.fill(average)
-    replica.give_back()
-    return Outcome(step, finished=True)
+    if validation and training.best and config.keeps_best and training.best.step < training.step:
+        _most(0.0, world, device)  # all have saved
+        training.restore(validation.load(training.best.step))
+    training.finish()
+    return Outcome(config.num_steps, finished=True, best=training.best)
+
+
+class _Training:
+    """Where a training stands on one rank: weights, moments, moving average, steps done; and how it goes on."""
+
+    def __init__(
+        self, objective: nn.Module, config: TrainingConfig, seed: int, device: torch.device, rank: int, world: int
+    ) -> None:
+        self.config, self.seed, self.device, self.rank, self.world = config, seed, device, rank, world
+        self.replica = Replica(objective, device, rank, world, config.shard, config.reduce)
+        self.optimizer = _Optimizer(self.replica.trained.values(), config, device)
+        self.average = _average(self.replica.state(), config.ema) if config.ema else None
+        self.recipe = {"seed": seed, **config.arithmetic()}
+        self.watch = BadStepsWatch(config.bad_steps)
+        self.best: Best | None = None
+        self.step = 0
+        self.learning_rate = 0.0
+        checkpoint_blocks(self.replica.module, config.checkpointing)
+        if config.compile:
+            torch._dynamo.config.recompile_limit = GRAPHS
+            compile_blocks(self.replica.module)
+
+    def state(self) -> State:
+        """The live tensors."""
+        replica = self.replica
+        return State(replica.state(), replica.trained, self.optimizer, self.average, replica.rows())
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the training goes on from; its tensors are references."""
+        now = self.state()
+        return Checkpoint(self.step, self.recipe, now.snapshot(), now.parts(), self.watch.notes(), self.best)
+
+    def restore(self, parts: Iterable[bytes]) -> Checkpoint:
+        """Put a saved state's tensors in place; returns one of its parts."""
+        found = []
+
+        def checked() -> Iterator[Checkpoint]:
+            for data in parts:
+                saved = checkpoint.load(data)
+                checkpoint.require_recipe(saved, self.recipe)
+                found.append(replace(saved, tensors={}))
+                yield saved
+
+        self.state().restore(checked())
+        return found[0]
+
+    def resume(self, parts: Iterable[bytes] | None) -> None:
+        """Go on from a saved state, if there is one."""
+        if parts is not None:
+            saved = self.restore(parts)
+            self.step, self.best = saved.step, saved.best
+            self.watch.restore(saved.notes)
+
+    def rewind(self, parts: Iterable[bytes] | None, bad: int) -> None:
+        """Take the weights of a saved state, but go on from this step: what lies between is left out."""
+        if parts is None:
+            raise BadSteps(f"step {bad + 1} went wrong before the first checkpoint to rewind to")
+        self.watch.restore(self.restore(parts).notes)
+        self.optimizer.found_inf.zero_()
+
+    def advance(self, batch: Batch, doing: Activity) -> dict[str, Tensor]:
+        """Do the next step; returns its scalars."""
+        config, step = self.config, self.step
+        phase = config.phase_at(step)
+        _set_mode(self.replica.model, freeze_norm=phase.freeze_norm)
+        self.learning_rate = config.learning_rate * learning_rate_factor(config, step)
+        torch.manual_seed(derived_seed(self.seed, step, 0, self.rank))  # dropout; four parts: apart from all of Draws
+        own = phase.batch_size // self.world
+        draws = Draws(self.seed, step, self.rank * own, own, phase.batch_size, self.device)
+        scalars = _update(self.replica, self.optimizer, batch, draws, self.learning_rate, config, doing)
+        self.step += 1
+        if self.average is not None:
+            _follow(self.average, self.replica.state(), config, self.step)
+        return scalars
+
+    def validate(self, validation: Validation) -> dict[str, float]:
+        """The losses on held-out samples; what comes out would be judged by that of the average, where one is kept."""
+        losses = validation.losses(self.replica, self.average, self.config, self.rank)
+        loss = losses["validation_loss_ema" if self.average else "validation_loss"]
+        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
+            self.best = Best(self.step, loss)
+        return losses
+
+    def present(self, show: Callable[[int, str], None]) -> None:
+        """Show the weights, and the moving average; on all ranks, which share buffers meanwhile."""
+        for name, shown in {"weights": None, "ema": self.average}.items():
+            if name == "weights" or shown:
+                with self.replica.evaluating(shown):
+                    if self.rank == 0:
+                        show(self.step, name)
+
+    def finish(self) -> None:
+        """Put the outcome into the objective: the moving average, where one is kept."""
+        if self.average is not None:
+            self.replica.fill(self.average)
+        self.replica.give_back()
 
 
 def _too_many(step: int, values: dict[str, float], config: TrainingConfig) -> BadSteps:
@@ -219,24 +316,6 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
         return 1.0
     progress = (step - config.warmup_steps) / (config.num_steps - config.warmup_steps)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _resume(parts: Iterable[bytes] | None, recipe: dict[str, object], state: State, watch: BadStepsWatch) -> int | None:
-    """Restore the saved state, if any, and return the steps it has behind it."""
-    if parts is None:
-        return None
-    steps = []
-
-    def checked() -> Iterator[Checkpoint]:
-        for data in parts:
-            saved = checkpoint.load(data)
-            checkpoint.require_recipe(saved, recipe)
-            watch.restore(saved.notes)
-            steps.append(saved.step)
-            yield saved
-
-    state.restore(checked())
-    return steps[0]
 
 
 def _read_ahead(

@@ -196,9 +196,10 @@ def batch(root: Root, output: str) -> dict[str, np.ndarray]:
     """Seven samples as the training of an artifact reads them."""
     fields, tower = TRAININGS[output]
     build = root.build(output)
-    seen = {"stretches": build.config.stretches_of(build.step.name), "views": {}}
+    seen = {"stretches": build.config.stretches_of(build.step.name), "views": {}, "held_out": None}
     payload = train._data(build, *fields, tower=tower) | seen | {"seed": 1, "cache": build.config.cluster.cache}
-    (batches,) = train._batches(payload, build.config.trainings_of(build.step.name)[-1], CPU).values()
+    training = build.config.trainings_of(build.step.name)[-1]
+    (batches,) = train._training_data(payload, training, CPU).batches.values()
     assert batches.rows == sum(ROWS)
     return batches.read(2, 7)
 

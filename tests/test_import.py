@@ -581,7 +581,7 @@ def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monk
     files = {"stage_a": "vqgan.pt", "stage_b": "stage_b.pt", "stage_c": "stage_c.pt"}
     settings = loaded(*(f"{stage}.weights={tmp_path}/{file}" for stage, file in files.items() if existing))
     payload = {"seed": 0, "text": None, "compressor": settings.compressor, "cache": settings.cluster.cache}
-    payload |= {"sources": {}, "stretches": [], "views": {}, "fields": (), "online": []}
+    payload |= {"sources": {}, "stretches": [], "views": {}, "held_out": None, "fields": (), "online": []}
     loops = {"stage_a": train._loop_a, "stage_b": train._loop_b, "stage_c": train._loop_c}
     for stage, loop in loops.items():
         loop({**payload, "settings": getattr(settings, stage)})
