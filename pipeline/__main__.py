@@ -105,8 +105,8 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps, "forgotten": len(forgotten)})
-    for missing in (run.missing_rows(loaded, planned), run.missing_weights(loaded, planned)):
-        if missing:
+    for find in (run.missing_rows, run.missing_weights, run.missing_scores):
+        if missing := find(loaded, planned):
             console.print(f"a run would stop at once: {missing}", style="yellow", markup=False)
     cost.check_memory(planned, loaded)
 

@@ -463,6 +463,8 @@ class Config(Settings):
         found |= {f"{section}.weights": getattr(self, section).weights for section in (*STAGES, "compressor")}
         if self.interpolate:
             found |= {f"interpolate.{name}": getattr(self.interpolate, name) for name in ("first", "second")}
+        if scorer := self.data.scorer:
+            found |= {f"data.scorer.{name}": getattr(scorer, name) for name in ("clip_weights", "head_weights")}
         if pickscore:
             found["eval.pickscore.weights"] = pickscore.weights
             found["eval.pickscore.rival"] = None if pickscore.rival == BASELINE else pickscore.rival

@@ -24,8 +24,9 @@ from pipeline import lease, removal_list
 from pipeline.artifacts import LEASE, MANIFEST, Artifact, Removals, Store, rewrite
 from pipeline.removal_list import names_of, requests
 from pipeline.screen import console
-from pipeline.steps.select import make as make_view
+from pipeline.steps import select
 
+EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
 
 
@@ -97,7 +98,7 @@ def _from_everything(
         with _held(store, artifact):
             _from_pictures(artifact, stored, outcome)
     for artifact in (*made, images):
-        if artifact.name.startswith(("text_", "latents_", "images", "duplicates")):
+        if artifact.name.startswith(("text_", "latents_", "images", "duplicates", "aesthetic")):
             with _held(store, artifact):
                 for folder in _folders(artifact):
                     for shard, keys in by_shard.items():
@@ -110,9 +111,9 @@ def _from_everything(
     for artifact in made:
         if artifact.name.startswith("view_"):
             settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
-            digest = artifact.manifest["parents"].get("duplicates")
-            repeated = store.find("duplicates", digest) if digest else None
-            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, repeated)
+            parents = artifact.manifest["parents"]
+            wanted = (store.find(name, parents[name]) if name in parents else None for name in EXTRAS)
+            content, rows, _ = select.make(ViewConfig(**settings), select.Inputs(metadata, now, *wanted))
             with _held(store, artifact):
                 _replace(artifact, views.FILE, content, outcome)
                 _settle(artifact, rows)

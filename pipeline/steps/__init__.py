@@ -36,14 +36,16 @@ def rows(config: Config) -> list[Step]:
     from_c, online_c = (("images", "stage_b"), encode.changed("latents_c")) if c else (("latents_c",), ())
     later = ("data.attempt",) if config.data.attempt > 1 else ()
     views, unwanted = config.views_of, {"keep": (), "drop": ("duplicates",)}
+    scores = ("aesthetic",) if config.data.scorer else ()
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
         Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 3),
         Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download"),
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
+        *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
         *(
-        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates]), (f"data.views.{v}",), "select:select")
+        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *scores[: view.scored]), (f"data.views.{v}",), "select:select")
         for v, view in config.data.views.items()),
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
