@@ -12,7 +12,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 NO_SCORES = (
     "the metadata have no aesthetic scores; join some with data.scores=TABLE, or have them computed: "
-    "data.scorer='{clip_weights: PATH, head_weights: PATH}'"
+    "data.scorer.clip_weights=PATH data.scorer.head_weights=PATH"
 )
 
 

@@ -24,7 +24,7 @@ from pipeline import lease, removal_list
 from pipeline.artifacts import LEASE, MANIFEST, Artifact, Removals, Store, rewrite
 from pipeline.removal_list import names_of, requests
 from pipeline.screen import console
-from pipeline.steps import select
+from pipeline.steps.select import make as make_view
 
 EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
@@ -112,8 +112,8 @@ def _from_everything(
         if artifact.name.startswith("view_"):
             settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
             parents = artifact.manifest["parents"]
-            wanted = (store.find(name, parents[name]) if name in parents else None for name in EXTRAS)
-            content, rows, _ = select.make(ViewConfig(**settings), select.Inputs(metadata, now, *wanted))
+            extras = (store.find(name, parents[name]) if name in parents else None for name in EXTRAS)
+            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, *extras)
             with _held(store, artifact):
                 _replace(artifact, views.FILE, content, outcome)
                 _settle(artifact, rows)

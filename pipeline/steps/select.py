@@ -1,7 +1,6 @@
 """select: a view, which of the stored pictures the phases of a training see."""
 
 import os
-from dataclasses import dataclass
 
 from datasets import duplicates, plan, shards, storage, views
 from datasets.config import NO_SCORES, DataError, ViewConfig
@@ -10,21 +9,11 @@ from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What views are made of: the plan, the pictures, and where a view wants them, duplicates and computed scores."""
-
-    metadata: Artifact
-    images: Artifact
-    duplicates: Artifact | None
-    aesthetic: Artifact | None
-
-
 def select(build: Build) -> Facts:
     """metadata, images, and what the view wants of duplicates, aesthetic -> view_<name>: a bit for each picture."""
     name, found = build.step.output.removeprefix("view_"), build.inputs
     view = build.config.data.views[name]
-    inputs = Inputs(found["metadata"], found["images"], found.get("duplicates"), found.get("aesthetic"))
+    inputs = (found["metadata"], found["images"], found.get("duplicates"), found.get("aesthetic"))
     entry, rows, left_out, unscored, pid = build.call(_select, view, inputs, build.path)
     if unscored:
         raise DataError(f"data.views.{name}.min_aesthetic: {NO_SCORES}")
@@ -37,9 +26,12 @@ def select(build: Build) -> Facts:
     )
 
 
-def _select(view: ViewConfig, inputs: Inputs, path: str) -> tuple[FileEntry, int, dict[str, int], bool, int]:
-    content, rows, left_out = make(view, inputs)
-    unscored = not rows and view.scored and not inputs.aesthetic and not _any_score(inputs.metadata)
+def _select(
+    view: ViewConfig, inputs: tuple[Artifact, Artifact, Artifact | None, Artifact | None], path: str
+) -> tuple[FileEntry, int, dict[str, int], bool, int]:
+    content, rows, left_out = make(view, *inputs)
+    metadata, *_, scores = inputs
+    unscored = not rows and view.scored and scores is None and not _any_score(metadata)
     return storage.publish(content, storage.join(path, views.FILE)), rows, left_out, unscored, os.getpid()
 
 
@@ -49,15 +41,17 @@ def _any_score(metadata: Artifact) -> bool:
     return any(rows["aesthetic"].null_count < rows.num_rows for rows in tables)
 
 
-def make(view: ViewConfig, inputs: Inputs) -> tuple[bytes, int, dict[str, int]]:
+def make(
+    view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None, scores: Artifact | None = None
+) -> tuple[bytes, int, dict[str, int]]:
     """A view's file, how many of the pictures it chooses, and how many others it leaves out by rule."""
-    metadata, images, scores = inputs.metadata, inputs.images, inputs.aesthetic
     planned = (shard for part in sorted(metadata.files) for shard in plan.shards(metadata.read(part)))
+    unwanted = duplicates.by_shard(repeated.read(duplicates.FILE)) if repeated else {}
     content, rows, left_out = views.make(
         planned,
         lambda shard: images.read(shards.index_name(shard)),
         view,
-        duplicates.by_shard(inputs.duplicates.read(duplicates.FILE)) if inputs.duplicates else {},
+        unwanted,
         (lambda shard: scores.read(shards.tensor_name(shard))) if scores else None,
     )
     return content, rows, dict(left_out)
