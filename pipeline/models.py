@@ -178,12 +178,11 @@ def check_existing(config: Config, made: Iterable[str]) -> None:
         if stage not in made or any(path and storage.is_remote(path) for path in (weights, compressor)):
             continue
         found: list[tuple[str, Found]] = []
-        if stage == "stage_c" and config.interpolate:
-            for key in ("interpolate.first", "interpolate.second"):
-                path = config.existing()[key]
+        if stage == "stage_c" and config.between:
+            for key, path in config.between.paths.items():
                 if not storage.is_remote(path):
                     found.append((key, existing("stage_c", path, key=key)["stage_c"]))
-        elif weights:
+        if weights:
             for item in existing(stage, weights, compressor).values():
                 inside = item.files[0].is_relative_to(local(weights))
                 found.append((f"{stage}.weights" if inside else "compressor.weights", item))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import ray
 import ray.train
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -23,7 +24,8 @@ from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
 from pipeline.encoders import EncodedBatches
-from stages import loop
+from pipeline.models import weights
+from stages import checkpoint, loop
 from stages.config import TrainingConfig
 
 RESULT = "result.json"
@@ -57,7 +59,7 @@ class Rank:
         """Train (or go on training) an objective on batches by frame and view; False when the run was asked to stop."""
         self._warn_of_small_buckets(name, config, batches)
         folder = storage.join(self.building, "checkpoints", name)
-        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
+        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard, config.phase_ends)
 
         def load_state() -> Iterator[bytes] | None:
             newest = [states.newest() if self.rank == 0 else None]
@@ -90,7 +92,22 @@ class Rank:
             should_stop=self.board.stopping,
         )
         self.metrics["training_seconds"] += time.monotonic() - began
+        self.states, self.phase_ends = states, config.phase_ends
         return outcome.finished
+
+    def publish_model(self, name: str, model: nn.Module) -> None:
+        """Publish the weights of a part of what was trained last: in the end, and after each earlier phase."""
+        if self.rank:
+            return
+        self.publish(f"{name}.safetensors", weights(model))
+        for number, step in enumerate(self.phase_ends[:-1], start=1):
+            saved = self.states.newest(step)
+            if saved is None:
+                self._warn(f"{name}: the weights after phase {number} are not kept, since no checkpoint has them")
+                continue
+            every = checkpoint.final_weights(map(checkpoint.load, self.states.read_all(saved)))
+            ours = {key.removeprefix(f"{name}."): every[key] for key in every if key.startswith(f"{name}.")}
+            self.publish(phase_file(name, number), safetensors.torch.save(ours))
 
     def publish(self, name: str, content: bytes) -> None:
         """Put a file into the artifact (rank 0 only)."""
@@ -127,6 +144,11 @@ class Rank:
 
     def _warn(self, text: str) -> None:
         self.board.post({"kind": "warning", "text": text})
+
+
+def phase_file(model: str, number: int) -> str:
+    """File of a model's weights after a phase, counted from 1, that was not the last."""
+    return f"phases/{number}/{model}.safetensors"
 
 
 def result(building: str) -> dict[str, Any] | None:

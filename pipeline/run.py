@@ -94,7 +94,7 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
         from pipeline.models import check_scorer
 
         check_scorer(config.data.scorer)
-    made.intersection_update(STAGES)
+    made = {stage for stage in STAGES if not made.isdisjoint((stage, config.trained(stage)))}
     if made and any(not name.startswith(("text.", "eval.", "data.")) for name in _needed_weights(config, planned)):
         from pipeline.models import check_existing
 

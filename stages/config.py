@@ -475,7 +475,7 @@ class TrainingConfig(Settings):
     log_every: Count
     """Steps between log entries, which are also the moments at which a stop request is seen."""
     checkpoint_every: Count
-    """Steps between saved states; a multiple of log_every."""
+    """Steps between saved states, which are saved at the end of each phase too; a multiple of log_every."""
 
     @model_validator(mode="after")
     def _steps_agree(self) -> Self:
@@ -497,10 +497,14 @@ class TrainingConfig(Settings):
         """Steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """Steps done at the end of each phase."""
+        return tuple(accumulate(phase.steps for phase in self.phases))
+
     def phase_at(self, step: int) -> Phase:
         """The phase of the step with this number, counted from 0."""
-        ends = list(accumulate(phase.steps for phase in self.phases))
-        return self.phases[bisect_right(ends, step)]
+        return self.phases[bisect_right(self.phase_ends, step)]
 
     def images_after(self, steps: int) -> int:
         """Images seen by all workers in the first `steps` steps."""

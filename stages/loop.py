@@ -133,7 +133,8 @@ def train(
     every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
     group must exist.
 
-    After the last step the state is saved, then the moving average, where one is kept, replaces the weights.
+    After the last step of each phase the state is saved. In the end the moving average, where one is kept, replaces
+    the weights.
 
     Raises `ValueError` where a batch size does not divide by `world`, `CheckpointMismatch` for a state of
     another training, `NonFiniteLoss` naming the step, and what `save_state` raises.
@@ -170,12 +171,12 @@ def train(
                 _follow(average, replica.state(), config, step)
 
             # The host waits for the device, and ranks for each other, only here.
-            if step % config.log_every == 0 or step == config.num_steps:
+            if step % config.log_every == 0 or step in config.phase_ends:
                 values = meter.read(step)
                 if rank == 0:
                     log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
                 stop = step < config.num_steps and _any_rank(should_stop(), world, device)
-                if replica.writes and (stop or step % config.checkpoint_every == 0 or step == config.num_steps):
+                if replica.writes and (stop or step % config.checkpoint_every == 0 or step in config.phase_ends):
                     now = state()
                     saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts()))
                 if stop:

@@ -237,7 +237,7 @@ def _largest(batches: "Data") -> "EncodedBatches":
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
-    from pipeline.models import existing, weights
+    from pipeline.models import existing
     from pipeline.rank import Rank, seeded
     from stages import pretrained
     from stages.discriminator import Discriminator
@@ -254,7 +254,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
     perceptual = _perceptual(settings.loss, rank.device)
     objective = StageAObjective(stage_a, settings.loss, discriminator, perceptual)
     if rank.train("stage_a", objective, settings.train, batches):
-        rank.publish("stage_a.safetensors", weights(stage_a))
+        rank.publish_model("stage_a", stage_a)
         rank.publish(PANEL, _panel_a(stage_a, batches))
         rank.finish(_largest(batches).rows)
 
@@ -272,7 +272,7 @@ def _perceptual(loss: StageALoss, device: "device") -> "Perceptual | None":
 
 def _loop_b(payload: dict[str, Any]) -> None:
     from pipeline import models
-    from pipeline.models import null_text, weights
+    from pipeline.models import null_text
     from pipeline.rank import Rank, seeded
     from stages import pretrained
     from stages.compressor import Compressor, CompressorWarmup
@@ -304,15 +304,15 @@ def _loop_b(payload: dict[str, Any]) -> None:
         stage_b, compressor, settings.loss, null_text(payload["text"]), train_compressor=compressing.joint
     )
     if rank.train("stage_b", objective, settings.train, batches):
-        rank.publish("stage_b.safetensors", weights(stage_b))
-        rank.publish("compressor.safetensors", weights(compressor))
+        rank.publish_model("stage_b", stage_b)
+        rank.publish_model("compressor", compressor)
         stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
         rank.publish(PANEL, _panel_b(stage_a, stage_b, compressor, batches))
         rank.finish(_largest(batches).rows)
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
-    from pipeline.models import existing, null_text, weights
+    from pipeline.models import existing, null_text
     from pipeline.rank import Rank, seeded
     from stages import pretrained
     from stages.stage_c import StageC, StageCObjective
@@ -326,12 +326,11 @@ def _loop_c(payload: dict[str, Any]) -> None:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
     objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
     if rank.train("stage_c", objective, settings.train, batches):
-        rank.publish("stage_c.safetensors", weights(stage_c))
+        rank.publish_model("stage_c", stage_c)
         rank.finish(_largest(batches).rows)
 
 
 def _loop_previewer(payload: dict[str, Any]) -> None:
-    from pipeline.models import weights
     from pipeline.rank import Rank, seeded
     from stages.previewer import Previewer, PreviewerObjective
 
@@ -340,14 +339,14 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
     batches = _batches(payload, settings.train, rank.device)
     previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
     if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, batches):
-        rank.publish("previewer.safetensors", weights(previewer))
+        rank.publish_model("previewer", previewer)
         rank.publish(PANEL, _panel_previewer(previewer, batches))
         rank.finish(_largest(batches).rows)
 
 
 def _loop_baseline(payload: dict[str, Any]) -> None:
     from pipeline import models
-    from pipeline.models import null_text, weights
+    from pipeline.models import null_text
     from pipeline.rank import Rank, seeded
     from stages.baseline import Baseline, BaselineObjective
 
@@ -357,7 +356,7 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
     baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
     if rank.train("baseline", objective, settings.train, batches):
-        rank.publish("baseline.safetensors", weights(baseline))
+        rank.publish_model("baseline", baseline)
         stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
         rank.publish(PANEL, _panel_baseline(stage_a, baseline, batches))
         rank.finish(_largest(batches).rows)
