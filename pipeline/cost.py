@@ -34,7 +34,8 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
     rows = metadata.manifest["rows"] if metadata else config.data.expected_rows
     basis = "metadata" if metadata else "config"
     return [
-        _with_volume(_estimate(item, config, rows, basis), item, config, rows) | {"memory": _bytes(item, config)}
+        _with_volume(_estimate(item, config, rows, basis), item, config, rows)
+        | {"memory": _bytes(item, config), "phases": _phases(item.step.name, config)}
         for item in planned
     ]
 
@@ -202,6 +203,16 @@ def _size(count: int) -> str:
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
     return f"{value:.3g} {units[0]}"
+
+
+def _phases(step: str, config: Config) -> list[str]:
+    """The phases of a step's trainings, in words."""
+    found = []
+    for phase in (phase for training in config.trainings_of(step) for phase in training.phases):
+        aspect = f" of up to {phase.max_aspect:g}:1" if phase.max_aspect > 1 else ""
+        view = f", view {phase.view}" if phase.view else ""
+        found.append(f"{phase.steps:,} steps of {phase.batch_size:,} pictures at {phase.size} px{aspect}{view}")
+    return found
 
 
 def _time(device_seconds: float) -> str:
