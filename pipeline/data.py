@@ -188,7 +188,7 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
         raise UsageError("data forget needs keys=KEY,KEY or urls='URL URL' or from=FILE with a key or URL a line")
     done = forgetting.forget(root, names)
     if as_json:
-        told = {name: sorted(getattr(done, name)) for name in ("pictures", "trained", "unplanned")}
+        told: dict[str, Any] = {name: sorted(getattr(done, name)) for name in ("pictures", "trained", "unplanned")}
         told["files"] = dict(done.files)
         print(json.dumps({"root": root, **told}, indent=1))
         return

@@ -24,7 +24,7 @@ from stages.config import StageALoss, TrainingConfig
 if TYPE_CHECKING:
     from torch import Tensor, device
 
-    from pipeline.encoders import EncodedBatches
+    from pipeline.encoders import Encode, EncodedBatches, Encoder
     from stages.baseline import Baseline
     from stages.compressor import Compressor
     from stages.perceptual import Perceptual
@@ -206,8 +206,21 @@ def _check_batches(build: Build) -> None:
                 )
 
 
-def _batches(payload: dict[str, Any], training: TrainingConfig, where: "device") -> "Data":
-    """Batches by frame and view; squares of all sizes come in the same order, and so do buckets."""
+def _loaded(payload: dict[str, Any], where: "device") -> "list[tuple[Encoder, Encode]]":
+    """The encoders of what is made online, with their models."""
+    return [(encoder, encoder.load(where)) for encoder in payload["online"]]
+
+
+def _batches(
+    payload: dict[str, Any],
+    training: TrainingConfig,
+    where: "device",
+    online: "list[tuple[Encoder, Encode]] | None" = None,
+) -> "Data":
+    """Batches by frame and view; squares of all sizes come in the same order, and so do buckets.
+
+    A job of several trainings gives the `online` encoders, which may be large, to each; else they are loaded here.
+    """
     from pipeline.encoders import EncodedBatches
 
     starts = accumulate((phase.steps for phase in training.phases), initial=0)
@@ -217,7 +230,7 @@ def _batches(payload: dict[str, Any], training: TrainingConfig, where: "device")
         if phase.max_aspect > 1
     ]
     files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
-    online = [(encoder, encoder.load(where)) for encoder in payload["online"]]
+    online = _loaded(payload, where) if online is None else online
     chosen = {name: views.read(artifact.read(views.FILE)) for name, artifact in payload["views"].items()}
 
     def stored(frame: Frame, view: str | None) -> Batches | BucketBatches:
@@ -282,7 +295,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
     assert settings.train is not None
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
-    batches = _batches(payload, settings.train, rank.device)
+    online = _loaded(payload, rank.device)
+    batches = _batches(payload, settings.train, rank.device, online)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
     start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
@@ -295,7 +309,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
             payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
         )
         rounds = compressing.warmup.train
-        if not rank.train("compressor", warmup, rounds, _batches(payload, rounds, rank.device)):
+        if not rank.train("compressor", warmup, rounds, _batches(payload, rounds, rank.device, online)):
             return
     stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
     if settings.weights:
