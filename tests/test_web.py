@@ -59,6 +59,7 @@ FORBIDDEN = """
 [64:ff9b:1::1] [2002:7f00:1::] [2002:a00:1::1] [2001:0:7f00:1::] [2001:db8::1] [100::1] [fc00::1] [fd00:ec2::254]
 [fe80::1] [fec0::1] [ff02::1] [ff0e::1] [5f00::1] localhost localhost. LOCALHOST user@127.0.0.1 user:secret@localhost
 inside.example metadata.example. both.example xn--bcher-kva.example BÜCHER.example 127.0.0.1.nip.example
+127.0.0.1. 0x7f000001. ①②⑦.0.0.1 [fe80::1%25eth0] [::ffff:0:7f00:1] public.example@127.0.0.1 127.0.0.1%00.example
 """
 NAMES = {  # what the resolver of these tests says
     "localhost": ["127.0.0.1", "::1"],
@@ -220,15 +221,48 @@ def fetch(opener: web.Opener, path: str) -> bytes:
     return content
 
 
+INWARDS = """
+http://127.0.0.1:PORT/here http://localhost:PORT/here //inside.example/x http://0x7f.1:PORT/here
+http://[::ffff:127.0.0.1]:PORT/here https://127.0.0.1:PORT/here
+"""
+ELSEWHERE = """
+file:///etc/passwd ftp://127.0.0.1:PORT/here data:image/png;base64,AAAA gopher://127.0.0.1:PORT/ jar:http://127.0.0.1/
+http://127.0.0.1:x/here http://user:pw@127.0.0.1:PORT/here
+"""
+
+
+@pytest.mark.parametrize("hops", [1, 3])
 @pytest.mark.parametrize(
-    "target", ["http://127.0.0.1:{port}/here", "http://localhost:{port}/here", "//inside.example/x"]
+    ("target", "outcome"),
+    [
+        *((target, Outcome.FORBIDDEN) for target in INWARDS.split()),
+        *((target, Outcome.HTTP_ERROR) for target in ELSEWHERE.split()),
+    ],
 )
-def test_every_redirect_is_checked_again(server, monkeypatch, target):
+def test_every_redirect_is_checked_again(server, monkeypatch, target, outcome, hops):
     monkeypatch.setattr("datasets.web.socket.getaddrinfo", resolve)
+    path = "to:" + target.replace("PORT", str(server.server_address[1]))
+    for _ in range(hops - 1):
+        path = "to:/" + urllib.parse.quote(path)
     with pytest.raises(Lost) as caught:
-        fetch(opener(server), "to:" + target.format(port=server.server_address[1]))
-    assert caught.value.outcome is Outcome.FORBIDDEN
-    assert list(server.RequestHandlerClass.moments) == ["to:" + target.format(port=server.server_address[1])]
+        fetch(opener(server), path)
+    assert caught.value.outcome is outcome
+    asked = server.RequestHandlerClass.moments
+    assert [len(times) for times in asked.values()] == [1] * hops
+    assert "here" not in asked
+
+
+def test_a_name_that_is_public_at_first_is_looked_up_again_for_each_hop(dialled, monkeypatch):
+    answers = iter(["8.8.8.8", "127.0.0.1"])
+    monkeypatch.setattr("datasets.web.socket.getaddrinfo", lambda _, port, **__: resolve(next(answers), port))
+    shared = web.Opener(DOWNLOAD, {}, web.HostSlots(1))
+    outcomes = []
+    for _ in range(2):
+        with pytest.raises(Lost) as caught:
+            shared.open(urllib.request.Request("http://rebinding.example/x.png"), timeout=1)
+        outcomes.append(caught.value.outcome)
+    assert outcomes == [Outcome.CONNECTION, Outcome.FORBIDDEN]
+    assert dialled == [("8.8.8.8", 80)]
 
 
 def test_with_the_guard_off_a_redirect_may_lead_inwards(server, monkeypatch):
