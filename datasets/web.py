@@ -171,6 +171,8 @@ class _Http(urllib.request.AbstractHTTPHandler):
             made = partial(connection, dial=self._dial, deadline=request.deadline)
             with self.do_open(made, request) as response:
                 self._note_patience(host, response)
+                if "1" in response.headers.get_all("TDM-Reservation", ()):
+                    raise Lost(Outcome.OPTED_OUT, "TDM-Reservation: 1")
                 body = self._body(response)
                 answer = addinfourl(io.BytesIO(body), response.headers, response.url, response.status)
                 answer.msg = response.reason  # type: ignore[attr-defined]  # read by HTTPErrorProcessor

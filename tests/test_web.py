@@ -227,7 +227,7 @@ http://[::ffff:127.0.0.1]:PORT/here https://127.0.0.1:PORT/here
 """
 ELSEWHERE = """
 file:///etc/passwd ftp://127.0.0.1:PORT/here data:image/png;base64,AAAA gopher://127.0.0.1:PORT/ jar:http://127.0.0.1/
-http://127.0.0.1:x/here http://user:pw@127.0.0.1:PORT/here
+http://127.0.0.1:x/here
 """
 
 
