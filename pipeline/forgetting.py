@@ -64,10 +64,10 @@ def forget(root: str, names: Set[str]) -> Outcome:
 
 
 def _pictures_of(root: str, names: Set[str], outcome: Outcome) -> set[str]:
-    """The URLs and origins of the pictures that keys name, as far as a plan knows them."""
-    keys = {name for name in names if shards.KEY.fullmatch(name)}
-    rows = [row for metadata in Store(root).finished("metadata") for row in _planned(metadata, keys)] if keys else []
-    outcome.unplanned = keys - {row["key"] for row in rows}
+    """The URLs and origins of the pictures that are named, as far as a plan knows them."""
+    plans = Store(root).finished("metadata") if names else ()
+    rows = [row for metadata in plans for row in _planned(metadata, names)]
+    outcome.unplanned = {name for name in names if shards.KEY.fullmatch(name)} - {row["key"] for row in rows}
     return {row[name] for row in rows for name in ("url", "origin") if row[name]}
 
 
@@ -82,7 +82,6 @@ def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
             _from_everything(store, metadata, images, finished, rows, outcome)
     if keys:
         _from_unfinished(root, keys, outcome)
-        _from_mlflow(root, outcome)
 
 
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
@@ -109,6 +108,8 @@ def _from_everything(
     captions = {row["caption"] for row in rows}
     stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
     outcome.pictures |= stored
+    if stored:
+        _from_mlflow(store.root, outcome)
     made = _descendants(images, finished)
     for artifact in made if stored else ():
         if artifact.name.startswith(("stage_", "previewer", "baseline")) and artifact.name != "baseline_samples":

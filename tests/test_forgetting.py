@@ -320,6 +320,8 @@ def test_pictures_in_mlflow_and_on_their_way_there_are_deleted(store):
     alive = outbox.Outbox(folder / "unsent/there", "alive", lambda _: 1 / 0)
     for record in (kept, {"kind": "image", "run": "a", "png": "iVBORw"}):
         alive.add(record)
+    forget(store.root, {URLS[1][3]})  # which was never stored
+    assert len(storage.listing(str(folder))) == 3
     with pytest.raises(LeaseHeld, match="has yet to end"):
         forget(store.root, {GONE})
     assert alive.close(60) == 2
