@@ -98,14 +98,14 @@ def _from_everything(
     metadata: Artifact,
     images: Artifact,
     finished: list[Artifact],
-    rows: list[dict[str, Any]],
+    meant: list[dict[str, Any]],
     outcome: Outcome,
 ) -> None:
     """Take some pictures out of the images and of all that was made from them; the images last, views after them."""
     by_shard: defaultdict[int, set[str]] = defaultdict(set)
-    for row in rows:
+    for row in meant:
         by_shard[row["shard"]].add(row["key"])
-    captions = {row["caption"] for row in rows}
+    captions = {row["caption"] for row in meant}
     stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
     outcome.pictures |= stored
     if stored:
@@ -134,10 +134,10 @@ def _from_everything(
             settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
             digest = artifact.manifest["parents"].get("duplicates")
             repeated = store.find("duplicates", digest) if digest else None
-            content, chosen, _ = make_view(ViewConfig(**settings), metadata, now, repeated)
+            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, repeated)
             with _held(store, artifact):
                 _replace(artifact, views.FILE, content, outcome)
-                _settle(artifact, chosen)
+                _settle(artifact, rows)
 
 
 def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None:
