@@ -188,17 +188,21 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
         raise UsageError("data forget needs keys=KEY,KEY or urls='URL URL' or from=FILE with a key or URL a line")
     done = forgetting.forget(root, names)
     if as_json:
-        told: dict[str, Any] = {name: sorted(getattr(done, name)) for name in ("pictures", "trained", "unplanned")}
+        told: dict[str, Any] = {
+            name: sorted(getattr(done, name)) for name in ("pictures", "alike", "trained", "unplanned")
+        }
         told["files"] = dict(done.files)
         print(json.dumps({"root": root, **told}, indent=1))
         return
-    out.print(f"{len(done.pictures)} stored rows forgotten: every caption of the pictures that are named")
+    out.print(f"stored rows forgotten: {len(done.pictures)}, with every caption of the pictures that are named")
     if done.unplanned:
         out.print(
             f"in no plan here: {', '.join(sorted(done.unplanned))}; only these very captions are kept out of later "
             "downloads, so give urls= too"
         )
-    out.print(", ".join(f"{count} files {how}" for how, count in sorted(done.files.items())) or "no file changed")
+    if done.alike:
+        out.print(f"duplicates of them, which stay: {', '.join(sorted(done.alike))}; forget them by keys= too")
+    out.print(", ".join(f"{count} files {how}" for how, count in sorted((+done.files).items())) or "no file changed")
     if done.pictures:
         out.print("not reached from here: cluster.cache.folder of nodes, MLflow at a tracking.uri, copies of a release")
     if done.trained:

@@ -41,6 +41,7 @@ class Outcome:
     pictures: set[str] = field(default_factory=set)
     files: Counter[str] = field(default_factory=Counter)
     trained: set[str] = field(default_factory=set)
+    alike: set[str] = field(default_factory=set)  # keys of their duplicates, as far as these were looked for; they stay
     unplanned: set[str] = field(default_factory=set)  # keys of which no plan here tells the URL
 
 
@@ -114,6 +115,8 @@ def _from_everything(
     for artifact in made if stored else ():
         if artifact.name.startswith(("stage_", "previewer", "baseline")) and artifact.name != "baseline_samples":
             outcome.trained.add(artifact.name)
+        if artifact.name == "duplicates":
+            outcome.alike |= duplicates.alike(storage.read(storage.join(artifact.path, duplicates.FILE)), stored)
         with _held(store, artifact):
             _from_pictures(artifact, stored, outcome)
             if artifact.name == "release":

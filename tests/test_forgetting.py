@@ -155,6 +155,7 @@ def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     outcome = forget(store.root, {by})
     assert outcome.pictures == {GONE}
     assert outcome.trained == {"stage_c"}
+    assert outcome.alike == {KEYS[0][2]}
     now = found(store)
     for artifact in now.values():
         assert artifact.manifest["fingerprint"] == before[artifact.name]["fingerprint"]
