@@ -106,12 +106,12 @@ def test_aspect_ratio_buckets_on_two_ranks_leave_the_same_bytes(tmp_path):
         small = Image.fromarray(generator.integers(0, 256, (6, 6, 3), np.uint8))
         small.resize((width, height)).save(tmp_path / f"pictures/{number}.png")
         (tmp_path / f"pictures/{number}.txt").write_text(f"picture {number}")
-    phases = "[{steps: 24, batch_size: 4, size: 384, max_aspect: 2}]"
+    phases = "[{steps: 12, batch_size: 4, size: 384, max_aspect: 2}]"
     flags = [f"stage_{name}.train.phases={phases}" for name in "abc"]
-    flags += [f"stage_{name}.train.checkpoint_every=6" for name in "abc"]
+    flags += [f"stage_{name}.train.checkpoint_every=4" for name in "abc"]
     flags += ["data=folder", f"data.folder.path={tmp_path}/pictures", "data.limit=null", "data.image.size=384"]
     flags += ["data.image.max_aspect=2", "compressor.warmup=null", "targets=[stage_c]", "workers=2"]
-    assert start(tmp_path / "calm", *flags).wait(PATIENCE_S) == 0
+    assert start(tmp_path / "calm", *flags).wait(2 * PATIENCE_S) == 0
     assert len(contents(tmp_path / "calm")["metadata"].manifest["notes"]["buckets"]) == 3
     check_survival(tmp_path / "calm", tmp_path / "hit", ["stage_a", "stage_b", "stage_c"], *flags)
 
