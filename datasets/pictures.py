@@ -1,6 +1,7 @@
 """Pictures: from what a server sent to what is stored, and from stored bytes to pixels, with Pillow."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -107,11 +108,25 @@ def _upright(body: bytes, max_pixels: int) -> Image.Image:
         raise Lost(Outcome.TOO_MANY_PIXELS, f"{picture.width} x {picture.height} px")
     try:
         picture.load()
-        return ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
+        return picture
     except Exception as error:  # decoders raise anything over hostile bytes; it costs one picture
         raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
 
 
+def _or_broken(convert: Callable[[Image.Image], Image.Image]) -> Callable[[Image.Image], Image.Image]:
+    """A conversion whose failures cost one picture: a decoded one may still lack its palette, say."""
+
+    def converted(picture: Image.Image) -> Image.Image:
+        try:
+            return convert(picture)
+        except Exception as error:
+            raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+
+    return converted
+
+
+@_or_broken
 def _in_srgb(picture: Image.Image) -> Image.Image:
     """The same colours without a profile; a profile that is broken or of another mode's is left out of account."""
     profile = picture.info.get("icc_profile")
@@ -130,6 +145,7 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
     return converted
 
 
+@_or_broken
 def _on_white(picture: Image.Image) -> Image.Image:
     """8-bit RGB; what shines through becomes white."""
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255

@@ -137,13 +137,15 @@ def _members(content: bytes) -> dict[str, dict[str, bytes]]:
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         for member in tar:
             name = _MEMBER.fullmatch(member.name)
-            file = tar.extractfile(member) if member.isreg() else None
+            file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
             if name is None or file is None:
                 raise ValueError(f"{member.name!r} is none of our files")
             files = parts.setdefault(name[1], {})
             if name[2] in files:
                 raise ValueError(f"{member.name} occurs twice")
             files[name[2]] = file.read()
+        if content[tar.offset : tar.offset + len(_END_OF_TAR)] != _END_OF_TAR:
+            raise ValueError("tarfile takes a damaged header for the end")
     return parts
 
 

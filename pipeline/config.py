@@ -348,13 +348,27 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _latents_are_encoded(self) -> "Config":
-        """Previewer and baseline take the stored latents of Stage C and B; checked where they are asked for."""
+        """Latents are stored for the trainings of Stage B and C, and others take those; checked where it matters."""
         from_a, from_c = not self.encode.latents_a.online, not self.encode.latents_c.online
-        for asked, step, teacher, key in (
-            ("previewer" in self.targets and from_c, "train_previewer", "train_c", "stage_c"),
-            (self._needs_baseline() and from_a, "train_baseline", "train_b", "stage_b"),
+        for asked, step, teacher, key, latents in (
+            ("previewer" in self.targets and from_c, "train_previewer", "train_c", "stage_c", "latents_c"),
+            (self._needs_baseline() and from_a, "train_baseline", "train_b", "stage_b", "latents_a"),
         ):
             frames = self.frames_of(teacher)
+            if latents in self.targets and getattr(self.encode, latents).online:
+                raise ValueError(
+                    f"targets: encode.{latents}.mode=online stores none; set it to cached, or leave {latents} out"
+                )
+            if latents in self.targets and not frames:
+                raise ValueError(
+                    f"targets: {latents} are stored for the training of {key}, of which this config has none; leave "
+                    f"{latents} out"
+                )
+            if asked and not frames:
+                raise ValueError(
+                    f"{step.removeprefix('train_')} takes the {latents} that are stored for the training of {key}, of "
+                    f"which this config has none; set encode.{latents}.mode=online"
+                )
             for frame in self.frames_of(step):
                 if asked and frame not in frames:
                     raise ValueError(

@@ -192,16 +192,25 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
         raise UsageError("data forget needs keys=KEY,KEY or urls='URL URL' or from=FILE with a key or URL a line")
     done = forgetting.forget(root, names)
     if as_json:
-        told = {"pictures": sorted(done.pictures), "files": dict(done.files), "trained": sorted(done.trained)}
+        told: dict[str, Any] = {
+            name: sorted(getattr(done, name)) for name in ("pictures", "alike", "trained", "unplanned")
+        }
+        told["files"] = dict(done.files)
         print(json.dumps({"root": root, **told}, indent=1))
         return
-    out.print(f"{len(done.pictures)} stored pictures forgotten; of {len(names)} keys and URLs no more is downloaded")
-    out.print(", ".join(f"{count} files {how}" for how, count in sorted(done.files.items())) or "no file changed")
+    out.print(f"stored rows forgotten: {len(done.pictures)}, with every caption of the pictures that are named")
+    if done.unplanned:
+        out.print(
+            f"in no plan here: {', '.join(sorted(done.unplanned))}; only these very captions are kept out of later "
+            "downloads, so give urls= too"
+        )
+    if done.alike:
+        out.print(f"duplicates of them, which stay: {', '.join(sorted(done.alike))}; forget them by keys= too")
+    out.print(", ".join(f"{count} files {how}" for how, count in sorted((+done.files).items())) or "no file changed")
     if done.pictures:
-        out.print("nodes keep what they have read in cluster.cache.folder, where that is set: empty those folders")
+        out.print("not reached from here: cluster.cache.folder of nodes, MLflow at a tracking.uri, copies of a release")
     if done.trained:
         out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")
-        out.print("MLflow keeps contact sheets of past runs, which may show them: delete those runs in `ui`")
 
 
 def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:

@@ -275,6 +275,7 @@ class _Session:
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "outcome": "running",
                 "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
+                "paths": sorted(map(storage.absolute, self.config.existing().values())),
                 "steps": {},
             }
             self._write_record()

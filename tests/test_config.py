@@ -568,3 +568,25 @@ def test_a_training_at_another_size_changes_its_latents_too():
     before = digests("data.image.size=256")
     after = digests("data.image.size=256", "stage_c.train.phases.0.size=256")
     assert {name for name, digest in after.items() if digest != before[name]} == AFTER_C | {"latents_c"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("stage_c.train=null", "stage_c.weights=c", "targets=[latents_c]"),
+            "latents_c are stored for the training of",
+        ),
+        (
+            ("stage_b.train=null", "stage_b.weights=b", "targets=[latents_a]"),
+            "latents_a are stored for the training of",
+        ),
+        (("encode.latents_c.mode=online", "targets=[latents_c]"), "encode.latents_c.mode=online stores none"),
+        (("stage_c.train=null", "stage_c.weights=c", "targets=[previewer]"), "set encode.latents_c.mode=online"),
+    ],
+)
+def test_latents_that_nobody_would_store_are_refused(words, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        load(*words)
+    if "targets=[previewer]" in words:
+        assert load(*words, told.removeprefix("set "))

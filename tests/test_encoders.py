@@ -15,10 +15,11 @@ from PIL import Image
 from datasets import shards, storage
 from datasets.rounding import Int8, Rounding, rounded
 from datasets.shards import Clock, ImageRow
-from pipeline import cluster, compose, models
+from pipeline import cluster, compose, models, rank
 from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
 from pipeline.dag import fingerprints, order
+from pipeline.encoders import Encoder
 from pipeline.errors import UsageError
 from pipeline.steps import encode, table, train
 from stages.compressor import Compressor
@@ -226,6 +227,35 @@ def test_online_equals_cached_but_for_the_rounding_of_what_is_stored(prepared, w
             told = cached.artifact(ARTIFACTS[field]).manifest["notes"]["rounding"]
             assert np.abs(stored[field] - encoded[field]).max() <= told["max_abs"] + slack
             assert told["relative_rms"] < (0.02 if dtype == "int8" else 0.0005)
+
+
+def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch):
+    build = prepared(*ONLINE).build("stage_b")
+    fields, tower = TRAININGS["stage_b"]
+    payload = train._data(build, *fields, tower=tower) | {
+        "settings": build.config.stage_b, "compressor": build.config.compressor, "text": build.inputs["text_tiny"],
+        "stretches": build.config.stretches_of("train_b"), "views": {}, "seed": 1, "cache": build.config.cluster.cache,
+    }  # fmt: skip
+    loaded, seen = list[str](), list[list[str]]()
+    load = Encoder.load
+    monkeypatch.setattr(Encoder, "load", lambda self, where: loaded.append(self.field) or load(self, where))
+
+    class Short:
+        """A rank that is stopped in its second training."""
+
+        device = CPU
+
+        def __init__(self, _: Any):
+            pass
+
+        def train(self, _name: str, _objective: Any, _config: Any, batches: Any) -> bool:
+            seen.append(sorted(next(iter(batches.values())).read(0, 2)))
+            return len(seen) == 1
+
+    monkeypatch.setattr(rank, "Rank", Short)
+    train._loop_b(payload)
+    assert seen == [["image", "key", "latents_a", "text"]] * 2
+    assert sorted(loaded) == ["latents_a", "text"]
 
 
 def test_bf16_is_what_it_says(prepared):

@@ -64,7 +64,8 @@ def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
     identifier = notes["licence"].get("licence") or "other"
     credit = notes["licence"].get("attribution") or "The licence of each picture is its owner's."
     url = f" ({notes['licence']['licence_url']})" if "licence_url" in notes["licence"] else ""
-    left_out = f"Left out is what its server forbids (X-Robots-Tag: {', '.join(notes['opt_outs']['x_robots_tag'])})"
+    tags = ", ".join(notes["opt_outs"]["x_robots_tag"])
+    left_out = f"Left out is what its server forbids (X-Robots-Tag: {tags}; TDM-Reservation: 1)"
     if notes["opt_outs"]["removal_list"]:
         left_out += f", and {notes['opt_outs']['removed']:,} rows on a removal list"
     sentences = [f"{metadata['rows']:,} pictures of the source {notes['source']}", f"{credit.rstrip('.')}{url}"]

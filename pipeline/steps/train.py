@@ -26,7 +26,7 @@ from stages.config import StageALoss, TrainingConfig
 if TYPE_CHECKING:
     from torch import device
 
-    from pipeline.encoders import TrainingData
+    from pipeline.encoders import Encode, Encoder, TrainingData
     from stages.perceptual import Perceptual
 
 PANEL = "panel.png"  # reconstructions of some pictures
@@ -217,7 +217,14 @@ def _split(view: Artifact | None, held_out: Artifact | None) -> tuple[View | Non
     return (~held, held) if chosen is None else (chosen & ~held, chosen & held)
 
 
-def _training_data(payload: dict[str, Any], training: TrainingConfig, where: "device") -> "TrainingData":
+def _loaded(payload: dict[str, Any], where: "device") -> "list[tuple[Encoder, Encode]]":
+    """The encoders of what is made online, with their models."""
+    return [(encoder, encoder.load(where)) for encoder in payload["online"]]
+
+
+def _training_data(
+    payload: dict[str, Any], training: TrainingConfig, online: "list[tuple[Encoder, Encode]]"
+) -> "TrainingData":
     """Batches by frame and view; squares of all sizes come in the same order, and so do buckets.
 
     Held-out samples do not depend on the seed, so that trainings can be compared.
@@ -231,7 +238,6 @@ def _training_data(payload: dict[str, Any], training: TrainingConfig, where: "de
         if phase.max_aspect > 1
     ]
     files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
-    online = [(encoder, encoder.load(where)) for encoder in payload["online"]]
 
     def split(view: str | None) -> tuple[View | None, View | None]:
         return _split(payload["views"].get(view), payload["held_out"])
@@ -268,7 +274,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
     settings: StageASettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
     if settings.weights:
         pretrained.fill(stage_a, existing("stage_a", settings.weights)["stage_a"], settings.model)
@@ -309,7 +315,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
     assert settings.train is not None
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    online = _loaded(payload, rank.device)  # for both trainings
+    data = _training_data(payload, settings.train, online)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
     start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
@@ -322,7 +329,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
             payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
         )
         rounds = compressing.warmup.train
-        if not rank.train("compressor", warmup, rounds, _training_data(payload, rounds, rank.device)):
+        if not rank.train("compressor", warmup, rounds, _training_data(payload, rounds, online)):
             return
     stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
     if settings.weights:
@@ -352,7 +359,7 @@ def _loop_c(payload: dict[str, Any]) -> None:
     settings: StageCSettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
     if settings.weights:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
@@ -369,7 +376,7 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
 
     settings: PreviewerSettings = payload["settings"]
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
 
     def panel() -> bytes:
@@ -390,7 +397,7 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
 
     settings: BaselineSettings = payload["settings"]
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
 
