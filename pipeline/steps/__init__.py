@@ -40,7 +40,7 @@ def rows(config: Config) -> list[Step]:
     return [
         #    step           makes        from                                  reads                               runs
         Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 3),
-        Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download"),
+        Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download", 2),
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
         *(
         Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates]), (f"data.views.{v}",), "select:select")
