@@ -1,4 +1,4 @@
-"""Pictures: from what a server sent to what is stored, and from that to pixels. Codecs are Pillow's, the resize torch's."""
+"""Pictures: from what a server sent to what is stored, and from that to pixels. Pillow decodes, torch resizes."""
 
 import io
 from dataclasses import dataclass
