@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.config import StageAConfig, StageBConfig, StageCConfig
-from tests.bench import data, models, plan_memory
+from tests.bench import data, figures, models, plan_memory
 
 CPU = torch.device("cpu")
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32)
@@ -61,21 +61,39 @@ def test_the_activations_that_count_are_those_that_are_kept() -> None:
 
 
 def test_reader() -> None:
-    figures = dict(data.reader(rows=2, num_shards=3, pairs=2))
-    assert "webdataset" in figures["reader, samples a CPU-second (text 77x1024, codes 16x24x24)"]
-    assert len(figures) == 4
+    found = {line.what.strip(): line for line in data.reader(rows=2, num_shards=3, pairs=2)}
+    assert "webdataset" in found["reader, samples a CPU-second (text 77x1024, codes 16x24x24)"].figure
+    assert [line.bar for line in found.values()] == ["", "at least 2,000", "at least 1.0", "at least 3.0", ""]
 
 
 def test_encoding() -> None:
-    ((_, figure),) = data.encoding(torch.nn.AvgPool2d(32), size=64, rows=1, num_shards=2, pairs=2)
-    assert "ms a batch" in figure
+    (line,) = data.encoding(torch.nn.AvgPool2d(32), size=64, rows=1, num_shards=2, pairs=2)
+    assert "ms a batch" in line.figure
+    assert line.met is not None
 
 
 def test_downloading() -> None:
-    figures = dict(data.downloading(count=3, side=64, size=32, pairs=2))
-    assert "pictures/s" in figures["download / plain img2dataset, 64 -> 32 px"]
-    assert [part.split()[0] for part in figures["  of which"].split(", ")] == ["fetch", "decode", "resize", "encode"]
+    first, cpu, parts = data.downloading(count=3, side=64, size=32, pairs=2)
+    assert first.what == "download / plain img2dataset, 64 -> 32 px"
+    assert first.met is not None
+    assert "ms a picture" in cpu.figure
+    assert [part.split()[0] for part in parts.figure.split(", ")] == ["fetch", "decode", "resize", "encode"]
 
 
 def test_planning(tmp_path: Path) -> None:
-    assert plan_memory.measured(tmp_path, 500)["planned"] == 500
+    found = plan_memory.measured(tmp_path, 500)
+    assert found["planned"] == 500
+    assert found["cpu_seconds"] > 0
+
+
+def test_a_bar_is_met_or_missed_by_the_median() -> None:
+    seconds = [1.0, 2.0, 4.0]
+    assert figures.ratio("x", seconds, [1.0, 4.0, 16.0], bar=2.0) == (
+        "x",
+        "quartiles 1.00 2.00 4.00 (3 pairs)",
+        "at least 2.0",
+        True,
+    )
+    assert figures.ratio("x", seconds, seconds, bar=1.01).met is False
+    assert figures.ratio("x", seconds, seconds).met is None
+    assert figures.at_most("x", "5", 5, 4) == ("x", "5", "at most 4", False)
