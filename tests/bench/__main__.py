@@ -41,7 +41,7 @@ def main() -> None:
         print(f"{what}: {figure}", file=sys.stderr, flush=True)
         table.add_row(what, figure, bar, "" if met is None else "met" if met else "MISSED")
         verdicts += [] if met is None else [met]
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)  # wide enough for a log
     console.print(table)
     console.print(f"{sum(verdicts)} of {len(verdicts)} bars are met")
 
