@@ -45,8 +45,9 @@ class Source:
 class Batches:
     """Samples of several artifacts made from the same pictures, joined shard by shard and compared by key.
 
-    Held in memory are the shards of the window that is being read and, read in a thread meanwhile, those of the next
-    one: tensors as they are, pictures encoded, and as many of them decoded as `DECODED_BYTES` allows.
+    Held are the shards of the window that is being read and, read in a thread meanwhile, those of the next one: tensors
+    as they lie in their file (a mapped one takes no memory of its own; int8 is copied), pictures encoded, and as many
+    of them decoded as `DECODED_BYTES` allows.
 
     Args:
         bucket: whose shards alone are read.

@@ -184,6 +184,8 @@ def normalised_url(url: str) -> str:
 def clean_caption(caption: str) -> str:
     """NFC, without control and text-direction characters, runs of white space as one space."""
     spaced = " ".join(caption.split())
+    if spaced.isascii() and spaced.isprintable():  # most are, and going through the letters takes ten times as long
+        return spaced
     visible = "".join(letter for letter in spaced if not _is_control(letter))
     return " ".join(unicodedata.normalize("NFC", visible).split())
 

@@ -1,12 +1,13 @@
 """The benches run through all their parts at a tiny size, those for CUDA on the CPU."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
 from stages.config import StageAConfig, StageBConfig, StageCConfig
-from tests.bench import data, loop, models, plan_memory
+from tests.bench import data, figures, loop, models, plan_memory
 
 CPU = torch.device("cpu")
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32)
@@ -29,14 +30,19 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
 
 
+def by_name(lines: Iterable[figures.Line]) -> dict[str, str]:
+    """Figures by what they tell of."""
+    return {line.what: line.figure for line in lines}
+
+
 def test_ratios() -> None:
-    found = dict(models.ratios(CASES, CPU, torch.float32, pairs=2))
-    assert "quartiles" in found["Stage C 3x3, batch 2: diffusers / ours"]
-    assert "quartiles" in found["Stage B 32x32, batch 1: diffusers / ours"]
+    found = by_name(models.ratios(CASES, CPU, torch.float32, pairs=2))
+    assert "quartiles" in found["Stage C 3x3, batch 2: diffusers / ours, lower quartile"]
+    assert "quartiles" in found["Stage B 32x32, batch 1: diffusers / ours, lower quartile"]
 
 
 def test_trainings() -> None:
-    found = dict(models.trainings(CASES, CPU, torch.bfloat16, pairs=1))
+    found = by_name(models.trainings(CASES, CPU, torch.bfloat16, pairs=1))
     for owner in ("ours", "diffusers"):
         for how in ("eager", "compiled"):
             assert "images/s" in found[f"Stage B 32x32, batch 1: {owner}, {how}"]
@@ -50,8 +56,8 @@ def test_pictures() -> None:
 
 def test_diffusers_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "WuerstchenPrior", None)
-    assert dict(models.ratios(CASES, CPU, torch.float32, pairs=1)) == {"diffusers": "not installed: no comparison"}
-    assert not any("diffusers" in what for what, _ in models.trainings(CASES[:1], CPU, torch.float32, pairs=1))
+    assert by_name(models.ratios(CASES, CPU, torch.float32, pairs=1)) == {"diffusers": "not installed: no comparison"}
+    assert not any("diffusers" in what for what in by_name(models.trainings(CASES[:1], CPU, torch.float32, pairs=1)))
 
 
 def test_the_activations_that_count_are_those_that_are_kept() -> None:
@@ -61,48 +67,66 @@ def test_the_activations_that_count_are_those_that_are_kept() -> None:
 
 
 def test_reader() -> None:
-    figures = dict(data.reader(rows=2, num_shards=3, pairs=2))
-    assert "webdataset" in figures["reader, samples a CPU-second (text 77x1024, codes 16x24x24)"]
-    assert len(figures) == 4
+    found = {line.what.strip(): line for line in data.reader(rows=2, num_shards=3, pairs=2)}
+    assert "webdataset" in found["reader, samples a CPU-second (text 77x1024, codes 16x24x24)"].figure
+    assert [line.bar for line in found.values()] == ["", "at least 2,000", "at least 1.0", "at least 3.0", ""]
 
 
 def test_encoding() -> None:
-    ((_, figure),) = data.encoding(torch.nn.AvgPool2d(32), size=64, rows=1, num_shards=2, pairs=2)
-    assert "ms a batch" in figure
+    (line,) = data.encoding(torch.nn.AvgPool2d(32), size=64, rows=1, num_shards=2, pairs=2)
+    assert "ms a batch" in line.figure
+    assert line.met is not None
 
 
 def test_downloading() -> None:
-    figures = dict(data.downloading(count=3, side=64, size=32, pairs=2))
-    assert "pictures/s" in figures["download / plain img2dataset, 64 -> 32 px"]
-    assert [part.split()[0] for part in figures["  of which"].split(", ")] == ["fetch", "decode", "resize", "encode"]
+    first, cpu, parts = data.downloading(count=3, side=64, size=32, pairs=2)
+    assert first.what == "download / plain img2dataset, 64 -> 32 px"
+    assert first.met is not None
+    assert "ms a picture" in cpu.figure
+    assert [part.split()[0] for part in parts.figure.split(", ")] == ["fetch", "decode", "resize", "encode"]
 
 
 def test_planning(tmp_path: Path) -> None:
-    assert plan_memory.measured(tmp_path, 500)["planned"] == 500
+    found = plan_memory.measured(tmp_path, 500)
+    assert found["planned"] == 500
+    assert found["cpu_seconds"] > 0
+
+
+def test_a_bar_is_met_or_missed_by_the_median() -> None:
+    seconds = [1.0, 2.0, 4.0]
+    assert figures.ratio("x", seconds, [1.0, 4.0, 16.0], bar=2.0) == (
+        "x",
+        "quartiles 1.00 2.00 4.00 (3 pairs)",
+        "at least 2.0",
+        True,
+    )
+    assert figures.ratio("x", seconds, seconds, bar=1.01).met is False
+    assert figures.ratio("x", seconds, seconds).met is None
+    assert figures.at_most("x", "5", 5, 4) == ("x", "5", "at most 4", False)
 
 
 def test_the_loop_against_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "STEPS", 2)
-    ((what, figure),) = loop.against_plain(TINY_C, side=3, batch=2, pairs=2)
-    assert "1.05 or less" in what
-    assert "2 pairs of 2 steps" in figure
+    (line,) = loop.against_plain(TINY_C, side=3, batch=2, pairs=2)
+    assert line.bar == "at most 1.05"
+    assert "2 pairs of 2 steps" in line.figure
     encode = models.text_encoder(64, CPU)
-    ((_, figure),) = loop.against_diffusers(TINY_C, encode, size=128, batch=1, pairs=1)
-    assert float(figure.split()[0]) > 0
+    (line,) = loop.against_diffusers(TINY_C, encode, size=128, batch=1, pairs=1)
+    assert float(line.figure.split()[0]) > 0
 
 
 def test_saving() -> None:
-    ((_, figure),) = loop.saving(TINY_C)
-    assert "s a GB" in figure
+    (line,) = loop.saving(TINY_C)
+    assert "s a GB" in line.figure
 
 
 def test_full_size_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "StageCConfig", lambda: TINY_C)
     monkeypatch.setattr(loop, "StageBConfig", lambda: TINY_B)
     monkeypatch.setattr(loop, "FULL_SIZES", {"stage_c": {128: 2}, "stage_b": {128: 1}})
-    figures = dict(loop.full_size(CPU, steps=3))
-    assert list(figures) == ["stage_c at 128 px, batch 2", "stage_b at 128 px, batch 1"]
-    assert all("images/s" in figure and "waits" in figure for figure in figures.values())
+    lines = list(loop.full_size(CPU, steps=3))
+    assert [line.what for line in lines] == ["stage_c at 128 px, batch 2", "stage_b at 128 px, batch 1"]
+    assert all("images/s" in line.figure and "waits" in line.figure for line in lines)
 
 
 def test_the_projections_schedule_is_that_of_the_config() -> None:

@@ -21,7 +21,7 @@ HOMES = {  # library -> the packages that may import it
     "mlflow": {"pipeline"},
     "hydra": {"pipeline"},
     "omegaconf": {"pipeline"},
-    "torch": {"pipeline", "stages"},
+    "torch": {"pipeline", "stages", "datasets"},  # there, to resize pictures alone, and where it does so
     "torchvision": {"stages"},
     "open_clip": {"stages"},
     "img2dataset": {"datasets"},

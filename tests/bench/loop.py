@@ -30,6 +30,7 @@ from stages.config import (
 from stages.draws import Draws
 from stages.stage_b import StageB, StageBObjective
 from stages.stage_c import StageC, StageCObjective
+from tests.bench.figures import Line, at_most
 from tests.bench.models import TOKENS, WuerstchenPrior, text_encoder
 
 PAIRS, STEPS, WARM_UP = 40, 10, 2  # pairs of so many steps; pairs that do not count
@@ -41,14 +42,13 @@ SAVED = StageCConfig(width=768, depth=24, heads=12, text_width=WIDTH)  # 0.2 bil
 PRIOR = StageCConfig(width=512, depth=8, heads=8, text_width=WIDTH)
 FULL_SIZES = {"stage_c": {512: 64, 1024: 32}, "stage_b": {512: 8, 1024: 2}}  # px and images a step
 A100 = flops.PEAKS["NVIDIA A100-SXM4-80GB"]
-Line = tuple[str, str]
 Read = Callable[[int], dict[str, np.ndarray]]
 
 
 def main() -> None:
     """Print all figures of this machine."""
-    for what, figure in lines():
-        print(f"{what:<58} {figure}", flush=True)
+    for line in lines():
+        print(f"{line.what:<58} {line.figure}", flush=True)
 
 
 def lines() -> Iterator[Line]:
@@ -67,10 +67,8 @@ def against_plain(model: StageCConfig, side: int, batch: int, pairs: int) -> Ite
     rival = plain_steps(objective_c(model), read, batch)
     ratios, ours = in_turns(objective_c(model), read, batch, lambda: rival(STEPS), STEPS, pairs)
     low, middle, high = statistics.quantiles(ratios, n=4)
-    yield (
-        f"training loop / plain PyTorch loop (bar: {BAR} or less)",
-        f"{middle:.3f} (quartiles {low:.3f} {high:.3f}; {pairs} pairs of {STEPS} steps, {ours:.2f} s each)",
-    )
+    figure = f"quartiles {low:.3f} {middle:.3f} {high:.3f} ({pairs} pairs of {STEPS} steps, {ours:.2f} s each)"
+    yield at_most("training loop, seconds over a plain PyTorch loop's", figure, middle, BAR)
 
 
 def against_diffusers(
@@ -79,7 +77,7 @@ def against_diffusers(
     """The prior's training step as diffusers' example makes it, encoders inside, over ours on stored codes and text."""
     what = "diffusers' prior training with its encoders / ours"
     if WuerstchenPrior is None or encode is None:
-        yield what, "diffusers or open_clip is not installed: no comparison"
+        yield Line(what, "diffusers or open_clip is not installed: no comparison")
         return
     from stages import convert
 
@@ -101,7 +99,7 @@ def against_diffusers(
 
     ratios, ours = in_turns(objective_c(model), batches(model, side, batch), batch, step, 1, pairs)
     ratio = statistics.median(1 / ratio for ratio in ratios)
-    yield what, f"{ratio:.1f} (median of {pairs} pairs; {size} px, batch {batch}; ours {ours:.2f} s a step)"
+    yield Line(what, f"{ratio:.1f} (median of {pairs} pairs; {size} px, batch {batch}; ours {ours:.2f} s a step)")
 
 
 def saving(model: StageCConfig) -> Iterator[Line]:
@@ -122,10 +120,8 @@ def saving(model: StageCConfig) -> Iterator[Line]:
     found = logged[2]  # tells of the first checkpoint
     seconds = found["speed/saving"] / found["speed/images_per_second"]  # of a step of one image
     gigabytes, billions = sizes[0] / 1e9, parameters.stage_c(model) / 1e9
-    yield (
-        "a checkpoint's stall",
-        f"{seconds / gigabytes:.2f} s a GB ({gigabytes:.1f} GB, {billions:.2f}B parameters)",
-    )
+    figure = f"{seconds / gigabytes:.2f} s a GB ({gigabytes:.1f} GB, {billions:.2f}B parameters)"
+    yield Line("a checkpoint's stall", figure)
 
 
 def full_size(device: torch.device, steps: int) -> Iterator[Line]:
@@ -154,10 +150,11 @@ def full_size(device: torch.device, steps: int) -> Iterator[Line]:
                 used[size] = found["speed/tflops"] * 1e12 / peak
                 figure += f", MFU {used[size]:.1%}"
             wait, memory = found["speed/waiting_for_data"], found["speed/memory_gib"]
-            yield f"{name} at {size} px, batch {batch}", f"{figure}, waits {wait:.1%} for data, {memory:.1f} GiB"
+            figure += f", waits {wait:.1%} for data, {memory:.1f} GiB"
+            yield Line(f"{name} at {size} px, batch {batch}", figure)
         if used:
             hours = sum(images * flops_of(size) / (used[size] * A100) / 3600 for size, images in schedule(name))
-            yield f"{name}: projection of the paper's schedule", f"{hours:,.0f} A100-hours at this MFU"
+            yield Line(f"{name}: projection of the paper's schedule", f"{hours:,.0f} A100-hours at this MFU")
 
 
 def schedule(name: str) -> list[tuple[int, int]]:
