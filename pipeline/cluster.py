@@ -39,6 +39,7 @@ from datasets import storage
 from pipeline.config import Cluster as ClusterConfig
 from pipeline.environment import quiet_environment
 from pipeline.errors import InfrastructureError, Preempted, UsageError
+from pipeline.watchdog import Pulses
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
@@ -58,6 +59,7 @@ class Board:
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
         self._stop = False
+        self._pulses = Pulses()
 
     def post(self, message: dict[str, Any]) -> None:
         """Leave a message for the driver."""
@@ -72,6 +74,22 @@ class Board:
     def stopping(self) -> bool:
         """Whether workers should save and return."""
         return self._stop
+
+    def begin_job(self) -> None:
+        """Forget the ranks of the job before."""
+        self._pulses = Pulses()
+
+    def beat(self, *pulse: Any) -> str | None:
+        """A rank's pulse; answers the stall of its job."""
+        return self._pulses.beat(*pulse)
+
+    def rest(self, rank: int) -> None:
+        """A rank has no pulse for now."""
+        self._pulses.rest(rank)
+
+    def stall(self) -> str | None:
+        """The stall of the job, if it was in one."""
+        return self._pulses.stall
 
 
 class BoardClient:
@@ -92,6 +110,18 @@ class BoardClient:
             self._stopping = _get(self._board.stopping.remote())
             self._asked = time.monotonic()
         return self._stopping
+
+    def beat(self, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
+        """What this rank does; returns the stall that its job is in. None too while the board starts anew."""
+        try:
+            found: str | None = _get(self._board.beat.remote(rank, step, doing, seconds, stall_s))
+        except InfrastructureError:
+            return None
+        return found
+
+    def rest(self, rank: int) -> None:
+        """This rank has no pulse for now."""
+        self._board.rest.remote(rank)
 
 
 class Slots:
@@ -334,7 +364,13 @@ class Cluster:
                 ),
             ),
         )
-        _patiently(trainer.fit, tick)
+        _get(self.board.begin_job.remote())
+        try:
+            _patiently(trainer.fit, tick)
+        except InfrastructureError as error:
+            if stall := _get(self.board.stall.remote()):
+                raise InfrastructureError(stall) from error
+            raise
 
 
 def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:

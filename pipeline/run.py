@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from datasets import storage
+from datasets import laion, storage
+from datasets.config import NO_SCORES
 from pipeline import __version__, cost, dag, lease, ledger
 from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.build import Build, Facts
@@ -60,6 +61,25 @@ def missing_weights(config: Config, planned: list[Planned]) -> str | None:
     return f"{places}; {how_to_get(*missing.values())}" if missing else None
 
 
+def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
+    """Which weights are another model's than the steps' that need them, as a sentence, as far as the headers of
+    safetensors files tell it; a run reads the files whole (`check_weights`)."""
+    from stages.weight_files import Model, misfit, section
+
+    models: dict[str, tuple[Model, ...]] = {
+        **{f"{stage}.weights": (stage,) for stage in STAGES},
+        "compressor.weights": ("compressor", "imagenet"),
+        "interpolate.first": ("stage_c",),
+        "interpolate.second": ("stage_c",),
+    }
+    found = {}
+    for key, path in _needed_weights(config, planned).items():
+        if key in models and not storage.is_remote(path) and storage.exists(path):
+            model = getattr(config, section(models[key][0])).model
+            found[key] = misfit(Path(storage.absolute(path)), models[key], model)
+    return "; ".join(f"{key}: {told}" for key, told in found.items() if told) or None
+
+
 def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
     """That LAION's metadata, still to be read, are not there, as a sentence; a URI counts as there unless asked."""
     path = config.data.metadata
@@ -67,6 +87,18 @@ def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = Fals
     if path is None or not to_read or (storage.is_remote(path) and not ask_stores):
         return None
     return None if storage.matching(path, ".parquet") else f"data.metadata: there is no Parquet file at {path}"
+
+
+def missing_scores(config: Config, planned: list[Planned]) -> str | None:
+    """That views want scores which LAION's metadata on this machine have not and nothing brings, as a sentence."""
+    path, data = config.data.metadata, config.data
+    if path is None or data.scores or data.scorer or storage.is_remote(path) or not storage.matching(path, ".parquet"):
+        return None
+    selects = [item for item in planned if item.step.name == "select" and item.state != "done"]
+    wanting = [name for item in selects if data.views[name := item.step.output.removeprefix("view_")].scored]
+    if not wanting or "aesthetic" in laion.columns(path):
+        return None
+    return f"data.views.{wanting[0]}.min_aesthetic: {NO_SCORES}"
 
 
 def check_weights(config: Config, planned: list[Planned]) -> None:
@@ -78,8 +110,13 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
     """
     if missing := missing_weights(config, planned):
         raise UsageError(missing)
-    made = {item.step.output for item in planned if item.state != "done"}.intersection(STAGES)
-    if made and any(not name.startswith(("text.", "eval.")) for name in _needed_weights(config, planned)):
+    made = {item.step.output for item in planned if item.state != "done"}
+    if config.data.scorer and "aesthetic" in made:
+        from pipeline.models import check_scorer
+
+        check_scorer(config.data.scorer)
+    made = {stage for stage in STAGES if not made.isdisjoint((stage, config.trained(stage)))}
+    if made and any(not name.startswith(("text.", "eval.", "data.")) for name in _needed_weights(config, planned)):
         from pipeline.models import check_existing
 
         check_existing(config, made)
@@ -115,6 +152,8 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
     check_weights(config, planned)
+    if missing := missing_scores(config, planned):
+        raise UsageError(missing)
     check_carried_out(root)
     check_writable(root, "root")
     quiet_environment()
@@ -236,6 +275,7 @@ class _Session:
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "outcome": "running",
                 "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
+                "paths": sorted(map(storage.absolute, self.config.existing().values())),
                 "steps": {},
             }
             self._write_record()

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages import checkpoint, loop
+from stages.bad_steps import BadSteps
 from stages.checkpoint import CheckpointMismatch
 from stages.config import TrainingConfig
 from stages.diffusion import AdaptiveWeight
 from stages.draws import Draws
-from stages.loop import NonFiniteLoss, Outcome, learning_rate_factor, train
+from stages.loop import Outcome, learning_rate_factor, train
+from stages.meter import SPEED
 
 ROWS = 8
 
@@ -96,12 +98,15 @@ class Run:
             world=world,
             load_state=lambda: self.state and [self.state],
             save_state=self.saved.__setitem__,
-            log=self.logged.__setitem__,
+            log=self.log,
             should_stop=self.should_stop,
         )
 
     def should_stop(self) -> bool:
         return self.stop_after is not None and max(self.logged) >= self.stop_after
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.logged[step] = {name: value for name, value in values.items() if not name.startswith(SPEED)}
 
 
 def weights(module: nn.Module) -> bytes:
@@ -224,7 +229,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_saves_nothing_after_it() -
         return {"x": np.full_like(clean(step)["x"], np.nan)} if step == 5 else clean(step)
 
     model = Denoise(norm=False)
-    with pytest.raises(NonFiniteLoss, match="step 6 "):
+    with pytest.raises(BadSteps, match="step 6 "):
         train(
             model,
             poisoned,

@@ -1,20 +1,22 @@
-"""select: a view, which of the stored pictures the phases of a training see."""
+"""select: a view, which of the stored pictures the phases of a training see; hold_out: those that none sees."""
 
 import os
 
 from datasets import duplicates, plan, shards, storage, views
-from datasets.config import DataError, ViewConfig
+from datasets.config import NO_SCORES, DataError, ViewConfig
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 
 
 def select(build: Build) -> Facts:
-    """metadata, images (and duplicates, to drop them) -> view_<name>: a bit for each stored picture."""
-    name = build.step.output.removeprefix("view_")
+    """metadata, images, and what the view wants of duplicates, aesthetic -> view_<name>: a bit for each picture."""
+    name, found = build.step.output.removeprefix("view_"), build.inputs
     view = build.config.data.views[name]
-    inputs = (build.inputs["metadata"], build.inputs["images"], build.inputs.get("duplicates"))
-    entry, rows, left_out, pid = build.call(_select, view, inputs, build.path)
+    inputs = (found["metadata"], found["images"], found.get("duplicates"), found.get("aesthetic"))
+    entry, rows, left_out, unscored, pid = build.call(_select, view, inputs, build.path)
+    if unscored:
+        raise DataError(f"data.views.{name}.min_aesthetic: {NO_SCORES}")
     if not rows:
         reasons = ", ".join(f"{rule} leaves out {count}" for rule, count in left_out.items() if count)
         stored = build.inputs["images"].manifest["rows"]
@@ -25,17 +27,54 @@ def select(build: Build) -> Facts:
 
 
 def _select(
-    view: ViewConfig, inputs: tuple[Artifact, Artifact, Artifact | None], path: str
-) -> tuple[FileEntry, int, dict[str, int], int]:
+    view: ViewConfig, inputs: tuple[Artifact, Artifact, Artifact | None, Artifact | None], path: str
+) -> tuple[FileEntry, int, dict[str, int], bool, int]:
     content, rows, left_out = make(view, *inputs)
-    return storage.publish(content, storage.join(path, views.FILE)), rows, left_out, os.getpid()
+    metadata, *_, scores = inputs
+    unscored = not rows and view.scored and scores is None and not _any_score(metadata)
+    return storage.publish(content, storage.join(path, views.FILE)), rows, left_out, unscored, os.getpid()
+
+
+def _any_score(metadata: Artifact) -> bool:
+    """Whether the plan has an aesthetic score of any picture."""
+    tables = (rows for part in sorted(metadata.files) for _, rows in plan.shards(metadata.read(part)))
+    return any(rows["aesthetic"].null_count < rows.num_rows for rows in tables)
+
+
+def hold_out(build: Build) -> Facts:
+    """images -> held_out: a view of the pictures that no training sees, for the loss on held-out samples."""
+    share, images = build.config.data.holdout, build.inputs["images"]
+    entry, rows, pid = build.call(_hold_out, share, images, build.path)
+    stored = images.manifest["rows"]
+    if rows == stored:
+        raise DataError(f"data.holdout={share} holds out all of {stored} pictures: lower it, or set it to 0")
+    if not rows:
+        build.report.warning(f"data.holdout={share} holds out none of {stored} pictures: no training will be validated")
+    return Facts(files={views.FILE: entry}, rows=rows, call="datasets.views.hold_out", workers=[pid])
+
+
+def _hold_out(share: float, images: Artifact, path: str) -> tuple[FileEntry, int, int]:
+    view = held_out(share, images)
+    return storage.publish(views.dump(view), storage.join(path, views.FILE)), view.rows, os.getpid()
+
+
+def held_out(share: float, images: Artifact) -> views.View:
+    """A view of the pictures that are held out at a share."""
+    stored = sorted(shards.finished(images.path))
+    return views.hold_out(stored, lambda shard: images.read(shards.index_name(shard)), share)
 
 
 def make(
-    view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None
+    view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None, scores: Artifact | None = None
 ) -> tuple[bytes, int, dict[str, int]]:
     """A view's file, how many of the pictures it chooses, and how many others it leaves out by rule."""
     planned = (shard for part in sorted(metadata.files) for shard in plan.shards(metadata.read(part)))
     unwanted = duplicates.by_shard(repeated.read(duplicates.FILE)) if repeated else {}
-    content, rows, left_out = views.make(planned, lambda shard: images.read(shards.index_name(shard)), view, unwanted)
+    content, rows, left_out = views.make(
+        planned,
+        lambda shard: images.read(shards.index_name(shard)),
+        view,
+        unwanted,
+        (lambda shard: scores.read(shards.tensor_name(shard))) if scores else None,
+    )
     return content, rows, dict(left_out)
