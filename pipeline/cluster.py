@@ -46,7 +46,7 @@ Post = Callable[[dict[str, Any]], None]
 POLL_S = 0.5
 SLOT_POLL_S = 0.05
 SHARDS_PER_ACTOR = 4
-PING_S = 10.0
+PING_S = 60.0  # for an answer of a node: it may have to start a process; one that is dead fails sooner
 
 
 class Board:

@@ -259,7 +259,7 @@ def test_a_drained_node_costs_no_step_and_no_retry(tmp_path, inputs, calm):
 def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path, inputs, calm):
     root = new_root(tmp_path, inputs)
     with Raylets(1, 1) as nodes:
-        driver = nodes.start(root, "cluster.min_workers=1", "cluster.replacement_s=5")
+        driver = nodes.start(root, "cluster.min_workers=1", "cluster.replacement_s=5", "cluster.retries=2")
         try:
             wait_for(saved(root, EVERY), driver)
             nodes.tell("remove")
