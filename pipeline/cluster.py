@@ -46,7 +46,7 @@ Post = Callable[[dict[str, Any]], None]
 POLL_S = 0.5
 SLOT_POLL_S = 0.05
 SHARDS_PER_ACTOR = 4
-PING_S = 10.0
+PING_S = 60.0  # for an answer of a node: it may have to start a process; one that is dead fails sooner
 
 
 class Board:
@@ -402,9 +402,13 @@ def _lasting_nodes() -> list[dict[str, Any]]:
     pings = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        pings[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(os.getpid).remote()] = node
+        pings[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_answer).remote()] = node
     answered, _ = ray.wait(list(pings), num_returns=len(pings), timeout=PING_S)
     return [pings[reference] for reference in answered if _succeeded(reference)]
+
+
+def _answer() -> None:
+    """What a node does that is asked whether it is there."""
 
 
 def _succeeded(reference: Any) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.artifacts import Artifact, Store
+from pipeline.checkpoints import Checkpoints
 from pipeline.interruptions import FILE
+from stages import checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("micro")]
 CHECKOUT = Path(__file__).parent.parent
@@ -159,6 +162,28 @@ def test_a_driver_of_two_ranks_saves_on_a_signal_and_may_be_killed(tmp_path, inp
     assert "done again after 2 interruptions\n" in said
 
 
+@pytest.mark.cluster
+def test_a_checkpoint_of_another_training_is_refused_once_and_in_a_sentence(tmp_path, inputs):
+    root = new_root(tmp_path, inputs)
+    driver = start(root)
+    try:
+        wait_for(saved(root, EVERY), driver)
+        driver.send_signal(signal.SIGTERM)
+        finish(driver, 143)
+    finally:
+        driver.kill()
+    (folder,) = root.glob("artifacts/stage_c/*/building/checkpoints/stage_c")
+    states = Checkpoints(str(folder), warn=print)
+    newest = states.newest()
+    assert newest
+    (state,) = (checkpoint.load(data) for data in states.read(newest))
+    other = replace(state, recipe={**state.recipe, "learning_rate": 7.0})
+    states.save(state.step + 1, checkpoint.dump(other))
+    said = finish(start(root), 2)
+    assert "error: the checkpoint was trained with learning_rate = 7.0, this training has 0.002\n" in said
+    assert "trying again" not in said
+
+
 class Raylets:
     """`tests.raylets` in a process of its own, and what a driver needs to join them."""
 
@@ -234,7 +259,7 @@ def test_a_drained_node_costs_no_step_and_no_retry(tmp_path, inputs, calm):
 def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path, inputs, calm):
     root = new_root(tmp_path, inputs)
     with Raylets(1, 1) as nodes:
-        driver = nodes.start(root, "cluster.min_workers=1", "cluster.replacement_s=5")
+        driver = nodes.start(root, "cluster.min_workers=1", "cluster.replacement_s=5", "cluster.retries=2")
         try:
             wait_for(saved(root, EVERY), driver)
             nodes.tell("remove")
