@@ -30,7 +30,7 @@ from stages.discriminator import Discriminator
 from stages.draws import Draws
 from stages.loop import Outcome, train
 from stages.parallel import Replica
-from stages.stage_a import StageAObjective
+from stages.stage_a import StageA, StageAObjective
 from stages.validation import SampleDraws, Validation
 
 CPU = torch.device("cpu")
@@ -318,8 +318,6 @@ def test_the_loss_is_that_of_the_samples_in_evaluation_mode() -> None:
 def test_stage_a_is_validated_without_its_discriminator() -> None:
     torch.manual_seed(0)
     stage_a = compose.load("stage_a", ["scale=micro"]).stage_a.model
-    from stages.stage_a import StageA
-
     objective = StageAObjective(StageA(stage_a), StageALoss(adversarial=1.0), Discriminator())
     config = Run({"every": 1, "samples": 2}).config
     image = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 128), np.uint8)
