@@ -7,11 +7,12 @@ least three are the same where only four bits differ, so pictures that agree in 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -75,6 +76,15 @@ def find(tables: Mapping[int, bytes]) -> pa.Table:
         ["exact" if pixels[place] == pixels[of[place]] else "perceptual" for place in places],
     ]
     return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+
+
+def alike(content: bytes, keys: Set[str]) -> set[str]:
+    """Keys of the other pictures in the groups that some pictures belong to, from the bytes of `FILE`."""
+    table = pq.read_table(pa.BufferReader(content))
+    named = pc.field("key").isin(list(keys)) | pc.field("of").isin(list(keys))
+    groups = pc.field("of").isin(table.filter(named)["of"].unique())
+    found = table.filter(groups)
+    return {*found["key"].to_pylist(), *found["of"].to_pylist()} - keys
 
 
 def by_shard(content: bytes) -> dict[int, pa.Array]:

@@ -22,7 +22,7 @@ class Outcome(StrEnum):
     HTTP_ERROR = "http_error"  # another status, or no HTTP at all
     TRUNCATED = "truncated"  # fewer bytes than announced
     TOO_BIG = "too_big"  # more bytes than allowed
-    OPTED_OUT = "opted_out"  # X-Robots-Tag forbids the use for training
+    OPTED_OUT = "opted_out"  # X-Robots-Tag or TDM-Reservation forbids the use for training
     # a body that we do not keep
     NOT_AN_IMAGE = "not_an_image"  # none of the formats that we read
     BROKEN_IMAGE = "broken_image"  # cannot be decoded to its end

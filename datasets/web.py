@@ -168,16 +168,19 @@ class _Http(urllib.request.AbstractHTTPHandler):
         with self._gate(host):
             if not hasattr(request, "deadline"):  # a redirect has what is left of the first request's
                 request.deadline = time.monotonic() + self._download.max_seconds
-            made = partial(connection, dial=self._dial, deadline=request.deadline)
+            dial = partial(self._dial, deadline=request.deadline)
+            made = partial(connection, dial=dial, deadline=request.deadline)
             with self.do_open(made, request) as response:
                 self._note_patience(host, response)
+                if "1" in response.headers.get_all("TDM-Reservation", ()):
+                    raise Lost(Outcome.OPTED_OUT, "TDM-Reservation: 1")
                 body = self._body(response)
                 answer = addinfourl(io.BytesIO(body), response.headers, response.url, response.status)
                 answer.msg = response.reason  # type: ignore[attr-defined]  # read by HTTPErrorProcessor
         return answer
 
-    def _dial(self, address: Address, timeout: float | None, _: object = None) -> socket.socket:
-        """Connect to the first address of a host that is public and answers."""
+    def _dial(self, address: Address, timeout: float | None, _: object = None, *, deadline: float) -> socket.socket:
+        """Connect to the first address of a host that is public and answers; all have until `deadline`."""
         host, port = address
         if reserved := self._hosts.get(host):
             return socket.create_connection(reserved, timeout)
@@ -186,10 +189,13 @@ class _Http(urllib.request.AbstractHTTPHandler):
         for family, kind, protocol, _name, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             if not (anywhere or is_public(str(place[0]))):
                 continue
+            if (left := deadline - time.monotonic()) <= 0:  # a name server may tell any number of addresses
+                raise TimeoutError("none of the addresses answered in time")
             connection = socket.socket(family, kind, protocol)
             try:
-                connection.settimeout(timeout)
+                connection.settimeout(left if timeout is None else min(left, timeout))
                 connection.connect(place)
+                connection.settimeout(timeout)
                 return connection
             except OSError as error:
                 connection.close()

@@ -134,11 +134,30 @@ class Encode(Settings):
 
 
 class Interpolation(Settings):
-    """Stage C as the weights between two others: (1 - share) x first + share x second."""
+    """Stage C as the weights between two others: (1 - share) x first + share x second.
 
-    first: str
-    second: str
+    Either is a file, folder or URI, or the number of a phase of `stage_c.train`, from 1, for the weights after it. Two
+    phases of no training say nothing: `stage_c.weights` then count.
+    """
+
+    first: PositiveInt | str
+    second: PositiveInt | str
     share: float = Field(0.5, ge=0, le=1)
+
+    @property
+    def sides(self) -> dict[str, int | str]:
+        """Both, by their dotted keys."""
+        return {f"interpolate.{name}": getattr(self, name) for name in ("first", "second")}
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Those that are weights by others, by their dotted keys."""
+        return {key: side for key, side in self.sides.items() if isinstance(side, str)}
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Those that are phases of this config's own training, by their dotted keys."""
+        return {key: side for key, side in self.sides.items() if isinstance(side, int)}
 
 
 class Previewer(Settings):
@@ -232,7 +251,10 @@ class Cluster(Settings):
     gpu_memory_gib: PositiveFloat | None = None
     encoders: Encoders
     cache: Cache = Cache()
+    stall_s: PositiveFloat = 600.0
     retries: int = Field(ge=0)
+    min_workers: PositiveInt | None = None
+    replacement_s: float = Field(600.0, ge=0)
 
 
 class Tracking(Settings):
@@ -270,8 +292,15 @@ class Config(Settings):
             section = getattr(self, stage)
             if section.train is None and section.weights is None and self.origin(stage) == "import":
                 raise ValueError(f"{stage}: train and weights are both null; give {stage}.weights=PATH or a training")
-        if self.interpolate and self.stage_c.weights:
+        between, training = self.between, self.stage_c.train
+        if between and self.stage_c.weights and not between.phases:
             raise ValueError("stage_c.weights and interpolate both give Stage C's weights; leave one of them null")
+        for key, number in between.phases.items() if between else ():
+            if training is None or number > len(training.phases):
+                has = f"has {len(training.phases)}" if training else "is null"
+                raise ValueError(
+                    f"{key}={number} is a phase of stage_c.train, which {has}; give another, or interpolate=null"
+                )
         return self
 
     @model_validator(mode="after")
@@ -319,13 +348,27 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _latents_are_encoded(self) -> "Config":
-        """Previewer and baseline take the stored latents of Stage C and B; checked where they are asked for."""
+        """Latents are stored for the trainings of Stage B and C, and others take those; checked where it matters."""
         from_a, from_c = not self.encode.latents_a.online, not self.encode.latents_c.online
-        for asked, step, teacher, key in (
-            ("previewer" in self.targets and from_c, "train_previewer", "train_c", "stage_c"),
-            (self._needs_baseline() and from_a, "train_baseline", "train_b", "stage_b"),
+        for asked, step, teacher, key, latents in (
+            ("previewer" in self.targets and from_c, "train_previewer", "train_c", "stage_c", "latents_c"),
+            (self._needs_baseline() and from_a, "train_baseline", "train_b", "stage_b", "latents_a"),
         ):
             frames = self.frames_of(teacher)
+            if latents in self.targets and getattr(self.encode, latents).online:
+                raise ValueError(
+                    f"targets: encode.{latents}.mode=online stores none; set it to cached, or leave {latents} out"
+                )
+            if latents in self.targets and not frames:
+                raise ValueError(
+                    f"targets: {latents} are stored for the training of {key}, of which this config has none; leave "
+                    f"{latents} out"
+                )
+            if asked and not frames:
+                raise ValueError(
+                    f"{step.removeprefix('train_')} takes the {latents} that are stored for the training of {key}, of "
+                    f"which this config has none; set encode.{latents}.mode=online"
+                )
             for frame in self.frames_of(step):
                 if asked and frame not in frames:
                     raise ValueError(
@@ -425,6 +468,14 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _fewer_workers_are_fewer(self) -> "Config":
+        if (self.cluster.min_workers or 0) > self.workers:
+            raise ValueError(
+                f"cluster.min_workers={self.cluster.min_workers} is more than workers={self.workers}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         for key, training in self.trainings().items():
             try:
@@ -433,15 +484,25 @@ class Config(Settings):
                 raise ValueError(f"{key}.{error}") from None
         return self
 
+    @property
+    def between(self) -> Interpolation | None:
+        """What Stage C lies between, if it does."""
+        alone = self.stage_c.train is None and self.interpolate is not None and not self.interpolate.paths
+        return None if alone else self.interpolate
+
     def origin(self, stage: Stage) -> Origin:
         """How stage_a, stage_b or stage_c comes about: the verb of the step that makes it."""
-        if stage == "stage_c" and self.interpolate:
+        if stage == "stage_c" and self.between:
             return "interpolate"
         return "train" if getattr(self, stage).train else "import"
 
+    def trained(self, stage: Stage) -> str:
+        """Name of the artifact that a training of the stage makes: another one where its phases are interpolated."""
+        return "stage_c_phases" if stage == "stage_c" and self.between and self.between.phases else stage
+
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training that this config wants, by its dotted key."""
-        stages = [stage for stage in STAGES if self.origin(stage) == "train"]
+        stages = [stage for stage in STAGES if self.origin(stage) == "train" or self.trained(stage) != stage]
         found = {f"{name}.train": getattr(self, name).train for name in (*stages, "previewer", "baseline")}
         if self.compressor.warmup and "stage_b.train" in found and not self.stage_b.weights:
             found[WARMUP] = self.compressor.warmup.train
@@ -458,6 +519,24 @@ class Config(Settings):
         }
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
+
+    def in_bf16(self) -> list[str]:
+        """The keys that ask for bf16, of trainings and sampling."""
+        settings = {f"{key}.precision": training.precision for key, training in self.trainings().items()}
+        settings |= {"sample.precision": self.sample.precision}
+        settings |= {
+            f"encode.{field}.precision": getattr(self.encode, field).precision for field in ("text", "latents_a")
+        }
+        return [key for key, precision in settings.items() if precision == "bf16"]
+
+    def worlds_of(self, step: str) -> list[int]:
+        """Numbers of workers with which a training step can go on, descending from `workers`: all batches divide."""
+        least = self.cluster.min_workers or self.workers
+        return [
+            world
+            for world in range(self.workers, least - 1, -1)
+            if all(_divides(training, world) for training in self.trainings_of(step))
+        ]
 
     def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
         """Frames and views in which the phases of a training step see the pictures, each pair once."""
@@ -479,8 +558,10 @@ class Config(Settings):
         found["stage_a.loss.perceptual_weights"] = loss.perceptual_weights
         found["stage_a.loss.perceptual_heads"] = loss.perceptual_heads
         found |= {f"{section}.weights": getattr(self, section).weights for section in (*STAGES, "compressor")}
-        if self.interpolate:
-            found |= {f"interpolate.{name}": getattr(self.interpolate, name) for name in ("first", "second")}
+        if self.between:
+            found |= self.between.paths
+        if scorer := self.data.scorer:
+            found |= {f"data.scorer.{name}": getattr(scorer, name) for name in ("clip_weights", "head_weights")}
         if pickscore:
             found["eval.pickscore.weights"] = pickscore.weights
             found["eval.pickscore.rival"] = None if pickscore.rival == BASELINE else pickscore.rival
@@ -523,10 +604,20 @@ class Config(Settings):
                 try:
                     _put(tree, name, contents.identity(path))
                 except OSError as error:
-                    raise UsageError(f"{name}: {path} cannot be read ({error}); make it readable") from error
+                    raise UsageError(
+                        f"{name}: {path} cannot be read ({error.strerror or error}); make it readable"
+                    ) from error
         for part in key.split("."):
             tree = tree[part]
         return _without(tree, MANNERS)
+
+
+def _divides(training: TrainingConfig, world: int) -> bool:
+    try:
+        training.require_divisible(world)
+    except ValueError:
+        return False
+    return True
 
 
 def is_below(name: str, key: str) -> bool:

@@ -44,6 +44,8 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
         for name, artifact in found.items():
             if name.startswith(("text_", "latents_")):
                 steps.append(_level(f"encoded: {name}", artifact.manifest["rows"], {}))
+            elif name == "aesthetic":
+                steps.append(_level("scored", artifact.manifest["rows"], {}))
     if as_json:
         print(json.dumps({"root": root, "funnel": steps}, indent=1))
         return
@@ -110,6 +112,8 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if when := next((dates[planned[name]] for name in plan.NAMES if planned.get(name) in dates), None):
         told["forgotten"] = when
     if images and told["download"]["status"] == "ok":
+        if scores := found.get("aesthetic"):
+            told["scored"] = _row(scores.read(shards.tensor_name(planned["shard"])), key)
         told["files"] = [
             storage.join(artifact.path, name)
             for artifact in found.values()
@@ -119,7 +123,7 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(told, indent=1, ensure_ascii=False))
         return
-    for section in ("planned", "download"):
+    for section in ("planned", "download", "scored"):
         for name, value in told.get(section, {}).items():
             out.print(f"{section:9} {name:11} {value}")
     if when:
@@ -188,16 +192,25 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
         raise UsageError("data forget needs keys=KEY,KEY or urls='URL URL' or from=FILE with a key or URL a line")
     done = forgetting.forget(root, names)
     if as_json:
-        told = {"pictures": sorted(done.pictures), "files": dict(done.files), "trained": sorted(done.trained)}
+        told: dict[str, Any] = {
+            name: sorted(getattr(done, name)) for name in ("pictures", "alike", "trained", "unplanned")
+        }
+        told["files"] = dict(done.files)
         print(json.dumps({"root": root, **told}, indent=1))
         return
-    out.print(f"{len(done.pictures)} stored pictures forgotten; of {len(names)} keys and URLs no more is downloaded")
-    out.print(", ".join(f"{count} files {how}" for how, count in sorted(done.files.items())) or "no file changed")
+    out.print(f"stored rows forgotten: {len(done.pictures)}, with every caption of the pictures that are named")
+    if done.unplanned:
+        out.print(
+            f"in no plan here: {', '.join(sorted(done.unplanned))}; only these very captions are kept out of later "
+            "downloads, so give urls= too"
+        )
+    if done.alike:
+        out.print(f"duplicates of them, which stay: {', '.join(sorted(done.alike))}; forget them by keys= too")
+    out.print(", ".join(f"{count} files {how}" for how, count in sorted((+done.files).items())) or "no file changed")
     if done.pictures:
-        out.print("nodes keep what they have read in cluster.cache.folder, where that is set: empty those folders")
+        out.print("not reached from here: cluster.cache.folder of nodes, MLflow at a tracking.uri, copies of a release")
     if done.trained:
         out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")
-        out.print("MLflow keeps contact sheets of past runs, which may show them: delete those runs in `ui`")
 
 
 def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:
@@ -217,7 +230,7 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
     file = name.rpartition("/")[2]
     if artifact == "images":
         return file == shards.image_name(shard)
-    return artifact.startswith(("text_", "latents_")) and file == shards.tensor_name(shard)
+    return artifact.startswith(("text_", "latents_", "aesthetic")) and file == shards.tensor_name(shard)
 
 
 def _finished(config: Config, root: str) -> dict[str, Artifact]:

@@ -1,8 +1,9 @@
 """Forgetting: taking pictures out of all that a root has stored of them.
 
-Their pictures, captions and tensors go from every artifact; what is left is as if they had never been kept. The plan
-keeps their rows. Fingerprints stay: they tell what was asked for, and a forgotten picture makes nobody train again. The
-images come last, so that a removal that was killed is gone on with by any later one.
+A picture is what lies at its URL, or at the one that it was copied from: a key, which is of a URL with one caption,
+stands for all captions. Pictures, captions and tensors go from every artifact; what is left is as if they had never
+been kept. The plan keeps their rows. Fingerprints stay: they tell what was asked for, and a forgotten picture makes
+nobody train again. The images come last, so that a removal that was killed is gone on with by any later one.
 """
 
 import json
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import or_
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,36 +23,42 @@ import pyarrow.parquet as pq
 from datasets import duplicates, plan, removal, shards, storage, views
 from datasets.config import ViewConfig
 from pipeline import lease, removal_list
-from pipeline.artifacts import LEASE, MANIFEST, Artifact, Removals, Store, rewrite
+from pipeline.artifacts import BUILDING, LEASE, MANIFEST, Artifact, Removals, Store, rewrite
+from pipeline.errors import LeaseHeld
 from pipeline.removal_list import names_of, requests
 from pipeline.screen import console
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 
+EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
+CARD = "README.md"  # of a release: its example has the first sample's caption
+RESULT = f"{BUILDING}/result.json"  # of a training that was killed before its manifest; names its panel
 
 
 @dataclass
 class Outcome:
-    """What carrying out the requests has changed: pictures by key, files, and trainings that have seen them."""
+    """What carrying out the requests has changed: stored rows by key, files, and trainings that have seen them."""
 
     pictures: set[str] = field(default_factory=set)
     files: Counter[str] = field(default_factory=Counter)
     trained: set[str] = field(default_factory=set)
+    alike: set[str] = field(default_factory=set)  # keys of their duplicates, as far as these were looked for; they stay
+    unplanned: set[str] = field(default_factory=set)  # keys of which no plan here tells the URL
 
 
 def forget(root: str, names: Set[str]) -> Outcome:
     """Put keys and normalised URLs on the root's removal list, and take out what is stored of them.
 
     Raises:
-        LeaseHeld: a live run is building something in this root.
+        LeaseHeld: a live run is building something in this root, or has yet to end.
     """
     for folder in _leased(root):  # a run that reads a shard now would take its new bytes for damage
         with lease.hold(folder, console.print):
             pass
-    removal_list.add(root, names)
-    waiting = [request for request in requests(root) if not request.done]
     outcome = Outcome()
+    removal_list.add(root, names | _pictures_of(root, names, outcome))
+    waiting = [request for request in requests(root) if not request.done]
     if waiting:
         _carry_out(root, names_of(waiting).keys(), outcome)
     for request in waiting:
@@ -58,26 +66,34 @@ def forget(root: str, names: Set[str]) -> Outcome:
     return outcome
 
 
+def _pictures_of(root: str, names: Set[str], outcome: Outcome) -> set[str]:
+    """The URLs and origins of the pictures that are named, as far as a plan knows them."""
+    plans = Store(root).finished("metadata") if names else ()
+    rows = [row for metadata in plans for row in _planned(metadata, names)]
+    outcome.unplanned = {name for name in names if shards.KEY.fullmatch(name)} - {row["key"] for row in rows}
+    return {row[name] for row in rows for name in ("url", "origin") if row[name]}
+
+
 def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
     store = Store(root)
     finished = list(store.finished())
-    keys = {name for name in names if shards.KEY.fullmatch(name)}
+    keys = set[str]()
     for metadata in (artifact for artifact in finished if artifact.name == "metadata"):
-        by_shard = _planned(metadata, names)
-        keys.update(*by_shard.values())
-        for images in _made_from(metadata, finished, "images") if by_shard else ():
-            _from_everything(store, metadata, images, finished, by_shard, outcome)
-    _from_unfinished(root, keys, outcome)
+        rows = _planned(metadata, names)
+        keys.update(row["key"] for row in rows)
+        for images in _made_from(metadata, finished, "images") if rows else ():
+            _from_everything(store, metadata, images, finished, rows, outcome)
+    if keys:
+        _from_unfinished(root, keys, outcome)
 
 
-def _planned(metadata: Artifact, names: Set[str]) -> dict[int, set[str]]:
-    """Keys of a plan that are meant, by shard."""
-    found: defaultdict[int, set[str]] = defaultdict(set)
+def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
+    """Rows of a plan that are meant: key, URL, origin, caption, shard."""
+    columns, found = [*plan.NAMES, "caption", "shard"], []
     for part in sorted(metadata.files):
-        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=[*plan.NAMES, "shard"], schema=plan.SCHEMA)
-        for row in rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist():
-            found[row["shard"]].add(row["key"])
-    return dict(found)
+        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=columns, schema=plan.SCHEMA)
+        found += rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist()
+    return found
 
 
 def _from_everything(
@@ -85,20 +101,30 @@ def _from_everything(
     metadata: Artifact,
     images: Artifact,
     finished: list[Artifact],
-    by_shard: dict[int, set[str]],
+    meant: list[dict[str, Any]],
     outcome: Outcome,
 ) -> None:
     """Take some pictures out of the images and of all that was made from them; the images last, views after them."""
+    by_shard: defaultdict[int, set[str]] = defaultdict(set)
+    for row in meant:
+        by_shard[row["shard"]].add(row["key"])
+    captions = {row["caption"] for row in meant}
     stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
     outcome.pictures |= stored
+    if stored:
+        _from_mlflow(store.root, outcome)
     made = _descendants(images, finished)
     for artifact in made if stored else ():
         if artifact.name.startswith(("stage_", "previewer", "baseline")) and artifact.name != "baseline_samples":
             outcome.trained.add(artifact.name)
+        if artifact.name == "duplicates":
+            outcome.alike |= duplicates.alike(storage.read(storage.join(artifact.path, duplicates.FILE)), stored)
         with _held(store, artifact):
             _from_pictures(artifact, stored, outcome)
+            if artifact.name == "release":
+                _rewrite(artifact, CARD, partial(_from_card, release=artifact, captions=captions), outcome)
     for artifact in (*made, images):
-        if artifact.name.startswith(("text_", "latents_", "images", "duplicates")):
+        if artifact.name.startswith(("text_", "latents_", "images", "duplicates", "aesthetic")):
             with _held(store, artifact):
                 for folder in _folders(artifact):
                     for shard, keys in by_shard.items():
@@ -111,9 +137,9 @@ def _from_everything(
     for artifact in made:
         if artifact.name.startswith("view_"):
             settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
-            digest = artifact.manifest["parents"].get("duplicates")
-            repeated = store.find("duplicates", digest) if digest else None
-            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, repeated)
+            parents = artifact.manifest["parents"]
+            extras = (store.find(name, parents[name]) if name in parents else None for name in EXTRAS)
+            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, *extras)
             with _held(store, artifact):
                 _replace(artifact, views.FILE, content, outcome)
                 _settle(artifact, rows)
@@ -137,8 +163,20 @@ def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None
                 _settle(artifact, removal.count(storage.read(storage.join(artifact.path, name))))
 
 
+def _from_card(content: bytes, release: Artifact, captions: Set[str]) -> bytes:
+    """A release's card whose example has the first caption of the samples that are left in place of any of these."""
+    from stages.release import with_prompt
+
+    samples = release.parent("samples")  # its own captions have been taken out before
+    left = json.loads(samples.read("captions.json")) if samples else []
+    card, first = content.decode(), left[0]["caption"] if left else "a picture"
+    for caption in captions:
+        card = with_prompt(card, caption, first)
+    return card.encode()
+
+
 def _from_captions(content: bytes, keys: Set[str]) -> bytes:
-    """The list of captions beside samples without some."""
+    """The captions of samples, with their scores where these are measured, without some."""
     rows = [row for row in json.loads(content) if row["key"] not in keys]
     return json.dumps(rows, indent=1, ensure_ascii=False).encode()
 
@@ -146,6 +184,7 @@ def _from_captions(content: bytes, keys: Set[str]) -> bytes:
 TABLES: dict[str, Callable[..., bytes]] = {
     "samples.parquet": removal.from_samples,
     "captions.json": _from_captions,
+    "scores.json": _from_captions,
     duplicates.FILE: removal.from_duplicates,
 }
 
@@ -172,14 +211,22 @@ def _from_shard(artifact: Artifact, folder: str, shard: int, keys: Set[str], out
 
 
 def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
-    """Drop the shards of unfinished builds that hold some of the pictures: whoever goes on makes them anew.
+    """Drop what unfinished builds hold of the pictures: the shards with some, contact sheets, tables, cards.
 
-    Of samples all go: a chunk of captions is counted from the first picture on, so one that is gone moves all others.
+    Whoever goes on makes them anew. Of samples all go: a chunk of captions is counted from the first picture on, so one
+    that is gone moves all others.
     """
     folder = storage.join(root, "artifacts")
     files = storage.listing(folder)
     whole = tuple(name.removesuffix(MANIFEST) for name in files if name.endswith("/" + MANIFEST))
-    receipts = [name for name in files if f"/{shards.RECEIPTS}/" in name and not name.startswith(whole)]
+    unfinished = [name for name in files if not name.startswith(whole)]
+    for name in unfinished:
+        file = PurePosixPath(name)
+        if file.name in (*SHEETS, *TABLES, CARD):
+            storage.remove(storage.join(folder, str(file.parent), RESULT))  # first: it says that the others are there
+            storage.remove(storage.join(folder, name))
+            outcome.files["deleted"] += 1
+    receipts = [name for name in unfinished if f"/{shards.RECEIPTS}/" in name]
     for where in sorted({storage.join(folder, name.partition(f"/{shards.RECEIPTS}/")[0]) for name in receipts}):
         drawn = PurePosixPath(where).parent.name.endswith("samples")
         for receipt in shards.finished(where).values():
@@ -188,6 +235,17 @@ def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
                 for name in receipt.files:
                     storage.remove(storage.join(where, name))
                     outcome.files["deleted"] += 1
+
+
+def _from_mlflow(root: str, outcome: Outcome) -> None:
+    """Delete the contact sheets of past runs that lie in the root, and those that wait for MLflow."""
+    from pipeline.mlflow_records import drop_pictures
+    from pipeline.mlflow_store import folder_of
+
+    try:
+        outcome.files["deleted"] += drop_pictures(folder_of(root))
+    except BlockingIOError:
+        raise LeaseHeld("a run here has yet to end; once it has, go on with: python -m pipeline data forget") from None
 
 
 def _holds(path: str, keys: Set[str]) -> bool:

@@ -1,7 +1,8 @@
 """The verb `gc`: artifacts that no run wants any more, and what builders that died have left.
 
-A run wants the artifacts that its config asked for, and all that these were made from. Of runs by the same command only
-the last counts: the same words may ask for something else once a conf has changed.
+A run wants the artifacts that its config asked for, those in whose folders it read weights or pictures by their path
+(`interpolate.first=...`), and all that these were made from. Of runs by the same command only the last counts: the same
+words may ask for something else once a conf has changed. Runs of other roots are not known here.
 """
 
 import json
@@ -14,9 +15,10 @@ from typing import Any
 from rich.table import Table
 
 from datasets import storage
-from pipeline import lease
+from pipeline import lease, ledger
 from pipeline.artifacts import BUILDING, MANIFEST, Store
 from pipeline.errors import LeaseHeld, UsageError
+from pipeline.process import ProcessId
 from pipeline.reports import out
 from pipeline.screen import console
 from pipeline.words import parse
@@ -62,11 +64,21 @@ def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
 
 
 def runs(root: str, since: datetime | None) -> list[dict[str, Any]]:
-    """The records of the last run by each command, of those that began after `since`; flags and root do not count."""
+    """The records of the last run by each command, of those that lived after `since`; flags and root do not count."""
     folder = storage.join(root, "invocations")
     records = [json.loads(storage.read(storage.join(folder, name))) for name in storage.listing(folder)]
     last = {_command(record): record for record in sorted(records, key=lambda record: record["started"])}
-    return [record for record in last.values() if since is None or datetime.fromisoformat(record["started"]) >= since]
+    return [record for record in last.values() if since is None or _last_lived(root, record) >= since]
+
+
+def _last_lived(root: str, record: dict[str, Any]) -> datetime:
+    """When a run still lived, as far as is known: a training may take longer than the days that are asked for."""
+    if record["outcome"] == "running":
+        process = ProcessId(**record["process"])
+        if process.is_local and not process.is_dead():
+            return datetime.now(UTC)
+    last = ledger.last_sign(root, record["id"])
+    return datetime.fromtimestamp(last, UTC) if last else datetime.fromisoformat(record["started"])
 
 
 def _command(record: dict[str, Any]) -> tuple[str, ...]:
@@ -92,10 +104,14 @@ def wanted(root: str, records: Iterable[dict[str, Any]]) -> set[Name]:
 
 
 def _wanted_by(record: dict[str, Any], store: Store) -> list[Name]:
-    """What a run asked for, and the images that an unfinished download of the same plan may take over."""
+    """What a run asked for or named by path, and the images that its unfinished download may take over."""
     built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
     names = {**built, **record.get("fingerprints", {})}
     found = list(names.items())
+    folder = storage.join(store.root, "artifacts", "")
+    for path in (path for path in record.get("paths", ()) if path.startswith(folder)):
+        name, _, rest = path.removeprefix(folder).partition("/")
+        found.append((name, rest.partition("/")[0]))
     if "images" in names and store.find("images", names["images"]) is None:
         earlier = (images.manifest for images in store.finished("images"))
         found += [

@@ -173,6 +173,15 @@ def totals(root: str) -> Totals:
     return Totals(reduce_events(events), torn)
 
 
+def last_sign(root: str, name: str) -> float | None:
+    """Unix time of a writer's last whole line: while it held devices, at most a heartbeat old; None without any."""
+    path = storage.join(root, "ledger", f"{name}.jsonl")
+    for line in reversed(storage.read(path).splitlines() if storage.exists(path) else []):
+        with contextlib.suppress(ValueError):  # torn by a crash
+            return float(json.loads(line)["time"])
+    return None
+
+
 def reduce_events(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], StepHours]:
     """Add up events by (step, fingerprint); neither their order nor repetitions matter."""
     by_lease: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)

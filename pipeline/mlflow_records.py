@@ -11,10 +11,13 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from datasets import storage
+from pipeline import outbox
 from pipeline.mlflow_store import MlflowStore, connect
 from pipeline.outbox import Record
 from pipeline.process import ProcessId
@@ -137,6 +140,19 @@ class Recorder:
 def _together(measurements: Sequence[Record]) -> Record:
     """Measurements of one run as one record."""
     return {**measurements[0], "rows": [row for record in measurements for row in record["rows"]]}
+
+
+def drop_pictures(folder: Path) -> int:
+    """Delete the pictures that a root's MLflow folder holds, or has yet to send; returns how many those were.
+
+    Raises:
+        BlockingIOError: a run that has not ended keeps some.
+    """
+    unsent = outbox.drop(folder / "unsent", "image")
+    shown = [str(file) for file in folder.glob("artifacts/*/artifacts/images/*")]
+    for path in shown:
+        storage.remove(path)
+    return unsent + len(shown)
 
 
 def legal_name(name: str) -> str:

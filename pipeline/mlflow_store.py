@@ -42,22 +42,24 @@ def locate_store(root: str, uri: str | None) -> MlflowStore:
                 f"tracking.uri: root={root} is remote, where no sqlite file can live; "
                 "give the http address of an MLflow server or sqlite:///<local file>"
             )
-        uri = f"sqlite:///{storage.absolute(root)}/mlflow/mlflow.db"
+        uri = f"sqlite:///{folder_of(root)}/mlflow.db"
     if re.match(r"https?://", uri):
         if "@" in uri.split("/")[2]:
             raise UsageError(
                 "tracking.uri: leave user and password out of the address; "
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
-        local = (
-            Path.home() / ".cache/wuerstchen" if storage.is_remote(root) else Path(storage.absolute(root)) / "mlflow"
-        )
-        return MlflowStore(uri, artifacts=None, unsent=local / "unsent")
+        return MlflowStore(uri, artifacts=None, unsent=folder_of(root) / "unsent")
     if not uri.startswith("sqlite:///"):
         raise UsageError(f"tracking.uri={uri}: must be an http(s) address or sqlite:///<local file>")
     database = Path(uri.removeprefix("sqlite:///")).absolute()
     folder = database.parent
     return MlflowStore(f"sqlite:///{database}", artifacts=folder / "artifacts", unsent=folder / "unsent")
+
+
+def folder_of(root: str) -> Path:
+    """The local folder for a root's MLflow: of its store, where no URI names another, and of what is unsent."""
+    return Path.home() / ".cache/wuerstchen" if storage.is_remote(root) else Path(storage.absolute(root)) / "mlflow"
 
 
 def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import storage
+
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -123,6 +125,23 @@ class Outbox:
                 if self._closing:
                     return False
                 self._changed.wait_for(lambda: self._closing, next(pauses, PAUSES_S[-1]))
+
+
+def drop(folder: Path, kind: str) -> int:
+    """Take the records of a kind out of what ended processes have left below a folder; returns how many those were.
+
+    Raises:
+        BlockingIOError: a process that still lives keeps records there.
+    """
+    dropped = 0
+    for path in sorted(folder.rglob("*.jsonl")):
+        with open(path, "r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            records = _complete(file.read(), path)
+            kept = [record for record in records if record["kind"] != kind]
+            storage.publish("".join(json.dumps(record) + "\n" for record in kept).encode(), str(path))
+        dropped += len(records) - len(kept)
+    return dropped
 
 
 def _complete(text: str, path: Path) -> list[Record]:

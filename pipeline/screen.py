@@ -67,6 +67,9 @@ class Built:
     training_seconds: float = 0.0
     device_hours: float = 0.0
     attempts: int = 0
+    interruptions: int = 0
+    preemptions: int = 0  # of them, those with notice
+    steps_again: int = 0
 
 
 @dataclass
@@ -114,6 +117,8 @@ def show_summary(summary: Summary) -> None:
     console.print(f"device time {total:.3f} {unit} for everything above")
     for line in summary.paper:
         console.print(f"            {line}")
+    for step in [step for step in summary.steps if step.interruptions]:
+        console.print(f"interrupted {step.name}: {_interruptions(step)}")
     for warning in summary.warnings:
         console.print(f"[yellow]warning[/]     {escape(warning)}")
     for picture in summary.pictures:
@@ -121,8 +126,18 @@ def show_summary(summary: Summary) -> None:
     console.print(f"next        {summary.next_command}", markup=False)
 
 
+def _interruptions(step: Built) -> str:
+    """What they cost, in words."""
+    steps, times = (
+        f"{n} {word}{'' if n == 1 else 's'}"
+        for n, word in ((step.steps_again, "step"), (step.interruptions, "interruption"))
+    )
+    notice = f", {step.preemptions} of them because a node was taken away" if step.preemptions else ""
+    return f"{steps} done again after {times}{notice}"
+
+
 def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:
-    """Print the plan as a table on stdout."""
+    """Print the plan as a table on stdout, and below it the phases of trainings that have several."""
     table = Table(
         "step", "artifact", "state", "reason", "estimated cost", "memory", box=None, header_style="bold", pad_edge=False
     )
@@ -132,6 +147,9 @@ def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> No
         state = f"[{colour}]{item.state}[/]"
         table.add_row(item.step.name, item.step.output, state, escape(item.reason), cost["text"], memory)
     print_table(table)
+    for item, cost in zip(planned, costs, strict=True):
+        if len(cost["phases"]) > 1:
+            print(f"{item.step.name} in {len(cost['phases'])} phases: {'; '.join(cost['phases'])}")
 
 
 def print_table(table: Table) -> None:

@@ -6,6 +6,7 @@ else about a training is a pure function of the step (see `stages.loop`), hence 
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,12 +45,14 @@ class Checkpoint:
 
     `recipe` says which training this is, as flat JSON values by name; `tensors` are named `model.<key>`,
     `optimizer.<parameter>.<moment>` and, where a moving average is kept, `average.<key>`; those in `rows` are a part.
+    `notes` are further JSON values that the training goes on from.
     """
 
     step: int
     recipe: Mapping[str, object]
     tensors: Mapping[str, Tensor]
     rows: Mapping[str, Rows] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
     best: Best | None = None  # None: never validated
 
 
@@ -57,7 +60,7 @@ def dump(checkpoint: Checkpoint) -> bytes:
     """Return the checkpoint as a safetensors byte string, equal bytes for equal states."""
     # A single metadata entry: the order of several is not fixed by the format's writer.
     rows = {key: [part.start, part.total] for key, part in checkpoint.rows.items()}
-    about = {"step": checkpoint.step, "recipe": checkpoint.recipe, "rows": rows}
+    about = {"step": checkpoint.step, "recipe": checkpoint.recipe, "rows": rows, "notes": checkpoint.notes}
     if checkpoint.best:
         about["best"] = vars(checkpoint.best)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.tensors.items()}
@@ -72,7 +75,7 @@ def load(data: bytes) -> Checkpoint:
     except (SafetensorError, KeyError) as error:
         raise CheckpointMismatch(f"the checkpoint cannot be read ({error}): remove it to start again") from error
     rows = {key: Rows(*part) for key, part in about["rows"].items()}
-    return Checkpoint(about["step"], about["recipe"], tensors, rows, _best(about))
+    return Checkpoint(about["step"], about["recipe"], tensors, rows, about["notes"], _best(about))
 
 
 def best(data: bytes) -> Best | None:
@@ -88,6 +91,20 @@ def _about(data: bytes) -> dict[str, Any]:
 
 def _best(about: dict[str, Any]) -> Best | None:
     return Best(**about["best"]) if "best" in about else None
+
+
+def final_weights(parts: Iterable[Checkpoint]) -> dict[str, Tensor]:
+    """Whole weights and buffers by name, as the training would give them if it ended here, from all parts of a state.
+
+    They are the moving average where the state has one.
+    """
+    pieces: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for number, part in enumerate(parts):  # which come in the order of their rows
+        kind = "average." if any(key.startswith("average.") for key in part.tensors) else "model."
+        for key, tensor in part.tensors.items():
+            if key.startswith(kind) and (number == 0 or key in part.rows):
+                pieces[key.removeprefix(kind)].append(tensor)
+    return {key: torch.cat(found) if len(found) > 1 else found[0] for key, found in pieces.items()}
 
 
 def require_recipe(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> None:

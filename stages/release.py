@@ -385,7 +385,7 @@ from diffusers import AutoPipelineForText2Image
 
 pipeline = AutoPipelineForText2Image.from_pretrained(".")  # the folder of this file
 image = pipeline(
-    {prompt!r},
+{_example(prompt)}
     width={width},
     height={height},
     prior_num_inference_steps={steps_c},
@@ -422,6 +422,16 @@ from the Hub with `huggingface_hub.snapshot_download` first. `prior/` and `decod
 
 {_CITATION}
 """
+
+
+def with_prompt(card: str, old: str, new: str) -> str:
+    """A model card with another caption in its example; as it is where the example has another one than `old`."""
+    return card.replace(f"\n{_example(old)}\n", f"\n{_example(new)}\n", 1)
+
+
+def _example(prompt: str) -> str:
+    """The line of the caption."""
+    return f"    {prompt!r},"
 
 
 def _bullets(sentences: Sequence[str]) -> str:

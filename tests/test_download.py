@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import gzip
 import http.client
 import io
 import json
 import socket
 import ssl
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -54,6 +56,7 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "wrong-length": (200, PICTURE, {"Content-Length": "many"}),
     "huge": (200, bytes(120_000), {}),
     "page": (200, b"<html>buy this domain</html>", {}),
+    "drawing": (200, b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', {}),
     "empty": (200, b"", {}),
     "half": (200, PICTURE[: len(PICTURE) // 2], {}),
     "small": (200, encoded(Image.new("RGB", (100, 31))), {}),
@@ -61,6 +64,66 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "moved": (302, b"", {"Location": "/good"}),
     "to-file": (302, b"", {"Location": "file:///etc/passwd"}),
     "loop": (302, b"", {"Location": "/loop"}),
+}
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(PICTURE)
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n"
+IN_CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(PICTURE), PICTURE)
+RAW = {  # answers, byte by byte, after which the server hangs up
+    "chunks": CHUNKED + b"\r\n" + IN_CHUNKS,
+    "chunk-cut": CHUNKED + b"\r\nffff\r\n" + PICTURE,
+    "chunk-endless": CHUNKED + b"\r\n" + IN_CHUNKS[:-5],
+    "chunk-nonsense": CHUNKED + b"\r\nzz\r\n" + PICTURE,
+    "chunk-negative": CHUNKED + b"\r\n-5\r\n" + PICTURE,
+    "chunks-and-length": CHUNKED + b"Content-Length: 5\r\n\r\n" + IN_CHUNKS,
+    "length-short": OK + b"Content-Length: 200\r\n\r\n" + PICTURE,
+    "length-negative": OK + b"Content-Length: -1\r\n\r\n" + PICTURE,
+    "lengths": OK + LENGTH + b"Content-Length: 7\r\n\r\n" + PICTURE,
+    "no-length": OK + b"\r\n" + PICTURE,
+    "no-status": b"<html>hello</html>\r\n\r\n",
+    "status-nonsense": b"HTTP/1.1 abc\r\n\r\n" + PICTURE,
+    "no-content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "part": b"HTTP/1.1 206 Partial Content\r\nContent-Length: 200\r\n\r\n" + PICTURE[:200],
+    "not-modified": b"HTTP/1.1 304 Not Modified\r\n\r\n",
+    "nowhere": b"HTTP/1.1 302 Found\r\n\r\n",
+    "promises": b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + OK + LENGTH + b"\r\n" + PICTURE,
+    "other-bytes": OK + b"X-\xff\xfe: \xe9\0\r\n" + LENGTH + b"\r\n" + PICTURE,
+    "encoded": OK + b"Content-Encoding: gzip\r\nContent-Length: 200\r\n\r\n" + gzip.compress(bytes(1 << 20))[:200],
+    "robots-others": OK + b"X-Robots-Tag: otherbot: noai\r\n" + LENGTH + b"\r\n" + PICTURE,
+    "robots-twice": OK + b"X-Robots-Tag: all\r\nX-Robots-Tag: nosnippet, NoAI\r\n" + LENGTH + b"\r\n" + PICTURE,
+    "robots-ours": OK + b"X-Robots-Tag: TEST: noindex\r\n" + LENGTH + b"\r\n" + PICTURE,
+    "reserved": OK + b"TDM-Reservation: 1\r\n" + LENGTH + b"\r\n" + PICTURE,
+    "not-reserved": OK + b"TDM-Reservation: 0\r\n" + LENGTH + b"\r\n" + PICTURE,
+}
+RAW_EXPECTED = {
+    "chunks": Outcome.OK,
+    "chunk-cut": Outcome.TRUNCATED,
+    "chunk-endless": Outcome.TRUNCATED,
+    "chunk-nonsense": Outcome.TRUNCATED,
+    "chunk-negative": Outcome.TRUNCATED,
+    "chunks-and-length": Outcome.OK,
+    "length-short": Outcome.BROKEN_IMAGE,
+    "length-negative": Outcome.OK,
+    "lengths": Outcome.OK,
+    "no-length": Outcome.OK,
+    "no-status": Outcome.HTTP_ERROR,
+    "status-nonsense": Outcome.HTTP_ERROR,
+    "no-content": Outcome.NOT_AN_IMAGE,
+    "part": Outcome.BROKEN_IMAGE,
+    "not-modified": Outcome.HTTP_ERROR,
+    "nowhere": Outcome.HTTP_ERROR,
+    "promises": Outcome.OK,
+    "other-bytes": Outcome.OK,
+    "encoded": Outcome.NOT_AN_IMAGE,
+    "robots-others": Outcome.OK,
+    "robots-twice": Outcome.OPTED_OUT,
+    "robots-ours": Outcome.OPTED_OUT,
+    "reserved": Outcome.OPTED_OUT,
+    "not-reserved": Outcome.OK,
+    "reset": Outcome.CONNECTION,
+    "stays": Outcome.OK,
 }
 
 
@@ -80,6 +143,9 @@ class Servers(BaseHTTPRequestHandler):
             self.over.wait()
         if name in ("slow", "hangup"):
             return
+        if name in ("reset", "stays", *RAW):
+            self.raw(name)
+            return
         again = name == "flaky" and self.seen.count("flaky") > 1
         status, body, headers = ANSWERS["good" if again else name]
         self.send_response(status)
@@ -88,6 +154,15 @@ class Servers(BaseHTTPRequestHandler):
         self.end_headers()
         with contextlib.suppress(ConnectionError):  # who wants only part of it hangs up
             self.wfile.write(body)
+
+    def raw(self, name: str) -> None:
+        """An answer of `RAW`, one that ends in a reset, or one after which the connection stays open."""
+        self.wfile.write(RAW.get(name, OK + LENGTH + b"\r\n" + PICTURE[: 100 if name == "reset" else None]))
+        if name == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        elif name == "stays":
+            self.over.wait()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -141,6 +216,7 @@ EXPECTED = {
     "wrong-length": Outcome.HTTP_ERROR,
     "huge": Outcome.TOO_BIG,
     "page": Outcome.NOT_AN_IMAGE,
+    "drawing": Outcome.NOT_AN_IMAGE,
     "empty": Outcome.NOT_AN_IMAGE,
     "half": Outcome.BROKEN_IMAGE,
     "small": Outcome.TOO_SMALL,
@@ -163,6 +239,15 @@ def test_every_row_ends_in_the_outcome_of_its_cause(tmp_path, server):
     assert receipt.dropped["http_error"] == 6
     assert receipt.rows_out + sum(receipt.dropped.values()) == receipt.rows_in
     assert shards.finished(str(tmp_path)) == {7: receipt}
+
+
+def test_answers_that_lie_end_in_the_outcome_of_their_cause(tmp_path, server):
+    once = DOWNLOAD.model_copy(update={"user_agent": "Test/1 (a@b.invalid)", "retries": 0})
+    receipt = download(planned(*RAW_EXPECTED), tmp_path, server, download=once)
+    found = {name: Outcome(row["status"]) for name, row in zip(RAW_EXPECTED, index(tmp_path), strict=True)}
+    assert found == RAW_EXPECTED
+    rows = shards.read_images((tmp_path / "00007.tar").read_bytes(), count=receipt.rows_out)
+    assert len({row.picture for row in rows}) == 1
 
 
 def test_a_silent_server_is_given_up(tmp_path, server):

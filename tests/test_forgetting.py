@@ -15,7 +15,7 @@ from datasets.config import DataError, ViewConfig
 from datasets.download import INDEX
 from datasets.shards import Clock, ImageRow
 from datasets.storage import CorruptFile
-from pipeline import lease
+from pipeline import forgetting, lease, outbox, rank
 from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.data import forget as told_forget
 from pipeline.errors import LeaseHeld, UsageError
@@ -24,6 +24,7 @@ from pipeline.removal_list import check_carried_out, listed, requests
 from pipeline.reports import out
 from pipeline.steps import sample
 from pipeline.steps.select import held_out, make
+from stages.release import model_card
 
 ROWS = 4  # planned pictures of a shard; the last one of each is lost
 URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
@@ -32,6 +33,10 @@ GONE = KEYS[1][1]
 HOLDOUT = int(GONE, 16) / 2**128 + 1e-6  # GONE is the last that is held out
 ORIGIN = "https://original.invalid/1.png"
 PNG = b"\x89PNG..."
+
+
+def caption(key: str) -> str:
+    return "its name" if key == GONE else "caption"
 
 
 def image_rows(shard: int, forgotten: str | None = None) -> list[ImageRow]:
@@ -81,7 +86,7 @@ def built(root: Path) -> Store:
     """A root with one artifact of each kind that holds pictures, or something made of them."""
     store = Store(str(root))
     planned = [
-        {"key": key, "url": url, "caption": "caption", "shard": shard, "row": row, "aesthetic": float(row)}
+        {"key": key, "url": url, "caption": caption(key), "shard": shard, "row": row, "aesthetic": float(row)}
         | {"origin": ORIGIN if key == GONE else None}
         for shard in range(2)
         for row, (key, url) in enumerate(zip(KEYS[shard], URLS[shard], strict=True))
@@ -109,11 +114,20 @@ def built(root: Path) -> Store:
     held = held_out(HOLDOUT, images)
     commit(store, "held_out", {views.FILE: views.dump(held)}, held.rows, images, settings={"data.holdout": HOLDOUT})
     stage = commit(store, "stage_c", {"stage_c.safetensors": b"weights", "panel.png": PNG}, 6, text, view)
-    captions = [{"key": key, "caption": "caption", "seed": 1} for key in (KEYS[0][0], GONE)]
+    captions = [{"key": key, "caption": caption(key), "seed": 1} for key in (GONE, KEYS[0][0])]
     pictures = {f"{folder}/{row['key']}.png": PNG for folder in ("original", "generated") for row in captions}
     tables = {"samples.parquet": shards.table_bytes(captions), "captions.json": json.dumps(captions).encode()}
-    commit(store, "samples", {**pictures, **tables, "grid.png": PNG}, 2, images, stage)
+    samples = commit(store, "samples", {**pictures, **tables, "grid.png": PNG}, 2, images, stage)
+    measured = json.dumps([row | {"psnr_generated": 9.0} for row in captions]).encode()
+    scores = commit(store, "scores", {"scores.json": measured}, 2, samples)
+    commit(store, "release", {"README.md": card("its name").encode()}, 0, metadata, text, stage, samples, scores)
     return store
+
+
+def card(prompt: str) -> str:
+    numbers = dict.fromkeys(("width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b"), 1)
+    texts = {"name": "Würstchen", "license": "other", "cost": "none"}
+    return model_card(**texts, **numbers, prompt=prompt, sources=["its name"], scores={}, limitations=[])
 
 
 def found(store: Store) -> dict[str, Artifact]:
@@ -144,6 +158,7 @@ def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     outcome = forget(store.root, {by})
     assert outcome.pictures == {GONE}
     assert outcome.trained == {"stage_c"}
+    assert outcome.alike == {KEYS[0][2]}
     now = found(store)
     for artifact in now.values():
         assert artifact.manifest["fingerprint"] == before[artifact.name]["fingerprint"]
@@ -162,6 +177,8 @@ def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     kept = KEYS[0][0]
     assert {*samples.files} == {f"original/{kept}.png", f"generated/{kept}.png", "samples.parquet", "captions.json"}
     assert [row["key"] for row in json.loads(samples.read("captions.json"))] == [kept]
+    assert [row["key"] for row in json.loads(now["scores"].read("scores.json"))] == [kept]
+    assert now["release"].read("README.md").decode() == card("caption")
     assert {*now["stage_c"].files} == {"stage_c.safetensors"}
     assert {*now["duplicates"].files} == {"hashes/00000.parquet", "hashes/00001.parquet", duplicates.FILE}
     assert now["duplicates"].read("hashes/00001.parquet") == tensors(1, GONE)
@@ -278,6 +295,60 @@ def test_unfinished_samples_are_drawn_anew_for_the_captions_that_are_left(store,
     assert drawn | {f"generated/{prompt['key']}.png" for prompt in todo} == {
         f"generated/{prompt['key']}.png" for prompt in prompts
     }
+
+
+def test_a_key_stands_for_its_picture_whatever_else_is_written_about_it(store):
+    known = [(URLS[1][1], "another caption"), ("https://elsewhere.invalid/copy.png", "a third"), (URLS[0][1], "other")]
+    rows = [
+        {"key": plan.key_of(*names), "url": names[0], "caption": names[1], "shard": 0, "row": row}
+        | {"origin": ORIGIN if row == 1 else None}
+        for row, names in enumerate(known)
+    ]
+    content = plan.parquet_bytes(pa.Table.from_pylist(rows, schema=plan.SCHEMA), 3)
+    metadata = commit(store, "metadata", {"plan/00000.parquet": content}, 3, settings={"seed": 1})
+    stored = [ImageRow(row["row"], row["key"], row["url"], row["caption"], "png", PNG) for row in rows]
+    table = [{"key": row["key"], "row": row["row"], "status": "ok"} for row in rows]
+    files = {shards.image_name(0): shards.write_images(stored), shards.index_name(0): shards.table_bytes(table, INDEX)}
+    images = commit(store, "images", files, 3, metadata, lost={})
+    shards.publish_receipt(images.path, 0, rows_in=3, rows_out=3, files=images.files, clock=Clock())
+    unknown = "f" * 32
+    outcome = forget(store.root, {GONE, unknown})
+    assert outcome.pictures == {GONE, rows[0]["key"], rows[1]["key"]}
+    assert outcome.unplanned == {unknown}
+    (request,) = requests(store.root)
+    assert {*request.keys, *request.urls} == {GONE, unknown, URLS[1][1], ORIGIN}
+
+
+def test_what_a_killed_training_has_shown_is_made_anew(store):
+    assert Path(forgetting.RESULT).name == rank.RESULT
+    path = Path(store.path("stage_a", "unfinished"))
+    names = ("stage_a.safetensors", "panel.png", "building/result.json", "building/checkpoints/stage_a/4.safetensors")
+    for name in names:
+        storage.publish(b"content", str(path / name))
+    forget(store.root, {"http://unknown.invalid/"})
+    assert len(storage.listing(str(path))) == 4
+    forget(store.root, {GONE})
+    assert storage.listing(str(path)) == ["building/checkpoints/stage_a/4.safetensors", "stage_a.safetensors"]
+
+
+def test_pictures_in_mlflow_and_on_their_way_there_are_deleted(store):
+    folder = Path(store.root, "mlflow")
+    storage.publish(PNG, str(folder / "artifacts/run/artifacts/images/samples+step+0.png"))
+    storage.publish(b"seed: 0", str(folder / "artifacts/run/artifacts/config.yaml"))
+    kept = {"kind": "metrics", "run": "a", "rows": [["loss", 1.0, 0, 0]]}
+    alive = outbox.Outbox(folder / "unsent/there", "alive", lambda _: 1 / 0)
+    for record in (kept, {"kind": "image", "run": "a", "png": "iVBORw"}):
+        alive.add(record)
+    forget(store.root, {URLS[1][3]})  # which was never stored
+    assert len(storage.listing(str(folder))) == 3
+    with pytest.raises(LeaseHeld, match="has yet to end"):
+        forget(store.root, {GONE})
+    assert alive.close(60) == 2
+    with open(alive.path, "a") as file:
+        file.write('{"kind": "image", "png": "iVB')  # its process died in it
+    forget(store.root, set())
+    assert json.loads(alive.path.read_text()) == kept
+    assert storage.listing(str(folder)) == ["artifacts/run/artifacts/config.yaml", "unsent/there/alive.jsonl"]
 
 
 def test_nothing_is_touched_while_somebody_builds(store):

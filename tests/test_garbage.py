@@ -1,7 +1,9 @@
 """gc: what the last run by each command wants stays with all its ancestors; nothing else, and nothing without --yes."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +11,7 @@ from datasets import storage
 from pipeline import lease
 from pipeline.__main__ import main
 from pipeline.artifacts import Artifact, Fingerprint, Store
+from pipeline.process import ProcessId
 
 
 def commit(store: Store, name: str, setting: int, *parents: Artifact) -> Artifact:
@@ -19,12 +22,15 @@ def commit(store: Store, name: str, setting: int, *parents: Artifact) -> Artifac
     return store.commit(name, fingerprint, facts)
 
 
-def record(root: Path, number: int, command: str, *wanted: Artifact, day: int = 1) -> None:
+def record(root: Path, number: int, command: str, *wanted: Artifact, **about: Any) -> None:
     told = {
+        "id": str(number),
+        "outcome": "done",
         "command": f"python -m pipeline {command}",
-        "started": f"2026-01-{day:02d}T00:00:{number:02d}+00:00",
+        "started": f"2026-01-01T00:00:{number:02d}+00:00",
         "steps": {},
         "fingerprints": {artifact.name: artifact.manifest["fingerprint"] for artifact in wanted},
+        **about,
     }
     storage.publish(json.dumps(told).encode(), str(root / "invocations" / f"{number}.json"))
 
@@ -71,6 +77,29 @@ def test_another_command_keeps_its_own(root, capsys):
     for number, command in enumerate(("run conf=stage_c seed=1", "data dedup conf=stage_c"), start=3):
         record(root, number, command, first)
     assert collect(root, capsys)["unwanted"] == []
+
+
+def test_what_a_run_names_by_its_path_stays(root, capsys):
+    stages = {artifact.manifest["settings"]["setting"]: artifact for artifact in Store(str(root)).finished("stage_c")}
+    paths = [f"{stages[1].path}/stage_c.safetensors", "/elsewhere/stage_c.pt", f"{root}x/artifacts/stage_c/0"]
+    record(root, 3, "run conf=interpolate interpolate.first=...", stages[2], paths=paths)
+    assert collect(root, capsys)["unwanted"] == []
+
+
+def test_a_run_is_as_old_as_its_last_sign_of_life(root, capsys):
+    """Long trainings keep what they are made from, and so do their unfinished builds."""
+    (images,) = Store(str(root)).finished("images")
+    first, second = Store(str(root)).finished("stage_c")
+    lives = {"outcome": "running", "process": vars(ProcessId.own())}
+    record(root, 3, "run conf=stage_c seed=3", images, **lives)
+    assert {item["path"] for item in collect(root, capsys, "days=9")["unwanted"]} == {first.path, second.path}
+    elsewhere = {"outcome": "running", "process": {"host": "elsewhere", "pid": 1, "started": 0}}
+    record(root, 3, "run conf=stage_c seed=3", images, **elsewhere)
+    assert len(collect(root, capsys, "days=9")["unwanted"]) == 3
+    lines = [{"time": time.time() - 86400 * age} for age in (40, 8)]
+    storage.publish("".join(json.dumps(line) + "\n" for line in lines).encode() + b'{"ti', str(root / "ledger/3.jsonl"))
+    assert len(collect(root, capsys, "days=7")["unwanted"]) == 3
+    assert {item["path"] for item in collect(root, capsys, "days=9")["unwanted"]} == {first.path, second.path}
 
 
 def test_runs_older_than_the_days_want_nothing(root, capsys):

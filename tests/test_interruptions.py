@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.artifacts import Artifact, Store
 
@@ -93,6 +95,25 @@ def test_killed_drivers_leave_the_same_bytes(micro_root, tmp_path, pipeline):
 def test_a_driver_killed_once_inside_each_step_leaves_the_same_bytes(micro_root, tmp_path):
     check_survival(micro_root, tmp_path, list(INSIDE))
     assert set(contents(tmp_path)) == set(INSIDE)
+
+
+@pytest.mark.chaos
+def test_aspect_ratio_buckets_on_two_ranks_leave_the_same_bytes(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(24):
+        height, width = ((384, 384), (384, 768), (768, 384))[number % 3]
+        small = Image.fromarray(generator.integers(0, 256, (6, 6, 3), np.uint8))
+        small.resize((width, height)).save(tmp_path / f"pictures/{number}.png")
+        (tmp_path / f"pictures/{number}.txt").write_text(f"picture {number}")
+    phases = "[{steps: 12, batch_size: 4, size: 384, max_aspect: 2}]"
+    flags = [f"stage_{name}.train.phases={phases}" for name in "abc"]
+    flags += [f"stage_{name}.train.checkpoint_every=4" for name in "abc"]
+    flags += ["data=folder", f"data.folder.path={tmp_path}/pictures", "data.limit=null", "data.image.size=384"]
+    flags += ["data.image.max_aspect=2", "compressor.warmup=null", "targets=[stage_c]", "workers=2"]
+    assert start(tmp_path / "calm", *flags).wait(2 * PATIENCE_S) == 0
+    assert len(contents(tmp_path / "calm")["metadata"].manifest["notes"]["buckets"]) == 3
+    check_survival(tmp_path / "calm", tmp_path / "hit", ["stage_a", "stage_b", "stage_c"], *flags)
 
 
 @pytest.mark.parametrize(

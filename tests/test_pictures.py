@@ -1,6 +1,8 @@
 """Pictures as the web has them: every mode, orientation, profile and kind of damage."""
 
+import contextlib
 import io
+import zlib
 from typing import Any
 
 import numpy as np
@@ -36,14 +38,34 @@ def halves(size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
     return image
 
 
-def test_exif_orientation_is_applied_and_dropped():
-    turned = halves().transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees clockwise to see it upright"
-    body = encoded(turned, "PNG", exif=exif)
-    assert stored_pixels(body)[0, 16].tolist() == [255, 0, 0]
-    assert stored_pixels(body)[-1, 16].tolist() == [0, 0, 255]
-    with Image.open(io.BytesIO(pictures.stored(body, IMAGE).content)) as picture:
+TURNED = {  # EXIF orientation -> how a picture that is to be seen upright is stored (EXIF 2.32, 4.6.4)
+    0: None,  # and 9: no orientations
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+    9: None,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_exif_orientation_is_applied_and_dropped(orientation, kind):
+    upright = halves((48, 40))
+    upright.paste("green", (0, 0, 16, 16))
+    turn, exif = TURNED[orientation], Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    body = encoded(upright.transpose(turn) if turn is not None else upright, kind, exif=exif, **options)
+    kept = pictures.stored(body, IMAGE)
+    assert (kept.width, kept.height) == pictures.size(io.BytesIO(body)) == (48, 40)
+    wanted = stored_pixels(encoded(upright)).astype(int)
+    assert np.abs(pictures.pixels(kept.content) - wanted).max() <= (0 if kind != "JPEG" else 8)
+    with Image.open(io.BytesIO(kept.content)) as picture:
         assert not picture.getexif()
 
 
@@ -69,10 +91,22 @@ def test_the_middle_of_the_longer_side_is_kept():
     assert (stored_pixels(encoded(wide))[:, 1:-1] == [255, 0, 0]).all()
 
 
-def test_resizing_is_pillows_bicubic():
-    image = Image.effect_noise((100, 100), 80).convert("RGB")
-    wanted = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(stored_pixels(encoded(image)), wanted)
+@pytest.mark.parametrize("side", [SIZE + 1, 100, SIZE * 7])
+def test_resizing_is_pillows_bicubic_to_within_rounding(side):
+    image = Image.effect_noise((side, side), 80).convert("RGB")
+    wanted = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.int16)
+    off = np.abs(stored_pixels(encoded(image)) - wanted)
+    assert off.max() <= 1
+    assert off.mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [(5, 9), (9, 5), (16, 9), (7, 7)])
+def test_a_picture_is_cut_at_whole_pixels_around_its_centre(size):
+    columns = np.arange(28, dtype=np.uint8) * 9
+    picture = Image.fromarray(np.broadcast_to(columns[None, :, None], (28, 28, 3)).copy())
+    found = pictures.fitted(picture, *size).astype(int)
+    assert found.shape == (size[1], size[0], 3)
+    assert np.abs(found[:, ::-1].mean((0, 2)) - (27 * 9 - found.mean((0, 2)))).max() <= 9  # half a pixel to one side
 
 
 def test_jpg_is_written_with_full_colour_resolution():
@@ -86,16 +120,117 @@ def test_random_damage_costs_a_picture_and_nothing_else():
     generator = np.random.default_rng(0)
     bodies = [PICTURE, encoded(halves(), "JPEG"), encoded(halves(), "WEBP"), encoded(halves(), "GIF")]
     outcomes = set()
-    for _ in range(300):
+    for number in range(500):
         body = bytearray(bodies[generator.integers(len(bodies))])
         for place in generator.integers(len(body), size=8):
             body[place] = generator.integers(256)
+        if number % 5 == 0:
+            del body[generator.integers(len(body)) :]
         try:
             assert pictures.stored(bytes(body), IMAGE).content
             outcomes.add(Outcome.OK)
         except Lost as lost:
             outcomes.add(lost.outcome)
     assert {Outcome.OK, Outcome.NOT_AN_IMAGE, Outcome.BROKEN_IMAGE} <= outcomes
+
+
+# ------------------------------------------------------------------------------------------------------- a zoo
+
+RED = Image.new("RGB", (40, 40), (250, 10, 10))
+LAST = [Image.new("RGB", (40, 40), colour) for colour in ("white", "blue")]  # later frames
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+def png(head: tuple[int, int, int, int, int], rows: bytes, *more: bytes) -> bytes:
+    """A PNG of width, height, bits, colour type, interlacing, and of its unpacked rows; chunks before these."""
+    width, height, bits, colour, interlaced = head
+    about = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([bits, colour, 0, 0, interlaced])
+    parts = [chunk(b"IHDR", about), *more, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def resized_header(body: bytes, old: bytes, new: bytes) -> bytes:
+    assert body.count(old) == 1
+    return body.replace(old, new)
+
+
+JPEG, WEBP, GIF = (
+    encoded(RED, kind, **options) for kind, options in (("JPEG", {"quality": 100}), ("WEBP", {}), ("GIF", {}))
+)
+SIDES, HUGE = (40).to_bytes(2, "big") * 2, (65_500).to_bytes(2, "big") * 2
+DEEP = b"\0" + b"\xfa\xfa\x0a\x0a\x0a\x0a" * 40  # a row of 16 bits a channel
+ZOO: dict[str, tuple[bytes, Outcome | tuple[int, int, int]]] = {
+    "JPEG": (JPEG, (250, 10, 10)),
+    "progressive JPEG": (encoded(RED, "JPEG", quality=100, progressive=True), (250, 10, 10)),
+    "grey JPEG": (encoded(RED.convert("L"), "JPEG"), (82, 82, 82)),
+    "JPEG with a junk comment": (encoded(RED, "JPEG", quality=100, comment=bytes(range(256)) * 99), (250, 10, 10)),
+    "JPEG with junk for EXIF": (
+        encoded(RED, "JPEG", quality=100, exif=b"Exif\0\0" + bytes(range(256))), (250, 10, 10)),
+    "JPEG with EXIF that leads round": (
+        encoded(RED, "JPEG", quality=100, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\x08\0\0\0"), (250, 10, 10)),
+    "JPEG with a zip behind": (JPEG + b"PK\x03\x04" + bytes(999), (250, 10, 10)),
+    "JPEG with a page behind": (JPEG + b"<script>alert(1)</script>", (250, 10, 10)),
+    "JPEG behind a page": (b"<html>" + JPEG, Outcome.NOT_AN_IMAGE),
+    "JPEG without an end": (JPEG[:-40], Outcome.BROKEN_IMAGE),
+    "head of a JPEG": (JPEG[:20], Outcome.NOT_AN_IMAGE),
+    "JPEG that says it is huge": (resized_header(JPEG, SIDES, HUGE), Outcome.TOO_MANY_PIXELS),
+    "JPEG of no height": (resized_header(JPEG, SIDES, bytes(2) + SIDES[2:]), Outcome.NOT_AN_IMAGE),
+    "two JPEGs in one (MPO)": (encoded(RED, "MPO", save_all=True, append_images=LAST[1:], quality=100), (250, 10, 10)),
+    "PNG": (encoded(RED), (250, 10, 10)),
+    "PNG of 16 bits a channel": (png((40, 40, 16, 2, 0), DEEP * 40), (250, 10, 10)),
+    "grey PNG of 2 bits": (png((40, 40, 2, 0, 0), (b"\0" + b"\xaa" * 10) * 40), (170, 170, 170)),
+    "PNG with a transparent colour": (
+        png((40, 40, 8, 2, 0), (b"\0" + b"\1\2\3" * 40) * 40, chunk(b"tRNS", b"\0\1\0\2\0\3")), (255, 255, 255)),
+    "PNG without a palette": (png((40, 40, 8, 3, 0), (b"\0" + bytes(40)) * 40), Outcome.BROKEN_IMAGE),
+    "animated PNG": (encoded(RED, save_all=True, append_images=LAST), (250, 10, 10)),
+    "PNG with a page behind": (encoded(RED) + b"<html>", (250, 10, 10)),
+    "PNG with a wrong checksum": (
+        resized_header(encoded(RED), b"IHDR\0\0\0\x28", b"IHDR\0\0\0\x29"), Outcome.NOT_AN_IMAGE),
+    "PNG without pixels": (png((40, 40, 8, 2, 0), b""), Outcome.BROKEN_IMAGE),
+    "PNG with half of its rows, the others black": (png((40, 40, 8, 2, 0), (b"\0" + bytes(120)) * 20), (0, 0, 0)),
+    "PNG of no width": (png((0, 40, 8, 2, 0), b""), Outcome.NOT_AN_IMAGE),
+    "PNG of 17 bits": (png((40, 40, 17, 2, 0), b""), Outcome.NOT_AN_IMAGE),
+    "PNG that says it is huge": (png((1 << 31, 1 << 31, 8, 2, 0), b""), Outcome.TOO_MANY_PIXELS),
+    "WebP": (encoded(RED, "WEBP", lossless=True), (250, 10, 10)),
+    "animated WebP": (encoded(RED, "WEBP", lossless=True, save_all=True, append_images=LAST), (250, 10, 10)),
+    "transparent WebP": (encoded(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "WEBP", lossless=True), (255, 255, 255)),
+    "WebP cut short": (WEBP[:-20], Outcome.NOT_AN_IMAGE),
+    "GIF": (GIF, (250, 10, 10)),
+    "animated GIF": (encoded(RED, "GIF", save_all=True, append_images=LAST), (250, 10, 10)),
+    "transparent GIF": (encoded(Image.new("P", (40, 40), 1), "GIF", transparency=1), (255, 255, 255)),
+    "GIF with a page behind": (GIF + b"<script>", (250, 10, 10)),
+    "GIF cut short": (GIF[:-20], Outcome.BROKEN_IMAGE),
+    "GIF that says it is huge": (GIF[:6] + b"\xff\xff\xff\xff" + GIF[10:], Outcome.TOO_MANY_PIXELS),
+    "BMP": (encoded(RED, "BMP"), Outcome.NOT_AN_IMAGE),
+    "TIFF": (encoded(RED, "TIFF"), Outcome.NOT_AN_IMAGE),
+    "ICO": (encoded(RED, "ICO", sizes=[(40, 40)]), Outcome.NOT_AN_IMAGE),
+    "PPM": (encoded(RED, "PPM"), Outcome.NOT_AN_IMAGE),
+    "PDF": (encoded(RED, "PDF"), Outcome.NOT_AN_IMAGE),
+    "EPS": (encoded(RED, "EPS"), Outcome.NOT_AN_IMAGE),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40"/>', Outcome.NOT_AN_IMAGE),
+    "nothing": (b"", Outcome.NOT_AN_IMAGE),
+    "zeros": (bytes(1 << 16), Outcome.NOT_AN_IMAGE),
+    "a pixel": (encoded(Image.new("RGB", (1, 1))), Outcome.TOO_SMALL),
+    "a thread": (encoded(Image.new("RGB", (20_000, 32), (250, 10, 10))), (250, 10, 10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_animal_is_a_picture_or_lost_for_its_reason(name):
+    body, expected = ZOO[name]
+    if isinstance(expected, Outcome):
+        with pytest.raises(Lost) as caught:
+            pictures.stored(body, IMAGE)
+        assert caught.value.outcome is expected
+        with contextlib.suppress(Lost):  # only the header is read
+            pictures.size(io.BytesIO(body))
+    else:
+        pixels = stored_pixels(body)
+        assert pixels.shape == (SIZE, SIZE, 3)
+        assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
 # ---------------------------------------------------------------------------------------------------- colours

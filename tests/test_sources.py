@@ -235,7 +235,7 @@ def test_the_card_tells_licences_and_opt_outs():
     for said in (
         "1,234 pictures of the source coco_captions. Captions by the COCO Consortium, CC BY 4.0",
         "Pictures by the licence that the source names: Attribution License: 1,200, not stated: 34.",
-        "Left out is what its server forbids (X-Robots-Tag: noai, noindex), and 12 rows on a removal list.",
+        "forbids (X-Robots-Tag: noai, noindex; TDM-Reservation: 1), and 12 rows on a removal list.",
     ):
         assert said in found["notice"]
 

@@ -1,6 +1,7 @@
 """The guard of the downloads: public addresses only, slots of a host, patience, deadlines. All on loopback."""
 
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -9,10 +10,17 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from datasets import web
 from datasets.config import DownloadConfig
@@ -59,6 +67,7 @@ FORBIDDEN = """
 [64:ff9b:1::1] [2002:7f00:1::] [2002:a00:1::1] [2001:0:7f00:1::] [2001:db8::1] [100::1] [fc00::1] [fd00:ec2::254]
 [fe80::1] [fec0::1] [ff02::1] [ff0e::1] [5f00::1] localhost localhost. LOCALHOST user@127.0.0.1 user:secret@localhost
 inside.example metadata.example. both.example xn--bcher-kva.example BÜCHER.example 127.0.0.1.nip.example
+127.0.0.1. 0x7f000001. ①②⑦.0.0.1 [fe80::1%25eth0] [::ffff:0:7f00:1] public.example@127.0.0.1 127.0.0.1%00.example
 """
 NAMES = {  # what the resolver of these tests says
     "localhost": ["127.0.0.1", "::1"],
@@ -121,6 +130,22 @@ def test_a_name_is_resolved_once_for_the_check_and_the_connection(dialled, monke
     monkeypatch.setattr("datasets.web.socket.getaddrinfo", lambda _, port, **__: resolve(next(answers)[0], port))
     assert lost("http://rebinding.example/x.png") is Outcome.CONNECTION
     assert dialled == [("8.8.8.8", 80)]
+
+
+def test_a_name_with_many_deaf_addresses_gets_no_more_time(dialled, monkeypatch):
+    class Deaf(socket.socket):
+        def connect(self, place: Any) -> None:
+            dialled.append(place)
+            time.sleep(self.gettimeout() or 0)
+            raise TimeoutError("timed out")
+
+    monkeypatch.setattr("datasets.web.socket.socket", Deaf)
+    monkeypatch.setitem(NAMES, "deaf.example", [f"8.8.8.{number}" for number in range(99)])
+    opener = web.Opener(DOWNLOAD.model_copy(update={"max_seconds": 0.2}), {}, web.HostSlots(1))
+    with pytest.raises(Lost) as caught:
+        opener.open(urllib.request.Request("http://deaf.example/x.png"), timeout=0.05)
+    assert caught.value.outcome is Outcome.TIMEOUT
+    assert len(dialled) <= 5
 
 
 def test_private_addresses_can_be_allowed(dialled):
@@ -220,21 +245,77 @@ def fetch(opener: web.Opener, path: str) -> bytes:
     return content
 
 
+INWARDS = """
+http://127.0.0.1:PORT/here http://localhost:PORT/here //inside.example/x http://0x7f.1:PORT/here
+http://[::ffff:127.0.0.1]:PORT/here https://127.0.0.1:PORT/here
+"""
+ELSEWHERE = """
+file:///etc/passwd ftp://127.0.0.1:PORT/here data:image/png;base64,AAAA gopher://127.0.0.1:PORT/ jar:http://127.0.0.1/
+http://127.0.0.1:x/here
+"""
+
+
+@pytest.mark.parametrize("hops", [1, 3])
 @pytest.mark.parametrize(
-    "target", ["http://127.0.0.1:{port}/here", "http://localhost:{port}/here", "//inside.example/x"]
+    ("target", "outcome"),
+    [
+        *((target, Outcome.FORBIDDEN) for target in INWARDS.split()),
+        *((target, Outcome.HTTP_ERROR) for target in ELSEWHERE.split()),
+    ],
 )
-def test_every_redirect_is_checked_again(server, monkeypatch, target):
+def test_every_redirect_is_checked_again(server, monkeypatch, target, outcome, hops):
     monkeypatch.setattr("datasets.web.socket.getaddrinfo", resolve)
+    path = "to:" + target.replace("PORT", str(server.server_address[1]))
+    for _ in range(hops - 1):
+        path = "to:/" + urllib.parse.quote(path)
     with pytest.raises(Lost) as caught:
-        fetch(opener(server), "to:" + target.format(port=server.server_address[1]))
-    assert caught.value.outcome is Outcome.FORBIDDEN
-    assert list(server.RequestHandlerClass.moments) == ["to:" + target.format(port=server.server_address[1])]
+        fetch(opener(server), path)
+    assert caught.value.outcome is outcome
+    asked = server.RequestHandlerClass.moments
+    assert [len(times) for times in asked.values()] == [1] * hops
+    assert "here" not in asked
+
+
+def test_a_name_that_is_public_at_first_is_looked_up_again_for_each_hop(dialled, monkeypatch):
+    answers = iter(["8.8.8.8", "127.0.0.1"])
+    monkeypatch.setattr("datasets.web.socket.getaddrinfo", lambda _, port, **__: resolve(next(answers), port))
+    shared = web.Opener(DOWNLOAD, {}, web.HostSlots(1))
+    outcomes = []
+    for _ in range(2):
+        with pytest.raises(Lost) as caught:
+            shared.open(urllib.request.Request("http://rebinding.example/x.png"), timeout=1)
+        outcomes.append(caught.value.outcome)
+    assert outcomes == [Outcome.CONNECTION, Outcome.FORBIDDEN]
+    assert dialled == [("8.8.8.8", 80)]
 
 
 def test_with_the_guard_off_a_redirect_may_lead_inwards(server, monkeypatch):
     monkeypatch.setattr("datasets.web.socket.getaddrinfo", resolve)
     location = f"http://localhost:{server.server_address[1]}/here"
     assert fetch(opener(server, private_addresses=True), f"to:{location}") == b"here"
+
+
+def certificate(folder: Path) -> str:
+    """Path of a key and a certificate for `HOST` that nobody but itself vouches for."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
+    today = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, today - timedelta(1), today + timedelta(1))
+    made = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "both.pem").write_bytes(secret + made.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    return str(folder / "both.pem")
+
+
+@pytest.mark.parametrize("kind", ["nobody vouches for", "none"])
+def test_a_server_without_a_good_certificate_is_not_trusted(server, tmp_path, kind):
+    if kind != "none":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate(tmp_path))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    with pytest.raises(Lost) as caught:
+        opener(server).open(urllib.request.Request(f"https://{HOST}/here"), timeout=60)
+    assert caught.value.outcome is Outcome.TLS
+    assert server.RequestHandlerClass.moments == {}
 
 
 @pytest.mark.parametrize("where", ["head", "body", "promises"])

@@ -11,6 +11,7 @@ from datasets.buckets import Frame, Size
 from datasets.cache import VerifiedFiles
 from datasets.storage import FileEntry
 from datasets.views import View
+from pipeline import training_flops
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.config import Baseline as BaselineSettings
@@ -19,13 +20,13 @@ from pipeline.config import Previewer as PreviewerSettings
 from pipeline.config import StageA as StageASettings
 from pipeline.config import StageB as StageBSettings
 from pipeline.config import StageC as StageCSettings
-from pipeline.errors import UsageError
+from pipeline.errors import Preempted, UsageError
 from stages.config import StageALoss, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import device
 
-    from pipeline.encoders import TrainingData
+    from pipeline.encoders import Encode, Encoder, TrainingData
     from stages.perceptual import Perceptual
 
 PANEL = "panel.png"  # reconstructions of some pictures
@@ -167,11 +168,17 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     stretches = build.config.stretches_of(build.step.name)
     if result(build.building) is None:
         chosen = {name: build.inputs[f"view_{name}"] for _, name in stretches if name}
-        settings = {"seed": build.config.seed, "cache": build.config.cluster.cache}
+        settings = {
+            "seed": build.config.seed,
+            "cache": build.config.cluster.cache,
+            "stall_s": build.config.cluster.stall_s,
+            "flops": training_flops.per_picture(build.step.name, build.config),
+        }
         held_out = build.inputs.get("held_out")
         build.train(loop, {**payload, **settings, "stretches": stretches, "views": chosen, "held_out": held_out})
     found = result(build.building)
-    assert found is not None, "the job ended without a result, yet without an error"
+    if found is None:  # all ranks have saved and gone, without an error and without a signal
+        raise Preempted("a node is being taken away, and the training was saved")
     if PANEL in found["files"]:
         build.report.image("reconstructions", storage.read(storage.join(build.path, PANEL)), 0)
     return Facts(
@@ -179,7 +186,7 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
         rows=found["rows"],
         call=CALL,
         workers=found["pids"],
-        metrics=found["metrics"],
+        metrics=found["metrics"] | build.interruptions.metrics(),
     )
 
 
@@ -210,7 +217,14 @@ def _split(view: Artifact | None, held_out: Artifact | None) -> tuple[View | Non
     return (~held, held) if chosen is None else (chosen & ~held, chosen & held)
 
 
-def _training_data(payload: dict[str, Any], training: TrainingConfig, where: "device") -> "TrainingData":
+def _loaded(payload: dict[str, Any], where: "device") -> "list[tuple[Encoder, Encode]]":
+    """The encoders of what is made online, with their models."""
+    return [(encoder, encoder.load(where)) for encoder in payload["online"]]
+
+
+def _training_data(
+    payload: dict[str, Any], training: TrainingConfig, online: "list[tuple[Encoder, Encode]]"
+) -> "TrainingData":
     """Batches by frame and view; squares of all sizes come in the same order, and so do buckets.
 
     Held-out samples do not depend on the seed, so that trainings can be compared.
@@ -224,7 +238,6 @@ def _training_data(payload: dict[str, Any], training: TrainingConfig, where: "de
         if phase.max_aspect > 1
     ]
     files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
-    online = [(encoder, encoder.load(where)) for encoder in payload["online"]]
 
     def split(view: str | None) -> tuple[View | None, View | None]:
         return _split(payload["views"].get(view), payload["held_out"])
@@ -251,7 +264,7 @@ def _training_data(payload: dict[str, Any], training: TrainingConfig, where: "de
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
-    from pipeline.models import existing, weights
+    from pipeline.models import existing
     from pipeline.panels import stage_a_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
@@ -261,7 +274,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
     settings: StageASettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
     if settings.weights:
         pretrained.fill(stage_a, existing("stage_a", settings.weights)["stage_a"], settings.model)
@@ -273,7 +286,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
         return stage_a_panel(stage_a, data)
 
     if rank.train("stage_a", objective, settings.train, data, panel):
-        rank.publish("stage_a.safetensors", weights(stage_a))
+        rank.publish_model("stage_a", stage_a)
         rank.publish(PANEL, panel())
         rank.finish(data.largest.rows)
 
@@ -291,7 +304,7 @@ def _perceptual(loss: StageALoss, device: "device") -> "Perceptual | None":
 
 def _loop_b(payload: dict[str, Any]) -> None:
     from pipeline import models
-    from pipeline.models import null_text, weights
+    from pipeline.models import null_text
     from pipeline.panels import stage_b_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
@@ -302,7 +315,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
     assert settings.train is not None
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    online = _loaded(payload, rank.device)  # for both trainings
+    data = _training_data(payload, settings.train, online)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
     start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
@@ -315,7 +329,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
             payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
         )
         rounds = compressing.warmup.train
-        if not rank.train("compressor", warmup, rounds, _training_data(payload, rounds, rank.device)):
+        if not rank.train("compressor", warmup, rounds, _training_data(payload, rounds, online)):
             return
     stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
     if settings.weights:
@@ -329,14 +343,14 @@ def _loop_b(payload: dict[str, Any]) -> None:
         return stage_b_panel(stage_a, stage_b, compressor, data)
 
     if rank.train("stage_b", objective, settings.train, data, panel):
-        rank.publish("stage_b.safetensors", weights(stage_b))
-        rank.publish("compressor.safetensors", weights(compressor))
+        rank.publish_model("stage_b", stage_b)
+        rank.publish_model("compressor", compressor)
         rank.publish(PANEL, panel())
         rank.finish(data.largest.rows)
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
-    from pipeline.models import existing, null_text, weights
+    from pipeline.models import existing, null_text
     from pipeline.panels import stage_c_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
@@ -345,46 +359,45 @@ def _loop_c(payload: dict[str, Any]) -> None:
     settings: StageCSettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
     if settings.weights:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
     objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
     if rank.train("stage_c", objective, settings.train, data, lambda: stage_c_panel(stage_c, data)):
-        rank.publish("stage_c.safetensors", weights(stage_c))
+        rank.publish_model("stage_c", stage_c)
         rank.finish(data.largest.rows)
 
 
 def _loop_previewer(payload: dict[str, Any]) -> None:
-    from pipeline.models import weights
     from pipeline.panels import previewer_panel
     from pipeline.rank import Rank, seeded
     from stages.previewer import Previewer, PreviewerObjective
 
     settings: PreviewerSettings = payload["settings"]
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
 
     def panel() -> bytes:
         return previewer_panel(previewer, data)
 
     if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, data, panel):
-        rank.publish("previewer.safetensors", weights(previewer))
+        rank.publish_model("previewer", previewer)
         rank.publish(PANEL, panel())
         rank.finish(data.largest.rows)
 
 
 def _loop_baseline(payload: dict[str, Any]) -> None:
     from pipeline import models
-    from pipeline.models import null_text, weights
+    from pipeline.models import null_text
     from pipeline.panels import baseline_panel
     from pipeline.rank import Rank, seeded
     from stages.baseline import Baseline, BaselineObjective
 
     settings: BaselineSettings = payload["settings"]
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
 
@@ -393,6 +406,6 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
         return baseline_panel(stage_a, baseline, data)
 
     if rank.train("baseline", objective, settings.train, data, panel):
-        rank.publish("baseline.safetensors", weights(baseline))
+        rank.publish_model("baseline", baseline)
         rank.publish(PANEL, panel())
         rank.finish(data.largest.rows)
