@@ -29,6 +29,7 @@ from stages.config import StageALoss, TrainingConfig
 from stages.discriminator import Discriminator
 from stages.draws import Draws
 from stages.loop import Outcome, train
+from stages.meter import SPEED
 from stages.parallel import Replica
 from stages.stage_a import StageA, StageAObjective
 from stages.validation import SampleDraws, Validation
@@ -238,11 +239,15 @@ class Run:
             device=CPU,
             load_state=lambda: None if newest is None else [self.states[newest]],
             save_state=self.states.__setitem__,
-            log=lambda step, values: self.logged.update({step: {**values, "validation_seconds": 0.0}}),
+            log=self.log,
             should_stop=lambda: max(self.logged) >= self.stop,
             validation=Validation(samples, HELD, lambda step: [self.states[step]]),
             show=lambda step, name: self.shown.append((step, name, weights(self.objective))),
         )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        timed = (SPEED, "validation_seconds")
+        self.logged[step] = {name: value for name, value in values.items() if not name.startswith(timed)}
 
 
 def weights(module: nn.Module) -> bytes:
