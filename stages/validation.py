@@ -64,8 +64,8 @@ class Validation:
     """Held-out samples of a training, as one of its ranks looks at them.
 
     Args:
-        read: samples from one to another, `first` and `rows`, of the held-out ones; fields as in the training, and
-            `key`, uint8 (rows, 16). Asked once; what this rank needs is kept in memory.
+        read: `rows` held-out samples from number `first` on; fields as in the training, and `key`, uint8 (rows, 16).
+            What this rank looks at is read once and kept in memory.
         rows: how many are held out.
         load: all parts of the saved state after a step, as `load_state` of the training; for `keep: best`.
     """

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from datasets import shards, storage, views
 from datasets.batches import Batches, Source
 from datasets.bucket_batches import BucketBatches, Span
 from datasets.buckets import Frame
+from datasets.config import DataError
 from datasets.download import INDEX
 from datasets.outcomes import Outcome as Fate
 from datasets.plan import key_of
@@ -22,15 +25,16 @@ from pipeline import compose
 from pipeline.checkpoints import Checkpoints
 from pipeline.dag import fingerprints, order
 from pipeline.errors import UsageError
-from pipeline.steps import table
+from pipeline.steps import select, table
 from stages import checkpoint
 from stages.checkpoint import Best
 from stages.config import StageALoss, TrainingConfig
 from stages.discriminator import Discriminator
 from stages.draws import Draws
 from stages.loop import Outcome, train
+from stages.meter import SPEED
 from stages.parallel import Replica
-from stages.stage_a import StageAObjective
+from stages.stage_a import StageA, StageAObjective
 from stages.validation import SampleDraws, Validation
 
 CPU = torch.device("cpu")
@@ -106,6 +110,25 @@ def test_a_bucket_of_which_all_is_held_out_is_left_out(source: Source) -> None:
     bits = {bucket: np.packbits([bucket == "256x128"] * 20).tobytes() for bucket in BUCKETS}
     wide = views.View({shard: (20, bits[bucket]) for shard, bucket in enumerate(BUCKETS)})
     assert list(BucketBatches([source], Frame(128, 2.0), 1, [Span(0, 64, ROWS)], view=~wide).bucket_rows) == ["128x256"]
+
+
+@pytest.mark.parametrize("rows", [0, 3, 10])
+def test_the_step_warns_where_nothing_is_held_out_and_refuses_to_hold_out_all(rows: int) -> None:
+    warnings: list[str] = []
+    build: Any = SimpleNamespace(
+        config=compose.load("stage_c", ["scale=micro", "data.holdout=0.2"]),
+        inputs={"images": SimpleNamespace(manifest={"rows": 10})},
+        path="",
+        call=lambda *_: (storage.entry_of(b""), rows, 1),
+        report=SimpleNamespace(warning=warnings.append),
+    )
+    if rows == 10:
+        with pytest.raises(DataError, match=r"data.holdout=0.2 holds out all of 10 pictures: lower it, or set it to 0"):
+            select.hold_out(build)
+    else:
+        assert select.hold_out(build).rows == rows
+        told = ["data.holdout=0.2 holds out none of 10 pictures: no training is validated"]
+        assert warnings == ([] if rows else told)
 
 
 # ------------------------------------------------------------------------------------------------ config and DAG
@@ -238,11 +261,15 @@ class Run:
             device=CPU,
             load_state=lambda: None if newest is None else [self.states[newest]],
             save_state=self.states.__setitem__,
-            log=lambda step, values: self.logged.update({step: {**values, "validation_seconds": 0.0}}),
+            log=self.log,
             should_stop=lambda: max(self.logged) >= self.stop,
             validation=Validation(samples, HELD, lambda step: [self.states[step]]),
             show=lambda step, name: self.shown.append((step, name, weights(self.objective))),
         )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        timed = (SPEED, "validation_seconds")
+        self.logged[step] = {name: value for name, value in values.items() if not name.startswith(timed)}
 
 
 def weights(module: nn.Module) -> bytes:
@@ -318,8 +345,6 @@ def test_the_loss_is_that_of_the_samples_in_evaluation_mode() -> None:
 def test_stage_a_is_validated_without_its_discriminator() -> None:
     torch.manual_seed(0)
     stage_a = compose.load("stage_a", ["scale=micro"]).stage_a.model
-    from stages.stage_a import StageA
-
     objective = StageAObjective(StageA(stage_a), StageALoss(adversarial=1.0), Discriminator())
     config = Run({"every": 1, "samples": 2}).config
     image = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 128), np.uint8)

@@ -49,7 +49,7 @@ def hold_out(build: Build) -> Facts:
     if rows == stored:
         raise DataError(f"data.holdout={share} holds out all of {stored} pictures: lower it, or set it to 0")
     if not rows:
-        build.report.warning(f"data.holdout={share} holds out none of {stored} pictures: no training will be validated")
+        build.report.warning(f"data.holdout={share} holds out none of {stored} pictures: no training is validated")
     return Facts(files={views.FILE: entry}, rows=rows, call="datasets.views.hold_out", workers=[pid])
 
 
