@@ -4,10 +4,10 @@ BIN := .venv/bin
 ROOT ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint format bench ui lock clean
+.PHONY: help setup demo test test-cluster chaos lint format bench ui lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or 3.12 is needed; call make PYTHON=python3.11") if not (3, 11) <= sys.version_info[:2] <= (3, 12) else 0'
@@ -25,6 +25,9 @@ demo: setup ## train a small Würstchen on this machine and draw pictures (12 to
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest
+
+test-cluster: setup ## take drivers, ranks and nodes of a small Ray cluster away from trainings (about 5 minutes)
+	$(BIN)/python -m pytest -m cluster -n 0
 
 chaos: setup ## kill runs inside each step and workers at 600 random points, and compare what is left (about 15 minutes)
 	$(BIN)/python -m pytest -m chaos -n 0

@@ -18,6 +18,7 @@ from datasets.batches import WINDOW, Batches, Source
 from datasets.buckets import Frame, Size
 from datasets.cache import VerifiedFiles
 from datasets.config import DataError
+from datasets.views import View
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class BucketBatches:
     Args:
         sources: as for `Batches`; every shard's receipt names its bucket.
         spans: all phases of the training that read buckets, in their order; each goes on where the one before ended.
+        view: the pictures to choose; None = all.
 
     Raises:
         DataError: the pictures are stored as squares, or there are none.
@@ -48,14 +50,17 @@ class BucketBatches:
         seed: int,
         spans: Sequence[Span],
         files: VerifiedFiles | None = None,
+        view: View | None = None,
     ):
-        receipts = shards.finished(sources[0].folder).values()
-        found = sorted({receipt.bucket for receipt in receipts if receipt.rows_out and receipt.bucket})
+        receipts = shards.finished(sources[0].folder)
+        stored = {shard: receipt.rows_out for shard, receipt in receipts.items()}
+        counts = stored if view is None else view.counts(stored)
+        found = sorted({bucket for shard, rows in counts.items() if rows and (bucket := receipts[shard].bucket)})
         if not found:
             raise DataError(f"{sources[0].folder} holds no pictures in aspect-ratio buckets: set data.image.max_aspect")
         window = max(1, WINDOW // len(found))  # so that all buckets together hold as many shards as one sequence
         self._batches = {
-            bucket: Batches([_sized(source, frame, bucket) for source in sources], seed, window, bucket, files)
+            bucket: Batches([_sized(source, frame, bucket) for source in sources], seed, window, bucket, files, view)
             for bucket in found
         }
         self._spans = tuple(spans)
@@ -72,9 +77,14 @@ class BucketBatches:
         """Rows of all buckets."""
         return sum(self.bucket_rows.values())
 
+    @property
+    def largest(self) -> Batches:
+        """The samples of the largest bucket, in the order of its own sequence."""
+        return max(self._batches.values(), key=lambda batches: batches.rows)
+
     def first(self, rows: int) -> dict[str, np.ndarray]:
         """The first samples of the largest bucket, at most so many, as `Batches.read` gives them."""
-        return max(self._batches.values(), key=lambda batches: batches.rows).first(rows)
+        return self.largest.first(rows)
 
     def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """The samples `start` to `start + rows` of the training, which lie within one batch of a span.

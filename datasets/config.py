@@ -199,6 +199,8 @@ class DataConfig(Settings):
     filters: FilterConfig
     views: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], ViewConfig] = Field(default_factory=dict)
     """Selections of the stored pictures, for `view` of a training's phases."""
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the pictures that no training sees; those whose keys, hashes of their content, are the lowest."""
     image: ImageConfig
     attempt: Count = 1
     """Which download of this plan: a later one asks again for what the one before lost for a passing reason."""

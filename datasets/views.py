@@ -7,7 +7,6 @@ each of them, in the order in which they are stored. A hundred million pictures 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +46,25 @@ class View:
         """Places of a shard's chosen pictures among all that it holds, ascending: int64 (chosen,)."""
         return np.flatnonzero(self._bits(shard))
 
+    @property
+    def rows(self) -> int:
+        """All chosen pictures."""
+        return sum(int(self._bits(shard).sum()) for shard in self.shards)
+
+    def __and__(self, other: "View") -> "View":
+        """The pictures that both views choose.
+
+        Raises:
+            CorruptFile: they are views of other shards.
+        """
+        held = {shard: pictures for shard, (pictures, _) in self.shards.items()}
+        other.counts(held)
+        return View({shard: (n, _packed(self._bits(shard) & other._bits(shard))) for shard, n in held.items()})
+
+    def __invert__(self) -> "View":
+        """The pictures that this view leaves out."""
+        return View({shard: (n, _packed(1 - self._bits(shard))) for shard, (n, _) in self.shards.items()})
+
     def _bits(self, shard: int) -> np.ndarray:
         pictures, chosen = self.shards[shard]
         return np.unpackbits(np.frombuffer(chosen, np.uint8), count=pictures)
@@ -70,7 +88,7 @@ def make(
         The view's file, how many pictures it chooses, and how many others it leaves out by rule.
     """
     rules = filters.picture_rules(config)
-    lines: list[dict[str, Any]] = []
+    chosen: dict[int, tuple[int, bytes]] = {}
     rows, left_out = 0, Counter[str]()
     for shard, planned in shards:
         keys = stored_keys(read_index(shard))
@@ -81,16 +99,39 @@ def make(
             left_out["duplicate"] += accepted.num_rows - unique.num_rows
             accepted = unique
         bits = pc.is_in(keys, accepted["key"].combine_chunks()).to_numpy(zero_copy_only=False)
-        lines.append({"shard": shard, "pictures": len(keys), "chosen": np.packbits(bits).tobytes()})
+        chosen[shard] = len(keys), _packed(bits)
         rows += accepted.num_rows
         left_out.update(rejected)
-    return table_bytes(lines, SCHEMA), rows, left_out
+    return dump(View(chosen)), rows, left_out
+
+
+def hold_out(shards: Iterable[int], read_index: Callable[[int], bytes], share: float) -> View:
+    """The pictures that no training is to see: about that share, by their keys alone.
+
+    Keys are hashes of the content: a picture that is held out is so in every data set, at every limit and seed, and at
+    every larger share. Arguments are as for `make`.
+    """
+    found = {}
+    for shard in shards:
+        keys = stored_keys(read_index(shard)).to_pylist()
+        found[shard] = len(keys), _packed(np.array([int(key, 16) < share * 2**128 for key in keys], bool))
+    return View(found)
+
+
+def dump(view: View) -> bytes:
+    """The bytes of a view's file."""
+    lines = [{"shard": n, "pictures": pictures, "chosen": bits} for n, (pictures, bits) in view.shards.items()]
+    return table_bytes(lines, SCHEMA)
 
 
 def read(content: bytes) -> View:
     """A view from the bytes of its file."""
     lines = pq.read_table(pa.BufferReader(content), schema=SCHEMA).to_pylist()
     return View({line["shard"]: (line["pictures"], line["chosen"]) for line in lines})
+
+
+def _packed(bits: np.ndarray) -> bytes:
+    return np.packbits(bits).tobytes()
 
 
 def stored_keys(index: bytes) -> pa.Array:

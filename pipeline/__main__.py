@@ -9,14 +9,20 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
+
+if not all(map(find_spec, ("pyarrow", "pydantic", "hydra"))):
+    sys.exit("error: this Python lacks the packages: run `make setup`, then `source .venv/bin/activate`")
 
 from datasets import storage
 from pipeline import __version__, compose, cost, run
 from pipeline.config import Config
+from pipeline.dag import order
 from pipeline.errors import NotBuilt, UsageError, exit_code
 from pipeline.mlflow_store import locate_store
 from pipeline.removal_list import names_of, requests
 from pipeline.screen import Summary, console, show_plan, show_summary
+from pipeline.steps import table
 from pipeline.words import Words, parse, usage
 
 
@@ -51,8 +57,6 @@ def _handle(words: Words) -> None:
 
 def _config(words: Words) -> tuple[Config, str]:
     """The checked config and the absolute root; `seed=` of `run` and `plan` is a plain override."""
-    if words.rest:
-        raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
     loaded = compose.load(words.required_conf(), words.overrides)
     root = storage.absolute(words.root)
     locate_store(root, loaded.tracking.uri)
@@ -105,9 +109,11 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps, "forgotten": len(forgotten)})
-    for missing in (run.missing_rows(loaded, planned), run.missing_weights(loaded, planned)):
-        if missing:
-            console.print(f"a run would stop at once: {missing}", style="yellow", markup=False)
+    for check in (run.missing_rows, run.missing_weights, run.misfit_weights):
+        if found := check(loaded, planned):
+            console.print(f"a run would stop at once: {found}", style="yellow", markup=False)
+    for sentence in cost.large_trainings(planned, loaded):
+        console.print(sentence, style="yellow", markup=False)
     cost.check_memory(planned, loaded)
 
 
@@ -130,6 +136,10 @@ def _show_config(words: Words) -> None:
         for group, options in compose.groups().items():
             print(f"{group}: " + ", ".join(options))
         return
+    if words.rest:
+        raise UsageError(f"'{words.rest[0]}' is not key=value; config takes conf=NAME and overrides, or the word list")
+    loaded, _ = _config(words)
+    order(table(loaded), loaded.targets)  # refuses unknown ones
     print(compose.commented_yaml(words.required_conf(), words.overrides), end="")
 
 
@@ -159,8 +169,6 @@ def _export(words: Words) -> None:
 def _import(words: Words) -> None:
     from pipeline.importing import bring, composed
 
-    if words.rest:
-        raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
     found, overrides = composed(words.required_conf(), words.overrides, words.own.get("from"))
     words = replace(words, overrides=overrides)
     loaded, root = _config(words)
@@ -191,7 +199,7 @@ def _data(words: Words) -> None:
         return
     if words.own.keys() & {"keys", "urls", "from"}:
         raise UsageError("keys=, urls= and from= go with `data forget`")
-    loaded, root = _config(replace(words, rest=[]))
+    loaded, root = _config(words)
     match words.rest:
         case ["funnel"]:
             data.funnel(loaded, root, words.json)
@@ -210,8 +218,6 @@ def _data(words: Words) -> None:
 def _gc(words: Words) -> None:
     from pipeline.garbage import collect
 
-    if words.rest:
-        raise UsageError(f"'{words.rest[0]}' is neither a flag nor key=value")
     collect(storage.absolute(words.root), words.own.get("days"), words.yes, words.json)
 
 
@@ -232,7 +238,8 @@ def _ui(words: Words) -> None:
 def _doctor(words: Words) -> None:
     from pipeline.doctor import examine
 
-    examine(storage.absolute(words.root), words.json)
+    loaded = _config(words)[0] if words.conf or words.overrides or words.rest else None
+    examine(storage.absolute(words.root), words.json, loaded)
 
 
 def _print_json(words: Words, document: object) -> None:

@@ -4,9 +4,11 @@ A step is a function `(Build) -> Facts`. It takes the typed values that it needs
 artifact's folder, and returns what the manifest shall say. The engine around it (`pipeline.run`) does the rest.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from datasets import shards, storage
@@ -15,11 +17,13 @@ from pipeline.artifacts import BUILDING, Artifact, Fingerprint, Store
 from pipeline.config import Config
 from pipeline.dag import Step
 from pipeline.errors import Interrupted
+from pipeline.interruptions import Interruptions
 from pipeline.steps import table
 
 if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
     from pipeline.cluster import Cluster
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 CPU = "cpu"  # the ledger's kind of device of what runs on CPUs, also where there are GPUs
 
@@ -131,22 +135,63 @@ class Build:
         return [finished[shard] for shard in total]
 
     def train(self, loop: Callable[[dict[str, Any]], None], payload: dict[str, Any]) -> None:
-        """Run a training loop as a Ray Train job."""
-        with self.lease(self.cluster.reserved_for_training(self.config.workers), self.cluster.kind):
+        """Run a training loop as a Ray Train job, on as many of the workers as the cluster has room for."""
+        workers = self._workers()
+        self.interruptions.begun += 1
+        self.interruptions.write(self.building)
+        with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind):
             self.cluster.train(
                 loop,
                 {**payload, "building": self.building, "path": self.path, "board": self.cluster.board},
-                workers=self.config.workers,
+                workers=workers,
                 folder=self.building,
                 tick=self.tick,
             )
         self.raise_if_stopped()
 
+    def _workers(self) -> int:
+        """Ranks of the next attempt: all that are asked for, or fewer where nodes are gone and none replaces them."""
+
+        worlds = self.config.worlds_of(self.step.name)
+
+        def tick(room: int) -> None:
+            self.report.progress(room, worlds[0], "workers found")
+            self.tick()
+            self.raise_if_stopped()
+
+        workers = self.cluster.settle(worlds, tick)
+        if workers < worlds[0]:
+            self.report.warning(
+                f"{self.step.name} goes on with {workers} of {worlds[0]} workers: the cluster has room for no more; "
+                "the batches stay the same"
+            )
+        return workers
+
+    @cached_property
+    def interruptions(self) -> Interruptions:
+        """What this step's trainings have been through."""
+        return Interruptions.read(self.building)
+
     def tick(self) -> None:
         """Pass on what the workers said, and tell them whether to stop."""
+        heard = False
         for message in self.cluster.exchange(stop=self.stop_signal() is not None):
-            kind = message.pop("kind")
-            getattr(self.report, kind)(**message)
+            match message.pop("kind"):
+                case "resumed":
+                    self._resumed(**message)
+                    heard = True
+                case "reached":
+                    self.interruptions.reached[message["training"]] = message["step"]
+                    heard = True
+                case kind:
+                    getattr(self.report, kind)(**message)
+        if heard:
+            self.interruptions.write(self.building)
+
+    def _resumed(self, training: str, step: int) -> None:
+        again = self.interruptions.resumed(training, step)
+        if self.interruptions.begun > 1:
+            log.info("%s goes on from step %d: %d steps are done again", training, step, again)
 
     def raise_if_stopped(self) -> None:
         """End the run here if a signal asked for it; what is committed stays."""

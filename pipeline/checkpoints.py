@@ -2,6 +2,7 @@
 
 A safetensors file for each part of a checkpoint, and a small marker with its size and sha256, written last. The newest
 checkpoint all of whose parts their markers vouch for wins; a damaged or unfinished one is skipped, and said so.
+A marker may also name an earlier step whose checkpoint is kept along with its own: the best one so far.
 """
 
 import json
@@ -35,15 +36,20 @@ class Checkpoints:
         self.folder, self.part, self.parts = folder, part, parts
         self.warn = warn
 
-    def save(self, step: int, data: bytes) -> None:
-        """Publish our part of the state after `step` steps; the first part's rank drops all but the newest few."""
+    def save(self, step: int, data: bytes, best: int | None = None) -> None:
+        """Publish our part of the state after `step` steps, to be kept together with that after `best` steps.
+
+        The first part's rank drops all but the newest few, and the best one that each of these names.
+        """
         saved = Saved(step, self.parts)
         entry = storage.publish(data, self._path(saved, self.part, "safetensors"))
-        storage.publish(json.dumps(vars(entry)).encode(), self._path(saved, self.part, "json"))
+        marker = vars(entry) if best is None else {**vars(entry), "best": best}
+        storage.publish(json.dumps(marker).encode(), self._path(saved, self.part, "json"))
         if self.part == 0:
             markers = self._markers()
-            whole = sorted(found for found, parts in markers.items() if len(parts) == found.parts)
-            for old in [found for found in markers if whole[-KEEP:] and found < whole[-KEEP:][0]]:
+            newest = sorted(found for found, parts in markers.items() if len(parts) == found.parts)[-KEEP:]
+            named = {self._best(found) for found in newest}
+            for old in [found for found in markers if newest and found < newest[0] and found.step not in named]:
                 for part in range(old.parts):
                     storage.remove(self._path(old, part, "json"))
                     storage.remove(self._path(old, part, "safetensors"))
@@ -59,14 +65,34 @@ class Checkpoints:
                 self.warn(f"checkpoint of step {saved.step} skipped: {error}")
         return None
 
+    def after(self, step: int) -> Saved:
+        """The checkpoint of the state after `step` steps.
+
+        Raises:
+            CorruptFile: it is not there, or not whole.
+        """
+        found = [saved for saved, parts in self._markers().items() if saved.step == step and len(parts) == saved.parts]
+        if not found:
+            raise CorruptFile(f"{self.folder} has lost the checkpoint of its best step, {step}; --force the training")
+        return found[0]
+
     def read(self, saved: Saved) -> Iterator[bytes]:
         """The parts of a checkpoint that this rank needs: its own where it was written by as many, else all."""
         for part in [self.part] if saved.parts == self.parts else range(saved.parts):
             yield self._read(saved, part)
 
     def _read(self, saved: Saved, part: int) -> bytes:
-        entry = FileEntry(**json.loads(storage.read(self._path(saved, part, "json"))))
-        return storage.read(self._path(saved, part, "safetensors"), expect=entry)
+        marker = json.loads(storage.read(self._path(saved, part, "json")))
+        marker.pop("best", None)
+        return storage.read(self._path(saved, part, "safetensors"), expect=FileEntry(**marker))
+
+    def _best(self, saved: Saved) -> int | None:
+        """The step that a checkpoint's marker names as the best; a damaged one, which `newest` tells of, names none."""
+        try:
+            best: int | None = json.loads(storage.read(self._path(saved, 0, "json"))).get("best")
+            return best
+        except (ValueError, AttributeError):
+            return None
 
     def _markers(self) -> dict[Saved, set[int]]:
         """The parts of each checkpoint that have a marker."""

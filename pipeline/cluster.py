@@ -23,21 +23,30 @@ import ray.data
 import ray.exceptions
 import ray.train
 import ray.train.torch
+import torch
+from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.exceptions import UserCodeException
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2._internal.exceptions import (
+    RayTrainError,
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datasets import storage
 from pipeline.config import Cluster as ClusterConfig
 from pipeline.environment import quiet_environment
-from pipeline.errors import InfrastructureError, UsageError
+from pipeline.errors import InfrastructureError, Preempted, UsageError
+from pipeline.watchdog import Pulses
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
 POLL_S = 0.5
 SLOT_POLL_S = 0.05
 SHARDS_PER_ACTOR = 4
+PING_S = 10.0
 
 
 class Board:
@@ -50,6 +59,7 @@ class Board:
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
         self._stop = False
+        self._pulses = Pulses()
 
     def post(self, message: dict[str, Any]) -> None:
         """Leave a message for the driver."""
@@ -64,6 +74,22 @@ class Board:
     def stopping(self) -> bool:
         """Whether workers should save and return."""
         return self._stop
+
+    def begin_job(self) -> None:
+        """Forget the ranks of the job before."""
+        self._pulses = Pulses()
+
+    def beat(self, *pulse: Any) -> str | None:
+        """A rank's pulse; answers the stall of its job."""
+        return self._pulses.beat(*pulse)
+
+    def rest(self, rank: int) -> None:
+        """A rank has no pulse for now."""
+        self._pulses.rest(rank)
+
+    def stall(self) -> str | None:
+        """The stall of the job, if it was in one."""
+        return self._pulses.stall
 
 
 class BoardClient:
@@ -84,6 +110,18 @@ class BoardClient:
             self._stopping = _get(self._board.stopping.remote())
             self._asked = time.monotonic()
         return self._stopping
+
+    def beat(self, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
+        """What this rank does; returns the stall that its job is in. None too while the board starts anew."""
+        try:
+            found: str | None = _get(self._board.beat.remote(rank, step, doing, seconds, stall_s))
+        except InfrastructureError:
+            return None
+        return found
+
+    def rest(self, rank: int) -> None:
+        """This rank has no pulse for now."""
+        self._board.rest.remote(rank)
 
 
 class Slots:
@@ -159,7 +197,10 @@ class Cluster:
         self.cpus = int(total.get("CPU", 1))
         self.gpus = int(total.get("GPU", 0)) if config.device != "cpu" else 0
         self._check_room(workers)
-        self.board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # lives as we do
+        self.board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(
+            Board
+        ).remote()
         names = [name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")]
         self.kind = f"cuda:{'+'.join(sorted(names)) or 'GPU'}" if self.gpus else "cpu"
 
@@ -225,6 +266,45 @@ class Cluster:
         actors = max(1, min(self.config.encoders.max, worthwhile, room))
         return actors, 1
 
+    def settle(self, worlds: Sequence[int], tick: Callable[[int], None]) -> int:
+        """The number of ranks to train on: the first of `worlds`, descending, or the largest that there is room for.
+
+        Where there is a choice, the first has `replacement_s` to find room, then the others get their turn. Meanwhile
+        `tick` is told for how many there is room.
+
+        Raises:
+            InfrastructureError: there is not even room for the last.
+        """
+        if len(worlds) == 1 or self.config.address is None:
+            return worlds[0]  # Ray waits for room, or there always is
+        deadline = time.monotonic() + self.config.replacement_s
+        request_resources(bundles=[self._rank_resources(worlds[0])] * worlds[0])  # where there is an autoscaler
+        try:
+            while (room := self._room()) < worlds[0] and time.monotonic() < deadline:
+                tick(room)
+                time.sleep(POLL_S)
+        finally:
+            request_resources(bundles=[])
+        found = next((world for world in worlds if world <= room), None)
+        if found is None:
+            raise InfrastructureError(f"the nodes that are left have room for {room} workers, not for {worlds[-1]}")
+        return found
+
+    def _room(self) -> int:
+        """Ranks for which there is room on the nodes that are there to stay."""
+        wanted = self._rank_resources(1)
+        return sum(
+            min(int(node["Resources"].get(name, 0) / count) for name, count in wanted.items() if count)
+            for node in _lasting_nodes()
+        )
+
+    def _rank_resources(self, workers: int) -> dict[str, float]:
+        """What each of so many training ranks holds, by Ray's names."""
+        resources: dict[str, float] = {"CPU": self._training_cpus(workers)}
+        if self.device == "cuda":
+            resources["GPU"] = self.config.gpus_per_worker
+        return resources
+
     def _training_cpus(self, workers: int) -> int:
         """CPUs of each rank: all there are on our own local Ray, what the config says elsewhere."""
         return max(1, self.cpus // workers) if self.config.address is None else self.config.cpus_per_worker
@@ -263,26 +343,34 @@ class Cluster:
     ) -> None:
         """Run `loop(payload)` on `workers` ranks as a Ray Train job; a dead worker ends it, the step tries again.
 
+        A node that is being drained ends it too, as `Preempted`, once all ranks have saved or their time is over.
+
         State lives in our own checkpoints, so each attempt gets a fresh Ray Train name: a damaged snapshot of an
         earlier attempt can never stop a run from starting.
         """
-        use_gpu = self.device == "cuda"
-        resources: dict[str, float] = {"CPU": self._training_cpus(workers)}
-        if use_gpu:
-            resources["GPU"] = self.config.gpus_per_worker
         trainer = ray.train.torch.TorchTrainer(
             loop,
             train_loop_config=payload,
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources
+                num_workers=workers,
+                use_gpu=self.device == "cuda",
+                resources_per_worker=self._rank_resources(workers),
             ),
             run_config=ray.train.RunConfig(
                 name=secrets.token_hex(6),
                 storage_path=storage.join(folder, "ray_train"),
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=1),  # we retry
+                failure_config=ray.train.FailureConfig(  # we retry
+                    max_failures=0, controller_failure_limit=1, max_preemption_failures=0
+                ),
             ),
         )
-        _patiently(trainer.fit, tick)
+        _get(self.board.begin_job.remote())
+        try:
+            _patiently(trainer.fit, tick)
+        except InfrastructureError as error:
+            if stall := _get(self.board.stall.remote()):
+                raise InfrastructureError(stall) from error
+            raise
 
 
 def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:
@@ -307,6 +395,26 @@ def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:
     return outcome[0]
 
 
+def _lasting_nodes() -> list[dict[str, Any]]:
+    """The nodes, as Ray describes them, that answer and are not being drained; Ray may miss a death for a while."""
+    drained = ray._private.state.state.get_draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in drained]
+    pings = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        pings[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(os.getpid).remote()] = node
+    answered, _ = ray.wait(list(pings), num_returns=len(pings), timeout=PING_S)
+    return [pings[reference] for reference in answered if _succeeded(reference)]
+
+
+def _succeeded(reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
 def _get(reference: Any) -> Any:
     """A task's result, or the error that it raised."""
     try:
@@ -317,15 +425,26 @@ def _get(reference: Any) -> Any:
 
 def _cause(error: BaseException) -> BaseException:
     """The error that a worker raised, out of Ray's wrappings; failures of Ray itself as `InfrastructureError`."""
+    if isinstance(error, PreemptionError):
+        return Preempted("a node was taken away before the training had saved its state")
     if isinstance(error, TrainingFailedError):
-        failures = list((getattr(error, "worker_failures", None) or {}).values())
-        return _cause(failures[0]) if failures else InfrastructureError(f"the training job failed: {error}")
+        causes = [_cause(failure) for failure in (getattr(error, "worker_failures", None) or {}).values()]
+        for kind in (Preempted, ValueError, InfrastructureError, BaseException):  # one rank's end makes others fail
+            if found := [cause for cause in causes if isinstance(cause, kind)]:
+                return found[0]
+        return InfrastructureError(f"the training job failed: {error}")
     if isinstance(error, UserExceptionWithTraceback):  # of a training worker
         return _cause(error._base_exc)
+    if isinstance(error, WorkerHealthCheckFailedError):  # a rank's process or node is gone
+        return _cause(error.health_check_failure)
     if isinstance(error, ray.exceptions.RayTaskError):
         return _cause(error.cause)
     if isinstance(error, UserCodeException) and error.__cause__:
         return _cause(error.__cause__)
-    if isinstance(error, ray.exceptions.RayError):
+    if getattr(error, "preempted", False):  # an actor's death
+        return Preempted("a node was taken away")
+    if isinstance(error, (ray.exceptions.RayError, RayTrainError)):
         return InfrastructureError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
+        return InfrastructureError("a training rank no longer reaches another")
     return error

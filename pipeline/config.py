@@ -41,7 +41,8 @@ BASELINE = "baseline"  # the rival that this pipeline trains itself
 Stage = Literal["stage_a", "stage_b", "stage_c"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Origin = Literal["train", "import", "interpolate"]
-WITHOUT_BLOCKS = frozenset({"previewer.train", "compressor.warmup.train"})  # trainings without blocks to recompute
+WARMUP = "compressor.warmup.train"
+WITHOUT_BLOCKS = frozenset({"previewer.train", WARMUP})  # trainings without blocks to recompute
 MANNERS = EXECUTION | {"batch", "offload"}  # how a training runs and how sampling uses a device, not what comes out
 
 
@@ -231,7 +232,10 @@ class Cluster(Settings):
     gpu_memory_gib: PositiveFloat | None = None
     encoders: Encoders
     cache: Cache = Cache()
+    stall_s: PositiveFloat = 600.0
     retries: int = Field(ge=0)
+    min_workers: PositiveInt | None = None
+    replacement_s: float = Field(600.0, ge=0)
 
 
 class Tracking(Settings):
@@ -403,6 +407,23 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _validation_has_samples(self) -> "Config":
+        for key, training in self.trainings().items():
+            if training.keeps_best and not self.data.holdout:
+                raise ValueError(
+                    f"{key}.validation.keep=best needs pictures that no training sees: give data.holdout, such as "
+                    "0.01, or use last"
+                )
+            if training.panel_every and key == WARMUP:
+                raise ValueError(f"{key}.panel_every: the warm-up makes no pictures; leave it null")
+            if training.keeps_best and getattr(getattr(self, key.split(".")[0]).loss, "weight", None) == "adaptive":
+                raise ValueError(
+                    f"{key}.validation.keep=best: adaptive weights change the scale of the loss while they learn, so "
+                    "that no step's loss can be compared; use last, or another loss.weight"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _checkpointing_has_blocks(self) -> "Config":
         for key, training in self.trainings().items():
             if training.checkpointing and key in WITHOUT_BLOCKS:
@@ -418,6 +439,14 @@ class Config(Settings):
                 if phase.view is not None and phase.view not in self.data.views:
                     known = ", ".join(self.data.views) or "no views; give data.views.NAME.min_aesthetic=... or the like"
                     raise ValueError(f"{key}.phases.{number}.view={phase.view}: data.views has {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_workers_are_fewer(self) -> "Config":
+        if (self.cluster.min_workers or 0) > self.workers:
+            raise ValueError(
+                f"cluster.min_workers={self.cluster.min_workers} is more than workers={self.workers}; lower it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -440,20 +469,38 @@ class Config(Settings):
         stages = [stage for stage in STAGES if self.origin(stage) == "train"]
         found = {f"{name}.train": getattr(self, name).train for name in (*stages, "previewer", "baseline")}
         if self.compressor.warmup and "stage_b.train" in found and not self.stage_b.weights:
-            found["compressor.warmup.train"] = self.compressor.warmup.train
+            found[WARMUP] = self.compressor.warmup.train
         return found
 
     def trainings_of(self, step: str) -> list[TrainingConfig]:
         """The trainings that a step runs, none for most steps."""
         keys = {
             "train_a": ["stage_a.train"],
-            "train_b": ["compressor.warmup.train", "stage_b.train"],
+            "train_b": [WARMUP, "stage_b.train"],
             "train_c": ["stage_c.train"],
             "train_previewer": ["previewer.train"],
             "train_baseline": ["baseline.train"],
         }
         trainings = self.trainings()
         return [trainings[key] for key in keys.get(step, []) if key in trainings]
+
+    def in_bf16(self) -> list[str]:
+        """The keys that ask for bf16, of trainings and sampling."""
+        settings = {f"{key}.precision": training.precision for key, training in self.trainings().items()}
+        settings |= {"sample.precision": self.sample.precision}
+        settings |= {
+            f"encode.{field}.precision": getattr(self.encode, field).precision for field in ("text", "latents_a")
+        }
+        return [key for key, precision in settings.items() if precision == "bf16"]
+
+    def worlds_of(self, step: str) -> list[int]:
+        """Numbers of workers with which a training step can go on, descending from `workers`: all batches divide."""
+        least = self.cluster.min_workers or self.workers
+        return [
+            world
+            for world in range(self.workers, least - 1, -1)
+            if all(_divides(training, world) for training in self.trainings_of(step))
+        ]
 
     def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
         """Frames and views in which the phases of a training step see the pictures, each pair once."""
@@ -519,10 +566,20 @@ class Config(Settings):
                 try:
                     _put(tree, name, contents.identity(path))
                 except OSError as error:
-                    raise UsageError(f"{name}: {path} cannot be read ({error}); make it readable") from error
+                    raise UsageError(
+                        f"{name}: {path} cannot be read ({error.strerror or error}); make it readable"
+                    ) from error
         for part in key.split("."):
             tree = tree[part]
         return _without(tree, MANNERS)
+
+
+def _divides(training: TrainingConfig, world: int) -> bool:
+    try:
+        training.require_divisible(world)
+    except ValueError:
+        return False
+    return True
 
 
 def is_below(name: str, key: str) -> bool:
@@ -539,7 +596,9 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _without(tree: Any, names: Set[str]) -> Any:
-    """A nested mapping without the keys of those names."""
+    """A nested mapping without the keys of those names, and without validations that decide nothing."""
     if not isinstance(tree, dict):
         return tree
+    if "validation" in tree and (tree["validation"] is None or tree["validation"]["keep"] == "last"):
+        names = names | {"validation"}
     return {key: _without(value, names) for key, value in tree.items() if key not in names}

@@ -101,4 +101,6 @@ def _keep(file: Path, new: dict[str, Seen]) -> None:
     try:
         storage.publish(json.dumps(there, indent=0).encode(), str(file))
     except OSError as error:
-        console.print(f"{file} cannot be written ({error}): weights will be read again each time", markup=False)
+        console.print(
+            f"{file} cannot be written ({error.strerror or error}): weights will be read again each time", markup=False
+        )

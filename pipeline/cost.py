@@ -1,18 +1,22 @@
 """What a planned step would cost, before anything exists: work from counts, time from the rates, device memory."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from pipeline import volume
 from pipeline.config import WITHOUT_BLOCKS, Config, Encoding
-from pipeline.dag import Planned
+from pipeline.dag import Planned, order
 from pipeline.errors import UsageError
 from pipeline.steps import rows as all_steps
+from pipeline.steps import table
 from pipeline.volume import Volume
 from stages import memory_estimate
 from stages.memory_estimate import GIB, Memory
+
+COMMON_GIB = 80  # memory of the GPUs that most clusters train on: A100, H100
+A100_FLOPS = 0.18 * 312e12  # a second: the share of the peak that the paper's training of Stage C reached
 
 
 def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]]:
@@ -33,26 +37,32 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
     metadata = next((item.artifact for item in planned if item.step.output == "metadata" and item.artifact), None)
     rows = metadata.manifest["rows"] if metadata else config.data.expected_rows
     basis = "metadata" if metadata else "config"
+    wanted = {step.name for step in order(table(config), config.targets)}
     return [
-        _with_volume(_estimate(item, config, rows, basis), item, config, rows) | {"memory": _bytes(item, config)}
+        _with_volume(_estimate(item, config, rows, basis), item, config, rows, wanted)
+        | {"memory": _bytes(item, config)}
         for item in planned
     ]
 
 
-def _with_volume(estimate: dict[str, Any], item: Planned, config: Config, rows: int | None) -> dict[str, Any]:
+def _with_volume(
+    estimate: dict[str, Any], item: Planned, config: Config, rows: int | None, wanted: Set[str]
+) -> dict[str, Any]:
     """An estimate with the bytes and objects that the step stores, and what its encoder would cost online instead."""
     if item.artifact:
         manifest = item.artifact.manifest
         stored: Volume | None = Volume(manifest["bytes"], len(manifest["files"]))
     else:
         stored = volume.stored(item.step.name, item.step.output, config, rows) if rows else None
-    encoder = volume.encoder(item.step.name, item.step.output, config, rows) if rows and not item.artifact else None
+    encoder = None
+    if rows and not item.artifact:
+        encoder = volume.encoder(item.step.name, item.step.output, config, rows, wanted)
     text = estimate["text"]
     if stored and not item.artifact:
         text += f", at most {_size(stored.bytes)} in {stored.objects:,} objects"
-    if encoder:
-        share = encoder.online_flops / encoder.cached_flops
-        text += f"; online: {share:,.{0 if share >= 10 else 1}f}x its FLOPs, no bytes"
+    if encoder and encoder.online_flops > A100_FLOPS:  # less than a second is no choice to make
+        cached, online = (_time(flops / A100_FLOPS, "A100") for flops in (encoder.cached_flops, encoder.online_flops))
+        text += f"; by its FLOPs {cached}, online {online} and no bytes"
     return estimate | {
         "bytes": stored.bytes if stored else None,
         "objects": stored.objects if stored else None,
@@ -63,21 +73,40 @@ def _with_volume(estimate: dict[str, Any], item: Planned, config: Config, rows: 
 
 
 def check_memory(planned: Sequence[Planned], config: Config) -> None:
-    """Refuse trainings that cannot fit into `cluster.gpu_memory_gib`, where that is known.
+    """Refuse trainings that cannot fit into `cluster.gpu_memory_gib`, where that is known, on their fewest workers.
 
     Raises:
         UsageError: names the step, what it needs, and the keys that lower it.
     """
     room = config.cluster.gpu_memory_gib
-    for item in planned:
-        need = memory(item.step.name, config)
-        if room is None or need is None or item.state == "done" or need.total <= room * GIB:
-            continue
+    if room is None:
+        return
+    for step, need, fewest in _larger_than(room, planned, config):
         parts = ", ".join(f"{name} {count / GIB:.1f}" for name, count in vars(need).items() if count)
         raise UsageError(
-            f"{item.step.name} needs about {need.total / GIB:.1f} GiB of device memory a worker ({parts}), but "
-            f"cluster.gpu_memory_gib={room:g}; lower it with {_knobs(item.step.name, config)}"
+            f"{step} needs about {need.total / GIB:.1f} GiB of device memory a worker ({parts}) with "
+            f"workers={fewest.workers}, but cluster.gpu_memory_gib={room:g}; lower it with {_knobs(step, fewest, room)}"
         )
+
+
+def large_trainings(planned: Sequence[Planned], config: Config) -> list[str]:
+    """Sentences about trainings that only the largest GPUs could hold, if any; none where `check_memory` judges."""
+    if config.cluster.gpu_memory_gib:
+        return []
+    return [
+        f"{step} needs about {need.total / GIB:.1f} GiB of device memory a worker, more than a GPU of {COMMON_GIB} GiB "
+        f"has; lower it with {_knobs(step, fewest, COMMON_GIB)}, or give cluster.gpu_memory_gib=, what yours has"
+        for step, need, fewest in _larger_than(COMMON_GIB, planned, config)
+    ]
+
+
+def _larger_than(gib: float, planned: Sequence[Planned], config: Config) -> Iterator[tuple[str, Memory, Config]]:
+    """Trainings to do of which a worker needs more memory; and the config with the fewest workers they may have."""
+    for item in planned:
+        fewest = config.model_copy(update={"workers": config.worlds_of(item.step.name)[-1]})
+        need = memory(item.step.name, fewest)
+        if need and item.state != "done" and need.total > gib * GIB:
+            yield item.step.name, need, fewest
 
 
 def memory(step: str, config: Config) -> Memory | None:
@@ -138,8 +167,8 @@ def _training(step: str, config: Config) -> Memory | None:
             return None
 
 
-def _knobs(step: str, config: Config) -> str:
-    """The keys that lower the memory of a training step, those left out that are turned already."""
+def _knobs(step: str, config: Config, gib: float) -> str:
+    """The keys that lower the memory of a training step to `gib` or towards it, but not those turned already."""
     found = []
     ours = [id(train) for train in config.trainings_of(step)]
     for key, train in config.trainings().items():
@@ -156,7 +185,27 @@ def _knobs(step: str, config: Config) -> str:
             found.append(f"{key}.ema.device=cpu")
         if train.precision == "fp32":
             found.append(f"{key}.precision=bf16")
+    if workers := _fitting_workers(step, config, gib):
+        found.append(f"workers={workers}")
     return ", ".join(found) or "a smaller model"
+
+
+def _fitting_workers(step: str, config: Config, gib: float) -> int | None:
+    """The fewest workers, by doubling, among which the batches divide and a training fits into the memory of each."""
+    smallest = min(phase.batch_size for training in config.trainings_of(step) for phase in training.phases)
+    workers = 2 * config.workers
+    while workers <= smallest:
+        more = config.model_copy(update={"workers": workers})
+        try:
+            for training in config.trainings_of(step):
+                training.require_divisible(workers)
+        except ValueError:
+            return None
+        need = memory(step, more)
+        if need and need.total <= gib * GIB:
+            return workers
+        workers *= 2
+    return None
 
 
 def _bytes(item: Planned, config: Config) -> dict[str, int] | None:
@@ -204,10 +253,10 @@ def _size(count: int) -> str:
     return f"{value:.3g} {units[0]}"
 
 
-def _time(device_seconds: float) -> str:
-    if device_seconds < 600:
-        return f"{device_seconds:.0f} device-seconds"
-    return f"{device_seconds / 3600:,.1f} device-hours"
+def _time(seconds: float, device: str = "device") -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} {device}-seconds" if seconds >= 1 else f"less than 1 {device}-second"
+    return f"{seconds / 3600:,.1f} {device}-hours"
 
 
 def _half(rows: int, micro_batch: int | None) -> int:

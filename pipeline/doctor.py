@@ -1,4 +1,7 @@
-"""`doctor`: does this machine have what a run needs? Each check says what it found and what to do."""
+"""`doctor`: does this machine have what a run needs? Each check says what it found and what to do.
+
+With a config it also says whether that could run as it is: what can be told without its cluster.
+"""
 
 import importlib.metadata
 import json
@@ -11,12 +14,15 @@ import time
 from dataclasses import asdict, dataclass
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 
 from datasets import storage
+from pipeline import cost
+from pipeline.config import Config
+from pipeline.dag import Planned, Selection
 from pipeline.errors import UsageError
-from pipeline.run import check_writable
+from pipeline.run import check_writable, missing_rows, missing_weights, planned_steps
+from pipeline.screen import print_table
 
 NEEDED = (
     "ray",
@@ -40,19 +46,22 @@ class Finding:
     found: str
 
 
-def examine(root: str, as_json: bool) -> None:
-    """Run every check; `UsageError` when one failed."""
+def examine(root: str, as_json: bool, config: Config | None) -> None:
+    """Run every check, and those of a config where there is one; `UsageError` when one failed."""
     findings = [
         check(root)
         for check in (_python, _versions, _datasets, _device, _memory, _shm, _disk, _storage, _clock, _token)
     ]
+    if config:
+        planned = [item for item in planned_steps(config, root, Selection()) if item.state != "done"]
+        findings += [_workers(config), _device_memory(config, planned), _inputs(config, planned)]
     if as_json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
         lines = Table("check", "state", "found", box=None, pad_edge=False)
         for finding in findings:
             lines.add_row(finding.check, finding.state, finding.found)
-        Console(file=sys.stdout, highlight=False, soft_wrap=True).print(lines)
+        print_table(lines)
     failed = [finding.check for finding in findings if finding.state == "failed"]
     if failed:
         raise UsageError(f"doctor: {', '.join(failed)} failed, see above")
@@ -146,3 +155,36 @@ def _token(_: str) -> Finding:
     return Finding(
         "ray token", "ok", f"RAY_AUTH_MODE is {mode}; a local Ray gets a secret of its own, a cluster needs its token"
     )
+
+
+def _workers(config: Config) -> Finding:
+    """Rows of each rank; a config whose batches do not divide is refused before this."""
+    rows = []
+    for key, training in config.trainings().items():
+        each = ", ".join(str(phase.batch_size // config.workers) for phase in training.phases)
+        rows.append(f"{key} {each}")
+    return Finding("workers", "ok", f"workers={config.workers}, rows of each a batch: {'; '.join(rows)}")
+
+
+def _device_memory(config: Config, planned: list[Planned]) -> Finding:
+    needs = {item.step.name: cost.memory(item.step.name, config) for item in planned}
+    text = ", ".join(f"{name} {need.total / 2**30:.1f}" for name, need in needs.items() if need)
+    try:
+        cost.check_memory(planned, config)
+    except UsageError as error:
+        return Finding("device memory", "failed", str(error))
+    if not text:
+        return Finding("device memory", "ok", "nothing is left to train")
+    known = config.cluster.gpu_memory_gib is not None
+    ask = "" if known else "; cluster.gpu_memory_gib=GIB holds them against what a GPU has"
+    return _finding("device memory", known or config.cluster.device == "cpu", f"GiB a worker: {text}{ask}", "warning")
+
+
+def _inputs(config: Config, planned: list[Planned]) -> Finding:
+    try:
+        missing = [
+            text for text in (missing_rows(config, planned, ask_stores=True), missing_weights(config, planned)) if text
+        ]
+    except OSError as error:
+        missing = [f"cannot be reached: {error}"]
+    return _finding("inputs", not missing, "; ".join(missing) or "metadata and weights are where the config says")

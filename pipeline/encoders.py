@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from stages.config import CompressorConfig, Precision, StageAConfig, TextConfig
 from stages.layers import resized, to_unit_range
 
 Encode = Callable[[np.ndarray], np.ndarray]
+SHOWN = 16  # samples in a panel
 RESIZE = "torch's bilinear interpolation of 8-bit pixels, antialiased, on the CPU"
 
 
@@ -155,3 +156,22 @@ class EncodedBatches:
         for encoder, encode in self._online:
             batch[encoder.field] = encode(batch[encoder.reads])
         return {field: batch[field] for field in ("key", *self._fields)}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training reads: batches by how its phases see pictures (frame, name of the view), and held-out ones."""
+
+    batches: Mapping[tuple[Frame, str | None], EncodedBatches]
+    held_out: EncodedBatches | None
+    """As the last phase sees pictures, of the largest bucket where that reads buckets."""
+
+    @property
+    def largest(self) -> EncodedBatches:
+        """The batches of the largest pictures."""
+        return self.batches[max(self.batches, key=lambda stretch: stretch[0])]
+
+    @cached_property
+    def shown(self) -> dict[str, np.ndarray]:
+        """The samples that panels show: the first held-out ones, else the first that are trained on. Read once."""
+        return (self.held_out or self.largest).first(SHOWN)

@@ -38,6 +38,10 @@ class InfrastructureError(RuntimeError):
     """A worker, node or service failed through no fault of the config; worth another try."""
 
 
+class Preempted(InfrastructureError):
+    """A node was taken away, with notice; not a failure, so it is not counted against `cluster.retries`."""
+
+
 class Interrupted(RuntimeError):
     """A signal asked for the end; everything worth keeping has been saved."""
 

@@ -27,6 +27,7 @@ from pipeline.artifacts import BUILDING, LEASE, MANIFEST, Artifact, Removals, St
 from pipeline.errors import LeaseHeld
 from pipeline.removal_list import names_of, requests
 from pipeline.screen import console
+from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
@@ -141,6 +142,11 @@ def _from_everything(
             with _held(store, artifact):
                 _replace(artifact, views.FILE, content, outcome)
                 _settle(artifact, rows)
+        if artifact.name == "held_out":
+            view = held_out(artifact.manifest["settings"]["data.holdout"], now)
+            with _held(store, artifact):
+                _replace(artifact, views.FILE, views.dump(view), outcome)
+                _settle(artifact, view.rows)
 
 
 def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None:

@@ -35,7 +35,7 @@ def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[
     try:
         found, skipped = pretrained.look(place)
     except pretrained.BadWeights as error:
-        raise UsageError(f"from={source}: {error}") from error
+        raise UsageError(f"from: {error}") from error
     for reason in skipped:
         console.print(f"skipped: {reason}", style="yellow", markup=False)
     if skipped:

@@ -177,7 +177,7 @@ def check_existing(config: Config, made: Iterable[str]) -> None:
         for key, item in found:
             with _naming(key):
                 pretrained.require_fit(item, getattr(config, item.section).model)
-                pretrained.require_finite(item)
+                pretrained.require_finite(item.tensors, item.files[0])
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -22,11 +23,15 @@ from datasets.buckets import Frame
 from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
-from pipeline.encoders import EncodedBatches
-from stages import loop
+from pipeline.encoders import EncodedBatches, TrainingData
+from pipeline.watchdog import Watchdog
+from stages import checkpoint, loop
+from stages.activity import Activity
 from stages.config import TrainingConfig
+from stages.validation import Validation
 
 RESULT = "result.json"
+KEYS_SHOWN = 8  # of a bad batch
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -37,6 +42,7 @@ class Rank:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
+        self.flops, self.stall_s = payload["flops"], payload["stall_s"]
         self.board = BoardClient(payload["board"])
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
@@ -52,10 +58,16 @@ class Rank:
         name: str,
         objective: nn.Module,
         config: TrainingConfig,
-        batches: Mapping[tuple[Frame, str | None], EncodedBatches],
+        data: TrainingData,
+        panel: Callable[[], bytes] | None = None,
     ) -> bool:
-        """Train (or go on training) an objective on batches by frame and view; False when the run was asked to stop."""
-        self._warn_of_small_buckets(name, config, batches)
+        """Train (or go on training) an objective.
+
+        `panel` makes a PNG of what the objective's models can do, whatever their weights are at the time. False when it
+        was asked to stop before its end, by the run or because one of its nodes is being taken away.
+        """
+        self._warn_of_small_buckets(name, config, data.batches)
+        panel_seconds = 0.0
         folder = storage.join(self.building, "checkpoints", name)
         states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
 
@@ -63,33 +75,80 @@ class Rank:
             newest = [states.newest() if self.rank == 0 else None]
             if self.world > 1:  # all ranks go on from the same one
                 dist.broadcast_object_list(newest)
+            if self.rank == 0:
+                self.board.post({"kind": "resumed", "training": name, "step": newest[0].step if newest[0] else 0})
             return states.read(newest[0]) if newest[0] else None
 
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
             frame, rows = Frame(phase.size, phase.max_aspect), phase.batch_size // self.world
-            return batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
+            return data.batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
+
+        def save_state(step: int, state: bytes) -> None:
+            best = checkpoint.best(state) if config.keeps_best else None
+            states.save(step, state, best.step if best else None)
+
+        def load_best(step: int) -> Iterator[bytes]:
+            return states.read(states.after(step))
+
+        def show(step: int, weights: str) -> None:
+            nonlocal panel_seconds
+            assert panel is not None
+            began = time.monotonic()
+            title = f"{name} panel" if weights == "weights" else f"{name} panel ({weights})"
+            self.board.post({"kind": "image", "name": title, "png": panel(), "step": step})
+            panel_seconds += time.monotonic() - began
+
+        def bad_steps(steps: list[int], done: str) -> None:
+            for step in steps:
+                phase = config.phase_at(step)
+                frame, start = Frame(phase.size, phase.max_aspect), config.images_after(step)
+                keys = suspects(data.batches[frame, phase.view].stored.read(start, phase.batch_size))
+                self._warn(f"{name}: step {step + 1} went wrong ({done}); {keys}")
 
         def log(step: int, values: dict[str, float]) -> None:
+            nonlocal panel_seconds
+            if panel_seconds:
+                values, panel_seconds = {**values, "panel_seconds": panel_seconds}, 0.0
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
+            self.board.post({"kind": "reached", "training": name, "step": step})
             self.board.post({"kind": "metrics", "values": {f"{name}/{k}": v for k, v in values.items()}, "step": step})
             self.metrics.update({f"{name}/{k}": v for k, v in values.items()})
 
+        def should_stop() -> bool:  # Ray's question is a barrier: the loop asks on all ranks after the same steps
+            return ray.train.get_preemption_info() is not None or self.board.stopping()
+
+        if config.panel_every and panel:
+            _ = data.shown  # read now: as soon as the training begins, a thread reads from the same batches
+        validation = None
+        if config.validation and data.held_out:
+            validation = Validation(data.held_out.read, data.held_out.rows, load_best)
         began = time.monotonic()
-        outcome = loop.train(
-            objective,
-            read_batch,
-            config,
-            seed=self.seed,
-            device=self.device,
-            rank=self.rank,
-            world=self.world,
-            load_state=load_state,
-            save_state=states.save,
-            log=log,
-            should_stop=self.board.stopping,
-        )
+        doing = Activity()
+        with Watchdog(self.board, self.rank, doing, self.stall_s):
+            outcome = loop.train(
+                objective,
+                read_batch,
+                config,
+                seed=self.seed,
+                device=self.device,
+                rank=self.rank,
+                world=self.world,
+                load_state=load_state,
+                save_state=save_state,
+                log=log,
+                should_stop=should_stop,
+                bad_steps=bad_steps,
+                flops_of=lambda phase: self.flops[name][phase.size],
+                doing=doing,
+                validation=validation,
+                show=show if panel else None,
+            )
         self.metrics["training_seconds"] += time.monotonic() - began
+        if outcome.best:
+            self.metrics[f"{name}/best_step"] = outcome.best.step
+            self.metrics[f"{name}/best_validation_loss"] = outcome.best.loss
+            self.metrics[f"{name}/kept_step"] = outcome.best.step if config.keeps_best else outcome.step
         return outcome.finished
 
     def publish(self, name: str, content: bytes) -> None:
@@ -127,6 +186,20 @@ class Rank:
 
     def _warn(self, text: str) -> None:
         self.board.post({"kind": "warning", "text": text})
+
+
+def suspects(batch: Mapping[str, np.ndarray]) -> str:
+    """Which rows of a bad step's batch are to blame, in words: those with a number that is not finite, else any."""
+    keys = [bytes(key).hex() for key in batch["key"]]
+    finite = np.ones(len(keys), bool)
+    for values in batch.values():
+        if np.issubdtype(values.dtype, np.floating):
+            finite &= np.isfinite(values).reshape(len(keys), -1).all(axis=1)
+    poor = [key for key, good in zip(keys, finite, strict=True) if not good]
+    few = (poor or keys)[:KEYS_SHOWN]
+    what = "numbers that are not finite in" if poor else "all numbers are finite in its pictures"
+    more = len(poor or keys) - len(few)
+    return f"{what} {', '.join(few)}{f' and {more} more' if more else ''}"
 
 
 def result(building: str) -> dict[str, Any] | None:

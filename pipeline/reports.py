@@ -56,7 +56,7 @@ def _missing(name: str, store: Store, wanted: Fingerprint, seed_word: str) -> st
 def status(root: str, as_json: bool) -> None:
     """Last runs with their steps' logs, and every artifact with its size."""
     folder = storage.join(root, "invocations")
-    runs = [_told(json.loads(storage.read(storage.join(folder, name)))) for name in storage.listing(folder)[-10:]]
+    runs = [_told(json.loads(storage.read(storage.join(folder, name))), root) for name in storage.listing(folder)[-10:]]
     artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
     if as_json:
         keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
@@ -85,8 +85,12 @@ def status(root: str, as_json: bool) -> None:
     print_table(lines)
 
 
-def _told(run: dict[str, Any]) -> dict[str, Any]:
-    """A run's record; one that could not say how it ended, because it was killed, gets that said."""
+def _told(run: dict[str, Any], root: str) -> dict[str, Any]:
+    """A run's record with paths below this root, which may have been moved since; one that could not say how it ended,
+    because it was killed, gets that said."""
+    for step in run["steps"].values():
+        for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
+            step[key] = storage.join(root, *step[key].split("/")[-3:])
     if run["outcome"] == "running" and ProcessId(**run["process"]).is_dead():
         steps = {
             name: {**step, "state": "killed"} if step["state"] == "running" else step

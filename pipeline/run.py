@@ -22,13 +22,15 @@ from pipeline.build import Build, Facts
 from pipeline.config import STAGES, Config, is_below
 from pipeline.dag import Planned, Selection, differences
 from pipeline.environment import private_ray, quiet_environment
-from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
+from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.memory import PeakMemory
 from pipeline.process import ProcessId
 from pipeline.removal_list import check_carried_out, names_of, requests
 from pipeline.screen import Built, StepProgress, Summary, console
 from pipeline.steps import table
 from pipeline.weights import how_to_get
+
+WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +60,32 @@ def missing_weights(config: Config, planned: list[Planned]) -> str | None:
     return f"{places}; {how_to_get(*missing.values())}" if missing else None
 
 
-def missing_rows(config: Config, planned: list[Planned]) -> str | None:
-    """That LAION's metadata, still to be read, are not on this machine, as a sentence; URIs are not asked."""
+def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
+    """Which weights are another model's than the steps' that need them, as a sentence, as far as the headers of
+    safetensors files tell it; a run reads the files whole (`check_weights`)."""
+    from stages.weight_files import Model, misfit, section
+
+    models: dict[str, tuple[Model, ...]] = {
+        **{f"{stage}.weights": (stage,) for stage in STAGES},
+        "compressor.weights": ("compressor", "imagenet"),
+        "interpolate.first": ("stage_c",),
+        "interpolate.second": ("stage_c",),
+    }
+    found = {}
+    for key, path in _needed_weights(config, planned).items():
+        if key in models and not storage.is_remote(path) and storage.exists(path):
+            model = getattr(config, section(models[key][0])).model
+            found[key] = misfit(Path(storage.absolute(path)), models[key], model)
+    return "; ".join(f"{key}: {told}" for key, told in found.items() if told) or None
+
+
+def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
+    """That LAION's metadata, still to be read, are not there, as a sentence; a URI counts as there unless asked."""
     path = config.data.metadata
-    if path is None or storage.is_remote(path) or storage.matching(path, ".parquet"):
-        return None
     to_read = any(item.step.output == "metadata" and item.state != "done" for item in planned)
-    return f"data.metadata: there is no Parquet file at {path}" if to_read else None
+    if path is None or not to_read or (storage.is_remote(path) and not ask_stores):
+        return None
+    return None if storage.matching(path, ".parquet") else f"data.metadata: there is no Parquet file at {path}"
 
 
 def check_weights(config: Config, planned: list[Planned]) -> None:
@@ -81,6 +102,21 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
         from pipeline.models import check_existing
 
         check_existing(config, made)
+
+
+def check_precision(config: Config, planned: list[Planned], kind: str) -> None:
+    """Refuse bf16 in steps to do where a GPU of the cluster (`Cluster.kind`) has none.
+
+    Raises:
+        UsageError: names the keys.
+    """
+    old = WITHOUT_BF16.intersection(kind.removeprefix("cuda:").split("+"))
+    read = [key for item in planned if item.state != "done" for key in item.step.reads]
+    keys = [key for key in config.in_bf16() if any(is_below(key, section) for section in read)]
+    if old and keys:
+        raise UsageError(
+            f"{' and '.join(sorted(old))} GPUs cannot compute in bf16; give {' '.join(f'{key}=fp32' for key in keys)}"
+        )
 
 
 def _needed_weights(config: Config, planned: list[Planned]) -> dict[str, str]:
@@ -208,6 +244,7 @@ class _Session:
             self.ledger = ledger.Writer(self.root, self.id)
             self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
+            check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
             self.record: dict[str, Any] = {
                 "id": self.id,
@@ -277,6 +314,9 @@ class _Session:
             training_seconds=manifest["metrics"].get("training_seconds", 0.0),
             device_hours=manifest["device_seconds"] / 3600,
             attempts=manifest["attempts"],
+            interruptions=int(manifest["metrics"].get("interruptions", 0)),
+            preemptions=int(manifest["metrics"].get("preemptions", 0)),
+            steps_again=int(manifest["metrics"].get("steps_again", 0)),
         )
 
     def _build_under_lease(self, item: Planned, path: str, progress: StepProgress, stopped: _Stop) -> Artifact:
@@ -339,22 +379,32 @@ class _Session:
         return {name: artifact for name, artifact in found.items() if artifact is not None}
 
     def _attempt(self, call: str, build: Build) -> Facts:
-        """Call the step's function; failures of the infrastructure are tried again, with a growing pause."""
+        """Call the step's function; failures of the infrastructure are tried again, with a growing pause.
+
+        Nodes that were taken away with notice do not count: the step goes on at once on those that are left.
+        """
         module, function = call.split(":")
-        for attempt in range(self.config.cluster.retries + 1):
+        failures = 0
+        while True:
             try:
                 facts: Facts = getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build)
                 return facts
+            except Preempted as error:
+                log.warning("%s was preempted: %s", call, error)
+                build.interruptions.preemptions += 1
+                build.interruptions.write(build.building)
+                console.print(f"{function}: {error}; going on elsewhere", style="yellow", markup=False)
             except (InfrastructureError, OSError) as error:
-                log.exception("attempt %d of %s failed", attempt + 1, call)
-                if attempt == self.config.cluster.retries:
+                failures += 1
+                log.exception("attempt %d of %s failed", failures, call)
+                if failures > self.config.cluster.retries:
                     raise RetriesExhausted(
-                        f"{function} failed {attempt + 1} times; the last error was: {error}"
+                        f"{function} failed {failures} times; the last error was: {error}"
                     ) from error
-                pause = 2.0**attempt
+                pause = 2.0 ** (failures - 1)
                 console.print(f"{function}: {error}; trying again in {pause:.0f} s", style="yellow", markup=False)
                 time.sleep(pause)
-        raise AssertionError("unreachable")
+            build.raise_if_stopped()
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Drawing pictures: the verb `sample`, in this process and without Ray, and what the step `sample` shares with it."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
@@ -44,6 +45,9 @@ def sample(config: Config, root: str, words: dict[str, str]) -> None:
     `image` alone is reconstructed; with `strength`, image-to-image. It is fitted to `width` x `height`, or to
     the nearest allowed size of its own aspect. With `preview`, the previewer shows the codes in place of Stage B and A.
 
+    A file's name is `<prompt>-<seed>-<six digits>.png`: the digits stand for the models and all settings, so that
+    another setting never overwrites a picture, and the same command makes the same file.
+
     Raises:
         UsageError: a word is missing or out of range, the picture cannot be read, the models are not trained yet.
     """
@@ -54,7 +58,8 @@ def sample(config: Config, root: str, words: dict[str, str]) -> None:
     artifacts = wanted(config, root, names, seed_word="run_seed")
     from pipeline import models
 
-    _draw(request, picture, words, config, lambda where: models.everything(config, artifacts, where))
+    origin = sorted(artifact.manifest["fingerprint"] for artifact in artifacts.values())
+    _draw(request, picture, words, config, origin, lambda where: models.everything(config, artifacts, where))
 
 
 def check_overrides_of_release(overridden: set[str]) -> None:
@@ -88,7 +93,7 @@ def sample_release(config: Config, folder: str, words: dict[str, str], overridde
     if request.preview:
         raise UsageError("preview=true: a release holds no previewer; give the conf= and root= of a run that has one")
     picture = _picture(request)
-    _draw(request, picture, words, config, lambda where: release.load(folder, where))
+    _draw(request, picture, words, config, [folder], lambda where: release.load(folder, where))
 
 
 def drawn(
@@ -163,8 +168,10 @@ def _draw(
     picture: Image.Image | None,
     words: dict[str, str],
     config: Config,
+    origin: list[str],
     load: Callable[["torch.device"], "Models"],
 ) -> None:
+    """Draw and write; `origin` tells the models of one run or release from those of others."""
     import torch
 
     from pipeline import models
@@ -186,10 +193,8 @@ def _draw(
     seeds = range(first, first + request.n)
     texts = [request.prompt] * request.n
     ending = "-preview" if request.preview else ""
-    name = _slug(request.prompt or PurePosixPath(request.image or "").stem)
-    places = [storage.join(folder, f"{name}-{seed}{ending}.png") for seed in seeds]
-    if request.image and storage.absolute(request.image) in places:
-        raise UsageError(f"out={request.out}: image={request.image} would be overwritten; give another out= or seed=")
+    name, digits = _slug(request.prompt or PurePosixPath(request.image or "").stem), _digits(request, image, origin)
+    places = [storage.join(folder, f"{name}-{seed}-{digits}{ending}.png") for seed in seeds]
     check_writable(folder, "out")
     try:
         loaded = models.ready(load, config.sample, where)
@@ -209,13 +214,19 @@ def _draw(
 
 def _tell_truncation(models: "Models", request: Request) -> None:
     """Say what of the captions no tower will see."""
-    towers = {models.text_c, models.text_b} - {None}
+    from stages.sample import cut_off
+
     for word in ("prompt", "negative"):
-        cut = [
-            tower.context_length for tower in towers if tower and tower.tokenizer([getattr(request, word)]).truncated
-        ]
-        if cut:
-            console.print(f"[yellow]the {word} is longer than {min(cut)} tokens; its end is cut off[/]")
+        if length := cut_off(models, getattr(request, word)):
+            console.print(f"[yellow]the {word} is longer than {length} tokens; its end is cut off[/]")
+
+
+def _digits(request: Request, image: "torch.Tensor | None", origin: list[str]) -> str:
+    """Six hexadecimal digits that stand for all that decides a picture beside its seed."""
+    facts = request.model_dump(mode="json", exclude={"out", "n", "seed", "image"})
+    pixels = b"" if image is None else image[0].numpy().tobytes()
+    text = json.dumps([facts, origin], sort_keys=True).encode()
+    return hashlib.sha256(text + pixels).hexdigest()[:6]
 
 
 def _slug(text: str) -> str:

@@ -67,6 +67,9 @@ class Built:
     training_seconds: float = 0.0
     device_hours: float = 0.0
     attempts: int = 0
+    interruptions: int = 0
+    preemptions: int = 0  # of them, those with notice
+    steps_again: int = 0
 
 
 @dataclass
@@ -114,11 +117,23 @@ def show_summary(summary: Summary) -> None:
     console.print(f"device time {total:.3f} {unit} for everything above")
     for line in summary.paper:
         console.print(f"            {line}")
+    for step in [step for step in summary.steps if step.interruptions]:
+        console.print(f"interrupted {step.name}: {_interruptions(step)}")
     for warning in summary.warnings:
         console.print(f"[yellow]warning[/]     {escape(warning)}")
     for picture in summary.pictures:
         console.print(f"pictures    {picture}", markup=False)
     console.print(f"next        {summary.next_command}", markup=False)
+
+
+def _interruptions(step: Built) -> str:
+    """What they cost, in words."""
+    steps, times = (
+        f"{n} {word}{'' if n == 1 else 's'}"
+        for n, word in ((step.steps_again, "step"), (step.interruptions, "interruption"))
+    )
+    notice = f", {step.preemptions} of them because a node was taken away" if step.preemptions else ""
+    return f"{steps} done again after {times}{notice}"
 
 
 def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:

@@ -5,8 +5,10 @@ lost: read every figure as "at most".
 """
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 
+from datasets.buckets import Frame
 from pipeline.config import Config
 from stages import flops
 from stages.parameters import CODE_STRIDE
@@ -45,78 +47,76 @@ def stored(step: str, output: str, config: Config, rows: int) -> Volume | None:
     return Volume(rows * sum(row.values()), 2 * shards * len(row)) if row else None
 
 
-def encoder(step: str, output: str, config: Config, rows: int) -> Encoder | None:
-    """Both costs of an encoding step, for so many rows and all that the trainings see; None of other steps."""
+def encoder(step: str, output: str, config: Config, rows: int, trainings: Set[str]) -> Encoder | None:
+    """Both costs of an encoding step, for so many rows and all that those of `trainings` (steps) see that would encode
+    online instead; None of other steps, and of one that stores nothing."""
     per_picture = _row_flops(step, output, config)
-    seen = _seen(step, output, config)
-    if not per_picture:
+    if not per_picture or (step == "encode_text" and config.encode.text.online):
         return None
-    return compare(per_picture, rows, seen)
-
-
-def compare(per_picture: dict[int, int], rows: int, seen: dict[int, int]) -> Encoder:
-    """FLOPs of encoding `rows` pictures once at each size, and of encoding those `seen` by trainings at each size.
-
-    `per_picture` gives the FLOPs of one; both are by the side of the pictures in px.
-    """
-    online = sum(count * per_picture[size] for size, count in seen.items())
+    seen = _seen(step, output, config, trainings)
+    online = sum(count * per_picture[frame] for frame, count in seen.items())
     return Encoder(rows * sum(per_picture.values()), online)
 
 
-def _row_bytes(step: str, output: str, config: Config) -> dict[int, int]:
-    """Bytes of an encoded picture by its side, px; captions count as of side 0."""
+def _row_bytes(step: str, output: str, config: Config) -> dict[Frame | None, int]:
+    """Bytes of an encoded picture by its frame; captions have none."""
     encode = config.encode
     match step:
         case "encode_text":
             tower = config.text[output.removeprefix("text_")]
             if encode.text.online:
-                return {0: TOKEN_BYTES * tower.context_length}
-            return {0: BYTES[encode.text.dtype] * tower.context_length * tower.width}
+                return {None: TOKEN_BYTES * tower.context_length}
+            return {None: BYTES[encode.text.dtype] * tower.context_length * tower.width}
         case "encode_a":
             model, width = config.stage_a.model, BYTES[encode.latents_a.dtype]
-            return {size: width * model.latent_channels * (size >> model.levels) ** 2 for size in _sizes(step, config)}
+            return {
+                frame: width * model.latent_channels * (frame.size >> model.levels) ** 2
+                for frame in config.frames_of("train_b")
+            }
         case "encode_c":
             width = BYTES[encode.latents_c.dtype] * config.compressor.model.latent_channels
-            return {size: width * (_seen_side(size, config) // CODE_STRIDE) ** 2 for size in _sizes(step, config)}
-        case _:
-            return {}
-
-
-def _row_flops(step: str, output: str, config: Config) -> dict[int, int]:
-    """FLOPs of encoding a picture by its side, px; captions count as of side 0."""
-    match step:
-        case "encode_text":
-            tower = config.text[output.removeprefix("text_")]
-            return {0: flops.encode_text(tower.layers, tower.width, tower.context_length)}
-        case "encode_a":
-            return {size: flops.encode_a(config.stage_a.model, size, size) for size in _sizes(step, config)}
-        case "encode_c":
             return {
-                size: flops.encode_c(config.compressor.model, _seen_side(size, config)) for size in _sizes(step, config)
+                frame: width * (_seen_side(frame, config) // CODE_STRIDE) ** 2 for frame in config.frames_of("train_c")
             }
         case _:
             return {}
 
 
-def _seen(step: str, output: str, config: Config) -> dict[int, int]:
-    """Pictures that the trainings see that would encode them, by side in px; captions count as of side 0."""
-    if step == "encode_text":
-        users = [name for name in ("stage_b", "stage_c") if f"text_{getattr(config, name).text}" == output]
-        trainings = [f"train_{name[-1]}" for name in users]
-    else:
-        trainings = [step.replace("encode", "train").replace("_a", "_b")]
-    seen: Counter[int] = Counter()
-    for name in trainings:
+def _row_flops(step: str, output: str, config: Config) -> dict[Frame | None, int]:
+    """FLOPs of encoding a picture by its frame; captions have none."""
+    match step:
+        case "encode_text":
+            tower = config.text[output.removeprefix("text_")]
+            return {None: flops.encode_text(tower.layers, tower.width, tower.context_length)}
+        case "encode_a":
+            model = config.stage_a.model
+            return {frame: flops.encode_a(model, frame.size, frame.size) for frame in config.frames_of("train_b")}
+        case "encode_c":
+            compressor = config.compressor.model
+            return {
+                frame: flops.encode_c(compressor, _seen_side(frame, config)) for frame in config.frames_of("train_c")
+            }
+        case _:
+            return {}
+
+
+def _seen(step: str, output: str, config: Config, trainings: Set[str]) -> dict[Frame | None, int]:
+    """Pictures that those of `trainings` see that read an encoding step's output, by their frame."""
+    towers = {"train_b": config.stage_b.text, "train_c": config.stage_c.text, "train_baseline": config.baseline.text}
+    readers = {
+        "encode_text": {name for name, tower in towers.items() if f"text_{tower}" == output},
+        "encode_a": {"train_b", "train_baseline"},
+        "encode_c": {"train_c", "train_previewer"},
+    }
+    seen: Counter[Frame | None] = Counter()
+    for name in readers[step] & trainings:
         for training in config.trainings_of(name):
             for phase in training.phases:
-                seen[0 if step == "encode_text" else phase.size] += phase.steps * phase.batch_size
+                frame = None if step == "encode_text" else Frame(phase.size, phase.max_aspect)
+                seen[frame] += phase.steps * phase.batch_size
     return dict(seen)
 
 
-def _sizes(step: str, config: Config) -> list[int]:
-    return sorted({frame.size for frame in config.frames_of({"encode_a": "train_b", "encode_c": "train_c"}[step])})
-
-
-def _seen_side(size: int, config: Config) -> int:
-    """Side in px of what the compressor sees of a picture."""
-    return int(size * config.compressor.model.input_ratio)
+def _seen_side(frame: Frame, config: Config) -> int:
+    """Side in px of what the compressor sees of a square; of other pictures it sees about as much."""
+    return int(frame.size * config.compressor.model.input_ratio)

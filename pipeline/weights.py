@@ -28,6 +28,7 @@ from pipeline.screen import console, print_table
 
 TABLE = Path(__file__).parent.parent / "conf" / "reference" / "weights.yaml"
 FOLDER = "weights"
+PATIENCE = 5  # seconds for a source to answer at all; once it has, its library tries again for much longer
 HUB_NOTES = ".cache"  # where the Hub's library keeps its own, and what it cannot use again
 State = Literal["ok", "unrecorded", "missing", "changed"]
 
@@ -135,7 +136,7 @@ def how_to_get(*paths: str) -> str:
 
 
 def weights(words: Sequence[str], out: str, as_json: bool) -> None:
-    """`weights list | get NAME... | verify [NAME]` on the folder `out`.
+    """`weights list | get NAME... | verify [NAME...]` on the folder `out`; without a name, all that are there.
 
     Raises:
         UsageError: another word, an unknown name, no folder, or files that are not what they were.
@@ -149,10 +150,10 @@ def weights(words: Sequence[str], out: str, as_json: bool) -> None:
         case ["get", _, *_]:
             for row in [named(name) for name in words[1:]]:
                 console.print(str(get(row, folder)), markup=False)
-        case ["verify", *names] if len(names) <= 1:
+        case ["verify", *names]:
             _verify([named(name) for name in names] or list(table()), folder, as_json, wanted=bool(names))
         case _:
-            raise UsageError("weights knows: list, get NAME..., verify [NAME]")
+            raise UsageError("weights knows: list, get NAME..., verify [NAME...]")
 
 
 def _list(folder: Path, as_json: bool) -> None:
@@ -288,10 +289,15 @@ def _sums(path: Path, name: str) -> dict[str, str]:
 def _download(row: Row, partial: Path) -> Path:
     """Fetch into a folder of its own, where the next call finds what an interrupted one has left."""
     quiet_environment()
+    from huggingface_hub import constants
+
     try:
         if isinstance(row.source, Hub):
+            _require_answer(constants.ENDPOINT)
             return _from_hub(row.source, partial)
-        return _from_url(_address(row.source), partial / row.file)
+        url = _address(row.source)
+        _require_answer(url)
+        return _from_url(url, partial / row.file)
     except (OSError, RuntimeError) as error:
         raise RetriesExhausted(f"weights get {row.name}: {_reason(row, error)} call it again") from error
 
@@ -310,9 +316,20 @@ def _reason(row: Row, error: BaseException) -> str:
     return f"{row.source} did not come ({type(error).__name__}: {str(error).splitlines()[0]});"
 
 
+def _require_answer(url: str) -> None:
+    """Raise OSError unless something answers soon, whatever it says; through a proxy where one is configured."""
+    from huggingface_hub.errors import HTTPError  # its HTTP library's, which changes with its version
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(url, timeout=PATIENCE)
+    except HTTPError as error:
+        raise OSError(str(error)) from error
+
+
 def _from_hub(source: Hub, partial: Path) -> Path:
     from huggingface_hub import hf_hub_download, model_info, snapshot_download
-    from huggingface_hub.errors import HTTPError  # its HTTP library's, which changes with its version
+    from huggingface_hub.errors import HTTPError
 
     try:
         if source.path:

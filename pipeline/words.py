@@ -22,12 +22,16 @@ SAMPLE_WORDS = (
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb with the words and flags that it takes beside `root` and, where `config`, `conf` and overrides."""
+    """A verb with the words and flags that it takes beside `root` and, where `config`, `conf` and overrides.
+
+    `bare` says whether it also takes words without `=`, such as `weights list`.
+    """
 
     help: str
     words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     config: bool = True
+    bare: bool = False
 
 
 VERBS: dict[str, Verb] = {
@@ -35,23 +39,27 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("what a run would do, with reasons and estimated cost", flags=RUN_FLAGS),
     "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
     "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
-    "config": Verb("the composed config with its comments; `config list`: confs, groups, values"),
+    "config": Verb("the composed config with its comments; `config list`: confs, groups, values", bare=True),
     "sample": Verb(
         'prompt="..." or image=PATH, out=DIR: draw pictures; from=DIR with a release\'s models', SAMPLE_WORDS
     ),
     "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
     "import": Verb("from=DIR|FILE: existing weights (dome272's, diffusers', our own) as artifacts", ("from",)),
     "weights": Verb(
-        "`weights list`, `weights get NAME...`, `weights verify [NAME]`: weights by others, in out=weights",
+        "`weights list`, `weights get NAME...`, `weights verify [NAME...]`: weights by others, in out=weights",
         ("out",),
         ("--json",),
         config=False,
+        bare=True,
     ),
-    "report": Verb("`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False),
+    "report": Verb(
+        "`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False, bare=True
+    ),
     "data": Verb(
         "`data funnel`, `verify`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE): of the pictures",
         ("keys", "urls", "from"),
         ("--json",),
+        bare=True,
     ),
     "gc": Verb(
         "artifacts that no run wants any more, and leftovers; `gc --yes` deletes them; days=N: older runs want nothing",
@@ -60,7 +68,9 @@ VERBS: dict[str, Verb] = {
         config=False,
     ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
-    "doctor": Verb("check versions, devices, disk, storage, memory", flags=("--json",), config=False),
+    "doctor": Verb(
+        "check versions, devices, disk, storage, memory; with conf=NAME also what it needs", flags=("--json",)
+    ),
 }
 
 
@@ -130,8 +140,10 @@ def parse(arguments: list[str]) -> Words:
         elif separator:
             taken = ", ".join(f"{other}=" for other in known)
             raise UsageError(f"{word}: {name} takes no {key}={nearest(key, known)}; it takes {taken}")
-        else:
+        elif verb.bare:
             rest.append(word)
+        else:
+            raise UsageError(f"'{word}' is neither a flag nor key=value{nearest(word, verb.flags)}")
     for key in ("--from", "--until", "--only"):
         if len(flags.get(key, [])) > 1:
             raise UsageError(f"{key} is given twice")

@@ -8,6 +8,7 @@ else about a training is a pure function of the step (see `stages.loop`), hence 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -30,38 +31,65 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The step after which the weights had the least validation loss so far."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A training after `step` steps, or a part of it.
 
     `recipe` says which training this is, as flat JSON values by name; `tensors` are named `model.<key>`,
     `optimizer.<parameter>.<moment>` and, where a moving average is kept, `average.<key>`; those in `rows` are a part.
+    `notes` are further JSON values that the training goes on from.
     """
 
     step: int
     recipe: Mapping[str, object]
     tensors: Mapping[str, Tensor]
     rows: Mapping[str, Rows] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
+    best: Best | None = None  # None: never validated
 
 
 def dump(checkpoint: Checkpoint) -> bytes:
     """Return the checkpoint as a safetensors byte string, equal bytes for equal states."""
     # A single metadata entry: the order of several is not fixed by the format's writer.
     rows = {key: [part.start, part.total] for key, part in checkpoint.rows.items()}
-    about = json.dumps({"step": checkpoint.step, "recipe": checkpoint.recipe, "rows": rows}, sort_keys=True)
+    about = {"step": checkpoint.step, "recipe": checkpoint.recipe, "rows": rows, "notes": checkpoint.notes}
+    if checkpoint.best:
+        about["best"] = vars(checkpoint.best)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.tensors.items()}
-    return safetensors.torch.save(tensors, metadata={"checkpoint": about})
+    return safetensors.torch.save(tensors, metadata={"checkpoint": json.dumps(about, sort_keys=True)})
 
 
 def load(data: bytes) -> Checkpoint:
     """Read what `dump` wrote; tensors lie on the CPU. Raises `CheckpointMismatch` for any other bytes."""
     try:
         tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        about = json.loads(header["__metadata__"]["checkpoint"])
+        about = _about(data)
     except (SafetensorError, KeyError) as error:
         raise CheckpointMismatch(f"the checkpoint cannot be read ({error}): remove it to start again") from error
     rows = {key: Rows(*part) for key, part in about["rows"].items()}
-    return Checkpoint(about["step"], about["recipe"], tensors, rows)
+    return Checkpoint(about["step"], about["recipe"], tensors, rows, about["notes"], _best(about))
+
+
+def best(data: bytes) -> Best | None:
+    """The best step that a checkpoint tells of, from its header alone."""
+    return _best(_about(data))
+
+
+def _about(data: bytes) -> dict[str, Any]:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    about: dict[str, Any] = json.loads(header["__metadata__"]["checkpoint"])
+    return about
+
+
+def _best(about: dict[str, Any]) -> Best | None:
+    return Best(**about["best"]) if "best" in about else None
 
 
 def require_recipe(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> None:

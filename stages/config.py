@@ -21,8 +21,23 @@ TimeSampling = Literal["released", "uniform"]
 Sampler = Literal["ddpm", "ddim"]
 Precision = Literal["fp32", "bf16"]
 
-EXECUTION = frozenset({"log_every", "checkpoint_every", "checkpointing", "compile", "device", "micro_batch", "shard"})
-"""Fields of a training that decide how it is run and what is seen of it, not what comes out."""
+EXECUTION = frozenset(
+    {
+        "log_every",
+        "checkpoint_every",
+        "checkpointing",
+        "compile",
+        "device",
+        "micro_batch",
+        "shard",
+        "panel_every",
+        "bad_steps",
+    }
+)
+"""Fields of a training that decide how it is run and what is seen of it, not what comes out.
+
+`bad_steps` is one of them although it decides after an accident: a training that ended there can go on with another.
+"""
 
 
 class Settings(BaseModel):
@@ -435,6 +450,38 @@ class EmaConfig(Settings):
     """Where it is kept: beside the model, or in the host's memory, which spares the device 4 bytes a weight."""
 
 
+class BadStepsConfig(Settings):
+    """What becomes of steps whose loss or gradient is not finite, or whose loss jumps."""
+
+    then: Literal["raise", "skip", "rewind"] = "raise"
+    """raise: end the training before the bad update; skip: leave it out, and go on; rewind: go back to the weights of
+    the newest checkpoint, and go on behind the bad step, without what lies between (PaLM, arXiv 2204.02311, section
+    5.1)."""
+    at_most: Count = 3
+    """Bad steps that a training gets over; one more ends it."""
+    jump: float | None = Field(None, gt=1.0)
+    """How many times the usual loss, a running mean, counts as bad too; needs rewind, for a jump is seen only after
+    its update. None: never."""
+
+    @model_validator(mode="after")
+    def _jump_rewinds(self) -> Self:
+        if self.jump and self.then != "rewind":
+            raise ValueError("jump needs then=rewind: a jump is seen only after its update")
+        return self
+
+
+class ValidationConfig(Settings):
+    """How a training is measured on samples that it never sees."""
+
+    every: Count
+    """Steps between validations, a multiple of log_every; the last step is validated too."""
+    samples: Count = 1024
+    """Held-out samples that each of them looks at, at most; always the same."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights come out: those after the last step, or those with the least validation loss, of the average where
+    there is one. For `best`, `every` is a multiple of checkpoint_every."""
+
+
 class TrainingConfig(Settings):
     """How a model is trained: all that `stages.loop` needs to know."""
 
@@ -461,8 +508,8 @@ class TrainingConfig(Settings):
     """Whether the blocks of Stage A, B, C and the baseline recompute their activations in the backward pass instead
     of keeping them: a third more computation for a fraction of the memory, and the same result."""
     compile: bool = False
-    """Whether torch.compile makes kernels for the models, once per image size; the results agree up to
-    rounding and the numbers drawn for dropout."""
+    """Whether torch.compile makes kernels for the models' blocks, once per kind and image size; the results agree up
+    to rounding and the numbers drawn for dropout."""
     micro_batch: Count | None = None
     """Most rows that a rank takes through the model at a time, adding up their gradients; None = all of its rows. What
     looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""
@@ -472,10 +519,34 @@ class TrainingConfig(Settings):
     """In what ranks exchange gradients."""
     ema: EmaConfig | None = None
     """Moving average of the weights, if any."""
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    """What becomes of steps that go wrong."""
     log_every: Count
     """Steps between log entries, which are also the moments at which a stop request is seen."""
     checkpoint_every: Count
     """Steps between saved states; a multiple of log_every."""
+    validation: ValidationConfig | None = None
+    """Loss on held-out samples, where there are any."""
+    panel_every: Count | None = None
+    """Steps between panels, pictures that show how far the training is; a multiple of log_every; None = no panels."""
+
+    @model_validator(mode="after")
+    def _moments_agree(self) -> Self:
+        moments = {"panel_every": self.panel_every, "validation.every": self.validation and self.validation.every}
+        for name, every in moments.items():
+            if every and every % self.log_every:
+                raise ValueError(f"{name} ({every}) must be a multiple of log_every ({self.log_every})")
+        validation = self.validation
+        if validation and self.keeps_best and validation.every % self.checkpoint_every:
+            raise ValueError(
+                f"validation.every ({validation.every}) must be a multiple of checkpoint_every "
+                f"({self.checkpoint_every}) where validation.keep is best: the best weights are those of a saved state"
+            )
+        if self.panel_every and self.shard > 1:
+            raise ValueError(
+                f"panel_every must be null where shard is {self.shard}: no rank has whole weights to draw with"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_agree(self) -> Self:
@@ -497,10 +568,14 @@ class TrainingConfig(Settings):
         """Steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """Steps done at the end of each phase."""
+        return tuple(accumulate(phase.steps for phase in self.phases))
+
     def phase_at(self, step: int) -> Phase:
         """The phase of the step with this number, counted from 0."""
-        ends = list(accumulate(phase.steps for phase in self.phases))
-        return self.phases[bisect_right(ends, step)]
+        return self.phases[bisect_right(self.phase_ends, step)]
 
     def images_after(self, steps: int) -> int:
         """Images seen by all workers in the first `steps` steps."""
@@ -524,9 +599,15 @@ class TrainingConfig(Settings):
                     f"of phases.{number}.batch_size={phase.batch_size}"
                 )
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether validation decides which weights come out."""
+        return self.validation is not None and self.validation.keep == "best"
+
     def arithmetic(self) -> dict[str, object]:
-        """What decides the trained weights, as JSON values: all but `EXECUTION`."""
-        return self.model_dump(mode="json", exclude={**dict.fromkeys(EXECUTION, True), "ema": {"device"}})
+        """What decides the trained weights, as JSON values: all but `EXECUTION`, and validation that only watches."""
+        left_out = EXECUTION if self.keeps_best else EXECUTION | {"validation"}
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "ema": {"device"}})
 
 
 # ---------------------------------------------------------------------------------------------------- sampling

@@ -15,6 +15,7 @@ from stages.config import FixedWeight, LossWeight, TimeSampling
 from stages.draws import Draws
 
 OFFSET = 0.008  # s of the cosine schedule
+QUARTERS = 4  # of the times, whose errors are told apart
 ABAR_MIN, ABAR_MAX = 0.0001, 0.9999
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # noisy (B, ...), t (B,) -> noise (B, ...)
@@ -112,14 +113,15 @@ def denoising_loss(
     `predict_target` (no gradient, no dropout) finds with the same true noise at a time t (1 - u), u drawn as t is:
     the term of the authors' own second training script of Stage C. Both errors get the sample's weight by its noise.
 
-    Returns the loss, and the plain means `mse` and, where it is on, `consistency` for the log.
+    Returns the loss and, for the log, the plain means `mse`, `consistency` where it is on, and for each quarter of
+    the times `mse_t<its end>`: what its samples add to `mse`, and, as `/share`, how many of all they are.
     """
     t = training_times(draws.uniform(), timesteps)
     abar = alpha_bar(t)
     noise = draws.normal(*x0.shape[1:])
     predicted = predict(add_noise(x0, noise, abar), t).float()
     errors = _squared_distance(predicted, noise)
-    parts = {"mse": errors.mean().detach()}
+    parts = {"mse": errors.mean().detach(), **_by_time(errors.detach(), t)}
     factors = weight(abar, errors) if isinstance(weight, AdaptiveWeight) else loss_weight(abar, weight)
     if consistency:
         assert predict_target is not None  # called second: autocast keeps casts of weights, with or without gradient
@@ -129,6 +131,17 @@ def denoising_loss(
         parts["consistency"] = drift.mean().detach()
         errors = errors + consistency * drift
     return (errors * factors).mean(), parts
+
+
+def _by_time(errors: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """For each quarter of the times: the sum of its errors, and its samples, over the number of all samples."""
+    parts = {}
+    for quarter in range(QUARTERS):
+        inside = (t * QUARTERS).floor().clamp(max=QUARTERS - 1) == quarter
+        name = f"mse_t{(quarter + 1) / QUARTERS}"
+        parts[name] = torch.where(inside, errors, 0.0).mean()
+        parts[f"{name}/share"] = inside.float().mean()
+    return parts
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -7,8 +7,15 @@ or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointi
 
 from itertools import pairwise
 
-from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
-from stages.parameters import compressor_products, widths_a
+from stages.config import BaselineConfig, CompressorConfig, PreviewerConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.parameters import blocks_of_baseline, compressor_products, layers_of_previewer, widths_a
+
+PEAKS = {  # dense bf16 FLOP/s by the makers' data sheets, by torch's name of the card
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
 
 
 def encode_a(config: StageAConfig, height: int, width: int) -> int:
@@ -77,6 +84,40 @@ def stage_c(config: StageCConfig, height: int, width: int, tokens: int) -> int:
     return text + ends + config.depth * repeat
 
 
+def previewer(config: PreviewerConfig, height: int, width: int) -> int:
+    """The previewer on codes of height x width; a transposed convolution works on the positions of its input."""
+    flops = 0
+    for layer in layers_of_previewer(config):
+        positions = height * width * layer.scale**2
+        kernel = 1 if layer.kernel == 2 else layer.kernel  # 2x2 with stride 2: one product a position of the output
+        flops += _linear(positions, kernel**2 * layer.inputs, layer.outputs)
+    return flops
+
+
+def baseline(config: BaselineConfig, height: int, width: int, tokens: int) -> int:
+    """The baseline on latents of height x width with `tokens` text positions."""
+    first, channels = config.widths[0], config.latent_channels * config.patch**2
+    positions = [
+        (height // config.patch >> level) * (width // config.patch >> level) for level in range(len(config.widths))
+    ]
+    embedded = 4 * first
+    flops = _linear(1, first, embedded) + _linear(1, embedded, embedded)
+    flops += 2 * _linear(positions[0], 9 * channels, first)  # both ends
+    for block in blocks_of_baseline(config):
+        n, wide = positions[block.level], block.width
+        if block.depth:
+            flops += 2 * _linear(n, wide, wide) + block.depth * _transformer(n, wide, tokens, config.text_width)
+        else:
+            flops += _linear(n, 9 * block.inputs, wide) + _linear(n, 9 * wide, wide) + _linear(1, embedded, wide)
+            flops += _linear(n, block.inputs, wide) if block.inputs != wide else 0
+    for level, wide in enumerate(config.widths):
+        flops += (
+            _linear(positions[level + 1], 9 * wide, wide) if level < len(config.widths) - 1 else 0
+        )  # down to the next
+        flops += _linear(positions[level - 1], 9 * wide, wide) if level else 0  # up from here
+    return flops
+
+
 def utilisation(forward: int, images_per_second: float, peak: float) -> float:
     """Share of a device's `peak` FLOP/s that a training uses (MFU); the backward pass counts twice the forward."""
     return 3 * forward * images_per_second / peak
@@ -101,6 +142,13 @@ def _mixing(positions: int, channels: int) -> int:
 def _residual(positions: int, channels: int, mapped: int = 0) -> int:
     """Block C, whose MLP sees `mapped` further channels."""
     return _mixing(positions, channels) + _linear(positions, mapped, 4 * channels)
+
+
+def _transformer(positions: int, channels: int, tokens: int, text_width: int) -> int:
+    """A block of the baseline: attention to the positions and to the text, and a gated MLP."""
+    own = _linear(positions, channels, 4 * channels) + 2 * _linear(positions, channels, positions)
+    text = _linear(positions, channels, 2 * channels) + _linear(tokens, text_width, 2 * channels)
+    return own + text + 2 * _linear(positions, channels, tokens) + _linear(positions, channels, 12 * channels)
 
 
 def _attention(positions: int, channels: int, tokens: int, cond: int) -> int:

@@ -96,6 +96,17 @@ def checkpoint_blocks(module: nn.Module, enabled: bool) -> None:
             block.checkpointing = enabled
 
 
+def compile_blocks(objective: nn.Module) -> None:
+    """Have torch.compile make the kernels of every model of `objective`: of its blocks, equal ones sharing theirs.
+
+    Models without blocks are compiled as a whole; the objective itself, which draws random numbers by seed, is not.
+    """
+    for model in objective.children():
+        blocks: list[nn.Module] = [block for block in model.modules() if isinstance(block, Block)]
+        for part in blocks or [model]:
+            part.compile(dynamic=False)
+
+
 class ResBlock(Block):
     """Convolution block C: depthwise 3x3, then an MLP over its channels and `skip` further ones."""
 

@@ -7,11 +7,12 @@ bit for bit on the same kind of machine, thread count, world size and micro-batc
 """
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -20,33 +21,35 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages import checkpoint
-from stages.checkpoint import Checkpoint, State
-from stages.config import EmaConfig, TrainingConfig
+from stages import activity, checkpoint
+from stages.activity import Activity
+from stages.bad_steps import BadSteps, BadStepsWatch
+from stages.checkpoint import Best, Checkpoint, State
+from stages.config import EmaConfig, Phase, TrainingConfig
 from stages.draws import Draws, derived_seed
-from stages.layers import checkpoint_blocks
+from stages.layers import checkpoint_blocks, compile_blocks
+from stages.meter import Meter, Stopwatch, means
 from stages.parallel import Replica, pieces
+from stages.validation import Validation
 
 Batch = dict[str, Tensor]
 
-GRAPHS = 64  # compiled for one model at most, one for each size of images; more would run uncompiled
+GRAPHS = 256  # compiled at most, one for each kind of block and size of images; more would run uncompiled
+_STOP_S = 5.0  # at most, or a step, from a wish to stop until it is seen: a node may be taken away within 30 s
 _READ_AHEAD = 2  # batches waiting in memory while a step runs
-
-
-class NonFiniteLoss(ValueError):
-    """The loss or its gradient is not finite; the weights are those before the step that is named."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Steps done so far, and whether they are all there are."""
+    """Steps done so far, whether they are all there are, and after which of them the validation loss was least."""
 
     step: int
     finished: bool
+    best: Best | None = None
 
 
 class _Optimizer(torch.optim.AdamW):
-    """Fused AdamW, and the flag that makes it skip updates."""
+    """Fused AdamW, and the flag that makes it skip an update."""
 
     def __init__(self, trained: Iterable[nn.Parameter], config: TrainingConfig, device: torch.device) -> None:
         super().__init__(trained, betas=config.betas, weight_decay=config.weight_decay, fused=True)
@@ -65,7 +68,7 @@ class _Saver:
         """Copy the state and start saving it; waits for the one before, and raises what went wrong with that."""
         self.wait()
         tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.tensors.items()}
-        copied = Checkpoint(state.step, state.recipe, tensors, state.rows)
+        copied = replace(state, tensors=tensors)
         self._saving = self._pool.submit(lambda: self._save_state(copied.step, checkpoint.dump(copied)))
 
     def wait(self) -> None:
@@ -76,35 +79,6 @@ class _Saver:
     def close(self) -> None:
         """End the thread, after what it is doing."""
         self._pool.shutdown()
-
-
-class _Meter:
-    """Means of the steps' scalars since the last reading, kept on the device in between."""
-
-    def __init__(self, world: int, device: torch.device) -> None:
-        self.world, self.device = world, device
-        self.names: list[str] = []
-        self.rows: list[Tensor] = []
-
-    def add(self, scalars: dict[str, Tensor]) -> None:
-        self.names = list(scalars)
-        self.rows.append(torch.stack([scalar.float() for scalar in scalars.values()]))
-
-    def read(self, step: int) -> dict[str, float]:
-        """Return the means over steps and ranks; raise `NonFiniteLoss` for the first bad step."""
-        rows = torch.stack(self.rows)
-        if self.world > 1:
-            dist.all_reduce(rows)
-            rows /= self.world
-        self.rows.clear()
-        table = rows.cpu()
-        bad = ~table[:, :2].isfinite().all(dim=1)  # loss and gradient norm come first
-        if bad.any():
-            first = int(bad.float().argmax())
-            values = dict(zip(self.names, table[first].tolist(), strict=True))
-            number = step - len(table) + first + 1
-            raise NonFiniteLoss(f"step {number} of the training is not finite: {values}; lower learning_rate")
-        return dict(zip(self.names, table.mean(dim=0).tolist(), strict=True))
 
 
 def train(
@@ -120,72 +94,218 @@ def train(
     save_state: Callable[[int, bytes], None],
     log: Callable[[int, dict[str, float]], None],
     should_stop: Callable[[], bool],
+    bad_steps: Callable[[list[int], str], None] = lambda steps, done: None,
+    flops_of: Callable[[Phase], float] | None = None,
+    doing: Activity | None = None,
+    validation: Validation | None = None,
+    show: Callable[[int, str], None] | None = None,
 ) -> Outcome:
     """Train `objective` in place, from the saved state if there is one, until done or asked to stop.
 
-    `objective(batch, draws)` returns the mean loss over its rows and named scalars to log. Parameters that
-    require a gradient are trained. Its own `train()` decides which parts stay in evaluation mode.
+    `objective(batch, draws)` returns the mean loss over its rows and named scalars to log; of `<name>` and
+    `<name>/share` the quotient is logged. Parameters that require a gradient are trained. Its own `train()` decides
+    which parts stay in evaluation mode.
 
     `read_batch(step)` returns this rank's rows, `batch_size / world` of them, of the step's global batch; it
-    runs in a background thread, ahead of the step. `load_state` is asked once on every rank and gives all parts
-    of the newest state, the same on all. `save_state(step, data)` is called on the first `config.shard` ranks,
-    with a part each, in a background thread; `log(step, values)` on rank 0 only; `should_stop` on every rank
-    every `log_every` steps: if any rank says yes, all save and return. With `world > 1` the default process
-    group must exist.
+    runs in a background thread, ahead of the step. `load_state` is asked at the start, and again where bad steps
+    are rewound, on every rank; it gives all parts of the newest state, the same on all. `save_state(step, data)` is
+    called on the first `config.shard` ranks, with a part each, in a background thread. `log(step, values)`, and
+    `bad_steps(steps, done)` with their numbers from 0 and what is done about them, are called on rank 0 only;
+    `should_stop` on every rank after the same steps, every `log_every` or, where those take longer, every few seconds:
+    if any rank says yes, all save and return. With `world > 1` the default process group must exist.
 
-    After the last step the state is saved, then the moving average, where one is kept, replaces the weights.
+    `flops_of(phase)` gives the floating-point operations to train on one image; `doing` is told what goes on. Logged
+    figures that begin with `speed/` tell of times: they are means over the ranks since the last entry.
+
+    `validation` holds the samples for `config.validation`, whose losses are logged; None: there are none.
+    `show(step, name)` is called on rank 0 every `config.panel_every` steps, in evaluation mode: with the weights in
+    place, named `weights`, and with the moving average, where one is kept, named `ema`. Neither changes what is
+    trained.
+
+    After the last step of each phase the state is saved. In the end the best validated state is restored, where that is
+    to be kept, and the moving average, where one is kept, replaces the weights.
 
     Raises `ValueError` where a batch size does not divide by `world`, `CheckpointMismatch` for a state of
-    another training, `NonFiniteLoss` naming the step, and what `save_state` raises.
+    another training, `BadSteps` naming the first where `config.bad_steps` does not let it get over them, and what
+    `save_state` raises.
     """
     config.require_divisible(world)
-    replica = Replica(objective, device, rank, world, config.shard, config.reduce)
-    optimizer = _Optimizer(replica.trained.values(), config, device)
-    average = _average(replica.state(), config.ema) if config.ema else None
-    recipe = {"seed": seed, **config.arithmetic()}
-
-    def state() -> State:
-        return State(replica.state(), replica.trained, optimizer, average, replica.rows())
-
-    step = _resume(load_state(), recipe, state())
-    checkpoint_blocks(replica.module, config.checkpointing)
-    if config.compile:
-        torch._dynamo.config.recompile_limit = GRAPHS
-        for part in replica.module.children():  # the models; the objective itself draws random numbers by seed
-            part.compile(dynamic=False)
-    meter = _Meter(world, device)
+    training = _Training(objective, config, seed, device, rank, world)
+    training.resume(load_state())
+    doing = doing or Activity()
+    meter, stopwatch = Meter(world, device), Stopwatch(doing, device, flops_of)
+    logged, ask_every = time.monotonic(), config.log_every
     with (
-        closing(_read_ahead(read_batch, range(step, config.num_steps), device)) as batches,
+        closing(_read_ahead(read_batch, range(training.step, config.num_steps), device)) as batches,
         closing(_Saver(save_state)) as saver,
     ):
-        for batch in batches:
-            _set_mode(replica.model, freeze_norm=config.phase_at(step).freeze_norm)
-            rate = config.learning_rate * learning_rate_factor(config, step)
-            torch.manual_seed(derived_seed(seed, step, 0, rank))  # dropout; four parts: apart from all seeds of Draws
-            total_rows = config.phase_at(step).batch_size
-            draws = Draws(seed, step, rank * total_rows // world, total_rows // world, total_rows, device)
-            meter.add(_update(replica, optimizer, batch, draws, rate, config))
-            step += 1
-            if average is not None:
-                _follow(average, replica.state(), config, step)
 
-            # The host waits for the device, and ranks for each other, only here.
-            if step % config.log_every == 0 or step == config.num_steps:
-                values = meter.read(step)
+        def measured() -> dict[str, float]:
+            """What was measured since the last time, after doing what bad steps among it call for."""
+            doing.begin(training.step, activity.COMPARING)
+            columns, speed = meter.read(stopwatch.read())
+            bad = training.watch.find(columns["loss"], columns["gradient_norm"])
+            if bad:
+                numbers = [training.step - len(columns["loss"]) + place for place in bad]
                 if rank == 0:
-                    log(step, {**values, "learning_rate": rate, "images": float(config.images_after(step))})
-                stop = step < config.num_steps and _any_rank(should_stop(), world, device)
-                if replica.writes and (stop or step % config.checkpoint_every == 0 or step == config.num_steps):
-                    now = state()
-                    saver.save(Checkpoint(step, recipe, now.snapshot(), now.parts()))
-                if stop:
+                    bad_steps(numbers, config.bad_steps.then)
+                if training.watch.ends_training:
+                    raise _too_many(numbers[0], {name: column[bad[0]] for name, column in columns.items()}, config)
+                if config.bad_steps.then == "rewind":
                     saver.wait()
-                    return Outcome(step, finished=False)
+                    _most(0.0, world, device)  # all have saved
+                    training.rewind(load_state(), numbers[0])
+            return means(columns, bad) | speed | {"bad_steps": float(training.watch.count)}
+
+        def tell(values: dict[str, float]) -> None:
+            if rank == 0:
+                doing.begin(training.step, activity.LOGGING)
+                images = float(config.images_after(training.step))
+                log(training.step, {**values, "learning_rate": training.learning_rate, "images": images})
+            doing.begin(training.step, activity.COMPARING)
+
+        while training.step < config.num_steps:
+            doing.begin(training.step, activity.READING)
+            batch = next(batches)
+            phase = config.phase_at(training.step)
+            meter.add(training.advance(batch, doing))
+            stopwatch.add(phase, phase.batch_size // world)
+
+            # The host waits for the device, and ranks for each other, only where one of these is due.
+            step, last = training.step, training.step == config.num_steps
+            if step % config.log_every == 0 or step in config.phase_ends:
+                values = measured()
+                if validation and config.validation and (step % config.validation.every == 0 or last):
+                    doing.begin(step, activity.VALIDATING)
+                    values |= training.validate(validation)
+                if show and config.panel_every and (step % config.panel_every == 0 or last):
+                    doing.begin(step, activity.SHOWING)
+                    training.present(show)
+                tell(values)
+                seconds = _most(time.monotonic() - logged, world, device) / config.log_every
+                logged, ask_every = time.monotonic(), max(1, min(config.log_every, int(_STOP_S / seconds)))
+            asked = step % config.log_every % ask_every == 0 and not last
+            stop = asked and bool(_most(should_stop(), world, device))
+            if stop and meter.rows:
+                tell(measured())
+            due = step % config.checkpoint_every == 0 or step in config.phase_ends
+            if training.replica.writes and (stop or due):
+                doing.begin(step, activity.SAVING)
+                saver.save(training.checkpoint())
+            if stop:
+                saver.wait()
+                return Outcome(step, finished=False, best=training.best)
+        doing.begin(training.step, activity.SAVING)
         saver.wait()
-    if average is not None:
-        replica.fill(average)
-    replica.give_back()
-    return Outcome(step, finished=True)
+    if validation and training.best and config.keeps_best and training.best.step < training.step:
+        _most(0.0, world, device)  # all have saved
+        training.restore(validation.load(training.best.step))
+    training.finish()
+    return Outcome(config.num_steps, finished=True, best=training.best)
+
+
+class _Training:
+    """Where a training stands on one rank: weights, moments, moving average, steps done; and how it goes on."""
+
+    def __init__(
+        self, objective: nn.Module, config: TrainingConfig, seed: int, device: torch.device, rank: int, world: int
+    ) -> None:
+        self.config, self.seed, self.device, self.rank, self.world = config, seed, device, rank, world
+        self.replica = Replica(objective, device, rank, world, config.shard, config.reduce)
+        self.optimizer = _Optimizer(self.replica.trained.values(), config, device)
+        self.average = _average(self.replica.state(), config.ema) if config.ema else None
+        self.recipe = {"seed": seed, **config.arithmetic()}
+        self.watch = BadStepsWatch(config.bad_steps)
+        self.best: Best | None = None
+        self.step = 0
+        self.learning_rate = 0.0
+        checkpoint_blocks(self.replica.module, config.checkpointing)
+        if config.compile:
+            torch._dynamo.config.recompile_limit = GRAPHS
+            compile_blocks(self.replica.module)
+
+    def state(self) -> State:
+        """The live tensors."""
+        replica = self.replica
+        return State(replica.state(), replica.trained, self.optimizer, self.average, replica.rows())
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the training goes on from; its tensors are references."""
+        now = self.state()
+        return Checkpoint(self.step, self.recipe, now.snapshot(), now.parts(), self.watch.notes(), self.best)
+
+    def restore(self, parts: Iterable[bytes]) -> Checkpoint:
+        """Put a saved state's tensors in place; returns one of its parts."""
+        found = []
+
+        def checked() -> Iterator[Checkpoint]:
+            for data in parts:
+                saved = checkpoint.load(data)
+                checkpoint.require_recipe(saved, self.recipe)
+                found.append(replace(saved, tensors={}))
+                yield saved
+
+        self.state().restore(checked())
+        return found[0]
+
+    def resume(self, parts: Iterable[bytes] | None) -> None:
+        """Go on from a saved state, if there is one."""
+        if parts is not None:
+            saved = self.restore(parts)
+            self.step, self.best = saved.step, saved.best
+            self.watch.restore(saved.notes)
+
+    def rewind(self, parts: Iterable[bytes] | None, bad: int) -> None:
+        """Take the weights of a saved state, but go on from this step: what lies between is left out."""
+        if parts is None:
+            raise BadSteps(f"step {bad + 1} went wrong before the first checkpoint to rewind to")
+        self.watch.restore(self.restore(parts).notes)
+        self.optimizer.found_inf.zero_()
+
+    def advance(self, batch: Batch, doing: Activity) -> dict[str, Tensor]:
+        """Do the next step; returns its scalars."""
+        config, step = self.config, self.step
+        phase = config.phase_at(step)
+        _set_mode(self.replica.model, freeze_norm=phase.freeze_norm)
+        self.learning_rate = config.learning_rate * learning_rate_factor(config, step)
+        torch.manual_seed(derived_seed(self.seed, step, 0, self.rank))  # dropout; four parts: apart from all of Draws
+        own = phase.batch_size // self.world
+        draws = Draws(self.seed, step, self.rank * own, own, phase.batch_size, self.device)
+        scalars = _update(self.replica, self.optimizer, batch, draws, self.learning_rate, config, doing)
+        self.step += 1
+        if self.average is not None:
+            _follow(self.average, self.replica.state(), config, self.step)
+        return scalars
+
+    def validate(self, validation: Validation) -> dict[str, float]:
+        """The losses on held-out samples; what comes out would be judged by that of the average, where one is kept."""
+        losses = validation.losses(self.replica, self.average, self.config, self.rank)
+        loss = losses["validation_loss_ema" if self.average else "validation_loss"]
+        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
+            self.best = Best(self.step, loss)
+        return losses
+
+    def present(self, show: Callable[[int, str], None]) -> None:
+        """Show the weights, and the moving average; on all ranks, which share buffers meanwhile."""
+        for name, shown in {"weights": None, "ema": self.average}.items():
+            if name == "weights" or shown:
+                with self.replica.evaluating(shown):
+                    if self.rank == 0:
+                        show(self.step, name)
+
+    def finish(self) -> None:
+        """Put the outcome into the objective: the moving average, where one is kept."""
+        if self.average is not None:
+            self.replica.fill(self.average)
+        self.replica.give_back()
+
+
+def _too_many(step: int, values: dict[str, float], config: TrainingConfig) -> BadSteps:
+    if config.bad_steps.then == "raise":
+        what = "lower learning_rate, or set bad_steps.then to skip or rewind"
+    else:
+        what = f"these are more than bad_steps.at_most={config.bad_steps.at_most}: lower learning_rate"
+    return BadSteps(f"step {step + 1} of the training went wrong: {values}; {what}")
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
@@ -196,23 +316,6 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
         return 1.0
     progress = (step - config.warmup_steps) / (config.num_steps - config.warmup_steps)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _resume(parts: Iterable[bytes] | None, recipe: dict[str, object], state: State) -> int:
-    """Restore the saved state, if any, and return the steps it has behind it."""
-    if parts is None:
-        return 0
-    steps = []
-
-    def checked() -> Iterator[Checkpoint]:
-        for data in parts:
-            saved = checkpoint.load(data)
-            checkpoint.require_recipe(saved, recipe)
-            steps.append(saved.step)
-            yield saved
-
-    state.restore(checked())
-    return steps[0]
 
 
 def _read_ahead(
@@ -248,26 +351,39 @@ def _update(
     draws: Draws,
     rate: float,
     config: TrainingConfig,
+    doing: Activity,
 ) -> dict[str, Tensor]:
-    """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone."""
+    """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone.
+
+    So do all steps after it, until the host sees it: unless such steps are skipped, and leave no trace.
+    """
+    skips = config.bad_steps.then == "skip"
+    buffers = list(replica.module.buffers()) if skips else []
+    before = [buffer.clone() for buffer in buffers]
     for group in optimizer.param_groups:
         group["lr"] = rate
     replica.forget_gradients()  # before the forward pass, or the old ones lie beside its activations
     cuts = pieces(len(next(iter(batch.values()))), config.micro_batch)
     scalars: dict[str, Tensor] = {}
     for number, cut in enumerate(cuts):
+        doing.begin(draws.step, activity.FORWARD)
         replica.same_buffers()
         with replica.accumulating(last=number == len(cuts) - 1):
             with torch.autocast(replica.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss, parts = replica.model({key: value[cut] for key, value in batch.items()}, draws.part(cut))
+            doing.begin(draws.step, activity.BACKWARD)
             (loss / len(cuts)).backward()
         for key, value in {"loss": loss, **parts}.items():
             scalars[key] = scalars.get(key, 0) + value.detach() / len(cuts)
+    doing.begin(draws.step, activity.UPDATING)
     norm = replica.clip(config.gradient_clip)
-    # Once this flag is 1 the fused kernel skips every update, so the host need not look at each loss. The
+    # While this flag is 1 the fused kernel skips the update, so the host need not look at each loss. The
     # norm is taken after the ranks have averaged their gradients, so all of them decide alike.
-    optimizer.found_inf.copy_((~norm.isfinite()) | optimizer.found_inf.bool())
+    bad = ~norm.isfinite()
+    optimizer.found_inf.copy_(bad if skips else bad | optimizer.found_inf.bool())
     optimizer.step()
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(bad, old, buffer))
     return {"loss": scalars.pop("loss"), "gradient_norm": norm, **scalars}
 
 
@@ -294,9 +410,10 @@ def _follow(average: dict[str, Tensor], state: dict[str, Tensor], config: Traini
             average[key].copy_(value)
 
 
-def _any_rank(stop: bool, world: int, device: torch.device) -> bool:
+def _most(value: float, world: int, device: torch.device) -> float:
+    """The largest value of any rank."""
     if world == 1:
-        return stop
-    flag = torch.tensor(float(stop), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
+        return value
+    most = torch.tensor(float(value), device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most.item()

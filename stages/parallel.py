@@ -6,8 +6,8 @@ tensors by name, so that optimiser, average and checkpoints need not know of any
 """
 
 import copy
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -88,6 +88,42 @@ class Replica:
         if self.parts > 1:
             for buffer in self._module.buffers():
                 dist.broadcast(buffer, 0)
+
+    @contextmanager
+    def evaluating(self, average: dict[str, Tensor] | None = None) -> Iterator[nn.Module]:
+        """The objective in evaluation mode, without gradients; with the average's values, where that is given.
+
+        All ranks have the first one's buffers, as a checkpoint has. Afterwards weights, buffers and modes are what they
+        were, to the bit. The average trades places with the weights meanwhile, so that this takes no memory.
+        """
+        modes = [(module, module.training) for module in self._module.modules()]
+        self._module.eval()
+        self._trade(average)
+        buffers = list(self._module.buffers())
+        own = [buffer.clone() for buffer in buffers]
+        try:
+            with torch.no_grad():
+                if self.world > 1:
+                    for buffer in buffers:
+                        dist.broadcast(buffer, 0)
+                yield self._module
+        finally:
+            for module, training in modes:
+                module.training = training
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # whole weights stay after a forward pass, and no backward pass drops them here
+            for buffer, value in zip(buffers, own, strict=True):
+                buffer.copy_(value)
+            self._trade(average)
+
+    @torch.no_grad()
+    def _trade(self, average: dict[str, Tensor] | None) -> None:
+        """Swap the values of weights and buffers with those of the average, one tensor at a time."""
+        if average is not None:
+            for name, tensor in self.state().items():
+                value = tensor.clone()
+                tensor.copy_(average[name])
+                average[name].copy_(value)
 
     def forget_gradients(self) -> None:
         """Drop all gradients."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.models import vgg16
 
 from stages.compressor import IMAGENET_MEAN, IMAGENET_STD
+from stages.pretrained import require_finite
 
 TAPPED = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}  # relu1_2, 2_2, 3_3, 4_3, 5_3 of `vgg16().features`: channels
 
@@ -21,7 +22,7 @@ class Perceptual:
     heads: the `lpips` package's `weights/v0.1/vgg.pth` (keys `lin<n>.model.1.weight`), which makes this LPIPS itself;
     None makes it the plain distance of unit-normalised features.
 
-    Raises ValueError, naming the first key that is missing or of another shape.
+    Raises ValueError, naming the first key that is missing, of another shape or not all finite.
     """
 
     def __init__(
@@ -30,14 +31,14 @@ class Perceptual:
         with torch.device("meta"):  # most of VGG16 is its classifier, half a gigabyte that nobody needs here
             self.features = vgg16().features[: max(TAPPED) + 1]
         wanted = {f"features.{key}": value.shape for key, value in self.features.state_dict().items()}
-        state = _chosen(vgg, wanted, "perceptual_weights", device)
+        state = _chosen(vgg, wanted, "stage_a.loss.perceptual_weights", device)
         state = {key.removeprefix("features."): value for key, value in state.items()}
         self.features.load_state_dict(state, assign=True)
         self.features.requires_grad_(False)
         self.heads: list[Tensor] | None = None
         if heads is not None:
             sizes = {f"lin{n}.model.1.weight": torch.Size([1, size, 1, 1]) for n, size in enumerate(TAPPED.values())}
-            self.heads = list(_chosen(heads, sizes, "perceptual_heads", device).values())
+            self.heads = list(_chosen(heads, sizes, "stage_a.loss.perceptual_heads", device).values())
         self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self.std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
 
@@ -77,4 +78,6 @@ def _chosen(
         found = list(state[key].shape) if key in state else "not there"
         if found != list(shape):
             raise ValueError(f"{what}: {key} must be {list(shape)} but is {found}; is this another file?")
-    return {key: state[key].to(device, torch.float32) for key in wanted}
+    chosen = {key: state[key] for key in wanted}
+    require_finite(chosen, what)
+    return {key: value.to(device, torch.float32) for key, value in chosen.items()}

@@ -6,7 +6,6 @@ open_clip can build may be the scorer; the published checkpoint (`yuvalkirstain/
 renaming its tensors. Everything is computed in float32: half precision flips winners (`metrics.win_rate`).
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ import open_clip
 import torch
 from open_clip.model import CLIP
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from stages import pretrained
 from stages.metrics import WinRate, win_rate
 
 
@@ -91,14 +89,17 @@ def load_pickscore(weights: Path, device: str = "cpu", architecture: str = "ViT-
     """Build the scorer from a file: safetensors or torch, with open_clip's or transformers' tensor names.
 
     Raises:
-        PickScoreError: there is no such file, or it does not hold this architecture.
+        PickScoreError: there is no such file, it is damaged, or it does not hold this architecture.
     """
     check_weights(weights)
     model = CLIP(**open_clip.get_model_config(architecture))
     try:
-        state = _read_tensors(weights)
+        state = pretrained.read(weights)
+        pretrained.require_finite(state, weights)
         model.load_state_dict(to_open_clip(state) if "visual_projection.weight" in state else state)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
+    except pretrained.BadWeights as error:
+        raise PickScoreError(f"eval.pickscore.weights: {error}") from error
+    except (RuntimeError, KeyError) as error:
         raise PickScoreError(
             f"eval.pickscore.weights: {weights} does not hold the tensors of a CLIP {architecture}; "
             "give the path of model.safetensors of yuvalkirstain/PickScore_v1"
@@ -189,13 +190,6 @@ def _rename(name: str) -> str:
     for theirs, ours in _NAMES.items():
         name = name.replace(theirs, ours)
     return name
-
-
-def _read_tensors(weights: Path) -> dict[str, torch.Tensor]:
-    if weights.suffix == ".safetensors":
-        return load_file(weights)
-    tensors: dict[str, torch.Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
-    return tensors
 
 
 def _read_picture(folder: Path, key: str) -> np.ndarray:

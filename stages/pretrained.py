@@ -12,14 +12,13 @@ ever executed: it is safetensors, or it is read with `weights_only=True`.
 import hashlib
 import json
 import pickle
-import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,37 +29,26 @@ from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCCo
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
+from stages.weight_files import (
+    NAMES,
+    SAFE,
+    VARIANT,
+    BadWeights,
+    Model,
+    ModelConfig,
+    model_of,
+    other_sizes,
+    places,
+    section,
+    unwrapped,
+)
 
-Model = Literal["stage_a", "stage_b", "compressor", "stage_c", "imagenet"]
-ModelConfig = StageAConfig | StageBConfig | CompressorConfig | StageCConfig
 State = Mapping[str, Tensor]
 
-NAMES: dict[Model, str] = {
-    "stage_a": "Stage A",
-    "stage_b": "Stage B",
-    "compressor": "the compressor",
-    "stage_c": "Stage C",
-    "imagenet": "an EfficientNetV2 classifier",
-}
-MARKS: dict[Model, tuple[str, str]] = {  # keys that no other model of these has, under dome272's names
-    "stage_a": ("in_block.1.weight", "out_block.0.weight"),
-    "stage_b": ("clip_mapper.weight", "clf.1.weight"),
-    "compressor": ("backbone.0.0.weight", "mapper.0.weight"),
-    "stage_c": ("projection.weight", "cond_mapper.0.weight"),
-    "imagenet": ("features.0.0.weight", "classifier.1.weight"),
-}
 ENTRIES = ("ema_state_dict", "state_dict")  # of one model, the better first: released Stage C is its moving average
 COMPRESSOR_ENTRY = "effnet_state_dict"
-WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # the better first
-VARIANT = re.compile(r"(\.(?:fp16|bf16))?(?:-\d{5}-of-(\d{5}))?$")  # diffusers' ends of a file name before its suffix
 UNSEEN = {"dropout", "codebook_init", "code_mapper_std"}  # settings of training alone
-BACKBONES = {780: "efficientnet_v2_s", 1546: "efficientnet_v2_l"}  # by number of tensors
 NO_MODEL = "holds none of Stage A, B, C and the compressor, to go by its tensors' names"
-
-
-class BadWeights(ValueError):
-    """A file cannot be read, or holds another model than the one asked for."""
 
 
 class OtherModel(BadWeights):
@@ -80,7 +68,7 @@ class Found:
     @property
     def section(self) -> str:
         """The config's section of this model."""
-        return "compressor" if self.model == "imagenet" else self.model
+        return section(self.model)
 
     def state(self) -> dict[str, Tensor]:
         """State dict under our names, which are dome272's."""
@@ -118,10 +106,10 @@ def look(path: Path) -> tuple[dict[Model, Found], list[BadWeights]]:
     """
     if not path.exists():
         raise BadWeights(f"there is nothing at {path}")
-    places = [(path,)] if path.is_file() else sorted(_places(path), key=lambda files: len(files[0].parts))
+    every = places(path)
     found: dict[Model, Found] = {}
     skipped: list[BadWeights] = []
-    for _, level in groupby(places, key=lambda files: len(files[0].parts)):
+    for _, level in groupby(every, key=lambda files: len(files[0].parts)):
         here: dict[Model, Found] = {}
         for files in level:
             try:
@@ -137,7 +125,7 @@ def look(path: Path) -> tuple[dict[Model, Found], list[BadWeights]]:
         found = {**here, **found}
     if found:
         return found, skipped
-    if len(places) == 1:
+    if len(every) == 1:
         raise skipped[0]
     if all(isinstance(error, OtherModel) for error in skipped):
         raise OtherModel(f"{path} {NO_MODEL}")
@@ -156,7 +144,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        if file.suffix == ".safetensors":
+        if file.suffix == SAFE:
             return dict(load_file(file))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what it cannot read, it refuses
@@ -169,23 +157,6 @@ def _content(file: Path) -> dict[str, Any]:
         kind = file.suffix or "torch"
         raise BadWeights(f"{file} is truncated or no {kind} file: get it anew from its source") from error
     return content if isinstance(content, dict) else {}
-
-
-def _places(folder: Path) -> Iterator[tuple[Path, ...]]:
-    """The files of each model: one, or all shards of one; of several variants the full and safe one."""
-
-    def base(file: Path) -> tuple[str, str]:
-        return str(file.parent), VARIANT.sub("", file.stem, count=1)
-
-    def rank(file: Path) -> tuple[bool, int]:
-        ends = VARIANT.search(file.stem)
-        return bool(ends and ends[1]), SUFFIXES.index(file.suffix)
-
-    every = [file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth) if file.suffix in SUFFIXES]
-    visible = [file for file in every if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    for _, group in groupby(sorted(visible, key=lambda file: (base(file), rank(file), file.name)), key=base):
-        variants = list(group)
-        yield tuple(file for file in variants if rank(file) == rank(variants[0]))
 
 
 def _models(files: tuple[Path, ...]) -> list[Found]:
@@ -210,22 +181,13 @@ def _models(files: tuple[Path, ...]) -> list[Found]:
         states[COMPRESSOR_ENTRY] = content[COMPRESSOR_ENTRY]
     found = []
     for layout, values in states.items():
-        tensors = _unwrapped({key: value for key, value in values.items() if isinstance(value, Tensor)})
-        model = next((model for model, marks in MARKS.items() if all(mark in tensors for mark in marks)), None)
+        tensors = unwrapped({key: value for key, value in values.items() if isinstance(value, Tensor)})
+        model = model_of(tensors)
         if model is not None:
             found.append(Found(model, _layout(layout, tensors, settings), files, tensors, _of_model(settings, model)))
     if not found:
         raise OtherModel(f"{files[0]} {NO_MODEL}")
     return found
-
-
-def _unwrapped(tensors: State) -> State:
-    """Under the model's own names, where every name has a wrapper's before it."""
-    while wrapper := next(
-        (name for name in WRAPPERS if tensors and all(key.startswith(name) for key in tensors)), None
-    ):
-        tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
-    return tensors
 
 
 def _layout(entry: str | None, tensors: State, settings: Mapping[str, Any]) -> str:
@@ -274,20 +236,16 @@ def require_fit(found: Found, config: ModelConfig) -> None:
     if any(value.layout != torch.strided for value in given.values()):
         difference = "it holds sparse tensors"
     if difference:
-        fitting = " ".join(
-            f"{found.section}.model.{key}={list(value) if isinstance(value, tuple) else value}"
-            for key, value in _told_sizes(found.model, given).items()
-            if getattr(config, key) != value
-        )
-        hint = f"; it is a model of {fitting}" if fitting else ""
+        sizes = other_sizes(found.model, {key: tuple(value.shape) for key, value in given.items()}, config)
+        hint = f"; it is a model of {sizes}" if sizes else ""
         raise BadWeights(f"{found.files[0]} is not {NAMES[found.model]} of this config: {difference}{hint}")
 
 
-def require_finite(found: Found) -> None:
-    """Raise BadWeights, naming the first of its tensors that holds a NaN or an infinity; reads all of them."""
-    for key, value in found.tensors.items():
+def require_finite(tensors: State, source: object) -> None:
+    """Raise BadWeights, naming the source and the first of its tensors that holds a NaN or an infinity."""
+    for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
-            raise BadWeights(f"{found.files[0]} is damaged: its {key} holds values that are no finite numbers")
+            raise BadWeights(f"{source} is damaged: its {key} holds values that are no finite numbers")
 
 
 def fill(module: nn.Module, found: Found, config: ModelConfig) -> None:
@@ -297,7 +255,7 @@ def fill(module: nn.Module, found: Found, config: ModelConfig) -> None:
         BadWeights: they are another model's, or not all finite.
     """
     require_fit(found, config)
-    require_finite(found)
+    require_finite(found.tensors, found.files[0])
     if found.model == "imagenet":
         module.load_imagenet(dict(found.tensors))  # type: ignore[operator]
     else:
@@ -358,44 +316,6 @@ def _stated_difference(found: Found, config: ModelConfig) -> str | None:
         if key not in UNSEEN and stated != value:
             return f"the config beside it has {key} {stated}, not {value}"
     return None
-
-
-def _told_sizes(model: Model, state: State) -> dict[str, Any]:
-    """What `_sizes` can tell; nothing where the tensors are of no such model."""
-    try:
-        return _sizes(model, state)
-    except (ValueError, IndexError, KeyError):
-        return {}
-
-
-def _sizes(model: Model, state: State) -> dict[str, Any]:
-    """Settings that tensors' shapes tell, where the tensors are there."""
-    shape = {key: tuple(value.shape) for key, value in state.items()}
-    sizes: dict[str, Any]
-    if model == "stage_a":
-        hidden, latents = shape.get("up_blocks.0.0.weight", (0, 0))[:2]
-        codes = shape.get("vquantizer.codebook.weight", (0,))[0]
-        sizes = {"hidden": hidden, "latent_channels": latents, "codebook_size": codes}
-    elif model == "stage_b":
-        cond, text = shape["clip_mapper.weight"]
-        widths = [_first(shape, rf"down_blocks\.{level}\.\d+\.depthwise\.weight") for level in range(8)]
-        code = _first(shape, r"effnet_mappers\.\d+\.weight", 1)
-        sizes = {"text_width": text, "cond_width": cond, "code_channels": code, "widths": tuple(filter(None, widths))}
-    elif model == "stage_c":
-        width, latents = shape["projection.weight"][:2]
-        depth = sum(key.endswith(".depthwise.weight") for key in shape)
-        text = shape["cond_mapper.0.weight"][1]
-        sizes = {"text_width": text, "width": width, "depth": depth, "latent_channels": latents}
-    else:
-        count = sum(key.startswith(("backbone.", "features.")) for key in shape)
-        sizes = {"backbone": BACKBONES.get(count), "latent_channels": shape.get("mapper.0.weight", (0,))[0]}
-        if model == "compressor" and "mapper.1.weight" not in shape:
-            sizes["batch_norm"] = "plain"
-    return {key: value for key, value in sizes.items() if value}
-
-
-def _first(shapes: Mapping[str, tuple[int, ...]], pattern: str, dimension: int = 0) -> int:
-    return next((shape[dimension] for key, shape in shapes.items() if re.fullmatch(pattern, key)), 0)
 
 
 def torchvision_url(name: str) -> str:

@@ -6,11 +6,13 @@ on its batch by rounding alone: kernels add up in another order. The demo's mode
 at most 1 of 255 levels, in at most 8e-5 of the values. Batch 1 always gives the same bytes.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -69,49 +71,94 @@ class Noise:
         return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
 
 
+@overload
 def draw(
     models: Models,
     prompt: str = "",
     *,
     seed: int = 0,
-    image: Image.Image | None = None,
+    image: Image.Image | str | Path | None = None,
     strength: float | None = None,
     **changes: Any,
-) -> Image.Image:
+) -> Image.Image: ...
+
+
+@overload
+def draw(
+    models: Models,
+    prompt: list[str],
+    *,
+    seed: int = 0,
+    image: Image.Image | str | Path | None = None,
+    strength: float | None = None,
+    **changes: Any,
+) -> list[Image.Image]: ...
+
+
+def draw(
+    models: Models,
+    prompt: str | list[str] = "",
+    *,
+    seed: int = 0,
+    image: Image.Image | str | Path | None = None,
+    strength: float | None = None,
+    **changes: Any,
+) -> Image.Image | list[Image.Image]:
     """One picture with the models' own settings; `changes` are other values of `SamplingConfig`.
 
-    image: a picture to reconstruct, or with `strength` in (0, 1] to start from, as in `generate`; it is taken upright,
-    on white and in RGB, its centre cropped to the aspect of `width` x `height`, or, with neither given, of the nearest
-    size of its own.
+    prompt: a list gives a list of pictures, drawn together as one batch; their seeds count up from `seed`. Of a prompt
+    that is longer than a text tower's context the end is cut off, with a warning.
+
+    image: a picture, or the path of one, to reconstruct, or with `strength` in (0, 1] to start from, as in `generate`;
+    it is taken upright, on white and in 8-bit RGB, its centre cropped to the aspect of `width` x `height`, or, with
+    neither given, of the nearest size of its own. Colour profiles are left out of account.
 
     Raises ValueError (pydantic's, for settings) for a setting that does not exist or is out of its range, a strength
-    without a picture, a prompt that is missing, or a picture where the models have no compressor.
+    without a picture, a prompt that is missing, or a picture where the models have no compressor; OSError for a path
+    at which there is no picture.
     """
-    if not prompt and (image is None or strength is not None):
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not (prompts and all(prompts)) and (image is None or strength is not None):
         raise ValueError("draw needs a prompt; without one, an image alone is reconstructed")
     if strength is not None and image is None:
         raise ValueError(f"strength={strength}: how far to go from an image; give image= too")
     if strength is not None and not 0 < strength <= 1:
         raise ValueError(f"strength={strength}: must be above 0 and at most 1")
-    given = None
+    given = picture = None
     if image is not None:
         if models.compressor is None:
             raise ValueError("an image needs the compressor, which these models were loaded without")
-        image = _on_white(ImageOps.exif_transpose(image))
+        picture = _upright(image)
         if not {"width", "height"} & changes.keys():
             own = models.settings
-            changes["width"], changes["height"] = nearest_size(*image.size, own.width * own.height)
+            changes["width"], changes["height"] = nearest_size(*picture.size, own.width * own.height)
     settings = SamplingConfig.model_validate(models.settings.model_dump() | changes)
-    if image is not None:
-        fitted = ImageOps.fit(image, (settings.width, settings.height), Image.Resampling.BICUBIC)
-        given = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None]
-    arguments = settings.arguments()
-    pixels = generate(models, [prompt], [settings.negative], [seed], **arguments, image=given, strength=strength)
-    return Image.fromarray(pixels[0].numpy())
+    if picture is not None:
+        fitted = ImageOps.fit(picture, (settings.width, settings.height), Image.Resampling.BICUBIC)
+        given = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).expand(len(prompts), -1, -1, -1)
+    for text in (*prompts, settings.negative):
+        if length := cut_off(models, text):
+            warnings.warn(f"longer than {length} tokens, its end is cut off: {text[:60]}...", stacklevel=2)
+    negatives, seeds = [settings.negative] * len(prompts), range(seed, seed + len(prompts))
+    drawn = generate(models, prompts, negatives, seeds, **settings.arguments(), image=given, strength=strength)
+    pictures = [Image.fromarray(pixels) for pixels in drawn.numpy()]
+    return pictures[0] if isinstance(prompt, str) else pictures
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    """In RGB; what shines through becomes white, as in the pictures of the trainings."""
+def cut_off(models: Models, text: str) -> int | None:
+    """How many tokens a text tower sees of a text that is longer, the fewest of two; None where both see all of it."""
+    towers = [tower for tower in (models.text_c, models.text_b) if tower is not None]
+    return min((tower.context_length for tower in towers if tower.tokenizer([text]).truncated), default=None)
+
+
+def _upright(image: Image.Image | str | Path) -> Image.Image:
+    """Upright and in RGB; what shines through becomes white, as in the pictures of the trainings."""
+    if not isinstance(image, Image.Image):
+        with Image.open(image) as file:
+            return _upright(file)
+    picture = ImageOps.exif_transpose(image)
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        picture = Image.fromarray((np.asarray(picture, np.uint32) // 257).astype(np.uint8))
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     layer = picture.convert("RGBA")

@@ -216,7 +216,7 @@ class StageAObjective(nn.Module):
         if self.perceptual is not None:
             parts["perceptual"] = self.perceptual(reconstruction, image).mean()
             weights["perceptual"] = self.loss.perceptual
-        if self.discriminator is not None:
+        if self.discriminator is not None and self.training:  # validated is what Stage A itself makes
             parts["discriminator"] = discriminator_loss(self.discriminator, image, reconstruction)
             begun = draws.step >= self.loss.adversarial_start
             parts["adversarial"] = (

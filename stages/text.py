@@ -20,6 +20,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from stages.config import ClipTextConfig, SeededTextConfig
+from stages.pretrained import require_finite
 
 START, END = 49406, 49407  # END is the padding too
 VOCABULARY = 49408
@@ -85,17 +86,22 @@ class TextTower(TextTransformer):
         tokens = self.tokenizer(texts)
         return self(tokens.ids.to(self.positional_embedding.device)), tokens.truncated
 
-    def load_open_clip(self, checkpoint: dict[str, Tensor]) -> None:
-        """Take the text weights out of a whole open_clip model's state dict, else raise BadTextWeights."""
+    def load_open_clip(self, checkpoint: dict[str, Tensor], source: object = "the checkpoint") -> None:
+        """Take the text weights out of a whole open_clip model's state dict; errors name it by `source`.
+
+        Raises BadTextWeights where it is another model's, BadWeights where they are not all finite.
+        """
         own = self.state_dict()
         for key, value in own.items():
             if key not in checkpoint or checkpoint[key].shape != value.shape:
                 found = tuple(checkpoint[key].shape) if key in checkpoint else "nothing"
                 raise BadTextWeights(
-                    f"the text weights hold {found} for {key}, not {tuple(value.shape)}: "
+                    f"{source} holds {found} for {key}, not {tuple(value.shape)}: "
                     f"give the open_clip checkpoint of the model that the config names"
                 )
-        self.load_state_dict({key: checkpoint[key] for key in own})
+        state = {key: checkpoint[key] for key in own}
+        require_finite(state, source)
+        self.load_state_dict(state)
 
     @torch.no_grad()
     def centre(self, mean: Tensor) -> None:
@@ -110,7 +116,7 @@ class TextTower(TextTransformer):
 def clip_tower(config: ClipTextConfig, checkpoint: dict[str, Tensor]) -> TextTower:
     """The pretrained tower of the config, from the open_clip model's state dict."""
     tower = TextTower(config.width, config.layers, config.heads, config.context_length)
-    tower.load_open_clip(checkpoint)
+    tower.load_open_clip(checkpoint, config.weights)
     return tower.eval().requires_grad_(False)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.config import StageAConfig, StageBConfig, StageCConfig
-from tests.bench import data, models, plan_memory
+from tests.bench import data, loop, models, plan_memory
 
 CPU = torch.device("cpu")
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32)
@@ -79,3 +79,31 @@ def test_downloading() -> None:
 
 def test_planning(tmp_path: Path) -> None:
     assert plan_memory.measured(tmp_path, 500)["planned"] == 500
+
+
+def test_the_loop_against_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "STEPS", 2)
+    ((what, figure),) = loop.against_plain(TINY_C, side=3, batch=2, pairs=2)
+    assert "1.05 or less" in what
+    assert "2 pairs of 2 steps" in figure
+    encode = models.text_encoder(64, CPU)
+    ((_, figure),) = loop.against_diffusers(TINY_C, encode, size=128, batch=1, pairs=1)
+    assert float(figure.split()[0]) > 0
+
+
+def test_saving() -> None:
+    ((_, figure),) = loop.saving(TINY_C)
+    assert "s a GB" in figure
+
+
+def test_full_size_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "StageCConfig", lambda: TINY_C)
+    monkeypatch.setattr(loop, "StageBConfig", lambda: TINY_B)
+    monkeypatch.setattr(loop, "FULL_SIZES", {"stage_c": {128: 2}, "stage_b": {128: 1}})
+    figures = dict(loop.full_size(CPU, steps=3))
+    assert list(figures) == ["stage_c at 128 px, batch 2", "stage_b at 128 px, batch 1"]
+    assert all("images/s" in figure and "waits" in figure for figure in figures.values())
+
+
+def test_the_projections_schedule_is_that_of_the_config() -> None:
+    assert loop.schedule("stage_c")[:2] == [(512, 500_000 * 1536), (1024, 364_000 * 1536)]

@@ -7,7 +7,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from datasets import storage
 from pipeline import __version__, compose
@@ -100,6 +102,10 @@ def build_all(root: Path, loaded: Config) -> None:
             ["sample", "from=file", "prompt=x", "out=pictures", "run_seed=3", "stage_c.text=x", "sample.batch=2"],
             "run_seed, stage_c.text: from=DIR draws with that release's own models and settings; leave them out",
         ),
+        (["config", *MICRO, "targets=[realease]"], "targets: no step makes 'realease'; there are metadata"),
+        (["config", *MICRO, "stage_c.train"], "'stage_c.train' is not key=value; config takes"),
+        (["run", *MICRO, "json"], "'json' is neither a flag nor key=value (did you mean --json?)"),
+        (["status", "now"], "'now' is neither a flag nor key=value"),
         (["show", *MICRO, "artifact=nothing"], "artifact=nothing: there is no such artifact; this conf has metadata,"),
         (["show", *MICRO], "show needs artifact=NAME"),
         (["show", *MICRO, "artifact=stage_a"], "has no stage_a of exactly this conf"),
@@ -230,14 +236,28 @@ def test_neither_plan_nor_a_run_of_what_is_done_imports_torch_ray_or_mlflow(verb
     weights = "stage_c.weights=c.pt"
     (elsewhere / "c.pt").write_bytes(b"hashed, and not looked into")
     build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro", weights]))
+    if verb == "plan":  # which looks into the header of what it has not built yet
+        weights = "stage_c.weights=new.safetensors"
+        names = ("in_block.1.weight", "out_block.0.weight")
+        save_file({name: np.zeros(1, np.float32) for name in names}, elsewhere / "new.safetensors")
     before = sorted(elsewhere.rglob("*"))
     done = process(["-c", REPORT_IMPORTS, verb, *MICRO, weights, "--json"], elsewhere)
     assert json.loads(done.stderr.splitlines()[-1]) == [0, []]
     answer = json.loads(done.stdout)
-    if verb == "run":
+    if verb == "plan":
+        assert "new.safetensors holds Stage A, not Stage C" in done.stderr
+    else:
         assert answer["outcome"] == "nothing to do"
         assert "nothing to do: all 11 steps of conf=stage_c are done" in done.stderr
     assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_a_python_without_the_packages_is_told_in_one_sentence():
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "pipeline", "plan"], capture_output=True, text=True, cwd=CHECKOUT
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: this Python lacks the packages: run `make setup`, then `source .venv/bin/activate`\n"
 
 
 def test_config_list_names_every_conf_and_option(capsys):
@@ -265,6 +285,18 @@ def test_help_names_every_verb(line, capsys):
     assert main(line) == 0
     output = capsys.readouterr().out
     assert all(f"\n  {verb} " in output for verb in VERBS)
+
+
+def test_the_status_of_a_moved_root_has_paths_that_are_there(elsewhere, capsys):
+    log = "logs/20260101-000000-abcd/stage_a.log"
+    steps = {"stage_a": {"state": "done", "log": f"/gone/runs/{log}", "artifact": "/gone/runs/artifacts/stage_a/0123"}}
+    run = {"id": "20260101-000000-abcd", "conf": "stage_a", "outcome": "done", "steps": steps}
+    storage.publish(json.dumps(run).encode(), str(elsewhere / "moved/invocations/20260101-000000-abcd.json"))
+    assert main(["status", "root=moved"]) == 0
+    assert f"log {elsewhere}/moved/{log}\n" in capsys.readouterr().out
+    assert main(["status", "root=moved", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["runs"]
+    assert told["steps"]["stage_a"]["artifact"] == f"{elsewhere}/moved/artifacts/stage_a/0123"
 
 
 def test_an_empty_root_has_a_status(elsewhere, capsys):

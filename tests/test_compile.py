@@ -207,7 +207,7 @@ def losses(**changes: object) -> list[float]:
     torch.manual_seed(3)
     logged: dict[int, dict[str, float]] = {}
     train(
-        StageCObjective(StageC(TINY_C), StageCLoss(), torch.zeros(7, 20)),
+        StageCObjective(StageC(TINY_C.model_copy(update={"depth": 2})), StageCLoss(), torch.zeros(7, 20)),
         read,
         config,
         seed=0,
@@ -224,7 +224,7 @@ def test_a_compiled_training_has_the_plain_losses(monkeypatch: pytest.MonkeyPatc
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     assert losses(compile=True) == pytest.approx(losses(), rel=1e-5)
-    assert counter.frame_count == 2  # one a resolution, none for a further step
+    assert counter.frame_count == 4  # for each of two sizes one a kind of block, none for further blocks or steps
 
 
 def test_a_checkpointed_training_has_the_plain_losses() -> None:

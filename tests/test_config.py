@@ -210,18 +210,57 @@ def test_what_a_plan_would_store_is_told_beside_encoding_online(tmp_path):
     assert found["encode_text"]["bytes"] == 1_000_000 * 77 * 1024 * 2
     assert found["encode_text"]["objects"] == 2 * shards
     assert found["encode_a"]["bytes"] == 1_000_000 * 4 * (128**2 + 256**2) * 2  # of 512 and 1024 px
-    assert found["encode_c"]["bytes"] == 1_000_000 * 16 * (12**2 + 24**2) * 2
-    assert found["encode_c"]["objects"] == 4 * shards
+    assert found["encode_c"]["bytes"] == 1_000_000 * 16 * (12**2 + 24**2 + 24**2) * 2  # 1024 px also in other aspects
+    assert found["encode_c"]["objects"] == 6 * shards
     assert found["train_c"]["bytes"] is None
     seen = {512: 500_000 * 1536, 1024: 364_000 * 1536 + 4_000 * 768 + 50_000 * 384}
     small, large = (flops.encode_c(CompressorConfig(), side) for side in (384, 768))
-    assert found["encode_c"]["cached_flops"] == 1_000_000 * (small + large)
+    assert found["encode_c"]["cached_flops"] == 1_000_000 * (small + 2 * large)
     assert found["encode_c"]["online_flops"] == seen[512] * small + seen[1024] * large
-    assert "at most 158 GB in 978 objects; online: " in found["encode_text"]["text"]
+    told = re.search(
+        r"; by its FLOPs (\S+) A100-hours, online (\S+) A100-hours and no bytes$", found["encode_c"]["text"]
+    )
+    assert told
+    ratio = found["encode_c"]["online_flops"] / found["encode_c"]["cached_flops"]
+    assert float(told[2]) / float(told[1]) == pytest.approx(ratio, rel=0.1)
 
 
-def test_many_times_the_flops_are_told_in_digits(tmp_path):
-    assert "; online: 187,500x its FLOPs" in costs(tmp_path, load(scale="single_gpu"))["encode_text"]["text"]
+@pytest.mark.parametrize(
+    ("targets", "step", "more"),
+    [
+        ("[stage_c,previewer]", "encode_c", "previewer"),
+        ("[stage_c,baseline]", "encode_a", "baseline"),
+        ("[stage_c,baseline]", "encode_text", "baseline"),
+    ],
+)
+def test_online_counts_every_training_that_would_encode(targets, step, more, tmp_path):
+    words = ("data.metadata=x.parquet", "data.limit=1000")
+    alone = costs(tmp_path, load(*words, "targets=[stage_c]", scale="paper"))[step]
+    found = costs(tmp_path, load(*words, f"targets={targets}", scale="paper"))[step]
+    loaded = load(*words, scale="paper")
+    seen = {phase.size: phase.steps * phase.batch_size for phase in getattr(loaded, more).train.phases}
+    flops_of = {
+        "encode_c": lambda size: flops.encode_c(CompressorConfig(), size * 3 // 4),
+        "encode_a": lambda size: flops.encode_a(loaded.stage_a.model, size, size),
+        "encode_text": lambda size: flops.encode_text(24, 1024, 77),
+    }[step]
+    assert found["online_flops"] - alone["online_flops"] == sum(n * flops_of(size) for size, n in seen.items())
+
+
+def test_a_training_that_no_common_gpu_holds_gets_the_keys_that_help(tmp_path):
+    def told(*words: str) -> list[str]:
+        loaded = load("data.metadata=x.parquet", *words, scale="paper")
+        return cost.large_trainings(run.planned_steps(loaded, str(tmp_path), Selection()), loaded)
+
+    steps = [sentence.split()[0] for sentence in told()]
+    assert steps == ["train_a", "train_b", "train_c"]
+    (train_c,) = (sentence for sentence in told() if sentence.startswith("train_c"))
+    (workers,) = re.findall(r"workers=(\d+)", train_c)
+    assert "train_c" in " ".join(told(f"workers={int(workers) // 2}"))
+    assert "train_c" not in " ".join(told(f"workers={workers}"))
+    assert "stage_c.train.micro_batch=" in train_c
+    assert told("workers=64") == []
+    assert told("cluster.gpu_memory_gib=24") == []
 
 
 def test_a_rate_of_no_step_is_refused(tmp_path):
@@ -283,6 +322,29 @@ def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
     assert "precision" not in text  # it is bf16 already
     check("stage_c.train.phases.0.batch_size=4096", selection=Selection(until="train_b"))
     check("stage_c.train.phases.0.batch_size=4096", "stage_c.train.micro_batch=16")
+
+
+def test_fewer_workers_are_those_that_divide_all_batches():
+    words = ("workers=64", "cluster=a100x64", "data.metadata=somewhere")
+    loaded = load(*words, "cluster.min_workers=16", scale="paper")
+    assert loaded.worlds_of("train_a") == [64, 32, 16]
+    assert loaded.worlds_of("train_c") == [64, 48, 32, 24, 16]
+    assert load(*words, scale="paper").worlds_of("train_c") == [64]
+
+
+def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
+    def check(kind: str, *words: str, selection: Selection = Selection()) -> None:  # noqa: B008
+        loaded = load(*words)
+        run.check_precision(loaded, run.planned_steps(loaded, str(tmp_path), selection), kind)
+
+    words = ("stage_c.train.precision=bf16", "sample.precision=bf16")
+    for kind in ("cpu", "cuda:GPU", "cuda:A100+H100"):
+        check(kind, *words)
+    check("cuda:V100")
+    check("cuda:V100", *words, selection=Selection(until="train_b"))
+    told = "V100 GPUs cannot compute in bf16; give stage_c.train.precision=fp32 sample.precision=fp32"
+    with pytest.raises(UsageError, match=told):
+        check("cuda:A100+V100", *words)
 
 
 # --------------------------------------------------------------------------------------------------- refusals
@@ -393,6 +455,7 @@ def before() -> dict[str, str]:
         ("stage_b.train.checkpointing=true", "stage_c.train.compile=true"),
         ("cluster=slurm",),
         ("cluster.retries=9", "cluster.encoders.max=5", "cluster.gpu_memory_gib=80"),
+        ("workers=4", "cluster.min_workers=2", "cluster.replacement_s=5"),
         ("tracking=server", "tracking.experiment=other"),
         ("workers=2",),
         ("cluster.encoders.gpus=0.5", "encode.text.batch=4", "encode.latents_a.batch=4", "encode.latents_c.batch=4"),

@@ -148,9 +148,8 @@ def test_sample_draws_the_picture_of_the_samples(micro_root, pipeline, artifacts
 def test_sample_takes_any_prompt(micro_root, pipeline, tmp_path):
     words = ["prompt=what's this, (a) Würstchen: 4k?", "n=2", "seed=7", f"out={tmp_path}"]
     pipeline("sample", *MICRO, f"root={micro_root}", *words)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"what-s-this-a-würstchen-4k-{seed}.png" for seed in (7, 8)
-    ]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name[:-10] for name in names] == [f"what-s-this-a-würstchen-4k-{seed}-" for seed in (7, 8)]
 
 
 def test_sample_of_another_config_names_the_nearest_and_trains_nothing(micro_root, pipeline, tmp_path):

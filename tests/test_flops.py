@@ -4,11 +4,14 @@ import pytest
 import torch
 from diffusers.pipelines.deprecated.wuerstchen import WuerstchenDiffNeXt, WuerstchenPrior
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages import convert, flops
+from stages.baseline import Baseline
 from stages.compressor import Compressor
-from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.config import BaselineConfig, CompressorConfig, PreviewerConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.previewer import Previewer
 from stages.stage_a import StageA
 from stages.stage_b import StageB
 from stages.stage_c import StageC
@@ -117,6 +120,24 @@ def test_a_text_tower() -> None:
         tower.encode(["one caption"])
     assert flops.encode_text(2, 32, 9) == counter.get_total_flops()
     assert flops.encode_text(24, 1024, 77) / 1e9 == pytest.approx(47, rel=0.01)  # CLIP-H
+
+
+@pytest.mark.parametrize("config", [PreviewerConfig(), PreviewerConfig(width=16, latent_channels=4)])
+def test_the_previewer(config: PreviewerConfig) -> None:
+    with torch.device("meta"):
+        model = Previewer(config)
+    assert flops.previewer(config, 6, 4) == counted(model, meta(1, config.latent_channels, 6, 4))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [BaselineConfig(), BaselineConfig(widths=(32, 64, 64), heads=(2, 0, 4), blocks=1, middle_heads=2, middle_depth=2)],
+    ids=["full", "small"],
+)
+def test_the_baseline(config: BaselineConfig) -> None:
+    with FakeTensorMode():  # its heads are computed under a device's autocast, which meta has none of
+        inputs = torch.empty(1, 4, 64, 32), torch.empty(1), torch.empty(1, 77, 1024)
+        assert flops.baseline(config, 64, 32, 77) == counted(Baseline(config), *inputs)
 
 
 def test_utilisation() -> None:

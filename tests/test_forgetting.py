@@ -23,13 +23,14 @@ from pipeline.forgetting import forget
 from pipeline.removal_list import check_carried_out, listed, requests
 from pipeline.reports import out
 from pipeline.steps import sample
-from pipeline.steps.select import make
+from pipeline.steps.select import held_out, make
 from stages.release import model_card
 
 ROWS = 4  # planned pictures of a shard; the last one of each is lost
 URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
 KEYS = [[plan.key_of(url, "caption") for url in urls] for urls in URLS]
 GONE = KEYS[1][1]
+HOLDOUT = int(GONE, 16) / 2**128 + 1e-6  # GONE is the last that is held out
 ORIGIN = "https://original.invalid/1.png"
 PNG = b"\x89PNG..."
 
@@ -110,6 +111,8 @@ def built(root: Path) -> Store:
     content, chosen, _ = make(ViewConfig(**bounds), metadata, images, repeated)
     settings = {"data.views.fine": bounds}
     view = commit(store, "view_fine", {views.FILE: content}, chosen, metadata, images, repeated, settings=settings)
+    held = held_out(HOLDOUT, images)
+    commit(store, "held_out", {views.FILE: views.dump(held)}, held.rows, images, settings={"data.holdout": HOLDOUT})
     stage = commit(store, "stage_c", {"stage_c.safetensors": b"weights", "panel.png": PNG}, 6, text, view)
     captions = [{"key": key, "caption": caption(key), "seed": 1} for key in (GONE, KEYS[0][0])]
     pictures = {f"{folder}/{row['key']}.png": PNG for folder in ("original", "generated") for row in captions}
@@ -196,6 +199,21 @@ def test_trainings_and_their_views_go_on_without_it_and_with_the_one_that_looked
         assert data.rows == rows
         assert bytes.fromhex(GONE) not in {bytes(key) for key in data.read(0, rows)["key"]}
     assert now["view_fine"].manifest["rows"] == 3
+
+
+def test_what_is_held_out_is_so_afterwards_but_for_the_picture(store):
+    def keys(artifact: Artifact) -> list[str]:
+        view = views.read(artifact.read(views.FILE))
+        images = found(store)["images"]
+        stored = [views.stored_keys(images.read(shards.index_name(shard))).to_pylist() for shard in range(2)]
+        return [stored[shard][place] for shard in range(2) for place in view.places(shard)]
+
+    before = keys(found(store)["held_out"])
+    assert max(before) == GONE
+    forget(store.root, {GONE})
+    now = found(store)["held_out"]
+    assert keys(now) == [key for key in before if key != GONE]
+    assert now.manifest["rows"] == len(before) - 1
 
 
 def test_a_second_time_changes_nothing(store):

@@ -22,7 +22,7 @@ from pipeline.artifacts import Store
 from pipeline.dag import Selection, fingerprints, order
 from pipeline.errors import UsageError
 from pipeline.steps import bring, interpolate, table, train
-from stages import convert, pretrained
+from stages import convert, pretrained, weight_files
 from stages.compressor import Compressor
 from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.pretrained import BadWeights, Found, find, require_fit
@@ -453,6 +453,51 @@ def test_a_run_refuses_wrong_weights_before_anything_is_created(
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["stage_c.weights=c.safetensors", "stage_c.model.depth=3"], "it is a model of stage_c.model.depth=2"),
+        (["stage_c.weights=sharded", "stage_c.model.width=64"], "it is a model of stage_c.model.width=32"),
+        (["stage_a.weights=c.safetensors"], "stage_a.weights: {tmp}/c.safetensors holds Stage C, not Stage A"),
+        (["compressor.weights=c.safetensors"], "holds Stage C, not the compressor or an EfficientNetV2 classifier"),
+        (["compressor.weights=imagenet.safetensors"], None),
+        (["stage_c.weights=cut.safetensors"], "cut.safetensors is truncated or no .safetensors file"),
+        (
+            ["interpolate={first: c.safetensors, second: a.safetensors}"],
+            "interpolate.second: {tmp}/a.safetensors holds",
+        ),
+        (["stage_b.weights=stage_b.pt", "stage_b.model.cond_width=48"], None),  # not a header's
+        (["stage_c.weights=s3://there/c.safetensors"], None),
+    ],
+)
+def test_a_plan_tells_of_other_models_by_headers_alone(
+    words: list[str], told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dome272(tmp_path)
+    save({f"module.{key}": value for key, value in STATE_C.items()}, tmp_path / "c.safetensors")
+    save(STATE_A, tmp_path / "a.safetensors")
+    save(imagenet(), tmp_path / "imagenet.safetensors")
+    save(STATE_C, tmp_path / "cut.safetensors")
+    os.truncate(tmp_path / "cut.safetensors", 1000)
+    diffusers_models()["prior"].save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.contents.identity", lambda path: path)  # what a store would be asked for
+    settings = loaded(*words)
+    planned = run.planned_steps(settings, str(tmp_path / "root"), Selection())
+    found = run.misfit_weights(settings, planned)
+    assert found is None if told is None else told.format(tmp=tmp_path) in (found or "")
+
+
+@pytest.mark.parametrize("write", [diffusers_pipelines, combined_release, own_artifacts])
+def test_headers_tell_the_sizes_of_every_layout(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path)
+    for model in ("stage_a", "stage_b", "compressor", "stage_c"):
+        ours = getattr(MICRO, model).model
+        assert weight_files.misfit(tmp_path, [model], ours) is None
+        other = ours.model_copy(update={"latent_channels": 5, "text_width": 7})
+        assert f"is not {pretrained.NAMES[model]} of this config" in str(weight_files.misfit(tmp_path, [model], other))
+
+
 def test_every_step_that_reads_weights_refuses_broken_ones(tmp_path: Path) -> None:
     file = save(spoilt(STATE_C, "blocks.1.mapper.weight", -torch.inf), tmp_path / "c.safetensors")
     item = models.existing("stage_c", str(file))["stage_c"]
@@ -536,7 +581,7 @@ def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monk
     files = {"stage_a": "vqgan.pt", "stage_b": "stage_b.pt", "stage_c": "stage_c.pt"}
     settings = loaded(*(f"{stage}.weights={tmp_path}/{file}" for stage, file in files.items() if existing))
     payload = {"seed": 0, "text": None, "compressor": settings.compressor, "cache": settings.cluster.cache}
-    payload |= {"sources": {}, "stretches": [], "views": {}, "fields": (), "online": []}
+    payload |= {"sources": {}, "stretches": [], "views": {}, "held_out": None, "fields": (), "online": []}
     loops = {"stage_a": train._loop_a, "stage_b": train._loop_b, "stage_c": train._loop_c}
     for stage, loop in loops.items():
         loop({**payload, "settings": getattr(settings, stage)})
@@ -562,11 +607,11 @@ def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monk
         (["from=weights/model_v3_stage_c.pt"], "python -m pipeline weights get stage_c"),
         (
             ["from=llm.safetensors"],
-            "from=llm.safetensors: {tmp}/llm.safetensors holds none of Stage A, B, C and the compressor",
+            "error: from: {tmp}/llm.safetensors holds none of Stage A, B, C and the compressor",
         ),
         (
             ["from=bad"],
-            "from=bad: {tmp}/bad holds none of Stage A, B, C and the compressor, to go by its tensors' names: ",
+            "error: from: {tmp}/bad holds none of Stage A, B, C and the compressor, to go by its tensors' names: ",
         ),
         (
             ["from=stage_c.pt", "stage_c.model.width=64"],

@@ -12,12 +12,14 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stages import checkpoint
+from stages import checkpoint, loop
+from stages.bad_steps import BadSteps
 from stages.checkpoint import CheckpointMismatch
 from stages.config import TrainingConfig
 from stages.diffusion import AdaptiveWeight
 from stages.draws import Draws
-from stages.loop import NonFiniteLoss, Outcome, learning_rate_factor, train
+from stages.loop import Outcome, learning_rate_factor, train
+from stages.meter import SPEED
 
 ROWS = 8
 
@@ -96,9 +98,15 @@ class Run:
             world=world,
             load_state=lambda: self.state and [self.state],
             save_state=self.saved.__setitem__,
-            log=self.logged.__setitem__,
-            should_stop=lambda: self.stop_after is not None and max(self.logged) >= self.stop_after,
+            log=self.log,
+            should_stop=self.should_stop,
         )
+
+    def should_stop(self) -> bool:
+        return self.stop_after is not None and max(self.logged) >= self.stop_after
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.logged[step] = {name: value for name, value in values.items() if not name.startswith(SPEED)}
 
 
 def weights(module: nn.Module) -> bytes:
@@ -118,6 +126,19 @@ def test_stopping_at_every_step_and_resuming_gives_the_same_bytes() -> None:
         assert second.saved[12] == straight.saved[12]
         assert weights(resumed) == weights(reference)
         assert first.logged | second.logged == straight.logged
+
+
+def test_where_steps_are_slow_a_stop_is_seen_between_log_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_STOP_S", 0.0)  # shorter than any step
+    recipe = config(log_every=4, checkpoint_every=4)
+    straight, stopped = Run(recipe), Run(recipe)
+    straight.train(Denoise())
+    monkeypatch.setattr(stopped, "should_stop", iter([False, False, True]).__next__)
+    assert stopped.train(Denoise()) == Outcome(6, finished=False)  # asked after steps 4, 5 and 6
+    assert (list(stopped.logged), list(stopped.saved)) == ([4, 6], [4, 6])
+    resumed = Run(recipe, state=stopped.saved[6])
+    resumed.train(Denoise())
+    assert resumed.saved[12] == straight.saved[12]
 
 
 def test_a_finished_state_gives_the_trained_weights_without_a_step() -> None:
@@ -208,7 +229,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_saves_nothing_after_it() -
         return {"x": np.full_like(clean(step)["x"], np.nan)} if step == 5 else clean(step)
 
     model = Denoise(norm=False)
-    with pytest.raises(NonFiniteLoss, match="step 6 "):
+    with pytest.raises(BadSteps, match="step 6 "):
         train(
             model,
             poisoned,

@@ -14,8 +14,9 @@ from torch import Tensor
 from stages import checkpoint
 from stages.config import StageCConfig, StageCLoss, TrainingConfig
 from stages.loop import Outcome, train
-from stages.parallel import pieces
+from stages.parallel import Replica, pieces
 from stages.stage_c import StageC, StageCObjective
+from stages.validation import Validation
 
 pytestmark = pytest.mark.xdist_group("ranks")  # which start once
 WORLD = 4
@@ -56,6 +57,27 @@ class Run:
         own = slice(self.rank * ROWS // self.world, (self.rank + 1) * ROWS // self.world)
         return {"latents_c": latents[own], "text": text[own]}
 
+    def validation(self) -> Validation:
+        """Of 40 samples: three pieces, one of them smaller, so that some of four ranks have none."""
+        generator = np.random.default_rng(99)
+        batch = {
+            "latents_c": generator.normal(size=(40, 16, 3, 3)).astype(np.float32),
+            "text": generator.normal(size=(40, 7, 20)).astype(np.float32),
+            "key": generator.integers(0, 256, (40, 16), np.uint8),
+        }
+        return Validation(
+            lambda first, rows: {name: values[first : first + rows] for name, values in batch.items()},
+            40,
+            lambda step: [path.read_bytes() for path in parts(self.folder, step)],
+        )
+
+    def validate(self) -> dict[str, float]:
+        """Losses of the weights, and of an average that is not the same."""
+        replica = Replica(self.objective, torch.device("cpu"), self.rank, self.world, self.config.shard, "fp32")
+        average = {name: 1.5 * value for name, value in replica.state().items()}
+        found = self.validation().losses(replica, average, self.config, self.rank)
+        return {name: value for name, value in found.items() if not name.endswith("seconds")}
+
     def train(self, resume: list[Path] | None = None, stop_after: int = STEPS) -> dict[str, Tensor]:
         """Train, and return the weights."""
         self.folder.mkdir(exist_ok=True)
@@ -72,8 +94,9 @@ class Run:
             save_state=lambda step, data: (self.folder / f"{step}-{part}").write_bytes(data) and None,
             log=lambda step, values: self.losses.update({step: values["loss"]}),
             should_stop=lambda: max(self.losses, default=0) >= stop_after,  # only rank 0 has losses
+            validation=self.validation() if self.config.validation else None,
         )
-        assert outcome == Outcome(stop_after, finished=stop_after == STEPS)
+        assert outcome == Outcome(stop_after, finished=stop_after == STEPS, best=outcome.best)
         return self.objective.state_dict()
 
 
@@ -107,6 +130,14 @@ def _rank(rank: int, folder: Path) -> None:
         if rank == 0:
             (folder / f"{name}.json").write_text(json.dumps(run.losses))
 
+    def validated(name: str, world: int, shard: int = 1) -> None:
+        def work() -> None:
+            run = Run(folder / name, rank, world, shard=shard, validation={"every": 1})
+            run.objective.load_state_dict(weights(folder, "one"))
+            (folder / f"{name}.{rank}.json").write_text(json.dumps(run.validate()))
+
+        _together(rank, world, folder, name, work)
+
     def everywhere() -> None:
         for stop in range(1, STEPS):
             first = Run(folder / f"stopped-{stop}", rank, 2)
@@ -129,6 +160,11 @@ def _rank(rank: int, folder: Path) -> None:
     resumed("by_copies", 2, "spread")
     resumed("from_one", 4, "one", shard=4)
     _together(rank, 2, folder, "everywhere", everywhere)
+    validated("loss_of_one", 1)
+    validated("loss_of_two", 2)
+    validated("loss_of_spread", 4, shard=2)
+    straight("copied_watched", 2, validation={"every": 3})
+    straight("spread_best", 2, shard=2, validation={"every": 3, "keep": "best"})
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +222,34 @@ def test_another_number_of_ranks_goes_on_from_it(ranks: Path, name: str) -> None
     rest = {step: loss for step, loss in losses(ranks, "one").items() if int(step) > 6}
     assert losses(ranks, name) == pytest.approx(rest, rel=1e-5)
     torch.testing.assert_close(weights(ranks, name), weights(ranks, "one"), **CLOSE)
+
+
+@pytest.mark.parametrize(("name", "world"), [("two", 2), ("spread", 4)])
+def test_the_validation_loss_does_not_depend_on_the_ranks(ranks: Path, name: str, world: int) -> None:
+    alone = losses(ranks, "loss_of_one.0")
+    assert alone["validation_loss"] != pytest.approx(alone["validation_loss_ema"], rel=1e-3)
+    for rank in range(world):
+        assert losses(ranks, f"loss_of_{name}.{rank}") == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "alone"), [("copied_watched", "copied"), ("spread_best", "spread")])
+def test_validation_leaves_the_training_of_several_ranks_alone_to_the_bit(ranks: Path, name: str, alone: str) -> None:
+    assert losses(ranks, name) == losses(ranks, alone)
+    for step in (6, STEPS):
+        for watched, plain in zip(parts(ranks / name, step), parts(ranks / alone, step), strict=True):
+            found, wanted = (checkpoint.load(path.read_bytes()).tensors for path in (watched, plain))
+            assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+def test_a_spread_training_gives_back_its_best_weights(ranks: Path) -> None:
+    states = [checkpoint.load(path.read_bytes()) for path in parts(ranks / "spread_best", STEPS)]
+    best = states[0].best
+    assert best is not None
+    assert best == states[1].best
+    kept = [checkpoint.load(path.read_bytes()) for path in parts(ranks / "spread_best", best.step)]
+    for key, value in weights(ranks, "spread_best").items():
+        average = [part.tensors[f"average.{key}"] for part in kept]
+        assert torch.equal(value, torch.cat(average) if f"average.{key}" in kept[0].rows else average[0])
 
 
 def test_the_parts_of_a_checkpoint_hold_each_row_once(ranks: Path) -> None:

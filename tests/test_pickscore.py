@@ -11,7 +11,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from datasets import storage
@@ -161,6 +161,14 @@ def test_wrong_weights_are_refused_by_name(tmp_path: Path) -> None:
     for name in ("wrong.safetensors", "noise.safetensors", "noise.bin"):
         with pytest.raises(PickScoreError, match=rf"eval\.pickscore\.weights.*{name}"):
             load_pickscore(tmp_path / name, architecture="tiny-clip")
+
+
+def test_weights_with_a_nan_are_refused(weights: Path, tmp_path: Path) -> None:
+    state = load_file(weights)
+    state["visual_projection.weight"][0, 0] = torch.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(PickScoreError, match=r"^eval\.pickscore\.weights: \S*nan\.safetensors is damaged: its visual"):
+        load_pickscore(tmp_path / "nan.safetensors", architecture="tiny-clip")
 
 
 def _write(folder: Path, pictures: list[np.ndarray]) -> Path:

@@ -1,18 +1,25 @@
 """What a run does around its steps: attempts, and refusals before anything exists."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from pipeline import compose, run
+from pipeline.build import Build
+from pipeline.cluster import _cause
 from pipeline.dag import Selection
-from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError, exit_code
+from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError, exit_code
+from pipeline.interruptions import Interruptions
 from pipeline.steps import fetch
 
 
-def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> int:
-    """Attempts that `fetch` took when it fails with these errors first."""
+def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], signal_number: int | None = None) -> int:
+    """Attempts that `fetch` took when it fails with these errors first, and a signal comes meanwhile."""
     monkeypatch.setattr(run.time, "sleep", lambda _: None)
     calls = 0
 
@@ -25,12 +32,25 @@ def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> int:
 
     monkeypatch.setattr(fetch, "fetch", fails_first)
     session: Any = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(retries=2)))
-    assert run._Session._attempt(session, "fetch:fetch", SimpleNamespace()) == "facts"  # type: ignore[arg-type]
+    build = object.__new__(Build)
+    object.__setattr__(build, "stop_signal", lambda: signal_number)
+    object.__setattr__(build, "interruptions", SimpleNamespace(preemptions=0, write=lambda _: None))
+    object.__setattr__(build, "path", "")
+    assert run._Session._attempt(session, "fetch:fetch", build) == "facts"  # type: ignore[comparison-overlap]
     return calls
 
 
 def test_a_failure_of_the_infrastructure_is_tried_again(monkeypatch):
     assert attempt(monkeypatch, [InfrastructureError("node died"), OSError("disk gone")]) == 3
+
+
+def test_a_node_taken_away_with_notice_is_no_failure(monkeypatch):
+    assert attempt(monkeypatch, [InfrastructureError("again")] + [Preempted("away")] * 5 + [OSError("again")]) == 8
+
+
+def test_a_signal_ends_the_attempts(monkeypatch):
+    with pytest.raises(Interrupted):
+        attempt(monkeypatch, [InfrastructureError("the stop hit a rank")], signal_number=15)
 
 
 def test_too_many_failures_end_with_exit_code_5(monkeypatch):
@@ -42,6 +62,42 @@ def test_too_many_failures_end_with_exit_code_5(monkeypatch):
 def test_the_users_own_errors_are_never_tried_again(monkeypatch):
     with pytest.raises(ValueError, match="wrong"):
         attempt(monkeypatch, [ValueError("wrong"), AssertionError("must not be reached")])
+
+
+def test_steps_done_again_are_counted_over_all_drivers_and_trainings(tmp_path):
+    first = Interruptions.read(str(tmp_path))
+    first.begun += 1
+    assert first.resumed("compressor", 0) == 0
+    first.reached |= {"compressor": 40}
+    assert first.resumed("stage_b", 0) == 0
+    first.reached |= {"stage_b": 17}
+    first.write(str(tmp_path))
+
+    second = Interruptions.read(str(tmp_path))
+    second.begun += 1
+    assert second.resumed("compressor", 40) == 0  # it was finished
+    assert second.resumed("stage_b", 10) == 7
+    assert second.resumed("stage_b", 10) == 0  # killed before it got anywhere
+    assert second.metrics() == {"interruptions": 1, "preemptions": 0, "steps_again": 7}
+
+
+LEAVES = """
+import os, sys
+import torch.distributed as dist
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=1, world_size=2)
+os._exit(9)
+"""
+
+
+def test_a_rank_that_no_longer_reaches_another_is_tried_again(tmp_path):
+    """Which of the two errors the driver hears of first is a matter of luck: the death, or what it does to others."""
+    with subprocess.Popen([sys.executable, "-c", LEAVES, str(tmp_path / "meet")]):
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=2)
+        with pytest.raises(RuntimeError) as error:
+            dist.all_reduce(torch.zeros(1))
+        dist.destroy_process_group()
+    assert isinstance(_cause(error.value), InfrastructureError)
+    assert not isinstance(_cause(RuntimeError("a bug")), InfrastructureError)
 
 
 @pytest.mark.parametrize(

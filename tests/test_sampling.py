@@ -22,6 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from datasets.pictures import opened
+from pipeline import sampling
 from pipeline.__main__ import main
 from pipeline.sampling import drawn
 from stages import diffusion, release, sample
@@ -368,6 +370,42 @@ def test_draw_takes_a_picture_upright_and_on_white(models: sample.Models) -> Non
     assert np.array_equal(np.asarray(sample.draw(models, image=turned)), expected)
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_draw_opens_a_picture_as_the_trainings_do(mode: str, models: sample.Models, tmp_path: Path) -> None:
+    """Grey of 16 bit, among others, is not clipped at 255."""
+    ramp = Image.linear_gradient("L")
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(ramp, np.uint16) * 257)
+    else:
+        picture = ramp.convert("RGB").convert(mode)
+        if mode.endswith("A"):
+            picture.putalpha(Image.linear_gradient("L").rotate(90))
+    assert picture.mode == mode
+    path = tmp_path / f"ramp.{'jpg' if mode == 'CMYK' else 'png'}"
+    picture.save(path)
+    expected = np.asarray(sample.draw(models, image=opened(path.read_bytes()), width=128, height=128))
+    for image in (path, str(path), Image.open(path)):
+        assert np.array_equal(np.asarray(sample.draw(models, image=image, width=128, height=128)), expected)
+
+
+def test_draw_takes_prompts_as_a_batch_with_seeds_that_count_up(models: sample.Models) -> None:
+    small = {"width": 128, "height": 128}
+    both = sample.draw(models, ["red heart", "a cat"], seed=3, **small)
+    assert isinstance(both, list)
+    for number, prompt in enumerate(["red heart", "a cat"]):
+        alone = np.asarray(sample.draw(models, prompt, seed=3 + number, **small), int)
+        assert np.abs(np.asarray(both[number], int) - alone).max() <= 1
+    for prompts in ([], ["red heart", ""]):
+        with pytest.raises(ValueError, match="draw needs a prompt"):
+            sample.draw(models, prompts)
+
+
+def test_draw_warns_of_a_prompt_that_is_cut(models: sample.Models) -> None:
+    with pytest.warns(UserWarning, match="longer than 12 tokens, its end is cut off: wide wide") as caught:
+        sample.draw(models, "wide " * 20, width=128, height=128)
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -510,13 +548,18 @@ def png(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
+def drawn_in(folder: Path) -> dict[str, Path]:
+    """The pictures that `sample` drew, by prompt and seed."""
+    return {path.stem[:-7]: path for path in folder.iterdir()}
+
+
 def test_sample_from_a_release_needs_no_conf(models: sample.Models, written: Path, folder: Path) -> None:
     words = ["prompt=red heart", "seed=7", "n=2", "guidance_c=3", "sample.steps_b=1", "sample.batch=2"]
     assert main(["sample", f"from={written}", "out=out", *words]) == 0
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["red-heart-7.png", "red-heart-8.png"]
+    assert drawn_in(folder / "out").keys() == {"red-heart-7", "red-heart-8"}
     for seed in (7, 8):
         expected = np.asarray(sample.draw(models, "red heart", seed=seed, guidance_c=3, steps_b=1), int)
-        assert np.abs(png(folder / f"out/red-heart-{seed}.png") - expected).max() <= 1
+        assert np.abs(png(drawn_in(folder / "out")[f"red-heart-{seed}"]) - expected).max() <= 1
     assert sorted(path.name for path in folder.iterdir()) == ["out"]
 
 
@@ -532,7 +575,7 @@ def test_a_given_picture_is_fitted(
     upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=exif)
     (folder / "stripe.png").write_bytes(buffer.getvalue())
     assert main(["sample", f"from={written}", "image=stripe.png", "seed=1", "out=out", *words]) == 0
-    found = png(folder / "out/stripe-1.png")
+    found = png(drawn_in(folder / "out")["stripe-1"])
     assert found.shape == (size[1], size[0], 3)
     if not words:
         image = torch.from_numpy(np.asarray(upright.resize(size, Image.Resampling.BICUBIC)).copy())
@@ -581,13 +624,34 @@ def test_refusals_create_nothing(
     assert [path.name for path in folder.iterdir()] == ["text.png"]
 
 
-def test_a_given_picture_is_never_overwritten(written: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same prompt with the same seed has the same name: the usual way from a picture to its variant."""
-    Image.new("RGB", (128, 128), "blue").save(folder / "x-8.png")
-    before = (folder / "x-8.png").read_bytes()
-    words = ["sample", f"from={written}", "prompt=x", "image=x-8.png", "strength=0.5", "n=2"]
-    assert main([*words, "seed=7", "out=."]) == 2
-    assert "error: out=.: image=x-8.png would be overwritten; give another out= or seed=" in capsys.readouterr().err
-    assert (folder / "x-8.png").read_bytes() == before
-    assert main([*words, "seed=9", "out=."]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["x-10.png", "x-8.png", "x-9.png"]
+def test_another_setting_never_overwrites_a_picture_and_the_same_command_does(written: Path, folder: Path) -> None:
+    """Also on the usual way from a picture to its variant: the same prompt with the same seed."""
+    words = ["sample", f"from={written}", "prompt=x", "seed=7", "width=128", "height=128", "out=."]
+    assert main(words) == 0
+    (first,) = folder.iterdir()
+    content = first.read_bytes()
+    assert main(words) == 0
+    assert list(folder.iterdir()) == [first]
+    assert main([*words, f"image={first.name}", "strength=0.5"]) == 0
+    assert first.read_bytes() == content
+    assert [re.fullmatch(r"x-7-[0-9a-f]{6}\.png", path.name) is not None for path in folder.iterdir()] == [True, True]
+
+
+def test_all_that_decides_a_picture_shows_in_its_name() -> None:
+    plain = {**SETTINGS.model_dump(), "prompt": "x", "out": "out"}
+    image = pictures(1)
+    other: list[tuple[dict[str, Any], torch.Tensor | None, list[str]]] = [
+        ({}, None, ["a"]),
+        ({}, None, ["b"]),
+        ({}, image, ["a"]),
+        ({}, 255 - image, ["a"]),
+        ({"strength": 0.5}, image, ["a"]),
+        *(({name: value}, None, ["a"]) for name, value in {
+            "prompt": "X", "negative": "y", "width": 128, "height": 128, "steps_c": 4, "steps_b": 4, "guidance_c": 4,
+            "guidance_b": 4, "sampler": "ddim", "timesteps": "released", "precision": "bf16", "preview": True,
+        }.items()),
+    ]  # fmt: skip
+    digits = [sampling._digits(sampling.Request(**(plain | changes)), *rest) for changes, *rest in other]
+    assert len(set(digits)) == len(other)
+    same = sampling.Request(**(plain | {"seed": 3, "n": 2, "out": "elsewhere", "image": "b.png"}))
+    assert sampling._digits(same, None, ["a"]) == digits[0]

@@ -25,6 +25,20 @@ def test_brackets_in_words_paths_and_warnings_are_no_markup(capsys):
     assert "a [bold] word" in said
 
 
+def test_interruptions_are_told_with_what_they_cost(capsys):
+    steps = [
+        Built("train_b", "stage_b", "built", "/b", interruptions=1, steps_again=12),
+        Built("train_c", "stage_c", "built", "/c", interruptions=2, preemptions=1, steps_again=1),
+        Built("export", "release", "built", "/r"),
+    ]
+    show_summary(Summary(steps=steps))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("interrupted")]
+    assert said == [
+        "interrupted train_b: 12 steps done again after 1 interruption",
+        "interrupted train_c: 1 step done again after 2 interruptions, 1 of them because a node was taken away",
+    ]
+
+
 def test_a_plans_reason_is_shown_whole(capsys):
     reason = "data.openmoji.captions: [red, heart] -> [blue]; " + "and more; " * 40 + "to the end"
     step = SimpleNamespace(name="fetch", output="metadata")

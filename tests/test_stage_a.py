@@ -331,6 +331,8 @@ def test_another_file_is_refused_by_its_first_tensor(random_vgg: dict[str, Tenso
         Perceptual({}, None)
     with pytest.raises(ValueError, match=r"perceptual_heads: lin1\.\S+ must be \[1, 128, 1, 1\] but is \[1, 192,"):
         Perceptual(random_vgg, random_heads() | {"lin1.model.1.weight": torch.rand(1, 192, 1, 1)})
+    with pytest.raises(ValueError, match=r"perceptual_heads is damaged: its lin1\.\S+ holds values that are no finite"):
+        Perceptual(random_vgg, random_heads() | {"lin1.model.1.weight": torch.full((1, 128, 1, 1), torch.nan)})
 
 
 # ----------------------------------------------------------------------------------------------------- config

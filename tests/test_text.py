@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stages.config import ClipTextConfig, SeededTextConfig, TextConfig
+from stages.pretrained import BadWeights
 from stages.text import (
     END,
     START,
@@ -151,6 +152,13 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
         seeded_tower(CONFIG).load_open_clip(wider.state_dict())
     with pytest.raises(BadTextWeights, match="nothing for positional_embedding"):
         seeded_tower(CONFIG).load_open_clip({})
+
+
+def test_a_checkpoint_with_a_nan_is_refused_by_its_name() -> None:
+    broken = seeded_tower(CONFIG).state_dict()
+    broken["ln_final.bias"][-1] = torch.nan
+    with pytest.raises(BadWeights, match=r"^clip\.safetensors is damaged: its ln_final\.bias holds values"):
+        seeded_tower(CONFIG).load_open_clip(broken, "clip.safetensors")
 
 
 @pytest.mark.parametrize(("model", "parameters"), [("ViT-H-14", 352_984_064), ("ViT-bigG-14", 693_021_440)])

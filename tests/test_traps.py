@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages import convert, diffusion, sample
+from stages.bad_steps import BadSteps
 from stages.compressor import Compressor
 from stages.config import (
     CompressorConfig,
@@ -26,7 +27,7 @@ from stages.config import (
 )
 from stages.draws import Draws
 from stages.geometry import BadImageSize, check_size, code_side, latent_side
-from stages.loop import NonFiniteLoss, train
+from stages.loop import train
 from stages.sample import Noise
 from stages.stage_a import StageA
 from stages.stage_b import StageB, StageBObjective
@@ -361,7 +362,7 @@ class RootOf(nn.Module):
 
 def test_a_finite_loss_with_a_gradient_that_is_not_ends_the_training() -> None:
     objective = RootOf()
-    with pytest.raises(NonFiniteLoss, match=r"step 1 .*'loss': 0.0, 'gradient_norm': nan"):
+    with pytest.raises(BadSteps, match=r"step 1 .*'loss': 0.0, 'gradient_norm': nan"):
         train(
             objective,
             lambda step: {"x": torch.zeros(2).numpy()},

@@ -226,11 +226,14 @@ def test_without_a_network_one_sentence_says_so_and_nothing_is_left(
     kind: str, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.server.socket.close()  # whoever connects now is refused
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     with pytest.raises(
         weights.RetriesExhausted, match=r"^weights get x: .* cannot be reached .*; connect this .*again$"
     ):
         get(row(source, kind), tmp_path / "new/weights")
     assert list(tmp_path.iterdir()) == []
+    assert waits == [], "who is offline is told at once"
     if kind != "url":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(
@@ -269,6 +272,7 @@ def test_list_get_and_verify(one_row: Path, capsys: pytest.CaptureFixture[str]) 
     assert document("list")[0]["present"] is False
     assert document("verify")[0]["state"] == "missing"
     assert document("verify", "x", code=2)[0]["state"] == "missing"
+    assert [found["state"] for found in document("verify", "x", "x", code=2)] == ["missing", "missing"]
     assert main(["weights", "get", "x", folder]) == 0
     listed = document("list")[0]
     assert (listed["present"], listed["use"], listed["licence"]) == (True, "some.key", "MIT")
@@ -286,8 +290,8 @@ def test_list_get_and_verify(one_row: Path, capsys: pytest.CaptureFixture[str]) 
     ("words", "told"),
     [
         (["get", "clip"], "weights: there is no 'clip'; there are vqgan, stage_b"),
-        (["get"], "weights knows: list, get NAME..., verify [NAME]"),
-        ([], "weights knows: list, get NAME..., verify [NAME]"),
+        (["get"], "weights knows: list, get NAME..., verify [NAME...]"),
+        ([], "weights knows: list, get NAME..., verify [NAME...]"),
         (["list", "conf=stage_c"], "weights takes no conf=; it takes root=, out="),
         (["get", "vqgan", "uot=w"], "weights takes no uot= (did you mean out?)"),
         (["list", "out="], "out= is empty"),

@@ -35,7 +35,12 @@ def rows(config: Config) -> list[Step]:
     from_a, online_a = (("images", "stage_a"), encode.changed("latents_a")) if a else (("latents_a",), ())
     from_c, online_c = (("images", "stage_b"), encode.changed("latents_c")) if c else (("latents_c",), ())
     later = ("data.attempt",) if config.data.attempt > 1 else ()
-    views, unwanted = config.views_of, {"keep": (), "drop": ("duplicates",)}
+    unwanted = {"keep": (), "drop": ("duplicates",)}
+    held = ("held_out",) if config.data.holdout else ()
+
+    def views(step: str) -> tuple[str, ...]:
+        return (*config.views_of(step), *held)
+
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
@@ -45,6 +50,9 @@ def rows(config: Config) -> list[Step]:
         *(
         Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates]), (f"data.views.{v}",), "select:select")
         for v, view in config.data.views.items()),
+        *(
+        Step("hold_out",    name,        ("images",),                          ("data.holdout",),                  "select:hold_out")
+        for name in held),
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
         for t in towers),

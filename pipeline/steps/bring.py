@@ -29,7 +29,7 @@ def _convert(config: Config, stage: Any, path: str) -> tuple[dict[str, FileEntry
     notes: dict[str, Any] = {}
     for name, found in models.existing(stage, getattr(config, stage).weights, config.compressor.weights).items():
         pretrained.require_fit(found, getattr(config, name).model)
-        pretrained.require_finite(found)
+        pretrained.require_finite(found.tensors, found.files[0])
         state = {key: value.float() if value.is_floating_point() else value for key, value in found.state().items()}
         data = safetensors.torch.save({key: value.contiguous() for key, value in state.items()})
         files[f"{name}.safetensors"] = storage.publish(data, storage.join(path, f"{name}.safetensors"))

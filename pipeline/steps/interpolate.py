@@ -30,7 +30,7 @@ def _between(settings: Interpolation, model: StageCConfig, path: str) -> tuple[F
     found = [models.existing("stage_c", source, key=key)["stage_c"] for key, source in sources.items()]
     for item in found:
         pretrained.require_fit(item, model)
-        pretrained.require_finite(item)
+        pretrained.require_finite(item.tensors, item.files[0])
     first, second = (item.state() for item in found)
     state = {key: torch.lerp(first[key].float(), second[key].float(), settings.share) for key in first}
     entry = storage.publish(safetensors.torch.save(state), storage.join(path, "stage_c.safetensors"))

@@ -1,4 +1,4 @@
-"""select: a view, which of the stored pictures the phases of a training see."""
+"""select: a view, which of the stored pictures the phases of a training see; hold_out: those that none sees."""
 
 import os
 
@@ -29,6 +29,29 @@ def _select(
 ) -> tuple[FileEntry, int, dict[str, int], int]:
     content, rows, left_out = make(view, *inputs)
     return storage.publish(content, storage.join(path, views.FILE)), rows, left_out, os.getpid()
+
+
+def hold_out(build: Build) -> Facts:
+    """images -> held_out: a view of the pictures that no training sees, for the loss on held-out samples."""
+    share, images = build.config.data.holdout, build.inputs["images"]
+    entry, rows, pid = build.call(_hold_out, share, images, build.path)
+    stored = images.manifest["rows"]
+    if rows == stored:
+        raise DataError(f"data.holdout={share} holds out all of {stored} pictures: lower it, or set it to 0")
+    if not rows:
+        build.report.warning(f"data.holdout={share} holds out none of {stored} pictures: no training will be validated")
+    return Facts(files={views.FILE: entry}, rows=rows, call="datasets.views.hold_out", workers=[pid])
+
+
+def _hold_out(share: float, images: Artifact, path: str) -> tuple[FileEntry, int, int]:
+    view = held_out(share, images)
+    return storage.publish(views.dump(view), storage.join(path, views.FILE)), view.rows, os.getpid()
+
+
+def held_out(share: float, images: Artifact) -> views.View:
+    """A view of the pictures that are held out at a share."""
+    stored = sorted(shards.finished(images.path))
+    return views.hold_out(stored, lambda shard: images.read(shards.index_name(shard)), share)
 
 
 def make(

@@ -10,6 +10,8 @@ from datasets.bucket_batches import BucketBatches, Span
 from datasets.buckets import Frame, Size
 from datasets.cache import VerifiedFiles
 from datasets.storage import FileEntry
+from datasets.views import View
+from pipeline import training_flops
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.config import Baseline as BaselineSettings
@@ -18,27 +20,17 @@ from pipeline.config import Previewer as PreviewerSettings
 from pipeline.config import StageA as StageASettings
 from pipeline.config import StageB as StageBSettings
 from pipeline.config import StageC as StageCSettings
-from pipeline.errors import UsageError
+from pipeline.errors import Preempted, UsageError
 from stages.config import StageALoss, TrainingConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    from torch import device
 
-    from pipeline.encoders import Encode, EncodedBatches, Encoder
-    from stages.baseline import Baseline
-    from stages.compressor import Compressor
+    from pipeline.encoders import Encode, Encoder, TrainingData
     from stages.perceptual import Perceptual
-    from stages.previewer import Previewer
-    from stages.stage_a import StageA
-    from stages.stage_b import StageB
 
-    Stretch = tuple[Frame, str | None]  # how pictures are seen, name of the view
-    Data = dict[Stretch, EncodedBatches]
-
-PANEL = "panel.png"  # reconstructions of some training pictures
-PANEL_ROWS = 16
+PANEL = "panel.png"  # reconstructions of some pictures
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
-PANEL_STEPS = 12  # model calls of Stage B, or of the baseline
 CALL = "ray.train.torch.TorchTrainer.fit"
 
 
@@ -176,10 +168,17 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     stretches = build.config.stretches_of(build.step.name)
     if result(build.building) is None:
         chosen = {name: build.inputs[f"view_{name}"] for _, name in stretches if name}
-        settings = {"seed": build.config.seed, "cache": build.config.cluster.cache}
-        build.train(loop, {**payload, **settings, "stretches": stretches, "views": chosen})
+        settings = {
+            "seed": build.config.seed,
+            "cache": build.config.cluster.cache,
+            "stall_s": build.config.cluster.stall_s,
+            "flops": training_flops.per_picture(build.step.name, build.config),
+        }
+        held_out = build.inputs.get("held_out")
+        build.train(loop, {**payload, **settings, "stretches": stretches, "views": chosen, "held_out": held_out})
     found = result(build.building)
-    assert found is not None, "the job ended without a result, yet without an error"
+    if found is None:  # all ranks have saved and gone, without an error and without a signal
+        raise Preempted("a node is being taken away, and the training was saved")
     if PANEL in found["files"]:
         build.report.image("reconstructions", storage.read(storage.join(build.path, PANEL)), 0)
     return Facts(
@@ -187,23 +186,35 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
         rows=found["rows"],
         call=CALL,
         workers=found["pids"],
-        metrics=found["metrics"],
+        metrics=found["metrics"] | build.interruptions.metrics(),
     )
 
 
 def _check_batches(build: Build) -> None:
     """Refuse a batch larger than the data before any worker starts: it would hold a sample twice."""
-    data = {name: made for name, made in build.inputs.items() if not name.startswith(("stage_", "view_"))}
+    data = {name: made for name, made in build.inputs.items() if not name.startswith(("stage_", "view_", "held_out"))}
     stored = min(artifact.manifest["rows"] for artifact in data.values())
+    held_out = build.inputs.get("held_out")
     for training in build.config.trainings_of(build.step.name):
         for phase in training.phases:
-            rows = build.inputs[f"view_{phase.view}"].manifest["rows"] if phase.view else stored
+            chosen, _ = _split(build.inputs.get(f"view_{phase.view}"), held_out)
+            rows = chosen.rows if chosen else stored
             if phase.batch_size > rows:
                 seen, loosen = (f"view {phase.view}", "loosen the view") if phase.view else ("data", "raise data.limit")
+                loosen += ", or lower data.holdout" if held_out else ""
                 raise UsageError(
                     f"{build.step.name}: a batch of {phase.batch_size} is larger than the {seen}, which has {rows} "
                     f"rows; lower batch_size of the training's phases, or {loosen}"
                 )
+
+
+def _split(view: Artifact | None, held_out: Artifact | None) -> tuple[View | None, View | None]:
+    """What trainings see of a view's pictures (None: of all), None for all of them; and what is held out of these."""
+    chosen = views.read(view.read(views.FILE)) if view else None
+    if held_out is None:
+        return chosen, None
+    held = views.read(held_out.read(views.FILE))
+    return (~held, held) if chosen is None else (chosen & ~held, chosen & held)
 
 
 def _loaded(payload: dict[str, Any], where: "device") -> "list[tuple[Encoder, Encode]]":
@@ -211,17 +222,18 @@ def _loaded(payload: dict[str, Any], where: "device") -> "list[tuple[Encoder, En
     return [(encoder, encoder.load(where)) for encoder in payload["online"]]
 
 
-def _batches(
+def _training_data(
     payload: dict[str, Any],
     training: TrainingConfig,
     where: "device",
     online: "list[tuple[Encoder, Encode]] | None" = None,
-) -> "Data":
+) -> "TrainingData":
     """Batches by frame and view; squares of all sizes come in the same order, and so do buckets.
 
-    A job of several trainings gives the `online` encoders, which may be large, to each; else they are loaded here.
+    Held-out samples do not depend on the seed, so that trainings can be compared. A job of several trainings gives the
+    `online` encoders, which may be large, to each; else they are loaded here.
     """
-    from pipeline.encoders import EncodedBatches
+    from pipeline.encoders import EncodedBatches, TrainingData
 
     starts = accumulate((phase.steps for phase in training.phases), initial=0)
     spans = [
@@ -231,26 +243,34 @@ def _batches(
     ]
     files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
     online = _loaded(payload, where) if online is None else online
-    chosen = {name: views.read(artifact.read(views.FILE)) for name, artifact in payload["views"].items()}
 
-    def stored(frame: Frame, view: str | None) -> Batches | BucketBatches:
+    def split(view: str | None) -> tuple[View | None, View | None]:
+        return _split(payload["views"].get(view), payload["held_out"])
+
+    def seen(frame: Frame, view: str | None) -> Batches | BucketBatches:
+        sources, (chosen, _) = payload["sources"][frame], split(view)
+        if not frame.square:
+            return BucketBatches(sources, frame, payload["seed"], spans, files, chosen)
+        return Batches(sources, payload["seed"], files=files, view=chosen)
+
+    def held_out(frame: Frame, held: View) -> Batches:
         sources = payload["sources"][frame]
         if not frame.square:
-            return BucketBatches(sources, frame, payload["seed"], spans, files)
-        return Batches(sources, payload["seed"], files=files, view=chosen[view] if view else None)
+            return BucketBatches(sources, frame, 0, [], files, held).largest
+        return Batches(sources, seed=0, window=1, files=files, view=held)
 
-    return {
-        (frame, view): EncodedBatches(stored(frame, view), frame, payload["fields"], online)
-        for frame, view in payload["stretches"]
-    }
+    def encoded(batches: Batches | BucketBatches, frame: Frame) -> EncodedBatches:
+        return EncodedBatches(batches, frame, payload["fields"], online)
 
-
-def _largest(batches: "Data") -> "EncodedBatches":
-    return batches[max(batches, key=lambda stretch: stretch[0])]
+    batches = {(frame, view): encoded(seen(frame, view), frame) for frame, view in payload["stretches"]}
+    last = training.phases[-1]
+    frame, (_, held) = Frame(last.size, last.max_aspect), split(last.view)
+    return TrainingData(batches, encoded(held_out(frame, held), frame) if held and held.rows else None)
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
     from pipeline.models import existing, weights
+    from pipeline.panels import stage_a_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
     from stages.discriminator import Discriminator
@@ -259,17 +279,21 @@ def _loop_a(payload: dict[str, Any]) -> None:
     settings: StageASettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    batches = _batches(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, rank.device)
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
     if settings.weights:
         pretrained.fill(stage_a, existing("stage_a", settings.weights)["stage_a"], settings.model)
     discriminator = seeded(payload["seed"], Discriminator) if settings.loss.adversarial else None
     perceptual = _perceptual(settings.loss, rank.device)
     objective = StageAObjective(stage_a, settings.loss, discriminator, perceptual)
-    if rank.train("stage_a", objective, settings.train, batches):
+
+    def panel() -> bytes:
+        return stage_a_panel(stage_a, data)
+
+    if rank.train("stage_a", objective, settings.train, data, panel):
         rank.publish("stage_a.safetensors", weights(stage_a))
-        rank.publish(PANEL, _panel_a(stage_a, batches))
-        rank.finish(_largest(batches).rows)
+        rank.publish(PANEL, panel())
+        rank.finish(data.largest.rows)
 
 
 def _perceptual(loss: StageALoss, device: "device") -> "Perceptual | None":
@@ -286,6 +310,7 @@ def _perceptual(loss: StageALoss, device: "device") -> "Perceptual | None":
 def _loop_b(payload: dict[str, Any]) -> None:
     from pipeline import models
     from pipeline.models import null_text, weights
+    from pipeline.panels import stage_b_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
     from stages.compressor import Compressor, CompressorWarmup
@@ -296,7 +321,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
     online = _loaded(payload, rank.device)
-    batches = _batches(payload, settings.train, rank.device, online)
+    data = _training_data(payload, settings.train, rank.device, online)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
     start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
@@ -309,7 +334,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
             payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
         )
         rounds = compressing.warmup.train
-        if not rank.train("compressor", warmup, rounds, _batches(payload, rounds, rank.device, online)):
+        if not rank.train("compressor", warmup, rounds, _training_data(payload, rounds, rank.device, online)):
             return
     stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
     if settings.weights:
@@ -317,16 +342,21 @@ def _loop_b(payload: dict[str, Any]) -> None:
     objective = StageBObjective(
         stage_b, compressor, settings.loss, null_text(payload["text"]), train_compressor=compressing.joint
     )
-    if rank.train("stage_b", objective, settings.train, batches):
+
+    def panel() -> bytes:
+        stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
+        return stage_b_panel(stage_a, stage_b, compressor, data)
+
+    if rank.train("stage_b", objective, settings.train, data, panel):
         rank.publish("stage_b.safetensors", weights(stage_b))
         rank.publish("compressor.safetensors", weights(compressor))
-        stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
-        rank.publish(PANEL, _panel_b(stage_a, stage_b, compressor, batches))
-        rank.finish(_largest(batches).rows)
+        rank.publish(PANEL, panel())
+        rank.finish(data.largest.rows)
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
     from pipeline.models import existing, null_text, weights
+    from pipeline.panels import stage_c_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
     from stages.stage_c import StageC, StageCObjective
@@ -334,131 +364,54 @@ def _loop_c(payload: dict[str, Any]) -> None:
     settings: StageCSettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    batches = _batches(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, rank.device)
     stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
     if settings.weights:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
     objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
-    if rank.train("stage_c", objective, settings.train, batches):
+    if rank.train("stage_c", objective, settings.train, data, lambda: stage_c_panel(stage_c, data)):
         rank.publish("stage_c.safetensors", weights(stage_c))
-        rank.finish(_largest(batches).rows)
+        rank.finish(data.largest.rows)
 
 
 def _loop_previewer(payload: dict[str, Any]) -> None:
     from pipeline.models import weights
+    from pipeline.panels import previewer_panel
     from pipeline.rank import Rank, seeded
     from stages.previewer import Previewer, PreviewerObjective
 
     settings: PreviewerSettings = payload["settings"]
     rank = Rank(payload)
-    batches = _batches(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, rank.device)
     previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
-    if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, batches):
+
+    def panel() -> bytes:
+        return previewer_panel(previewer, data)
+
+    if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, data, panel):
         rank.publish("previewer.safetensors", weights(previewer))
-        rank.publish(PANEL, _panel_previewer(previewer, batches))
-        rank.finish(_largest(batches).rows)
+        rank.publish(PANEL, panel())
+        rank.finish(data.largest.rows)
 
 
 def _loop_baseline(payload: dict[str, Any]) -> None:
     from pipeline import models
     from pipeline.models import null_text, weights
+    from pipeline.panels import baseline_panel
     from pipeline.rank import Rank, seeded
     from stages.baseline import Baseline, BaselineObjective
 
     settings: BaselineSettings = payload["settings"]
     rank = Rank(payload)
-    batches = _batches(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, rank.device)
     baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
-    if rank.train("baseline", objective, settings.train, batches):
-        rank.publish("baseline.safetensors", weights(baseline))
+
+    def panel() -> bytes:
         stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
-        rank.publish(PANEL, _panel_baseline(stage_a, baseline, batches))
-        rank.finish(_largest(batches).rows)
+        return baseline_panel(stage_a, baseline, data)
 
-
-def _panel_batch(batches: "Data") -> "dict[str, Tensor]":
-    """Some samples, pictures at the largest size that was trained at."""
-    import torch
-
-    return {name: torch.from_numpy(values) for name, values in _largest(batches).first(PANEL_ROWS).items()}
-
-
-def _panel_a(stage_a: "StageA", batches: "Data") -> bytes:
-    """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
-    from stages.grid import grid
-    from stages.sample import reconstruct_a
-
-    pictures = _panel_batch(batches)["image"].to(next(stage_a.parameters()).device)
-    stage_a.eval()
-    columns = [
-        pictures.permute(0, 2, 3, 1).cpu().numpy(),
-        reconstruct_a(stage_a, pictures).numpy(),
-        reconstruct_a(stage_a, pictures, quantised=True).numpy(),
-    ]
-    return grid(("original", "Stage A", "by the codebook"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
-
-
-def _panel_b(stage_a: "StageA", stage_b: "StageB", compressor: "Compressor", batches: "Data") -> bytes:
-    """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
-    from stages.grid import grid
-    from stages.sample import reconstruct_a, reconstruct_b
-
-    batch = _panel_batch(batches)
-    stage_b.eval()
-    compressor.eval()
-    device = next(stage_b.parameters()).device
-    pictures, text = batch["image"].to(device), batch["text"].float().to(device)
-    seeds = range(len(pictures))
-    columns = [
-        batch["image"].permute(0, 2, 3, 1).numpy(),
-        reconstruct_a(stage_a, pictures).numpy(),
-        reconstruct_b(stage_a, stage_b, compressor, pictures, text, seeds, PANEL_STEPS).numpy(),
-    ]
-    return grid(
-        ("original", "Stage A alone", "Stages B + A"),
-        [("", row) for row in zip(*columns, strict=True)],
-        blocks=4,
-    )
-
-
-def _panel_previewer(previewer: "Previewer", batches: "Data") -> bytes:
-    """PNG of some pictures, what the previewer is to make of them, and what it makes of their codes."""
-    from stages.grid import grid
-    from stages.layers import resized
-    from stages.sample import preview
-
-    batch = _panel_batch(batches)
-    previewer.eval()
-    previews = preview(previewer, batch["latents_c"].float().to(next(previewer.parameters()).device))
-    columns = [
-        batch["image"].permute(0, 2, 3, 1).numpy(),
-        resized(batch["image"], tuple(previews.shape[1:3])).permute(0, 2, 3, 1).numpy(),
-        previews.numpy(),
-    ]
-    return grid(("original", "made smaller", "preview"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
-
-
-def _panel_baseline(stage_a: "StageA", baseline: "Baseline", batches: "Data") -> bytes:
-    """PNG of some pictures as Stage A keeps them, and what the baseline draws from their captions."""
-    from stages.grid import grid
-    from stages.sample import generate_baseline, to_pixels
-
-    batch = _panel_batch(batches)
-    baseline.eval()
-    device = next(baseline.parameters()).device
-    latents, text = batch["latents_a"].float().to(device), batch["text"].float().to(device)
-    height, width = (stage_a.side_ratio * side for side in latents.shape[-2:])
-    drawn = generate_baseline(
-        stage_a,
-        baseline,
-        text,
-        text,
-        range(len(text)),
-        width=width,
-        height=height,
-        steps=PANEL_STEPS,
-        guidance=1.0,
-    )
-    columns = [to_pixels(stage_a.decode(latents)).numpy(), drawn.numpy()]
-    return grid(("Stage A alone", "from the caption"), [("", row) for row in zip(*columns, strict=True)], blocks=4)
+    if rank.train("baseline", objective, settings.train, data, panel):
+        rank.publish("baseline.safetensors", weights(baseline))
+        rank.publish(PANEL, panel())
+        rank.finish(data.largest.rows)

@@ -26,12 +26,6 @@ except ImportError:
 
 PAIRS, WARM_UP = 20, 3
 TOKENS = 77
-PEAKS = {  # dense bf16 FLOP/s by the makers' data sheets, by torch's name of the card
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
 SMALL_C = StageCConfig(width=512, depth=8, heads=8)
 SMALL_B = StageBConfig(widths=(160, 320, 640, 640), blocks=(1, 1, 2, 1), heads=(0, 5, 10, 10))
 Line = tuple[str, str]
@@ -149,7 +143,7 @@ def trainings(cases: list[Case], device: torch.device, dtype: torch.dtype, pairs
                 how = f"{owner}, {'compiled' if compiled else 'eager'}"
                 tera = 3 * case.forward_flops * speed / 1e12
                 figure = f"{speed:,.1f} images/s, {tera:,.2f} TFLOP/s, {used:.0%} of the matrix rate"
-                peak = PEAKS.get(torch.cuda.get_device_name()) if device.type == "cuda" else None
+                peak = flops.PEAKS.get(torch.cuda.get_device_name()) if device.type == "cuda" else None
                 mfu = f", MFU {flops.utilisation(case.forward_flops, speed, peak):.1%}" if peak else ""
                 yield f"{case.name}: {how}", figure + mfu + memory
                 del step

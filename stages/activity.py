@@ -1,0 +1,39 @@
+"""What a rank of a training does at the moment, and where its time went."""
+
+import time
+from collections import defaultdict
+
+READING = "waiting for the batch"
+FORWARD = "forward pass"
+BACKWARD = "backward pass, and exchanging gradients"
+UPDATING = "updating the weights"
+COMPARING = "waiting for the device and the other ranks"
+VALIDATING = "validating"
+SHOWING = "drawing the panel"
+SAVING = "saving the state"
+LOGGING = "logging"
+
+
+class Activity:
+    """Told by the training loop what it begins to do; asked by it where the time went, and by others what it does."""
+
+    def __init__(self) -> None:
+        self._now = (0, "starting", time.monotonic())  # replaced as a whole: another thread reads it
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def begin(self, step: int, doing: str) -> None:
+        """Begin to do something for the step that comes after `step` steps."""
+        now = time.monotonic()
+        _, before, since = self._now
+        self._seconds[before] += now - since
+        self._now = (step, doing, now)
+
+    def now(self) -> tuple[int, str, float]:
+        """Steps done, what is being done, and for how many seconds."""
+        step, doing, since = self._now
+        return step, doing, time.monotonic() - since
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds by what was done since the last call; what is being done counts when it is over."""
+        taken, self._seconds = dict(self._seconds), defaultdict(float)
+        return taken
