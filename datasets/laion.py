@@ -26,7 +26,7 @@ _TEXTS = ("url", "caption", "licence", "origin")
 _BATCH_ROWS = 1 << 16
 _HELP = {
     "data.metadata": "give files with LAION's columns, or set the rules of data.filters that need them to null"
-    " (data.scores brings AESTHETIC_SCORE from another table)",
+    " (data.scores brings AESTHETIC_SCORE from another table, data.scorer computes it for views)",
     "data.scores": "give files with URL and AESTHETIC_SCORE",
 }
 
@@ -56,8 +56,23 @@ def tables(
                 for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
                     yield renamed(pa.table(batch))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{key}: {place} cannot be read as LAION's Parquet: {reason}") from error
+            raise _unreadable(place, error, key) from error
+
+
+def columns(path: str) -> set[str]:
+    """Our names of the columns that the first file has, of which there must be one.
+
+    Raises:
+        DataError: it is no Parquet.
+    """
+    first = next(iter(storage.matching(path, ".parquet").values()))
+    filesystem, inner = storage.open_filesystem(first)
+    try:
+        with filesystem.open_input_file(inner) as source:
+            theirs = _by_lower_case(pq.read_schema(source).names)
+    except pa.ArrowInvalid as error:
+        raise _unreadable(first, error, "data.metadata") from error
+    return {ours for ours, name in COLUMNS.items() if name.lower() in theirs}
 
 
 def renamed(table: pa.Table) -> pa.Table:
@@ -82,6 +97,10 @@ def _present(path: str, names: list[str], needed: Set[str], key: str) -> dict[st
     if missing:
         raise DataError(f"{key}: {path} has no column {', '.join(missing)}, only {', '.join(names)}; {_HELP[key]}")
     return present
+
+
+def _unreadable(place: str, error: Exception, key: str) -> DataError:
+    return DataError(f"{key}: {place} cannot be read as LAION's Parquet: {str(error).splitlines()[0]}")
 
 
 def _by_lower_case(names: list[str]) -> dict[str, str]:

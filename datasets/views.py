@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets import filters
+from datasets import aesthetic, filters
 from datasets.config import ViewConfig
 from datasets.outcomes import Outcome
 from datasets.shards import table_bytes
@@ -75,6 +75,7 @@ def make(
     read_index: Callable[[int], bytes],
     config: ViewConfig,
     duplicates: Mapping[int, pa.Array],
+    read_scores: Callable[[int], bytes] | None = None,
 ) -> tuple[bytes, int, Counter[str]]:
     """Choose among the stored pictures.
 
@@ -83,6 +84,7 @@ def make(
         read_index: bytes of a shard's table of what became of them (`download.INDEX`).
         config: the bounds.
         duplicates: keys, by shard, of pictures that look like others.
+        read_scores: bytes of a shard's table of scores (`aesthetic.SCHEMA`) that count in place of the planned ones.
 
     Returns:
         The view's file, how many pictures it chooses, and how many others it leaves out by rule.
@@ -93,6 +95,8 @@ def make(
     for shard, planned in shards:
         keys = stored_keys(read_index(shard))
         stored = planned.filter(pc.is_in(planned["key"], keys))
+        if read_scores:
+            stored = aesthetic.scored(stored, read_scores(shard))
         accepted, rejected = filters.accept(stored, rules)
         if (unwanted := duplicates.get(shard)) is not None:
             unique = accepted.filter(~pc.field("key").isin(unwanted))

@@ -1,14 +1,15 @@
 """Checkpoints of an unfinished training, in its artifact's building folder.
 
-A safetensors file for each part of a checkpoint, and a small marker with its size and sha256, written last. The newest
-checkpoint all of whose parts their markers vouch for wins; a damaged or unfinished one is skipped, and said so.
-A marker may also name an earlier step whose checkpoint is kept along with its own: the best one so far.
+The newest few stay, and those at milestones. A safetensors file for each part of a checkpoint, and a small marker with
+its size and sha256, written last. The newest checkpoint all of whose parts their markers vouch for wins; a damaged or
+unfinished one is skipped, and said so. A marker may also name an earlier step whose checkpoint is kept along with its
+own: the best one so far.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from datasets import storage
@@ -32,14 +33,21 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one training below a folder, as one of the ranks that write a part of each sees them."""
 
-    def __init__(self, folder: str, warn: Callable[[str], None], part: int = 0, parts: int = 1):
-        self.folder, self.part, self.parts = folder, part, parts
+    def __init__(
+        self,
+        folder: str,
+        warn: Callable[[str], None],
+        part: int = 0,
+        parts: int = 1,
+        milestones: Container[int] = (),
+    ):
+        self.folder, self.part, self.parts, self.milestones = folder, part, parts, milestones
         self.warn = warn
 
     def save(self, step: int, data: bytes, best: int | None = None) -> None:
         """Publish our part of the state after `step` steps, to be kept together with that after `best` steps.
 
-        The first part's rank drops all but the newest few, and the best one that each of these names.
+        The first part's rank drops all but the newest few, the best one that each of these names, and milestones.
         """
         saved = Saved(step, self.parts)
         entry = storage.publish(data, self._path(saved, self.part, "safetensors"))
@@ -50,13 +58,17 @@ class Checkpoints:
             newest = sorted(found for found, parts in markers.items() if len(parts) == found.parts)[-KEEP:]
             named = {self._best(found) for found in newest}
             for old in [found for found in markers if newest and found < newest[0] and found.step not in named]:
+                if old.step in self.milestones and len(markers[old]) == old.parts:
+                    continue
                 for part in range(old.parts):
                     storage.remove(self._path(old, part, "json"))
                     storage.remove(self._path(old, part, "safetensors"))
 
-    def newest(self) -> Saved | None:
-        """The newest checkpoint that is whole and valid, or None."""
+    def newest(self, step: int | None = None) -> Saved | None:
+        """The newest checkpoint that is whole and valid, or None; with `step`, of those after so many steps."""
         for saved in sorted(self._markers(), reverse=True):
+            if step not in (None, saved.step):
+                continue
             try:
                 for part in range(saved.parts):
                     self._read(saved, part)
@@ -78,7 +90,14 @@ class Checkpoints:
 
     def read(self, saved: Saved) -> Iterator[bytes]:
         """The parts of a checkpoint that this rank needs: its own where it was written by as many, else all."""
-        for part in [self.part] if saved.parts == self.parts else range(saved.parts):
+        if saved.parts == self.parts:
+            yield self._read(saved, self.part)
+        else:
+            yield from self.read_all(saved)
+
+    def read_all(self, saved: Saved) -> Iterator[bytes]:
+        """All parts of a checkpoint, in their order."""
+        for part in range(saved.parts):
             yield self._read(saved, part)
 
     def _read(self, saved: Saved, part: int) -> bytes:

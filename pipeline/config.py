@@ -134,11 +134,30 @@ class Encode(Settings):
 
 
 class Interpolation(Settings):
-    """Stage C as the weights between two others: (1 - share) x first + share x second."""
+    """Stage C as the weights between two others: (1 - share) x first + share x second.
 
-    first: str
-    second: str
+    Either is a file, folder or URI, or the number of a phase of `stage_c.train`, from 1, for the weights after it. Two
+    phases of no training say nothing: `stage_c.weights` then count.
+    """
+
+    first: PositiveInt | str
+    second: PositiveInt | str
     share: float = Field(0.5, ge=0, le=1)
+
+    @property
+    def sides(self) -> dict[str, int | str]:
+        """Both, by their dotted keys."""
+        return {f"interpolate.{name}": getattr(self, name) for name in ("first", "second")}
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Those that are weights by others, by their dotted keys."""
+        return {key: side for key, side in self.sides.items() if isinstance(side, str)}
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Those that are phases of this config's own training, by their dotted keys."""
+        return {key: side for key, side in self.sides.items() if isinstance(side, int)}
 
 
 class Previewer(Settings):
@@ -273,8 +292,15 @@ class Config(Settings):
             section = getattr(self, stage)
             if section.train is None and section.weights is None and self.origin(stage) == "import":
                 raise ValueError(f"{stage}: train and weights are both null; give {stage}.weights=PATH or a training")
-        if self.interpolate and self.stage_c.weights:
+        between, training = self.between, self.stage_c.train
+        if between and self.stage_c.weights and not between.phases:
             raise ValueError("stage_c.weights and interpolate both give Stage C's weights; leave one of them null")
+        for key, number in between.phases.items() if between else ():
+            if training is None or number > len(training.phases):
+                has = f"has {len(training.phases)}" if training else "is null"
+                raise ValueError(
+                    f"{key}={number} is a phase of stage_c.train, which {has}; give another, or interpolate=null"
+                )
         return self
 
     @model_validator(mode="after")
@@ -458,15 +484,25 @@ class Config(Settings):
                 raise ValueError(f"{key}.{error}") from None
         return self
 
+    @property
+    def between(self) -> Interpolation | None:
+        """What Stage C lies between, if it does."""
+        alone = self.stage_c.train is None and self.interpolate is not None and not self.interpolate.paths
+        return None if alone else self.interpolate
+
     def origin(self, stage: Stage) -> Origin:
         """How stage_a, stage_b or stage_c comes about: the verb of the step that makes it."""
-        if stage == "stage_c" and self.interpolate:
+        if stage == "stage_c" and self.between:
             return "interpolate"
         return "train" if getattr(self, stage).train else "import"
 
+    def trained(self, stage: Stage) -> str:
+        """Name of the artifact that a training of the stage makes: another one where its phases are interpolated."""
+        return "stage_c_phases" if stage == "stage_c" and self.between and self.between.phases else stage
+
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training that this config wants, by its dotted key."""
-        stages = [stage for stage in STAGES if self.origin(stage) == "train"]
+        stages = [stage for stage in STAGES if self.origin(stage) == "train" or self.trained(stage) != stage]
         found = {f"{name}.train": getattr(self, name).train for name in (*stages, "previewer", "baseline")}
         if self.compressor.warmup and "stage_b.train" in found and not self.stage_b.weights:
             found[WARMUP] = self.compressor.warmup.train
@@ -522,8 +558,10 @@ class Config(Settings):
         found["stage_a.loss.perceptual_weights"] = loss.perceptual_weights
         found["stage_a.loss.perceptual_heads"] = loss.perceptual_heads
         found |= {f"{section}.weights": getattr(self, section).weights for section in (*STAGES, "compressor")}
-        if self.interpolate:
-            found |= {f"interpolate.{name}": getattr(self.interpolate, name) for name in ("first", "second")}
+        if self.between:
+            found |= self.between.paths
+        if scorer := self.data.scorer:
+            found |= {f"data.scorer.{name}": getattr(scorer, name) for name in ("clip_weights", "head_weights")}
         if pickscore:
             found["eval.pickscore.weights"] = pickscore.weights
             found["eval.pickscore.rival"] = None if pickscore.rival == BASELINE else pickscore.rival

@@ -40,7 +40,7 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
     wanted = {step.name for step in order(table(config), config.targets)}
     return [
         _with_volume(_estimate(item, config, rows, basis), item, config, rows, wanted)
-        | {"memory": _bytes(item, config)}
+        | {"memory": _bytes(item, config), "phases": _phases(item.step.name, config)}
         for item in planned
     ]
 
@@ -257,6 +257,16 @@ def _time(seconds: float, device: str = "device") -> str:
     if seconds < 600:
         return f"{seconds:.0f} {device}-seconds" if seconds >= 1 else f"less than 1 {device}-second"
     return f"{seconds / 3600:,.1f} {device}-hours"
+
+
+def _phases(step: str, config: Config) -> list[str]:
+    """The phases of a step's trainings, in words."""
+    found = []
+    for phase in (phase for training in config.trainings_of(step) for phase in training.phases):
+        aspect = f" of up to {phase.max_aspect:g}:1" if phase.max_aspect > 1 else ""
+        view = f", view {phase.view}" if phase.view else ""
+        found.append(f"{phase.steps:,} steps of {phase.batch_size:,} pictures at {phase.size} px{aspect}{view}")
+    return found
 
 
 def _half(rows: int, micro_batch: int | None) -> int:

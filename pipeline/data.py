@@ -44,6 +44,8 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
         for name, artifact in found.items():
             if name.startswith(("text_", "latents_")):
                 steps.append(_level(f"encoded: {name}", artifact.manifest["rows"], {}))
+            elif name == "aesthetic":
+                steps.append(_level("scored", artifact.manifest["rows"], {}))
     if as_json:
         print(json.dumps({"root": root, "funnel": steps}, indent=1))
         return
@@ -110,6 +112,8 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if when := next((dates[planned[name]] for name in plan.NAMES if planned.get(name) in dates), None):
         told["forgotten"] = when
     if images and told["download"]["status"] == "ok":
+        if scores := found.get("aesthetic"):
+            told["scored"] = _row(scores.read(shards.tensor_name(planned["shard"])), key)
         told["files"] = [
             storage.join(artifact.path, name)
             for artifact in found.values()
@@ -119,7 +123,7 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(told, indent=1, ensure_ascii=False))
         return
-    for section in ("planned", "download"):
+    for section in ("planned", "download", "scored"):
         for name, value in told.get(section, {}).items():
             out.print(f"{section:9} {name:11} {value}")
     if when:
@@ -226,7 +230,7 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
     file = name.rpartition("/")[2]
     if artifact == "images":
         return file == shards.image_name(shard)
-    return artifact.startswith(("text_", "latents_")) and file == shards.tensor_name(shard)
+    return artifact.startswith(("text_", "latents_", "aesthetic")) and file == shards.tensor_name(shard)
 
 
 def _finished(config: Config, root: str) -> dict[str, Artifact]:

@@ -30,6 +30,7 @@ from pipeline.screen import console
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 
+EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
 CARD = "README.md"  # of a release: its example has the first sample's caption
 RESULT = f"{BUILDING}/result.json"  # of a training that was killed before its manifest; names its panel
@@ -123,7 +124,7 @@ def _from_everything(
             if artifact.name == "release":
                 _rewrite(artifact, CARD, partial(_from_card, release=artifact, captions=captions), outcome)
     for artifact in (*made, images):
-        if artifact.name.startswith(("text_", "latents_", "images", "duplicates")):
+        if artifact.name.startswith(("text_", "latents_", "images", "duplicates", "aesthetic")):
             with _held(store, artifact):
                 for folder in _folders(artifact):
                     for shard, keys in by_shard.items():
@@ -136,9 +137,9 @@ def _from_everything(
     for artifact in made:
         if artifact.name.startswith("view_"):
             settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
-            digest = artifact.manifest["parents"].get("duplicates")
-            repeated = store.find("duplicates", digest) if digest else None
-            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, repeated)
+            parents = artifact.manifest["parents"]
+            extras = (store.find(name, parents[name]) if name in parents else None for name in EXTRAS)
+            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, *extras)
             with _held(store, artifact):
                 _replace(artifact, views.FILE, content, outcome)
                 _settle(artifact, rows)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import storage
+from datasets.config import ScorerConfig
 from pipeline.artifacts import Artifact
 from pipeline.config import STAGES, Config, Sampling, Stage
 from pipeline.errors import UsageError
@@ -41,6 +42,7 @@ from stages.stage_b import StageB
 from stages.stage_c import StageC
 
 if TYPE_CHECKING:
+    from stages.aesthetic import AestheticScorer
     from stages.compressor import Compressor
     from stages.text import TextTower
 
@@ -152,6 +154,19 @@ def compressor_start(weights: str) -> Found:
     raise BadWeights(f"compressor.weights={weights} holds neither a compressor nor an EfficientNetV2 classifier")
 
 
+def scorer(config: ScorerConfig, where: torch.device) -> "AestheticScorer":
+    """The aesthetic scorer from its two files; `BadWeights`, naming key and file, where they are something else."""
+    from stages import aesthetic
+
+    return aesthetic.load(local(config.clip_weights), local(config.head_weights), config.model, str(where))
+
+
+def check_scorer(config: ScorerConfig) -> None:
+    """Refuse files that are no CLIP and head of the scorer; remote ones are looked at when their step runs."""
+    if not any(map(storage.is_remote, (config.clip_weights, config.head_weights))):
+        scorer(config, torch.device("cpu"))
+
+
 def check_existing(config: Config, made: Iterable[str]) -> None:
     """Refuse damaged weights, and those of other models than the stages `made` are to be; they are read whole.
 
@@ -163,12 +178,11 @@ def check_existing(config: Config, made: Iterable[str]) -> None:
         if stage not in made or any(path and storage.is_remote(path) for path in (weights, compressor)):
             continue
         found: list[tuple[str, Found]] = []
-        if stage == "stage_c" and config.interpolate:
-            for key in ("interpolate.first", "interpolate.second"):
-                path = config.existing()[key]
+        if stage == "stage_c" and config.between:
+            for key, path in config.between.paths.items():
                 if not storage.is_remote(path):
                     found.append((key, existing("stage_c", path, key=key)["stage_c"]))
-        elif weights:
+        if weights:
             for item in existing(stage, weights, compressor).values():
                 inside = item.files[0].is_relative_to(local(weights))
                 found.append((f"{stage}.weights" if inside else "compressor.weights", item))

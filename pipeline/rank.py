@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 import ray.train
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -24,6 +25,7 @@ from datasets.storage import FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
 from pipeline.encoders import EncodedBatches, TrainingData
+from pipeline.models import weights
 from pipeline.watchdog import Watchdog
 from stages import checkpoint, loop
 from stages.activity import Activity
@@ -69,7 +71,7 @@ class Rank:
         self._warn_of_small_buckets(name, config, data.batches)
         panel_seconds = 0.0
         folder = storage.join(self.building, "checkpoints", name)
-        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard)
+        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard, config.phase_ends)
 
         def load_state() -> Iterator[bytes] | None:
             newest = [states.newest() if self.rank == 0 else None]
@@ -149,7 +151,22 @@ class Rank:
             self.metrics[f"{name}/best_step"] = outcome.best.step
             self.metrics[f"{name}/best_validation_loss"] = outcome.best.loss
             self.metrics[f"{name}/kept_step"] = outcome.best.step if config.keeps_best else outcome.step
+        self.states, self.phase_ends = states, config.phase_ends
         return outcome.finished
+
+    def publish_model(self, name: str, model: nn.Module) -> None:
+        """Publish the weights of a part of what was trained last: in the end, and after each earlier phase."""
+        if self.rank:
+            return
+        self.publish(f"{name}.safetensors", weights(model))
+        for number, step in enumerate(self.phase_ends[:-1], start=1):
+            saved = self.states.newest(step)
+            if saved is None:
+                self._warn(f"{name}: the weights after phase {number} are not kept, since no checkpoint has them")
+                continue
+            every = checkpoint.final_weights(map(checkpoint.load, self.states.read_all(saved)))
+            ours = {key.removeprefix(f"{name}."): every[key] for key in every if key.startswith(f"{name}.")}
+            self.publish(phase_file(name, number), safetensors.torch.save(ours))
 
     def publish(self, name: str, content: bytes) -> None:
         """Put a file into the artifact (rank 0 only)."""
@@ -200,6 +217,11 @@ def suspects(batch: Mapping[str, np.ndarray]) -> str:
     what = "numbers that are not finite in" if poor else "all numbers are finite in its pictures"
     more = len(poor or keys) - len(few)
     return f"{what} {', '.join(few)}{f' and {more} more' if more else ''}"
+
+
+def phase_file(model: str, number: int) -> str:
+    """File of a model's weights after a phase, counted from 1, that was not the last."""
+    return f"phases/{number}/{model}.safetensors"
 
 
 def result(building: str) -> dict[str, Any] | None:

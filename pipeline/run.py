@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from datasets import storage
+from datasets import laion, storage
+from datasets.config import NO_SCORES
 from pipeline import __version__, cost, dag, lease, ledger
 from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.build import Build, Facts
@@ -88,6 +89,18 @@ def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = Fals
     return None if storage.matching(path, ".parquet") else f"data.metadata: there is no Parquet file at {path}"
 
 
+def missing_scores(config: Config, planned: list[Planned]) -> str | None:
+    """That views want scores which LAION's metadata on this machine have not and nothing brings, as a sentence."""
+    path, data = config.data.metadata, config.data
+    if path is None or data.scores or data.scorer or storage.is_remote(path) or not storage.matching(path, ".parquet"):
+        return None
+    selects = [item for item in planned if item.step.name == "select" and item.state != "done"]
+    wanting = [name for item in selects if data.views[name := item.step.output.removeprefix("view_")].scored]
+    if not wanting or "aesthetic" in laion.columns(path):
+        return None
+    return f"data.views.{wanting[0]}.min_aesthetic: {NO_SCORES}"
+
+
 def check_weights(config: Config, planned: list[Planned]) -> None:
     """Refuse a config whose steps need weights or pictures that are not there, before anything runs.
 
@@ -97,8 +110,13 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
     """
     if missing := missing_weights(config, planned):
         raise UsageError(missing)
-    made = {item.step.output for item in planned if item.state != "done"}.intersection(STAGES)
-    if made and any(not name.startswith(("text.", "eval.")) for name in _needed_weights(config, planned)):
+    made = {item.step.output for item in planned if item.state != "done"}
+    if config.data.scorer and "aesthetic" in made:
+        from pipeline.models import check_scorer
+
+        check_scorer(config.data.scorer)
+    made = {stage for stage in STAGES if not made.isdisjoint((stage, config.trained(stage)))}
+    if made and any(not name.startswith(("text.", "eval.", "data.")) for name in _needed_weights(config, planned)):
         from pipeline.models import check_existing
 
         check_existing(config, made)
@@ -134,6 +152,8 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
     check_weights(config, planned)
+    if missing := missing_scores(config, planned):
+        raise UsageError(missing)
     check_carried_out(root)
     check_writable(root, "root")
     quiet_environment()

@@ -137,7 +137,7 @@ def _interruptions(step: Built) -> str:
 
 
 def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:
-    """Print the plan as a table on stdout."""
+    """Print the plan as a table on stdout, and below it the phases of trainings that have several."""
     table = Table(
         "step", "artifact", "state", "reason", "estimated cost", "memory", box=None, header_style="bold", pad_edge=False
     )
@@ -147,6 +147,9 @@ def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> No
         state = f"[{colour}]{item.state}[/]"
         table.add_row(item.step.name, item.step.output, state, escape(item.reason), cost["text"], memory)
     print_table(table)
+    for item, cost in zip(planned, costs, strict=True):
+        if len(cost["phases"]) > 1:
+            print(f"{item.step.name} in {len(cost['phases'])} phases: {'; '.join(cost['phases'])}")
 
 
 def print_table(table: Table) -> None:

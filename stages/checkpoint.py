@@ -6,6 +6,7 @@ else about a training is a pure function of the step (see `stages.loop`), hence 
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,20 @@ def _about(data: bytes) -> dict[str, Any]:
 
 def _best(about: dict[str, Any]) -> Best | None:
     return Best(**about["best"]) if "best" in about else None
+
+
+def final_weights(parts: Iterable[Checkpoint]) -> dict[str, Tensor]:
+    """Whole weights and buffers by name, as the training would give them if it ended here, from all parts of a state.
+
+    They are the moving average where the state has one.
+    """
+    pieces: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for number, part in enumerate(parts):  # which come in the order of their rows
+        kind = "average." if any(key.startswith("average.") for key in part.tensors) else "model."
+        for key, tensor in part.tensors.items():
+            if key.startswith(kind) and (number == 0 or key in part.rows):
+                pieces[key.removeprefix(kind)].append(tensor)
+    return {key: torch.cat(found) if len(found) > 1 else found[0] for key, found in pieces.items()}
 
 
 def require_recipe(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> None:

@@ -524,7 +524,7 @@ class TrainingConfig(Settings):
     log_every: Count
     """Steps between log entries, which are also the moments at which a stop request is seen."""
     checkpoint_every: Count
-    """Steps between saved states; a multiple of log_every."""
+    """Steps between saved states, which are saved at the end of each phase too; a multiple of log_every."""
     validation: ValidationConfig | None = None
     """Loss on held-out samples, where there are any."""
     panel_every: Count | None = None

@@ -17,7 +17,8 @@ from open_clip.model import CLIP
 from PIL import Image
 from torch.nn import functional as F
 
-from stages import pretrained
+from stages import clip
+from stages.clip import BadClipWeights, PictureEncoder
 from stages.metrics import WinRate, win_rate
 
 
@@ -60,8 +61,7 @@ class PickScore:
         self._model = model.float().to(device).eval()
         self._device = device
         self._tokenize = open_clip.SimpleTokenizer(context_length=model.context_length)
-        # As CLIP's own processor does it: short side to the input size (bicubic), centre crop, normalise.
-        self._preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
+        self._embed = PictureEncoder(self._model, device)
 
     @torch.inference_mode()
     def score(self, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> Scores:
@@ -72,10 +72,8 @@ class PickScore:
             prompts: one for each picture; what exceeds the context (77 tokens) is cut off and counted.
         """
         assert len(pictures) == len(prompts), f"{len(pictures)} pictures, {len(prompts)} prompts"
-        inputs = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in pictures])
         tokens = self._tokenize(list(prompts))
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would cut 13 bits off
-            image = F.normalize(self._model.encode_image(inputs.to(self._device)), dim=-1)
+        image = self._embed(pictures)
         text = F.normalize(self._model.encode_text(tokens.to(self._device)), dim=-1)
         values = self._model.logit_scale.exp() * (image * text).sum(dim=-1)
         return Scores(values.cpu().numpy(), sum(map(self._is_truncated, prompts)))
@@ -89,22 +87,15 @@ def load_pickscore(weights: Path, device: str = "cpu", architecture: str = "ViT-
     """Build the scorer from a file: safetensors or torch, with open_clip's or transformers' tensor names.
 
     Raises:
-        PickScoreError: there is no such file, it is damaged, or it does not hold this architecture.
+        PickScoreError: there is no such file, or it does not hold this architecture.
     """
     check_weights(weights)
-    model = CLIP(**open_clip.get_model_config(architecture))
     try:
-        state = pretrained.read(weights)
-        pretrained.require_finite(state, weights)
-        model.load_state_dict(to_open_clip(state) if "visual_projection.weight" in state else state)
-    except pretrained.BadWeights as error:
-        raise PickScoreError(f"eval.pickscore.weights: {error}") from error
-    except (RuntimeError, KeyError) as error:
+        return PickScore(clip.load(weights, architecture), device)
+    except BadClipWeights as error:
         raise PickScoreError(
-            f"eval.pickscore.weights: {weights} does not hold the tensors of a CLIP {architecture}; "
-            "give the path of model.safetensors of yuvalkirstain/PickScore_v1"
+            f"eval.pickscore.weights: {error}; give the path of model.safetensors of yuvalkirstain/PickScore_v1"
         ) from error
-    return PickScore(model, device)
 
 
 def check_weights(weights: Path) -> None:
@@ -140,56 +131,6 @@ def compare_folders(
         np.concatenate([scores.values for scores in scores_b]),
         sum(scores.truncated_prompts for scores in scores_a),
     )
-
-
-def to_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give the tensors of a transformers `CLIPModel` the names and layout of open_clip's CLIP.
-
-    open_clip stacks q, k and v in one matrix and keeps the two output projections transposed; the rest is
-    names. Raises KeyError where k or v of a layer is missing.
-    """
-    renamed: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        if name.endswith((".position_ids", *_STACKED_WITH_Q)):
-            continue  # an index buffer of older versions; taken together with q
-        if name.endswith((".q_proj.weight", ".q_proj.bias")):
-            parts = [state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
-            renamed[_rename(name)] = torch.cat(parts)
-        elif name in ("visual_projection.weight", "text_projection.weight"):
-            renamed[_rename(name)] = tensor.T.contiguous()
-        else:
-            renamed[_rename(name)] = tensor
-    return renamed
-
-
-_STACKED_WITH_Q = (".k_proj.weight", ".k_proj.bias", ".v_proj.weight", ".v_proj.bias")
-
-_NAMES = {  # part of a tensor's name in transformers -> in open_clip
-    "visual_projection.weight": "visual.proj",
-    "text_projection.weight": "text_projection",
-    "text_model.embeddings.token_embedding": "token_embedding",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.encoder.layers": "transformer.resblocks",
-    "text_model.final_layer_norm": "ln_final",
-    "vision_model.embeddings.class_embedding": "visual.class_embedding",
-    "vision_model.embeddings.patch_embedding": "visual.conv1",
-    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm": "visual.ln_pre",
-    "vision_model.encoder.layers": "visual.transformer.resblocks",
-    "vision_model.post_layernorm": "visual.ln_post",
-    "self_attn.q_proj.": "attn.in_proj_",
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-
-
-def _rename(name: str) -> str:
-    for theirs, ours in _NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
 
 
 def _read_picture(folder: Path, key: str) -> np.ndarray:

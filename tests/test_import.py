@@ -515,6 +515,7 @@ def building(settings: config.Config, output: str, path: Path) -> Any:
         config=settings,
         step=SimpleNamespace(output=output),
         path=str(path),
+        inputs={},
         call=lambda function, *arguments: function(*arguments),
     )
 

@@ -18,8 +18,9 @@ from datasets import storage
 from pipeline.artifacts import Artifact
 from pipeline.config import PickScore as PickScoreSettings
 from pipeline.steps import evaluate
+from stages.clip import to_open_clip
 from stages.grid import png
-from stages.pickscore import PickScoreError, compare_folders, load_pickscore, to_open_clip
+from stages.pickscore import PickScoreError, compare_folders, load_pickscore
 
 TINY = {
     "embed_dim": 24,

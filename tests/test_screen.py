@@ -43,7 +43,7 @@ def test_a_plans_reason_is_shown_whole(capsys):
     reason = "data.openmoji.captions: [red, heart] -> [blue]; " + "and more; " * 40 + "to the end"
     step = SimpleNamespace(name="fetch", output="metadata")
     item: Any = SimpleNamespace(step=step, state="stale", reason=reason)
-    show_plan([item], [{"memory": None, "text": "64 rows"}])
+    show_plan([item], [{"memory": None, "text": "64 rows", "phases": []}])
     assert reason in capsys.readouterr().out
 
 

@@ -34,8 +34,11 @@ def rows(config: Config) -> list[Step]:
     a, c = encode.latents_a.online, encode.latents_c.online
     from_a, online_a = (("images", "stage_a"), encode.changed("latents_a")) if a else (("latents_a",), ())
     from_c, online_c = (("images", "stage_b"), encode.changed("latents_c")) if c else (("latents_c",), ())
+    trained_c = config.trained("stage_c")
+    phases_c = (trained_c,) if trained_c != "stage_c" else ()
     later = ("data.attempt",) if config.data.attempt > 1 else ()
     unwanted = {"keep": (), "drop": ("duplicates",)}
+    scores = ("aesthetic",) if config.data.scorer else ()
     held = ("held_out",) if config.data.holdout else ()
 
     def views(step: str) -> tuple[str, ...]:
@@ -47,8 +50,9 @@ def rows(config: Config) -> list[Step]:
         Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 3),
         Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download"),
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
+        *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
         *(
-        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates]), (f"data.views.{v}",), "select:select")
+        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *scores[: view.scored]), (f"data.views.{v}",), "select:select")
         for v, view in config.data.views.items()),
         *(
         Step("hold_out",    name,        ("images",),                          ("data.holdout",),                  "select:hold_out")
@@ -62,15 +66,15 @@ def rows(config: Config) -> list[Step]:
         Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a", *views("train_b")), ("stage_b", "compressor", *online_a, "seed"), "train:train_b"),
         Step("import_b",    "stage_b",   (),                                   ("stage_b.weights", "stage_b.model", "compressor.weights", "compressor.model"), "bring:bring"),
         Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c", *encode.changed("latents_c")), "encode:encode_c"),
-        Step("train_c",     "stage_c",   (*from_c, text_c, *views("train_c")), ("stage_c", *online_c, "seed"),     "train:train_c"),
+        Step("train_c",     trained_c,   (*from_c, text_c, *views("train_c")), ("stage_c", *online_c, "seed"),     "train:train_c"),
         Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
-        Step("interpolate", "stage_c",   (),                                   ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
+        Step("interpolate", "stage_c",   phases_c,                             ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
         Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, "seed"), "train:train_previewer"),
         Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a", *views("train_baseline")), (*learning, *online_a, "seed"), "train:train_baseline"),
         Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
         Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
         Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),
-        Step("export",      "release",   ("metadata", *texts, *STAGES, "samples", "scores"), ("sample",),          "export:export", 2),
+        Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample",),          "export:export", 2),
     ]
     # fmt: on
 

@@ -82,9 +82,12 @@ def _origins(config: Config) -> list[str]:
     for stage in STAGES:
         name, section = stage.replace("_", " ").capitalize(), getattr(config, stage)
         if config.origin(stage) == "interpolate":
-            assert config.interpolate is not None
-            first, second = (PurePosixPath(path).name for path in (config.interpolate.first, config.interpolate.second))
-            found.append(f"{name} lies between {first} and {second}, at {config.interpolate.share:g} of the way.")
+            assert config.between is not None
+            first, second = (
+                PurePosixPath(side).name if isinstance(side, str) else f"phase {side} of its training"
+                for side in config.between.sides.values()
+            )
+            found.append(f"{name} lies between {first} and {second}, at {config.between.share:g} of the way.")
         elif section.weights:
             source = f"{PurePosixPath(section.weights).name} (licence {licence(section.weights) or 'unknown'})"
             trained = f"{name}'s training started from {source}."
@@ -98,7 +101,7 @@ def _cost(inputs: dict[str, Artifact]) -> str:
     """Device-hours of the three trainings, in words."""
     parts = []
     for name in STAGES:
-        manifest = inputs[name].manifest
+        manifest = inputs["stage_c_phases" if name == "stage_c" and "stage_c_phases" in inputs else name].manifest
         kind = manifest["devices"]
         parts.append(f"{name.replace('_', ' ')} {manifest['device_seconds'] / 3600:.3f}")
     return f"Device-hours ({kind}) of training, failed attempts included: {', '.join(parts)}."
@@ -111,6 +114,7 @@ def _limitations(config: Config, inputs: dict[str, Artifact]) -> list[str]:
         found.append(
             "Its text tower has random weights: it tells the captions of its training data apart and understands none."
         )
-    if inputs["metadata"].manifest["rows"] < 10_000 and config.stage_c.weights is None and config.interpolate is None:
+    weights = config.stage_c.weights or (config.between and config.between.paths)
+    if inputs["metadata"].manifest["rows"] < 10_000 and not weights:
         found.append("It has seen so few pictures that it knows them by heart; new captions give mixtures of them.")
     return found

@@ -5,34 +5,56 @@ from typing import Any
 
 from datasets import storage
 from datasets.storage import FileEntry
+from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.config import Interpolation
+from pipeline.errors import UsageError
 from stages.config import StageCConfig
+
+WEIGHTS = "stage_c.safetensors"
 
 
 def interpolate(build: Build) -> Facts:
-    """Two checkpoints of Stage C -> stage_c."""
-    settings = build.config.interpolate
+    """Two checkpoints of Stage C, or phases of its own training (stage_c_phases) -> stage_c."""
+    settings, trained = build.config.between, build.inputs.get("stage_c_phases")
     assert settings is not None
-    entry, notes, pid = build.call(_between, settings, build.config.stage_c.model, build.path)
-    files = {"stage_c.safetensors": entry}
-    return Facts(files=files, rows=0, call="torch.lerp", workers=[pid], notes=notes)
+    sources = settings.paths
+    if trained:
+        assert build.config.stage_c.train
+        last = len(build.config.stage_c.train.phases)
+        sources |= {key: _after(trained, key, number, last) for key, number in settings.phases.items()}
+    entry, notes, pid = build.call(_between, sources, settings, build.config.stage_c.model, build.path)
+    if trained:
+        notes["compressor"] = trained.manifest["notes"]["compressor"]
+    return Facts(files={WEIGHTS: entry}, rows=0, call="torch.lerp", workers=[pid], notes=notes)
 
 
-def _between(settings: Interpolation, model: StageCConfig, path: str) -> tuple[FileEntry, dict[str, Any], int]:
+def _after(trained: Artifact, key: str, number: int, last: int) -> str:
+    """Path of the weights after a phase."""
+    from pipeline.rank import phase_file
+
+    name = WEIGHTS if number == last else phase_file("stage_c", number)
+    if name not in trained.files:
+        raise UsageError(f"{key}={number}: {trained.path} has no weights after that phase; train again, or give a path")
+    return storage.join(trained.path, name)
+
+
+def _between(
+    sources: dict[str, str], settings: Interpolation, model: StageCConfig, path: str
+) -> tuple[FileEntry, dict[str, Any], int]:
     import safetensors.torch
     import torch
 
     from pipeline import models
     from stages import pretrained
 
-    sources = {"interpolate.first": settings.first, "interpolate.second": settings.second}
-    found = [models.existing("stage_c", source, key=key)["stage_c"] for key, source in sources.items()]
-    for item in found:
+    found = {key: models.existing("stage_c", source, key=key)["stage_c"] for key, source in sources.items()}
+    for item in found.values():
         pretrained.require_fit(item, model)
         pretrained.require_finite(item.tensors, item.files[0])
-    first, second = (item.state() for item in found)
-    state = {key: torch.lerp(first[key].float(), second[key].float(), settings.share) for key in first}
-    entry = storage.publish(safetensors.torch.save(state), storage.join(path, "stage_c.safetensors"))
-    notes = {"first": found[0].sha256(), "second": found[1].sha256(), "share": settings.share}
+    first, second = (found[key] for key in settings.sides)
+    ends = first.state(), second.state()
+    state = {key: torch.lerp(ends[0][key].float(), ends[1][key].float(), settings.share) for key in ends[0]}
+    entry = storage.publish(safetensors.torch.save(state), storage.join(path, WEIGHTS))
+    notes = {"first": first.sha256(), "second": second.sha256(), "share": settings.share}
     return entry, notes, os.getpid()

@@ -3,18 +3,20 @@
 import os
 
 from datasets import duplicates, plan, shards, storage, views
-from datasets.config import DataError, ViewConfig
+from datasets.config import NO_SCORES, DataError, ViewConfig
 from datasets.storage import FileEntry
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 
 
 def select(build: Build) -> Facts:
-    """metadata, images (and duplicates, to drop them) -> view_<name>: a bit for each stored picture."""
-    name = build.step.output.removeprefix("view_")
+    """metadata, images, and what the view wants of duplicates, aesthetic -> view_<name>: a bit for each picture."""
+    name, found = build.step.output.removeprefix("view_"), build.inputs
     view = build.config.data.views[name]
-    inputs = (build.inputs["metadata"], build.inputs["images"], build.inputs.get("duplicates"))
-    entry, rows, left_out, pid = build.call(_select, view, inputs, build.path)
+    inputs = (found["metadata"], found["images"], found.get("duplicates"), found.get("aesthetic"))
+    entry, rows, left_out, unscored, pid = build.call(_select, view, inputs, build.path)
+    if unscored:
+        raise DataError(f"data.views.{name}.min_aesthetic: {NO_SCORES}")
     if not rows:
         reasons = ", ".join(f"{rule} leaves out {count}" for rule, count in left_out.items() if count)
         stored = build.inputs["images"].manifest["rows"]
@@ -25,10 +27,18 @@ def select(build: Build) -> Facts:
 
 
 def _select(
-    view: ViewConfig, inputs: tuple[Artifact, Artifact, Artifact | None], path: str
-) -> tuple[FileEntry, int, dict[str, int], int]:
+    view: ViewConfig, inputs: tuple[Artifact, Artifact, Artifact | None, Artifact | None], path: str
+) -> tuple[FileEntry, int, dict[str, int], bool, int]:
     content, rows, left_out = make(view, *inputs)
-    return storage.publish(content, storage.join(path, views.FILE)), rows, left_out, os.getpid()
+    metadata, *_, scores = inputs
+    unscored = not rows and view.scored and scores is None and not _any_score(metadata)
+    return storage.publish(content, storage.join(path, views.FILE)), rows, left_out, unscored, os.getpid()
+
+
+def _any_score(metadata: Artifact) -> bool:
+    """Whether the plan has an aesthetic score of any picture."""
+    tables = (rows for part in sorted(metadata.files) for _, rows in plan.shards(metadata.read(part)))
+    return any(rows["aesthetic"].null_count < rows.num_rows for rows in tables)
 
 
 def hold_out(build: Build) -> Facts:
@@ -55,10 +65,16 @@ def held_out(share: float, images: Artifact) -> views.View:
 
 
 def make(
-    view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None
+    view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None, scores: Artifact | None = None
 ) -> tuple[bytes, int, dict[str, int]]:
     """A view's file, how many of the pictures it chooses, and how many others it leaves out by rule."""
     planned = (shard for part in sorted(metadata.files) for shard in plan.shards(metadata.read(part)))
     unwanted = duplicates.by_shard(repeated.read(duplicates.FILE)) if repeated else {}
-    content, rows, left_out = views.make(planned, lambda shard: images.read(shards.index_name(shard)), view, unwanted)
+    content, rows, left_out = views.make(
+        planned,
+        lambda shard: images.read(shards.index_name(shard)),
+        view,
+        unwanted,
+        (lambda shard: scores.read(shards.tensor_name(shard))) if scores else None,
+    )
     return content, rows, dict(left_out)

@@ -269,7 +269,7 @@ def _training_data(
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
-    from pipeline.models import existing, weights
+    from pipeline.models import existing
     from pipeline.panels import stage_a_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
@@ -291,7 +291,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
         return stage_a_panel(stage_a, data)
 
     if rank.train("stage_a", objective, settings.train, data, panel):
-        rank.publish("stage_a.safetensors", weights(stage_a))
+        rank.publish_model("stage_a", stage_a)
         rank.publish(PANEL, panel())
         rank.finish(data.largest.rows)
 
@@ -309,7 +309,7 @@ def _perceptual(loss: StageALoss, device: "device") -> "Perceptual | None":
 
 def _loop_b(payload: dict[str, Any]) -> None:
     from pipeline import models
-    from pipeline.models import null_text, weights
+    from pipeline.models import null_text
     from pipeline.panels import stage_b_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
@@ -348,14 +348,14 @@ def _loop_b(payload: dict[str, Any]) -> None:
         return stage_b_panel(stage_a, stage_b, compressor, data)
 
     if rank.train("stage_b", objective, settings.train, data, panel):
-        rank.publish("stage_b.safetensors", weights(stage_b))
-        rank.publish("compressor.safetensors", weights(compressor))
+        rank.publish_model("stage_b", stage_b)
+        rank.publish_model("compressor", compressor)
         rank.publish(PANEL, panel())
         rank.finish(data.largest.rows)
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
-    from pipeline.models import existing, null_text, weights
+    from pipeline.models import existing, null_text
     from pipeline.panels import stage_c_panel
     from pipeline.rank import Rank, seeded
     from stages import pretrained
@@ -370,12 +370,11 @@ def _loop_c(payload: dict[str, Any]) -> None:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
     objective = StageCObjective(stage_c, settings.loss, null_text(payload["text"]))
     if rank.train("stage_c", objective, settings.train, data, lambda: stage_c_panel(stage_c, data)):
-        rank.publish("stage_c.safetensors", weights(stage_c))
+        rank.publish_model("stage_c", stage_c)
         rank.finish(data.largest.rows)
 
 
 def _loop_previewer(payload: dict[str, Any]) -> None:
-    from pipeline.models import weights
     from pipeline.panels import previewer_panel
     from pipeline.rank import Rank, seeded
     from stages.previewer import Previewer, PreviewerObjective
@@ -389,14 +388,14 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
         return previewer_panel(previewer, data)
 
     if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, data, panel):
-        rank.publish("previewer.safetensors", weights(previewer))
+        rank.publish_model("previewer", previewer)
         rank.publish(PANEL, panel())
         rank.finish(data.largest.rows)
 
 
 def _loop_baseline(payload: dict[str, Any]) -> None:
     from pipeline import models
-    from pipeline.models import null_text, weights
+    from pipeline.models import null_text
     from pipeline.panels import baseline_panel
     from pipeline.rank import Rank, seeded
     from stages.baseline import Baseline, BaselineObjective
@@ -412,6 +411,6 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
         return baseline_panel(stage_a, baseline, data)
 
     if rank.train("baseline", objective, settings.train, data, panel):
-        rank.publish("baseline.safetensors", weights(baseline))
+        rank.publish_model("baseline", baseline)
         rank.publish(PANEL, panel())
         rank.finish(data.largest.rows)

@@ -1,0 +1,68 @@
+"""score: an aesthetic score of every stored picture, for tables that come without (Re-LAION does)."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from datasets import aesthetic, shards, storage
+from datasets.config import DataError, ScorerConfig
+from pipeline.artifacts import Artifact
+from pipeline.build import Build, Facts
+
+PREPROCESS = "PIL's bicubic to the tower's short side, centre crop, CLIP's mean and standard deviation; fp32"
+
+
+def score(build: Build) -> Facts:
+    """images -> aesthetic: fp32 scores in a table a shard, and how many pictures have about which."""
+    scorer, images = build.config.data.scorer, build.inputs["images"]
+    assert scorer is not None
+    total, rows = sorted(shards.finished(images.path)), images.manifest["rows"]
+    receipts = build.map_shards(ShardScorer, (scorer, build.cluster.device, images, rows), total, rows, "images")
+    found = sum((Counter(receipt.counts) for receipt in receipts), Counter[str]())
+    return Facts(
+        files={name: entry for receipt in receipts for name, entry in receipt.files.items()},
+        rows=sum(receipt.rows_out for receipt in receipts),
+        call="ray.data.Dataset.map_batches",
+        workers=sorted({receipt.pid for receipt in receipts}),
+        notes={
+            "scores": dict(sorted(found.items(), key=lambda item: int(item[0].partition(" ")[0]))),
+            "spec": {"model": scorer.model, "preprocess": PREPROCESS},  # the weights' sha256 are among the settings
+        },
+    )
+
+
+class ShardScorer:
+    """An actor: reads a shard of images, publishes a table of their scores, then its receipt."""
+
+    def __init__(self, scorer: ScorerConfig, device: str, images: Artifact, total_rows: int, path: str, board: Any):
+        from pipeline import models
+        from pipeline.cluster import BoardClient
+
+        self.images, self.total_rows, self.path, self.batch = images, total_rows, path, scorer.batch
+        self.board = BoardClient(board)
+        self.scorer = models.scorer(scorer, models.device(device))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
+        shard = int(batch["shard"][0])
+        if not self.board.stopping():
+            clock, name = shards.Clock(), shards.tensor_name(shard)
+            rows = shards.read_images(self.images.read(shards.image_name(shard)))
+            parts = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
+            scores = [self.scorer.score([row.pixels() for row in part]) for part in parts]
+            values = np.concatenate([np.empty(0, np.float32), *scores])
+            if not np.isfinite(values).all():
+                raise DataError(f"shard {shard}: a score is no finite number; look at the weights of data.scorer")
+            entry = storage.publish(aesthetic.table_bytes(rows, values), storage.join(self.path, name))
+            shards.publish_receipt(
+                self.path,
+                shard,
+                rows_in=len(rows),
+                rows_out=len(rows),
+                files={name: entry},
+                clock=clock,
+                counts=Counter(f"{math.floor(value)} to {math.floor(value) + 1}" for value in values),
+            )
+            self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
+        return {"shard": [shard]}
