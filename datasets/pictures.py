@@ -1,4 +1,4 @@
-"""Pictures: from what a server sent to what is stored, and from stored bytes to pixels, with Pillow."""
+"""Pictures: from what a server sent to what is stored, and from that to pixels. Pillow decodes, torch resizes."""
 
 import io
 from collections.abc import Callable
@@ -31,8 +31,8 @@ def stored(body: bytes, image: ImageConfig, bucket: Size | None = None) -> Store
     """Turn a fetched body into the stored picture.
 
     Upright by its EXIF orientation, 8-bit sRGB (by its ICC profile, where it has one that fits), transparency on
-    white, short side to `image.size` with Pillow's bicubic (antialiased), of the longer side the centre, at most
-    `image.max_aspect` times the short one; nothing is enlarged.
+    white, short side to `image.size` as `fitted` makes it, of the longer side the centre, at most `image.max_aspect`
+    times the short one; nothing is enlarged.
 
     Raises:
         Lost: the body is no picture that we take, or its aspect ratio does not suit its bucket, where it has one.
@@ -44,8 +44,7 @@ def stored(body: bytes, image: ImageConfig, bucket: Size | None = None) -> Store
         raise Lost(Outcome.WRONG_ASPECT, f"{upright.width} x {upright.height} px, planned as {bucket}")
     shorter = min(upright.size)
     width, height = (round(image.size * min(side / shorter, image.max_aspect)) for side in upright.size)
-    picture = ImageOps.fit(_on_white(_in_srgb(upright)), (width, height), Image.Resampling.BICUBIC)
-    picture.info.clear()  # or the encoders would copy profiles and comments into the file
+    picture = Image.fromarray(fitted(_on_white(_in_srgb(upright)), width, height))  # without profiles and comments
     buffer = io.BytesIO()
     if image.format == "png":
         picture.save(buffer, "PNG")
@@ -78,8 +77,21 @@ def opened(body: bytes, max_pixels: int = 64 * 1024 * 1024) -> Image.Image:
 
 
 def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
-    """The centre of a picture at that aspect ratio, resized (bicubic, antialiased): uint8 (height, width, 3) RGB."""
-    return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
+    """The centre of an RGB picture at that aspect ratio, in whole pixels, resized: uint8 (height, width, 3).
+
+    By torch's bicubic on 8 bits, antialiased: Pillow's filter to within rounding, in a quarter of the time.
+    """
+    import torch
+
+    scale = min(picture.width / width, picture.height / height)
+    shown = round(width * scale), round(height * scale)
+    left, top = (picture.width - shown[0]) // 2, (picture.height - shown[1]) // 2
+    centre = np.array(picture)[top : top + shown[1], left : left + shown[0]]
+    if shown == (width, height):
+        return centre
+    batch = torch.from_numpy(centre)[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(batch, (height, width), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def pixels(content: bytes, size: Size | None = None) -> np.ndarray:
@@ -151,7 +163,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         return Image.fromarray((np.asarray(picture, np.uint32) // 257).astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     layer = picture.convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
     return Image.alpha_composite(white, layer).convert("RGB")

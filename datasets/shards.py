@@ -37,6 +37,7 @@ _END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 _KEY_BYTES = pa.binary(16)
 _DTYPES = ("float16", "float32", "uint8", "uint16")
 _SCALES = "scales"  # the column beside values in 8 bits
+_PAGE_OVERHEAD = 22  # bytes at least: a header of 16 with its sizes, counts and encodings, 6 of definition levels
 
 
 @dataclass(frozen=True)
@@ -179,27 +180,55 @@ def write_tensors(rows: Sequence[ImageRow], field: str, values: np.ndarray | Int
     return parquet_bytes(pa.table(columns).replace_schema_metadata(about))
 
 
-def read_tensors(content: bytes | memoryview, field: str) -> tuple[list[str], np.ndarray | Int8]:
-    """Keys and values (rows, *shape) of a file that `write_tensors` made.
+def read_tensors(content: bytes | memoryview, field: str) -> tuple[list[str], Sequence[np.ndarray] | Int8]:
+    """Keys and values (rows of *shape) of a file that `write_tensors` made; values other than int8 still lie in it.
 
     Raises:
         CorruptFile: the file is not Parquet, or holds something else than the tensors `field`.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(content)).read()
-        about = {name.decode(): text.decode() for name, text in (table.schema.metadata or {}).items()}
+        file = pq.ParquetFile(pa.BufferReader(content))
+        schema = file.schema_arrow
+        about = {name.decode(): text.decode() for name, text in (schema.metadata or {}).items()}
         dtype, shape = about["dtype"], json.loads(about["shape"])
         scales = json.loads(about[_SCALES]) if dtype == "int8" else None
+        wanted = [("row", pa.int32()), ("key", _KEY_BYTES), (field, _width(dtype, shape))]
+        if scales is not None:
+            wanted.append((_SCALES, _width("float32", scales)))
+        if not schema.equals(pa.schema(wanted)):
+            raise ValueError(f"it has {', '.join(schema.names)} of other types")
+        keys = [key.hex() for key in file.read(["key"])["key"].to_pylist()]
+        values = _row_groups(file, content, field, dtype, shape)
+        if scales is not None:
+            scaling = _row_groups(file, content, _SCALES, "float32", scales)
+            return keys, Int8(np.concatenate(values), np.concatenate(scaling))
     except (OSError, KeyError, ValueError) as error:
         raise CorruptFile(f"a shard of {field} cannot be read: {error}") from error
-    wanted = [("row", pa.int32()), ("key", _KEY_BYTES), (field, _width(dtype, shape))]
-    if scales is not None:
-        wanted.append((_SCALES, _width("float32", scales)))
-    if not table.schema.equals(pa.schema(wanted)):
-        raise CorruptFile(f"a shard of {field} holds {', '.join(table.schema.names)} of other types")
-    keys = [key.hex() for key in table["key"].to_pylist()]
-    values = _unfixed(table[field], dtype, shape)
-    return keys, values if scales is None else Int8(values, _unfixed(table[_SCALES], "float32", scales))
+    return keys, [row for group in values for row in group]
+
+
+def _row_groups(
+    file: pq.ParquetFile, content: bytes | memoryview, column: str, dtype: str, shape: Sequence[int]
+) -> list[np.ndarray]:
+    """The tensors (rows, *shape) of each row group, not copied from `content` where they lie in one piece there.
+
+    So they do, as `parquet_bytes` writes: Parquet's plain values of a fixed size are their bytes, and end the page that
+    they are in. A chunk whose other bytes are too few for two pages is one page.
+    """
+    place = file.schema_arrow.get_field_index(column)
+    width = file.schema_arrow.field(place).type.byte_width
+    groups = []
+    for number in range(file.num_row_groups):
+        chunk = file.metadata.row_group(number).column(place)
+        size = chunk.num_values * width
+        plain = chunk.compression == "UNCOMPRESSED" and set(chunk.encodings) <= {"PLAIN", "RLE"}  # RLE: of the levels
+        if plain and 0 <= chunk.total_compressed_size - size < 2 * _PAGE_OVERHEAD:
+            end = chunk.data_page_offset + chunk.total_compressed_size
+            values = np.frombuffer(content, np.uint8, size, end - size)
+        else:
+            values = _decoded(file.read_row_group(number, [column])[column])
+        groups.append(values.view(dtype).reshape(-1, *shape))
+    return groups
 
 
 def _width(dtype: str, shape: Sequence[int]) -> pa.DataType:
@@ -214,11 +243,10 @@ def _fixed(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def _unfixed(column: pa.ChunkedArray, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    """The tensors of a column that `_fixed` made."""
-    width, values = column.type.byte_width, column.combine_chunks()  # of one chunk, which is the rule, no copy
-    raw = np.frombuffer(values.buffers()[1] or b"", np.uint8, len(values) * width, values.offset * width)
-    return raw.view(dtype).reshape(len(values), *shape)
+def _decoded(column: pa.ChunkedArray) -> np.ndarray:
+    """The bytes of a column that `_fixed` made."""
+    width, values = column.type.byte_width, column.combine_chunks()
+    return np.frombuffer(values.buffers()[1], np.uint8, len(values) * width, values.offset * width)
 
 
 def table_bytes(rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> bytes:

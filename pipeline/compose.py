@@ -3,9 +3,8 @@
 What either of them has against it becomes a sentence with the key and the nearest valid one.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import Config
 from pipeline.dag import flatten
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
 KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
@@ -143,12 +142,6 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for part in (field.annotation, *get_args(field.annotation)):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _fields(part, f"{prefix}{name}.")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the known word that is most like another one, if any is."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def comments(chosen: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 from typing import Any, Literal
 
 from pipeline.artifacts import Artifact, Fingerprint, Store
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, nearest
 
 State = Literal["done", "resume", "run", "stale"]
 CONTENT = re.compile("((?:sha256|version) [0-9a-f]{12})[0-9a-f]{52}")  # of `contents.identity`; the start is shown
@@ -61,7 +61,8 @@ def order(steps: Sequence[Step], targets: Iterable[str]) -> list[Step]:
 
     def need(output: str) -> None:
         if output not in makers:
-            raise UsageError(f"targets: no step makes '{output}'; there are {', '.join(makers)}")
+            hint = nearest(output, makers)
+            raise UsageError(f"targets: no step makes '{output}'{hint}; there are {', '.join(makers)}")
         if output not in edges:
             edges[output] = makers[output].inputs
             for name in edges[output]:

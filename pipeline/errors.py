@@ -8,6 +8,9 @@
 130, 143  Interrupted by SIGINT or SIGTERM after a clean save
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class UsageError(ValueError):
     """The command line, the config or an input is wrong; the message names the key or path and the remedy."""
@@ -48,6 +51,12 @@ class Interrupted(RuntimeError):
     def __init__(self, signal_number: int):
         super().__init__("interrupted; the same command goes on from here")
         self.exit_code = 128 + signal_number
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word that is most like another one, if any is."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def exit_code(error: BaseException) -> int | None:

@@ -1,7 +1,6 @@
 """What is there: the verbs `status`, `show`, `export`, `report hours`. They read; `export` copies out of the root."""
 
 import json
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +16,7 @@ from pipeline.process import ProcessId
 from pipeline.screen import console, print_table
 from pipeline.steps import table
 
-out = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
+out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed") -> dict[str, Artifact]:

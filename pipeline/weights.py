@@ -250,7 +250,9 @@ def verify(row: Row, folder: Path) -> Verdict:
     if problem:
         return Verdict(row.name, "changed", problem)
     known = _record(row, folder).exists() or (row.sha256 is not None and len(row.sha256) == 64)
-    return Verdict(row.name, "ok" if known else "unrecorded", "")
+    if known:
+        return Verdict(row.name, "ok", "")
+    return Verdict(row.name, "unrecorded", "its sha256 is not published, and `weights get` did not bring it")
 
 
 def _record(row: Row, folder: Path) -> Path:

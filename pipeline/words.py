@@ -8,10 +8,10 @@ import difflib
 import shlex
 from dataclasses import dataclass, field
 
-from pipeline.compose import groups, nearest
+from pipeline.compose import groups
 from pipeline.config import Config
 from pipeline.dag import Selection
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, nearest
 
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
 SAMPLE_WORDS = (

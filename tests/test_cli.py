@@ -102,7 +102,10 @@ def build_all(root: Path, loaded: Config) -> None:
             ["sample", "from=file", "prompt=x", "out=pictures", "run_seed=3", "stage_c.text=x", "sample.batch=2"],
             "run_seed, stage_c.text: from=DIR draws with that release's own models and settings; leave them out",
         ),
-        (["config", *MICRO, "targets=[realease]"], "targets: no step makes 'realease'; there are metadata"),
+        (
+            ["config", *MICRO, "targets=[realease]"],
+            "no step makes 'realease' (did you mean release?); there are",
+        ),
         (["config", *MICRO, "stage_c.train"], "'stage_c.train' is not key=value; config takes"),
         (["run", *MICRO, "json"], "'json' is neither a flag nor key=value (did you mean --json?)"),
         (["status", "now"], "'now' is neither a flag nor key=value"),

@@ -271,7 +271,7 @@ def test_an_encoder_online_stores_nothing_but_tokens(prepared):
     assert not {"latents_a", "latents_c"} & root.prints.keys()
     text = root.artifact("text_tiny")
     _, tokens = shards.read_tensors(text.read(shards.tensor_name(0)), "tokens")
-    assert (tokens.shape, tokens.dtype) == ((ROWS[0], 16), np.uint16)
+    assert [(row.shape, row.dtype) for row in tokens] == [((16,), np.uint16)] * ROWS[0]
     stored = prepared().artifact("text_tiny")
     for name in (models.TOWER, models.NULL_TEXT):  # sampling and trainings find them as ever
         assert text.read(name) == stored.read(name)

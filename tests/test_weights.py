@@ -283,7 +283,8 @@ def test_list_get_and_verify(one_row: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["weights", "get", "x", folder]) == 2
     assert "delete" in capsys.readouterr().err
     (one_row / "x.pth.sha256").unlink()
-    assert document("verify")[0]["state"] == "unrecorded"
+    (unrecorded,) = document("verify", "x")
+    assert (unrecorded["state"], unrecorded["detail"][:27]) == ("unrecorded", "its sha256 is not published")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def rows(config: Config) -> list[Step]:
     return [
         #    step           makes        from                                  reads                               runs
         Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 3),
-        Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download"),
+        Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download", 2),
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
         *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
         *(

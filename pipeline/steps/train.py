@@ -223,15 +223,11 @@ def _loaded(payload: dict[str, Any], where: "device") -> "list[tuple[Encoder, En
 
 
 def _training_data(
-    payload: dict[str, Any],
-    training: TrainingConfig,
-    where: "device",
-    online: "list[tuple[Encoder, Encode]] | None" = None,
+    payload: dict[str, Any], training: TrainingConfig, online: "list[tuple[Encoder, Encode]]"
 ) -> "TrainingData":
     """Batches by frame and view; squares of all sizes come in the same order, and so do buckets.
 
-    Held-out samples do not depend on the seed, so that trainings can be compared. A job of several trainings gives the
-    `online` encoders, which may be large, to each; else they are loaded here.
+    Held-out samples do not depend on the seed, so that trainings can be compared.
     """
     from pipeline.encoders import EncodedBatches, TrainingData
 
@@ -242,7 +238,6 @@ def _training_data(
         if phase.max_aspect > 1
     ]
     files = VerifiedFiles(payload["cache"].folder, int(payload["cache"].gib * 2**30))
-    online = _loaded(payload, where) if online is None else online
 
     def split(view: str | None) -> tuple[View | None, View | None]:
         return _split(payload["views"].get(view), payload["held_out"])
@@ -279,7 +274,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
     settings: StageASettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     stage_a = seeded(payload["seed"], lambda: StageA(settings.model))
     if settings.weights:
         pretrained.fill(stage_a, existing("stage_a", settings.weights)["stage_a"], settings.model)
@@ -320,8 +315,8 @@ def _loop_b(payload: dict[str, Any]) -> None:
     assert settings.train is not None
     compressing: CompressorSettings = payload["compressor"]
     rank = Rank(payload)
-    online = _loaded(payload, rank.device)
-    data = _training_data(payload, settings.train, rank.device, online)
+    online = _loaded(payload, rank.device)  # for both trainings
+    data = _training_data(payload, settings.train, online)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
     start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
@@ -334,7 +329,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
             payload["seed"], lambda: CompressorWarmup(compressor, channels, settings.model.latent_channels, loss)
         )
         rounds = compressing.warmup.train
-        if not rank.train("compressor", warmup, rounds, _training_data(payload, rounds, rank.device, online)):
+        if not rank.train("compressor", warmup, rounds, _training_data(payload, rounds, online)):
             return
     stage_b = seeded(payload["seed"], lambda: StageB(settings.model))
     if settings.weights:
@@ -364,7 +359,7 @@ def _loop_c(payload: dict[str, Any]) -> None:
     settings: StageCSettings = payload["settings"]
     assert settings.train is not None
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     stage_c = seeded(payload["seed"], lambda: StageC(settings.model))
     if settings.weights:
         pretrained.fill(stage_c, existing("stage_c", settings.weights)["stage_c"], settings.model)
@@ -381,7 +376,7 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
 
     settings: PreviewerSettings = payload["settings"]
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     previewer = seeded(payload["seed"], lambda: Previewer(settings.model))
 
     def panel() -> bytes:
@@ -402,7 +397,7 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
 
     settings: BaselineSettings = payload["settings"]
     rank = Rank(payload)
-    data = _training_data(payload, settings.train, rank.device)
+    data = _training_data(payload, settings.train, _loaded(payload, rank.device))
     baseline = seeded(payload["seed"], lambda: Baseline(settings.model))
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
 
