@@ -234,7 +234,8 @@ def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch):
     fields, tower = TRAININGS["stage_b"]
     payload = train._data(build, *fields, tower=tower) | {
         "settings": build.config.stage_b, "compressor": build.config.compressor, "text": build.inputs["text_tiny"],
-        "stretches": build.config.stretches_of("train_b"), "views": {}, "seed": 1, "cache": build.config.cluster.cache,
+        "stretches": build.config.stretches_of("train_b"), "views": {}, "held_out": None, "seed": 1,
+        "cache": build.config.cluster.cache,
     }  # fmt: skip
     loaded, seen = list[str](), list[list[str]]()
     load = Encoder.load
@@ -248,8 +249,8 @@ def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch):
         def __init__(self, _: Any):
             pass
 
-        def train(self, _name: str, _objective: Any, _config: Any, batches: Any) -> bool:
-            seen.append(sorted(next(iter(batches.values())).read(0, 2)))
+        def train(self, _name: str, _objective: Any, _config: Any, data: Any, *_: Any) -> bool:
+            seen.append(sorted(next(iter(data.batches.values())).read(0, 2)))
             return len(seen) == 1
 
     monkeypatch.setattr(rank, "Rank", Short)
