@@ -47,7 +47,7 @@ def rows(config: Config) -> list[Step]:
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
         *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
         *(
-        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *scores[: view.scored]), (f"data.views.{v}",), "select:select")
+        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *(scores if view.scored else ())), (f"data.views.{v}",), "select:select")
         for v, view in config.data.views.items()),
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
