@@ -54,6 +54,8 @@ class Rank:
         torch.set_float32_matmul_precision("high")
         self.files: dict[str, FileEntry] = {}
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
+        self.states: Checkpoints  # of what was trained last
+        self.phase_ends: tuple[int, ...]  # its steps at the end of each phase
 
     def train(
         self,

@@ -115,11 +115,11 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
         from pipeline.models import check_scorer
 
         check_scorer(config.data.scorer)
-    made = {stage for stage in STAGES if not made.isdisjoint((stage, config.trained(stage)))}
-    if made and any(not name.startswith(("text.", "eval.", "data.")) for name in _needed_weights(config, planned)):
+    stages = {stage for stage in STAGES if config.trained(stage) in made}
+    if stages and any(not name.startswith(("text.", "eval.", "data.")) for name in _needed_weights(config, planned)):
         from pipeline.models import check_existing
 
-        check_existing(config, made)
+        check_existing(config, stages)
 
 
 def check_precision(config: Config, planned: list[Planned], kind: str) -> None:

@@ -52,7 +52,7 @@ def rows(config: Config) -> list[Step]:
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
         *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
         *(
-        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *scores[: view.scored]), (f"data.views.{v}",), "select:select")
+        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *(scores if view.scored else ())), (f"data.views.{v}",), "select:select")
         for v, view in config.data.views.items()),
         *(
         Step("hold_out",    name,        ("images",),                          ("data.holdout",),                  "select:hold_out")
