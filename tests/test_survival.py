@@ -282,3 +282,20 @@ def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path
     assert 0 <= again <= 2 * (EVERY + 1)
     weights, wanted = (load_file(Path(one.path) / "stage_c.safetensors") for one in (survived, calm))
     torch.testing.assert_close(weights, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cluster
+def test_a_rank_that_hangs_is_named_and_costs_steps_only(tmp_path, inputs, calm):
+    root = new_root(tmp_path, inputs)
+    driver = start(root, "cluster.stall_s=10")
+    try:
+        wait_for(saved(root, 2 * EVERY), driver)
+        ranks(driver)[1].suspend()  # it neither goes on nor answers
+        said = finish(driver)
+    finally:
+        driver.kill()
+    survived = stage_c(root)
+    assert survived.manifest["content"] == calm.manifest["content"]
+    assert "nothing went on for 10 s (cluster.stall_s): rank 1 after step" in said
+    assert "and silent since" in said
+    assert figures(survived)[0] == 1
