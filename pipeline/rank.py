@@ -6,6 +6,7 @@ trained, rank 0 publishes the weights and, last, `result.json`, which the driver
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -71,22 +72,26 @@ class Rank:
         was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
         self._warn_of_small_buckets(name, config, data.batches)
-        panel_seconds = 0.0
+        panel_seconds, begun = 0.0, False
+        reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
         folder = storage.join(self.building, "checkpoints", name)
         states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard, config.phase_ends)
 
         def load_state() -> Iterator[bytes] | None:
+            nonlocal begun
             newest = [states.newest() if self.rank == 0 else None]
             if self.world > 1:  # all ranks go on from the same one
                 dist.broadcast_object_list(newest)
-            if self.rank == 0:
+            if self.rank == 0 and not begun:  # later it is asked to rewind bad steps, which does none of them again
                 self.board.post({"kind": "resumed", "training": name, "step": newest[0].step if newest[0] else 0})
+            begun = True
             return states.read(newest[0]) if newest[0] else None
 
         def read_batch(step: int) -> dict[str, Any]:
             phase = config.phase_at(step)
             frame, rows = Frame(phase.size, phase.max_aspect), phase.batch_size // self.world
-            return data.batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
+            with reading:
+                return data.batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
 
         def save_state(step: int, state: bytes) -> None:
             best = checkpoint.best(state) if config.keeps_best else None
@@ -107,8 +112,9 @@ class Rank:
             for step in steps:
                 phase = config.phase_at(step)
                 frame, start = Frame(phase.size, phase.max_aspect), config.images_after(step)
-                keys = suspects(data.batches[frame, phase.view].stored.read(start, phase.batch_size))
-                self._warn(f"{name}: step {step + 1} went wrong ({done}); {keys}")
+                with reading:
+                    batch = data.batches[frame, phase.view].stored.read(start, phase.batch_size)
+                self._warn(f"{name}: step {step + 1} went wrong ({done}); {suspects(batch)}")
 
         def log(step: int, values: dict[str, float]) -> None:
             nonlocal panel_seconds
