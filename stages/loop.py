@@ -173,7 +173,8 @@ def train(
 
             # The host waits for the device, and ranks for each other, only where one of these is due.
             step, last = training.step, training.step == config.num_steps
-            if step % config.log_every == 0 or step in config.phase_ends:
+            logs = step % config.log_every == 0 or step in config.phase_ends
+            if logs:
                 values = measured()
                 if validation and config.validation and (step % config.validation.every == 0 or last):
                     doing.begin(step, activity.VALIDATING)
@@ -184,7 +185,7 @@ def train(
                 tell(values)
                 seconds = _most(time.monotonic() - logged, world, device) / config.log_every
                 logged, ask_every = time.monotonic(), max(1, min(config.log_every, int(_STOP_S / seconds)))
-            asked = step % config.log_every % ask_every == 0 and not last
+            asked = (logs or step % config.log_every % ask_every == 0) and not last
             stop = asked and bool(_most(should_stop(), world, device))
             if stop and meter.rows:
                 tell(measured())

@@ -200,7 +200,7 @@ def batch(root: Root, output: str) -> dict[str, np.ndarray]:
     seen = {"stretches": build.config.stretches_of(build.step.name), "views": {}, "held_out": None}
     payload = train._data(build, *fields, tower=tower) | seen | {"seed": 1, "cache": build.config.cluster.cache}
     training = build.config.trainings_of(build.step.name)[-1]
-    (batches,) = train._training_data(payload, training, CPU).batches.values()
+    (batches,) = train._training_data(payload, training, train._loaded(payload, CPU)).batches.values()
     assert batches.rows == sum(ROWS)
     return batches.read(2, 7)
 

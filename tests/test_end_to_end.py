@@ -259,7 +259,7 @@ def test_a_forgotten_picture_leaves_a_root_that_verifies_and_says_when(micro_roo
     assert "files" not in told
     assert not list(root.rglob(f"{key}.png"))
     planned = json.loads(pipeline("plan", *MICRO, f"root={root}", "--json").stdout)
-    assert planned["forgotten"] == 1
+    assert planned["forgotten"] == 2  # its key and its URL
     assert {step["state"] for step in planned["steps"]} == {"done"}
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -73,8 +74,10 @@ def test_the_weights_fill_the_models_and_the_previewer_takes_stored_codes(roots,
 def test_sample_shows_the_previewers_pictures(roots, tmp_path):
     words = ["conf=previewer", "scale=micro", f"root={roots[1]}", "prompt=red heart", "seed=7", "n=2", "preview=true"]
     assert main(["sample", *words, f"out={tmp_path}"]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["red-heart-7-preview.png", "red-heart-8-preview.png"]
-    assert opened((tmp_path / "red-heart-7-preview.png").read_bytes()).shape == (24, 24, 3)
+    first, second = sorted(tmp_path.iterdir())
+    assert re.fullmatch(r"red-heart-7-[0-9a-f]{6}-preview.png", first.name)
+    assert re.fullmatch(r"red-heart-8-[0-9a-f]{6}-preview.png", second.name)
+    assert opened(first.read_bytes()).shape == (24, 24, 3)
 
 
 def test_the_rival_is_scored_on_the_same_captions(roots, built):

@@ -23,6 +23,7 @@ from stages.config import StageAConfig, StageALoss, TrainingConfig
 from stages.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from stages.draws import Draws
 from stages.loop import Outcome, train
+from stages.meter import SPEED
 from stages.perceptual import Perceptual
 from stages.stage_a import StageA, StageAObjective
 
@@ -226,7 +227,8 @@ def run(
         log=logged.__setitem__,
         should_stop=lambda: stop_after in logged,
     )
-    return outcome, saved, logged
+    told = {step: {k: v for k, v in values.items() if not k.startswith(SPEED)} for step, values in logged.items()}
+    return outcome, saved, told
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
