@@ -56,7 +56,7 @@ def lines() -> Iterator[Line]:
     if torch.cuda.is_available():
         yield from full_size(torch.device("cuda"), steps=30)
     else:
-        yield from against_plain(TIMED, side=24, batch=16, pairs=PAIRS)
+        yield from against_plain(TIMED, side=24, batch=4, pairs=PAIRS)
         yield from saving(SAVED)
         yield from against_diffusers(PRIOR, text_encoder(WIDTH, CPU), size=1024, batch=2, pairs=3)
 
