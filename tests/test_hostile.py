@@ -82,11 +82,12 @@ EXPECTED = {
 }
 
 CHILD = """
-import json, resource, sys
+import json, sys
 import pyarrow as pa, pyarrow.parquet as pq
 from datasets import plan
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.download import download_shard
+from tests.bench.plan_memory import peak_mib
 
 folder, port, max_bytes, *names = sys.argv[1:]
 limits = DownloadConfig(threads=8, timeout_s=60, retries=0, max_bytes=int(max_bytes),
@@ -102,9 +103,9 @@ def download(shard, names):
     return {name: row["status"] for name, row in zip(names, pq.read_table(f"{folder}/{shard:05d}.parquet").to_pylist())}
 
 download(0, ["good"])  # loads what is needed
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_mib()
 found = download(1, names)
-print(json.dumps({"found": found, "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+print(json.dumps({"found": found, "mib": peak_mib() - before}))
 """
 
 
