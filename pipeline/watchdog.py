@@ -108,8 +108,10 @@ class Watchdog:
         self._board.rest(self._rank)
 
     def _watch(self) -> None:
-        while not self._over.wait(self._stall_s / BEATS):
+        while True:  # at once, so that the board knows of every rank
             step, doing, seconds = self._doing.now()
             if found := self._board.beat(self._rank, step, doing, seconds, self._stall_s):
                 log.error(found)
                 self._end(EXIT_STALLED)
+            if self._over.wait(self._stall_s / BEATS):
+                return

@@ -98,8 +98,12 @@ def begun(root: Path, attempts: int) -> Callable[[], bool]:
 
 def ranks(above: subprocess.Popen[str]) -> list[psutil.Process]:
     """The training workers below a process."""
-    below = psutil.Process(above.pid).children(recursive=True)
-    return [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process(above.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def stage_c(root: Path) -> Artifact:
@@ -296,6 +300,6 @@ def test_a_rank_that_hangs_is_named_and_costs_steps_only(tmp_path, inputs, calm)
         driver.kill()
     survived = stage_c(root)
     assert survived.manifest["content"] == calm.manifest["content"]
-    assert "nothing went on for 10 s (cluster.stall_s): rank 1 after step" in said
-    assert "and silent since" in said
+    assert "nothing went on for 10 s (cluster.stall_s): rank " in said
+    assert said.count(" after step ") >= 2  # what either of them did last
     assert figures(survived)[0] == 1
