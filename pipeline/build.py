@@ -151,7 +151,6 @@ class Build:
 
     def _workers(self) -> int:
         """Ranks of the next attempt: all that are asked for, or fewer where nodes are gone and none replaces them."""
-
         worlds = self.config.worlds_of(self.step.name)
 
         def tick(room: int) -> None:

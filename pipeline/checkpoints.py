@@ -55,20 +55,18 @@ class Checkpoints:
         storage.publish(json.dumps(marker).encode(), self._path(saved, self.part, "json"))
         if self.part == 0:
             markers = self._markers()
-            newest = sorted(found for found, parts in markers.items() if len(parts) == found.parts)[-KEEP:]
+            whole = sorted(found for found, parts in markers.items() if len(parts) == found.parts)
+            newest = whole[-KEEP:]
             named = {self._best(found) for found in newest}
-            for old in [found for found in markers if newest and found < newest[0] and found.step not in named]:
-                if old.step in self.milestones and len(markers[old]) == old.parts:
-                    continue
+            kept = {found for found in whole if found.step in named or found.step in self.milestones}
+            for old in [found for found in markers if newest and found < newest[0] and found not in kept]:
                 for part in range(old.parts):
                     storage.remove(self._path(old, part, "json"))
                     storage.remove(self._path(old, part, "safetensors"))
 
-    def newest(self, step: int | None = None) -> Saved | None:
-        """The newest checkpoint that is whole and valid, or None; with `step`, of those after so many steps."""
+    def newest(self) -> Saved | None:
+        """The newest checkpoint that is whole and valid, or None."""
         for saved in sorted(self._markers(), reverse=True):
-            if step not in (None, saved.step):
-                continue
             try:
                 for part in range(saved.parts):
                     self._read(saved, part)
@@ -85,7 +83,7 @@ class Checkpoints:
         """
         found = [saved for saved, parts in self._markers().items() if saved.step == step and len(parts) == saved.parts]
         if not found:
-            raise CorruptFile(f"{self.folder} has lost the checkpoint of its best step, {step}; --force the training")
+            raise CorruptFile(f"{self.folder} has lost the checkpoint of step {step}; --force the training")
         return found[0]
 
     def read(self, saved: Saved) -> Iterator[bytes]:

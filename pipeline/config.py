@@ -535,7 +535,7 @@ class Config(Settings):
         return [
             world
             for world in range(self.workers, least - 1, -1)
-            if all(_divides(training, world) for training in self.trainings_of(step))
+            if all(training.divides(world) for training in self.trainings_of(step))
         ]
 
     def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
@@ -610,14 +610,6 @@ class Config(Settings):
         for part in key.split("."):
             tree = tree[part]
         return _without(tree, MANNERS)
-
-
-def _divides(training: TrainingConfig, world: int) -> bool:
-    try:
-        training.require_divisible(world)
-    except ValueError:
-        return False
-    return True
 
 
 def is_below(name: str, key: str) -> bool:

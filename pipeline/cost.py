@@ -12,11 +12,11 @@ from pipeline.errors import UsageError
 from pipeline.steps import rows as all_steps
 from pipeline.steps import table
 from pipeline.volume import Volume
-from stages import memory_estimate
+from stages import flops, memory_estimate
 from stages.memory_estimate import GIB, Memory
 
 COMMON_GIB = 80  # memory of the GPUs that most clusters train on: A100, H100
-A100_FLOPS = 0.18 * 312e12  # a second: the share of the peak that the paper's training of Stage C reached
+A100_FLOPS = 0.18 * flops.PEAKS["NVIDIA A100-SXM4-80GB"]  # the share of it that the paper's training of Stage C reached
 
 
 def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]]:
@@ -196,10 +196,7 @@ def _fitting_workers(step: str, config: Config, gib: float) -> int | None:
     workers = 2 * config.workers
     while workers <= smallest:
         more = config.model_copy(update={"workers": workers})
-        try:
-            for training in config.trainings_of(step):
-                training.require_divisible(workers)
-        except ValueError:
+        if not all(training.divides(workers) for training in config.trainings_of(step)):
             return None
         need = memory(step, more)
         if need and need.total <= gib * GIB:

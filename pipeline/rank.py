@@ -22,7 +22,7 @@ from torch import nn
 from datasets import storage
 from datasets.bucket_batches import BucketBatches
 from datasets.buckets import Frame
-from datasets.storage import FileEntry
+from datasets.storage import CorruptFile, FileEntry
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import BoardClient
 from pipeline.encoders import EncodedBatches, TrainingData
@@ -168,11 +168,12 @@ class Rank:
             return
         self.publish(f"{name}.safetensors", weights(model))
         for number, step in enumerate(self.phase_ends[:-1], start=1):
-            saved = self.states.newest(step)
-            if saved is None:
-                self._warn(f"{name}: the weights after phase {number} are not kept, since no checkpoint has them")
+            try:
+                parts = self.states.read_all(self.states.after(step))
+                every = checkpoint.final_weights(map(checkpoint.load, parts))
+            except CorruptFile as error:
+                self._warn(f"{name}: the weights after phase {number} are not kept: {error}")
                 continue
-            every = checkpoint.final_weights(map(checkpoint.load, self.states.read_all(saved)))
             ours = {key.removeprefix(f"{name}."): every[key] for key in every if key.startswith(f"{name}.")}
             self.publish(phase_file(name, number), safetensors.torch.save(ours))
 

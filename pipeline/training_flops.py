@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from pipeline.config import Config
 from stages import flops
-from stages.parameters import CODE_STRIDE
 
 BACKWARD = 2  # times the forward pass's
 
@@ -19,10 +18,10 @@ def per_picture(step: str, config: Config) -> dict[str, dict[int, int]]:
     trained = 1 + BACKWARD
 
     def compress(size: int) -> int:
-        return flops.encode_c(compressor.model, int(size * compressor.model.input_ratio))
+        return flops.encode_c(compressor.model, compressor.model.seen_side(size))
 
     def code(size: int) -> int:
-        return int(size * compressor.model.input_ratio) // CODE_STRIDE
+        return compressor.model.code_side(size)
 
     def latents(size: int) -> int:
         return size >> a.model.levels

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datasets.buckets import Frame
 from pipeline.config import Config
 from stages import flops
-from stages.parameters import CODE_STRIDE
 
 BYTES = {"fp16": 2, "int8": 1}  # of a stored number
 TOKEN_BYTES = 2
@@ -74,10 +73,9 @@ def _row_bytes(step: str, output: str, config: Config) -> dict[Frame | None, int
                 for frame in config.frames_of("train_b")
             }
         case "encode_c":
-            width = BYTES[encode.latents_c.dtype] * config.compressor.model.latent_channels
-            return {
-                frame: width * (_seen_side(frame, config) // CODE_STRIDE) ** 2 for frame in config.frames_of("train_c")
-            }
+            compressor = config.compressor.model
+            width = BYTES[encode.latents_c.dtype] * compressor.latent_channels
+            return {frame: width * compressor.code_side(frame.size) ** 2 for frame in config.frames_of("train_c")}
         case _:
             return {}
 
@@ -94,7 +92,8 @@ def _row_flops(step: str, output: str, config: Config) -> dict[Frame | None, int
         case "encode_c":
             compressor = config.compressor.model
             return {
-                frame: flops.encode_c(compressor, _seen_side(frame, config)) for frame in config.frames_of("train_c")
+                frame: flops.encode_c(compressor, compressor.seen_side(frame.size))
+                for frame in config.frames_of("train_c")
             }
         case _:
             return {}
@@ -115,8 +114,3 @@ def _seen(step: str, output: str, config: Config, trainings: Set[str]) -> dict[F
                 frame = None if step == "encode_text" else Frame(phase.size, phase.max_aspect)
                 seen[frame] += phase.steps * phase.batch_size
     return dict(seen)
-
-
-def _seen_side(frame: Frame, config: Config) -> int:
-    """Side in px of what the compressor sees of a square; of other pictures it sees about as much."""
-    return int(frame.size * config.compressor.model.input_ratio)

@@ -14,6 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ChannelsBy8 = Annotated[int, Field(ge=8, multiple_of=8)]  # torchvision rounds others
+CODE_STRIDE = 32  # px that the compressor's backbone turns into one position
 LATENT_SIDE_MULTIPLE = 32  # sides of Stage A's latents: pictures come in steps of 128 px
 FixedWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
 LossWeight = Literal[FixedWeight, "adaptive"]
@@ -123,6 +124,14 @@ class CompressorConfig(Settings):
     """Side of what the backbone sees, as a share of the image's side (768 of 1024)."""
     resize: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter of that resize, always antialiased: bilinear in the code, bicubic in the paper."""
+
+    def seen_side(self, side: int) -> int:
+        """Side in px of what the backbone sees of a picture with a side of so many px."""
+        return int(side * self.input_ratio)
+
+    def code_side(self, side: int) -> int:
+        """Side of the code of a picture with a side of so many px."""
+        return self.seen_side(side) // CODE_STRIDE
 
 
 class StageBConfig(Settings):
@@ -584,6 +593,14 @@ class TrainingConfig(Settings):
             phase.batch_size * min(max(steps - start, 0), phase.steps)
             for phase, start in zip(self.phases, starts, strict=False)
         )
+
+    def divides(self, world: int) -> bool:
+        """Whether `require_divisible` accepts so many workers."""
+        try:
+            self.require_divisible(world)
+        except ValueError:
+            return False
+        return True
 
     def require_divisible(self, world: int) -> None:
         """Raise ValueError unless every phase's batch divides among `world` workers, and into micro-batches there."""

@@ -26,7 +26,6 @@ from stages.config import (
     TrainingConfig,
 )
 from stages.parameters import (
-    CODE_STRIDE,
     DISCRIMINATOR,
     VGG16,
     blocks_b,
@@ -95,7 +94,7 @@ def train_b(
 
     def kept(phase: Phase) -> float:
         size = _itemsize(train)
-        side = int(phase.size * compressor.input_ratio)
+        side = compressor.seen_side(phase.size)
         seen = _kept_compressor(compressor, side) if joint else 0.0
         return seen + _kept_b(config, phase.size // 4 // config.patch, tokens, size, train.checkpointing)
 
@@ -112,7 +111,7 @@ def warm_up(config: CompressorConfig, width: int, latent_channels: int, train: T
     def kept(phase: Phase) -> float:
         first = (phase.size // 32) ** 2
         numbers = first * config.latent_channels + sum(2 * first * 4**level * side for level, side in enumerate(sides))
-        return _kept_compressor(config, int(phase.size * config.input_ratio)) + numbers * _itemsize(train)
+        return _kept_compressor(config, config.seen_side(phase.size)) + numbers * _itemsize(train)
 
     return _memory(count, count - fixed, train, workers, kept)
 
@@ -124,7 +123,7 @@ def train_c(
     count = parameters.stage_c(config)
 
     def kept(phase: Phase) -> float:
-        side = int(phase.size * compressor.input_ratio) // CODE_STRIDE
+        side = compressor.code_side(phase.size)
         return _kept_c(config, side * side, tokens, _itemsize(train), train.checkpointing)
 
     return _memory(count, count, train, workers, kept)
@@ -142,7 +141,7 @@ def encode_a(config: StageAConfig, side: int, rows: int) -> int:
 
 def encode_c(config: CompressorConfig, side: int, rows: int) -> int:
     """The compressor, which encodes `rows` pictures of `side` px at a time."""
-    widest = max(layer.kept for layer in convolutions(stages_of(config), int(side * config.input_ratio)))
+    widest = max(layer.kept for layer in convolutions(stages_of(config), config.seen_side(side)))
     return FP32 * (parameters.compressor(config) + rows * widest)
 
 
@@ -153,7 +152,7 @@ def train_previewer(
     count = parameters.previewer(config)
 
     def kept(phase: Phase) -> float:
-        return _kept_previewer(config, int(phase.size * compressor.input_ratio) // CODE_STRIDE, _itemsize(train))
+        return _kept_previewer(config, compressor.code_side(phase.size), _itemsize(train))
 
     return _memory(count, count, train, workers, kept)
 

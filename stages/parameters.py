@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from stages.config import (
+    CODE_STRIDE,
     BaselineConfig,
     CompressorConfig,
     EfficientNetStage,
@@ -19,7 +20,6 @@ from stages.config import (
 )
 
 TEXT_VOCABULARY = 49408  # tokens of CLIP
-CODE_STRIDE = 32  # px that the compressor's backbone turns into one position
 
 
 def _stages(*rows: tuple[str, int, int, int, int]) -> tuple[EfficientNetStage, ...]:

@@ -83,14 +83,20 @@ class Run:
             device=torch.device("cpu"),
             rank=self.rank,
             world=self.world,
-            load_state=lambda: [self.saved[max(self.saved)]] if self.saved else None,
-            save_state=self.saved.__setitem__,
+            load_state=self.load_state,
+            save_state=self.save_state,
             log=self.logged.__setitem__,
             should_stop=lambda: max(self.logged, default=0) >= stop_after,
             bad_steps=lambda steps, done: self.told.append((steps, done)),
             flops_of=lambda phase: 1e9,
         )
         return self
+
+    def load_state(self) -> list[bytes] | None:
+        return [self.saved[max(self.saved)]] if self.saved else None
+
+    def save_state(self, step: int, state: bytes) -> None:
+        self.saved[step] = state
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -200,47 +206,30 @@ def test_a_jump_is_measured_against_the_usual_loss() -> None:
         BadStepsConfig(jump=3.0)
 
 
+class SharedRun(Run):
+    """A rank's; the first one's states are files that all read."""
+
+    folder: Path
+
+    def load_state(self) -> list[bytes] | None:
+        found = sorted(self.folder.iterdir())
+        return [found[-1].read_bytes()] if found else None
+
+    def save_state(self, step: int, state: bytes) -> None:
+        (self.folder / f"{step:02d}").write_bytes(state)
+
+
 def _rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for then in ("skip", "rewind"):
-        run = Run(then, spoiled_at(6), rank=rank, world=2)  # the last row is the second rank's
-        run.saved = {}
-        states = folder / f"{then}-{rank}.pt"
-        shared = _Shared(run, folder / then)
-        train(
-            run.model,
-            run.read,
-            run.config,
-            seed=0,
-            device=torch.device("cpu"),
-            rank=rank,
-            world=2,
-            load_state=shared.newest,
-            save_state=shared.save,
-            log=run.logged.__setitem__,
-            should_stop=lambda: False,
-            bad_steps=lambda steps, done, told=run.told: told.append((steps, done)),
-        )
-        learnt = {name: value for name, value in run.model.named_parameters()}
-        torch.save({"weights": learnt, "told": run.told, "speed": run.logged.get(STEPS, {})}, states)
+        run = SharedRun(then, spoiled_at(6), rank=rank, world=2)  # the last row is the second rank's
+        run.folder = folder / then
+        run.folder.mkdir(exist_ok=True)
+        run.train()
+        torch.save({"weights": dict(run.model.named_parameters()), "told": run.told}, folder / f"{then}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-class _Shared:
-    """The first rank's states as files, which both read."""
-
-    def __init__(self, run: Run, folder: Path):
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-
-    def save(self, step: int, data: bytes) -> None:
-        (self.folder / f"{step:02d}").write_bytes(data)
-
-    def newest(self) -> list[bytes] | None:
-        found = sorted(self.folder.iterdir())
-        return [found[-1].read_bytes()] if found else None
 
 
 @pytest.fixture(scope="module")

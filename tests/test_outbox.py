@@ -77,6 +77,7 @@ def test_the_next_process_sends_what_one_left_behind_and_leaves_the_living_alone
     alive = Outbox(tmp_path, "2-alive", away)
     ended.add({"number": 1})
     alive.add({"number": 2})
+    assert not alive.flush(60)  # so it has looked for what others left before there is something
     assert ended.close(60) == 1
     with open(ended.path, "a") as file:
         file.write('{"number": 9')  # a record that its process died in

@@ -108,9 +108,7 @@ warnings: list[str] = []
 
 
 def weights_after(states: Checkpoints, step: int) -> dict[str, Tensor]:
-    saved = states.newest(step)
-    assert saved is not None
-    return checkpoint.final_weights(map(checkpoint.load, states.read_all(saved)))
+    return checkpoint.final_weights(map(checkpoint.load, states.read_all(states.after(step))))
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
