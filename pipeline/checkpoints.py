@@ -2,15 +2,16 @@
 
 The newest few stay, and those at milestones. A safetensors file for each part of a checkpoint, and a small marker with
 its size and sha256, written last. The newest checkpoint all of whose parts their markers vouch for wins; a damaged or
-unfinished one is skipped, and said so. A marker may also name an earlier step whose checkpoint is kept along with its
-own: the best one so far.
+unfinished one is skipped, and said so. A marker also tells which training this is (`recipe`), and may name an earlier
+step whose checkpoint is kept along with its own: the best one so far.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import storage
 from datasets.storage import CorruptFile, FileEntry
@@ -44,20 +45,20 @@ class Checkpoints:
         self.folder, self.part, self.parts, self.milestones = folder, part, parts, milestones
         self.warn = warn
 
-    def save(self, step: int, data: bytes, best: int | None = None) -> None:
+    def save(self, step: int, data: bytes, recipe: Mapping[str, object], best: int | None = None) -> None:
         """Publish our part of the state after `step` steps, to be kept together with that after `best` steps.
 
         The first part's rank drops all but the newest few, the best one that each of these names, and milestones.
         """
         saved = Saved(step, self.parts)
         entry = storage.publish(data, self._path(saved, self.part, "safetensors"))
-        marker = vars(entry) if best is None else {**vars(entry), "best": best}
+        marker = {"file": vars(entry), "recipe": recipe, "best": best}
         storage.publish(json.dumps(marker).encode(), self._path(saved, self.part, "json"))
         if self.part == 0:
             markers = self._markers()
             whole = sorted(found for found, parts in markers.items() if len(parts) == found.parts)
             newest = whole[-KEEP:]
-            named = {self._best(found) for found in newest}
+            named = {self._told(found, "best") for found in newest}
             kept = {found for found in whole if found.step in named or found.step in self.milestones}
             for old in [found for found in markers if newest and found < newest[0] and found not in kept]:
                 for part in range(old.parts):
@@ -71,9 +72,14 @@ class Checkpoints:
                 for part in range(saved.parts):
                     self._read(saved, part)
                 return saved
-            except (CorruptFile, FileNotFoundError, ValueError, TypeError) as error:
+            except (CorruptFile, FileNotFoundError, ValueError, TypeError, KeyError) as error:
                 self.warn(f"checkpoint of step {saved.step} skipped: {error}")
         return None
+
+    def recipes(self) -> list[Mapping[str, object]]:
+        """Which training each checkpoint is of, as far as its marker can be read."""
+        told = [self._told(saved, "recipe") for saved in sorted(self._markers())]
+        return [recipe for recipe in told if recipe]
 
     def after(self, step: int) -> Saved:
         """The checkpoint of the state after `step` steps.
@@ -100,15 +106,13 @@ class Checkpoints:
 
     def _read(self, saved: Saved, part: int) -> bytes:
         marker = json.loads(storage.read(self._path(saved, part, "json")))
-        marker.pop("best", None)
-        return storage.read(self._path(saved, part, "safetensors"), expect=FileEntry(**marker))
+        return storage.read(self._path(saved, part, "safetensors"), expect=FileEntry(**marker["file"]))
 
-    def _best(self, saved: Saved) -> int | None:
-        """The step that a checkpoint's marker names as the best; a damaged one, which `newest` tells of, names none."""
+    def _told(self, saved: Saved, key: str) -> Any:
+        """What a checkpoint's marker tells; nothing where it is damaged, which `newest` tells of."""
         try:
-            best: int | None = json.loads(storage.read(self._path(saved, 0, "json"))).get("best")
-            return best
-        except (ValueError, AttributeError):
+            return json.loads(storage.read(self._path(saved, 0, "json")))[key]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _markers(self) -> dict[Saved, set[int]]:

@@ -508,8 +508,8 @@ class Config(Settings):
             found[WARMUP] = self.compressor.warmup.train
         return found
 
-    def trainings_of(self, step: str) -> list[TrainingConfig]:
-        """The trainings that a step runs, none for most steps."""
+    def trainings_of(self, step: str) -> dict[str, TrainingConfig]:
+        """The trainings that a step runs, by the name of what is trained; none for most steps."""
         keys = {
             "train_a": ["stage_a.train"],
             "train_b": [WARMUP, "stage_b.train"],
@@ -518,7 +518,7 @@ class Config(Settings):
             "train_baseline": ["baseline.train"],
         }
         trainings = self.trainings()
-        return [trainings[key] for key in keys.get(step, []) if key in trainings]
+        return {key.partition(".")[0]: trainings[key] for key in keys.get(step, []) if key in trainings}
 
     def in_bf16(self) -> list[str]:
         """The keys that ask for bf16, of trainings and sampling."""
@@ -535,12 +535,12 @@ class Config(Settings):
         return [
             world
             for world in range(self.workers, least - 1, -1)
-            if all(training.divides(world) for training in self.trainings_of(step))
+            if all(training.divides(world) for training in self.trainings_of(step).values())
         ]
 
     def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
         """Frames and views in which the phases of a training step see the pictures, each pair once."""
-        phases = [phase for training in self.trainings_of(step) for phase in training.phases]
+        phases = [phase for training in self.trainings_of(step).values() for phase in training.phases]
         return list(dict.fromkeys((Frame(phase.size, phase.max_aspect), phase.view) for phase in phases))
 
     def frames_of(self, step: str) -> list[Frame]:

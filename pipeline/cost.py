@@ -118,7 +118,7 @@ def memory(step: str, config: Config) -> Memory | None:
 def _encoders(step: str, config: Config) -> int:
     """Bytes of the encoders that a training runs online, at its largest pictures."""
     side = max(frame.size for frame in config.frames_of(step))
-    most = max(phase.batch_size for training in config.trainings_of(step) for phase in training.phases)
+    most = max(phase.batch_size for training in config.trainings_of(step).values() for phase in training.phases)
 
     def rows(encoding: Encoding) -> int:
         """Rows at a time, none where it is not this training that encodes."""
@@ -142,27 +142,29 @@ def _training(step: str, config: Config) -> Memory | None:
     a, b, c, compressor = config.stage_a, config.stage_b, config.stage_c, config.compressor
     match step:
         case "train_a":
-            return memory_estimate.train_a(a.model, a.loss, trainings[-1], config.workers)
+            return memory_estimate.train_a(a.model, a.loss, trainings["stage_a"], config.workers)
         case "train_b":
             tokens = config.text[b.text].context_length
             found = [
                 memory_estimate.train_b(
-                    b.model, compressor.model, compressor.joint, tokens, trainings[-1], config.workers
+                    b.model, compressor.model, compressor.joint, tokens, trainings["stage_b"], config.workers
                 )
             ]
-            if compressor.warmup and len(trainings) > 1:  # which existing weights of Stage B make needless
+            if compressor.warmup and "compressor" in trainings:  # existing weights of Stage B make it needless
                 width, channels = compressor.warmup.loss.width, b.model.latent_channels
-                found.append(memory_estimate.warm_up(compressor.model, width, channels, trainings[0], config.workers))
+                found.append(
+                    memory_estimate.warm_up(compressor.model, width, channels, trainings["compressor"], config.workers)
+                )
             return max(found, key=lambda need: need.total)
         case "train_c":
             tokens = config.text[c.text].context_length
-            return memory_estimate.train_c(c.model, compressor.model, tokens, trainings[-1], config.workers)
+            return memory_estimate.train_c(c.model, compressor.model, tokens, trainings["stage_c"], config.workers)
         case "train_previewer":
             model = config.previewer.model
-            return memory_estimate.train_previewer(model, compressor.model, trainings[-1], config.workers)
+            return memory_estimate.train_previewer(model, compressor.model, trainings["previewer"], config.workers)
         case "train_baseline":
             tokens = config.text[config.baseline.text].context_length
-            return memory_estimate.train_baseline(config.baseline.model, tokens, trainings[-1], config.workers)
+            return memory_estimate.train_baseline(config.baseline.model, tokens, trainings["baseline"], config.workers)
         case _:
             return None
 
@@ -170,7 +172,7 @@ def _training(step: str, config: Config) -> Memory | None:
 def _knobs(step: str, config: Config, gib: float) -> str:
     """The keys that lower the memory of a training step to `gib` or towards it, but not those turned already."""
     found = []
-    ours = [id(train) for train in config.trainings_of(step)]
+    ours = [id(train) for train in config.trainings_of(step).values()]
     for key, train in config.trainings().items():
         if id(train) not in ours:  # equal ones may belong to other steps
             continue
@@ -192,11 +194,11 @@ def _knobs(step: str, config: Config, gib: float) -> str:
 
 def _fitting_workers(step: str, config: Config, gib: float) -> int | None:
     """The fewest workers, by doubling, among which the batches divide and a training fits into the memory of each."""
-    smallest = min(phase.batch_size for training in config.trainings_of(step) for phase in training.phases)
+    smallest = min(phase.batch_size for training in config.trainings_of(step).values() for phase in training.phases)
     workers = 2 * config.workers
     while workers <= smallest:
         more = config.model_copy(update={"workers": workers})
-        if not all(training.divides(workers) for training in config.trainings_of(step)):
+        if not all(training.divides(workers) for training in config.trainings_of(step).values()):
             return None
         need = memory(step, more)
         if need and need.total <= gib * GIB:
@@ -230,7 +232,7 @@ def _estimate(item: Planned, config: Config, rows: int | None, basis: str) -> di
 
 def _work(step: str, config: Config, rows: int | None) -> tuple[int | None, str]:
     """How much a step has to do, and of what; None where only the metadata can tell."""
-    trainings = config.trainings_of(step)
+    trainings = config.trainings_of(step).values()
     if trainings:
         return sum(training.images_after(training.num_steps) for training in trainings), "images seen"
     if step in ("sample", "sample_baseline", "evaluate"):
@@ -259,7 +261,7 @@ def _time(seconds: float, device: str = "device") -> str:
 def _phases(step: str, config: Config) -> list[str]:
     """The phases of a step's trainings, in words."""
     found = []
-    for phase in (phase for training in config.trainings_of(step) for phase in training.phases):
+    for phase in (phase for training in config.trainings_of(step).values() for phase in training.phases):
         aspect = f" of up to {phase.max_aspect:g}:1" if phase.max_aspect > 1 else ""
         view = f", view {phase.view}" if phase.view else ""
         found.append(f"{phase.steps:,} steps of {phase.batch_size:,} pictures at {phase.size} px{aspect}{view}")

@@ -74,7 +74,7 @@ class Rank:
         self._warn_of_small_buckets(name, config, data.batches)
         panel_seconds, begun = 0.0, False
         reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
-        folder = storage.join(self.building, "checkpoints", name)
+        folder = checkpoints_of(self.building, name)
         states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard, config.phase_ends)
 
         def load_state() -> Iterator[bytes] | None:
@@ -95,7 +95,7 @@ class Rank:
 
         def save_state(step: int, state: bytes) -> None:
             best = checkpoint.best(state) if config.keeps_best else None
-            states.save(step, state, best.step if best else None)
+            states.save(step, state, config.recipe(self.seed), best.step if best else None)
 
         def load_best(step: int) -> Iterator[bytes]:
             return states.read(states.after(step))
@@ -231,6 +231,11 @@ def suspects(batch: Mapping[str, np.ndarray]) -> str:
 def phase_file(model: str, number: int) -> str:
     """File of a model's weights after a phase, counted from 1, that was not the last."""
     return f"phases/{number}/{model}.safetensors"
+
+
+def checkpoints_of(building: str, name: str) -> str:
+    """Where a training of an unfinished artifact keeps its checkpoints."""
+    return storage.join(building, "checkpoints", name)
 
 
 def result(building: str) -> dict[str, Any] | None:

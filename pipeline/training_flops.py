@@ -55,5 +55,5 @@ def per_picture(step: str, config: Config) -> dict[str, dict[int, int]]:
         "train_previewer": {"previewer": previewer},
         "train_baseline": {"baseline": baseline},
     }
-    sizes = {phase.size for training in config.trainings_of(step) for phase in training.phases}
+    sizes = {phase.size for training in config.trainings_of(step).values() for phase in training.phases}
     return {name: {size: count(size) for size in sorted(sizes)} for name, count in of[step].items()}

@@ -109,7 +109,7 @@ def _seen(step: str, output: str, config: Config, trainings: Set[str]) -> dict[F
     }
     seen: Counter[Frame | None] = Counter()
     for name in readers[step] & trainings:
-        for training in config.trainings_of(name):
+        for training in config.trainings_of(name).values():
             for phase in training.phases:
                 frame = None if step == "encode_text" else Frame(phase.size, phase.max_aspect)
                 seen[frame] += phase.steps * phase.batch_size

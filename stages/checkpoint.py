@@ -107,10 +107,10 @@ def final_weights(parts: Iterable[Checkpoint]) -> dict[str, Tensor]:
     return {key: torch.cat(found) if len(found) > 1 else found[0] for key, found in pieces.items()}
 
 
-def require_recipe(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> None:
+def require_recipe(saved: Mapping[str, object], recipe: Mapping[str, object]) -> None:
     """Raise `CheckpointMismatch`, naming the first entry that differs, unless the recipes are equal."""
-    for key in sorted(checkpoint.recipe.keys() | recipe.keys()):
-        was, now = checkpoint.recipe.get(key), recipe.get(key)
+    for key in sorted(saved.keys() | recipe.keys()):
+        was, now = saved.get(key), recipe.get(key)
         if was != now:
             raise CheckpointMismatch(f"the checkpoint was trained with {key} = {was}, this training has {now}")
 

@@ -621,10 +621,11 @@ class TrainingConfig(Settings):
         """Whether validation decides which weights come out."""
         return self.validation is not None and self.validation.keep == "best"
 
-    def arithmetic(self) -> dict[str, object]:
+    def recipe(self, seed: int) -> dict[str, object]:
         """What decides the trained weights, as JSON values: all but `EXECUTION`, and validation that only watches."""
         left_out = EXECUTION if self.keeps_best else EXECUTION | {"validation"}
-        return self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "ema": {"device"}})
+        settings = self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "ema": {"device"}})
+        return {"seed": seed, **settings}
 
 
 # ---------------------------------------------------------------------------------------------------- sampling

@@ -215,7 +215,7 @@ class _Training:
         self.replica = Replica(objective, device, rank, world, config.shard, config.reduce)
         self.optimizer = _Optimizer(self.replica.trained.values(), config, device)
         self.average = _average(self.replica.state(), config.ema) if config.ema else None
-        self.recipe = {"seed": seed, **config.arithmetic()}
+        self.recipe = config.recipe(seed)
         self.watch = BadStepsWatch(config.bad_steps)
         self.best: Best | None = None
         self.step = 0
@@ -242,7 +242,7 @@ class _Training:
         def checked() -> Iterator[Checkpoint]:
             for data in parts:
                 saved = checkpoint.load(data)
-                checkpoint.require_recipe(saved, self.recipe)
+                checkpoint.require_recipe(saved.recipe, self.recipe)
                 found.append(replace(saved, tensors={}))
                 yield saved
 

@@ -149,7 +149,7 @@ def test_the_newest_valid_checkpoint_wins(tmp_path):
     states = Checkpoints(str(tmp_path), warnings.append)
     assert newest(states) is None
     for step in (10, 20, 30):
-        states.save(step, b"state %d" % step)
+        states.save(step, b"state %d" % step, {})
     assert newest(states) == [b"state 30"]
     assert len(storage.listing(str(tmp_path))) == 4  # two kept, each with its marker
     (tmp_path / "000000030-0of1.safetensors").write_bytes(b"state 3x")
@@ -163,17 +163,17 @@ def test_a_checkpoint_counts_once_all_its_parts_are_there(tmp_path):
     warnings: list[str] = []
     first, second = (Checkpoints(str(tmp_path), warnings.append, part, parts=2) for part in (0, 1))
     for step in (10, 20, 30):
-        first.save(step, b"first %d" % step)
+        first.save(step, b"first %d" % step, {})
         if step < 30:
-            second.save(step, b"second %d" % step)
+            second.save(step, b"second %d" % step, {})
     assert len(storage.listing(str(tmp_path))) == 10  # two whole ones are kept, and the half one
     assert newest(first) == [b"first 20"]
     assert newest(second) == [b"second 20"]
     assert newest(Checkpoints(str(tmp_path), warnings.append, 0, parts=4)) == [b"first 20", b"second 20"]
     assert "checkpoint of step 30 skipped" in warnings[0]
-    second.save(30, b"second 30")
-    second.save(40, b"second 40")
-    first.save(40, b"first 40")
+    second.save(30, b"second 30", {})
+    second.save(40, b"second 40", {})
+    first.save(40, b"first 40", {})
     assert newest(first) == [b"first 40"]
     assert len(storage.listing(str(tmp_path))) == 8
 
@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage):
     states = Checkpoints(str(tmp_path), warnings.append)
     content = generator.bytes(5000)
     for step in (1, 2):
-        states.save(step, content + b"%d" % step)
+        states.save(step, content + b"%d" % step, {})
     file, marker = tmp_path / "000000002-0of1.safetensors", tmp_path / "000000002-0of1.json"
     whole = file.read_bytes()
     for number in range({"truncate": 40, "flip": 100}.get(damage, 1)):

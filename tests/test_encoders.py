@@ -1,4 +1,7 @@
-"""Online equals cached: what a training encodes itself differs from what a step stored by the storage's rounding."""
+"""Online equals cached: what a training encodes itself differs from what a step stored by the storage's rounding.
+
+And what a training refuses before its workers start.
+"""
 
 import io
 from collections.abc import Callable, Iterator
@@ -18,9 +21,11 @@ from datasets.shards import Clock, ImageRow
 from pipeline import cluster, compose, models, rank
 from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
+from pipeline.checkpoints import Checkpoints
 from pipeline.dag import fingerprints, order
 from pipeline.encoders import Encoder
 from pipeline.errors import UsageError
+from pipeline.rank import checkpoints_of
 from pipeline.steps import encode, table, train
 from stages.compressor import Compressor
 from stages.stage_a import StageA
@@ -199,7 +204,7 @@ def batch(root: Root, output: str) -> dict[str, np.ndarray]:
     build = root.build(output)
     seen = {"stretches": build.config.stretches_of(build.step.name), "views": {}, "held_out": None}
     payload = train._data(build, *fields, tower=tower) | seen | {"seed": 1, "cache": build.config.cluster.cache}
-    training = build.config.trainings_of(build.step.name)[-1]
+    *_, training = build.config.trainings_of(build.step.name).values()
     (batches,) = train._training_data(payload, training, train._loaded(payload, CPU)).batches.values()
     assert batches.rows == sum(ROWS)
     return batches.read(2, 7)
@@ -348,3 +353,23 @@ def test_the_previewer_needs_no_stored_size_where_it_encodes_itself():
     with pytest.raises(UsageError, match="previewer"):
         compose.load("previewer", words)
     assert compose.load("previewer", [*words, "encode.latents_c.mode=online"])
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_any_worker_starts(prepared, monkeypatch):
+    root = prepared()
+    monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.phases.0.batch_size=64"]))
+    with pytest.raises(
+        UsageError, match="train_c: a batch of 64 is larger than the data, which has {sum(ROWS)} rows"
+    ):
+        train.train_c(root.build("stage_c"))
+
+
+def test_a_checkpoint_of_another_training_is_refused_before_any_worker_starts(prepared):
+    build = prepared().build("stage_c")
+    (training,) = build.config.trainings_of("train_c").values()
+    states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
+    states.save(1, b"a state", training.recipe(build.config.seed))
+    train._check_checkpoints(build)
+    states.save(2, b"a state", training.recipe(build.config.seed) | {"learning_rate": 7.0})
+    with pytest.raises(UsageError, match=rf"train_c: .* with learning_rate = 7.0, this .*; remove {states.folder} to"):
+        train.train_c(build)

@@ -6,24 +6,57 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent
 
-# Runs in a process without threads, so that it may fork. A child builds an artifact of three shards, as a step does,
-# and kills itself at its n-th touch of the file system below the root, for n = 1, 2, ... until it survives.
+# Runs in a process without threads, so that it may fork. A child does the work and kills itself at its n-th touch of
+# the file system below the root, for n = 1, 2, ... until it survives; each time another one does what is left of it.
 SWEEP = """
 import itertools, json, os, shutil, signal, sys
 import pandas  # which pyarrow would import in every child
 from pathlib import Path
+
+ROOT = Path(sys.argv[1])
+TOUCHES = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+
+def forked(work):
+    if (pid := os.fork()) == 0:
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def killed_at(number, root, work):
+    touched = itertools.count(1)
+    def audit(event, arguments):
+        below = any(str(root) in str(argument) for argument in arguments[:2])
+        if event in TOUCHES and below and next(touched) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(audit)
+    work(root)
+
+def sweep(work, tree, interrupted=lambda before, calm: []):
+    assert forked(lambda: work(ROOT / "calm")) == 0
+    calm, wrong, root = tree(ROOT / "calm"), [], ROOT / "hit"
+    for number in itertools.count(1):
+        shutil.rmtree(root, ignore_errors=True)
+        code = forked(lambda: killed_at(number, root, work))
+        if code == 0:
+            return {"touches": number - 1, "wrong": wrong}
+        assert code == -signal.SIGKILL, code
+        wrong += [f"touch {number}: {what}" for what in interrupted(tree(root), calm)]
+        if forked(lambda: work(root)) != 0 or tree(root) != calm:
+            wrong.append(f"after a kill at touch {number}: {sorted(set(tree(root)) ^ set(calm))}")
+"""
+
+ARTIFACT = """
 import numpy as np
 from datasets import shards, storage
 from datasets.shards import Clock, ImageRow
 from pipeline.artifacts import Fingerprint, Store
 
-ROOT = Path(sys.argv[1])
-TOUCHES = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 PRINT = Fingerprint("encode", 1, {"seed": 0}, {})
 
 def build(root):
@@ -55,49 +88,59 @@ def tree(root):
             found[str(file.relative_to(root))] = content
     return found
 
-def forked(work):
-    if (pid := os.fork()) == 0:
-        work()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+finished_early = 0
 
-def killed_at(number, root):
-    touched = itertools.count(1)
-    def audit(event, arguments):
-        below = any(str(root) in str(argument) for argument in arguments[:2])
-        if event in TOUCHES and below and next(touched) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(audit)
-    build(root)
+def interrupted(before, calm):
+    global finished_early
+    manifests = [name for name in before if name.endswith("manifest.json")]
+    finished_early += bool(manifests)
+    return ["a manifest is not whole" for name in manifests if before[name] != calm[name]]
 
-assert forked(lambda: build(ROOT / "calm")) == 0
-calm = tree(ROOT / "calm")
-wrong, finished_early = [], 0
-for number in itertools.count(1):
-    root = ROOT / "hit"
-    shutil.rmtree(root, ignore_errors=True)
-    code = forked(lambda: killed_at(number, root))
-    before = tree(root)
-    manifest = [name for name in before if name.endswith("manifest.json")]
-    finished_early += bool(manifest) and code != 0
-    if any(before[name] != calm[name] for name in manifest):
-        wrong.append(f"a manifest of touch {number} is not whole")
-    if forked(lambda: build(root)) != 0 or tree(root) != calm:
-        wrong.append(f"after a kill at touch {number}: {sorted(set(tree(root)) ^ set(calm))}")
-    if code == 0:
-        break
-    assert code == -signal.SIGKILL, code
-print(json.dumps({"touches": number - 1, "wrong": wrong, "killed_after_the_manifest": finished_early}))
+print(json.dumps(sweep(build, tree, interrupted) | {"killed_after_the_manifest": finished_early}))
+"""
+
+# Two ranks' parts of five states, now one and now the other first; who comes after goes on from the newest state.
+CHECKPOINTS = """
+from pipeline.checkpoints import Checkpoints
+
+def content(step, part):
+    return b"step %d, part %d" % (step, part)
+
+def train(root):
+    ranks = [Checkpoints(str(root / "states"), lambda text: None, part, parts=2) for part in (0, 1)]
+    newest, noted = ranks[0].newest(), root / "noted"
+    done = newest.step if newest else 0
+    assert done >= (int(noted.read_text()) if noted.exists() else 0), "a saved state is lost"
+    assert newest is None or list(ranks[0].read_all(newest)) == [content(done, part) for part in (0, 1)]
+    for step in range(done + 1, 6):
+        for part in sorted((0, 1), reverse=bool(step % 2)):
+            ranks[part].save(step, content(step, part), {"seed": 1})
+        noted.write_text(str(step))
+
+def tree(root):  # the last state; older ones go with the next save
+    return {file.name: file.read_bytes() for file in root.rglob("000000005-*")}
+
+print(json.dumps(sweep(train, tree)))
 """
 
 
-def test_a_kill_at_every_touch_of_the_file_system_leaves_the_same_bytes(tmp_path):
-    command = [sys.executable, "-c", SWEEP, str(tmp_path)]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    outcome = json.loads(done.stdout)
+def swept(root: Path, work: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", SWEEP + work, str(root)], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    outcome: dict[str, Any] = json.loads(done.stdout)
     assert outcome["wrong"] == []
+    return outcome
+
+
+def test_a_kill_at_every_touch_of_the_file_system_leaves_the_same_bytes(tmp_path):
+    outcome = swept(tmp_path, ARTIFACT)
     assert outcome["touches"] > 40
     assert outcome["killed_after_the_manifest"] > 0
+
+
+def test_a_kill_at_every_touch_of_a_spread_state_loses_no_saved_one(tmp_path):
+    assert swept(tmp_path, CHECKPOINTS)["touches"] > 100
 
 
 @pytest.mark.parametrize("kills", [60, pytest.param(600, marks=pytest.mark.chaos)])

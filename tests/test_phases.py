@@ -97,7 +97,7 @@ def trained(
         seed=0,
         device=torch.device("cpu"),
         load_state=load_state,
-        save_state=states.save,
+        save_state=lambda step, state: states.save(step, state, config.recipe(0)),
         log=lambda step, values: done.append(step),
         should_stop=lambda: stop_after is not None and max(done) >= stop_after,
     )

@@ -182,9 +182,9 @@ def test_a_checkpoint_of_another_training_is_refused_once_and_in_a_sentence(tmp_
     assert newest
     (state,) = (checkpoint.load(data) for data in states.read(newest))
     other = replace(state, recipe={**state.recipe, "learning_rate": 7.0})
-    states.save(state.step + 1, checkpoint.dump(other))
+    states.save(state.step + 1, checkpoint.dump(other), other.recipe)
     said = finish(start(root), 2)
-    assert "error: the checkpoint was trained with learning_rate = 7.0, this training has 0.002\n" in said
+    assert "train_c: the checkpoint was trained with learning_rate = 7.0, this training has 0.002; remove " in said
     assert "trying again" not in said
 
 

@@ -16,7 +16,7 @@ def test_every_training_of_the_paper_has_its_flops_at_each_of_its_sizes() -> Non
         config = compose.load(conf, PAPER)
         steps = [step.name for step in table(config) if step.name.startswith("train_")]
         for step in steps:
-            sizes = {phase.size for training in config.trainings_of(step) for phase in training.phases}
+            sizes = {phase.size for training in config.trainings_of(step).values() for phase in training.phases}
             for name, found in per_picture(step, config).items():
                 assert set(found) == sizes
                 assert all(value > 0 for value in found.values()), name

@@ -363,7 +363,7 @@ def test_the_best_of_each_kept_checkpoint_is_kept(tmp_path: Path) -> None:
     best = {10: 10, 20: 20, 30: 20, 40: 20, 50: 50, 60: 50, 70: 50}
     left = []
     for step, marked in best.items():
-        states.save(step, b"%d" % step, marked)
+        states.save(step, b"%d" % step, {}, marked)
         left.append({int(name.split("-")[0]) for name in storage.listing(str(tmp_path)) if name.endswith("tensors")})
     assert left == [{10}, {10, 20}, {20, 30}, {20, 30, 40}, {20, 40, 50}, {50, 60}, {50, 60, 70}]
     assert list(states.read(states.after(50))) == [b"50"]

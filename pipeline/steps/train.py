@@ -14,6 +14,7 @@ from datasets.views import View
 from pipeline import training_flops
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
+from pipeline.checkpoints import Checkpoints
 from pipeline.config import Baseline as BaselineSettings
 from pipeline.config import Compressor as CompressorSettings
 from pipeline.config import Previewer as PreviewerSettings
@@ -165,6 +166,7 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     from pipeline.rank import result
 
     _check_batches(build)
+    _check_checkpoints(build)
     stretches = build.config.stretches_of(build.step.name)
     if result(build.building) is None:
         chosen = {name: build.inputs[f"view_{name}"] for _, name in stretches if name}
@@ -195,7 +197,7 @@ def _check_batches(build: Build) -> None:
     data = {name: made for name, made in build.inputs.items() if not name.startswith(("stage_", "view_", "held_out"))}
     stored = min(artifact.manifest["rows"] for artifact in data.values())
     held_out = build.inputs.get("held_out")
-    for training in build.config.trainings_of(build.step.name):
+    for training in build.config.trainings_of(build.step.name).values():
         for phase in training.phases:
             chosen, _ = _split(build.inputs.get(f"view_{phase.view}"), held_out)
             rows = chosen.rows if chosen else stored
@@ -206,6 +208,20 @@ def _check_batches(build: Build) -> None:
                     f"{build.step.name}: a batch of {phase.batch_size} is larger than the {seen}, which has {rows} "
                     f"rows; lower batch_size of the training's phases, or {loosen}"
                 )
+
+
+def _check_checkpoints(build: Build) -> None:
+    """Refuse checkpoints of another training, such as one that was carried here, before any worker starts."""
+    from pipeline.rank import checkpoints_of
+    from stages.checkpoint import CheckpointMismatch, require_recipe
+
+    for name, training in build.config.trainings_of(build.step.name).items():
+        states = Checkpoints(checkpoints_of(build.building, name), build.report.warning)
+        try:
+            for recipe in states.recipes():
+                require_recipe(recipe, training.recipe(build.config.seed))
+        except CheckpointMismatch as error:
+            raise UsageError(f"{build.step.name}: {error}; remove {states.folder} to start again") from None
 
 
 def _split(view: Artifact | None, held_out: Artifact | None) -> tuple[View | None, View | None]:
