@@ -358,9 +358,7 @@ def test_the_previewer_needs_no_stored_size_where_it_encodes_itself():
 def test_a_batch_larger_than_the_data_is_refused_before_any_worker_starts(prepared, monkeypatch):
     root = prepared()
     monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.phases.0.batch_size=64"]))
-    with pytest.raises(
-        UsageError, match="train_c: a batch of 64 is larger than the data, which has {sum(ROWS)} rows"
-    ):
+    with pytest.raises(UsageError, match=r"train_c: a batch of 64 is larger than the data, which has 12 rows"):
         train.train_c(root.build("stage_c"))
 
 
