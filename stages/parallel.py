@@ -53,6 +53,8 @@ class Replica:
 
     def _replicate(self, reduce: Precision) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else None
+        # No `static_graph`: it saves the search for unused parameters, which is off anyway, and torch (2.15) fails an
+        # assertion of its own where the first step accumulates gradients.
         model = DistributedDataParallel(self._module, device_ids=devices, gradient_as_bucket_view=True)
         if reduce == "bf16":
             model.register_comm_hook(None, bf16_compress_hook)
