@@ -53,7 +53,8 @@ class Checkpoints:
         saved = Saved(step, self.parts)
         entry = storage.publish(data, self._path(saved, self.part, "safetensors"))
         marker = {"file": vars(entry), "recipe": recipe, "best": best}
-        storage.publish(json.dumps(marker).encode(), self._path(saved, self.part, "json"))
+        marked = json.dumps({**marker, "sha256": _digest(marker)})
+        storage.publish(marked.encode(), self._path(saved, self.part, "json"))
         if self.part == 0:
             markers = self._markers()
             whole = sorted(found for found, parts in markers.items() if len(parts) == found.parts)
@@ -72,7 +73,7 @@ class Checkpoints:
                 for part in range(saved.parts):
                     self._read(saved, part)
                 return saved
-            except (CorruptFile, FileNotFoundError, ValueError, TypeError, KeyError) as error:
+            except (CorruptFile, FileNotFoundError) as error:
                 self.warn(f"checkpoint of step {saved.step} skipped: {error}")
         return None
 
@@ -105,14 +106,25 @@ class Checkpoints:
             yield self._read(saved, part)
 
     def _read(self, saved: Saved, part: int) -> bytes:
-        marker = json.loads(storage.read(self._path(saved, part, "json")))
-        return storage.read(self._path(saved, part, "safetensors"), expect=FileEntry(**marker["file"]))
+        entry = FileEntry(**self._marker(saved, part)["file"])
+        return storage.read(self._path(saved, part, "safetensors"), expect=entry)
+
+    def _marker(self, saved: Saved, part: int) -> dict[str, Any]:
+        path = self._path(saved, part, "json")
+        try:
+            marker: dict[str, Any] = json.loads(storage.read(path))
+            whole = marker.pop("sha256") == _digest(marker)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise CorruptFile(f"{path} is damaged")
+        return marker
 
     def _told(self, saved: Saved, key: str) -> Any:
         """What a checkpoint's marker tells; nothing where it is damaged, which `newest` tells of."""
         try:
-            return json.loads(storage.read(self._path(saved, 0, "json")))[key]
-        except (OSError, ValueError, KeyError, TypeError):
+            return self._marker(saved, 0)[key]
+        except (CorruptFile, FileNotFoundError):
             return None
 
     def _markers(self) -> dict[Saved, set[int]]:
@@ -126,3 +138,7 @@ class Checkpoints:
 
     def _path(self, saved: Saved, part: int, suffix: str) -> str:
         return storage.join(self.folder, saved.name(part, suffix))
+
+
+def _digest(marker: Mapping[str, object]) -> str:
+    return storage.entry_of(json.dumps(marker, sort_keys=True).encode()).sha256

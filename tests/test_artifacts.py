@@ -178,16 +178,17 @@ def test_a_checkpoint_counts_once_all_its_parts_are_there(tmp_path):
     assert len(storage.listing(str(tmp_path))) == 8
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "unmark"])
-def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage):
-    """40 truncations, 100 flipped bits, a file and a marker that are gone: always the one before."""
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage, suffix):
+    """40 truncations, 100 flipped bits of a file and of a marker, or they are gone: always the one before."""
     generator = np.random.default_rng(0)
     warnings: list[str] = []
     states = Checkpoints(str(tmp_path), warnings.append)
     content = generator.bytes(5000)
     for step in (1, 2):
-        states.save(step, content + b"%d" % step, {})
-    file, marker = tmp_path / "000000002-0of1.safetensors", tmp_path / "000000002-0of1.json"
+        states.save(step, content + b"%d" % step, {"seed": step})
+    file = tmp_path / f"000000002-0of1.{suffix}"
     whole = file.read_bytes()
     for number in range({"truncate": 40, "flip": 100}.get(damage, 1)):
         if damage == "truncate":
@@ -196,6 +197,7 @@ def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage):
             place = generator.integers(len(whole))
             file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << generator.integers(8)]) + whole[place + 1 :])
         else:
-            (file if damage == "delete" else marker).unlink()
+            file.unlink()
         assert newest(states) == [content + b"1"]
-        assert len(warnings) == (0 if damage == "unmark" else number + 1)
+        assert len(warnings) == (0 if (damage, suffix) == ("delete", "json") else number + 1)
+        assert states.recipes() == [{"seed": 1}, {"seed": 2}][: 1 if suffix == "json" else 2]
