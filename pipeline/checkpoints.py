@@ -9,7 +9,7 @@ step whose checkpoint is kept along with its own: the best one so far.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Checkpoints:
         warn: Callable[[str], None],
         part: int = 0,
         parts: int = 1,
-        milestones: Container[int] = (),
+        milestones: Sequence[int] = (),
     ):
         self.folder, self.part, self.parts, self.milestones = folder, part, parts, milestones
         self.warn = warn

@@ -59,7 +59,7 @@ class Board:
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
         self._stop = False
-        self._pulses = Pulses()
+        self._job, self._pulses = 0, Pulses()
 
     def post(self, message: dict[str, Any]) -> None:
         """Leave a message for the driver."""
@@ -75,17 +75,20 @@ class Board:
         """Whether workers should save and return."""
         return self._stop
 
-    def begin_job(self) -> None:
-        """Forget the ranks of the job before."""
-        self._pulses = Pulses()
+    def begin_job(self, job: int) -> None:
+        """Forget the ranks of the jobs before; jobs are numbered in their order."""
+        self._job, self._pulses = job, Pulses()
 
-    def beat(self, *pulse: Any) -> str | None:
-        """A rank's pulse; answers the stall of its job."""
-        return self._pulses.beat(*pulse)
+    def beat(self, job: int, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
+        """A rank's pulse; answers the stall of its job. One that a frozen node sent late must not end a later job."""
+        if job > self._job:  # this actor was started anew
+            self.begin_job(job)
+        return self._pulses.beat(rank, step, doing, seconds, stall_s) if job == self._job else "this attempt is over"
 
-    def rest(self, rank: int) -> None:
+    def rest(self, job: int, rank: int) -> None:
         """A rank has no pulse for now."""
-        self._pulses.rest(rank)
+        if job == self._job:
+            self._pulses.rest(rank)
 
     def stall(self) -> str | None:
         """The stall of the job, if it was in one."""
@@ -95,8 +98,8 @@ class Board:
 class BoardClient:
     """A worker's view of the board."""
 
-    def __init__(self, board: Any):
-        self._board = board
+    def __init__(self, board: Any, job: int = 0):
+        self._board, self._job = board, job
         self._asked = 0.0
         self._stopping = False
 
@@ -114,14 +117,14 @@ class BoardClient:
     def beat(self, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
         """What this rank does; returns the stall that its job is in. None too while the board starts anew."""
         try:
-            found: str | None = _get(self._board.beat.remote(rank, step, doing, seconds, stall_s))
+            found: str | None = _get(self._board.beat.remote(self._job, rank, step, doing, seconds, stall_s))
         except InfrastructureError:
             return None
         return found
 
     def rest(self, rank: int) -> None:
         """This rank has no pulse for now."""
-        self._board.rest.remote(rank)
+        self._board.rest.remote(self._job, rank)
 
 
 class Slots:
@@ -201,6 +204,7 @@ class Cluster:
         self.board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(
             Board
         ).remote()
+        self._jobs = 0  # trainings so far, attempts counted
         names = [name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")]
         self.kind = f"cuda:{'+'.join(sorted(names)) or 'GPU'}" if self.gpus else "cpu"
 
@@ -348,9 +352,10 @@ class Cluster:
         State lives in our own checkpoints, so each attempt gets a fresh Ray Train name: a damaged snapshot of an
         earlier attempt can never stop a run from starting.
         """
+        self._jobs += 1
         trainer = ray.train.torch.TorchTrainer(
             loop,
-            train_loop_config=payload,
+            train_loop_config={**payload, "job": self._jobs},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
                 use_gpu=self.device == "cuda",
@@ -364,7 +369,7 @@ class Cluster:
                 ),
             ),
         )
-        _get(self.board.begin_job.remote())
+        _get(self.board.begin_job.remote(self._jobs))
         try:
             _patiently(trainer.fit, tick)
         except InfrastructureError as error:
@@ -449,6 +454,8 @@ def _cause(error: BaseException) -> BaseException:
         return Preempted("a node was taken away")
     if isinstance(error, (ray.exceptions.RayError, RayTrainError)):
         return InfrastructureError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    if isinstance(error, torch.AcceleratorError):  # not that its memory is full, which the config must cure
+        return InfrastructureError(f"a device failed: {str(error).splitlines()[0]}")
     if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
         return InfrastructureError("a training rank no longer reaches another")
     return error

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,17 +47,17 @@ class Rank:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
         self.flops, self.stall_s = payload["flops"], payload["stall_s"]
-        self.board = BoardClient(payload["board"])
+        self.board = BoardClient(payload["board"], payload["job"])
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
         else:
             self.device = torch.device("cpu")
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         torch.set_float32_matmul_precision("high")
+        self.pids = self._every_pid()
         self.files: dict[str, FileEntry] = {}
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
         self.states: Checkpoints  # of what was trained last
-        self.phase_ends: tuple[int, ...]  # its steps at the end of each phase
 
     def train(
         self,
@@ -159,15 +160,15 @@ class Rank:
             self.metrics[f"{name}/best_step"] = outcome.best.step
             self.metrics[f"{name}/best_validation_loss"] = outcome.best.loss
             self.metrics[f"{name}/kept_step"] = outcome.best.step if config.keeps_best else outcome.step
-        self.states, self.phase_ends = states, config.phase_ends
+        self.states = states
         return outcome.finished
 
     def publish_model(self, name: str, model: nn.Module) -> None:
         """Publish the weights of a part of what was trained last: in the end, and after each earlier phase."""
         if self.rank:
             return
-        self.publish(f"{name}.safetensors", weights(model))
-        for number, step in enumerate(self.phase_ends[:-1], start=1):
+        self.publish(f"{name}.safetensors", lambda: weights(model))
+        for number, step in enumerate(self.states.milestones[:-1], start=1):
             try:
                 parts = self.states.read_all(self.states.after(step))
                 every = checkpoint.final_weights(map(checkpoint.load, parts))
@@ -175,24 +176,20 @@ class Rank:
                 self._warn(f"{name}: the weights after phase {number} are not kept: {error}")
                 continue
             ours = {key.removeprefix(f"{name}."): every[key] for key in every if key.startswith(f"{name}.")}
-            self.publish(phase_file(name, number), safetensors.torch.save(ours))
+            self.publish(phase_file(name, number), partial(safetensors.torch.save, ours))
 
-    def publish(self, name: str, content: bytes) -> None:
-        """Put a file into the artifact (rank 0 only)."""
+    def publish(self, name: str, make: Callable[[], bytes]) -> None:
+        """Make a file and put it into the artifact (rank 0 only)."""
         if self.rank == 0:
-            self.files[name] = storage.publish(content, storage.join(self.path, name))
+            self.files[name] = storage.publish(make(), storage.join(self.path, name))
 
     def finish(self, rows: int) -> None:
         """Say that everything is published (rank 0 only)."""
-        pids: list[Any] = [os.getpid()]
-        if self.world > 1:
-            pids = [None] * self.world
-            dist.all_gather_object(pids, os.getpid())
         result = {
             "files": {name: vars(entry) for name, entry in self.files.items()},
             "metrics": self.metrics,
             "rows": rows,
-            "pids": sorted(pids),
+            "pids": self.pids,
         }
         if self.rank == 0:
             storage.publish(json.dumps(result).encode(), storage.join(self.building, RESULT))
@@ -209,6 +206,14 @@ class Rank:
                         f"{name}: buckets of fewer pictures than a batch of {largest} repeat them in it: "
                         f"{', '.join(small)}; a smaller data.image.max_aspect has fewer buckets"
                     )
+
+    def _every_pid(self) -> list[int]:
+        """The processes of all ranks."""
+        if self.world == 1:
+            return [os.getpid()]
+        pids: list[Any] = [None] * self.world
+        dist.all_gather_object(pids, os.getpid())
+        return sorted(pids)
 
     def _warn(self, text: str) -> None:
         self.board.post({"kind": "warning", "text": text})

@@ -89,7 +89,8 @@ class Summary:
     @property
     def overhead(self) -> float:
         """Share of the wall time in which no training step ran."""
-        return 1 - sum(step.training_seconds for step in self.steps) / max(self.seconds, 1e-9)
+        training = sum(step.training_seconds for step in self.steps)  # some of it, maybe, in a run that was killed
+        return max(0.0, 1 - training / max(self.seconds, 1e-9))
 
 
 def show_summary(summary: Summary) -> None:

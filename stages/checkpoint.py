@@ -145,8 +145,8 @@ class State:
     def restore(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Put what `snapshot` named back in place, from all parts of a checkpoint, whatever rows each has.
 
-        Raises `CheckpointMismatch`, before anything is changed, naming the first tensor that is missing, unknown
-        or of another shape or dtype.
+        Raises `CheckpointMismatch`, naming the first tensor that is missing, unknown or of another shape or dtype;
+        nothing can be trained from what is in place then.
         """
         for parameter in self.trained.values():
             moments = {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}

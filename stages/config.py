@@ -531,7 +531,7 @@ class TrainingConfig(Settings):
     bad_steps: BadStepsConfig = BadStepsConfig()
     """What becomes of steps that go wrong."""
     log_every: Count
-    """Steps between log entries, which are also the moments at which a stop request is seen."""
+    """Steps between log entries; a stop request is seen with each, and in between every few seconds."""
     checkpoint_every: Count
     """Steps between saved states, which are saved at the end of each phase too; a multiple of log_every."""
     validation: ValidationConfig | None = None

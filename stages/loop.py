@@ -111,11 +111,11 @@ def train(
     are rewound, on every rank; it gives all parts of the newest state, the same on all. `save_state(step, data)` is
     called on the first `config.shard` ranks, with a part each, in a background thread. `log(step, values)`, and
     `bad_steps(steps, done)` with their numbers from 0 and what is done about them, are called on rank 0 only;
-    `should_stop` on every rank after the same steps, every `log_every` or, where those take longer, every few seconds:
-    if any rank says yes, all save and return. With `world > 1` the default process group must exist.
+    `should_stop` on every rank after the same steps, with each log entry and at least every few seconds: if any rank
+    says yes, all save and return. With `world > 1` the default process group must exist.
 
     `flops_of(phase)` gives the floating-point operations to train on one image; `doing` is told what goes on. Logged
-    figures that begin with `speed/` tell of times: they are means over the ranks since the last entry.
+    figures that begin with `speed/` tell of times: since the last entry, the largest of any rank.
 
     `validation` holds the samples for `config.validation`, whose losses are logged; None: there are none.
     `show(step, name)` is called on rank 0 every `config.panel_every` steps, in evaluation mode: with the weights in
@@ -134,7 +134,7 @@ def train(
     training.resume(load_state())
     doing = doing or Activity()
     meter, stopwatch = Meter(world, device), Stopwatch(doing, device, flops_of)
-    logged, ask_every = time.monotonic(), config.log_every
+    asked_at, asked_after, ask_next = time.monotonic(), training.step, training.step + 1
     with (
         closing(_read_ahead(read_batch, range(training.step, config.num_steps), device)) as batches,
         closing(_Saver(save_state)) as saver,
@@ -155,7 +155,7 @@ def train(
                     saver.wait()
                     _most(0.0, world, device)  # all have saved
                     training.rewind(load_state(), numbers[0])
-            return means(columns, bad) | speed | {"bad_steps": float(training.watch.count)}
+            return means(columns, bad) | speed | stopwatch.mfu(speed) | {"bad_steps": float(training.watch.count)}
 
         def tell(values: dict[str, float]) -> None:
             if rank == 0:
@@ -183,10 +183,12 @@ def train(
                     doing.begin(step, activity.SHOWING)
                     training.present(show)
                 tell(values)
-                seconds = _most(time.monotonic() - logged, world, device) / config.log_every
-                logged, ask_every = time.monotonic(), max(1, min(config.log_every, int(_STOP_S / seconds)))
-            asked = (logs or step % config.log_every % ask_every == 0) and not last
-            stop = asked and bool(_most(should_stop(), world, device))
+            stop = False
+            if (logs or step >= ask_next) and not last:
+                stop = bool(_most(should_stop(), world, device))
+                seconds = _most(time.monotonic() - asked_at, world, device) / (step - asked_after)
+                asked_at, asked_after = time.monotonic(), step
+                ask_next = step + max(1, int(_STOP_S / max(seconds, 1e-6)))
             if stop and meter.rows:
                 tell(measured())
             due = step % config.checkpoint_every == 0 or step in config.phase_ends
@@ -356,7 +358,8 @@ def _update(
 ) -> dict[str, Tensor]:
     """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone.
 
-    So do all steps after it, until the host sees it: unless such steps are skipped, and leave no trace.
+    So do all steps after it, until the host sees it: unless such steps are skipped, and leave no trace in weights,
+    moments and buffers.
     """
     skips = config.bad_steps.then == "skip"
     buffers = list(replica.module.buffers()) if skips else []
@@ -366,14 +369,15 @@ def _update(
     replica.forget_gradients()  # before the forward pass, or the old ones lie beside its activations
     cuts = pieces(len(next(iter(batch.values()))), config.micro_batch)
     scalars: dict[str, Tensor] = {}
+    replica.same_buffers()
     for number, cut in enumerate(cuts):
         doing.begin(draws.step, activity.FORWARD)
-        replica.same_buffers()
         with replica.accumulating(last=number == len(cuts) - 1):
             with torch.autocast(replica.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss, parts = replica.model({key: value[cut] for key, value in batch.items()}, draws.part(cut))
             doing.begin(draws.step, activity.BACKWARD)
-            (loss / len(cuts)).backward()
+            finite = torch.where(loss.detach().isfinite(), 1.0, math.nan)  # so that all ranks see a rank's bad loss
+            (loss * finite / len(cuts)).backward()
         for key, value in {"loss": loss, **parts}.items():
             scalars[key] = scalars.get(key, 0) + value.detach() / len(cuts)
     doing.begin(draws.step, activity.UPDATING)

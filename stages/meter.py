@@ -30,13 +30,13 @@ class Meter:
         self.rows.append(torch.stack([scalar.float() for scalar in scalars.values()]))
 
     def read(self, speed: dict[str, float]) -> tuple[dict[str, list[float]], dict[str, float]]:
-        """Each scalar's values, one a step, and the figures of `speed`: means over the ranks, the same on all."""
+        """Each scalar's values, one a step, means over the ranks; and of each figure of `speed` the largest of any
+        rank: all go at the same pace, only some of them save, and the fullest memory matters. The same on all ranks."""
         rows, figures = torch.stack(self.rows), torch.tensor(list(speed.values()), device=self.device)
         if self.world > 1:
-            together = torch.cat([rows.flatten(), figures])
-            dist.all_reduce(together)
-            together /= self.world
-            rows, figures = together[: rows.numel()].view_as(rows), together[rows.numel() :]
+            dist.all_reduce(rows)
+            rows /= self.world
+            dist.all_reduce(figures, dist.ReduceOp.MAX)
         self.rows.clear()
         columns = dict(zip(self.names, rows.T.tolist(), strict=True))
         return columns, dict(zip(speed, figures.tolist(), strict=True))
@@ -47,6 +47,7 @@ class Stopwatch:
 
     def __init__(self, doing: Activity, device: torch.device, flops_of: Callable[[Phase], float] | None) -> None:
         self.doing, self.device, self.flops_of = doing, device, flops_of
+        # FLOP/s of this rank's card, where they are known: the ranks' cards may differ
         self.peak = flops.PEAKS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self.start()
 
@@ -61,7 +62,7 @@ class Stopwatch:
         self.flops += images * self.flops_of(phase) if self.flops_of else 0.0
 
     def read(self) -> dict[str, float]:
-        """The figures since the last start, this device's; starts anew."""
+        """The figures since the last start, this device's; starts anew. On all ranks figures of the same names."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds, spent = time.perf_counter() - self.began, self.doing.take_seconds()
@@ -73,20 +74,32 @@ class Stopwatch:
         }
         if self.flops_of:
             figures["tflops"] = self.flops / seconds / 1e12
-        if self.flops_of and self.peak:
-            figures["mfu"] = self.flops / seconds / self.peak
         self.start()
         return {f"{SPEED}{name}": value for name, value in figures.items()}
+
+    def mfu(self, figures: dict[str, float]) -> dict[str, float]:
+        """Model FLOPs utilisation, the share of this rank's card's peak that the figures reached; none if unknown."""
+        tflops = figures.get(f"{SPEED}tflops")
+        return {f"{SPEED}mfu": tflops * 1e12 / self.peak} if tflops is not None and self.peak else {}
 
 
 def means(columns: dict[str, list[float]], bad: list[int]) -> dict[str, float]:
     """Of each scalar, the mean over the good steps; none where there are none."""
     good = [place for place in range(len(columns["loss"])) if place not in bad]
-    means = {name: math.fsum(column[place] for place in good) / len(good) for name, column in columns.items() if good}
-    for name in [name for name in means if name.endswith(SHARE)]:
-        share, of = means.pop(name), name.removesuffix(SHARE)
-        means[of] = means[of] / share if share else math.nan
-    return {name: value for name, value in means.items() if not math.isnan(value)}
+    return quotients(
+        {name: math.fsum(column[place] for place in good) / len(good) for name, column in columns.items() if good}
+    )
+
+
+def quotients(means: dict[str, float]) -> dict[str, float]:
+    """Of `<name>` and `<name>/share` the quotient, by that name; neither where the share is 0."""
+    whole = {name: value for name, value in means.items() if not name.endswith(SHARE)}
+    for name, share in means.items():
+        if name.endswith(SHARE):
+            value = whole.pop(name.removesuffix(SHARE))
+            if share:
+                whole[name.removesuffix(SHARE)] = value / share
+    return whole
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -86,8 +86,8 @@ class Replica:
         return nullcontext()
 
     def same_buffers(self) -> None:
-        """Give all ranks the buffers of the first, as DDP does before each forward pass."""
-        if self.parts > 1:
+        """Give all ranks the buffers of the first, as DDP does; on GPUs, SyncBatchNorm keeps them the same anyway."""
+        if self.parts > 1 and self.device.type == "cpu":
             for buffer in self._module.buffers():
                 dist.broadcast(buffer, 0)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stages.config import TrainingConfig
 from stages.draws import Draws, derived_seed
+from stages.meter import quotients
 from stages.parallel import Replica
 
 PIECE = 16  # samples that go through the model at a time, on any number of ranks: so that their losses are the same
@@ -132,4 +133,5 @@ def _means(
     table = torch.stack(list(sums.values())) / total
     if replica.world > 1:
         dist.all_reduce(table)
-    return dict(zip([f"validation_{name}{suffix}" for name in sums], table.tolist(), strict=True))
+    found = quotients(dict(zip(sums, table.tolist(), strict=True)))
+    return {f"validation_{name}{suffix}": value for name, value in found.items()}

@@ -103,7 +103,7 @@ class Run:
         )
 
     def should_stop(self) -> bool:
-        return self.stop_after is not None and max(self.logged) >= self.stop_after
+        return self.stop_after is not None and max(self.logged, default=0) >= self.stop_after
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.logged[step] = {name: value for name, value in values.items() if not name.startswith(SPEED)}
@@ -128,13 +128,45 @@ def test_stopping_at_every_step_and_resuming_gives_the_same_bytes() -> None:
         assert first.logged | second.logged == straight.logged
 
 
+class Clock:
+    """Stands in for `time`; a step takes three seconds by it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Slow(Denoise):
+    """Whose forward pass moves a clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        self.clock.now += 3.0
+        return super().forward(batch, draws)
+
+
+def test_a_stop_is_looked_for_every_few_seconds_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = Clock(), list[float]()
+    monkeypatch.setattr(loop, "time", clock)
+    phases = [{"steps": 21, "batch_size": 12, "size": 64}, {"steps": 39, "batch_size": 12, "size": 64}]
+    run = Run(config(log_every=20, checkpoint_every=20, phases=phases))
+    monkeypatch.setattr(run, "should_stop", lambda: asked.append(clock.now))  # never
+    run.train(Slow(clock))
+    assert max(np.diff([0.0, *asked, clock.now])) <= loop._STOP_S
+
+
 def test_where_steps_are_slow_a_stop_is_seen_between_log_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_STOP_S", 0.0)  # shorter than any step
     recipe = config(log_every=4, checkpoint_every=4)
     straight, stopped = Run(recipe), Run(recipe)
     straight.train(Denoise())
-    monkeypatch.setattr(stopped, "should_stop", iter([False, False, True]).__next__)
-    assert stopped.train(Denoise()) == Outcome(6, finished=False)  # asked after steps 4, 5 and 6
+    monkeypatch.setattr(stopped, "should_stop", iter([False, False, False, False, False, True]).__next__)
+    assert stopped.train(Denoise()) == Outcome(6, finished=False)  # asked after every step
     assert (list(stopped.logged), list(stopped.saved)) == ([4, 6], [4, 6])
     resumed = Run(recipe, state=stopped.saved[6])
     resumed.train(Denoise())

@@ -216,8 +216,10 @@ class Toy(nn.Module):
         self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, 6))
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        error = self.net(batch["x"] + draws.normal(6) * draws.uniform()[:, None]) - batch["x"]
-        return (error**2).mean(), {"worst": error.detach().abs().max()}
+        noise, times = draws.normal(6), draws.uniform()
+        error = (self.net(batch["x"] + noise * times[:, None]) - batch["x"]).square().mean(dim=1)
+        early = (times < 0.5).float()
+        return error.mean(), {"early": (early * error.detach()).mean(), "early/share": early.mean()}
 
 
 def samples(first: int, rows: int) -> dict[str, np.ndarray]:
@@ -338,8 +340,11 @@ def test_the_loss_is_that_of_the_samples_in_evaluation_mode() -> None:
     toy.load_state_dict(state)
     batch = {name: torch.from_numpy(values) for name, values in samples(0, 20).items()}
     with torch.no_grad():
-        loss, _ = toy(batch, SampleDraws([bytes(key) for key in batch["key"].numpy()], 0, 20, CPU))
-    assert run.logged[STEPS]["validation_loss"] == pytest.approx(loss.item(), rel=1e-6)
+        loss, parts = toy(batch, SampleDraws([bytes(key) for key in batch["key"].numpy()], 0, 20, CPU))
+    logged = run.logged[STEPS]
+    assert logged["validation_loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert logged["validation_early"] == pytest.approx(parts["early"].item() / 0.5, rel=1e-6)  # of the half it is of
+    assert not any("/share" in name for name in logged)
 
 
 def test_stage_a_is_validated_without_its_discriminator() -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from pipeline import cluster
 from pipeline.rank import suspects
 from pipeline.watchdog import EXIT_STALLED, Pulses, Watchdog
 from stages import activity
@@ -54,6 +55,19 @@ def test_a_rank_that_fell_silent_is_named() -> None:
     assert "rank 0 after step 3: backward pass, and exchanging gradients, and silent since" in str(
         pulses.beat(1, 3, activity.COMPARING, 1.0, 10.0)
     )
+
+
+def test_a_rank_of_an_earlier_attempt_is_told_to_end_and_stalls_nobody() -> None:
+    board = cluster.Board()
+    board.begin_job(1)
+    assert board.beat(1, 5, 3, activity.FORWARD, 0.1, 10.0) is None
+    board.begin_job(2)
+    assert board.beat(1, 5, 3, activity.FORWARD, 99.0, 10.0) == "this attempt is over"  # its node was frozen
+    assert board.beat(2, 0, 3, activity.FORWARD, 0.1, 10.0) is None
+    assert board.stall() is None
+    anew = cluster.Board()  # as Ray starts it again elsewhere
+    assert anew.beat(2, 0, 4, activity.FORWARD, 0.1, 10.0) is None
+    assert "rank 0 after step 4" in str(anew.beat(2, 0, 4, activity.FORWARD, 11.0, 10.0))
 
 
 def test_a_rank_that_rests_stalls_nobody() -> None:

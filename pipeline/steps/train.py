@@ -303,7 +303,7 @@ def _loop_a(payload: dict[str, Any]) -> None:
 
     if rank.train("stage_a", objective, settings.train, data, panel):
         rank.publish_model("stage_a", stage_a)
-        rank.publish(PANEL, panel())
+        rank.publish(PANEL, panel)
         rank.finish(data.largest.rows)
 
 
@@ -361,7 +361,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
     if rank.train("stage_b", objective, settings.train, data, panel):
         rank.publish_model("stage_b", stage_b)
         rank.publish_model("compressor", compressor)
-        rank.publish(PANEL, panel())
+        rank.publish(PANEL, panel)
         rank.finish(data.largest.rows)
 
 
@@ -400,7 +400,7 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
 
     if rank.train("previewer", PreviewerObjective(previewer, settings.loss), settings.train, data, panel):
         rank.publish_model("previewer", previewer)
-        rank.publish(PANEL, panel())
+        rank.publish(PANEL, panel)
         rank.finish(data.largest.rows)
 
 
@@ -423,5 +423,5 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
 
     if rank.train("baseline", objective, settings.train, data, panel):
         rank.publish_model("baseline", baseline)
-        rank.publish(PANEL, panel())
+        rank.publish(PANEL, panel)
         rank.finish(data.largest.rows)
