@@ -178,9 +178,12 @@ class Cluster:
         self.config = config
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        # A signal to our whole process group must not end Ray before the workers have saved. Its processes inherit what
+        # is blocked; for SIGINT Ray sees to this itself.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             ray.init(
-                address=config.address,
+                address=config.address or "local",  # None would be any Ray that happens to run on this machine
                 num_cpus=config.num_cpus if config.address is None else None,
                 include_dashboard=False if config.address is None else None,
                 logging_level=logging.WARNING,
@@ -189,6 +192,8 @@ class Cluster:
             )
         except ConnectionError as error:
             raise UsageError(f"cluster.address={config.address}: no Ray answers there ({error})") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         for number, handler in handlers.items():  # Ray takes SIGTERM for itself and would end without saving
             signal.signal(number, handler)
         context = DataContext.get_current()

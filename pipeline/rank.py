@@ -74,6 +74,7 @@ class Rank:
         """
         self._warn_of_small_buckets(name, config, data.batches)
         panel_seconds, begun = 0.0, False
+        logged: dict[int, dict[str, float]] = {}  # since the last saved state
         reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
         folder = checkpoints_of(self.building, name)
         states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard, config.phase_ends)
@@ -96,6 +97,9 @@ class Rank:
 
         def save_state(step: int, state: bytes) -> None:
             best = checkpoint.best(state) if config.keeps_best else None
+            entries = {entry: logged.pop(entry) for entry in sorted(logged) if entry <= step}
+            if self.rank == 0:  # no checkpoint without its log: the driver may be dead, and the next one asks for it
+                storage.publish(json.dumps(entries).encode(), storage.join(log_of(self.building, name), f"{step}.json"))
             states.save(step, state, config.recipe(self.seed), best.step if best else None)
 
         def load_best(step: int) -> Iterator[bytes]:
@@ -123,8 +127,10 @@ class Rank:
                 values, panel_seconds = {**values, "panel_seconds": panel_seconds}, 0.0
             self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
             self.board.post({"kind": "reached", "training": name, "step": step})
-            self.board.post({"kind": "metrics", "values": {f"{name}/{k}": v for k, v in values.items()}, "step": step})
-            self.metrics.update({f"{name}/{k}": v for k, v in values.items()})
+            named = {f"{name}/{key}": value for key, value in values.items()}
+            self.board.post({"kind": "metrics", "values": named, "step": step})
+            self.metrics.update(named)
+            logged[step] = named
 
         def should_stop() -> bool:  # Ray's question is a barrier: the loop asks on all ranks after the same steps
             return ray.train.get_preemption_info() is not None or self.board.stopping()
@@ -241,6 +247,11 @@ def phase_file(model: str, number: int) -> str:
 def checkpoints_of(building: str, name: str) -> str:
     """Where a training of an unfinished artifact keeps its checkpoints."""
     return storage.join(building, "checkpoints", name)
+
+
+def log_of(building: str, name: str) -> str:
+    """Where a training of an unfinished artifact keeps what it logged up to each checkpoint, by step."""
+    return storage.join(building, "log", name)
 
 
 def result(building: str) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from pipeline.screen import Built, StepProgress, Summary, console
 from pipeline.steps import table
 from pipeline.weights import how_to_get
 
+SAME_SIGNAL_S = 1.0  # who signals a process and then its group, as timeout(1) does, asks once
 WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
 
 log = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ class _Stop:
     """The signal that asked for the end, if one did."""
 
     number: int | None = None
+    since: float = 0.0
 
     def __call__(self) -> int | None:
         return self.number
@@ -205,13 +207,15 @@ def _raise_if(stopped: _Stop) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks for a clean end, the second ends at once."""
+    """The first SIGINT or SIGTERM asks for a clean end, a later one ends at once."""
     stop = _Stop()
 
     def handle(number: int, _: FrameType | None) -> None:
         if stop.number is not None:
-            raise KeyboardInterrupt
-        stop.number = number
+            if time.monotonic() - stop.since > SAME_SIGNAL_S:
+                raise KeyboardInterrupt
+            return
+        stop.number, stop.since = number, time.monotonic()
         console.print("[yellow]saving and stopping; once more to abort at once[/]")
 
     if threading.current_thread() is not threading.main_thread():

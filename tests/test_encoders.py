@@ -1,9 +1,10 @@
 """Online equals cached: what a training encodes itself differs from what a step stored by the storage's rounding.
 
-And what a training refuses before its workers start.
+And what a training refuses, and catches up on, before its workers start.
 """
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache, partial
@@ -25,7 +26,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.dag import fingerprints, order
 from pipeline.encoders import Encoder
 from pipeline.errors import UsageError
-from pipeline.rank import checkpoints_of
+from pipeline.rank import checkpoints_of, log_of
 from pipeline.steps import encode, table, train
 from stages.compressor import Compressor
 from stages.stage_a import StageA
@@ -81,6 +82,10 @@ class Report:
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((step, values))
 
     def advance(self, count: int, total: int, unit: str) -> None:
         pass
@@ -371,3 +376,16 @@ def test_a_checkpoint_of_another_training_is_refused_before_any_worker_starts(pr
     states.save(2, b"a state", training.recipe(build.config.seed) | {"learning_rate": 7.0})
     with pytest.raises(UsageError, match=rf"train_c: .* with learning_rate = 7.0, this .*; remove {states.folder} to"):
         train.train_c(build)
+
+
+def test_what_was_logged_after_the_driver_was_killed_is_caught_up_on_once(tmp_path):
+    root = Root(tmp_path, "stage_c.train.log_every=1")
+    build = root.build("stage_c")
+    build.interruptions.reached["stage_c"] = 9
+    for saved in (8, 10, 12):
+        log = {step: {"stage_c/loss": step / 10} for step in (saved - 1, saved)}
+        storage.publish(json.dumps(log).encode(), storage.join(log_of(build.building, "stage_c"), f"{saved}.json"))
+    train._catch_up(build)
+    train._catch_up(build)
+    assert root.report.logged == [(step, {"stage_c/loss": step / 10}) for step in (10, 11, 12)]
+    assert build.interruptions.resumed("stage_c", 12) == 0

@@ -36,7 +36,9 @@ INSIDE = {
 
 def start(root: Path, *flags: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipeline", "run", "conf=stage_c", "scale=micro", f"root={root}", *flags]
-    return subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def wait_for(event: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
@@ -54,6 +56,8 @@ def interrupt_inside(output: str, root: Path, number: signal.Signals, *flags: st
     try:
         wait_for(lambda: any(folder.glob(f"*/{INSIDE[output]}")), driver)
         driver.send_signal(number)
+        if number != signal.SIGKILL:  # as from timeout(1): Ray's processes are in the group too
+            os.killpg(driver.pid, number)
         code = driver.wait(PATIENCE_S)
     finally:
         driver.kill()

@@ -118,6 +118,20 @@ def figures(artifact: Artifact) -> tuple[float, float, float]:
     return metrics["interruptions"], metrics["preemptions"], metrics["steps_again"]
 
 
+def logged_steps(root: Path) -> set[int]:
+    """Steps whose loss the MLflow runs of the training have, none of them twice in a run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow/mlflow.db")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    steps = set()
+    for run in client.search_runs(experiments, "tags.`wst.output` = 'stage_c'"):
+        points = [point.step for point in client.get_metric_history(run.info.run_id, "stage_c/loss")]
+        assert len(points) == len(set(points))
+        steps |= set(points)
+    return steps
+
+
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory, inputs: list[Artifact]) -> Artifact:
     """The training that nothing befell."""
@@ -163,6 +177,7 @@ def test_a_driver_of_two_ranks_saves_on_a_signal_and_may_be_killed(tmp_path, inp
     interrupted, noticed, again = figures(survived)
     assert (interrupted, noticed) == (2, 0)
     assert 0 <= again <= EVERY + 1  # all of the kill: after a signal nothing is done again
+    assert logged_steps(root) == set(range(1, STEPS + 1))
     assert "done again after 2 interruptions\n" in said
 
 

@@ -1,5 +1,6 @@
 """The trainings: a Ray Train job each, around the one loop of `stages.loop`."""
 
+import json
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,7 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
 
     _check_batches(build)
     _check_checkpoints(build)
+    _catch_up(build)
     stretches = build.config.stretches_of(build.step.name)
     if result(build.building) is None:
         chosen = {name: build.inputs[f"view_{name}"] for _, name in stretches if name}
@@ -222,6 +224,19 @@ def _check_checkpoints(build: Build) -> None:
                 require_recipe(recipe, training.recipe(build.config.seed))
         except CheckpointMismatch as error:
             raise UsageError(f"{build.step.name}: {error}; remove {states.folder} to start again") from None
+
+
+def _catch_up(build: Build) -> None:
+    """Log what ranks did after their driver was killed, up to their last checkpoint: nobody heard of it then."""
+    from pipeline.rank import log_of
+
+    for name in build.config.trainings_of(build.step.name):
+        folder = log_of(build.building, name)
+        for file in sorted(storage.listing(folder), key=lambda file: int(file.removesuffix(".json"))):
+            for step, values in json.loads(storage.read(storage.join(folder, file))).items():
+                if int(step) > build.interruptions.reached.get(name, 0):
+                    build.report.metrics(values, int(step))
+                    build.interruptions.reached[name] = int(step)
 
 
 def _split(view: Artifact | None, held_out: Artifact | None) -> tuple[View | None, View | None]:
