@@ -136,7 +136,11 @@ class Store:
 
     def tidy(self, artifact: Artifact) -> None:
         """Delete what only the build of a finished artifact needed; a killed run may have left it."""
-        storage.remove(storage.join(artifact.path, BUILDING))
+        folder = storage.join(artifact.path, BUILDING)
+        try:
+            storage.remove(folder)
+        except OSError:  # a heartbeat of the lease there came in between; the next one is seconds away
+            storage.remove(folder)
 
     def discard(self, name: str, digest: str) -> None:
         """Delete an artifact's files, its manifest first so that no reader sees half of it; a lease on it stays."""

@@ -66,6 +66,21 @@ def test_a_discarded_artifact_is_gone_but_its_lease_stays(tmp_path):
     assert store.find("stage_a", PRINT.digest) is None
 
 
+def test_a_heartbeat_while_it_is_tidied_does_no_harm(store, monkeypatch):
+    remove, raised = storage.remove, []
+
+    def as_a_heartbeat_begins(path: str) -> None:
+        if path.endswith("building") and not raised:
+            raised.append(path)
+            raise FileNotFoundError("Cannot get information for path .lease.json.0d31.tmp")
+        remove(path)
+
+    monkeypatch.setattr(storage, "remove", as_a_heartbeat_begins)
+    artifact = commit(store)
+    assert raised
+    assert not storage.listing(storage.join(artifact.path, "building"))
+
+
 def test_removals_from_an_earlier_build_do_not_count_for_a_later_one(store):
     artifact = commit(store)
     assert rewrite(artifact, "weights", lambda content: None)
