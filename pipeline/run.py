@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from datasets import laion, storage
-from datasets.config import NO_SCORES
+from datasets import laion, plan, storage
+from datasets.config import NO_SCORES, DataError
 from pipeline import __version__, cost, dag, lease, ledger
 from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.build import Build, Facts
@@ -81,19 +81,25 @@ def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
 
 
 def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
-    """That LAION's metadata, still to be read, are not there, as a sentence; a URI counts as there unless asked."""
-    path = config.data.metadata
+    """That Parquet files, still to be read, are not there or no good, as a sentence; URIs are good unless asked."""
+    paths = [path for path in (config.data.metadata, config.data.scores) if path is not None]
     to_read = any(item.step.output == "metadata" and item.state != "done" for item in planned)
-    if path is None or not to_read or (storage.is_remote(path) and not ask_stores):
+    if not to_read or (any(map(storage.is_remote, paths)) and not ask_stores):
         return None
-    return None if storage.matching(path, ".parquet") else f"data.metadata: there is no Parquet file at {path}"
+    try:
+        plan.check(config.data)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def missing_scores(config: Config, planned: list[Planned]) -> str | None:
     """That views want scores which LAION's metadata on this machine have not and nothing brings, as a sentence."""
     path, data = config.data.metadata, config.data
-    if path is None or data.scores or data.scorer or storage.is_remote(path) or not storage.matching(path, ".parquet"):
+    if path is None or data.scores or data.scorer or storage.is_remote(path):
         return None
+    if missing_rows(config, planned) or not storage.matching(path, ".parquet"):
+        return None  # the first is told elsewhere; a finished plan needs no metadata any more
     selects = [item for item in planned if item.step.name == "select" and item.state != "done"]
     wanting = [name for item in selects if data.views[name := item.step.output.removeprefix("view_")].scored]
     if not wanting or "aesthetic" in laion.columns(path):
@@ -152,7 +158,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
     check_weights(config, planned)
-    if missing := missing_scores(config, planned):
+    if missing := missing_rows(config, planned) or missing_scores(config, planned):
         raise UsageError(missing)
     check_carried_out(root)
     check_writable(root, "root")
