@@ -110,6 +110,8 @@ def _rows(path: str, url: str, names: dict[str, str] | None, unusable: Counter[s
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"{KEY}.annotations: {path} is no JSON of COCO captions ({reason}); give captions_*.json") from error
+        raise DataError(
+            f"{KEY}.annotations: {path} is no JSON of COCO captions ({reason}); give captions_*.json"
+        ) from error
     unusable["no_caption"] += len(images) - len(captioned)
     return rows

@@ -101,7 +101,9 @@ def _present(path: str, names: list[str], needed: Set[str], key: str) -> dict[st
 
 def _unreadable(place: str, error: Exception, key: str) -> DataError:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
-    return DataError(f"{key}: {place} cannot be read as LAION's Parquet ({reason}); fetch it again, or give other files")
+    return DataError(
+        f"{key}: {place} cannot be read as LAION's Parquet ({reason}); fetch it again, or give other files"
+    )
 
 
 def _by_lower_case(names: list[str]) -> dict[str, str]:

@@ -97,7 +97,9 @@ def _check(config: LocalizedNarrativesConfig) -> None:
     """Refuse files of which the first line is no narrative, or that have none."""
     narratives = chain.from_iterable(map(_narratives, _files(config).values()))
     if next(narratives, None) is None:
-        raise DataError(f"{KEY}.annotations: there is no narrative in {config.annotations}; give *.jsonl that hold some")
+        raise DataError(
+            f"{KEY}.annotations: there is no narrative in {config.annotations}; give *.jsonl that hold some"
+        )
 
 
 def _row(place: str, caption: str, local: dict[str, Path] | None, unusable: Counter[str]) -> dict[str, Any] | None:
@@ -131,4 +133,6 @@ def _narratives(path: str) -> Iterator[tuple[str, str, str]]:
                     yield str(narrative["dataset_id"]), str(narrative["image_id"]), str(narrative["caption"])
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise DataError(f"{KEY}.annotations: line {count} of {path} is no narrative ({reason}); give the published *.jsonl") from error
+            raise DataError(
+                f"{KEY}.annotations: line {count} of {path} is no narrative ({reason}); give the published *.jsonl"
+            ) from error

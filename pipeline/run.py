@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +33,7 @@ from pipeline.steps import table
 from pipeline.weights import how_to_get
 
 WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
+LOG_EVERY_S = 30.0  # between lines of progress in a step's log
 
 log = logging.getLogger(__name__)
 
@@ -265,6 +267,7 @@ class _Session:
                     invocation=self.id,
                     fingerprints={item.step.output: item.fingerprint.digest for item in self.planned},
                     config=self.config.model_dump(mode="json"),
+                    say=partial(console.print, style="yellow", markup=False),
                 )
             )
             self.ledger = ledger.Writer(self.root, self.id)
@@ -317,8 +320,14 @@ class _Session:
         try:
             with lease.hold(path, console.print), _logging_to(log_path):
                 artifact = self.store.find(output, digest) if item.reason != "forced" else None
-                if artifact is None:  # nobody else finished it while we waited for the lease
+                if artifact:
+                    log.info("%s: somebody else has built %s meanwhile", name, path)
+                else:
+                    log.info("%s begins (%s): %s, fingerprint %s", name, item.reason, path, digest)
                     artifact = self._build_under_lease(item, path, progress, stopped)
+                    log.info(
+                        "%s is done: %s rows, %.1f s", name, f"{artifact.manifest['rows']:,}", time.monotonic() - begun
+                    )
             outcome = "done"
         except Interrupted:
             outcome = "interrupted"
@@ -435,23 +444,29 @@ class _Session:
 
 @dataclass
 class _Reporter:
-    """Progress goes to the screen, measurements and pictures to MLflow."""
+    """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log."""
 
     screen: StepProgress
     tracked: Any
     warnings: list[str]
+    logged: float = field(default_factory=time.monotonic)  # when progress was logged last
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self.screen.update(done, total, unit)
+        if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
+            self.logged = time.monotonic()
+            log.info("%s of %s %s", f"{done:,}", f"{total:,}", unit)
 
     def advance(self, count: int, total: int, unit: str) -> None:
-        self.screen.update(self.screen.done + count, total, unit)
+        self.progress(self.screen.done + count, total, unit)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.tracked.metrics(values, step)
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def image(self, name: str, png: bytes, step: int) -> None:
         self.tracked.image(name, png, step)
+        log.info("step %d: picture %s", step, name)
 
     def warning(self, text: str) -> None:
         log.warning(text)
@@ -464,13 +479,16 @@ def _logging_to(path: str) -> Iterator[None]:
     local = Path(path) if not storage.is_remote(path) else Path(f"/tmp/{uuid.uuid4().hex}.log")
     local.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(local)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("pipeline")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False
     try:
         yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        logger.info("stopped on request: %s", error or "at once, without a save")
+        raise
     except Exception:
         logger.exception("the step ended with an error")
         raise
