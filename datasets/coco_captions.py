@@ -4,6 +4,7 @@ A row is a caption; a picture has five or so. The pictures are fetched from COCO
 from a local folder (`datasets.folder`). Each picture's licence stands in its row.
 """
 
+import codecs
 import json
 import posixpath
 from collections import Counter
@@ -69,7 +70,8 @@ def _check(path: str) -> None:
     """Refuse what is no JSON object by its first and last bytes: the files are large."""
     filesystem, inner = storage.open_filesystem(path)
     with filesystem.open_input_file(inner) as file:
-        start, end = file.read_at(_EDGE, 0).strip(), file.read_at(_EDGE, max(0, file.size() - _EDGE)).strip()
+        start = file.read_at(_EDGE, 0).removeprefix(codecs.BOM_UTF8).strip()
+        end = file.read_at(_EDGE, max(0, file.size() - _EDGE)).strip()
     if not (start.startswith(b"{") and end.endswith(b"}")):
         what = "is no JSON object, or cut short" if start else "is empty"
         raise DataError(f"{KEY}.annotations: {path} {what}; give captions_*.json, or fetch it again")

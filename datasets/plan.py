@@ -121,16 +121,19 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
     return Counts(layout.rows, read, dict(rejected), dict(layout.buckets))
 
 
-def check(config: DataConfig) -> None:
-    """Refuse Parquet files that `make` would refuse, as far as the first one's schema tells.
+def check(config: DataConfig, ask_stores: bool) -> None:
+    """Refuse Parquet files that `make` would refuse, as far as the first one's schema tells; those at URIs if asked to.
 
     Raises:
         DataError: as of `make`.
     """
-    if config.metadata is not None:
-        laion.columns(config.metadata, _needed(config))
-    if config.scores is not None:
-        laion.columns(config.scores, {"url", "aesthetic"}, "data.scores")
+    columns = {
+        "data.metadata": (config.metadata, _needed(config)),
+        "data.scores": (config.scores, {"url", "aesthetic"}),
+    }
+    for key, (path, needed) in columns.items():
+        if path is not None and (ask_stores or not storage.is_remote(path)):
+            laion.columns(path, needed, key)
 
 
 def removals(path: str | None, named_by: str = "data.removed") -> frozenset[str]:

@@ -84,12 +84,10 @@ def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
 
 def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
     """That Parquet files, still to be read, are not there or no good, as a sentence; URIs are good unless asked."""
-    paths = [path for path in (config.data.metadata, config.data.scores) if path is not None]
-    to_read = any(item.step.output == "metadata" and item.state != "done" for item in planned)
-    if not to_read or (any(map(storage.is_remote, paths)) and not ask_stores):
+    if not any(item.step.output == "metadata" and item.state != "done" for item in planned):
         return None
     try:
-        plan.check(config.data)
+        plan.check(config.data, ask_stores)
     except DataError as error:
         return str(error)
     return None

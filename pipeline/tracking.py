@@ -199,10 +199,13 @@ def send_unsent(store: MlflowStore, experiment: str) -> str | None:
     folder = _unsent(store, experiment)
     if not any(folder.glob("*.jsonl")):
         return None
-    outbox = Outbox(folder, f"nothing-to-do-{uuid.uuid4().hex[:8]}", Recorder(store, experiment))
-    outbox.close(END_PATIENCE_S)
+    try:
+        outbox = Outbox(folder, f"nothing-to-do-{uuid.uuid4().hex[:8]}", Recorder(store, experiment))
+        outbox.close(END_PATIENCE_S)
+        reason = outbox.last_error or "another run is at work, or there was no answer in time"
+    except OSError as error:
+        reason = str(error)
     if any(folder.glob("*.jsonl")):
-        reason = outbox.last_error or "other runs are at work, or there was no answer in time"
         return f"MLflow at {store.uri} has not all that earlier runs recorded ({reason}); the rest waits in {folder}"
     return f"MLflow at {store.uri} has taken what earlier runs could not send"
 
