@@ -5,6 +5,7 @@ import importlib
 import json
 import logging
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -167,6 +168,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         private_ray()
     started = time.monotonic()
     with (
+        contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
         _signals() as stopped,
         PeakMemory() as memory,
         _Session(config, conf, root, planned, command, memory) as session,
