@@ -123,7 +123,7 @@ class Outbox:
                 self._send(batch)
             except Exception as error:
                 self.last_error = _in_short(error)
-                log.warning("%d records could not be sent: %s", len(batch), self.last_error)
+                log.warning("records could not be sent (%d wait): %s", len(batch), self.last_error)
                 if self.failures == 0:
                     self._complain(self.last_error)
             else:
