@@ -4,6 +4,7 @@ A row is a caption; a picture has five or so. The pictures are fetched from COCO
 from a local folder (`datasets.folder`). Each picture's licence stands in its row.
 """
 
+import codecs
 import json
 import posixpath
 from collections import Counter
@@ -25,6 +26,8 @@ LICENCE = {
     "attribution": "Captions by the COCO Consortium, CC BY 4.0; pictures from Flickr, each under its own licence.",
 }
 
+_EDGE = 1 << 10  # bytes
+
 
 def tables(config: CocoCaptionsConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
     """The captions of one file after the other; see `datasets.sources.Source`.
@@ -45,7 +48,8 @@ def hosts(config: CocoCaptionsConfig) -> AbstractContextManager[Hosts]:
 
 
 def identity(config: CocoCaptionsConfig) -> dict[str, Any]:
-    """The settings, with names and sizes of the files for their paths."""
+    """The settings, with names and sizes of the files for their paths; a first file cut short is refused here."""
+    _check(next(iter(_files(config).values())))
     pictures = config.pictures and folder.content(config.pictures, f"{KEY}.pictures")
     return {"url": config.url, "annotations": storage.identity(_files(config).items()), "pictures": pictures}
 
@@ -60,6 +64,17 @@ def _files(config: CocoCaptionsConfig) -> dict[str, str]:
     if not files:
         raise DataError(f"{KEY}.annotations: there is no .json file at {config.annotations}; give captions_*.json")
     return files
+
+
+def _check(path: str) -> None:
+    """Refuse what is no JSON object by its first and last bytes: the files are large."""
+    filesystem, inner = storage.open_filesystem(path)
+    with filesystem.open_input_file(inner) as file:
+        start = file.read_at(_EDGE, 0).removeprefix(codecs.BOM_UTF8).strip()
+        end = file.read_at(_EDGE, max(0, file.size() - _EDGE)).strip()
+    if not (start.startswith(b"{") and end.endswith(b"}")):
+        what = "is no JSON object, or cut short" if start else "is empty"
+        raise DataError(f"{KEY}.annotations: {path} {what}; give captions_*.json, or fetch it again")
 
 
 def _names(pictures: str | None) -> dict[str, str] | None:
@@ -97,6 +112,8 @@ def _rows(path: str, url: str, names: dict[str, str] | None, unusable: Counter[s
             )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"{KEY}.annotations: {path} is no JSON of COCO captions: {reason}") from error
+        raise DataError(
+            f"{KEY}.annotations: {path} is no JSON of COCO captions ({reason}); give captions_*.json"
+        ) from error
     unusable["no_caption"] += len(images) - len(captioned)
     return rows

@@ -44,10 +44,7 @@ def tables(
     Raises:
         DataError: nothing is there, a file is no Parquet, or a needed column is missing.
     """
-    files = storage.matching(path, ".parquet")
-    if not files:
-        raise DataError(f"{key}: there is no Parquet file at {path}")
-    for place in files.values():
+    for place in _files(path, key):
         filesystem, inner = storage.open_filesystem(place)
         try:
             with filesystem.open_input_file(inner) as source, pq.ParquetFile(source) as file:
@@ -59,20 +56,16 @@ def tables(
             raise _unreadable(place, error, key) from error
 
 
-def columns(path: str) -> set[str]:
-    """Our names of the columns that the first file has, of which there must be one.
-
-    Raises:
-        DataError: it is no Parquet.
-    """
-    first = next(iter(storage.matching(path, ".parquet").values()))
+def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata") -> set[str]:
+    """Our names of the columns that the first file has, from its last bytes; arguments and errors as of `tables`."""
+    first = _files(path, key)[0]
     filesystem, inner = storage.open_filesystem(first)
     try:
         with filesystem.open_input_file(inner) as source:
-            theirs = _by_lower_case(pq.read_schema(source).names)
-    except pa.ArrowInvalid as error:
-        raise _unreadable(first, error, "data.metadata") from error
-    return {ours for ours, name in COLUMNS.items() if name.lower() in theirs}
+            names = pq.read_schema(source).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(first, error, key) from error
+    return set(_present(first, names, needed, key))
 
 
 def renamed(table: pa.Table) -> pa.Table:
@@ -90,6 +83,13 @@ def renamed(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
+def _files(path: str, key: str) -> list[str]:
+    files = storage.matching(path, ".parquet")
+    if not files:
+        raise DataError(f"{key}: there is no Parquet file at {path}; give a file, a folder, a pattern or a URI")
+    return list(files.values())
+
+
 def _present(path: str, names: list[str], needed: Set[str], key: str) -> dict[str, str]:
     theirs = _by_lower_case(names)
     present = {ours: theirs[name.lower()] for ours, name in COLUMNS.items() if name.lower() in theirs}
@@ -100,7 +100,10 @@ def _present(path: str, names: list[str], needed: Set[str], key: str) -> dict[st
 
 
 def _unreadable(place: str, error: Exception, key: str) -> DataError:
-    return DataError(f"{key}: {place} cannot be read as LAION's Parquet: {str(error).splitlines()[0]}")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+    return DataError(
+        f"{key}: {place} cannot be read as LAION's Parquet ({reason}); fetch it again, or give other files"
+    )
 
 
 def _by_lower_case(names: list[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def tables(config: LocalizedNarrativesConfig, unusable: Counter[str]) -> Iterato
     Left out: `no_template` (its dataset_id has none), `no_picture` (not in the local folder), `unreadable` (there, but
     of no format that we read).
     """
+    _check(config)
     local = folder.listing(config.pictures, f"{KEY}.pictures")[0] if config.pictures else None
     unknown = Counter[str]()
     rows: list[dict[str, Any]] = []
@@ -59,7 +61,7 @@ def tables(config: LocalizedNarrativesConfig, unusable: Counter[str]) -> Iterato
         yield pa.Table.from_pylist(rows, schema=_SCHEMA)
     elif not found:
         told = f"; their dataset_id {', '.join(sorted(unknown)[:5])} has no template" if unknown else ""
-        counts = ", ".join(f"{reason} {count}" for reason, count in unusable.items()) or "empty"
+        counts = ", ".join(f"{reason} {count}" for reason, count in unusable.items())
         raise DataError(f"{KEY}.images: no narrative at {config.annotations} can be used ({counts}){told}")
 
 
@@ -69,7 +71,8 @@ def hosts(config: LocalizedNarrativesConfig) -> AbstractContextManager[Hosts]:
 
 
 def identity(config: LocalizedNarrativesConfig) -> dict[str, Any]:
-    """The settings, with names and sizes of the files for their paths."""
+    """The settings, with names and sizes of the files for their paths; files without narratives are refused here."""
+    _check(config)
     local = config.pictures and folder.content(config.pictures, f"{KEY}.pictures")
     return {
         "images": dict(config.images),
@@ -88,6 +91,15 @@ def _files(config: LocalizedNarrativesConfig) -> dict[str, str]:
     if not files:
         raise DataError(f"{KEY}.annotations: there is no .jsonl file at {config.annotations}; give the narratives")
     return files
+
+
+def _check(config: LocalizedNarrativesConfig) -> None:
+    """Refuse files of which the first line is no narrative, or that have none."""
+    narratives = chain.from_iterable(map(_narratives, _files(config).values()))
+    if next(narratives, None) is None:
+        raise DataError(
+            f"{KEY}.annotations: there is no narrative in {config.annotations}; give *.jsonl that hold some"
+        )
 
 
 def _row(place: str, caption: str, local: dict[str, Path] | None, unusable: Counter[str]) -> dict[str, Any] | None:
@@ -121,4 +133,6 @@ def _narratives(path: str) -> Iterator[tuple[str, str, str]]:
                     yield str(narrative["dataset_id"]), str(narrative["image_id"]), str(narrative["caption"])
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise DataError(f"{KEY}.annotations: line {count} of {path} is no narrative: {reason}") from error
+            raise DataError(
+                f"{KEY}.annotations: line {count} of {path} is no narrative ({reason}); give the published *.jsonl"
+            ) from error

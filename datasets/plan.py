@@ -79,7 +79,7 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
         DataError: there is no metadata, it is not LAION's, it has no rows, or none passes the filters.
     """
     frame = config.image.frame
-    picture_rules = filters.picture_rules(config.filters) + ([] if frame.square else [filters.sized()])
+    picture_rules = _picture_rules(config)
     caption_rules = filters.caption_rules(config.filters)
     unusable, rejected = Counter[str](), Counter[str]()
     read, passed = 0, 0
@@ -88,7 +88,7 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
         spill = stack.enter_context(Spill(folder, "lot"))
         caps = [stack.enter_context(Cap(folder, name, limit)) for name, limit in filters.caps(config.filters)]
-        for table in _source(config, picture_rules, unusable):
+        for table in _source(config, unusable):
             read += table.num_rows
             pictures, bad_pictures = filters.accept(table, picture_rules)
             readable, bad_texts = _clean(pictures, seed, removed)  # the slow part: after the filters that drop most
@@ -119,6 +119,21 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
         layout.close()
     assert layout.rows + rejected.total() == read
     return Counts(layout.rows, read, dict(rejected), dict(layout.buckets))
+
+
+def check(config: DataConfig, ask_stores: bool) -> None:
+    """Refuse Parquet files that `make` would refuse, as far as the first one's schema tells; those at URIs if asked to.
+
+    Raises:
+        DataError: as of `make`.
+    """
+    columns = {
+        "data.metadata": (config.metadata, _needed(config)),
+        "data.scores": (config.scores, {"url", "aesthetic"}),
+    }
+    for key, (path, needed) in columns.items():
+        if path is not None and (ask_stores or not storage.is_remote(path)):
+            laion.columns(path, needed, key)
 
 
 def removals(path: str | None, named_by: str = "data.removed") -> frozenset[str]:
@@ -194,11 +209,20 @@ def _is_control(letter: str) -> bool:
     return unicodedata.category(letter) == "Cc" or ord(letter) in _BIDI_CONTROLS
 
 
-def _source(config: DataConfig, rules: list[filters.Rule], unusable: Counter[str]) -> Iterable[pa.Table]:
+def _picture_rules(config: DataConfig) -> list[filters.Rule]:
+    return filters.picture_rules(config.filters) + ([] if config.image.frame.square else [filters.sized()])
+
+
+def _needed(config: DataConfig) -> set[str]:
+    """The columns that LAION's metadata must have."""
+    needed = {"url", "caption"}.union(*(rule.columns for rule in _picture_rules(config)))
+    return needed - {"aesthetic"} if config.scores else needed
+
+
+def _source(config: DataConfig, unusable: Counter[str]) -> Iterable[pa.Table]:
     """The source's rows under our names; what it could not even make a row of is counted by reason in `unusable`."""
     if config.metadata is not None:
-        needed = {"url", "caption"}.union(*(rule.columns for rule in rules))
-        tables: Iterable[pa.Table] = laion.tables(config.metadata, needed - {"aesthetic"} if config.scores else needed)
+        tables: Iterable[pa.Table] = laion.tables(config.metadata, _needed(config))
     else:
         tables = map(laion.renamed, sources.tables(config, unusable))
     return scores.joined(tables, config.scores, unusable) if config.scores else tables

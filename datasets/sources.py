@@ -31,7 +31,10 @@ class Source(Protocol):
         """Serve what lies on this machine on loopback meanwhile; the map is empty for a source on the web."""
 
     def identity(self, settings: Any, /) -> dict[str, Any]:
-        """What stands for the source in fingerprints: for files their names and sizes, not where they lie."""
+        """What stands for the source in fingerprints: for files their names and sizes, not where they lie.
+
+        Raises DataError for files that are not there, or broken at their start: it is called before a run begins.
+        """
 
     def licence(self, settings: Any, /) -> dict[str, str | None]:
         """Terms for manifest and model card: licence (an identifier), licence_url, attribution, ..."""

@@ -64,11 +64,15 @@ def _config(words: Words) -> tuple[Config, str]:
 
 
 def _run(words: Words) -> None:
+    from pipeline.tracking import send_unsent
+
     loaded, root = _config(words)
     planned = run.planned_steps(loaded, root, words.selection)
     todo = [item for item in planned if item.state != "done"]
     if not todo:
         console.print(f"nothing to do: all {len(planned)} steps of conf={words.conf} are done in {root}", markup=False)
+        if told := send_unsent(locate_store(root, loaded.tracking.uri), loaded.tracking.experiment):
+            console.print(told, markup=False)
         _print_json(words, {"outcome": "nothing to do", "steps": [item.step.output for item in planned]})
         return
     summary = run.run(loaded, words.required_conf(), root, planned, _command())

@@ -5,6 +5,7 @@ import secrets
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",  # its notices of dead workers may go to a file
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to --json
     "NO_ALBUMENTATIONS_UPDATE": "1",  # img2dataset's picture library looks for a newer release at import

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MetricRow = tuple[str, float, int, int]  # name, value, step, time
 KEY = "wst.run"  # the tag that holds our key of a run
 PROCESS = "wst.process"
+END_REASON = "wst.end_reason"  # of a run that did not come to its end
 _NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # MLflow's codes for what no later try can mend
 
 
@@ -133,7 +134,7 @@ class Recorder:
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
             process = run.data.tags.get(PROCESS)
             if process and ProcessId(**json.loads(process)).is_dead():
-                self._client.set_tag(run.info.run_id, "wst.end_reason", "process died")
+                self._client.set_tag(run.info.run_id, END_REASON, "process died")
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
 

@@ -8,6 +8,7 @@ same folder. So a record may be sent twice: whoever takes it must not mind.
 import fcntl
 import json
 import logging
+import textwrap
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,17 +31,25 @@ class Outbox:
         folder: where the files lie, on a local file system; created where it is missing.
         name: of this process's file, not taken by another one.
         send: takes some records in their order, in one thread; what it raises may pass later.
+        complain: is told why, in that thread, when sending fails for the first time.
 
     Raises:
         OSError: no file can be made in the folder.
     """
 
-    def __init__(self, folder: Path, name: str, send: Callable[[Sequence[Record]], None]):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        send: Callable[[Sequence[Record]], None],
+        complain: Callable[[str], None] = lambda reason: None,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.jsonl"
         self.failures = 0
         self.last_error = ""
         self._send = send
+        self._complain = complain
         self._file = self.path.open("x", encoding="utf-8")
         fcntl.flock(self._file, fcntl.LOCK_EX)  # held until this process ends, however it does
         self._waiting: deque[Record] = deque()
@@ -71,7 +80,7 @@ class Outbox:
             self._changed.notify_all()
         self._thread.join(patience_s)
         with self._changed:
-            if self._idle:
+            if not self._waiting:
                 self.path.unlink()
             self._file.close()
             return len(self._waiting)
@@ -113,8 +122,10 @@ class Outbox:
             try:
                 self._send(batch)
             except Exception as error:
-                log.warning("the outbox could not send %d records", len(batch), exc_info=True)
-                self.last_error = (str(error).splitlines() or [type(error).__name__])[0]
+                self.last_error = _in_short(error)
+                log.warning("records could not be sent (%d wait): %s", len(batch), self.last_error)
+                if self.failures == 0:
+                    self._complain(self.last_error)
             else:
                 self._failing = False
                 return True
@@ -125,6 +136,14 @@ class Outbox:
                 if self._closing:
                     return False
                 self._changed.wait_for(lambda: self._closing, next(pauses, PAUSES_S[-1]))
+
+
+def _in_short(error: BaseException) -> str:
+    """What the error at the bottom of others says, in a line: those above repeat it among addresses and objects."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return textwrap.shorten(text, 100, placeholder=" ...")
 
 
 def drop(folder: Path, kind: str) -> int:

@@ -124,7 +124,11 @@ def show(config: Config, root: str, name: str | None, as_json: bool) -> None:
         return
     shown = {key: value for key, value in manifest.items() if key != "files"}
     out.print_json(json.dumps(shown, ensure_ascii=False))
-    out.print(f"{len(manifest['files'])} files in {artifact.path}")
+    out.print(f"{_files(len(manifest['files']))} in {artifact.path}")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def export(config: Config, root: str, folder: str | None) -> None:
@@ -137,7 +141,7 @@ def export(config: Config, root: str, folder: str | None) -> None:
     release = wanted(config, root, ["release"])["release"]
     for name in release.files:
         storage.publish(release.read(name), storage.join(target, name))
-    console.print(f"{len(release.files)} files in {target}")
+    console.print(f"{_files(len(release.files))} in {target}")
 
 
 def hours(root: str, as_json: bool) -> None:

@@ -5,18 +5,20 @@ import importlib
 import json
 import logging
 import signal
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from datasets import laion, storage
-from datasets.config import NO_SCORES
+from datasets import laion, plan, storage
+from datasets.config import NO_SCORES, DataError
 from pipeline import __version__, cost, dag, lease, ledger
 from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.build import Build, Facts
@@ -33,6 +35,7 @@ from pipeline.weights import how_to_get
 
 SAME_SIGNAL_S = 1.0  # who signals a process and then its group, as timeout(1) does, asks once
 WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
+LOG_EVERY_S = 30.0  # between lines of progress in a step's log
 
 log = logging.getLogger(__name__)
 
@@ -82,19 +85,23 @@ def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
 
 
 def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
-    """That LAION's metadata, still to be read, are not there, as a sentence; a URI counts as there unless asked."""
-    path = config.data.metadata
-    to_read = any(item.step.output == "metadata" and item.state != "done" for item in planned)
-    if path is None or not to_read or (storage.is_remote(path) and not ask_stores):
+    """That Parquet files, still to be read, are not there or no good, as a sentence; URIs are good unless asked."""
+    if not any(item.step.output == "metadata" and item.state != "done" for item in planned):
         return None
-    return None if storage.matching(path, ".parquet") else f"data.metadata: there is no Parquet file at {path}"
+    try:
+        plan.check(config.data, ask_stores)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def missing_scores(config: Config, planned: list[Planned]) -> str | None:
     """That views want scores which LAION's metadata on this machine have not and nothing brings, as a sentence."""
     path, data = config.data.metadata, config.data
-    if path is None or data.scores or data.scorer or storage.is_remote(path) or not storage.matching(path, ".parquet"):
+    if path is None or data.scores or data.scorer or storage.is_remote(path):
         return None
+    if missing_rows(config, planned) or not storage.matching(path, ".parquet"):
+        return None  # the first is told elsewhere; a finished plan needs no metadata any more
     selects = [item for item in planned if item.step.name == "select" and item.state != "done"]
     wanting = [name for item in selects if data.views[name := item.step.output.removeprefix("view_")].scored]
     if not wanting or "aesthetic" in laion.columns(path):
@@ -153,7 +160,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
     check_weights(config, planned)
-    if missing := missing_scores(config, planned):
+    if missing := missing_rows(config, planned) or missing_scores(config, planned):
         raise UsageError(missing)
     check_carried_out(root)
     check_writable(root, "root")
@@ -162,6 +169,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         private_ray()
     started = time.monotonic()
     with (
+        contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
         _signals() as stopped,
         PeakMemory() as memory,
         _Session(config, conf, root, planned, command, memory) as session,
@@ -263,6 +271,7 @@ class _Session:
                     invocation=self.id,
                     fingerprints={item.step.output: item.fingerprint.digest for item in self.planned},
                     config=self.config.model_dump(mode="json"),
+                    say=partial(console.print, style="yellow", markup=False),
                 )
             )
             self.ledger = ledger.Writer(self.root, self.id)
@@ -315,8 +324,14 @@ class _Session:
         try:
             with lease.hold(path, console.print), _logging_to(log_path):
                 artifact = self.store.find(output, digest) if item.reason != "forced" else None
-                if artifact is None:  # nobody else finished it while we waited for the lease
+                if artifact:
+                    log.info("%s: somebody else has built %s meanwhile", name, path)
+                else:
+                    log.info("%s begins (%s): %s, fingerprint %s", name, item.reason, path, digest)
                     artifact = self._build_under_lease(item, path, progress, stopped)
+                    log.info(
+                        "%s is done: %s rows, %.1f s", name, f"{artifact.manifest['rows']:,}", time.monotonic() - begun
+                    )
             outcome = "done"
         except Interrupted:
             outcome = "interrupted"
@@ -433,23 +448,29 @@ class _Session:
 
 @dataclass
 class _Reporter:
-    """Progress goes to the screen, measurements and pictures to MLflow."""
+    """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log."""
 
     screen: StepProgress
     tracked: Any
     warnings: list[str]
+    logged: float = field(default_factory=time.monotonic)  # when progress was logged last
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self.screen.update(done, total, unit)
+        if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
+            self.logged = time.monotonic()
+            log.info("%s of %s %s", f"{done:,}", f"{total:,}", unit)
 
     def advance(self, count: int, total: int, unit: str) -> None:
-        self.screen.update(self.screen.done + count, total, unit)
+        self.progress(self.screen.done + count, total, unit)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         self.tracked.metrics(values, step)
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def image(self, name: str, png: bytes, step: int) -> None:
         self.tracked.image(name, png, step)
+        log.info("step %d: picture %s", step, name)
 
     def warning(self, text: str) -> None:
         log.warning(text)
@@ -462,13 +483,16 @@ def _logging_to(path: str) -> Iterator[None]:
     local = Path(path) if not storage.is_remote(path) else Path(f"/tmp/{uuid.uuid4().hex}.log")
     local.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(local)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("pipeline")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False
     try:
         yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        logger.info("stopped on request: %s", error or "at once, without a save")
+        raise
     except Exception:
         logger.exception("the step ended with an error")
         raise

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -102,7 +102,7 @@ def show_summary(summary: Summary) -> None:
             step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", escape(step.path)
         )
     console.print()
-    console.print(table)
+    print_table(table, sys.stderr)
     if summary.metrics:
         console.print("scores      " + ", ".join(f"{name} {value:.4g}" for name, value in summary.metrics.items()))
     built = [step for step in summary.steps if step.training_seconds]
@@ -153,9 +153,12 @@ def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> No
             print(f"{item.step.name} in {len(cost['phases'])} phases: {'; '.join(cost['phases'])}")
 
 
-def print_table(table: Table) -> None:
-    """Print a table on stdout with nothing cut off: a terminal folds it, a pipe or file gets it as wide as it is."""
+def print_table(table: Table, file: TextIO | None = None) -> None:
+    """Print a table, on stdout unless told otherwise, with nothing cut off.
+
+    A terminal folds it, a pipe or file gets it as wide as it is.
+    """
     for column in table.columns:
         column.overflow = "fold"
-    width = None if sys.stdout.isatty() else UNLIMITED
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+    file = file or sys.stdout
+    Console(file=file, highlight=False, width=None if file.isatty() else UNLIMITED).print(table)

@@ -13,7 +13,7 @@ import json
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ import yaml
 from pipeline.artifacts import Artifact
 from pipeline.dag import flatten
 from pipeline.errors import Interrupted
-from pipeline.mlflow_records import PROCESS, Recorder
+from pipeline.mlflow_records import END_REASON, PROCESS, Recorder
 from pipeline.mlflow_store import MlflowStore
 from pipeline.outbox import Outbox
 from pipeline.process import ProcessId
@@ -41,6 +41,7 @@ class Tracking:
         conf, targets, invocation: what was asked for, and the id of this invocation.
         fingerprints: artifact -> fingerprint of everything that the targets need.
         config: the resolved config; secrets are taken out before it is stored.
+        say: is told at once, from another thread, when MLflow does not take what it is given.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Tracking:
         invocation: str,
         fingerprints: Mapping[str, str],
         config: Mapping[str, Any],
+        say: Callable[[str], None] = lambda sentence: None,
     ):
         self.warnings: list[str] = []  # what could not be recorded, once the context has been left
         self._store = store
@@ -68,13 +70,15 @@ class Tracking:
             **git_tags(Path(__file__).parent),
         }
         self._recorder = Recorder(store, experiment)
-        self._unsent = store.unsent / hashlib.sha256(f"{store.uri} {experiment}".encode()).hexdigest()[:12]
+        self._unsent = _unsent(store, experiment)
+        self._say = say
         self._outbox: Outbox | None = None
         self._parent = ""
 
     def __enter__(self) -> "Tracking":
         try:
-            self._outbox = Outbox(self._unsent, f"{self._invocation}-{uuid.uuid4().hex[:8]}", self._recorder)
+            name = f"{self._invocation}-{uuid.uuid4().hex[:8]}"
+            self._outbox = Outbox(self._unsent, name, self._recorder, self._complain)
         except OSError as error:
             self.warnings.append(f"MLflow gets nothing of this run: {error}")
         self.record("end_lost")
@@ -110,12 +114,18 @@ class Tracking:
         """Wait until MLflow has all that was recorded so far; False where it does not in that time."""
         return self._outbox is not None and self._outbox.flush(patience_s)
 
+    def _complain(self, reason: str) -> None:
+        self._say(
+            f"MLflow at {self._store.uri} takes nothing ({reason}); the run goes on, and its records wait in "
+            f"{self._unsent}"
+        )
+
     def _complaints(self, outbox: Outbox, left: int) -> Iterator[str]:
         where = f"MLflow at {self._store.uri}"
         if left:
             yield (
                 f"{where} did not take {left} records ({outbox.last_error or 'no answer in time'}); "
-                f"they wait in {outbox.path}, and the next run sends them"
+                f"they wait in {outbox.path}, and the next run with this root, tracking.uri and experiment sends them"
             )
         elif outbox.failures:
             yield f"{where} failed {outbox.failures} times ({outbox.last_error}); everything has arrived since"
@@ -140,7 +150,10 @@ class Tracking:
         return key
 
     def _end(self, run: str, error: BaseException | None) -> None:
-        self.record("end", run=run, status=_status(error), time=_now())
+        status = _status(error)
+        if status == "KILLED":
+            self.record("tags", run=run, tags={END_REASON: "stopped on request"})
+        self.record("end", run=run, status=status, time=_now())
 
 
 class StepRun:
@@ -179,6 +192,27 @@ class StepRun:
             "wst.devices": manifest["devices"],
         }
         self._tracking.record("tags", run=self.key, tags=tags)
+
+
+def send_unsent(store: MlflowStore, experiment: str) -> str | None:
+    """Send what ended runs could not, without a run of one's own; returns what became of that, if there was any."""
+    folder = _unsent(store, experiment)
+    if not any(folder.glob("*.jsonl")):
+        return None
+    try:
+        outbox = Outbox(folder, f"nothing-to-do-{uuid.uuid4().hex[:8]}", Recorder(store, experiment))
+        outbox.close(END_PATIENCE_S)
+        reason = outbox.last_error or "another run is at work, or there was no answer in time"
+    except OSError as error:
+        reason = str(error)
+    if any(folder.glob("*.jsonl")):
+        return f"MLflow at {store.uri} has not all that earlier runs recorded ({reason}); the rest waits in {folder}"
+    return f"MLflow at {store.uri} has taken what earlier runs could not send"
+
+
+def _unsent(store: MlflowStore, experiment: str) -> Path:
+    """Folder for records that a store has not taken yet."""
+    return store.unsent / hashlib.sha256(f"{store.uri} {experiment}".encode()).hexdigest()[:12]
 
 
 def git_tags(folder: Path) -> dict[str, str]:

@@ -259,7 +259,8 @@ def test_only_views_that_go_by_scores_depend_on_the_scorer():
 
 
 def test_a_view_by_scores_that_neither_exist_nor_are_configured_is_refused(tmp_path):
-    rows = pa.table({"URL": ["http://a.invalid/1"], "TEXT": ["a caption"], "WIDTH": [512], "HEIGHT": [512]})
+    row = {"URL": "http://a.invalid/1", "TEXT": "a caption", "WIDTH": 512, "HEIGHT": 512}
+    rows = pa.Table.from_pylist([row | {"similarity": 0.3, "punsafe": 0.0, "pwatermark": 0.0}])
     pq.write_table(rows, tmp_path / "rows.parquet")
 
     def told(*words: str) -> str | None:
@@ -269,6 +270,7 @@ def test_a_view_by_scores_that_neither_exist_nor_are_configured_is_refused(tmp_p
                 "scale=micro",
                 "data=laion_aesthetic",
                 f"data.metadata={tmp_path}/rows.parquet",
+                "data.filters.min_aesthetic=null",
                 "data.image.size=128",
                 VIEW,
                 *words,

@@ -8,6 +8,8 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
@@ -202,12 +204,42 @@ def test_plan_tells_what_is_done_and_why_something_is_not(elsewhere, capsys):
 
 def test_plan_says_that_there_is_no_metadata(elsewhere, capsys):
     words = ["plan", *MICRO, "data.metadata=rows"]
-    told = "a run would stop at once: data.metadata: there is no Parquet file at rows\n"
+    told = "data.metadata: there is no Parquet file at rows; give a file, a folder, a pattern or a URI\n"
     assert main(words) == 0
-    assert capsys.readouterr().err == told
-    (elsewhere / "rows").mkdir()
-    (elsewhere / "rows/part.parquet").write_bytes(b"looked at by fetch")
-    assert main(words) == 0
+    assert capsys.readouterr().err == f"a run would stop at once: {told}"
+    assert main(["run", *words[1:]]) == 2
+    assert capsys.readouterr().err == f"error: {told}"
+    assert not (elsewhere / "runs").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and no footer"])
+@pytest.mark.parametrize("key", ["metadata", "scores"])
+def test_broken_parquet_is_refused_before_anything_is_created(elsewhere, capsys, content, key):
+    (elsewhere / "rows.parquet").write_bytes(content)
+    words = [*MICRO, f"data.{key}=rows.parquet"]
+    told = f"data.{key}: {elsewhere}/rows.parquet cannot be read as LAION's Parquet ("
+    assert main(["plan", *words]) == 0
+    assert f"a run would stop at once: {told}" in capsys.readouterr().err
+    assert main(["doctor", *words]) == 2
+    assert told in capsys.readouterr().out
+    assert main(["run", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {told}")
+    assert said.endswith("); fetch it again, or give other files\n")
+    assert not (elsewhere / "runs").exists()
+
+
+def test_metadata_without_a_needed_column_are_refused_before_anything_is_created(elsewhere, capsys):
+    table = pa.table({"URL": ["http://a.invalid/1"], "TEXT": ["a caption"]})
+    pq.write_table(table, elsewhere / "rows.parquet")
+    words = [*MICRO, "data.metadata=rows.parquet", "data.filters.min_side=8"]
+    assert main(["run", *words]) == 2
+    assert "rows.parquet has no column WIDTH, HEIGHT" in capsys.readouterr().err
+    assert not (elsewhere / "runs").exists()
+    for name in ("WIDTH", "HEIGHT", "punsafe", "pwatermark", "AESTHETIC_SCORE"):
+        table = table.append_column(name, [[9]])
+    pq.write_table(table, elsewhere / "rows.parquet")
+    assert main(["plan", *words]) == 0
     assert capsys.readouterr().err == ""
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.__main__ import main
@@ -15,7 +17,8 @@ def findings(capsys, tmp_path, *words: str) -> dict[str, dict[str, str]]:
 
 
 def test_the_paper_on_64_workers_is_looked_through_without_them(capsys, tmp_path):
-    (tmp_path / "laion.parquet").touch()
+    names = ("TEXT", "URL", "WIDTH", "HEIGHT", "similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE")
+    pq.write_table(pa.table({name: [None] for name in names}), tmp_path / "laion.parquet")
     found = findings(capsys, tmp_path, f"data.metadata={tmp_path}")
     assert found["workers"]["state"] == "ok"
     assert "stage_c.train 24, 24, 12, 6" in found["workers"]["found"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 
 from pipeline.mlflow_store import MlflowStore, connect, locate_store
 from pipeline.outbox import BATCH, Outbox, Record
-from pipeline.tracking import Tracking
+from pipeline.tracking import Tracking, send_unsent
 from pipeline.ui import serve_ui
 
 PNG = (
@@ -61,7 +62,8 @@ def test_records_arrive_in_their_order_and_leave_nothing_behind(tmp_path: Path) 
 
 def test_what_fails_is_tried_again_until_it_passes(tmp_path: Path) -> None:
     service = Service(there=False)
-    outbox = Outbox(tmp_path, "one", service)
+    complaints: list[str] = []
+    outbox = Outbox(tmp_path, "one", service, complaints.append)
     for number in range(5):
         outbox.add({"number": number})
     assert not outbox.flush(60)
@@ -69,6 +71,7 @@ def test_what_fails_is_tried_again_until_it_passes(tmp_path: Path) -> None:
     assert outbox.close(60) == 0
     assert service.taken == list(range(5))
     assert (outbox.failures > 0, outbox.last_error) == (True, "nobody is there")
+    assert complaints == ["nobody is there"]  # however often it was tried
 
 
 def test_the_next_process_sends_what_one_left_behind_and_leaves_the_living_alone(tmp_path: Path) -> None:
@@ -125,15 +128,22 @@ def test_a_killed_process_leaves_its_records_to_the_next(tmp_path: Path) -> None
 # ------------------------------------------------------------------------------------------------- MLflow away
 
 
-def _tracking(store: MlflowStore, invocation: str) -> Tracking:
+def _tracking(store: MlflowStore, invocation: str, say: Callable[[str], None] = lambda _: None) -> Tracking:
     return Tracking(
-        store, "wuerstchen", conf="stage_c", targets=[], invocation=invocation, fingerprints={}, config={"seed": 0}
+        store,
+        "wuerstchen",
+        conf="stage_c",
+        targets=[],
+        invocation=invocation,
+        fingerprints={},
+        config={"seed": 0},
+        say=say,
     )
 
 
-def _train(store: MlflowStore, invocation: str, steps: range) -> Tracking:
+def _train(store: MlflowStore, invocation: str, steps: range, say: Callable[[str], None] = lambda _: None) -> Tracking:
     """A run that records some points and a picture; it ends although nobody may be there to take them."""
-    with _tracking(store, invocation) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+    with _tracking(store, invocation, say) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
         for step in steps:
             run.metrics({"loss": float(step)}, step)
         run.image("panel", PNG, steps[-1])
@@ -207,16 +217,28 @@ def test_a_server_that_is_away_delays_no_step_and_loses_no_point(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     remote = locate_store(str(tmp_path), f"http://127.0.0.1:{port}")
-    for number, kind in enumerate(["refusing", "silent", "failing"]):
+    reasons = {"refusing": "Connection refused", "silent": "no answer in time", "failing": "500"}
+    for number, (kind, reason) in enumerate(reasons.items()):
+        said: list[str] = []
         with _away(kind, port):
-            (warning,) = _train(remote, str(number), range(10 * number, 10 * number + 10)).warnings
-        assert "did not take" in warning
-        assert "the next run sends them" in warning
+            (warning,) = _train(remote, str(number), range(10 * number, 10 * number + 10), said.append).warnings
+            if kind == "refusing":
+                assert f"all that earlier runs recorded ({reason}); " in str(send_unsent(remote, "wuerstchen"))
+        assert re.search(rf"did not take \d+ records \([^()]*{reason}[^()]*\); they wait in ", warning)
+        assert "the next run with this root, tracking.uri and experiment sends them" in warning
+        if kind != "silent":
+            (sentence,) = said
+            assert sentence.startswith(f"MLflow at http://127.0.0.1:{port} takes nothing (")
+            assert reason in sentence
+            assert len(sentence) < 150 + len(str(tmp_path))
     monkeypatch.setattr("pipeline.tracking.END_PATIENCE_S", 60.0)
     local = locate_store(str(tmp_path / "server"), None)
     local.database.parent.mkdir(parents=True)
     shutil.copy(empty_mlflow, local.database)
     with serve_ui(local, port):
+        assert send_unsent(remote, "wuerstchen") == f"MLflow at {remote.uri} has taken what earlier runs could not send"
+        _check(remote, list(range(30)))
+        assert send_unsent(remote, "wuerstchen") is None
         assert _train(remote, "3", range(30, 40)).warnings == []
         _check(remote, list(range(40)))
     assert not list(remote.unsent.rglob("*.jsonl"))

@@ -1,7 +1,11 @@
 """What a run does around its steps: attempts, and refusals before anything exists."""
 
+import contextlib
+import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +14,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline import compose, run
+from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build
 from pipeline.cluster import _cause
-from pipeline.dag import Selection
+from pipeline.dag import Planned, Selection
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError, exit_code
 from pipeline.interruptions import Interruptions
+from pipeline.memory import PeakMemory
+from pipeline.screen import StepProgress
 from pipeline.steps import fetch
 
 
@@ -139,6 +146,64 @@ def test_weights_that_change_while_a_run_is_at_work_are_not_built_from(tmp_path)
     file.write_bytes(b"another")
     with pytest.raises(UsageError, match=r"stage_c.weights: content changed, .*, since this run began; start it again"):
         run._Session._check_unchanged(session, item)
+
+
+def step_log(folder: Path, build: Any) -> str:
+    """The log of a step that `build(reporter)` is."""
+    root = str(folder / "root")
+    config = compose.load("stage_c", ["scale=micro", "targets=[metadata]"])
+    planned = run.planned_steps(config, root, Selection())
+    session = run._Session(config, "stage_c", root, planned, "", PeakMemory())
+    session.id, session.store, session.record, session.artifacts = "1", Store(root), {"steps": {}}, {}
+    tracked = SimpleNamespace(metrics=lambda *_: None, image=lambda *_: None)
+
+    def built(item: Planned, path: str, progress: StepProgress, _: Any) -> Artifact:
+        build(run._Reporter(progress, tracked, session.summary.warnings))
+        facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
+        return Artifact("metadata", path, facts)
+
+    session._build_under_lease = built  # type: ignore[method-assign]
+    with contextlib.suppress(Interrupted, KeyError):
+        session.build(planned[0], run._Stop())
+    return (folder / "root/logs/1/metadata.log").read_text()
+
+
+def test_a_steps_log_tells_what_happened(tmp_path):
+    def build(report: Any) -> None:
+        for done in range(1, 1501):
+            report.progress(done, 1500, "images")
+        report.metrics({"stage_c/loss": 0.12345, "stage_c/learning_rate": 1e-4}, 40)
+        report.warning("some were left out")
+
+    lines = [line.split(" ", 2)[2] for line in step_log(tmp_path, build).splitlines()]
+    assert re.fullmatch(r"INFO fetch begins \(never built here\): .*/metadata/\w+, fingerprint \w+", lines[0])
+    assert lines[1:4] == [
+        "INFO 1,500 of 1,500 images",
+        "INFO step 40: stage_c/loss 0.1235, stage_c/learning_rate 0.0001",
+        "WARNING some were left out",
+    ]
+    assert re.fullmatch(r"INFO fetch is done: 1,500 rows, \d+\.\d s", lines[4])
+    assert len(lines) == 5
+
+
+def test_a_long_steps_log_has_its_progress_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "LOG_EVERY_S", -1.0)
+    told = step_log(tmp_path, lambda report: [report.advance(100, 1500, "images") for _ in range(3)])
+    assert [line[-19:] for line in told.splitlines()[1:4]] == [f"{n}00 of 1,500 images" for n in (1, 2, 3)]
+
+
+def test_a_stop_on_request_is_one_line_of_the_log_and_an_error_has_its_trace(tmp_path):
+    def stop(_: Any) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    def fail(_: Any) -> None:
+        raise KeyError("a bug")
+
+    _, stopped = step_log(tmp_path / "stopped", stop).splitlines()
+    assert stopped.endswith("INFO stopped on request: interrupted; the same command goes on from here")
+    failed = step_log(tmp_path / "failed", fail)
+    assert "ERROR the step ended with an error" in failed
+    assert "KeyError: 'a bug'" in failed
 
 
 def test_an_unwritable_root_is_refused(tmp_path):

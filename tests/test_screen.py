@@ -25,6 +25,12 @@ def test_brackets_in_words_paths_and_warnings_are_no_markup(capsys):
     assert "a [bold] word" in said
 
 
+def test_the_last_screen_cuts_off_no_path(capsys):
+    path = "/runs/" + "x" * 200
+    show_summary(Summary(steps=[Built("train_a", "stage_a", "built", path)]))
+    assert path in capsys.readouterr().err
+
+
 def test_interruptions_are_told_with_what_they_cost(capsys):
     steps = [
         Built("train_b", "stage_b", "built", "/b", interruptions=1, steps_again=12),

@@ -319,14 +319,31 @@ COCO_KEY, NARRATIVES_KEY = (
 @pytest.mark.parametrize(
     ("source", "file", "content", "told"),
     [
+        ("coco_captions", "x.json", "", COCO_KEY + " is empty; give captions_"),
+        ("coco_captions", "x.json", '{"images": [' + "1," * 1000, COCO_KEY + ".* cut short; give .* or fetch it again"),
+        ("coco_captions", "x.json", "[1]", COCO_KEY + " is no JSON object"),
+        ("localized_narratives", "x.jsonl", "", NARRATIVES_KEY + r"there is no narrative in .*x\.jsonl; give"),
+        ("localized_narratives", "x.jsonl", "<html>", NARRATIVES_KEY + "line 1 of .* is no narrative .*; give"),
+    ],
+)
+def test_annotations_broken_at_an_end_have_no_identity(tmp_path, source, file, content, told):
+    """So that a plan refuses them, before a run creates anything."""
+    (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=told):
+        sources.identity(settings(source, **{f"{source}__annotations": str(tmp_path / file)}))
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "content", "told"),
+    [
         ("coco_captions", "x.json", "", COCO_KEY + " is no JSON of COCO captions"),
         ("coco_captions", "x.json", "[1]", COCO_KEY + " is no JSON of COCO captions"),
         ("coco_captions", "x.json", '{"images": []}', COCO_KEY + ".*no 'annotations'"),
         ("coco_captions", "x.json", '{"images": [], "annotations": []}', COCO_KEY + " holds no caption"),
         ("coco_captions", "x.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', ".*no 'caption'"),
         ("coco_captions", "x.txt", "", r"there is no \.json file at .*; give captions_"),
-        ("localized_narratives", "x.jsonl", "", r"no narrative at .*x\.jsonl can be used \(empty\)"),
-        ("localized_narratives", "x.jsonl", '\n{"image_id": "1"}\n', NARRATIVES_KEY + "line 2 of .* no 'dataset_id'"),
+        ("localized_narratives", "x.jsonl", "\n", NARRATIVES_KEY + r"there is no narrative in .*x\.jsonl; give"),
+        ("localized_narratives", "x.jsonl", '\n{"image_id": "1"}\n', NARRATIVES_KEY + "line 2 of .*no 'dataset_id'"),
         ("localized_narratives", "x.jsonl", "{\n", NARRATIVES_KEY + "line 1 of .* is no narrative"),
         ("localized_narratives", "x.jsonl", "[1]\n", NARRATIVES_KEY + "line 1 of .* is no narrative"),
         (

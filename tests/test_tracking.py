@@ -163,6 +163,8 @@ def test_how_a_run_ended_is_recorded(store: MlflowStore, error: BaseException, s
         fail()
     runs = _runs(store)
     assert {run.info.status for run in runs.values()} == {status}
+    reason = "stopped on request" if status == "KILLED" else None
+    assert {run.data.tags.get("wst.end_reason") for run in runs.values()} == {reason}
     assert runs["train_c (stage_c)"].data.metrics == {"loss": 1.0}
 
 
