@@ -109,9 +109,8 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps, "forgotten": len(forgotten)})
-    for check in (run.missing_rows, run.missing_weights, run.misfit_weights, run.missing_scores):
-        if found := check(loaded, planned):
-            console.print(f"a run would stop at once: {found}", style="yellow", markup=False)
+    for sentence in run.obstacles(loaded, planned):
+        console.print(f"a run would stop at once: {sentence}", style="yellow", markup=False)
     for sentence in cost.large_trainings(planned, loaded):
         console.print(sentence, style="yellow", markup=False)
     cost.check_memory(planned, loaded)
