@@ -237,8 +237,8 @@ def _ui(words: Words) -> None:
 def _doctor(words: Words) -> None:
     from pipeline.doctor import examine
 
-    loaded = _config(words)[0] if words.conf or words.overrides or words.rest else None
-    examine(storage.absolute(words.root), words.json, loaded)
+    conf = words.required_conf() if words.conf or words.overrides else None
+    examine(storage.absolute(words.root), words.json, conf, words.overrides)
 
 
 def _print_json(words: Words, document: object) -> None:
