@@ -111,6 +111,7 @@ def _composed(conf: str, overrides: list[str], root: str) -> tuple[Wanted, Findi
     try:
         tree = compose.compose(conf, overrides)
         config = compose.check(tree)
+        locate_store(root, config.tracking.uri)  # before a remote root is asked
         planned = planned_steps(config, root, Selection())
         costs = cost.estimates(planned, config)
     except (UsageError, DataError) as error:

@@ -69,7 +69,8 @@ VERBS: dict[str, Verb] = {
     ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
     "doctor": Verb(
-        "check versions, devices, disk, storage, memory; with conf=NAME for that, its cluster and MLflow too", flags=("--json",)
+        "check versions, devices, disk, storage, memory; with conf=NAME for that, its cluster and MLflow too",
+        flags=("--json",),
     ),
 }
 
