@@ -114,9 +114,10 @@ def _composed(conf: str, overrides: list[str], root: str) -> tuple[Wanted, Findi
         locate_store(root, config.tracking.uri)  # before a remote root is asked
         planned = planned_steps(config, root, Selection())
         costs = cost.estimates(planned, config)
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, OSError) as error:  # the last: a remote root does not answer
         right = Wanted(None, _section(Cluster, tree.get("cluster")), _section(Tracking, tree.get("tracking")))
-        return right, Finding("config", "failed", str(error))
+        told = f"cannot be planned: {error}" if isinstance(error, OSError) else str(error)
+        return right, Finding("config", "failed", told)
     known = cost.most_rows(planned, config)[0] is not None
     stored = sum(one["bytes"] or 0 for item, one in zip(planned, costs, strict=True) if item.state != "done")
     wanted = Wanted(config, config.cluster, config.tracking, planned, stored if known else None)
@@ -225,12 +226,14 @@ def _disk(root: str, wanted: Wanted | None) -> Finding:
 
 
 def _storage(root: str) -> Finding:
-    existed = storage.exists(root)
-    started = time.monotonic()
     try:
+        existed = storage.exists(root)
+        started = time.monotonic()
         check_writable(root, "root")
     except UsageError as error:
         return Finding("storage", "failed", str(error))
+    except OSError as error:
+        return Finding("storage", "failed", f"root={root}: cannot be reached ({error})")
     if not existed:
         storage.remove(root)
     return Finding("storage", "ok", f"{root} takes a file in {(time.monotonic() - started) * 1000:.0f} ms")
