@@ -113,9 +113,8 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps, "forgotten": len(forgotten)})
-    for check in (run.missing_rows, run.missing_weights, run.misfit_weights, run.missing_scores):
-        if found := check(loaded, planned):
-            console.print(f"a run would stop at once: {found}", style="yellow", markup=False)
+    for sentence in run.obstacles(loaded, planned):
+        console.print(f"a run would stop at once: {sentence}", style="yellow", markup=False)
     for sentence in cost.large_trainings(planned, loaded):
         console.print(sentence, style="yellow", markup=False)
     cost.check_memory(planned, loaded)
@@ -242,8 +241,8 @@ def _ui(words: Words) -> None:
 def _doctor(words: Words) -> None:
     from pipeline.doctor import examine
 
-    loaded = _config(words)[0] if words.conf or words.overrides or words.rest else None
-    examine(storage.absolute(words.root), words.json, loaded)
+    conf = words.required_conf() if words.conf or words.overrides else None
+    examine(storage.absolute(words.root), words.json, conf, words.overrides)
 
 
 def _print_json(words: Words, document: object) -> None:

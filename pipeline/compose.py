@@ -37,7 +37,15 @@ def load(conf: str, overrides: list[str]) -> Config:
     Raises:
         UsageError: unknown conf, group option or key, wrong type, or values that do not fit together.
     """
-    tree = compose(conf, overrides)
+    return check(compose(conf, overrides))
+
+
+def check(tree: dict[str, Any]) -> Config:
+    """The config of a composed tree.
+
+    Raises:
+        UsageError: unknown key, wrong type, or values that do not fit together.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

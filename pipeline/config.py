@@ -481,8 +481,17 @@ class Config(Settings):
             try:
                 training.require_divisible(self.workers)
             except ValueError as error:
-                raise ValueError(f"{key}.{error}") from None
+                raise ValueError(f"{key}.{error}{self._nearest_workers()}") from None
         return self
+
+    def _nearest_workers(self) -> str:
+        """A hint at the numbers of workers next to ours among which the batches of all trainings divide, if any."""
+        trainings = self.trainings().values()
+        most = min(phase.batch_size for training in trainings for phase in training.phases)
+        fitting = [world for world in range(1, most + 1) if all(training.divides(world) for training in trainings)]
+        fewer = [world for world in fitting if world < self.workers][-1:]
+        more = [world for world in fitting if world > self.workers][:1]
+        return f"; use workers={' or '.join(map(str, fewer + more))}" if fitting else ""
 
     @property
     def between(self) -> Interpolation | None:

@@ -34,15 +34,20 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
     for name in config.rates:
         if name not in steps:
             raise UsageError(f"rates.{name}: there is no such step; there are {', '.join(dict.fromkeys(steps))}")
-    metadata = next((item.artifact for item in planned if item.step.output == "metadata" and item.artifact), None)
-    rows = metadata.manifest["rows"] if metadata else config.data.expected_rows
-    basis = "metadata" if metadata else "config"
+    rows, basis = most_rows(planned, config)
     wanted = {step.name for step in order(table(config), config.targets)}
     return [
         _with_volume(_estimate(item, config, rows, basis), item, config, rows, wanted)
         | {"memory": _bytes(item, config), "phases": _phases(item.step.name, config)}
         for item in planned
     ]
+
+
+def most_rows(planned: Sequence[Planned], config: Config) -> tuple[int | None, str]:
+    """The most rows that the data can have, None where only fetch can tell, and who says so: metadata or config."""
+    done = {item.step.output: item.artifact for item in planned if item.state == "done"}
+    metadata = done.get("metadata")
+    return (metadata.manifest["rows"], "metadata") if metadata else (config.data.expected_rows, "config")
 
 
 def _with_volume(

@@ -19,7 +19,7 @@ from typing import Any
 
 from datasets import laion, plan, storage
 from datasets.config import NO_SCORES, DataError
-from pipeline import __version__, cost, dag, lease, ledger
+from pipeline import __version__, batch_sizes, cost, dag, lease, ledger
 from pipeline.artifacts import Artifact, Fingerprint, Store
 from pipeline.build import Build, Facts
 from pipeline.config import STAGES, Config, is_below
@@ -109,6 +109,27 @@ def missing_scores(config: Config, planned: list[Planned]) -> str | None:
     return f"data.views.{wanting[0]}.min_aesthetic: {NO_SCORES}"
 
 
+def too_large_batches(config: Config, planned: list[Planned]) -> str | None:
+    """Which training to do has a batch larger than the data can be, as a sentence, as far as that is known by now."""
+    most, _ = cost.most_rows(planned, config)
+    if most is None:
+        return None
+    todo = (item.step.name for item in planned if item.state != "done")
+    return next(filter(None, (batch_sizes.too_large(config, step, lambda _: most, bound=True) for step in todo)), None)
+
+
+def obstacles(config: Config, planned: list[Planned], ask_stores: bool = False) -> list[str]:
+    """What would stop a run at once, as sentences."""
+    found = (
+        missing_rows(config, planned, ask_stores),
+        missing_weights(config, planned),
+        misfit_weights(config, planned),
+        missing_scores(config, planned),
+        too_large_batches(config, planned),
+    )
+    return [sentence for sentence in found if sentence]
+
+
 def check_weights(config: Config, planned: list[Planned]) -> None:
     """Refuse a config whose steps need weights or pictures that are not there, before anything runs.
 
@@ -160,8 +181,9 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
     check_weights(config, planned)
-    if missing := missing_rows(config, planned) or missing_scores(config, planned):
-        raise UsageError(missing)
+    checks = (missing_rows, missing_scores, too_large_batches)
+    if found := next(filter(None, (check(config, planned) for check in checks)), None):
+        raise UsageError(found)
     check_carried_out(root)
     check_writable(root, "root")
     quiet_environment()

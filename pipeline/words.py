@@ -8,7 +8,7 @@ import difflib
 import shlex
 from dataclasses import dataclass, field
 
-from pipeline.compose import groups
+from pipeline.compose import groups, names
 from pipeline.config import Config
 from pipeline.dag import Selection
 from pipeline.errors import UsageError, nearest
@@ -69,7 +69,8 @@ VERBS: dict[str, Verb] = {
     ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
     "doctor": Verb(
-        "check versions, devices, disk, storage, memory; with conf=NAME also what it needs", flags=("--json",)
+        "check versions, devices, disk, storage, memory; with conf=NAME for that, its cluster and MLflow too",
+        flags=("--json",),
     ),
 }
 
@@ -150,6 +151,8 @@ def parse(arguments: list[str]) -> Words:
     root = own.pop("root", "runs")
     if not root:
         raise UsageError("root= is empty; give a folder or a URI")
+    if own.get("conf") == "":
+        raise UsageError(f"conf= is empty; name one of {', '.join(names())}")
     return Words(
         verb=name,
         conf=own.pop("conf", None),

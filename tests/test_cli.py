@@ -24,6 +24,8 @@ from pipeline.words import VERBS
 
 CHECKOUT = Path(__file__).parent.parent
 MICRO = ("conf=stage_c", "scale=micro")
+LARGE = "stage_c.train.phases.0.batch_size=64"
+TOO_LARGE = "a batch of 64 is larger than the data, which has at most 16 rows; lower batch_size of the training's"
 REPORT_IMPORTS = """
 import json, sys
 from pipeline.__main__ import main
@@ -63,11 +65,14 @@ def build_all(root: Path, loaded: Config) -> None:
     [
         (["rnu", *MICRO], "there is no verb 'rnu' (did you mean run?)"),
         (["run", "scale=micro"], "run needs conf=NAME"),
+        (["run", "conf="], "conf= is empty; name one of baseline_ldm, "),
         (["run", "conf=stage_d"], "conf=stage_d: there is no such conf (did you mean stage_"),
         (["run", *MICRO, "stage_c.train.learnign_rate=1"], "(did you mean stage_c.train.learning_rate?)"),
         (["run", *MICRO, "seed=abc"], "seed=abc: input should be a valid integer"),
         (["run", *MICRO, "stage_c.train.learning_rate=fast"], "stage_c.train.learning_rate=fast: input should be a"),
-        (["run", *MICRO, "workers=3"], "batch_size=8 does not divide among workers=3"),
+        (["run", *MICRO, "workers=3"], "batch_size=8 does not divide among workers=3; use workers=2 or 4"),
+        (["run", *MICRO, "workers=9"], "batch_size=8 does not divide among workers=9; use workers=8"),
+        (["run", *MICRO, LARGE], f"train_c: {TOO_LARGE} phases, or raise data.limit"),
         (["run", *MICRO, "root=/proc/x"], "root=/proc/x: cannot be written"),
         (["run", *MICRO, "root=file/below"], "/file/below: cannot be written"),
         (["run", *MICRO, "root="], "root= is empty"),
@@ -241,6 +246,24 @@ def test_metadata_without_a_needed_column_are_refused_before_anything_is_created
     pq.write_table(table, elsewhere / "rows.parquet")
     assert main(["plan", *words]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_plan_says_that_a_batch_is_larger_than_the_data(elsewhere, capsys):
+    def told(*words: str) -> str:
+        assert main(["plan", *MICRO, *words]) == 0
+        return capsys.readouterr().err
+
+    stops = f"a run would stop at once: train_c: {TOO_LARGE} phases"
+    assert told(LARGE) == f"{stops}, or raise data.limit\n"
+    assert told(LARGE, "--until", "train_b") == ""  # whose batches fit
+    assert told("baseline.train.phases.0.batch_size=64") == ""  # which this conf does not train
+    everything = ["data.limit=null", "data.openmoji.captions=null"]
+    assert told(LARGE, *everything) == ""
+    build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro", *everything]))
+    assert told(LARGE, *everything) == f"{stops}, or take more data\n"
+    assert told(LARGE, *everything, "--force", "fetch") == ""
+    build_all(elsewhere / "runs", compose.load("stage_c", ["scale=micro", LARGE]))
+    assert told(LARGE) == ""
 
 
 def test_plan_says_what_a_run_would_lack_and_what_has_changed(elsewhere, capsys):

@@ -12,7 +12,7 @@ from datasets.buckets import Frame, Size
 from datasets.cache import VerifiedFiles
 from datasets.storage import FileEntry
 from datasets.views import View
-from pipeline import training_flops
+from pipeline import batch_sizes, training_flops
 from pipeline.artifacts import Artifact
 from pipeline.build import Build, Facts
 from pipeline.checkpoints import Checkpoints
@@ -198,18 +198,13 @@ def _check_batches(build: Build) -> None:
     """Refuse a batch larger than the data before any worker starts: it would hold a sample twice."""
     data = {name: made for name, made in build.inputs.items() if not name.startswith(("stage_", "view_", "held_out"))}
     stored = min(artifact.manifest["rows"] for artifact in data.values())
-    held_out = build.inputs.get("held_out")
-    for training in build.config.trainings_of(build.step.name).values():
-        for phase in training.phases:
-            chosen, _ = _split(build.inputs.get(f"view_{phase.view}"), held_out)
-            rows = chosen.rows if chosen else stored
-            if phase.batch_size > rows:
-                seen, loosen = (f"view {phase.view}", "loosen the view") if phase.view else ("data", "raise data.limit")
-                loosen += ", or lower data.holdout" if held_out else ""
-                raise UsageError(
-                    f"{build.step.name}: a batch of {phase.batch_size} is larger than the {seen}, which has {rows} "
-                    f"rows; lower batch_size of the training's phases, or {loosen}"
-                )
+
+    def rows(view: str | None) -> int:
+        chosen, _ = _split(build.inputs.get(f"view_{view}"), build.inputs.get("held_out"))
+        return chosen.rows if chosen else stored
+
+    if told := batch_sizes.too_large(build.config, build.step.name, rows):
+        raise UsageError(told)
 
 
 def _check_checkpoints(build: Build) -> None:
