@@ -15,7 +15,7 @@ if not all(map(find_spec, ("pyarrow", "pydantic", "hydra"))):
     sys.exit("error: this Python lacks the packages: run `make setup`, then `source .venv/bin/activate`")
 
 from datasets import storage
-from pipeline import __version__, compose, cost, run
+from pipeline import __version__, compose, cost, obstacles, run
 from pipeline.config import Config
 from pipeline.dag import order
 from pipeline.errors import NotBuilt, UsageError, exit_code
@@ -113,7 +113,7 @@ def _plan(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     _print_json(words, {"steps": steps, "forgotten": len(forgotten)})
-    for sentence in run.obstacles(loaded, planned):
+    for sentence in obstacles.every(loaded, planned):
         console.print(f"a run would stop at once: {sentence}", style="yellow", markup=False)
     for sentence in cost.large_trainings(planned, loaded):
         console.print(sentence, style="yellow", markup=False)

@@ -25,12 +25,12 @@ from rich.table import Table
 
 from datasets import storage
 from datasets.config import DataError
-from pipeline import compose, cost
+from pipeline import compose, cost, obstacles
 from pipeline.config import Cluster, Config, Tracking
 from pipeline.dag import Planned, Selection
 from pipeline.errors import UsageError
 from pipeline.mlflow_store import locate_store
-from pipeline.run import check_writable, obstacles, planned_steps
+from pipeline.run import check_writable, planned_steps
 from pipeline.screen import print_table
 from stages.config import Settings
 from stages.memory_estimate import GIB
@@ -334,7 +334,7 @@ def _device_memory(config: Config, wanted: Wanted) -> Finding:
 
 def _inputs(config: Config, wanted: Wanted) -> Finding:
     try:
-        found = obstacles(config, wanted.planned, ask_stores=True)
+        found = obstacles.every(config, wanted.planned, ask_stores=True)
     except DataError as error:
         found = [str(error)]
     except OSError as error:

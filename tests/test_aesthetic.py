@@ -22,7 +22,7 @@ from datasets import aesthetic, plan, shards, storage, views
 from datasets.config import DataError
 from datasets.download import INDEX
 from datasets.shards import Clock, ImageRow
-from pipeline import compose, data, run
+from pipeline import compose, data, obstacles, run
 from pipeline.artifacts import Artifact, Store
 from pipeline.build import Build, Facts
 from pipeline.dag import Selection, fingerprints, order
@@ -276,7 +276,7 @@ def test_a_view_by_scores_that_neither_exist_nor_are_configured_is_refused(tmp_p
                 *words,
             ],
         )
-        return run.missing_scores(config, run.planned_steps(config, str(tmp_path / "root"), Selection()))
+        return obstacles.missing_scores(config, run.planned_steps(config, str(tmp_path / "root"), Selection()))
 
     assert told() is None  # no phase uses the view
     assert "data.views.fine.min_aesthetic: the metadata have no aesthetic scores; join some with" in str(told(PHASES))
@@ -296,4 +296,4 @@ def test_missing_weights_of_the_scorer_end_a_run_before_it_begins(tmp_path):
     config = compose.load("stage_c", ["scale=micro", VIEW, PHASES, *scorer])
     planned = run.planned_steps(config, str(tmp_path / "root"), Selection())
     with pytest.raises(UsageError, match=r"data.scorer.clip_weights: there is nothing at .*weights get clip_l"):
-        run.check_weights(config, planned)
+        obstacles.check_weights(config, planned)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import compose, cost, run
+from pipeline import compose, cost, obstacles, run
 from pipeline.compose import CONF
 from pipeline.config import Config
 from pipeline.dag import Selection, fingerprints, order
@@ -335,7 +335,7 @@ def test_fewer_workers_are_those_that_divide_all_batches():
 def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
     def check(kind: str, *words: str, selection: Selection = Selection()) -> None:  # noqa: B008
         loaded = load(*words)
-        run.check_precision(loaded, run.planned_steps(loaded, str(tmp_path), selection), kind)
+        obstacles.check_precision(loaded, run.planned_steps(loaded, str(tmp_path), selection), kind)
 
     words = ("stage_c.train.precision=bf16", "sample.precision=bf16")
     for kind in ("cpu", "cuda:GPU", "cuda:A100+H100"):

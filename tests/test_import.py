@@ -16,7 +16,7 @@ import torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenDiffNeXt, WuerstchenPrior
 from torch import Tensor, nn
 
-from pipeline import compose, config, importing, models, run
+from pipeline import compose, config, importing, models, obstacles, run
 from pipeline.__main__ import main
 from pipeline.artifacts import Store
 from pipeline.dag import Selection, fingerprints, order
@@ -484,7 +484,7 @@ def test_a_plan_tells_of_other_models_by_headers_alone(
     monkeypatch.setattr("pipeline.contents.identity", lambda path: path)  # what a store would be asked for
     settings = loaded(*words)
     planned = run.planned_steps(settings, str(tmp_path / "root"), Selection())
-    found = run.misfit_weights(settings, planned)
+    found = obstacles.misfit_weights(settings, planned)
     assert found is None if told is None else told.format(tmp=tmp_path) in (found or "")
 
 
