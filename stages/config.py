@@ -492,7 +492,7 @@ class ValidationConfig(Settings):
 
 
 class TrainingConfig(Settings):
-    """How a model is trained: all that `stages.loop` needs to know."""
+    """How a model is trained: all that `stages.training.loop` needs to know."""
 
     phases: tuple[Phase, ...] = Field(min_length=1)
     """Run one after the other."""
@@ -632,7 +632,7 @@ class TrainingConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    """How a picture is drawn: what `stages.sample.generate` takes beside models, captions and seeds."""
+    """How a picture is drawn: what `stages.sampling.sample.generate` takes beside models, captions and seeds."""
 
     width: int = Field(1024, ge=128, le=8192, multiple_of=128)
     """Px."""
@@ -656,5 +656,5 @@ class SamplingConfig(Settings):
     """Stage B and C in fp32, or under bf16 autocast; heads and schedule are fp32 in both."""
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `stages.sample.generate`: all but `negative`, which is given for each picture."""
+        """Keyword arguments for `sampling.sample.generate`: all but `negative`, which is given for each picture."""
         return self.model_dump(include=set(SamplingConfig.model_fields) - {"negative"})

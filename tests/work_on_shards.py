@@ -18,8 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datasets import download, openmoji, plan, shards, storage
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
+from datasets.fetching import download
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.planning import plan
+from datasets.sources import openmoji
 
 SIZE = 32
 SHARDS, ROWS = 3, 2

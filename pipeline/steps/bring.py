@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-from datasets import storage
-from datasets.storage import FileEntry
-from pipeline.build import Build, Facts
-from pipeline.config import Config
-from pipeline.weights import licence
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from pipeline.models.known_weights import licence
+from pipeline.settings.config import Config
+from pipeline.steps.build import Build, Facts
 
 
 def bring(build: Build) -> Facts:
@@ -22,12 +22,12 @@ def _convert(config: Config, stage: Any, path: str) -> tuple[dict[str, FileEntry
     """Publish each model's weights under our names; what they came from: layout and sha256 by file."""
     import safetensors.torch
 
-    from pipeline import models
-    from stages import pretrained
+    from pipeline.models import loading
+    from stages.weights import pretrained
 
     files: dict[str, FileEntry] = {}
     notes: dict[str, Any] = {}
-    for name, found in models.existing(stage, getattr(config, stage).weights, config.compressor.weights).items():
+    for name, found in loading.existing(stage, getattr(config, stage).weights, config.compressor.weights).items():
         pretrained.require_fit(found, getattr(config, name).model)
         pretrained.require_finite(found.tensors, found.files[0])
         state = {key: value.float() if value.is_floating_point() else value for key, value in found.state().items()}

@@ -5,11 +5,13 @@ from collections import defaultdict
 
 import pyarrow.compute as pc
 
-from datasets import duplicates, removal, shards, storage
-from datasets.shards import Clock, Receipt
-from datasets.storage import FileEntry
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from datasets.formats import removal, shards
+from datasets.formats.shards import Clock, Receipt
+from datasets.reading import duplicates
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 
 HASHES = "hashes"
 SHEET = "groups.png"
@@ -50,7 +52,7 @@ def _find(
     images: Artifact, path: str, hashed: dict[str, FileEntry]
 ) -> tuple[dict[str, FileEntry], dict[str, int], int]:
     """The table, the sheet where there is something to show, and counts by kind."""
-    from stages.grid import grid
+    from stages.sampling.grid import grid
 
     numbers = {int(name.removeprefix(f"{HASHES}/").removesuffix(".parquet")): name for name in hashed}
     tables = {shard: storage.read(storage.join(path, name), hashed[name]) for shard, name in numbers.items()}

@@ -6,13 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets import plan, shards, sources
 from datasets.config import DataConfig
-from datasets.download import download_shard, results
-from datasets.shards import Receipt
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
+from datasets.fetching.download import download_shard, results
+from datasets.formats import shards
+from datasets.formats.shards import Receipt
+from datasets.planning import plan
+from datasets.sources import table
 from pipeline.errors import BudgetExceeded
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 
 
 def download(build: Build) -> Facts:
@@ -75,11 +77,11 @@ def _download(
     forgotten: Set[str],
     earlier: Artifact | None,
 ) -> Receipt:
-    from pipeline.cluster import SlotsClient
+    from pipeline.cluster.slots import SlotsClient
 
     files = (shards.image_name(shard), shards.index_name(shard))
     known = results(*map(earlier.read, files)) if earlier else None
-    with sources.hosts(data) as hosts:
+    with table.hosts(data) as hosts:
         return download_shard(
             rows,
             shard=shard,

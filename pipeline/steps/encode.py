@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from datasets import shards, storage
 from datasets.buckets import Frame, Size
 from datasets.config import DataError
-from datasets.rounding import Dtype, Int8, Rounding, rounded
-from datasets.shards import Receipt
-from datasets.storage import FileEntry
-from pipeline import encoders
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
-from pipeline.config import Encoding
-from pipeline.encoders import Encoder
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from datasets.formats import shards
+from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
+from datasets.formats.shards import Receipt
+from pipeline.models import encoders
+from pipeline.models.encoders import Encoder
+from pipeline.settings.config import Encoding
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 from stages.config import Precision, TextConfig
 
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
@@ -116,16 +117,16 @@ def _prepare_tower(
     import safetensors.torch
     import torch
 
-    from pipeline import models
+    from pipeline.models import loading
     from stages.config import SeededTextConfig
 
-    tower = models.fresh_tower(config)
+    tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
         captions = [row.caption for shard in sorted(shards.finished(images.path)) for row in _rows(images, shard)]
         tower.centre(tower.encode(captions)[0].mean(dim=(0, 1)))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()
-    contents = {models.TOWER: models.weights(tower), models.NULL_TEXT: safetensors.torch.save({"null_text": null})}
+    contents = {loading.TOWER: loading.weights(tower), loading.NULL_TEXT: safetensors.torch.save({"null_text": null})}
     label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
     return files, {"tower": label}
@@ -152,13 +153,13 @@ class ShardEncoder:
         path: str,
         board: Any,
     ):
-        from pipeline import models
-        from pipeline.cluster import BoardClient
+        from pipeline.cluster.board import BoardClient
+        from pipeline.models import loading
 
         self.encoder, self.dtype, self.images, self.total_rows, self.path = encoder, dtype, images, total_rows, path
         self.board = BoardClient(board)
         self.read = read()
-        self.encode = encoder.load(models.device(device)) if dtype else None
+        self.encode = encoder.load(loading.device(device)) if dtype else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         shard = int(batch["shard"][0])
@@ -209,7 +210,7 @@ class ShardEncoder:
 
 
 def _tokens(context_length: int) -> Read:
-    from stages.text import Tokenizer
+    from stages.models.text import Tokenizer
 
     tokenizer = Tokenizer(context_length)
 
@@ -224,7 +225,7 @@ def _pictures(frame: Frame) -> Read:
     """Pictures (B, 3, H, W) of a size of the frame, made smaller on the CPU: the same pixels on every device."""
     import torch
 
-    from stages.layers import resized
+    from stages.models.layers import resized
 
     def read(rows: list[shards.ImageRow], bucket: str | None) -> tuple[np.ndarray, Counter[str]]:
         size = frame.nearest(*Size.parse(bucket)) if bucket else None

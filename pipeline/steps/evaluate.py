@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from datasets import storage
-from datasets.storage import FileEntry
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
-from pipeline.config import BASELINE
-from pipeline.config import PickScore as PickScoreSettings
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from pipeline.settings.config import BASELINE
+from pipeline.settings.config import PickScore as PickScoreSettings
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 
 
 def evaluate(build: Build) -> Facts:
@@ -43,7 +43,7 @@ def evaluate(build: Build) -> Facts:
 def _evaluate(
     samples: Artifact, baseline: Artifact | None, pickscore: PickScoreSettings | None, path: str, device: str
 ) -> tuple[dict[str, FileEntry], dict[str, float], dict[str, Any], int]:
-    from stages.metrics import psnr, retrieval_top1
+    from stages.scoring.metrics import psnr, retrieval_top1
 
     rows = json.loads(samples.read("captions.json"))
     pictures = {name: _pictures(samples, name, rows) for name in ("original", "stage_a", "stage_b", "generated")}
@@ -83,7 +83,7 @@ def _pickscore(
     device: str,
 ) -> dict[str, float]:
     """Win rate over the rival's pictures of the same captions, with its 95 % interval."""
-    from stages.pickscore import compare_folders, load_pickscore
+    from stages.scoring.pickscore import compare_folders, load_pickscore
 
     with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
         _unpack(samples, rows, Path(ours))

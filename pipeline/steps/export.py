@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from datasets import storage
-from datasets.storage import FileEntry
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
-from pipeline.config import STAGES, Config
-from pipeline.weights import licence
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from pipeline.models.known_weights import licence
+from pipeline.settings.config import STAGES, Config
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 
 
 def export(build: Build) -> Facts:
@@ -23,8 +23,8 @@ def export(build: Build) -> Facts:
 def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict[str, FileEntry], int]:
     import torch
 
-    from pipeline import models
-    from stages.release import model_card, release_files
+    from pipeline.models import loading
+    from stages.weights.release import model_card, release_files
 
     where = torch.device("cpu")
     settings, data = config.sample, terms(inputs["metadata"].manifest)
@@ -43,7 +43,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         cost=_cost(inputs),
         limitations=_limitations(config, inputs),
     )
-    loaded = models.everything(config, inputs, where)
+    loaded = loading.everything(config, inputs, where)
     assert loaded.compressor is not None
     written = release_files(
         loaded,

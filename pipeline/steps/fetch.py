@@ -5,11 +5,13 @@ from collections import Counter
 
 import pyarrow as pa
 
-from datasets import plan, sources, storage
 from datasets.config import DataConfig
-from datasets.download import OPT_OUTS
-from datasets.storage import FileEntry
-from pipeline.build import Build, Facts
+from datasets.fetching.download import OPT_OUTS
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from datasets.planning import plan
+from datasets.sources import table
+from pipeline.steps.build import Build, Facts
 
 CONSTANTS = ("similarity", "punsafe", "pwatermark", "aesthetic")
 NAMED_LICENCES = 50  # of the pictures' licences, the most common ones by name
@@ -23,7 +25,7 @@ def fetch(build: Build) -> Facts:
         "read": counts.read,
         "rejected": counts.rejected,
         "source": data.source,
-        "licence": sources.licence(data),
+        "licence": table.licence(data),
         "licences": licences,
         "opt_outs": {
             "x_robots_tag": OPT_OUTS,

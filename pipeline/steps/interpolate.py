@@ -3,12 +3,12 @@
 import os
 from typing import Any
 
-from datasets import storage
-from datasets.storage import FileEntry
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
-from pipeline.config import Interpolation
+from datasets.files import storage
+from datasets.files.storage import FileEntry
 from pipeline.errors import UsageError
+from pipeline.settings.config import Interpolation
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 from stages.config import StageCConfig
 
 WEIGHTS = "stage_c.safetensors"
@@ -31,7 +31,7 @@ def interpolate(build: Build) -> Facts:
 
 def _after(trained: Artifact, key: str, number: int, last: int) -> str:
     """Path of the weights after a phase."""
-    from pipeline.rank import phase_file
+    from pipeline.cluster.rank import phase_file
 
     name = WEIGHTS if number == last else phase_file("stage_c", number)
     if name not in trained.files:
@@ -45,10 +45,10 @@ def _between(
     import safetensors.torch
     import torch
 
-    from pipeline import models
-    from stages import pretrained
+    from pipeline.models import loading
+    from stages.weights import pretrained
 
-    found = {key: models.existing("stage_c", source, key=key)["stage_c"] for key, source in sources.items()}
+    found = {key: loading.existing("stage_c", source, key=key)["stage_c"] for key, source in sources.items()}
     for item in found.values():
         pretrained.require_fit(item, model)
         pretrained.require_finite(item.tensors, item.files[0])

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from datasets import shards, storage
 from datasets.buckets import Size
-from datasets.storage import FileEntry
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
-from pipeline.config import Config
-from pipeline.sampling import caption_seed, drawn
-from stages.grid import grid, png
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from datasets.formats import shards
+from pipeline.models.drawing import caption_seed, drawn
+from pipeline.settings.config import Config
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
+from stages.sampling.grid import grid, png
 
 CHUNK = 8  # captions between two receipts
 GRID_ROWS = 64
@@ -83,12 +84,12 @@ class Painter:
         path: str,
         board: Any,
     ):
-        from pipeline import models
-        from pipeline.cluster import BoardClient
+        from pipeline.cluster.board import BoardClient
+        from pipeline.models import loading
 
         self.images, self.prompts, self.path = inputs["images"], prompts, path
         self.square = Size(config.data.image.size, config.data.image.size)
-        self.draw = make(config, inputs, models.device(device))
+        self.draw = make(config, inputs, loading.device(device))
         self.board = BoardClient(board)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
@@ -118,11 +119,11 @@ class Painter:
 
 def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
     """Würstchen, and what Stage A and B keep of the original; the last as the verb `sample` draws caption and seed."""
-    from pipeline import models
-    from stages.sample import on, reconstruct_a
+    from pipeline.models import loading
+    from stages.sampling.sample import on, reconstruct_a
 
     sampling = config.sample
-    loaded = models.ready(lambda device: models.everything(config, inputs, device), sampling, where)
+    loaded = loading.ready(lambda device: loading.everything(config, inputs, device), sampling, where)
     unguided = sampling.model_copy(update={"guidance_b": 1.0})
 
     def draw(rows: list[Prompt], originals: np.ndarray) -> dict[str, Pictures]:
@@ -142,13 +143,13 @@ def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
 
 def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
     """The baseline."""
-    from pipeline import models
-    from stages.sample import generate_baseline
+    from pipeline.models import loading
+    from stages.sampling.sample import generate_baseline
 
     sizes, settings = config.sample, config.baseline
-    stage_a = models.stage_a(config.stage_a.model, inputs["stage_a"]).to(where)
-    baseline = models.baseline(settings.model, inputs["baseline"]).to(where)
-    tower = models.tower(config.text[settings.text], inputs[f"text_{settings.text}"]).to(where)
+    stage_a = loading.stage_a(config.stage_a.model, inputs["stage_a"]).to(where)
+    baseline = loading.baseline(settings.model, inputs["baseline"]).to(where)
+    tower = loading.tower(config.text[settings.text], inputs[f"text_{settings.text}"]).to(where)
 
     def one(row: Prompt) -> np.ndarray:
         pixels = generate_baseline(
@@ -175,7 +176,7 @@ def _resized(originals: np.ndarray, side: int) -> Any:
     """Pictures (B, H, W, 3) as a uint8 tensor (B, 3, side, side)."""
     import torch
 
-    from stages.layers import resized
+    from stages.models.layers import resized
 
     return resized(torch.from_numpy(originals).permute(0, 3, 1, 2), side)
 

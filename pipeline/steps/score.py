@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from datasets import aesthetic, shards, storage
 from datasets.config import DataError, ScorerConfig
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.reading import aesthetic
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 
 PREPROCESS = "PIL's bicubic to the tower's short side, centre crop, CLIP's mean and standard deviation; fp32"
 
@@ -37,12 +39,12 @@ class ShardScorer:
     """An actor: reads a shard of images, publishes a table of their scores, then its receipt."""
 
     def __init__(self, scorer: ScorerConfig, device: str, images: Artifact, total_rows: int, path: str, board: Any):
-        from pipeline import models
-        from pipeline.cluster import BoardClient
+        from pipeline.cluster.board import BoardClient
+        from pipeline.models import loading
 
         self.images, self.total_rows, self.path, self.batch = images, total_rows, path, scorer.batch
         self.board = BoardClient(board)
-        self.scorer = models.scorer(scorer, models.device(device))
+        self.scorer = loading.scorer(scorer, loading.device(device))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         shard = int(batch["shard"][0])

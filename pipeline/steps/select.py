@@ -2,11 +2,14 @@
 
 import os
 
-from datasets import duplicates, plan, shards, storage, views
 from datasets.config import NO_SCORES, DataError, ViewConfig
-from datasets.storage import FileEntry
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from datasets.formats import shards
+from datasets.planning import plan
+from datasets.reading import duplicates, views
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 
 
 def select(build: Build) -> Facts:
@@ -50,7 +53,7 @@ def hold_out(build: Build) -> Facts:
         raise DataError(f"data.holdout={share} holds out all of {stored} pictures: lower it, or set it to 0")
     if not rows:
         build.report.warning(f"data.holdout={share} holds out none of {stored} pictures: no training is validated")
-    return Facts(files={views.FILE: entry}, rows=rows, call="datasets.views.hold_out", workers=[pid])
+    return Facts(files={views.FILE: entry}, rows=rows, call="datasets.reading.views.hold_out", workers=[pid])
 
 
 def _hold_out(share: float, images: Artifact, path: str) -> tuple[FileEntry, int, int]:

@@ -1,35 +1,36 @@
-"""The trainings: a Ray Train job each, around the one loop of `stages.loop`."""
+"""The trainings: a Ray Train job each, around the one loop of `stages.training.loop`."""
 
 import json
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from datasets import storage, views
-from datasets.batches import Batches, Source
-from datasets.bucket_batches import BucketBatches, Span
 from datasets.buckets import Frame, Size
-from datasets.cache import VerifiedFiles
-from datasets.storage import FileEntry
-from datasets.views import View
-from pipeline import batch_sizes, training_flops
-from pipeline.artifacts import Artifact
-from pipeline.build import Build, Facts
-from pipeline.checkpoints import Checkpoints
-from pipeline.config import Baseline as BaselineSettings
-from pipeline.config import Compressor as CompressorSettings
-from pipeline.config import Previewer as PreviewerSettings
-from pipeline.config import StageA as StageASettings
-from pipeline.config import StageB as StageBSettings
-from pipeline.config import StageC as StageCSettings
+from datasets.files import storage
+from datasets.files.cache import VerifiedFiles
+from datasets.files.storage import FileEntry
+from datasets.reading import views
+from datasets.reading.batches import Batches, Source
+from datasets.reading.bucket_batches import BucketBatches, Span
+from datasets.reading.views import View
+from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.errors import Preempted, UsageError
+from pipeline.plan import batch_sizes, training_flops
+from pipeline.settings.config import Baseline as BaselineSettings
+from pipeline.settings.config import Compressor as CompressorSettings
+from pipeline.settings.config import Previewer as PreviewerSettings
+from pipeline.settings.config import StageA as StageASettings
+from pipeline.settings.config import StageB as StageBSettings
+from pipeline.settings.config import StageC as StageCSettings
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 from stages.config import StageALoss, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import device
 
-    from pipeline.encoders import Encode, Encoder, TrainingData
-    from stages.perceptual import Perceptual
+    from pipeline.models.encoders import Encode, Encoder, TrainingData
+    from stages.training.perceptual import Perceptual
 
 PANEL = "panel.png"  # reconstructions of some pictures
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
@@ -109,20 +110,20 @@ def _compressor(build: Build) -> str | None:
     Raises:
         UsageError: it is not the one that Stage B has now.
     """
-    from pipeline import models
+    from pipeline.models import loading
 
     stored = build.inputs.get("latents_c")
     if stored is None:
-        return build.inputs["stage_b"].files[models.COMPRESSOR].sha256
+        return build.inputs["stage_b"].files[loading.COMPRESSOR].sha256
     seen = stored.manifest["notes"].get("spec", {}).get("weights")
     if stage_b := stored.parent("stage_b"):
-        models.check_compressor(seen, stage_b, "latents_c")
+        loading.check_compressor(seen, stage_b, "latents_c")
     return seen
 
 
 def _data(build: Build, *fields: str, tower: str | None = None) -> dict[str, Any]:
     """Where the fields of a training's batches come from: stored ones by frame, and the encoders of others."""
-    from pipeline import encoders
+    from pipeline.models import encoders
 
     config, inputs = build.config, build.inputs
     online = []
@@ -164,7 +165,7 @@ def _family(artifact: Artifact, field: str, frame: Frame) -> Source:
 
 
 def _train(build: Build, loop: Any, **payload: Any) -> Facts:
-    from pipeline.rank import result
+    from pipeline.cluster.rank import result
 
     _check_batches(build)
     _check_checkpoints(build)
@@ -209,8 +210,8 @@ def _check_batches(build: Build) -> None:
 
 def _check_checkpoints(build: Build) -> None:
     """Refuse checkpoints of another training, such as one that was carried here, before any worker starts."""
-    from pipeline.rank import checkpoints_of
-    from stages.checkpoint import CheckpointMismatch, require_recipe
+    from pipeline.cluster.rank import checkpoints_of
+    from stages.training.checkpoint import CheckpointMismatch, require_recipe
 
     for name, training in build.config.trainings_of(build.step.name).items():
         states = Checkpoints(checkpoints_of(build.building, name), build.report.warning)
@@ -223,7 +224,7 @@ def _check_checkpoints(build: Build) -> None:
 
 def _catch_up(build: Build) -> None:
     """Log what ranks did after their driver was killed, up to their last checkpoint: nobody heard of it then."""
-    from pipeline.rank import log_of
+    from pipeline.cluster.rank import log_of
 
     for name in build.config.trainings_of(build.step.name):
         folder = log_of(build.building, name)
@@ -255,7 +256,7 @@ def _training_data(
 
     Held-out samples do not depend on the seed, so that trainings can be compared.
     """
-    from pipeline.encoders import EncodedBatches, TrainingData
+    from pipeline.models.encoders import EncodedBatches, TrainingData
 
     starts = accumulate((phase.steps for phase in training.phases), initial=0)
     spans = [
@@ -290,12 +291,12 @@ def _training_data(
 
 
 def _loop_a(payload: dict[str, Any]) -> None:
-    from pipeline.models import existing
-    from pipeline.panels import stage_a_panel
-    from pipeline.rank import Rank, seeded
-    from stages import pretrained
-    from stages.discriminator import Discriminator
-    from stages.stage_a import StageA, StageAObjective
+    from pipeline.cluster.rank import Rank, seeded
+    from pipeline.models.loading import existing
+    from pipeline.models.panels import stage_a_panel
+    from stages.models.discriminator import Discriminator
+    from stages.models.stage_a import StageA, StageAObjective
+    from stages.weights import pretrained
 
     settings: StageASettings = payload["settings"]
     assert settings.train is not None
@@ -321,21 +322,21 @@ def _perceptual(loss: StageALoss, device: "device") -> "Perceptual | None":
     """The configured perceptual distance, on the device."""
     if not (loss.perceptual and loss.perceptual_weights):
         return None
-    from pipeline.models import state_dict
-    from stages.perceptual import Perceptual
+    from pipeline.models.loading import state_dict
+    from stages.training.perceptual import Perceptual
 
     heads = state_dict(loss.perceptual_heads) if loss.perceptual_heads else None
     return Perceptual(state_dict(loss.perceptual_weights), heads, device)
 
 
 def _loop_b(payload: dict[str, Any]) -> None:
-    from pipeline import models
-    from pipeline.models import null_text
-    from pipeline.panels import stage_b_panel
-    from pipeline.rank import Rank, seeded
-    from stages import pretrained
-    from stages.compressor import Compressor, CompressorWarmup
-    from stages.stage_b import StageB, StageBObjective
+    from pipeline.cluster.rank import Rank, seeded
+    from pipeline.models import loading
+    from pipeline.models.loading import null_text
+    from pipeline.models.panels import stage_b_panel
+    from stages.models.compressor import Compressor, CompressorWarmup
+    from stages.models.stage_b import StageB, StageBObjective
+    from stages.weights import pretrained
 
     settings: StageBSettings = payload["settings"]
     assert settings.train is not None
@@ -344,11 +345,11 @@ def _loop_b(payload: dict[str, Any]) -> None:
     online = _loaded(payload, rank.device)  # for both trainings
     data = _training_data(payload, settings.train, online)
     compressor = seeded(payload["seed"], lambda: Compressor(compressing.model))
-    start = models.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
+    start = loading.existing("stage_b", settings.weights, compressing.weights) if settings.weights else {}
     if settings.weights:
         pretrained.fill(compressor, start["compressor"], compressing.model)
     elif compressing.weights:
-        pretrained.fill(compressor, models.compressor_start(compressing.weights), compressing.model)
+        pretrained.fill(compressor, loading.compressor_start(compressing.weights), compressing.model)
     if compressing.warmup and not settings.weights:
         loss, channels = compressing.warmup.loss, compressing.model.latent_channels
         warmup = seeded(
@@ -365,7 +366,7 @@ def _loop_b(payload: dict[str, Any]) -> None:
     )
 
     def panel() -> bytes:
-        stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
+        stage_a = loading.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
         return stage_b_panel(stage_a, stage_b, compressor, data)
 
     if rank.train("stage_b", objective, settings.train, data, panel):
@@ -376,11 +377,11 @@ def _loop_b(payload: dict[str, Any]) -> None:
 
 
 def _loop_c(payload: dict[str, Any]) -> None:
-    from pipeline.models import existing, null_text
-    from pipeline.panels import stage_c_panel
-    from pipeline.rank import Rank, seeded
-    from stages import pretrained
-    from stages.stage_c import StageC, StageCObjective
+    from pipeline.cluster.rank import Rank, seeded
+    from pipeline.models.loading import existing, null_text
+    from pipeline.models.panels import stage_c_panel
+    from stages.models.stage_c import StageC, StageCObjective
+    from stages.weights import pretrained
 
     settings: StageCSettings = payload["settings"]
     assert settings.train is not None
@@ -396,9 +397,9 @@ def _loop_c(payload: dict[str, Any]) -> None:
 
 
 def _loop_previewer(payload: dict[str, Any]) -> None:
-    from pipeline.panels import previewer_panel
-    from pipeline.rank import Rank, seeded
-    from stages.previewer import Previewer, PreviewerObjective
+    from pipeline.cluster.rank import Rank, seeded
+    from pipeline.models.panels import previewer_panel
+    from stages.models.previewer import Previewer, PreviewerObjective
 
     settings: PreviewerSettings = payload["settings"]
     rank = Rank(payload)
@@ -415,11 +416,11 @@ def _loop_previewer(payload: dict[str, Any]) -> None:
 
 
 def _loop_baseline(payload: dict[str, Any]) -> None:
-    from pipeline import models
-    from pipeline.models import null_text
-    from pipeline.panels import baseline_panel
-    from pipeline.rank import Rank, seeded
-    from stages.baseline import Baseline, BaselineObjective
+    from pipeline.cluster.rank import Rank, seeded
+    from pipeline.models import loading
+    from pipeline.models.loading import null_text
+    from pipeline.models.panels import baseline_panel
+    from stages.models.baseline import Baseline, BaselineObjective
 
     settings: BaselineSettings = payload["settings"]
     rank = Rank(payload)
@@ -428,7 +429,7 @@ def _loop_baseline(payload: dict[str, Any]) -> None:
     objective = BaselineObjective(baseline, settings.loss, null_text(payload["text"]))
 
     def panel() -> bytes:
-        stage_a = models.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
+        stage_a = loading.stage_a(payload["stage_a_model"], payload["stage_a"]).to(rank.device)
         return baseline_panel(stage_a, baseline, data)
 
     if rank.train("baseline", objective, settings.train, data, panel):

@@ -25,17 +25,21 @@ import torch
 import webdataset
 from PIL import Image
 
-from datasets import download, pictures, plan, shards, storage, web
-from datasets.batches import Batches, Source
+from datasets import pictures
 from datasets.buckets import Frame
 from datasets.config import DownloadConfig, ImageConfig
-from datasets.shards import ImageRow
-from pipeline.artifacts import Artifact
-from pipeline.encoders import Encoder
+from datasets.fetching import download, web
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.formats.shards import ImageRow
+from datasets.planning import plan
+from datasets.reading.batches import Batches, Source
+from pipeline.models.encoders import Encoder
 from pipeline.steps import encode
-from stages.compressor import Compressor
+from pipeline.store.artifacts import Artifact
 from stages.config import CompressorConfig
-from stages.layers import to_unit_range
+from stages.models.compressor import Compressor
+from stages.models.layers import to_unit_range
 from tests.bench.figures import Line, at_least, at_most, ratio, took
 
 PAIRS = 7

@@ -15,8 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from stages import flops, loop, parameters
-from stages.compressor import Compressor
+from stages.anatomy import flops, parameters
 from stages.config import (
     CompressorConfig,
     Phase,
@@ -28,8 +27,10 @@ from stages.config import (
     TrainingConfig,
 )
 from stages.draws import Draws
-from stages.stage_b import StageB, StageBObjective
-from stages.stage_c import StageC, StageCObjective
+from stages.models.compressor import Compressor
+from stages.models.stage_b import StageB, StageBObjective
+from stages.models.stage_c import StageC, StageCObjective
+from stages.training import loop
 from tests.bench.figures import Line, at_most
 from tests.bench.models import TOKENS, WuerstchenPrior, text_encoder
 
@@ -79,7 +80,7 @@ def against_diffusers(
     if WuerstchenPrior is None or encode is None:
         yield Line(what, "diffusers or open_clip is not installed: no comparison")
         return
-    from stages import convert
+    from stages.weights import convert
 
     compressor, prior = Compressor(CompressorConfig()).eval(), WuerstchenPrior(**convert.prior_config(model))
     side = size * 3 // 128

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stages import convert, diffusion, flops, sample
+from stages import diffusion
+from stages.anatomy import flops
 from stages.config import SeededTextConfig, StageAConfig, StageBConfig, StageCConfig
-from stages.geometry import code_side, latent_side
-from stages.stage_a import StageA
-from stages.stage_b import StageB
-from stages.stage_c import StageC
+from stages.models.geometry import code_side, latent_side
+from stages.models.stage_a import StageA
+from stages.models.stage_b import StageB
+from stages.models.stage_c import StageC
+from stages.sampling import sample
+from stages.weights import convert
 from tests.bench.figures import Line, at_least
 
 try:
@@ -197,7 +200,7 @@ def pictures(
 def text_encoder(width: int, device: torch.device) -> Callable[[list[str]], object] | None:
     """A tower of CLIP-H's shape with random weights, where open_clip is installed."""
     try:
-        from stages.text import seeded_tower
+        from stages.models.text import seeded_tower
     except ImportError:
         return None
     tower = seeded_tower(SeededTextConfig(width=width, layers=24, heads=width // 64 or 1, context_length=TOKENS))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from datasets import loopback
+from datasets.sources import loopback
 
 if __name__ == "__main__":
     bodies = [file.read_bytes() for file in sorted(Path(sys.argv[1]).iterdir())]

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets import plan
 from datasets.config import DataConfig, DownloadConfig, FilterConfig, ImageConfig
+from datasets.planning import plan
 
 
 def measured(folder: Path, rows: int) -> dict[str, float]:

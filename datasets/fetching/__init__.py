@@ -1,0 +1,4 @@
+"""Getting pictures from the web: one guarded request, one shard.
+
+May import `planning` and `formats`.
+"""

@@ -1,0 +1,109 @@
+"""The files of artifacts as they are read again and again: verified once, trusted from then on."""
+
+import contextlib
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+
+
+class VerifiedFiles:
+    """Reads files, and hashes each of them the first time only.
+
+    Without a folder, a local file is mapped where it lies, and hashed anew when its inode, size or time has changed;
+    a remote one is fetched and hashed each time. With one, files are kept there under their hashes. All processes of a
+    node can share it: one of them fetches a file, the others wait for it, and whatever lies there is trusted.
+
+    Args:
+        folder: on a disk of this machine; None keeps nothing.
+        most_bytes: that may lie in there; what was read longest ago goes first.
+    """
+
+    def __init__(self, folder: str | None = None, most_bytes: int = 0):
+        self._folder = Path(storage.absolute(folder)) if folder else None
+        self._most_bytes = most_bytes
+        self._seen: dict[str, tuple[FileEntry, int, int, int]] = {}
+
+    def read(self, path: str, expect: FileEntry) -> memoryview:
+        """The content of a file. Copy what is to live longer than the file.
+
+        Raises:
+            CorruptFile: it is not what `expect` says.
+        """
+        if self._folder is not None:
+            return self._kept(self._folder / expect.sha256[:2] / expect.sha256, path, expect)
+        if storage.is_remote(path):
+            return memoryview(storage.read(path, expect))
+        return self._in_place(storage.absolute(path), expect)
+
+    def _in_place(self, path: str, expect: FileEntry) -> memoryview:
+        status = os.stat(path)
+        facts = (expect, status.st_ino, status.st_size, status.st_mtime_ns)
+        content = _mapped(path)
+        if self._seen.get(path) != facts:
+            storage.verify(content, path, expect)
+            self._seen[path] = facts
+        return content
+
+    def _kept(self, place: Path, path: str, expect: FileEntry) -> memoryview:
+        if (content := _hit(place, expect)) is not None:
+            return content
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(place.parent):
+            if (content := _hit(place, expect)) is not None:  # another process has fetched it meanwhile
+                return content
+            data = storage.read(path, expect)
+            if expect.bytes <= self._most_bytes:
+                storage.sweep(str(place.parent))  # of a fetcher that was killed: it held the lock
+                self._make_room(expect.bytes)
+                storage.publish(data, str(place))
+        return memoryview(data)
+
+    def _make_room(self, needed: int) -> None:
+        assert self._folder is not None
+        files = []
+        for file in self._folder.glob("??/[0-9a-f]*"):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                status = file.stat()
+                files.append((status.st_mtime_ns, status.st_size, file))
+        excess = sum(size for _, size, _ in files) + needed - self._most_bytes
+        for _, size, file in sorted(files):
+            if excess <= 0:
+                break
+            file.unlink(missing_ok=True)
+            excess -= size
+
+
+def _hit(place: Path, expect: FileEntry) -> memoryview | None:
+    """The content of a kept file, which now is the latest that was read."""
+    try:
+        content = _mapped(str(place))
+        os.utime(place)
+    except FileNotFoundError:
+        return None
+    return content if len(content) == expect.bytes else None
+
+
+def _mapped(path: str) -> memoryview:
+    """A file's content in the page cache; the system starts to read what is not there yet."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+            return memoryview(b"")
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content.madvise(mmap.MADV_WILLNEED)
+    return memoryview(content)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time in."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

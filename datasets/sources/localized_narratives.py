@@ -1,0 +1,140 @@
+"""Localized Narratives: the published JSON Lines with dataset_id, image_id and caption, with or without the traces.
+
+They describe pictures of Open Images, COCO, Flickr30k and ADE20k and do not say where these lie: that is configured, a
+template for each `dataset_id`. A row is a narrative; its picture's size is not known before it is fetched, unless it
+lies in a local folder.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from datasets import pictures
+from datasets.config import DataError, LocalizedNarrativesConfig
+from datasets.files import storage
+from datasets.outcomes import Lost
+from datasets.sources import folder
+from datasets.sources.loopback import Hosts
+
+KEY = "data.localized_narratives"
+LICENCE = {
+    "licence": "other",
+    "licence_url": "https://creativecommons.org/licenses/by/4.0/",
+    "source": "https://google.github.io/localized-narratives",
+    "attribution": "Captions: Localized Narratives (Pont-Tuset et al., ECCV 2020), CC BY 4.0. "
+    "The licence of each picture is its owner's.",
+}
+_BATCH_ROWS = 1 << 14
+_SCHEMA = pa.schema([("URL", pa.binary()), ("TEXT", pa.binary()), ("WIDTH", pa.float64()), ("HEIGHT", pa.float64())])
+
+
+def tables(config: LocalizedNarrativesConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
+    """The narratives, 16,384 at a time; see `datasets.sources.table.Source`.
+
+    Left out: `no_template` (its dataset_id has none), `no_picture` (not in the local folder), `unreadable` (there, but
+    of no format that we read).
+    """
+    _check(config)
+    local = folder.listing(config.pictures, f"{KEY}.pictures")[0] if config.pictures else None
+    unknown = Counter[str]()
+    rows: list[dict[str, Any]] = []
+    found = 0
+    for path in _files(config).values():
+        for dataset, image, caption in _narratives(path):
+            template = config.images.get(dataset)
+            if template is None:
+                unknown[dataset] += 1
+                unusable["no_template"] += 1
+                continue
+            if (row := _row(template.format(image_id=image), caption, local, unusable)) is not None:
+                rows.append(row)
+            if len(rows) == _BATCH_ROWS:
+                found += len(rows)
+                yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+                rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+    elif not found:
+        told = f"; their dataset_id {', '.join(sorted(unknown)[:5])} has no template" if unknown else ""
+        counts = ", ".join(f"{reason} {count}" for reason, count in unusable.items())
+        raise DataError(f"{KEY}.images: no narrative at {config.annotations} can be used ({counts}){told}")
+
+
+def hosts(config: LocalizedNarrativesConfig) -> AbstractContextManager[Hosts]:
+    """The local pictures' server, if there are any."""
+    return folder.serving(config.pictures, f"{KEY}.pictures")
+
+
+def identity(config: LocalizedNarrativesConfig) -> dict[str, Any]:
+    """The settings, with names and sizes of the files for their paths; files without narratives are refused here."""
+    _check(config)
+    local = config.pictures and folder.content(config.pictures, f"{KEY}.pictures")
+    return {
+        "images": dict(config.images),
+        "annotations": storage.identity(_files(config).items()),
+        "pictures": local,
+    }
+
+
+def licence(config: LocalizedNarrativesConfig) -> dict[str, str | None]:
+    """The captions' terms, and whom to credit."""
+    return dict(LICENCE)
+
+
+def _files(config: LocalizedNarrativesConfig) -> dict[str, str]:
+    files = storage.matching(config.annotations, ".jsonl")
+    if not files:
+        raise DataError(f"{KEY}.annotations: there is no .jsonl file at {config.annotations}; give the narratives")
+    return files
+
+
+def _check(config: LocalizedNarrativesConfig) -> None:
+    """Refuse files of which the first line is no narrative, or that have none."""
+    narratives = chain.from_iterable(map(_narratives, _files(config).values()))
+    if next(narratives, None) is None:
+        raise DataError(
+            f"{KEY}.annotations: there is no narrative in {config.annotations}; give *.jsonl that hold some"
+        )
+
+
+def _row(place: str, caption: str, local: dict[str, Path] | None, unusable: Counter[str]) -> dict[str, Any] | None:
+    """A row for the picture at a URL, or of that name below the local folder."""
+    text = caption.encode(errors="replace")  # JSON can spell halves of characters
+    if place.startswith(("http://", "https://")):
+        return {"URL": place.encode(errors="replace"), "TEXT": text}
+    file = (local or {}).get(place)
+    if file is None:
+        unusable["no_picture"] += 1
+        return None
+    try:
+        with file.open("rb") as stream:
+            width, height = pictures.size(stream)
+    except (Lost, OSError):
+        unusable["unreadable"] += 1
+        return None
+    return {"URL": folder.url(place).encode(), "TEXT": text, "WIDTH": width, "HEIGHT": height}
+
+
+def _narratives(path: str) -> Iterator[tuple[str, str, str]]:
+    """dataset_id, image_id and caption of every line."""
+    filesystem, inner = storage.open_filesystem(path)
+    with filesystem.open_input_stream(inner) as stream, io.TextIOWrapper(stream, encoding="utf-8") as lines:
+        count = 0
+        try:
+            for line in lines:
+                count += 1
+                if line.strip():
+                    narrative = json.loads(line)
+                    yield str(narrative["dataset_id"]), str(narrative["image_id"]), str(narrative["caption"])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise DataError(
+                f"{KEY}.annotations: line {count} of {path} is no narrative ({reason}); give the published *.jsonl"
+            ) from error

@@ -1,0 +1,86 @@
+"""The board: one small actor through which workers tell the driver how far they are, and hear whether to stop."""
+
+import time
+from typing import Any
+
+from pipeline.cluster.failures import get
+from pipeline.cluster.watchdog import Pulses
+from pipeline.errors import InfrastructureError
+
+
+class Board:
+    """What workers tell the driver, and whether they should stop. Runs as an actor without a CPU of its own.
+
+    Where its node dies, Ray starts it anew: messages that nobody has fetched are lost, the wish to stop comes again
+    with the next exchange.
+    """
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+        self._stop = False
+        self._job, self._pulses = 0, Pulses()
+
+    def post(self, message: dict[str, Any]) -> None:
+        """Leave a message for the driver."""
+        self._messages.append(message)
+
+    def exchange(self, stop: bool) -> list[dict[str, Any]]:
+        """The driver's visit: tell whether to stop, take the messages along."""
+        self._stop = stop
+        messages, self._messages = self._messages, []
+        return messages
+
+    def stopping(self) -> bool:
+        """Whether workers should save and return."""
+        return self._stop
+
+    def begin_job(self, job: int) -> None:
+        """Forget the ranks of the jobs before; jobs are numbered in their order."""
+        self._job, self._pulses = job, Pulses()
+
+    def beat(self, job: int, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
+        """A rank's pulse; answers the stall of its job. One that a frozen node sent late must not end a later job."""
+        if job > self._job:  # this actor was started anew
+            self.begin_job(job)
+        return self._pulses.beat(rank, step, doing, seconds, stall_s) if job == self._job else "this attempt is over"
+
+    def rest(self, job: int, rank: int) -> None:
+        """A rank has no pulse for now."""
+        if job == self._job:
+            self._pulses.rest(rank)
+
+    def stall(self) -> str | None:
+        """The stall of the job, if it was in one."""
+        return self._pulses.stall
+
+
+class BoardClient:
+    """A worker's view of the board."""
+
+    def __init__(self, board: Any, job: int = 0):
+        self._board, self._job = board, job
+        self._asked = 0.0
+        self._stopping = False
+
+    def post(self, message: dict[str, Any]) -> None:
+        """Leave a message for the driver, without waiting."""
+        self._board.post.remote(message)
+
+    def stopping(self) -> bool:
+        """Whether to save and return; asks the board at most twice a second."""
+        if time.monotonic() - self._asked > 0.5:
+            self._stopping = get(self._board.stopping.remote())
+            self._asked = time.monotonic()
+        return self._stopping
+
+    def beat(self, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
+        """What this rank does; returns the stall that its job is in. None too while the board starts anew."""
+        try:
+            found: str | None = get(self._board.beat.remote(self._job, rank, step, doing, seconds, stall_s))
+        except InfrastructureError:
+            return None
+        return found
+
+    def rest(self, rank: int) -> None:
+        """This rank has no pulse for now."""
+        self._board.rest.remote(self._job, rank)

@@ -1,0 +1,177 @@
+"""The encoders: captions and pictures become the fields that trainings see.
+
+The steps `encode_*` store their outputs; a training that is to encode online makes the same of each batch as it reads
+it. Both go through `Encoder.load`, so that they differ by what storing rounds off.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.buckets import Frame
+from datasets.reading.batches import Batches
+from datasets.reading.bucket_batches import BucketBatches
+from pipeline.models import loading
+from pipeline.settings.config import Config
+from pipeline.store.artifacts import Artifact
+from stages.config import CompressorConfig, Precision, StageAConfig, TextConfig
+from stages.models.layers import resized, to_unit_range
+
+Encode = Callable[[np.ndarray], np.ndarray]
+SHOWN = 16  # samples in a panel
+RESIZE = "torch's bilinear interpolation of 8-bit pixels, antialiased, on the CPU"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder that can be sent to a worker and loaded there.
+
+    It makes `field` of `reads`: of `tokens` (B, N), or of `image` (B, 3, H, W) uint8. `weights` is their sha256,
+    `about` says in words what else the output depends on.
+    """
+
+    field: str
+    reads: str
+    make: Callable[[torch.device], Callable[[Tensor], Tensor]]
+    precision: Precision
+    batch: int
+    weights: str
+    about: Mapping[str, str]
+
+    def load(self, where: torch.device) -> Encode:
+        """The function on a device: of any number of rows, `batch` of them at a time, to fp32 on the CPU."""
+        forward = self.make(where)
+        if where.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 in the step too, as in trainings
+
+        def encode(values: np.ndarray) -> np.ndarray:
+            half = torch.autocast(where.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with torch.inference_mode(), half:
+                parts = [forward(part.to(where)).float().cpu() for part in torch.from_numpy(values).split(self.batch)]
+            encoded: np.ndarray = torch.cat(parts).numpy()
+            return encoded
+
+        return encode
+
+    def spec(self, dtype: str) -> dict[str, str]:
+        """What the stored output depends on beside the captions or pictures, and the hash of that."""
+        found = {"weights": self.weights, **self.about, "precision": self.precision, "dtype": dtype}
+        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        return {**found, "hash": digest[:16]}
+
+
+def text(config: Config, artifact: Artifact) -> Encoder:
+    """The tower of an artifact `text_<tower>`: tokens -> hidden states (B, N, D)."""
+    model, settings = config.text[artifact.name.removeprefix("text_")], config.encode.text
+    return Encoder(
+        field="text",
+        reads="tokens",
+        make=partial(_tower, model, artifact),
+        precision=settings.precision,
+        batch=settings.batch,
+        weights=artifact.files[loading.TOWER].sha256,
+        about={
+            "layer": "the last, after the final LayerNorm, at all positions",
+            "tokenizer": f"CLIP's byte pairs of NFC in lower case, <|endoftext|> up to {model.context_length} tokens",
+        },
+    )
+
+
+def latents_a(config: Config, artifact: Artifact) -> Encoder:
+    """Stage A: pictures -> unquantised latents (B, 4, H/4, W/4)."""
+    settings = config.encode.latents_a
+    return Encoder(
+        field="latents_a",
+        reads="image",
+        make=partial(_stage_a, config.stage_a.model, artifact),
+        precision=settings.precision,
+        batch=settings.batch,
+        weights=artifact.files[loading.STAGE_A].sha256,
+        about={"layer": "before the codebook, over the scale", "resize": RESIZE},
+    )
+
+
+def latents_c(config: Config, artifact: Artifact) -> Encoder:
+    """The compressor of an artifact `stage_b`, always in fp32: pictures -> codes (B, 16, h, w), not normalised."""
+    model = config.compressor.model
+    return Encoder(
+        field="latents_c",
+        reads="image",
+        make=partial(_compressor, model, artifact),
+        precision="fp32",
+        batch=config.encode.latents_c.batch,
+        weights=artifact.files[loading.COMPRESSOR].sha256,
+        about={
+            "layer": "the last BatchNorm",
+            "resize": f"{RESIZE}; then {model.resize} in fp32, antialiased, to {model.input_ratio} of the side",
+        },
+    )
+
+
+def _tower(model: TextConfig, artifact: Artifact, where: torch.device) -> Callable[[Tensor], Tensor]:
+    tower = loading.tower(model, artifact).to(where)
+    return lambda tokens: tower(tokens.long())
+
+
+def _stage_a(model: StageAConfig, artifact: Artifact, where: torch.device) -> Callable[[Tensor], Tensor]:
+    stage_a = loading.stage_a(model, artifact).to(where)
+    return lambda image: stage_a.encode(to_unit_range(image))
+
+
+def _compressor(model: CompressorConfig, artifact: Artifact, where: torch.device) -> Callable[[Tensor], Tensor]:
+    compressor = loading.compressor(model, artifact).to(where)
+    return lambda image: compressor(to_unit_range(image))
+
+
+class EncodedBatches:
+    """Batches of one frame, some of whose `fields` are encoded as they are read."""
+
+    def __init__(
+        self,
+        stored: Batches | BucketBatches,
+        frame: Frame,
+        fields: Sequence[str],
+        online: Sequence[tuple[Encoder, Encode]],
+    ):
+        self.stored, self._frame, self._fields, self._online = stored, frame, fields, online
+        self.rows = stored.rows
+
+    def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
+        """As of the stored ones, for `fields`: pictures (rows, 3, H, W) of the frame, what is encoded here in fp32."""
+        return self._encoded(self.stored.read(start, rows))
+
+    def first(self, rows: int) -> dict[str, np.ndarray]:
+        """The first samples, at most so many."""
+        return self._encoded(self.stored.first(rows))
+
+    def _encoded(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "image" in batch and self._frame.square:
+            batch["image"] = resized(torch.from_numpy(batch["image"]), self._frame.size).numpy()
+        for encoder, encode in self._online:
+            batch[encoder.field] = encode(batch[encoder.reads])
+        return {field: batch[field] for field in ("key", *self._fields)}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training reads: batches by how its phases see pictures (frame, name of the view), and held-out ones."""
+
+    batches: Mapping[tuple[Frame, str | None], EncodedBatches]
+    held_out: EncodedBatches | None
+    """As the last phase sees pictures, of the largest bucket where that reads buckets."""
+
+    @property
+    def largest(self) -> EncodedBatches:
+        """The batches of the largest pictures."""
+        return self.batches[max(self.batches, key=lambda stretch: stretch[0])]
+
+    @cached_property
+    def shown(self) -> dict[str, np.ndarray]:
+        """The samples that panels show: the first held-out ones, else the first that are trained on. Read once."""
+        return (self.held_out or self.largest).first(SHOWN)

@@ -1,0 +1,104 @@
+"""The table of weights by others that a run may use: where they come from, what they are for, their licence."""
+
+import shlex
+from functools import cache
+from pathlib import Path
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass as checked
+
+from pipeline.errors import UsageError
+
+TABLE = Path(__file__).parents[2] / "conf" / "reference" / "weights.yaml"
+FOLDER = "weights"
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Hub:
+    """A file of a Hugging Face repository, or with path None all of it."""
+
+    repo: str
+    path: str | None
+
+    def __str__(self) -> str:
+        return f"huggingface.co/{self.repo}" + (f"/{self.path}" if self.path else "")
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Url:
+    """A file on the web."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Torchvision:
+    """An entry of torchvision's own list of weights, which knows its address."""
+
+    torchvision: str
+
+    def __str__(self) -> str:
+        return f"torchvision's {self.torchvision}"
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Row:
+    """A row of the table; `sha256` may be a prefix of it."""
+
+    name: str
+    use: str
+    file: str
+    bytes: int | None
+    sha256: str | None
+    licence: str | None
+    source: Hub | Torchvision | Url
+
+
+@cache
+def table() -> tuple[Row, ...]:
+    """Every row of the table."""
+    return TypeAdapter(tuple[Row, ...]).validate_python(yaml.safe_load(TABLE.read_text())["rows"])
+
+
+def named(name: str) -> Row:
+    """The row of a name; `UsageError` lists them all."""
+    for row in table():
+        if row.name == name:
+            return row
+    raise UsageError(f"weights: there is no '{name}'; there are {', '.join(row.name for row in table())}")
+
+
+def _row_of(path: str) -> Row | None:
+    """The row of a path as `get` would have written it."""
+    return next((row for row in table() if row.file in path.split("/")), None)
+
+
+def licence(path: str) -> str | None:
+    """The licence of the weights at a path, where the table knows them by their file name."""
+    row = _row_of(path)
+    return row.licence if row else None
+
+
+def how_to_get(*paths: str) -> str:
+    """What to do about weights that are not at these paths."""
+    names: dict[str, list[str]] = {}
+    unknown = []
+    for path in dict.fromkeys(paths):
+        row = _row_of(path)
+        if row is None:
+            unknown.append(path)
+        else:
+            names.setdefault(path.partition(row.file)[0].rstrip("/") or ".", []).append(row.name)
+    told = [
+        f"get {'them' if len(known) > 1 else 'it'} with: python -m pipeline weights get {' '.join(known)}"
+        + ("" if folder == FOLDER else f" out={shlex.quote(folder)}")
+        for folder, known in names.items()
+    ]
+    if unknown:
+        it = "it" if len(paths) == 1 else ", ".join(unknown)
+        told.insert(0, f"put {it} there or change the key")
+    return "; ".join(told)

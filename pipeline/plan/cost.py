@@ -1,0 +1,279 @@
+"""What a planned step would cost, before anything exists: work from counts, time from the rates, device memory."""
+
+import math
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.plan import volume
+from pipeline.plan.dag import Planned, order
+from pipeline.plan.table import rows as all_steps
+from pipeline.plan.table import table
+from pipeline.plan.volume import Volume
+from pipeline.settings.config import WITHOUT_BLOCKS, Config, Encoding
+from stages.anatomy import flops, memory_estimate
+from stages.anatomy.memory_estimate import GIB, Memory
+
+COMMON_GIB = 80  # memory of the GPUs that most clusters train on: A100, H100
+A100_FLOPS = 0.18 * flops.PEAKS["NVIDIA A100-SXM4-80GB"]  # the share of it that the paper's training of Stage C reached
+
+
+def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]]:
+    """For each step its work, device-seconds, bytes, objects, memory and a text; null where nobody can tell.
+
+    Rows come from the metadata's manifest when it stands, else from the config (marked so). `rates` of the config
+    gives rows (for trainings: images seen) a device-second; a step may have none. Memory is that of a training's
+    worker, bytes by what they hold, and their total. `cached_flops` and `online_flops` are those of an encoder whose
+    outputs are stored, or made anew whenever a training sees a picture.
+
+    Raises:
+        UsageError: `rates` names a step that does not exist.
+    """
+    steps = [step.name for step in all_steps(config)]  # also trainings in whose place weights stand: a rate may stay
+    for name in config.rates:
+        if name not in steps:
+            raise UsageError(f"rates.{name}: there is no such step; there are {', '.join(dict.fromkeys(steps))}")
+    rows, basis = most_rows(planned, config)
+    wanted = {step.name for step in order(table(config), config.targets)}
+    return [
+        _with_volume(_estimate(item, config, rows, basis), item, config, rows, wanted)
+        | {"memory": _bytes(item, config), "phases": _phases(item.step.name, config)}
+        for item in planned
+    ]
+
+
+def most_rows(planned: Sequence[Planned], config: Config) -> tuple[int | None, str]:
+    """The most rows that the data can have, None where only fetch can tell, and who says so: metadata or config."""
+    done = {item.step.output: item.artifact for item in planned if item.state == "done"}
+    metadata = done.get("metadata")
+    return (metadata.manifest["rows"], "metadata") if metadata else (config.data.expected_rows, "config")
+
+
+def _with_volume(
+    estimate: dict[str, Any], item: Planned, config: Config, rows: int | None, wanted: Set[str]
+) -> dict[str, Any]:
+    """An estimate with the bytes and objects that the step stores, and what its encoder would cost online instead."""
+    if item.artifact:
+        manifest = item.artifact.manifest
+        stored: Volume | None = Volume(manifest["bytes"], len(manifest["files"]))
+    else:
+        stored = volume.stored(item.step.name, item.step.output, config, rows) if rows else None
+    encoder = None
+    if rows and not item.artifact:
+        encoder = volume.encoder(item.step.name, item.step.output, config, rows, wanted)
+    text = estimate["text"]
+    if stored and not item.artifact:
+        text += f", at most {_size(stored.bytes)} in {stored.objects:,} objects"
+    if encoder and encoder.online_flops > A100_FLOPS:  # less than a second is no choice to make
+        cached, online = (_time(flops / A100_FLOPS, "A100") for flops in (encoder.cached_flops, encoder.online_flops))
+        text += f"; by its FLOPs {cached}, online {online} and no bytes"
+    return estimate | {
+        "bytes": stored.bytes if stored else None,
+        "objects": stored.objects if stored else None,
+        "cached_flops": encoder.cached_flops if encoder else None,
+        "online_flops": encoder.online_flops if encoder else None,
+        "text": text,
+    }
+
+
+def check_memory(planned: Sequence[Planned], config: Config) -> None:
+    """Refuse trainings that cannot fit into `cluster.gpu_memory_gib`, where that is known, on their fewest workers.
+
+    Raises:
+        UsageError: names the step, what it needs, and the keys that lower it.
+    """
+    room = config.cluster.gpu_memory_gib
+    if room is None:
+        return
+    for step, need, fewest in _larger_than(room, planned, config):
+        parts = ", ".join(f"{name} {count / GIB:.1f}" for name, count in vars(need).items() if count)
+        raise UsageError(
+            f"{step} needs about {need.total / GIB:.1f} GiB of device memory a worker ({parts}) with "
+            f"workers={fewest.workers}, but cluster.gpu_memory_gib={room:g}; lower it with {_knobs(step, fewest, room)}"
+        )
+
+
+def large_trainings(planned: Sequence[Planned], config: Config) -> list[str]:
+    """Sentences about trainings that only the largest GPUs could hold, if any; none where `check_memory` judges."""
+    if config.cluster.gpu_memory_gib:
+        return []
+    return [
+        f"{step} needs about {need.total / GIB:.1f} GiB of device memory a worker, more than a GPU of {COMMON_GIB} GiB "
+        f"has; lower it with {_knobs(step, fewest, COMMON_GIB)}, or give cluster.gpu_memory_gib=, what yours has"
+        for step, need, fewest in _larger_than(COMMON_GIB, planned, config)
+    ]
+
+
+def _larger_than(gib: float, planned: Sequence[Planned], config: Config) -> Iterator[tuple[str, Memory, Config]]:
+    """Trainings to do of which a worker needs more memory; and the config with the fewest workers they may have."""
+    for item in planned:
+        fewest = config.model_copy(update={"workers": config.worlds_of(item.step.name)[-1]})
+        need = memory(item.step.name, fewest)
+        if need and item.state != "done" and need.total > gib * GIB:
+            yield item.step.name, need, fewest
+
+
+def memory(step: str, config: Config) -> Memory | None:
+    """What a worker of a training step needs, at its largest, encoders included; None for other steps."""
+    need = _training(step, config)
+    return replace(need, encoders=_encoders(step, config)) if need else None
+
+
+def _encoders(step: str, config: Config) -> int:
+    """Bytes of the encoders that a training runs online, at its largest pictures."""
+    side = max(frame.size for frame in config.frames_of(step))
+    most = max(phase.batch_size for training in config.trainings_of(step).values() for phase in training.phases)
+
+    def rows(encoding: Encoding) -> int:
+        """Rows at a time, none where it is not this training that encodes."""
+        return min(encoding.batch, most // config.workers) if encoding.online else 0
+
+    towers = {"train_b": config.stage_b.text, "train_c": config.stage_c.text, "train_baseline": config.baseline.text}
+    text, a, c = (rows(getattr(config.encode, field)) for field in ("text", "latents_a", "latents_c"))
+    total = 0
+    if step in towers and text:
+        total += memory_estimate.encode_text(config.text[towers[step]], text)
+    if step in ("train_b", "train_baseline") and a:
+        total += memory_estimate.encode_a(config.stage_a.model, side, a)
+    if step in ("train_c", "train_previewer") and c:
+        total += memory_estimate.encode_c(config.compressor.model, side, c)
+    return total
+
+
+def _training(step: str, config: Config) -> Memory | None:
+    """The same without the encoders."""
+    trainings = config.trainings_of(step)
+    a, b, c, compressor = config.stage_a, config.stage_b, config.stage_c, config.compressor
+    match step:
+        case "train_a":
+            return memory_estimate.train_a(a.model, a.loss, trainings["stage_a"], config.workers)
+        case "train_b":
+            tokens = config.text[b.text].context_length
+            found = [
+                memory_estimate.train_b(
+                    b.model, compressor.model, compressor.joint, tokens, trainings["stage_b"], config.workers
+                )
+            ]
+            if compressor.warmup and "compressor" in trainings:  # existing weights of Stage B make it needless
+                width, channels = compressor.warmup.loss.width, b.model.latent_channels
+                found.append(
+                    memory_estimate.warm_up(compressor.model, width, channels, trainings["compressor"], config.workers)
+                )
+            return max(found, key=lambda need: need.total)
+        case "train_c":
+            tokens = config.text[c.text].context_length
+            return memory_estimate.train_c(c.model, compressor.model, tokens, trainings["stage_c"], config.workers)
+        case "train_previewer":
+            model = config.previewer.model
+            return memory_estimate.train_previewer(model, compressor.model, trainings["previewer"], config.workers)
+        case "train_baseline":
+            tokens = config.text[config.baseline.text].context_length
+            return memory_estimate.train_baseline(config.baseline.model, tokens, trainings["baseline"], config.workers)
+        case _:
+            return None
+
+
+def _knobs(step: str, config: Config, gib: float) -> str:
+    """The keys that lower the memory of a training step to `gib` or towards it, but not those turned already."""
+    found = []
+    ours = [id(train) for train in config.trainings_of(step).values()]
+    for key, train in config.trainings().items():
+        if id(train) not in ours:  # equal ones may belong to other steps
+            continue
+        rows = math.gcd(*(phase.batch_size // config.workers for phase in train.phases))
+        if min(rows, train.micro_batch or rows) > 1:
+            found.append(f"{key}.micro_batch={_half(rows, train.micro_batch)}")
+        if train.shard < config.workers:
+            found.append(f"{key}.shard={config.workers}")
+        if not train.checkpointing and key not in WITHOUT_BLOCKS:
+            found.append(f"{key}.checkpointing=true")
+        if train.ema and train.ema.device == "model":
+            found.append(f"{key}.ema.device=cpu")
+        if train.precision == "fp32":
+            found.append(f"{key}.precision=bf16")
+    if workers := _fitting_workers(step, config, gib):
+        found.append(f"workers={workers}")
+    return ", ".join(found) or "a smaller model"
+
+
+def _fitting_workers(step: str, config: Config, gib: float) -> int | None:
+    """The fewest workers, by doubling, among which the batches divide and a training fits into the memory of each."""
+    smallest = min(phase.batch_size for training in config.trainings_of(step).values() for phase in training.phases)
+    workers = 2 * config.workers
+    while workers <= smallest:
+        more = config.model_copy(update={"workers": workers})
+        if not all(training.divides(workers) for training in config.trainings_of(step).values()):
+            return None
+        need = memory(step, more)
+        if need and need.total <= gib * GIB:
+            return workers
+        workers *= 2
+    return None
+
+
+def _bytes(item: Planned, config: Config) -> dict[str, int] | None:
+    need = memory(item.step.name, config)
+    return vars(need) | {"total": need.total} if need and item.state != "done" else None
+
+
+def _estimate(item: Planned, config: Config, rows: int | None, basis: str) -> dict[str, Any]:
+    if item.state == "done" and item.artifact:
+        spent = item.artifact.manifest["device_seconds"]
+        return {"work": None, "unit": None, "device_seconds": None, "basis": None, "text": f"spent {_time(spent)}"}
+    work, unit = _work(item.step.name, config, rows)
+    if work is None:
+        unknown = f"{unit} unknown before fetch"
+        return {"work": None, "unit": unit, "device_seconds": None, "basis": None, "text": unknown}
+    if unit != "rows":
+        basis = "config"
+    rate = config.rates.get(item.step.name)
+    seconds = work / rate if rate else None
+    text = f"{work:,} {unit}" + (" (from config)" if basis == "config" else "")
+    if seconds is not None:
+        text += f", about {_time(seconds)}"
+    return {"work": work, "unit": unit, "device_seconds": seconds, "basis": basis, "text": text}
+
+
+def _work(step: str, config: Config, rows: int | None) -> tuple[int | None, str]:
+    """How much a step has to do, and of what; None where only the metadata can tell."""
+    trainings = config.trainings_of(step).values()
+    if trainings:
+        return sum(training.images_after(training.num_steps) for training in trainings), "images seen"
+    if step in ("sample", "sample_baseline", "evaluate"):
+        return min(config.sample.limit, rows or config.sample.limit), "pictures"
+    if step == "export":
+        return 1, "release"
+    if step.startswith("import_") or step == "interpolate":
+        return 1, "model"
+    return rows, "rows"
+
+
+def _size(count: int) -> str:
+    """Bytes with three digits and a unit."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
+
+
+def _time(seconds: float, device: str = "device") -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} {device}-seconds" if seconds >= 1 else f"less than 1 {device}-second"
+    return f"{seconds / 3600:,.1f} {device}-hours"
+
+
+def _phases(step: str, config: Config) -> list[str]:
+    """The phases of a step's trainings, in words."""
+    found = []
+    for phase in (phase for training in config.trainings_of(step).values() for phase in training.phases):
+        aspect = f" of up to {phase.max_aspect:g}:1" if phase.max_aspect > 1 else ""
+        view = f", view {phase.view}" if phase.view else ""
+        found.append(f"{phase.steps:,} steps of {phase.batch_size:,} pictures at {phase.size} px{aspect}{view}")
+    return found
+
+
+def _half(rows: int, micro_batch: int | None) -> int:
+    """The largest divisor of the rows of a rank that is at most half of what goes through the model at a time now."""
+    most = min(rows, micro_batch or rows) // 2
+    return next(size for size in range(most, 0, -1) if rows % size == 0)

@@ -1,0 +1,169 @@
+"""The DAG engine: steps that name what they read and make, their order, and what a run has to do.
+
+Steps meet only through artifacts. The edges follow from the names; nobody writes them by hand.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from typing import Any, Literal
+
+from pipeline.errors import UsageError, nearest
+from pipeline.settings.keys import flatten
+from pipeline.settings.selection import Selection
+from pipeline.store.artifacts import Artifact, Fingerprint, Store
+
+State = Literal["done", "resume", "run", "stale"]
+CONTENT = re.compile("((?:sha256|version) [0-9a-f]{12})[0-9a-f]{52}")  # of `contents.identity`; the start is shown
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the DAG's table.
+
+    `reads` names the config keys (dotted) that determine the result; `call` is `module:function` below
+    `pipeline.steps`, imported only when the step runs; `version` is raised when the step's meaning changes.
+    """
+
+    name: str
+    output: str
+    inputs: tuple[str, ...]
+    reads: tuple[str, ...]
+    call: str
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step with its fingerprint and what a run would do with it, and why."""
+
+    step: Step
+    fingerprint: Fingerprint
+    state: State
+    reason: str
+    artifact: Artifact | None = field(default=None, repr=False)
+
+
+def order(steps: Sequence[Step], targets: Iterable[str]) -> list[Step]:
+    """The steps that the target artifacts need, parents first."""
+    makers = {step.output: step for step in steps}
+    assert len(makers) == len(steps), "two steps make the same artifact"
+    edges: dict[str, tuple[str, ...]] = {}
+
+    def need(output: str) -> None:
+        if output not in makers:
+            hint = nearest(output, makers)
+            raise UsageError(f"targets: no step makes '{output}'{hint}; there are {', '.join(makers)}")
+        if output not in edges:
+            edges[output] = makers[output].inputs
+            for name in edges[output]:
+                need(name)
+
+    for target in targets:
+        need(target)
+    return [makers[output] for output in TopologicalSorter(edges).static_order()]
+
+
+def fingerprints(steps: Sequence[Step], settings: Callable[[str], Any]) -> dict[str, Fingerprint]:
+    """Fingerprint of each step's output; `settings` looks up a dotted config key. Steps come parents first."""
+    result: dict[str, Fingerprint] = {}
+    for step in steps:
+        result[step.output] = Fingerprint(
+            step=step.name,
+            version=step.version,
+            settings={key: settings(key) for key in step.reads},
+            parents={name: result[name].digest for name in step.inputs},
+        )
+    return result
+
+
+def plan(steps: Sequence[Step], settings: Callable[[str], Any], store: Store, selection: Selection) -> list[Planned]:
+    """What a run would do with each step, with the reason; nothing is written."""
+    prints = fingerprints(steps, settings)
+    planned = [_judge(step, prints[step.output], store) for step in steps]
+    return _select(planned, selection)
+
+
+def _judge(step: Step, fingerprint: Fingerprint, store: Store) -> Planned:
+    digest = fingerprint.digest
+    artifact = store.find(step.output, digest)
+    if artifact:
+        return Planned(step, fingerprint, "done", "manifest found", artifact)
+    if store.started(step.output, digest):
+        return Planned(step, fingerprint, "resume", "an unfinished build is there")
+    others = [other.manifest for other in store.finished(step.output)]
+    if others:
+        changes = min((differences(other, fingerprint) for other in reversed(others)), key=len)
+        return Planned(step, fingerprint, "stale", "; ".join(changes))
+    return Planned(step, fingerprint, "run", "never built here")
+
+
+def differences(manifest: dict[str, Any], fingerprint: Fingerprint) -> list[str]:
+    """What changed between a finished artifact and a wanted one, as `key: old -> new`."""
+    changes = []
+    if manifest["version"] != fingerprint.version:
+        changes.append(f"step version: {manifest['version']} -> {fingerprint.version}")
+    old, new = flatten(manifest["settings"]), flatten(fingerprint.settings)
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, "not there"), new.get(key, "not there")
+        if before != after:
+            content = all(CONTENT.fullmatch(str(value)) for value in (before, after))
+            changes.append(f"{key}: {'content changed, ' * content}{_short(before)} -> {_short(after)}")
+    for name, digest in fingerprint.parents.items():
+        if manifest["parents"].get(name) != digest:
+            changes.append(f"input {name} changed")
+    return changes or ["inputs renamed"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    if content := CONTENT.fullmatch(text):
+        return content[1]
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _select(planned: list[Planned], selection: Selection) -> list[Planned]:
+    """Keep the steps that the flags allow; what is left out must be done already."""
+    names = list(dict.fromkeys(item.step.name for item in planned))
+    for flag, name in (
+        ("--from", selection.start),
+        ("--until", selection.until),
+        ("--only", selection.only),
+        *(("--force", name) for name in selection.force),
+    ):
+        if name is not None and name not in names:
+            raise UsageError(f"{flag} {name}: this run has no such step; it has {', '.join(names)}")
+    kept = planned
+    if selection.until:
+        wanted = {item.step.output for item in planned if item.step.name == selection.until}
+        keep = {step.output for step in order([item.step for item in planned], wanted)}
+        kept = [item for item in kept if item.step.output in keep]
+    if selection.only:
+        kept = [item for item in kept if item.step.name == selection.only]
+    if selection.start:
+        kept = _descendants(kept, selection.start)
+    result = [
+        Planned(item.step, item.fingerprint, "run", "forced", item.artifact)
+        if item.step.name in selection.force
+        else item
+        for item in kept
+    ]
+    inside = {item.step.output for item in result}
+    states = {item.step.output: item for item in planned}
+    for item in result:
+        for name in item.step.inputs:
+            if item.state != "done" and name not in inside and states[name].state != "done":
+                raise UsageError(
+                    f"{item.step.name} needs {name}, which is not built yet and which the flags leave out; "
+                    f"run without --from/--only first, or with --until {states[name].step.name}"
+                )
+    return result
+
+
+def _descendants(planned: list[Planned], start: str) -> list[Planned]:
+    reached: set[str] = set()
+    for item in planned:
+        if item.step.name == start or reached.intersection(item.step.inputs):
+            reached.add(item.step.output)
+    return [item for item in planned if item.step.output in reached]

@@ -1,0 +1,139 @@
+"""What would stop a run at once: weights, metadata or scores that are not there or do not fit, batches, precision.
+
+`plan` and `doctor` tell of all of it, `run` refuses the first, before anything is created.
+"""
+
+from pathlib import Path
+
+from datasets.config import NO_SCORES, DataError
+from datasets.files import storage
+from datasets.planning import plan
+from datasets.sources import laion
+from pipeline.errors import UsageError
+from pipeline.models.known_weights import how_to_get
+from pipeline.plan import batch_sizes, cost
+from pipeline.plan.dag import Planned
+from pipeline.settings.config import STAGES, Config
+from pipeline.settings.keys import is_below
+
+WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
+
+
+def missing_weights(config: Config, planned: list[Planned]) -> str | None:
+    """What is not there of the weights and pictures that steps need, and what to do about it, as a sentence."""
+    needed = _needed_weights(config, planned)
+    missing = {name: path for name, path in needed.items() if not storage.exists(path)}
+    places = "; ".join(f"{name}: there is nothing at {path}" for name, path in missing.items())
+    return f"{places}; {how_to_get(*missing.values())}" if missing else None
+
+
+def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
+    """Which weights are another model's than the steps' that need them, as a sentence, as far as the headers of
+    safetensors files tell it; a run reads the files whole (`check_weights`)."""
+    from stages.weight_files import Model, misfit, section
+
+    models: dict[str, tuple[Model, ...]] = {
+        **{f"{stage}.weights": (stage,) for stage in STAGES},
+        "compressor.weights": ("compressor", "imagenet"),
+        "interpolate.first": ("stage_c",),
+        "interpolate.second": ("stage_c",),
+    }
+    found = {}
+    for key, path in _needed_weights(config, planned).items():
+        if key in models and not storage.is_remote(path) and storage.exists(path):
+            model = getattr(config, section(models[key][0])).model
+            found[key] = misfit(Path(storage.absolute(path)), models[key], model)
+    return "; ".join(f"{key}: {told}" for key, told in found.items() if told) or None
+
+
+def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
+    """That Parquet files, still to be read, are not there or no good, as a sentence; URIs are good unless asked."""
+    if not any(item.step.output == "metadata" and item.state != "done" for item in planned):
+        return None
+    try:
+        plan.check(config.data, ask_stores)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def missing_scores(config: Config, planned: list[Planned]) -> str | None:
+    """That views want scores which LAION's metadata on this machine have not and nothing brings, as a sentence."""
+    path, data = config.data.metadata, config.data
+    if path is None or data.scores or data.scorer or storage.is_remote(path):
+        return None
+    if missing_rows(config, planned) or not storage.matching(path, ".parquet"):
+        return None  # the first is told elsewhere; a finished plan needs no metadata any more
+    selects = [item for item in planned if item.step.name == "select" and item.state != "done"]
+    wanting = [name for item in selects if data.views[name := item.step.output.removeprefix("view_")].scored]
+    if not wanting or "aesthetic" in laion.columns(path):
+        return None
+    return f"data.views.{wanting[0]}.min_aesthetic: {NO_SCORES}"
+
+
+def too_large_batches(config: Config, planned: list[Planned]) -> str | None:
+    """Which training to do has a batch larger than the data can be, as a sentence, as far as that is known by now."""
+    most, _ = cost.most_rows(planned, config)
+    if most is None:
+        return None
+    todo = (item.step.name for item in planned if item.state != "done")
+    return next(filter(None, (batch_sizes.too_large(config, step, lambda _: most, bound=True) for step in todo)), None)
+
+
+def every(config: Config, planned: list[Planned], ask_stores: bool = False) -> list[str]:
+    """What would stop a run at once, as sentences."""
+    found = (
+        missing_rows(config, planned, ask_stores),
+        missing_weights(config, planned),
+        misfit_weights(config, planned),
+        missing_scores(config, planned),
+        too_large_batches(config, planned),
+    )
+    return [sentence for sentence in found if sentence]
+
+
+def check_weights(config: Config, planned: list[Planned]) -> None:
+    """Refuse a config whose steps need weights or pictures that are not there, before anything runs.
+
+    Raises:
+        UsageError: there is nothing at a path.
+        BadWeights: the weights there are another model's, or damaged.
+    """
+    if missing := missing_weights(config, planned):
+        raise UsageError(missing)
+    made = {item.step.output for item in planned if item.state != "done"}
+    if config.data.scorer and "aesthetic" in made:
+        from pipeline.models.loading import check_scorer
+
+        check_scorer(config.data.scorer)
+    stages = {stage for stage in STAGES if config.trained(stage) in made}
+    if stages and any(not name.startswith(("text.", "eval.", "data.")) for name in _needed_weights(config, planned)):
+        from pipeline.models.loading import check_existing
+
+        check_existing(config, stages)
+
+
+def check_precision(config: Config, planned: list[Planned], kind: str) -> None:
+    """Refuse bf16 in steps to do where a GPU of the cluster (`Cluster.kind`) has none.
+
+    Raises:
+        UsageError: names the keys.
+    """
+    old = WITHOUT_BF16.intersection(kind.removeprefix("cuda:").split("+"))
+    read = [key for item in planned if item.state != "done" for key in item.step.reads]
+    keys = [key for key in config.in_bf16() if any(is_below(key, section) for section in read)]
+    if old and keys:
+        raise UsageError(
+            f"{' and '.join(sorted(old))} GPUs cannot compute in bf16; give {' '.join(f'{key}=fp32' for key in keys)}"
+        )
+
+
+def _needed_weights(config: Config, planned: list[Planned]) -> dict[str, str]:
+    """Paths, by key, of the weights and pictures that steps to do will read."""
+    read = [key for item in planned if item.state != "done" for key in item.step.reads]
+    needed = {name: path for name, path in config.existing().items() if any(is_below(name, key) for key in read)}
+    if not config.stage_a.loss.perceptual:
+        needed = {name: path for name, path in needed.items() if not name.startswith("stage_a.loss.")}
+    if config.stage_b.weights:  # which may hold the compressor
+        needed.pop("compressor.weights", None)
+    return needed

@@ -1,0 +1,83 @@
+"""THE TABLE: every step of the Würstchen DAG, in reading order.
+
+A step reads the config keys and the artifacts named here and makes one artifact (`sizes.<step>` stands for the picture
+sizes of that training's phases). Edges follow from the names. To add a step: write `pipeline/steps/<verb>.py` with a
+function `(Build) -> Facts`, and add its row.
+"""
+
+from pipeline.plan.dag import Step
+from pipeline.settings.config import STAGES, Config
+
+
+def table(config: Config) -> list[Step]:
+    """The DAG of one config: of the rows that make a stage, the one by which the config wants it."""
+    return [
+        step for step in rows(config) if step.output not in STAGES or step.name.startswith(config.origin(step.output))
+    ]
+
+
+def rows(config: Config) -> list[Step]:
+    """Every row; each text tower that a stage needs gets one of its own."""
+    text_b, text_c = f"text_{config.stage_b.text}", f"text_{config.stage_c.text}"
+    text_l = f"text_{config.baseline.text}"
+    towers = sorted({config.stage_b.text, config.stage_c.text, config.baseline.text})
+    texts = tuple(sorted({text_b, text_c}))
+    rivals = ("baseline_samples",) if config.eval.baseline else ()
+    pictures = tuple(f"sample.{key}" for key in ("limit", "width", "height", "negative"))
+    learning = tuple(f"baseline.{key}" for key in ("model", "loss", "train", "text"))
+    rules = ("source", "metadata", "scores", "removed", "limit", "shard_rows", "filters", config.data.source)
+    plan = tuple(f"data.{key}" for key in rules)
+    if not config.data.image.frame.square:
+        plan += ("data.image.size", "data.image.max_aspect")  # which decide the buckets
+    encode = config.encode
+    # what trainings make latents of: those of a step, or, encoded online, pictures and the encoder itself
+    a, c = encode.latents_a.online, encode.latents_c.online
+    from_a, online_a = (("images", "stage_a"), encode.changed("latents_a")) if a else (("latents_a",), ())
+    from_c, online_c = (("images", "stage_b"), encode.changed("latents_c")) if c else (("latents_c",), ())
+    trained_c = config.trained("stage_c")
+    phases_c = (trained_c,) if trained_c != "stage_c" else ()
+    later = ("data.attempt",) if config.data.attempt > 1 else ()
+    unwanted = {"keep": (), "drop": ("duplicates",)}
+    scores = ("aesthetic",) if config.data.scorer else ()
+    held = ("held_out",) if config.data.holdout else ()
+
+    def views(step: str) -> tuple[str, ...]:
+        return (*config.views_of(step), *held)
+
+    # fmt: off
+    return [
+        #    step           makes        from                                  reads                               runs
+        Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 3),
+        Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download", 2),
+        Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
+        *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
+        *(
+        Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *(scores if view.scored else ())), (f"data.views.{v}",), "select:select")
+        for v, view in config.data.views.items()),
+        *(
+        Step("hold_out",    name,        ("images",),                          ("data.holdout",),                  "select:hold_out")
+        for name in held),
+        *(
+        Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
+        for t in towers),
+        Step("train_a",     "stage_a",   ("images", *views("train_a")),        ("stage_a", "seed"),                "train:train_a"),
+        Step("import_a",    "stage_a",   (),                                   ("stage_a.weights", "stage_a.model"), "bring:bring"),
+        Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b", *encode.changed("latents_a")), "encode:encode_a"),
+        Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a", *views("train_b")), ("stage_b", "compressor", *online_a, "seed"), "train:train_b"),
+        Step("import_b",    "stage_b",   (),                                   ("stage_b.weights", "stage_b.model", "compressor.weights", "compressor.model"), "bring:bring"),
+        Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c", *encode.changed("latents_c")), "encode:encode_c"),
+        Step("train_c",     trained_c,   (*from_c, text_c, *views("train_c")), ("stage_c", *online_c, "seed"),     "train:train_c"),
+        Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
+        Step("interpolate", "stage_c",   phases_c,                             ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
+        Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, "seed"), "train:train_previewer"),
+        Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a", *views("train_baseline")), (*learning, *online_a, "seed"), "train:train_baseline"),
+        Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
+        Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
+        Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),
+        Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample",),          "export:export", 2),
+    ]
+    # fmt: on
+
+
+def _once(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,48 @@
+"""What a config wants of a root: the steps of its targets with their states, and finished artifacts."""
+
+from pipeline.errors import NotBuilt
+from pipeline.plan import dag
+from pipeline.plan.dag import Planned, differences, fingerprints, order
+from pipeline.plan.table import table
+from pipeline.settings.config import Config
+from pipeline.settings.selection import Selection
+from pipeline.store.artifacts import Artifact, Fingerprint, Store
+
+
+def planned_steps(config: Config, root: str, selection: Selection) -> list[Planned]:
+    """What a run of this config would do with each step that its targets need."""
+    steps = dag.order(table(config), config.targets)
+    return dag.plan(steps, config.lookup, Store(root), selection)
+
+
+def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed") -> dict[str, Artifact]:
+    """The finished artifacts of exactly this config. `seed_word` is how the caller's command line sets its seed.
+
+    Raises:
+        NotBuilt: one is missing; the message lists what exists and names the nearest.
+    """
+    store = Store(root)
+    steps = order(table(config), names)
+    prints = fingerprints(steps, config.lookup)
+    found: dict[str, Artifact] = {}
+    for name in names:
+        artifact = store.find(name, prints[name].digest)
+        if artifact is None:
+            made = {step.output for step in order(table(config), config.targets)}
+            override = None if name in made else f"targets=[{name}]"
+            raise NotBuilt(_missing(name, store, prints[name], seed_word), override)
+        found[name] = artifact
+    return found
+
+
+def _missing(name: str, store: Store, wanted: Fingerprint, seed_word: str) -> str:
+    others = list(store.finished(name))
+    text = f"root={store.root} has no {name} of exactly this conf"
+    if not others:
+        return f"{text} (no {name} exists there at all)"
+    listed = ", ".join(other.manifest["fingerprint"] for other in others)
+    nearest = min((other.manifest for other in reversed(others)), key=lambda other: len(differences(other, wanted)))
+    text += f". There are: {listed}; the nearest, {nearest['fingerprint']}, differs in "
+    text += "; ".join(differences(nearest, wanted))
+    seed = nearest["settings"].get("seed")
+    return text if seed == wanted.settings.get("seed") else f"{text} (give {seed_word}={seed} for its run's seed)"

@@ -1,0 +1,91 @@
+"""What a person sees: progress while a run works, and the last screen. Everything goes to stderr but JSON."""
+
+import sys
+from dataclasses import dataclass, field
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.terminal import console, print_table
+
+
+@dataclass
+class Built:
+    """What the last screen says of one step."""
+
+    name: str
+    output: str
+    state: str
+    path: str
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    device_hours: float = 0.0
+    attempts: int = 0
+    interruptions: int = 0
+    preemptions: int = 0  # of them, those with notice
+    steps_again: int = 0
+
+
+@dataclass
+class Summary:
+    """What the last screen shows of a run."""
+
+    steps: list[Built] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    devices: str = "cpu"
+    paper: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    next_command: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def overhead(self) -> float:
+        """Share of the wall time in which no training step ran."""
+        training = sum(step.training_seconds for step in self.steps)  # some of it, maybe, in a run that was killed
+        return max(0.0, 1 - training / max(self.seconds, 1e-9))
+
+
+def show_summary(summary: Summary) -> None:
+    """Print the last screen."""
+    unit = "GPU-hours" if summary.devices.startswith("cuda") else "CPU-hours"
+    table = Table("step", "artifact", "state", "seconds", unit, "where", box=None, header_style="bold", pad_edge=False)
+    for step in summary.steps:
+        table.add_row(
+            step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", escape(step.path)
+        )
+    console.print()
+    print_table(table, sys.stderr)
+    if summary.metrics:
+        console.print("scores      " + ", ".join(f"{name} {value:.4g}" for name, value in summary.metrics.items()))
+    built = [step for step in summary.steps if step.training_seconds]
+    if built:
+        console.print(
+            f"time        {summary.seconds:.0f} s, of which {sum(s.training_seconds for s in built):.0f} s training "
+            f"steps (overhead {summary.overhead:.0%})"
+        )
+    else:
+        console.print(f"time        {summary.seconds:.0f} s")
+    console.print(f"memory      {summary.peak_bytes / 2**30:.2f} GiB at most (summed PSS of all processes)")
+    total = sum(step.device_hours for step in summary.steps)
+    console.print(f"device time {total:.3f} {unit} for everything above")
+    for line in summary.paper:
+        console.print(f"            {line}")
+    for step in [step for step in summary.steps if step.interruptions]:
+        console.print(f"interrupted {step.name}: {_interruptions(step)}")
+    for warning in summary.warnings:
+        console.print(f"[yellow]warning[/]     {escape(warning)}")
+    for picture in summary.pictures:
+        console.print(f"pictures    {picture}", markup=False)
+    console.print(f"next        {summary.next_command}", markup=False)
+
+
+def _interruptions(step: Built) -> str:
+    """What they cost, in words."""
+    steps, times = (
+        f"{n} {word}{'' if n == 1 else 's'}"
+        for n, word in ((step.steps_again, "step"), (step.interruptions, "interruption"))
+    )
+    notice = f", {step.preemptions} of them because a node was taken away" if step.preemptions else ""
+    return f"{steps} done again after {times}{notice}"

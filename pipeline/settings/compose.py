@@ -1,0 +1,202 @@
+"""From a conf's name and overrides to a checked `Config`: Hydra composes the YAML files, pydantic checks the result.
+
+What either of them has against it becomes a sentence with the key and the nearest valid one.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import UsageError, nearest
+from pipeline.settings.config import Config
+from pipeline.settings.keys import flatten
+
+CONF = Path(__file__).parents[2] / "conf"
+KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
+INTERNAL = {"base"}  # shared defaults, not a conf that one runs
+
+
+def names() -> list[str]:
+    """The confs that `conf=` may name."""
+    return sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in INTERNAL)
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups (`scale`, `data`, ...) with their options."""
+    folders = (path for path in CONF.iterdir() if path.is_dir() and path.name != "reference")
+    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in sorted(folders)}
+
+
+def load(conf: str, overrides: list[str]) -> Config:
+    """Compose and check a conf.
+
+    Raises:
+        UsageError: unknown conf, group option or key, wrong type, or values that do not fit together.
+    """
+    return check(compose(conf, overrides))
+
+
+def check(tree: dict[str, Any]) -> Config:
+    """The config of a composed tree.
+
+    Raises:
+        UsageError: unknown key, wrong type, or values that do not fit together.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(explain(error, tree)) from None
+
+
+def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
+    """The composed config as plain data, before keys and types are checked."""
+    if conf not in names():
+        raise UsageError(f"conf={conf}: there is no such conf{nearest(conf, names())}; there are {', '.join(names())}")
+    for word in overrides:
+        _check_override(word)
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        tree = OmegaConf.to_container(_hydra(conf, overrides), resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_explain_hydra(error)) from None
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _hydra(conf: str, overrides: list[str], **options: bool) -> Any:
+    """Hydra's composition, which takes any key: YAML need not spell out all, and which there are, pydantic knows."""
+    from hydra import compose, initialize_config_dir
+
+    words = [word if word.partition("=")[0] in groups() else f"++{word}" for word in overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(conf, overrides=words, **options)
+
+
+def _check_override(word: str) -> None:
+    """Refuse what Hydra would accept but we do not: its prefixes, its own keys, unknown options of a group."""
+    key, separator, value = word.partition("=")
+    if not separator:
+        raise UsageError(f"'{word}' is neither a flag nor key=value")
+    if key.startswith(("+", "~", "hydra.")):
+        raise UsageError(f"{word}: {key} is no key of the config; give key=value without any prefix")
+    if key in groups() and value not in groups()[key]:
+        options = groups()[key]
+        raise UsageError(f"{word}: there is no such option{nearest(value, options)}; {key} has {', '.join(options)}")
+
+
+def _explain_hydra(error: Exception) -> str:
+    """Hydra's or OmegaConf's error as a sentence with the key or the word."""
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    text = str(error).splitlines()[0]
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: a value is needed; give {error.full_key}=..."
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {text}"
+    text = text.replace("++", "")
+    ambiguous = re.match("Ambiguous value for argument '(.*)'", text)
+    unreadable = ambiguous[1] if ambiguous else getattr(error, "override", "").removeprefix("++")
+    if unreadable:
+        key, _, value = unreadable.partition("=")
+        return f"{unreadable}: not readable; commas, brackets and the like need quotes: \"{key}='{value}'\""
+    return text
+
+
+def explain(error: ValidationError, tree: dict[str, Any]) -> str:
+    """The first three errors of pydantic, each as a sentence with its dotted key."""
+    found: dict[str, Any] = {}
+    for item in error.errors():
+        found.setdefault(_dotted(item, tree), item)
+    exact = [key for key in found if not any(other.startswith(f"{key}.") for other in found)]
+    return "; ".join(_sentence(key, found[key], tree) for key in exact[:3])
+
+
+def _dotted(item: Any, tree: dict[str, Any]) -> str:
+    """The key of an error, without the names of union members that pydantic puts into its path."""
+    node: Any = tree
+    parts = []
+    for part in item["loc"]:
+        if isinstance(node, list) or (isinstance(node, dict) and part in node):
+            node = node[part]
+            parts.append(str(part))
+    if item["type"] == "missing":
+        parts.append(str(item["loc"][-1]))
+    return ".".join(parts)
+
+
+def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        known = {*_fields(Config), *flatten(tree), *groups()} - {key}
+        return f"{key}: there is no such key{nearest(key, sorted(known))}"
+    if not key:
+        return message
+    silent = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict | list)
+    value = "" if silent else f"={item['input']}"
+    return f"{key}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of a model's fields, and of the models in them."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _fields(part, f"{prefix}{name}.")
+
+
+def comments(chosen: dict[str, str]) -> dict[str, str]:
+    """The comment of each config key, read from the YAML files: `base` and the chosen option of each group."""
+    found: dict[str, str] = {}
+    for group, option in (("", "base"), *chosen.items()):
+        text = (CONF / group / f"{option}.yaml").read_text()
+        whole = not group or "@package _global_" in text
+        found.update(_comments_of(text, prefix=[] if whole else [group]))
+    return found
+
+
+def _comments_of(text: str, prefix: list[str]) -> dict[str, str]:
+    found = {}
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = KEY_LINE.match(line)
+        if match:
+            path = _deeper(path, len(match[1]), match[2])
+            remark = line.partition(" # ")[2]
+            if remark:
+                found[".".join([*prefix, *(name for _, name in path)])] = remark
+    return found
+
+
+def commented_yaml(conf: str, overrides: list[str]) -> str:
+    """A composed and checked config as YAML, each line followed by its key's comment."""
+    tree = load(conf, overrides).model_dump(mode="json")
+    remarks = comments(_choices(conf, overrides))
+    lines = []
+    path: list[tuple[int, str]] = []
+    for line in yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000).splitlines():
+        match = KEY_LINE.match(line)
+        if match:
+            path = _deeper(path, len(match[1]), match[2])
+            remark = remarks.get(".".join(name for _, name in path))
+            line += f"  # {remark}" if remark else ""
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _choices(conf: str, overrides: list[str]) -> dict[str, str]:
+    """The option that each group has in a composition."""
+    composed = _hydra(conf, overrides, return_hydra_config=True)
+    return {group: str(composed.hydra.runtime.choices[group]) for group in groups()}
+
+
+def _deeper(path: list[tuple[int, str]], indent: int, name: str) -> list[tuple[int, str]]:
+    """The path of indents and names down to a key at that indent."""
+    return [*((depth, parent) for depth, parent in path if depth < indent), (indent, name)]

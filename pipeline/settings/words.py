@@ -1,0 +1,195 @@
+"""The command line's grammar: a verb, `key=value` words, and flags.
+
+A verb's own words (`prompt=`, `out=`, `root=`, ...) are taken literally after the first `=`, before anything reaches
+Hydra, so that a prompt may hold commas, quotes and parentheses; every other `key=value` is a Hydra override.
+"""
+
+import difflib
+import shlex
+from dataclasses import dataclass, field
+
+from pipeline.errors import UsageError, nearest
+from pipeline.settings.compose import groups, names
+from pipeline.settings.config import Config
+from pipeline.settings.selection import Selection
+
+RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
+SAMPLE_WORDS = (
+    "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b",
+    "image", "strength", "preview", "from", "run_seed", "out",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb with the words and flags that it takes beside `root` and, where `config`, `conf` and overrides.
+
+    `bare` says whether it also takes words without `=`, such as `weights list`.
+    """
+
+    help: str
+    words: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    config: bool = True
+    bare: bool = False
+
+
+VERBS: dict[str, Verb] = {
+    "run": Verb("build the targets and whatever is missing before them", flags=RUN_FLAGS),
+    "plan": Verb("what a run would do, with reasons and estimated cost", flags=RUN_FLAGS),
+    "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
+    "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
+    "config": Verb("the composed config with its comments; `config list`: confs, groups, values", bare=True),
+    "sample": Verb(
+        'prompt="..." or image=PATH, out=DIR: draw pictures; from=DIR with a release\'s models', SAMPLE_WORDS
+    ),
+    "export": Verb("out=DIR: the release folder (diffusers, safetensors, model card)", ("out",)),
+    "import": Verb("from=DIR|FILE: existing weights (dome272's, diffusers', our own) as artifacts", ("from",)),
+    "weights": Verb(
+        "`weights list`, `weights get NAME...`, `weights verify [NAME...]`: weights by others, in out=weights",
+        ("out",),
+        ("--json",),
+        config=False,
+        bare=True,
+    ),
+    "report": Verb(
+        "`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False, bare=True
+    ),
+    "data": Verb(
+        "`data funnel`, `verify`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE): of the pictures",
+        ("keys", "urls", "from"),
+        ("--json",),
+        bare=True,
+    ),
+    "gc": Verb(
+        "artifacts that no run wants any more, and leftovers; `gc --yes` deletes them; days=N: older runs want nothing",
+        ("days",),
+        ("--json", "--yes"),
+        config=False,
+    ),
+    "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
+    "doctor": Verb(
+        "check versions, devices, disk, storage, memory; with conf=NAME for that, its cluster and MLflow too",
+        flags=("--json",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """A parsed command line."""
+
+    verb: str
+    conf: str | None = None
+    root: str = "runs"
+    own: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    selection: Selection = field(default_factory=Selection)
+    json: bool = False
+    yes: bool = False
+
+    def required_conf(self) -> str:
+        """The conf's name; the verb cannot do without it."""
+        if self.conf is None:
+            release = ", or from=DIR with a release" if self.verb == "sample" else ""
+            example = f"python -m pipeline {self.verb} conf=stage_c"
+            raise UsageError(f"{self.verb} needs conf=NAME{release}, for example: {example}")
+        return self.conf
+
+    @property
+    def same(self) -> str:
+        """The words of a run with the same conf, root and overrides, for a shell."""
+        root = [] if self.root == "runs" else [f"root={self.root}"]
+        seed = [f"seed={self.own['run_seed']}"] if "run_seed" in self.own else []
+        return " ".join(shlex.quote(word) for word in (f"conf={self.conf}", *root, *self.overrides, *seed))
+
+
+def parse(arguments: list[str]) -> Words:
+    """Parse the words after `python -m pipeline`; `UsageError` names the word that does not fit."""
+    name, *words = arguments
+    if name not in VERBS:
+        raise UsageError(f"there is no verb '{name}'{nearest(name, VERBS)}; there are {', '.join(VERBS)}")
+    verb = VERBS[name]
+    known = ("root", *(("conf",) if verb.config else ()), *verb.words)
+    own: dict[str, str] = {}
+    overrides: list[str] = []
+    rest: list[str] = []
+    flags: dict[str, list[str]] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        key, separator, value = word.partition("=")
+        if word.startswith("--"):
+            if key not in verb.flags:
+                flags_of = ", ".join(verb.flags) or "none"
+                raise UsageError(f"{name} has no flag {key}{nearest(key, verb.flags)}; it takes {flags_of}")
+            if key in ("--json", "--yes"):
+                flags[key] = []
+                continue
+            value = value if separator else (queue.pop(0) if queue else "")
+            if not value:
+                raise UsageError(f"{key} needs a step's name, for example {key} train_c")
+            flags.setdefault(key, []).append(value)
+        elif separator and key in known:
+            if key in own:
+                raise UsageError(f"{key}= is given twice")
+            own[key] = value
+        elif separator and verb.config:
+            _check_no_typo(key, known)
+            overrides.append(word)
+        elif separator:
+            taken = ", ".join(f"{other}=" for other in known)
+            raise UsageError(f"{word}: {name} takes no {key}={nearest(key, known)}; it takes {taken}")
+        elif verb.bare:
+            rest.append(word)
+        else:
+            raise UsageError(f"'{word}' is neither a flag nor key=value{nearest(word, verb.flags)}")
+    for key in ("--from", "--until", "--only"):
+        if len(flags.get(key, [])) > 1:
+            raise UsageError(f"{key} is given twice")
+    root = own.pop("root", "runs")
+    if not root:
+        raise UsageError("root= is empty; give a folder or a URI")
+    if own.get("conf") == "":
+        raise UsageError(f"conf= is empty; name one of {', '.join(names())}")
+    return Words(
+        verb=name,
+        conf=own.pop("conf", None),
+        root=root,
+        own=own,
+        overrides=overrides,
+        rest=rest,
+        selection=Selection(
+            start=_first(flags.get("--from")),
+            until=_first(flags.get("--until")),
+            only=_first(flags.get("--only")),
+            force=tuple(flags.get("--force", ())),
+        ),
+        json="--json" in flags,
+        yes="--yes" in flags,
+    )
+
+
+def _check_no_typo(key: str, words: tuple[str, ...]) -> None:
+    """Refuse what is no key of the config, but like a word of the verb."""
+    keys = {*Config.model_fields, *groups()}
+    near = difflib.get_close_matches(key, [*words, *keys], n=1)
+    if "." not in key and key not in keys and near and near[0] in words:
+        raise UsageError(f"{key}: there is no such word or key (did you mean {near[0]}?)")
+
+
+def _first(values: list[str] | None) -> str | None:
+    return values[0] if values else None
+
+
+def usage() -> str:
+    """The help text: every verb on a line."""
+    lines = ["python -m pipeline VERB conf=NAME [key=value ...] [flags]", ""]
+    lines += [f"  {name:8} {verb.help}" for name, verb in VERBS.items()]
+    lines += [
+        "",
+        "Example: python -m pipeline run conf=stage_c",
+        "Flags of run and plan: --from --until --only --force STEP",
+    ]
+    return "\n".join(lines)

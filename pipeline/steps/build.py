@@ -1,0 +1,200 @@
+"""What a step gets to work with, and what it hands back.
+
+A step is a function `(Build) -> Facts`. It takes the typed values that it needs out of the config, puts files into the
+artifact's folder, and returns what the manifest shall say. The engine around it (`run.invocation`) does the rest.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from datasets.files import storage
+from datasets.files.storage import FileEntry
+from datasets.formats import shards
+from pipeline.cluster.interruptions import Interruptions
+from pipeline.errors import Interrupted
+from pipeline.plan.dag import Step
+from pipeline.plan.table import table
+from pipeline.settings.config import Config
+from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store
+
+if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
+    from pipeline.cluster.ray_cluster import Cluster
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+CPU = "cpu"  # the ledger's kind of device of what runs on CPUs, also where there are GPUs
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a step reports of a finished build.
+
+    `call` names the library call that did the work, `workers` the process ids that it ran in, `metrics` what was
+    measured, `notes` anything else worth keeping (counts by cause, licences, labels), `timed` the files that tell of
+    times and so differ from build to build.
+    """
+
+    files: dict[str, FileEntry]
+    rows: int
+    call: str
+    workers: list[int]
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    timed: list[str] = field(default_factory=list)
+
+
+class Reporter(Protocol):
+    """Where a step's progress goes: the screen, the log, MLflow."""
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Work done so far of a total, in units such as `images` or `steps`."""
+
+    def advance(self, count: int, total: int, unit: str) -> None:
+        """So much more work done of a total."""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Measurements at a training step."""
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        """A picture for the reviewers."""
+
+    def warning(self, text: str) -> None:
+        """Something that went wrong and was got over."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One step being built."""
+
+    config: Config
+    step: Step
+    path: str  # the artifact's folder
+    inputs: dict[str, Artifact]
+    cluster: "Cluster"
+    lease: Callable[[float, str], AbstractContextManager[None]]  # devices reserved, and of what kind -> the ledger
+    report: Reporter
+    forgotten: frozenset[str]  # keys and URLs of pictures that this root has been asked to forget
+    stop_signal: Callable[[], int | None]  # the signal that asked for the end, if one did
+
+    @property
+    def building(self) -> str:
+        """Folder for what only an unfinished build needs."""
+        return storage.join(self.path, BUILDING)
+
+    def made_with(self, config: Config) -> Artifact | None:
+        """What this step has made of the same inputs under another config, if it has; paths must not matter to it."""
+        step = next(step for step in table(config) if step.output == self.step.output)
+        parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
+        settings = {key: config.lookup(key) for key in step.reads}
+        digest = Fingerprint(step.name, step.version, settings, parents).digest
+        root = self.path.rsplit("/", 3)[0]
+        return Store(root).find(step.output, digest)
+
+    def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
+        """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""
+        gpus = int(accelerated and self.cluster.device == "cuda")
+        with self.lease(1, self.cluster.kind if gpus else CPU):
+            return self.cluster.call(function, *arguments, gpus=gpus, tick=self.tick)
+
+    def call_each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], count: int) -> Iterator[T]:
+        """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
+        if count:
+            with self.lease(min(count, self.cluster.cpus), CPU):
+                for result in self.cluster.call_each(function, items, self.tick):
+                    yield result
+                    self.raise_if_stopped()
+
+    def map_shards(
+        self,
+        worker: type,
+        arguments: tuple[Any, ...],
+        total: Sequence[int],
+        rows: int,
+        unit: str,
+        folder: str | None = None,
+    ) -> list[shards.Receipt]:
+        """Map the shards without a receipt in `folder` with a pool of `worker(*arguments, folder, board)` actors.
+
+        `folder` is the artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the
+        receipts of all shards in the order of `total`, whoever made them.
+        """
+        folder = folder or self.path
+        finished = shards.finished(folder)
+        self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
+        todo = [shard for shard in total if shard not in finished]
+        if todo:
+            with self.lease(self.cluster.reserved(len(todo)), self.cluster.kind):
+                self.cluster.map_shards(worker, (*arguments, folder, self.cluster.board), todo, self.tick)
+            self.raise_if_stopped()
+            finished = shards.finished(folder)
+        missing = [shard for shard in total if shard not in finished]
+        assert not missing, f"shards {missing} have no receipt, yet the map over them succeeded"
+        return [finished[shard] for shard in total]
+
+    def train(self, loop: Callable[[dict[str, Any]], None], payload: dict[str, Any]) -> None:
+        """Run a training loop as a Ray Train job, on as many of the workers as the cluster has room for."""
+        workers = self._workers()
+        self.interruptions.begun += 1
+        self.interruptions.write(self.building)
+        with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind):
+            self.cluster.train(
+                loop,
+                {**payload, "building": self.building, "path": self.path, "board": self.cluster.board},
+                workers=workers,
+                folder=self.building,
+                tick=self.tick,
+            )
+        self.raise_if_stopped()
+
+    def _workers(self) -> int:
+        """Ranks of the next attempt: all that are asked for, or fewer where nodes are gone and none replaces them."""
+        worlds = self.config.worlds_of(self.step.name)
+
+        def tick(room: int) -> None:
+            self.report.progress(room, worlds[0], "workers found")
+            self.tick()
+            self.raise_if_stopped()
+
+        workers = self.cluster.settle(worlds, tick)
+        if workers < worlds[0]:
+            self.report.warning(
+                f"{self.step.name} goes on with {workers} of {worlds[0]} workers: the cluster has room for no more; "
+                "the batches stay the same"
+            )
+        return workers
+
+    @cached_property
+    def interruptions(self) -> Interruptions:
+        """What this step's trainings have been through."""
+        return Interruptions.read(self.building)
+
+    def tick(self) -> None:
+        """Pass on what the workers said, and tell them whether to stop."""
+        heard = False
+        for message in self.cluster.exchange(stop=self.stop_signal() is not None):
+            match message.pop("kind"):
+                case "resumed":
+                    self._resumed(**message)
+                    heard = True
+                case "reached":
+                    self.interruptions.reached[message["training"]] = message["step"]
+                    heard = True
+                case kind:
+                    getattr(self.report, kind)(**message)
+        if heard:
+            self.interruptions.write(self.building)
+
+    def _resumed(self, training: str, step: int) -> None:
+        again = self.interruptions.resumed(training, step)
+        if self.interruptions.begun > 1:
+            log.info("%s goes on from step %d: %d steps are done again", training, step, again)
+
+    def raise_if_stopped(self) -> None:
+        """End the run here if a signal asked for it; what is committed stays."""
+        signal_number = self.stop_signal()
+        if signal_number is not None:
+            raise Interrupted(signal_number)

@@ -1,0 +1,237 @@
+"""Artifacts: folders on shared storage whose manifest, written last, is what "done" means.
+
+    <root>/artifacts/<name>/<fingerprint>/
+        manifest.json       files with sizes and sha256, rows, parents, settings, seconds, device-seconds, metrics
+        ...                 the files themselves
+        forgotten.json      what was taken out of the files since, if anything was: laid over the manifest
+        building/           receipts and checkpoints of an unfinished build; gone once the manifest stands
+
+A fingerprint is the hash of what a step does: its name and version, the settings it reads, and its parents'
+fingerprints. Equal fingerprints mean equal content, so a finished artifact is never built twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets.files import storage
+from datasets.files.storage import CorruptFile, FileEntry
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FORGOTTEN = "forgotten.json"
+BUILDING = "building"
+LEASE = f"{BUILDING}/lease.json"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What determines an artifact's content, in clear text, and its hash."""
+
+    step: str
+    version: int
+    settings: dict[str, Any]
+    parents: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the sha256 of the clear text's canonical JSON."""
+        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The clear text, as it stands in a manifest."""
+        return {
+            "step": self.step,
+            "version": self.version,
+            "settings": self.settings,
+            "parents": self.parents,
+        }
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: where it lies and what its manifest says."""
+
+    name: str
+    path: str
+    manifest: dict[str, Any]
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        """Relative file names with sizes and hashes."""
+        return {name: FileEntry(**entry) for name, entry in self.manifest["files"].items()}
+
+    def read(self, name: str) -> bytes:
+        """One of its files, verified against the manifest."""
+        return storage.read(storage.join(self.path, name), expect=self.files[name])
+
+    def parent(self, name: str) -> "Artifact | None":
+        """The artifact of that name that this one was made from, as it stands now."""
+        root = self.path.removesuffix(f"/artifacts/{self.name}/{self.manifest['fingerprint']}")
+        return Store(root).find(name, self.manifest["parents"][name])
+
+
+class Store:
+    """The artifacts below one root."""
+
+    def __init__(self, root: str):
+        self.root = root
+
+    def path(self, name: str, digest: str) -> str:
+        """Folder of the artifact `name` with a fingerprint."""
+        return storage.join(self.root, "artifacts", name, digest)
+
+    def find(self, name: str, digest: str) -> Artifact | None:
+        """The finished artifact, or None."""
+        path = self.path(name, digest)
+        manifest = storage.join(path, MANIFEST)
+        if not storage.exists(manifest):
+            return None
+        return Artifact(name, path, read_manifest(path))
+
+    def started(self, name: str, digest: str) -> bool:
+        """Whether an unfinished build has left something to go on from."""
+        files = storage.listing(self.path(name, digest))
+        return any(file != LEASE for file in files)
+
+    def finished(self, name: str | None = None) -> Iterator[Artifact]:
+        """Every finished artifact (of one name), oldest first."""
+        folder = storage.join(self.root, "artifacts", *([name] if name else []))
+        found = []
+        for file in storage.listing(folder):
+            if file.endswith("/" + MANIFEST) and file.count("/") == (1 if name else 2):
+                path = storage.join(folder, file.removesuffix("/" + MANIFEST))
+                manifest = read_manifest(path)
+                found.append(Artifact(manifest["name"], path, manifest))
+        return iter(sorted(found, key=lambda artifact: artifact.manifest["created"]))
+
+    def commit(self, name: str, fingerprint: Fingerprint, facts: Mapping[str, Any]) -> Artifact:
+        """Write the manifest of a completely built artifact, then drop its building folder.
+
+        `facts["files"]` maps relative names to `FileEntry`; the other facts (rows, seconds, metrics, ...) are kept
+        as they are. The content hash leaves out the files named in `facts["timed"]`: they tell of times.
+        """
+        path = self.path(name, fingerprint.digest)
+        files = {file: vars(entry) for file, entry in sorted(facts["files"].items())}
+        manifest = {
+            "format": FORMAT,
+            "name": name,
+            "fingerprint": fingerprint.digest,
+            **fingerprint.as_dict(),
+            **facts,
+            "files": files,
+            "bytes": sum(entry["bytes"] for entry in files.values()),
+            "content": content_hash({file: entry for file, entry in files.items() if file not in facts["timed"]}),
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        storage.sweep(path)
+        storage.remove(storage.join(path, FORGOTTEN))  # of an earlier build, whose discarding was killed
+        storage.publish(text.encode(), storage.join(path, MANIFEST))
+        artifact = Artifact(name, path, json.loads(text))
+        self.tidy(artifact)
+        return artifact
+
+    def tidy(self, artifact: Artifact) -> None:
+        """Delete what only the build of a finished artifact needed; a killed run may have left it."""
+        folder = storage.join(artifact.path, BUILDING)
+        try:
+            storage.remove(folder)
+        except OSError:  # a heartbeat of the lease there came in between; the next one is seconds away
+            storage.remove(folder)
+
+    def discard(self, name: str, digest: str) -> None:
+        """Delete an artifact's files, its manifest first so that no reader sees half of it; a lease on it stays."""
+        path = self.path(name, digest)
+        storage.remove(storage.join(path, MANIFEST))
+        for file in storage.listing(path):
+            if file != LEASE:
+                storage.remove(storage.join(path, file))
+
+
+def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """sha256 over the sorted (file name, sha256) pairs: equal for two builds with equal bytes."""
+    lines = "".join(f"{name} {entry['sha256']}\n" for name, entry in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """An artifact's manifest, with what was taken out since; refused when it is damaged or of an unknown format."""
+    path = storage.join(folder, MANIFEST)
+    try:
+        manifest: dict[str, Any] = json.loads(storage.read(path))
+    except ValueError as error:
+        raise CorruptFile(f"{path} is not readable as JSON ({error}); delete its folder and run again") from error
+    if manifest.get("format") != FORMAT:
+        raise CorruptFile(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
+    return _without(manifest, Removals.read(folder))
+
+
+@dataclass
+class Removals:
+    """What was taken out of a finished artifact's files: the files as they are now (None: gone), and the rows left.
+
+    `before` are the files as they were before the latest change of each: a kill between this record and the file itself
+    leaves the old one, which is then still known.
+    """
+
+    files: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    before: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: int | None = None
+    forgotten: int = 0
+
+    @classmethod
+    def read(cls, folder: str) -> "Removals":
+        """Those of an artifact; empty ones where there are none."""
+        path = storage.join(folder, FORGOTTEN)
+        return cls(**json.loads(storage.read(path))) if storage.exists(path) else cls()
+
+    def publish(self, folder: str) -> None:
+        """Write them beside the manifest."""
+        storage.publish(json.dumps(vars(self), indent=1).encode(), storage.join(folder, FORGOTTEN))
+
+
+def _without(manifest: dict[str, Any], removed: Removals) -> dict[str, Any]:
+    """A manifest as it reads after removals; its fingerprint and content hash stay those of the build."""
+    if removed.rows is None:
+        return manifest
+    files = {name: entry for name, entry in {**manifest["files"], **removed.files}.items() if entry}
+    notes = dict(manifest["notes"])
+    if "lost" in notes:
+        notes["lost"] = {**notes["lost"], "forgotten": notes["lost"].get("forgotten", 0) + removed.forgotten}
+    now = {"files": files, "bytes": sum(entry["bytes"] for entry in files.values()), "rows": removed.rows}
+    return {**manifest, **now, "notes": notes, "forgotten": removed.forgotten}
+
+
+def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | None]) -> bool:
+    """Replace a file of a finished artifact by what `change` makes of it (None: delete it); False where it is the same.
+
+    The removals are recorded first; killed in between, the same call goes on. The caller holds the artifact's lease.
+
+    Raises:
+        CorruptFile: the file holds neither what it should nor what it held before.
+    """
+    path = storage.join(artifact.path, name)
+    removed = Removals.read(artifact.path)
+    entry = artifact.manifest["files"].get(name)
+    if entry is None:  # gone, or about to be
+        storage.remove(path)
+        return False
+    content = storage.read(path)
+    found = vars(storage.entry_of(content))
+    if found not in (entry, removed.before.get(name)):
+        raise CorruptFile(f"{path} does not hold the bytes that its manifest names; delete its artifact's folder")
+    new = change(content)
+    if new == content:
+        return False
+    removed.files[name] = vars(storage.entry_of(new)) if new is not None else None
+    removed.before[name] = found
+    removed.rows = artifact.manifest["rows"] if removed.rows is None else removed.rows
+    removed.publish(artifact.path)
+    if new is None:
+        storage.remove(path)
+    else:
+        storage.publish(new, path)
+    return True

@@ -1,0 +1,22 @@
+"""The two consoles, stderr for people and stdout for answers, and how a table gets onto them."""
+
+import sys
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+UNLIMITED = 100_000  # columns
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def print_table(table: Table, file: TextIO | None = None) -> None:
+    """Print a table, on stdout unless told otherwise, with nothing cut off.
+
+    A terminal folds it, a pipe or file gets it as wide as it is.
+    """
+    for column in table.columns:
+        column.overflow = "fold"
+    file = file or sys.stdout
+    Console(file=file, highlight=False, width=None if file.isatty() else UNLIMITED).print(table)

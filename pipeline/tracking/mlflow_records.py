@@ -1,0 +1,161 @@
+"""What is recorded in MLflow, as plain records, and putting them there. Putting one there twice changes nothing.
+
+A record is JSON: its `kind`, the `run` that it belongs to (a key of our own, since MLflow may not have been asked for
+an id yet), and what `Recorder` takes for that kind. Times are Unix times in ms.
+"""
+
+import base64
+import io
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from datasets.files import storage
+from pipeline.store.process import ProcessId
+from pipeline.tracking import outbox
+from pipeline.tracking.mlflow_store import MlflowStore, connect
+from pipeline.tracking.outbox import Record
+
+log = logging.getLogger(__name__)
+
+MetricRow = tuple[str, float, int, int]  # name, value, step, time
+KEY = "wst.run"  # the tag that holds our key of a run
+PROCESS = "wst.process"
+END_REASON = "wst.end_reason"  # of a run that did not come to its end
+_NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # MLflow's codes for what no later try can mend
+
+
+class Recorder:
+    """Puts records into a store; connects to it at the first one."""
+
+    def __init__(self, store: MlflowStore, experiment: str):
+        self.refused = 0  # records that MLflow will never take, such as those of a run that somebody deleted
+        self._store = store
+        self._experiment = experiment
+        self._client: Any = None
+        self._experiment_id = ""
+        self._ids: dict[str, str] = {}
+
+    def __call__(self, records: Sequence[Record]) -> None:
+        """Put records there in their order; measurements of a run that follow each other go together."""
+        from mlflow.exceptions import MlflowException
+
+        if self._client is None:
+            self._client, self._experiment_id = connect(self._store, self._experiment)
+        for (kind, run), group in groupby(records, lambda record: (record["kind"], record.get("run"))):
+            for record in [_together(list(group))] if kind == "metrics" else group:
+                try:
+                    self._put(kind, run, record)
+                except MlflowException as error:
+                    if error.error_code not in _NEVER:
+                        raise
+                    self.refused += 1
+                    log.warning("MLflow refuses a record (%s) of run %s: %s", kind, run, error)
+
+    def _put(self, kind: str, run: str | None, record: Record) -> None:
+        if kind == "end_lost":
+            self._end_lost()
+            return
+        assert run is not None
+        if kind == "start":
+            self._start(run, record)
+            return
+        run_id = self._id(run)
+        if kind == "config":
+            self._config(run_id, record["text"], record["params"])
+        elif kind == "metrics":
+            self._metrics(run_id, record["rows"])
+        elif kind == "image":
+            self._image(run_id, record)
+        elif kind == "tags":
+            self._tags(run_id, record["tags"])
+        else:
+            assert kind == "end", kind
+            self._client.set_terminated(run_id, record["status"], end_time=record["time"])
+
+    def _start(self, run: str, record: Record) -> None:
+        if self._find(run) is None:
+            tags = {**record["tags"], KEY: run}
+            if record["parent"]:
+                tags["mlflow.parentRunId"] = self._id(record["parent"])
+            made = self._client.create_run(self._experiment_id, record["time"], tags, record["name"])
+            self._ids[run] = made.info.run_id
+
+    def _id(self, run: str) -> str:
+        """MLflow's id of a run; where there is none, an error that no later try can mend."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+        found = self._ids.get(run) or self._find(run)
+        if found is None:
+            raise MlflowException(f"there is no run {run}", RESOURCE_DOES_NOT_EXIST)
+        return found
+
+    def _find(self, run: str) -> str | None:
+        for found in self._client.search_runs([self._experiment_id], f"tags.`{KEY}` = '{run}'"):
+            self._ids[run] = found.info.run_id
+        return self._ids.get(run)
+
+    def _config(self, run_id: str, text: str, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        self._client.log_text(run_id, text, "config.yaml")
+        # Parameters are for comparing runs; MLflow cuts them at 6,000 characters, the file above is whole.
+        self._client.log_batch(run_id, params=[Param(legal_name(key), value) for key, value in params.items()])
+
+    def _metrics(self, run_id: str, rows: Sequence[MetricRow]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(legal_name(name), value, time, step) for name, value, step, time in rows]
+        self._client.log_batch(run_id, metrics=metrics)
+
+    def _image(self, run_id: str, record: Record) -> None:
+        """Add a picture, unless it is there: MLflow would give it another name each time."""
+        key, step, time = legal_name(record["name"]), record["step"], record["time"]
+        start = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{time}+"
+        there = (file.path for file in self._client.list_artifacts(run_id, "images"))
+        if not any(path.startswith(start) and "+compressed" in path for path in there):  # which it writes last
+            picture = Image.open(io.BytesIO(base64.b64decode(record["png"])))
+            self._client.log_image(run_id, picture, key=key, step=step, timestamp=time)
+
+    def _tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _end_lost(self) -> None:
+        """End the runs of this host's dead processes, which MLflow would show as running for ever."""
+        for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
+            process = run.data.tags.get(PROCESS)
+            if process and ProcessId(**json.loads(process)).is_dead():
+                self._client.set_tag(run.info.run_id, END_REASON, "process died")
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _together(measurements: Sequence[Record]) -> Record:
+    """Measurements of one run as one record."""
+    return {**measurements[0], "rows": [row for record in measurements for row in record["rows"]]}
+
+
+def drop_pictures(folder: Path) -> int:
+    """Delete the pictures that a root's MLflow folder holds, or has yet to send; returns how many those were.
+
+    Raises:
+        BlockingIOError: a run that has not ended keeps some.
+    """
+    unsent = outbox.drop(folder / "unsent", "image")
+    shown = [str(file) for file in folder.glob("artifacts/*/artifacts/images/*")]
+    for path in shown:
+        storage.remove(path)
+    return unsent + len(shown)
+
+
+def legal_name(name: str) -> str:
+    """A name that MLflow accepts for metrics, parameters and pictures: an underscore for what it forbids."""
+    return re.sub(r"[^\w./ :-]", "_", name)

@@ -1,0 +1,243 @@
+"""MLflow runs: what a reviewer of experiments sees of a pipeline run.
+
+One parent run for each invocation that does work, one child run for each step that it builds; a step's
+retries stay in its child, so the list of runs reads like the DAG. Only the driver records; workers hand it
+their numbers. MLflow is a view: a run never waits for it, and what it could not take is sent by the next run.
+"""
+
+import base64
+import contextlib
+import getpass
+import hashlib
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from pipeline.errors import Interrupted
+from pipeline.settings.keys import flatten
+from pipeline.store.artifacts import Artifact
+from pipeline.store.process import ProcessId
+from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
+from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.redact import redact
+
+END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
+
+
+class Tracking:
+    """The MLflow runs of one invocation, as a context.
+
+    Args:
+        store: from `locate_store`.
+        experiment: name of the MLflow experiment, created where it is missing.
+        conf, targets, invocation: what was asked for, and the id of this invocation.
+        fingerprints: artifact -> fingerprint of everything that the targets need.
+        config: the resolved config; secrets are taken out before it is stored.
+        say: is told at once, from another thread, when MLflow does not take what it is given.
+    """
+
+    def __init__(
+        self,
+        store: MlflowStore,
+        experiment: str,
+        *,
+        conf: str,
+        targets: Sequence[str],
+        invocation: str,
+        fingerprints: Mapping[str, str],
+        config: Mapping[str, Any],
+        say: Callable[[str], None] = lambda sentence: None,
+    ):
+        self.warnings: list[str] = []  # what could not be recorded, once the context has been left
+        self._store = store
+        self._name = conf
+        self._invocation = invocation
+        self._config = redact(config)
+        self._tags = {
+            "wst.kind": "pipeline",
+            "wst.conf": conf,
+            "wst.targets": " ".join(targets),
+            "wst.invocation": invocation,
+            **{f"wst.fingerprint.{name}": digest for name, digest in fingerprints.items()},
+            **git_tags(Path(__file__).parent),
+        }
+        self._recorder = Recorder(store, experiment)
+        self._unsent = _unsent(store, experiment)
+        self._say = say
+        self._outbox: Outbox | None = None
+        self._parent = ""
+
+    def __enter__(self) -> "Tracking":
+        try:
+            name = f"{self._invocation}-{uuid.uuid4().hex[:8]}"
+            self._outbox = Outbox(self._unsent, name, self._recorder, self._complain)
+        except OSError as error:
+            self.warnings.append(f"MLflow gets nothing of this run: {error}")
+        self.record("end_lost")
+        self._parent = self._start(self._name, "", self._tags)
+        values = {key: json.dumps(value, ensure_ascii=False) for key, value in flatten(self._config).items()}
+        text = yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True)
+        self.record("config", run=self._parent, text=text, params=values)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(self._parent, error)
+        if self._outbox:
+            left = self._outbox.close(END_PATIENCE_S)
+            self.warnings += self._complaints(self._outbox, left)
+
+    @contextlib.contextmanager
+    def step(self, name: str, output: str, fingerprint: str) -> Iterator["StepRun"]:
+        """The child run of a step that builds the artifact `output`, around all its attempts."""
+        tags = {"wst.kind": "step", "wst.step": name, "wst.output": output, "wst.fingerprint": fingerprint}
+        run = StepRun(self, self._start(f"{name} ({output})", self._parent, tags))
+        caught: BaseException | None = None
+        try:
+            yield run
+        except BaseException as error:
+            caught = error
+            raise
+        finally:
+            self._end(run.key, caught)
+
+    def flush(self, patience_s: float) -> bool:
+        """Wait until MLflow has all that was recorded so far; False where it does not in that time."""
+        return self._outbox is not None and self._outbox.flush(patience_s)
+
+    def _complain(self, reason: str) -> None:
+        self._say(
+            f"MLflow at {self._store.uri} takes nothing ({reason}); the run goes on, and its records wait in "
+            f"{self._unsent}"
+        )
+
+    def _complaints(self, outbox: Outbox, left: int) -> Iterator[str]:
+        where = f"MLflow at {self._store.uri}"
+        if left:
+            yield (
+                f"{where} did not take {left} records ({outbox.last_error or 'no answer in time'}); "
+                f"they wait in {outbox.path}, and the next run with this root, tracking.uri and experiment sends them"
+            )
+        elif outbox.failures:
+            yield f"{where} failed {outbox.failures} times ({outbox.last_error}); everything has arrived since"
+        if self._recorder.refused:
+            yield f"{where} refused {self._recorder.refused} records for good; the log says which"
+
+    def record(self, kind: str, **content: Any) -> None:
+        """Give MLflow a record, see `Recorder`; returns at once."""
+        if self._outbox:
+            self._outbox.add({"kind": kind, **content})
+
+    def _start(self, name: str, parent: str, tags: Mapping[str, str]) -> str:
+        """Begin a run; returns our key of it."""
+        common = {
+            "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": "python -m pipeline",
+            "mlflow.source.type": "LOCAL",
+            PROCESS: json.dumps(vars(ProcessId.own())),
+        }
+        key = uuid.uuid4().hex
+        self.record("start", run=key, parent=parent, name=name, tags={**common, **tags}, time=_now())
+        return key
+
+    def _end(self, run: str, error: BaseException | None) -> None:
+        status = _status(error)
+        if status == "KILLED":
+            self.record("tags", run=run, tags={END_REASON: "stopped on request"})
+        self.record("end", run=run, status=status, time=_now())
+
+
+class StepRun:
+    """A step's child run."""
+
+    def __init__(self, tracking: Tracking, key: str):
+        self.key = key
+        self._tracking = tracking
+        self._last: dict[str, int] = {}  # name -> step of its newest point
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Take measurements at a training step; steps that a later attempt does again keep their first points."""
+        new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
+        self._last.update(dict.fromkeys(new, step))
+        if new:
+            rows = [(name, value, step, _now()) for name, value in new.items()]
+            self._tracking.record("metrics", run=self.key, rows=rows)
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        """Show a picture; pictures of one name form a series over steps."""
+        content = base64.b64encode(png).decode()
+        self._tracking.record("image", run=self.key, name=name, png=content, step=step, time=_now())
+
+    def finish(self, artifact: Artifact) -> None:
+        """Record what the finished artifact's manifest says: hours, attempts, sizes, final metrics."""
+        manifest = artifact.manifest
+        hours = "gpu_hours" if manifest["devices"].startswith("cuda") else "cpu_hours"
+        values = {name: manifest[name] for name in ("rows", "bytes", "seconds", "peak_bytes")}
+        values |= {name: manifest[name] for name in ("attempts", "failed_attempts")}
+        values |= {f"{hours}/allocated": manifest["device_seconds"] / 3600}
+        values |= {f"final/{name}": value for name, value in manifest["metrics"].items()}
+        self.metrics(values, step=0)
+        tags = {
+            "wst.artifact": artifact.path,
+            "wst.content": manifest["content"],
+            "wst.devices": manifest["devices"],
+        }
+        self._tracking.record("tags", run=self.key, tags=tags)
+
+
+def send_unsent(store: MlflowStore, experiment: str) -> str | None:
+    """Send what ended runs could not, without a run of one's own; returns what became of that, if there was any."""
+    folder = _unsent(store, experiment)
+    if not any(folder.glob("*.jsonl")):
+        return None
+    try:
+        outbox = Outbox(folder, f"nothing-to-do-{uuid.uuid4().hex[:8]}", Recorder(store, experiment))
+        outbox.close(END_PATIENCE_S)
+        reason = outbox.last_error or "another run is at work, or there was no answer in time"
+    except OSError as error:
+        reason = str(error)
+    if any(folder.glob("*.jsonl")):
+        return f"MLflow at {store.uri} has not all that earlier runs recorded ({reason}); the rest waits in {folder}"
+    return f"MLflow at {store.uri} has taken what earlier runs could not send"
+
+
+def _unsent(store: MlflowStore, experiment: str) -> Path:
+    """Folder for records that a store has not taken yet."""
+    return store.unsent / hashlib.sha256(f"{store.uri} {experiment}".encode()).hexdigest()[:12]
+
+
+def git_tags(folder: Path) -> dict[str, str]:
+    """Commit, branch, and whether tracked files were changed, under MLflow's names; {} outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {
+            "mlflow.source.git.commit": git("rev-parse", "HEAD"),
+            "mlflow.source.git.branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+            "mlflow.source.git.dirty": "true" if git("status", "--porcelain", "-uno") else "false",
+        }
+    except (OSError, subprocess.CalledProcessError):  # no git, or an unpacked archive
+        return {}
+
+
+def _now() -> int:
+    """Unix time in ms."""
+    return time.time_ns() // 1_000_000
+
+
+def _status(error: BaseException | None) -> str:
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"

@@ -1,0 +1,28 @@
+"""What verbs share: the checked config and root that their words mean, and JSON on stdout."""
+
+import json
+import shlex
+import sys
+
+from datasets.files import storage
+from pipeline.settings import compose
+from pipeline.settings.config import Config
+from pipeline.settings.words import Words
+from pipeline.tracking.mlflow_store import locate_store
+
+
+def configured(words: Words) -> tuple[Config, str]:
+    """The checked config and the absolute root; `seed=` of `run` and `plan` is a plain override."""
+    loaded = compose.load(words.required_conf(), words.overrides)
+    root = storage.absolute(words.root)
+    locate_store(root, loaded.tracking.uri)
+    return loaded, root
+
+
+def command() -> str:
+    return "python -m pipeline " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+
+
+def print_json(words: Words, document: object) -> None:
+    if words.json:
+        print(json.dumps(document, indent=1, ensure_ascii=False))

@@ -1,0 +1,271 @@
+"""The verb `data`: what became of the pictures, whether the bytes are still theirs, and where one of them is."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from datasets.files import storage
+from datasets.files.storage import CorruptFile
+from datasets.formats import shards
+from datasets.outcomes import PASSING
+from datasets.planning import plan
+from pipeline.errors import UsageError
+from pipeline.plan.dag import fingerprints, order
+from pipeline.plan.table import table
+from pipeline.plan.wanted import planned_steps, wanted
+from pipeline.run import invocation
+from pipeline.settings import compose
+from pipeline.settings.config import Config
+from pipeline.settings.selection import Selection
+from pipeline.settings.words import Words
+from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.removal_list import listed, names_of, requests
+from pipeline.terminal import console, out
+from pipeline.verbs import forgetting
+from pipeline.verbs.configured import command, configured
+
+READERS = 8  # files that are verified at a time
+
+
+def handle(words: Words) -> None:
+    if words.rest == ["forget"]:  # concerns all that lies under the root, whatever its config
+        if words.conf or words.overrides:
+            raise UsageError("data forget takes keys=, urls=, from=FILE and root=; it concerns every conf's pictures")
+        forget(storage.absolute(words.root), words.own, words.json)
+        return
+    if words.own.keys() & {"keys", "urls", "from"}:
+        raise UsageError("keys=, urls= and from= go with `data forget`")
+    loaded, root = configured(words)
+    match words.rest:
+        case ["funnel"]:
+            funnel(loaded, root, words.json)
+        case ["verify"]:
+            verify(loaded, root, words.json)
+        case ["retry"]:
+            retry(loaded, root, words, command())
+        case ["dedup"]:
+            dedup(loaded, root, words, command())
+        case ["trace", key]:
+            trace(loaded, root, key, words.json)
+        case _:
+            raise UsageError("data needs one of: funnel, verify, trace KEY, retry, dedup, forget")
+
+
+def funnel(config: Config, root: str, as_json: bool) -> None:
+    """From the rows of the source to the encoded pictures: how many are left after each step, and why not the others.
+
+    Raises:
+        UsageError: nothing is planned yet.
+        CorruptFile: the counts of a step do not add up.
+    """
+    metadata = wanted(config, root, ["metadata"])["metadata"]
+    notes = metadata.manifest["notes"]
+    steps = [_level("read", notes["read"], {})]
+    steps.append(_level("planned", metadata.manifest["rows"], notes["rejected"], of=steps[-1]))
+    found = _finished(config, root)
+    if images := found.get("images"):
+        steps.append(_level("kept", images.manifest["rows"], images.manifest["notes"]["lost"], of=steps[-1]))
+        for name, artifact in found.items():
+            if name.startswith(("text_", "latents_")):
+                steps.append(_level(f"encoded: {name}", artifact.manifest["rows"], {}))
+            elif name == "aesthetic":
+                steps.append(_level("scored", artifact.manifest["rows"], {}))
+    if as_json:
+        print(json.dumps({"root": root, "funnel": steps}, indent=1))
+        return
+    lines = Table("pictures", "rows", "share", "lost to", box=None, pad_edge=False)
+    for step in steps:
+        causes = ", ".join(f"{cause} {count:,}" for cause, count in step["lost"].items())
+        lines.add_row(step["level"], f"{step['rows']:,}", f"{step['rows'] / max(1, notes['read']):.1%}", causes)
+    out.print(lines)
+
+
+def _level(name: str, rows: int, lost: dict[str, int], of: dict[str, Any] | None = None) -> dict[str, Any]:
+    lost = dict(sorted(((cause, count) for cause, count in lost.items() if count), key=lambda item: -item[1]))
+    if of is not None and rows + sum(lost.values()) != of["rows"]:
+        raise CorruptFile(f"{of['rows']} rows were {of['level']}, but {rows} are {name} and {sum(lost.values())} lost")
+    return {"level": name, "rows": rows, "lost": lost}
+
+
+def verify(config: Config, root: str, as_json: bool) -> None:
+    """Read every file of this config's finished artifacts again and compare it with its manifest.
+
+    Raises:
+        CorruptFile: some are missing or hold other bytes; the first of them are named.
+    """
+    files = [(artifact, name) for artifact in _finished(config, root).values() for name in artifact.files]
+    if not files:
+        raise UsageError(f"root={root} has no finished artifact of this conf yet")
+    with ThreadPoolExecutor(READERS) as pool:
+        damaged = [path for path in pool.map(lambda file: _damaged(*file), files) if path]
+    if as_json:
+        print(json.dumps({"root": root, "files": len(files), "damaged": damaged}, indent=1))
+    if damaged:
+        raise CorruptFile(
+            f"{len(damaged)} of {len(files)} files are missing or damaged: {', '.join(damaged[:3])}"
+            f"{', ...' if len(damaged) > 3 else ''}; delete their artifacts' folders and run again"
+        )
+    if not as_json:
+        out.print(f"all {len(files)} files hold the bytes that their manifests name")
+
+
+def _damaged(artifact: Artifact, name: str) -> str | None:
+    try:
+        artifact.read(name)
+    except (CorruptFile, OSError):
+        return storage.join(artifact.path, name)
+    return None
+
+
+def trace(config: Config, root: str, key: str, as_json: bool) -> None:
+    """Everything that is known of one picture: its row of the plan, how the download ended, what was made of it.
+
+    Raises:
+        UsageError: this is no key, or none of this conf's.
+    """
+    if not re.fullmatch("[0-9a-f]{32}", key):
+        raise UsageError(f"'{key}' is no key; keys have 32 hex digits and name the files in samples/generated")
+    planned = _planned(wanted(config, root, ["metadata"])["metadata"], key)
+    if planned is None:
+        raise UsageError(f"{key} is not in the plan of this conf; `data funnel` says what was rejected and why")
+    found = _finished(config, root)
+    told: dict[str, Any] = {"key": key, "planned": planned}
+    if images := found.get("images"):
+        told["download"] = _row(images.read(shards.index_name(planned["shard"])), key)
+    dates = names_of(request for request in requests(root) if request.done)
+    if when := next((dates[planned[name]] for name in plan.NAMES if planned.get(name) in dates), None):
+        told["forgotten"] = when
+    if images and told["download"]["status"] == "ok":
+        if scores := found.get("aesthetic"):
+            told["scored"] = _row(scores.read(shards.tensor_name(planned["shard"])), key)
+        told["files"] = [
+            storage.join(artifact.path, name)
+            for artifact in found.values()
+            for name in artifact.files
+            if _holds(artifact.name, name, planned["shard"]) or key in name
+        ]
+    if as_json:
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return
+    for section in ("planned", "download", "scored"):
+        for name, value in told.get(section, {}).items():
+            out.print(f"{section:9} {name:11} {value}")
+    if when:
+        out.print(f"forgotten on {when}: nothing of it is stored any more but its row of the plan, above")
+    for path in told.get("files", ()):
+        out.print(f"in        {path}")
+
+
+def retry(config: Config, root: str, words: Words, command: str) -> None:
+    """Download once more what was lost for a passing reason, as the next attempt, which takes over all the others.
+
+    Raises:
+        UsageError: nothing is downloaded yet.
+    """
+    images = wanted(config, root, ["images"])["images"].manifest
+    passing = {cause: count for cause, count in images["notes"]["lost"].items() if cause in PASSING}
+    attempt, rows = config.data.attempt, images["rows"]
+    if passing:
+        attempt += 1
+        asked = ", ".join(f"{cause} {count:,}" for cause, count in sorted(passing.items(), key=lambda item: -item[1]))
+        console.print(f"asking again for {sum(passing.values()):,} pictures ({asked}) with data.attempt={attempt}")
+        again = compose.load(words.required_conf(), [*words.overrides, f"data.attempt={attempt}"])
+        planned = planned_steps(again, root, Selection(until="download"))
+        if any(item.state != "done" for item in planned):
+            invocation.run(again, words.required_conf(), root, planned, command)
+        rows = wanted(again, root, ["images"])["images"].manifest["rows"]
+    if words.json:
+        told = {"asked": passing, "gained": rows - images["rows"], "rows": rows, "attempt": attempt}
+        print(json.dumps({"root": root, **told}, indent=1))
+    elif passing:
+        out.print(
+            f"{rows - images['rows']:,} pictures gained, {rows:,} in all; give data.attempt={attempt} from now on"
+        )
+    else:
+        out.print("nothing to retry: no picture was lost for a reason that may pass")
+
+
+def dedup(config: Config, root: str, words: Words, command: str) -> None:
+    """Find duplicates among the stored pictures; a view with `duplicates: drop` leaves them out."""
+    alone = config.model_copy(update={"targets": ("duplicates",)})
+    planned = planned_steps(alone, root, Selection())
+    if any(item.state != "done" for item in planned):
+        invocation.run(alone, words.required_conf(), root, planned, command)
+    found = wanted(config, root, ["images", "duplicates"])
+    pictures, duplicates = found["images"].manifest["rows"], found["duplicates"]
+    counts = duplicates.manifest["notes"]["duplicates"]
+    sheet = next((storage.join(duplicates.path, name) for name in duplicates.files if name.endswith(".png")), None)
+    if words.json:
+        print(json.dumps({"root": root, "pictures": pictures, "duplicates": counts, "sheet": sheet}, indent=1))
+        return
+    told = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
+    out.print(f"duplicates among {pictures:,} pictures: {told}")
+    if sheet:
+        out.print(f"look at some: {sheet}")
+    out.print("to train without them: data.views='{unique: {duplicates: drop}}', and view: unique in a phase")
+
+
+def forget(root: str, words: dict[str, str], as_json: bool) -> None:
+    """Remove pictures for ever: from what is stored, and from every later download.
+
+    Raises:
+        UsageError: none is named, and no earlier removal waits to be gone on with.
+    """
+    names = listed(words.get("keys", ""), words.get("urls", ""), words.get("from", ""))
+    if not names and all(request.done for request in requests(root)):
+        raise UsageError("data forget needs keys=KEY,KEY or urls='URL URL' or from=FILE with a key or URL a line")
+    done = forgetting.forget(root, names)
+    if as_json:
+        told: dict[str, Any] = {
+            name: sorted(getattr(done, name)) for name in ("pictures", "alike", "trained", "unplanned")
+        }
+        told["files"] = dict(done.files)
+        print(json.dumps({"root": root, **told}, indent=1))
+        return
+    out.print(f"stored rows forgotten: {len(done.pictures)}, with every caption of the pictures that are named")
+    if done.unplanned:
+        out.print(
+            f"in no plan here: {', '.join(sorted(done.unplanned))}; only these very captions are kept out of later "
+            "downloads, so give urls= too"
+        )
+    if done.alike:
+        out.print(f"duplicates of them, which stay: {', '.join(sorted(done.alike))}; forget them by keys= too")
+    out.print(", ".join(f"{count} files {how}" for how, count in sorted((+done.files).items())) or "no file changed")
+    if done.pictures:
+        out.print("not reached from here: cluster.cache.folder of nodes, MLflow at a tracking.uri, copies of a release")
+    if done.trained:
+        out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")
+
+
+def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:
+    rows = (_row(metadata.read(name), key) for name in sorted(metadata.files))
+    return next((row for row in rows if row), None)
+
+
+def _row(content: bytes, key: str) -> dict[str, Any] | None:
+    """The row of a key in a Parquet table."""
+    table = pq.read_table(pa.BufferReader(content))
+    found: list[dict[str, Any]] = table.filter(pc.field("key") == key).to_pylist()
+    return found[0] if found else None
+
+
+def _holds(artifact: str, name: str, shard: int) -> bool:
+    """Whether a file of an artifact is the shard's: its pictures, or its tensors of any size."""
+    file = name.rpartition("/")[2]
+    if artifact == "images":
+        return file == shards.image_name(shard)
+    return artifact.startswith(("text_", "latents_", "aesthetic")) and file == shards.tensor_name(shard)
+
+
+def _finished(config: Config, root: str) -> dict[str, Artifact]:
+    """The finished artifacts of this config by name, parents first."""
+    store, steps = Store(root), order(table(config), config.targets)
+    prints = fingerprints(steps, config.lookup)
+    found = {step.output: store.find(step.output, prints[step.output].digest) for step in steps}
+    return {name: artifact for name, artifact in found.items() if artifact}

@@ -1,0 +1,319 @@
+"""Forgetting: taking pictures out of all that a root has stored of them.
+
+A picture is what lies at its URL, or at the one that it was copied from: a key, which is of a URL with one caption,
+stands for all captions. Pictures, captions and tensors go from every artifact; what is left is as if they had never
+been kept. The plan keeps their rows. Fingerprints stay: they tell what was asked for, and a forgotten picture makes
+nobody train again. The images come last, so that a removal that was killed is gone on with by any later one.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from operator import or_
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datasets.config import ViewConfig
+from datasets.files import storage
+from datasets.formats import removal, shards
+from datasets.planning import plan
+from datasets.reading import duplicates, views
+from pipeline.errors import LeaseHeld
+from pipeline.steps.select import held_out
+from pipeline.steps.select import make as make_view
+from pipeline.store import lease, removal_list
+from pipeline.store.artifacts import BUILDING, LEASE, MANIFEST, Artifact, Removals, Store, rewrite
+from pipeline.store.removal_list import names_of, requests
+from pipeline.terminal import console
+
+EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures
+SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
+CARD = "README.md"  # of a release: its example has the first sample's caption
+RESULT = f"{BUILDING}/result.json"  # of a training that was killed before its manifest; names its panel
+
+
+@dataclass
+class Outcome:
+    """What carrying out the requests has changed: stored rows by key, files, and trainings that have seen them."""
+
+    pictures: set[str] = field(default_factory=set)
+    files: Counter[str] = field(default_factory=Counter)
+    trained: set[str] = field(default_factory=set)
+    alike: set[str] = field(default_factory=set)  # keys of their duplicates, as far as these were looked for; they stay
+    unplanned: set[str] = field(default_factory=set)  # keys of which no plan here tells the URL
+
+
+def forget(root: str, names: Set[str]) -> Outcome:
+    """Put keys and normalised URLs on the root's removal list, and take out what is stored of them.
+
+    Raises:
+        LeaseHeld: a live run is building something in this root, or has yet to end.
+    """
+    for folder in _leased(root):  # a run that reads a shard now would take its new bytes for damage
+        with lease.hold(folder, console.print):
+            pass
+    outcome = Outcome()
+    removal_list.add(root, names | _pictures_of(root, names, outcome))
+    waiting = [request for request in requests(root) if not request.done]
+    if waiting:
+        _carry_out(root, names_of(waiting).keys(), outcome)
+    for request in waiting:
+        removal_list.close(root, request)
+    return outcome
+
+
+def _pictures_of(root: str, names: Set[str], outcome: Outcome) -> set[str]:
+    """The URLs and origins of the pictures that are named, as far as a plan knows them."""
+    plans = Store(root).finished("metadata") if names else ()
+    rows = [row for metadata in plans for row in _planned(metadata, names)]
+    outcome.unplanned = {name for name in names if shards.KEY.fullmatch(name)} - {row["key"] for row in rows}
+    return {row[name] for row in rows for name in ("url", "origin") if row[name]}
+
+
+def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
+    store = Store(root)
+    finished = list(store.finished())
+    keys = set[str]()
+    for metadata in (artifact for artifact in finished if artifact.name == "metadata"):
+        rows = _planned(metadata, names)
+        keys.update(row["key"] for row in rows)
+        for images in _made_from(metadata, finished, "images") if rows else ():
+            _from_everything(store, metadata, images, finished, rows, outcome)
+    if keys:
+        _from_unfinished(root, keys, outcome)
+
+
+def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
+    """Rows of a plan that are meant: key, URL, origin, caption, shard."""
+    columns, found = [*plan.NAMES, "caption", "shard"], []
+    for part in sorted(metadata.files):
+        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=columns, schema=plan.SCHEMA)
+        found += rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist()
+    return found
+
+
+def _from_everything(
+    store: Store,
+    metadata: Artifact,
+    images: Artifact,
+    finished: list[Artifact],
+    meant: list[dict[str, Any]],
+    outcome: Outcome,
+) -> None:
+    """Take some pictures out of the images and of all that was made from them; the images last, views after them."""
+    by_shard: defaultdict[int, set[str]] = defaultdict(set)
+    for row in meant:
+        by_shard[row["shard"]].add(row["key"])
+    captions = {row["caption"] for row in meant}
+    stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
+    outcome.pictures |= stored
+    if stored:
+        _from_mlflow(store.root, outcome)
+    made = _descendants(images, finished)
+    for artifact in made if stored else ():
+        if artifact.name.startswith(("stage_", "previewer", "baseline")) and artifact.name != "baseline_samples":
+            outcome.trained.add(artifact.name)
+        if artifact.name == "duplicates":
+            outcome.alike |= duplicates.alike(storage.read(storage.join(artifact.path, duplicates.FILE)), stored)
+        with _held(store, artifact):
+            _from_pictures(artifact, stored, outcome)
+            if artifact.name == "release":
+                _rewrite(artifact, CARD, partial(_from_card, release=artifact, captions=captions), outcome)
+    for artifact in (*made, images):
+        if artifact.name.startswith(("text_", "latents_", "images", "duplicates", "aesthetic")):
+            with _held(store, artifact):
+                for folder in _folders(artifact):
+                    for shard, keys in by_shard.items():
+                        _from_shard(artifact, folder, shard, keys, outcome)
+                if artifact.name != "duplicates":
+                    receipts = shards.finished(storage.join(artifact.path, *_folders(artifact)[:1]))
+                    _settle(artifact, sum(receipt.rows_out for receipt in receipts.values()))
+    now = store.find("images", images.manifest["fingerprint"])
+    assert now is not None, "the images were there a moment ago"
+    for artifact in made:
+        if artifact.name.startswith("view_"):
+            settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
+            parents = artifact.manifest["parents"]
+            extras = (store.find(name, parents[name]) if name in parents else None for name in EXTRAS)
+            content, rows, _ = make_view(ViewConfig(**settings), metadata, now, *extras)
+            with _held(store, artifact):
+                _replace(artifact, views.FILE, content, outcome)
+                _settle(artifact, rows)
+        if artifact.name == "held_out":
+            view = held_out(artifact.manifest["settings"]["data.holdout"], now)
+            with _held(store, artifact):
+                _replace(artifact, views.FILE, views.dump(view), outcome)
+                _settle(artifact, view.rows)
+
+
+def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None:
+    """Delete what shows the pictures, or may show them, and their captions from the tables of samples."""
+    for name in {*artifact.files, *Removals.read(artifact.path).files}:  # some may be recorded as deleted, but there
+        file = PurePosixPath(name)
+        if file.name in SHEETS or file.stem in keys:
+            _replace(artifact, name, None, outcome)
+    for name, change in TABLES.items():
+        if name in artifact.files:
+            _rewrite(artifact, name, partial(change, keys=keys), outcome)
+            if name.endswith(".parquet"):
+                _settle(artifact, removal.count(storage.read(storage.join(artifact.path, name))))
+
+
+def _from_card(content: bytes, release: Artifact, captions: Set[str]) -> bytes:
+    """A release's card whose example has the first caption of the samples that are left in place of any of these."""
+    from stages.weights.release import with_prompt
+
+    samples = release.parent("samples")  # its own captions have been taken out before
+    left = json.loads(samples.read("captions.json")) if samples else []
+    card, first = content.decode(), left[0]["caption"] if left else "a picture"
+    for caption in captions:
+        card = with_prompt(card, caption, first)
+    return card.encode()
+
+
+def _from_captions(content: bytes, keys: Set[str]) -> bytes:
+    """The captions of samples, with their scores where these are measured, without some."""
+    rows = [row for row in json.loads(content) if row["key"] not in keys]
+    return json.dumps(rows, indent=1, ensure_ascii=False).encode()
+
+
+TABLES: dict[str, Callable[..., bytes]] = {
+    "samples.parquet": removal.from_samples,
+    "captions.json": _from_captions,
+    "scores.json": _from_captions,
+    duplicates.FILE: removal.from_duplicates,
+}
+
+
+def _from_shard(artifact: Artifact, folder: str, shard: int, keys: Set[str], outcome: Outcome) -> None:
+    """Take pictures out of one shard of images or of tensors, then say so in its receipt."""
+    downloaded = artifact.name == "images"
+    change = removal.from_index if downloaded else removal.from_tensors
+    changes = {shards.tensor_name(shard): change}
+    if downloaded:
+        changes = {shards.image_name(shard): removal.from_images, **changes}
+    where = storage.join(artifact.path, folder) if folder else artifact.path
+    receipt = shards.receipt(where, shard)
+    if not receipt.files:  # no picture of it was kept
+        return
+    for name, function in changes.items():
+        file = f"{folder}/{name}" if folder else name
+        _rewrite(artifact, file, partial(function, keys=keys), outcome)
+    contents = {name: storage.read(storage.join(where, name)) for name in changes}
+    table = contents[shards.tensor_name(shard)]
+    rows = len(views.stored_keys(table)) if downloaded else removal.count(table)
+    entries = {name: storage.entry_of(content) for name, content in contents.items()}
+    shards.put_receipt(where, removal.from_receipt(receipt, entries, rows, downloaded=downloaded))
+
+
+def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
+    """Drop what unfinished builds hold of the pictures: the shards with some, contact sheets, tables, cards.
+
+    Whoever goes on makes them anew. Of samples all go: a chunk of captions is counted from the first picture on, so one
+    that is gone moves all others.
+    """
+    folder = storage.join(root, "artifacts")
+    files = storage.listing(folder)
+    whole = tuple(name.removesuffix(MANIFEST) for name in files if name.endswith("/" + MANIFEST))
+    unfinished = [name for name in files if not name.startswith(whole)]
+    for name in unfinished:
+        file = PurePosixPath(name)
+        if file.name in (*SHEETS, *TABLES, CARD):
+            storage.remove(storage.join(folder, str(file.parent), RESULT))  # first: it says that the others are there
+            storage.remove(storage.join(folder, name))
+            outcome.files["deleted"] += 1
+    receipts = [name for name in unfinished if f"/{shards.RECEIPTS}/" in name]
+    for where in sorted({storage.join(folder, name.partition(f"/{shards.RECEIPTS}/")[0]) for name in receipts}):
+        drawn = PurePosixPath(where).parent.name.endswith("samples")
+        for receipt in shards.finished(where).values():
+            if drawn or any(_holds(storage.join(where, name), keys) for name in receipt.files):
+                storage.remove(shards.receipt_path(where, receipt.shard))
+                for name in receipt.files:
+                    storage.remove(storage.join(where, name))
+                    outcome.files["deleted"] += 1
+
+
+def _from_mlflow(root: str, outcome: Outcome) -> None:
+    """Delete the contact sheets of past runs that lie in the root, and those that wait for MLflow."""
+    from pipeline.tracking.mlflow_records import drop_pictures
+    from pipeline.tracking.mlflow_store import folder_of
+
+    try:
+        outcome.files["deleted"] += drop_pictures(folder_of(root))
+    except BlockingIOError:
+        raise LeaseHeld("a run here has yet to end; once it has, go on with: python -m pipeline data forget") from None
+
+
+def _holds(path: str, keys: Set[str]) -> bool:
+    """Whether a file of an unfinished build is of one of the pictures, or a table that has one."""
+    file = PurePosixPath(path)
+    return file.stem in keys or (file.suffix == ".parquet" and removal.holds(storage.read(path), keys))
+
+
+def _replace(artifact: Artifact, name: str, content: bytes | None, outcome: Outcome) -> None:
+    _rewrite(artifact, name, lambda _: content, outcome)
+
+
+def _rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | None], outcome: Outcome) -> None:
+    if rewrite(artifact, name, change):
+        outcome.files["rewritten" if storage.exists(storage.join(artifact.path, name)) else "deleted"] += 1
+
+
+def _settle(artifact: Artifact, rows: int) -> None:
+    """Say how many rows are left, where any was taken out."""
+    removed = Removals.read(artifact.path)
+    before = artifact.manifest["rows"] if removed.rows is None else removed.rows
+    if rows != before:
+        removed.forgotten += before - rows
+        removed.rows = rows
+        removed.publish(artifact.path)
+
+
+@contextmanager
+def _held(store: Store, artifact: Artifact) -> Iterator[None]:
+    """The lease on an artifact, for the time of a change."""
+    with lease.hold(artifact.path, console.print):
+        yield
+    store.tidy(artifact)
+
+
+def _leased(root: str) -> list[str]:
+    """Folders of the artifacts on which somebody holds a lease, or held it when he died."""
+    folder = storage.join(root, "artifacts")
+    leases = (name for name in storage.listing(folder) if name.endswith("/" + LEASE))
+    return [storage.join(folder, name.removesuffix("/" + LEASE)) for name in leases]
+
+
+def _stored(images: Artifact, shard: int) -> set[str]:
+    """Keys of the pictures that a shard holds."""
+    return set(views.stored_keys(storage.read(storage.join(images.path, shards.index_name(shard)))).to_pylist())
+
+
+def _folders(artifact: Artifact) -> list[str]:
+    """Folders inside an artifact that hold shards: the artifact's own (""), or one a size, or the hashes'."""
+    names = (PurePosixPath(name) for name in artifact.files)
+    numbered = (name for name in names if name.suffix == ".parquet" and name.stem.isdigit())
+    return sorted({"" if str(name.parent) == "." else str(name.parent) for name in numbered})
+
+
+def _made_from(parent: Artifact, finished: Iterable[Artifact], name: str) -> list[Artifact]:
+    """The finished artifacts of a name that were made from another one directly."""
+    digest = parent.manifest["fingerprint"]
+    return [other for other in finished if other.name == name and other.manifest["parents"].get(parent.name) == digest]
+
+
+def _descendants(parent: Artifact, finished: Iterable[Artifact]) -> list[Artifact]:
+    """The finished artifacts that were made from another one, directly or not."""
+    digests, found, left = {parent.manifest["fingerprint"]}, [], list(finished)
+    while new := [artifact for artifact in left if digests.intersection(artifact.manifest["parents"].values())]:
+        digests |= {artifact.manifest["fingerprint"] for artifact in new}
+        found += new
+        left = [artifact for artifact in left if artifact not in new]
+    return found

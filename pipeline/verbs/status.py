@@ -1,0 +1,63 @@
+"""`status`: the last runs with their steps' logs, and every artifact with its size."""
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from datasets.files import storage
+from pipeline.settings.words import Words
+from pipeline.store.artifacts import Store
+from pipeline.store.process import ProcessId
+from pipeline.terminal import out, print_table
+
+
+def handle(words: Words) -> None:
+    status(storage.absolute(words.root), words.json)
+
+
+def status(root: str, as_json: bool) -> None:
+    """Last runs with their steps' logs, and every artifact with its size."""
+    folder = storage.join(root, "invocations")
+    runs = [_told(json.loads(storage.read(storage.join(folder, name))), root) for name in storage.listing(folder)[-10:]]
+    artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
+    if as_json:
+        keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
+        listed = [{key: artifact[key] for key in keys} for artifact in artifacts]
+        print(json.dumps({"root": root, "runs": runs, "artifacts": listed}, indent=1, ensure_ascii=False))
+        return
+    if not runs and not artifacts:
+        out.print(f"nothing has been run in {root} yet")
+        return
+    for run in runs:
+        out.print(f"run {run['id']}  conf={run['conf']}  {run['outcome']}")
+        for name, step in run["steps"].items():
+            out.print(f"    {name:12} {step['state']:12} log {step['log']}")
+    lines = Table("artifact", "fingerprint", "rows", "MiB", "seconds", "created", "where", box=None, pad_edge=False)
+    for item in artifacts:
+        size = f"{item['bytes'] / 2**20:.1f}"
+        lines.add_row(
+            item["name"],
+            item["fingerprint"],
+            str(item["rows"]),
+            size,
+            f"{item['seconds']:.1f}",
+            item["created"],
+            item["path"],
+        )
+    print_table(lines)
+
+
+def _told(run: dict[str, Any], root: str) -> dict[str, Any]:
+    """A run's record with paths below this root, which may have been moved since; one that could not say how it ended,
+    because it was killed, gets that said."""
+    for step in run["steps"].values():
+        for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
+            step[key] = storage.join(root, *step[key].split("/")[-3:])
+    if run["outcome"] == "running" and ProcessId(**run["process"]).is_dead():
+        steps = {
+            name: {**step, "state": "killed"} if step["state"] == "running" else step
+            for name, step in run["steps"].items()
+        }
+        return {**run, "outcome": "killed", "steps": steps}
+    return run

@@ -1,0 +1,115 @@
+"""The MLflow UI of a root: MLflow's own server, on this machine's loopback address only."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets.files import storage
+from pipeline.environment import quiet_environment
+from pipeline.errors import UsageError
+from pipeline.settings import compose
+from pipeline.settings.words import Words
+from pipeline.store.process import ProcessId
+from pipeline.terminal import console
+from pipeline.tracking.mlflow_store import MlflowStore, locate_store
+
+START_S = 120.0
+STOP_S = 10.0
+
+
+def handle(words: Words) -> None:
+    port = words.own.get("port", "5000")
+    if not port.isdigit():
+        raise UsageError(f"port={port}: not a number")
+    uri = compose.load(words.conf, words.overrides).tracking.uri if words.conf else None
+    store = locate_store(storage.absolute(words.root), uri)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive us
+    with contextlib.suppress(KeyboardInterrupt), serve_ui(store, int(port)) as url:
+        console.print(f"MLflow: {url} (Ctrl-C ends it)")
+        threading.Event().wait()
+
+
+@contextlib.contextmanager
+def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
+    """Yield the URL of the MLflow UI once it answers; a local store gets a server for the time of the block.
+
+    The server listens on 127.0.0.1 only and takes 10 to 30 seconds to start. Where one is open on this store already,
+    its URL is yielded, whatever the port, and it stays open.
+
+    Raises:
+        UsageError: there is no store yet, the port is taken, or the server ended or did not answer in time.
+    """
+    if store.artifacts is None:
+        yield store.uri
+        return
+    if not store.database.exists():
+        raise UsageError(f"root: there is no MLflow store {store.database} yet; run something first")
+    note = store.database.with_name("ui.json")
+    if url := _open_elsewhere(note):
+        yield url
+        return
+    _check_port(port)
+    # One worker and no job runner: a third of the memory that MLflow's defaults take.
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", store.uri]
+    command += ["--no-serve-artifacts", "--default-artifact-root", str(store.artifacts)]
+    environment = {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    output = store.database.with_name("ui.log")
+    with open(output, "wb") as stream:
+        server = subprocess.Popen(
+            command, env=environment, cwd=output.parent, stdout=stream, stderr=stream, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_healthy(url, server, output)
+        note.write_text(json.dumps({"url": url, **vars(ProcessId.own())}))
+        yield url
+    finally:
+        note.unlink(missing_ok=True)
+        _stop(server)
+
+
+def _open_elsewhere(note: Path) -> str | None:
+    """The URL of the server that another process of this machine keeps open on the same store."""
+    try:
+        said = json.loads(note.read_text())
+        keeper = ProcessId(said["host"], said["pid"], said["started"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return said["url"] if keeper.is_local and not keeper.is_dead() else None
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"port={port}: cannot be used ({error}); choose another port=") from None
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], output: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+            return
+        time.sleep(0.3)
+    raise UsageError(f"the MLflow UI did not start; {output} says why")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and the processes that it forked, which share its session."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_S)

@@ -1,0 +1,4 @@
+"""What networks weigh and cost, in closed form from their settings: parameters, FLOPs, memory.
+
+Without torch; may import `config`.
+"""

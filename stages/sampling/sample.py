@@ -1,0 +1,414 @@
+"""Sampling: text -> Stage C -> Stage B -> Stage A's decoder -> pixels; and the same ways from a given picture.
+
+Each sample's noise comes from its own seed and is drawn in the order of diffusers' Würstchen pipelines, so
+that the stock pipeline with a CPU generator of that seed makes the same one from an export. A picture depends
+on its batch by rounding alone: kernels add up in another order. The demo's models on a CPU, batch 4 against 1:
+at most 1 of 255 levels, in at most 8e-5 of the values. Batch 1 always gives the same bytes.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from stages import diffusion
+from stages.config import Precision, Sampler, SamplingConfig, TimeSampling
+from stages.models.baseline import Baseline
+from stages.models.geometry import BadImageSize, check_size, code_side, latent_side, nearest_size, normalise
+from stages.models.layers import to_unit_range
+from stages.models.previewer import Previewer
+from stages.models.stage_a import StageA
+from stages.models.stage_b import StageB
+from stages.models.stage_c import StageC
+
+if TYPE_CHECKING:  # these need torchvision and open_clip, which not every process has to load
+    from stages.models.compressor import Compressor
+    from stages.models.text import TextTower
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Models:
+    """All that turns text into pixels, in evaluation mode. Stage B and C may share one text tower."""
+
+    stage_a: StageA
+    stage_b: StageB
+    stage_c: StageC
+    text_b: "TextTower | None"
+    """None where Stage B was trained without text."""
+    text_c: "TextTower"
+    compressor: "Compressor | None" = None
+    """What sees a given picture; None where none is ever given."""
+    previewer: Previewer | None = None
+    """What shows a code without Stage B and A; None where that is never asked for."""
+    settings: SamplingConfig = field(default_factory=SamplingConfig)
+    """How `draw` draws unless told otherwise."""
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile Stage B and C, in place: their next call at each size and batch takes about a minute more."""
+        for stage in (self.stage_b, self.stage_c):
+            stage.compile(backend=backend, dynamic=False)
+
+
+class Noise:
+    """Standard normal numbers of each sample from its own seed; successive calls go on in each stream."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.device = device
+
+    def __call__(self, *shape: int) -> Tensor:
+        """(B, *shape) fp32."""
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
+
+
+@overload
+def draw(
+    models: Models,
+    prompt: str = "",
+    *,
+    seed: int = 0,
+    image: Image.Image | str | Path | None = None,
+    strength: float | None = None,
+    **changes: Any,
+) -> Image.Image: ...
+
+
+@overload
+def draw(
+    models: Models,
+    prompt: list[str],
+    *,
+    seed: int = 0,
+    image: Image.Image | str | Path | None = None,
+    strength: float | None = None,
+    **changes: Any,
+) -> list[Image.Image]: ...
+
+
+def draw(
+    models: Models,
+    prompt: str | list[str] = "",
+    *,
+    seed: int = 0,
+    image: Image.Image | str | Path | None = None,
+    strength: float | None = None,
+    **changes: Any,
+) -> Image.Image | list[Image.Image]:
+    """One picture with the models' own settings; `changes` are other values of `SamplingConfig`.
+
+    prompt: a list gives a list of pictures, drawn together as one batch; their seeds count up from `seed`. Of a prompt
+    that is longer than a text tower's context the end is cut off, with a warning.
+
+    image: a picture, or the path of one, to reconstruct, or with `strength` in (0, 1] to start from, as in `generate`;
+    it is taken upright, on white and in 8-bit RGB, its centre cropped to the aspect of `width` x `height`, or, with
+    neither given, of the nearest size of its own. Colour profiles are left out of account.
+
+    Raises ValueError (pydantic's, for settings) for a setting that does not exist or is out of its range, a strength
+    without a picture, a prompt that is missing, or a picture where the models have no compressor; OSError for a path
+    at which there is no picture.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not (prompts and all(prompts)) and (image is None or strength is not None):
+        raise ValueError("draw needs a prompt; without one, an image alone is reconstructed")
+    if strength is not None and image is None:
+        raise ValueError(f"strength={strength}: how far to go from an image; give image= too")
+    if strength is not None and not 0 < strength <= 1:
+        raise ValueError(f"strength={strength}: must be above 0 and at most 1")
+    given = picture = None
+    if image is not None:
+        if models.compressor is None:
+            raise ValueError("an image needs the compressor, which these models were loaded without")
+        picture = _upright(image)
+        if not {"width", "height"} & changes.keys():
+            own = models.settings
+            changes["width"], changes["height"] = nearest_size(*picture.size, own.width * own.height)
+    settings = SamplingConfig.model_validate(models.settings.model_dump() | changes)
+    if picture is not None:
+        fitted = ImageOps.fit(picture, (settings.width, settings.height), Image.Resampling.BICUBIC)
+        given = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).expand(len(prompts), -1, -1, -1)
+    for text in (*prompts, settings.negative):
+        if length := cut_off(models, text):
+            warnings.warn(f"longer than {length} tokens, its end is cut off: {text[:60]}...", stacklevel=2)
+    negatives, seeds = [settings.negative] * len(prompts), range(seed, seed + len(prompts))
+    drawn = generate(models, prompts, negatives, seeds, **settings.arguments(), image=given, strength=strength)
+    pictures = [Image.fromarray(pixels) for pixels in drawn.numpy()]
+    return pictures[0] if isinstance(prompt, str) else pictures
+
+
+def cut_off(models: Models, text: str) -> int | None:
+    """How many tokens a text tower sees of a text that is longer, the fewest of two; None where both see all of it."""
+    towers = [tower for tower in (models.text_c, models.text_b) if tower is not None]
+    return min((tower.context_length for tower in towers if tower.tokenizer([text]).truncated), default=None)
+
+
+def _upright(image: Image.Image | str | Path) -> Image.Image:
+    """Upright and in RGB; what shines through becomes white, as in the pictures of the trainings."""
+    if not isinstance(image, Image.Image):
+        with Image.open(image) as file:
+            return _upright(file)
+    picture = ImageOps.exif_transpose(image)
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        picture = Image.fromarray((np.asarray(picture, np.uint32) // 257).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+@torch.inference_mode()
+def generate(
+    models: Models,
+    texts: Sequence[str],
+    negatives: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    width: int,
+    height: int,
+    steps_c: int,
+    steps_b: int,
+    guidance_c: float,
+    guidance_b: float,
+    sampler: Sampler = "ddpm",
+    timesteps: TimeSampling = "uniform",
+    precision: Precision = "fp32",
+    image: Tensor | None = None,
+    strength: float | None = None,
+    preview: bool = False,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Draw one picture for each caption: (B, H, W, 3) uint8 on the CPU.
+
+    negatives: captions to keep away from, "" for none; used where guidance is above 1 (1 or less turns it
+    off). width, height: pixels, multiples of 128, else BadImageSize is raised. steps: model calls. timesteps:
+    of Stage C; `released` takes the place of `steps_c`.
+
+    image: (B, 3, height, width) uint8. Alone it is reconstructed: its code goes straight to Stage B, and the
+    captions are Stage B's. With `strength` in (0, 1] (image-to-image) its code is diffused to t = strength,
+    and Stage C takes it from there with the steps that remain (`diffusion.times_from`), as SDEdit does (arXiv
+    2108.01073); at 1 nothing of it is left, and the picture is that of text to image.
+
+    preview: what the previewer sees in the code, (B, 8 h, 8 w, 3) for a code of h x w, in place of what Stage B and A
+    make of it. The same seed gives the same code.
+
+    device: where to compute; None is where Stage C lies. Models that lie elsewhere move there for their turn
+    and back, so that a small device holds one at a time.
+    """
+    assert len(texts) == len(negatives) == len(seeds)
+    assert strength is None or (image is not None and 0 < strength <= 1)
+    check_size(width, height)
+    if image is not None and image.shape[-2:] != (height, width):
+        raise BadImageSize(f"the picture has {image.shape[-1]}x{image.shape[-2]} px, not {width}x{height} px")
+    device = device or models.stage_c.projection.weight.device
+    noise = Noise(seeds, device)
+
+    code = None
+    if image is not None and strength != 1:
+        assert models.compressor is not None, "a picture needs the compressor"
+        with on(device, models.compressor) as compressor:
+            code = compressor(to_unit_range(image.to(device)))
+    if image is None or strength is not None:
+        times = diffusion.sampling_times(steps_c) if timesteps == "uniform" else diffusion.released_sampling_times()
+        with on(device, models.text_c) as tower:
+            text, negative = tower.encode(texts)[0], tower.encode(negatives)[0]
+        with on(device, models.stage_c) as stage_c:
+            code = sample_code(
+                stage_c,
+                text,
+                negative,
+                noise,
+                width,
+                height,
+                diffusion.times_from(times, strength or 1.0),
+                guidance_c,
+                sampler=sampler,
+                precision=precision,
+                start=code,
+            )
+    assert code is not None
+    if preview:
+        assert models.previewer is not None, "a preview needs the previewer"
+        with on(device, models.previewer) as previewer:
+            return to_pixels(previewer(normalise(code)))
+    text_b = negative_b = None
+    if models.text_b is not None:
+        with on(device, models.text_b) as tower:
+            text_b, negative_b = tower.encode(texts)[0], tower.encode(negatives)[0]
+    with on(device, models.stage_b) as stage_b:
+        times = diffusion.sampling_times(steps_b)
+        latents = sample_latents(
+            stage_b, code, text_b, negative_b, noise, times, guidance_b, sampler=sampler, precision=precision
+        )
+    with on(device, models.stage_a) as stage_a:
+        return to_pixels(stage_a.decode(latents))
+
+
+@contextmanager
+def on(device: torch.device, module: M) -> Iterator[M]:
+    """The module on a device, and afterwards back where it was; where that is the same, nothing moves."""
+    home = next(module.parameters()).device
+    with torch.inference_mode(False):  # its weights stay ordinary tensors
+        module.to(device)
+    try:
+        yield module
+    finally:
+        with torch.inference_mode(False):
+            module.to(home)
+
+
+def sample_code(
+    stage_c: StageC,
+    text: Tensor,
+    negative: Tensor,
+    noise: Noise,
+    width: int,
+    height: int,
+    times: Tensor,
+    guidance: float,
+    *,
+    sampler: Sampler = "ddpm",
+    precision: Precision = "fp32",
+    start: Tensor | None = None,
+) -> Tensor:
+    """Sample raw codes (B, 16, h, w), h = ceil(height / 42.67), from text hidden states (B, N, D).
+
+    times: (steps + 1,), descending to 0. start: raw codes to diffuse to the first of them, in place of pure
+    noise.
+    """
+    shape = (stage_c.latent_channels, code_side(height), code_side(width))
+    x = noise(*shape)
+    if start is not None:
+        x = diffusion.add_noise(stage_c.from_code(start), x, diffusion.alpha_bar(times[:1].to(x.device)))
+    return stage_c.to_code(denoise(_guided(stage_c, text, negative, guidance), x, noise, times, sampler, precision))
+
+
+def _guided(
+    model: StageC | Baseline, text: Tensor, negative: Tensor, guidance: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model's noise prediction (x, t) for a text, guided away from the negative one."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        if guidance <= 1:
+            return model(x, t, text)
+        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, negative]))
+        conditional, unconditional = both.chunk(2)
+        return diffusion.guide(unconditional, conditional, guidance)
+
+    return predict
+
+
+def sample_latents(
+    stage_b: StageB,
+    code: Tensor,
+    text: Tensor | None,
+    negative: Tensor | None,
+    noise: Noise,
+    times: Tensor,
+    guidance: float,
+    *,
+    sampler: Sampler = "ddpm",
+    precision: Precision = "fp32",
+) -> Tensor:
+    """Sample Stage A's latents (B, 4, int(10.67 h), int(10.67 w)) for raw codes (B, 16, h, w).
+
+    Unconditional means a zero code and the negative text.
+    """
+    shape = (stage_b.latent_channels, latent_side(code.shape[-2]), latent_side(code.shape[-1]))
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        if guidance <= 1:
+            return stage_b(x, t, code, text)
+        codes = torch.cat([code, torch.zeros_like(code)])
+        texts = None if text is None or negative is None else torch.cat([text, negative])
+        conditional, unconditional = stage_b(torch.cat([x, x]), torch.cat([t, t]), codes, texts).chunk(2)
+        return diffusion.guide(unconditional, conditional, guidance)
+
+    return denoise(predict, noise(*shape), noise, times, sampler, precision)
+
+
+def denoise(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    noise: Noise,
+    times: Tensor,
+    sampler: Sampler = "ddpm",
+    precision: Precision = "fp32",
+) -> Tensor:
+    """From x (B, ...) fp32 at the first of `times` to the last, which is 0, by the noise that `predict` finds."""
+    for t, t_next in pairwise(times.to(x.device)):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            eps = predict(x, t.expand(x.shape[0])).float()
+        if sampler == "ddim":
+            x = diffusion.ddim_step(x, eps, t, t_next)
+        else:
+            x = diffusion.ddpm_step(x, eps, t, t_next, noise(*x.shape[1:]))  # also for the last step, like diffusers
+    return x
+
+
+@torch.inference_mode()
+def generate_baseline(
+    stage_a: StageA,
+    baseline: Baseline,
+    text: Tensor,
+    negative: Tensor,
+    seeds: Sequence[int],
+    *,
+    width: int,
+    height: int,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """Draw pictures with the baseline and Stage A's decoder: (B, H, W, 3) uint8 on the CPU.
+
+    text, negative: hidden states (B, N, D); the latter are used where guidance is above 1. width, height: pixels,
+    multiples of 128, else BadImageSize is raised. steps: model calls.
+    """
+    check_size(width, height)
+    noise = Noise(seeds, text.device)
+    start = noise(baseline.latent_channels, latent_side(code_side(height)), latent_side(code_side(width)))
+    times = diffusion.sampling_times(steps)
+    latents = denoise(_guided(baseline, text, negative, guidance), start, noise, times)
+    return to_pixels(stage_a.decode(latents))
+
+
+@torch.inference_mode()
+def preview(previewer: Previewer, code: Tensor) -> Tensor:
+    """What the previewer sees in raw codes (B, 16, h, w): (B, 8 h, 8 w, 3) uint8 on the CPU."""
+    return to_pixels(previewer(normalise(code)))
+
+
+@torch.inference_mode()
+def reconstruct_a(stage_a: StageA, image: Tensor, *, quantised: bool = False) -> Tensor:
+    """Pictures (B, 3, H, W) uint8 through Stage A and back: (B, H, W, 3) uint8 on the CPU."""
+    latents = stage_a.encode(to_unit_range(image))
+    return to_pixels(stage_a.decode_quantised(latents) if quantised else stage_a.decode(latents))
+
+
+@torch.inference_mode()
+def reconstruct_b(
+    stage_a: StageA,
+    stage_b: StageB,
+    compressor: "Compressor",
+    image: Tensor,
+    text: Tensor | None,
+    seeds: Sequence[int],
+    steps: int,
+) -> Tensor:
+    """Pictures (B, 3, H, W) uint8 through compressor, Stage B and Stage A's decoder: (B, H, W, 3) uint8."""
+    code = compressor(to_unit_range(image))
+    noise, times = Noise(seeds, image.device), diffusion.sampling_times(steps)
+    return to_pixels(stage_a.decode(sample_latents(stage_b, code, text, None, noise, times, guidance=1.0)))
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1], clamped here -> (B, H, W, 3) uint8 on the CPU."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()

@@ -1,0 +1,113 @@
+"""Whole CLIP models of open_clip: read from a file, and what they make of pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.model import CLIP
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.state_dicts import read, require_finite
+from stages.weight_files import BadWeights
+
+
+class BadClipWeights(BadWeights):
+    """A file does not hold the CLIP asked for."""
+
+
+def load(weights: Path, architecture: str) -> CLIP:
+    """A CLIP from a file: safetensors or torch's, with the tensors' names of open_clip or of transformers.
+
+    Raises:
+        BadClipWeights: open_clip knows no such architecture, or the file is damaged or does not hold it.
+    """
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        raise BadClipWeights(f"open_clip knows no model {architecture}")
+    model = CLIP(**config)
+    try:
+        state = read(weights)
+        require_finite(state, weights)
+    except BadWeights as error:
+        raise BadClipWeights(str(error)) from error
+    try:
+        model.load_state_dict(to_open_clip(state) if "visual_projection.weight" in state else state)
+    except (RuntimeError, KeyError) as error:
+        raise BadClipWeights(f"{weights} does not hold the tensors of a CLIP {architecture}") from error
+    return model
+
+
+class PictureEncoder:
+    """A CLIP's picture tower with its own preprocessing, in float32.
+
+    Args:
+        model: any CLIP of open_clip; its picture tower is moved to `device`.
+        device: torch device, such as "cpu" or "cuda".
+    """
+
+    def __init__(self, model: CLIP, device: str) -> None:
+        self._tower = model.visual.float().to(device).eval()
+        self._device = device
+        # As CLIP's own processor does it: short side to the input size (bicubic), centre crop, normalise.
+        self._preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Embeddings of length 1, fp32 (N, D), of pictures uint8 RGB (H, W, 3) each; sizes may differ."""
+        inputs = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in pictures])
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would cut 13 bits off
+            return F.normalize(self._tower(inputs.to(self._device)), dim=-1)
+
+
+def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a transformers `CLIPModel` the names and layout of open_clip's CLIP.
+
+    open_clip stacks q, k and v in one matrix and keeps the two output projections transposed; the rest is
+    names. Raises KeyError where k or v of a layer is missing.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.endswith((".position_ids", *_STACKED_WITH_Q)):
+            continue  # an index buffer of older versions; taken together with q
+        if name.endswith((".q_proj.weight", ".q_proj.bias")):
+            parts = [state[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            renamed[_rename(name)] = torch.cat(parts)
+        elif name in ("visual_projection.weight", "text_projection.weight"):
+            renamed[_rename(name)] = tensor.T.contiguous()
+        else:
+            renamed[_rename(name)] = tensor
+    return renamed
+
+
+_STACKED_WITH_Q = (".k_proj.weight", ".k_proj.bias", ".v_proj.weight", ".v_proj.bias")
+
+_NAMES = {  # part of a tensor's name in transformers -> in open_clip
+    "visual_projection.weight": "visual.proj",
+    "text_projection.weight": "text_projection",
+    "text_model.embeddings.token_embedding": "token_embedding",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.encoder.layers": "transformer.resblocks",
+    "text_model.final_layer_norm": "ln_final",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding": "visual.conv1",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm": "visual.ln_pre",
+    "vision_model.encoder.layers": "visual.transformer.resblocks",
+    "vision_model.post_layernorm": "visual.ln_post",
+    "self_attn.q_proj.": "attn.in_proj_",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def _rename(name: str) -> str:
+    for theirs, ours in _NAMES.items():
+        name = name.replace(theirs, ours)
+    return name

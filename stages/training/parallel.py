@@ -1,0 +1,190 @@
+"""A training on several ranks: whole copies (DDP), or copies that are each spread over some ranks (FSDP2, HSDP).
+
+`world` ranks form `world / shard` replicas of `shard` ranks each. Where `shard` is above 1, every parameter's rows lie
+spread over the ranks of its replica, and so do gradients, moments and moving average. What a rank keeps is plain
+tensors by name, so that optimiser, average and checkpoints need not know of any of this.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from stages.config import Precision
+from stages.models.layers import Block
+from stages.training.checkpoint import Rows
+
+
+class Replica:
+    """An objective on a device, as this rank trains it.
+
+    `model` is what to call, `trained` holds the leaves for the optimiser by name: the parameters themselves, or this
+    rank's rows of them.
+    """
+
+    def __init__(
+        self, objective: nn.Module, device: torch.device, rank: int, world: int, shard: int, reduce: Precision
+    ):
+        self.device, self.world, self.parts, self.part = device, world, shard, rank % shard
+        self.writes = rank < shard  # the first replica's ranks write the checkpoints, a part each
+        self._whole = objective
+        self._module = copy.deepcopy(objective) if shard > 1 else objective  # sharding a module is for good
+        self._module.to(device)
+        if world > 1 and device.type == "cuda":  # on CPUs each rank normalises over its own rows
+            self._module = nn.SyncBatchNorm.convert_sync_batchnorm(self._module)
+        self._group: dist.ProcessGroup | None = None
+        if shard > 1:
+            self._shard(reduce)
+            self.model = self._module
+        elif world > 1:
+            self.model = self._replicate(reduce)
+        else:
+            self.model = self._module
+        self._sources = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
+        self.trained = {name: _leaf(value) for name, value in self._sources.items()}
+
+    def _replicate(self, reduce: Precision) -> nn.Module:
+        devices = [self.device] if self.device.type == "cuda" else None
+        # No `static_graph`: it saves the search for unused parameters, which is off anyway, and torch (2.15) fails an
+        # assertion of its own where the first step accumulates gradients.
+        model = DistributedDataParallel(self._module, device_ids=devices, gradient_as_bucket_view=True)
+        if reduce == "bf16":
+            model.register_comm_hook(None, bf16_compress_hook)
+        return model
+
+    def _shard(self, reduce: Precision) -> None:
+        shape, names = (self.world // self.parts, self.parts), ("replicate", "shard")
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        self._group = mesh.get_group("shard")
+        if shape[0] == 1:
+            mesh = mesh["shard"]
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce == "bf16" else None)
+        # Whole weights stay until the backward pass is over (ZeRO-2): memory goes to moments, not to weights.
+        for block in [module for module in self._module.modules() if isinstance(module, Block)]:
+            fully_shard(block, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+        fully_shard(self._module, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+
+    @property
+    def module(self) -> nn.Module:
+        """The objective that is trained."""
+        return self._module
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward pass of a piece of a batch: ranks exchange gradients with the last one only."""
+        if isinstance(self._module, FSDPModule):
+            self._module.set_requires_gradient_sync(last)
+        elif isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def same_buffers(self) -> None:
+        """Give all ranks the buffers of the first, as DDP does; on GPUs, SyncBatchNorm keeps them the same anyway."""
+        if self.parts > 1 and self.device.type == "cpu":
+            for buffer in self._module.buffers():
+                dist.broadcast(buffer, 0)
+
+    @contextmanager
+    def evaluating(self, average: dict[str, Tensor] | None = None) -> Iterator[nn.Module]:
+        """The objective in evaluation mode, without gradients; with the average's values, where that is given.
+
+        All ranks have the first one's buffers, as a checkpoint has. Afterwards weights, buffers and modes are what they
+        were, to the bit. The average trades places with the weights meanwhile, so that this takes no memory.
+        """
+        modes = [(module, module.training) for module in self._module.modules()]
+        self._module.eval()
+        self._trade(average)
+        buffers = list(self._module.buffers())
+        own = [buffer.clone() for buffer in buffers]
+        try:
+            with torch.no_grad():
+                if self.world > 1:
+                    for buffer in buffers:
+                        dist.broadcast(buffer, 0)
+                yield self._module
+        finally:
+            for module, training in modes:
+                module.training = training
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # whole weights stay after a forward pass, and no backward pass drops them here
+            for buffer, value in zip(buffers, own, strict=True):
+                buffer.copy_(value)
+            self._trade(average)
+
+    @torch.no_grad()
+    def _trade(self, average: dict[str, Tensor] | None) -> None:
+        """Swap the values of weights and buffers with those of the average, one tensor at a time."""
+        if average is not None:
+            for name, tensor in self.state().items():
+                value = tensor.clone()
+                tensor.copy_(average[name])
+                average[name].copy_(value)
+
+    def forget_gradients(self) -> None:
+        """Drop all gradients."""
+        for name, leaf in self.trained.items():
+            leaf.grad = self._sources[name].grad = None
+
+    def clip(self, largest: float) -> Tensor:
+        """Scale this rank's gradients so that the whole gradient's norm is at most `largest`; the norm before, ()."""
+        for name, leaf in self.trained.items():
+            gradient = self._sources[name].grad
+            leaf.grad = None if gradient is None else _local(gradient)
+        norm = nn.utils.get_total_norm([leaf.grad for leaf in self.trained.values() if leaf.grad is not None])
+        if self.parts > 1:
+            squared = norm.square()
+            dist.all_reduce(squared, group=self._group)
+            norm = squared.sqrt()
+        nn.utils.clip_grads_with_norm_(self.trained.values(), largest, norm)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and buffers by name, this rank's rows of them; references, not copies."""
+        return {name: _local(value) for name, value in self._module.state_dict().items()}
+
+    def rows(self) -> dict[str, Rows]:
+        """Of each tensor of `state` that is spread over ranks: which rows of it lie here."""
+        found = {}
+        for name, value in self._module.state_dict().items():
+            if isinstance(value, DTensor):
+                each = -(-value.shape[0] // self.parts)  # as torch.chunk cuts
+                found[name] = Rows(min(self.part * each, value.shape[0]), value.shape[0])
+        return found
+
+    @torch.no_grad()
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Put values by name, this rank's rows, in the place of weights and buffers."""
+        for name, tensor in self.state().items():
+            tensor.copy_(values[name])
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Put the trained weights into the objective that was given, whole on every rank."""
+        if self._module is not self._whole:
+            whole = self._whole.state_dict()
+            for name, value in self._module.state_dict().items():
+                whole[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
+            self._whole.to(self.device)
+
+
+def pieces(rows: int, micro_batch: int | None) -> list[slice]:
+    """The rows of a rank's batch, cut into equal pieces of at most `micro_batch`."""
+    size = min(rows, micro_batch or rows)
+    assert rows % size == 0
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _leaf(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter itself, or this rank's rows of it as one that shares their memory."""
+    return nn.Parameter(parameter.to_local()) if isinstance(parameter, DTensor) else parameter

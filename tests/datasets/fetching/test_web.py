@@ -1,0 +1,371 @@
+"""The guard of the downloads: public addresses only, slots of a host, patience, deadlines. All on loopback."""
+
+import socket
+import ssl
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from datasets.config import DownloadConfig
+from datasets.fetching import web
+from datasets.outcomes import Lost, Outcome
+
+DOWNLOAD = DownloadConfig(threads=4, timeout_s=60, retries=1, user_agent="test/1 (a@b.invalid)", max_lost=1.0)
+HOST = "pictures.invalid"
+RESOLVE = socket.getaddrinfo
+watching = threading.Event()
+
+
+def audit(event: str, arguments: tuple[Any, ...]) -> None:
+    """Stop every connection beyond this machine before it is made, whatever the code under test believes."""
+    if watching.is_set() and event == "socket.connect" and isinstance(arguments[1], tuple):
+        assert arguments[1][0] in ("127.0.0.1", "::1"), f"a connection to {arguments[1]}"
+    if watching.is_set() and event == "socket.getaddrinfo":
+        assert str(arguments[0]).strip("0123456789abcdefx:.%") == "", f"a question about {arguments[0]}"
+
+
+sys.addaudithook(audit)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaves_this_machine() -> Iterator[None]:
+    watching.set()
+    yield
+    watching.clear()
+
+
+def test_the_audit_hook_would_notice() -> None:
+    with pytest.raises(AssertionError, match="a connection to"), socket.socket() as probe:
+        probe.connect(("192.0.2.1", 80))
+    with pytest.raises(AssertionError, match="a question about"):
+        RESOLVE("example.com", 80)
+
+
+# --------------------------------------------------------------------------------------------------- addresses
+
+FORBIDDEN = """
+127.0.0.1 127.1 127.255.255.254 2130706433 0x7f000001 0x7f.1 0177.0.0.1 0 0.0.0.0 10.0.0.1 10.255.255.255 172.16.0.1
+172.31.255.255 192.168.0.1 169.254.169.254 2852039166 100.64.0.1 100.127.255.255 192.0.0.8 192.0.2.1 198.18.0.1
+198.51.100.1 203.0.113.1 224.0.0.1 233.252.0.1 240.0.0.1 255.255.255.255 [::] [::1] [0:0:0:0:0:0:0:1] [::127.0.0.1]
+[::ffff:127.0.0.1] [::ffff:7f00:1] [::ffff:10.0.0.1] [::ffff:169.254.169.254] [64:ff9b::7f00:1] [64:ff9b::a9fe:a9fe]
+[64:ff9b:1::1] [2002:7f00:1::] [2002:a00:1::1] [2001:0:7f00:1::] [2001:db8::1] [100::1] [fc00::1] [fd00:ec2::254]
+[fe80::1] [fec0::1] [ff02::1] [ff0e::1] [5f00::1] localhost localhost. LOCALHOST user@127.0.0.1 user:secret@localhost
+inside.example metadata.example. both.example xn--bcher-kva.example BÜCHER.example 127.0.0.1.nip.example
+127.0.0.1. 0x7f000001. ①②⑦.0.0.1 [fe80::1%25eth0] [::ffff:0:7f00:1] public.example@127.0.0.1 127.0.0.1%00.example
+"""
+NAMES = {  # what the resolver of these tests says
+    "localhost": ["127.0.0.1", "::1"],
+    "inside.example": ["10.1.2.3"],
+    "metadata.example": ["169.254.169.254"],
+    "both.example": ["::ffff:192.168.0.1", "127.0.0.1"],
+    "xn--bcher-kva.example": ["fd00::1"],
+    "127.0.0.1.nip.example": ["127.0.0.1"],
+}
+RESOLVE = socket.getaddrinfo
+
+
+def resolve(host: str | bytes, port: int, *_: Any, **__: Any) -> list[Any]:
+    name = host.decode() if isinstance(host, bytes) else host
+    addresses = NAMES.get(name.rstrip(".").lower()) or [name]
+    return [
+        info
+        for address in addresses
+        for info in RESOLVE(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    ]
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Addresses that were connected to, by a socket that refuses; no name server is asked."""
+    places: list[Any] = []
+
+    class Refusing(socket.socket):
+        def connect(self, place: Any) -> None:
+            places.append(place)
+            raise ConnectionRefusedError(111, "refused")
+
+    monkeypatch.setattr("datasets.fetching.web.socket.getaddrinfo", resolve)
+    monkeypatch.setattr("datasets.fetching.web.socket.socket", Refusing)
+    return places
+
+
+def lost(url: str, **changes: Any) -> Outcome:
+    opener = web.Opener(DOWNLOAD.model_copy(update=changes), {}, web.HostSlots(1))
+    with pytest.raises(Lost) as caught:
+        opener.open(urllib.request.Request(url), timeout=1)
+    return caught.value.outcome
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("host", FORBIDDEN.split())
+def test_only_public_addresses_are_connected_to(dialled, host, scheme):
+    assert lost(f"{scheme}://{host}/x.png") in (Outcome.FORBIDDEN, Outcome.DNS, Outcome.HTTP_ERROR)
+    assert dialled == []
+
+
+def test_public_addresses_are_connected_to_as_they_were_checked(dialled, monkeypatch):
+    monkeypatch.setitem(NAMES, "mixed.example", ["127.0.0.1", "8.8.8.8", "10.0.0.1", "2606:4700::1111"])
+    assert lost("http://mixed.example:8080/x.png") is Outcome.CONNECTION
+    assert [place[:2] for place in dialled] == [("8.8.8.8", 8080), ("2606:4700::1111", 8080)]
+
+
+def test_a_name_is_resolved_once_for_the_check_and_the_connection(dialled, monkeypatch):
+    answers = iter([["8.8.8.8"], ["127.0.0.1"]])  # a name server that changes its mind
+    monkeypatch.setattr(
+        "datasets.fetching.web.socket.getaddrinfo", lambda _, port, **__: resolve(next(answers)[0], port)
+    )
+    assert lost("http://rebinding.example/x.png") is Outcome.CONNECTION
+    assert dialled == [("8.8.8.8", 80)]
+
+
+def test_a_name_with_many_deaf_addresses_gets_no_more_time(dialled, monkeypatch):
+    class Deaf(socket.socket):
+        def connect(self, place: Any) -> None:
+            dialled.append(place)
+            time.sleep(self.gettimeout() or 0)
+            raise TimeoutError("timed out")
+
+    monkeypatch.setattr("datasets.fetching.web.socket.socket", Deaf)
+    monkeypatch.setitem(NAMES, "deaf.example", [f"8.8.8.{number}" for number in range(99)])
+    opener = web.Opener(DOWNLOAD.model_copy(update={"max_seconds": 0.2}), {}, web.HostSlots(1))
+    with pytest.raises(Lost) as caught:
+        opener.open(urllib.request.Request("http://deaf.example/x.png"), timeout=0.05)
+    assert caught.value.outcome is Outcome.TIMEOUT
+    assert len(dialled) <= 5
+
+
+def test_private_addresses_can_be_allowed(dialled):
+    assert lost("http://inside.example/x.png", private_addresses=True) is Outcome.CONNECTION
+    assert dialled == [("10.1.2.3", 80)]
+
+
+# --------------------------------------------------------------------------------------- redirects, slots, time
+
+
+class Server(BaseHTTPRequestHandler):
+    """Counts who is served at the same time, and when who came."""
+
+    # set on a subclass for each test
+    lock: ClassVar[threading.Lock]
+    now: ClassVar[list[int]]
+    most: ClassVar[list[int]]
+    together: ClassVar[threading.Barrier]
+    moments: ClassVar[defaultdict[str, list[float]]]
+    over: ClassVar[threading.Event]
+
+    def do_GET(self) -> None:
+        name = urllib.parse.unquote(self.path.strip("/"))
+        with self.lock:
+            self.moments[name].append(time.monotonic())
+        getattr(self, name.partition(":")[0])(name.partition(":")[2])
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def to(self, location: str) -> None:
+        self.answer(302, Location=location)
+
+    def later(self, times: str) -> None:
+        time.sleep(0.2)
+        self.answer(302, Location=f"/later:{int(times) - 1}")
+
+    def here(self, _: str) -> None:
+        self.answer(200, b"here")
+
+    def crowd(self, _: str) -> None:
+        """Answers three at a time, and not before three are here."""
+        with self.lock:
+            self.now[0] += 1
+            self.most[0] = max(self.most[0], self.now[0])
+        self.together.wait()
+        with self.lock:  # before the answer: once it has that, a client may come again at once
+            self.now[0] -= 1
+        self.together.wait()  # so none of the next three meets one of these
+        self.answer(200, b"here")
+
+    def patience(self, seconds: str) -> None:
+        self.answer(429 if len(self.moments[f"patience:{seconds}"]) == 1 else 200, b"here", Retry_After=seconds)
+
+    def drip(self, where: str) -> None:
+        """A little every 20 ms, each well within any limit on silence."""
+        ok, patience = b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"
+        start, drop = {"head": (ok + b"X-Long: ", b"x"), "body": (ok + b"\r\n", b"x"), "promises": (b"", patience)}[
+            where
+        ]
+        try:
+            self.wfile.write(start)
+            while not self.over.wait(0.02):
+                self.wfile.write(drop)
+        except ConnectionError:  # the client has given up
+            pass
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    state = {
+        "lock": threading.Lock(), "now": [0], "most": [0], "together": threading.Barrier(3),
+        "moments": defaultdict(list), "over": threading.Event(),
+    }  # fmt: skip
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Server,), state)) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield running
+        state["over"].set()  # type: ignore[attr-defined]
+        running.shutdown()
+        thread.join()
+
+
+def opener(server: Any, per_host: int = 8, **changes: Any) -> web.Opener:
+    return web.Opener(DOWNLOAD.model_copy(update=changes), {HOST: server.server_address}, web.HostSlots(per_host))
+
+
+def fetch(opener: web.Opener, path: str) -> bytes:
+    content: bytes = opener.open(urllib.request.Request(f"http://{HOST}/{path}"), timeout=60).read()
+    return content
+
+
+INWARDS = """
+http://127.0.0.1:PORT/here http://localhost:PORT/here //inside.example/x http://0x7f.1:PORT/here
+http://[::ffff:127.0.0.1]:PORT/here https://127.0.0.1:PORT/here
+"""
+ELSEWHERE = """
+file:///etc/passwd ftp://127.0.0.1:PORT/here data:image/png;base64,AAAA gopher://127.0.0.1:PORT/ jar:http://127.0.0.1/
+http://127.0.0.1:x/here
+"""
+
+
+@pytest.mark.parametrize("hops", [1, 3])
+@pytest.mark.parametrize(
+    ("target", "outcome"),
+    [
+        *((target, Outcome.FORBIDDEN) for target in INWARDS.split()),
+        *((target, Outcome.HTTP_ERROR) for target in ELSEWHERE.split()),
+    ],
+)
+def test_every_redirect_is_checked_again(server, monkeypatch, target, outcome, hops):
+    monkeypatch.setattr("datasets.fetching.web.socket.getaddrinfo", resolve)
+    path = "to:" + target.replace("PORT", str(server.server_address[1]))
+    for _ in range(hops - 1):
+        path = "to:/" + urllib.parse.quote(path)
+    with pytest.raises(Lost) as caught:
+        fetch(opener(server), path)
+    assert caught.value.outcome is outcome
+    asked = server.RequestHandlerClass.moments
+    assert [len(times) for times in asked.values()] == [1] * hops
+    assert "here" not in asked
+
+
+def test_a_name_that_is_public_at_first_is_looked_up_again_for_each_hop(dialled, monkeypatch):
+    answers = iter(["8.8.8.8", "127.0.0.1"])
+    monkeypatch.setattr("datasets.fetching.web.socket.getaddrinfo", lambda _, port, **__: resolve(next(answers), port))
+    shared = web.Opener(DOWNLOAD, {}, web.HostSlots(1))
+    outcomes = []
+    for _ in range(2):
+        with pytest.raises(Lost) as caught:
+            shared.open(urllib.request.Request("http://rebinding.example/x.png"), timeout=1)
+        outcomes.append(caught.value.outcome)
+    assert outcomes == [Outcome.CONNECTION, Outcome.FORBIDDEN]
+    assert dialled == [("8.8.8.8", 80)]
+
+
+def test_with_the_guard_off_a_redirect_may_lead_inwards(server, monkeypatch):
+    monkeypatch.setattr("datasets.fetching.web.socket.getaddrinfo", resolve)
+    location = f"http://localhost:{server.server_address[1]}/here"
+    assert fetch(opener(server, private_addresses=True), f"to:{location}") == b"here"
+
+
+def certificate(folder: Path) -> str:
+    """Path of a key and a certificate for `HOST` that nobody but itself vouches for."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
+    today = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, today - timedelta(1), today + timedelta(1))
+    made = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "both.pem").write_bytes(secret + made.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    return str(folder / "both.pem")
+
+
+@pytest.mark.parametrize("kind", ["nobody vouches for", "none"])
+def test_a_server_without_a_good_certificate_is_not_trusted(server, tmp_path, kind):
+    if kind != "none":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate(tmp_path))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    with pytest.raises(Lost) as caught:
+        opener(server).open(urllib.request.Request(f"https://{HOST}/here"), timeout=60)
+    assert caught.value.outcome is Outcome.TLS
+    assert server.RequestHandlerClass.moments == {}
+
+
+@pytest.mark.parametrize("where", ["head", "body", "promises"])
+def test_a_server_that_drips_is_given_up_in_time(server, where):
+    with pytest.raises(Lost) as caught:
+        fetch(opener(server, max_seconds=0.3), f"drip:{where}")
+    assert caught.value.outcome is Outcome.TIMEOUT
+
+
+def test_a_redirect_does_not_give_more_time(server):
+    with pytest.raises(Lost) as caught:
+        fetch(opener(server, max_seconds=0.5), "later:5")
+    assert caught.value.outcome is Outcome.TIMEOUT
+    assert "later:2" not in server.RequestHandlerClass.moments
+
+
+def test_a_host_is_asked_by_as_many_as_it_has_slots(server):
+    shared = opener(server, per_host=3)
+    with ThreadPoolExecutor(12) as pool:
+        assert set(pool.map(lambda _: fetch(shared, "crowd"), range(24))) == {b"here"}
+    assert server.RequestHandlerClass.most == [3]
+
+
+def test_a_server_that_asks_for_patience_gets_it(server):
+    shared = opener(server)
+    with pytest.raises(Lost, match="throttled"):
+        fetch(shared, "patience:1")
+    shared.wait()
+    assert fetch(shared, "patience:1") == b"here"
+    first, second = server.RequestHandlerClass.moments["patience:1"]
+    assert second - first >= 1
+
+
+def test_until_then_it_is_not_asked(server):
+    shared = opener(server)
+    with pytest.raises(Lost, match="throttled"):
+        fetch(shared, "patience:3600")
+    with pytest.raises(Lost, match=r"throttled.*asked for patience"):
+        fetch(shared, "patience:3600")
+    assert len(server.RequestHandlerClass.moments["patience:3600"]) == 1
+
+
+@pytest.mark.parametrize("asked", ["3600", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_patience_has_a_limit(server, asked):
+    shared = opener(server, max_wait_s=0.2)
+    with pytest.raises(Lost, match="throttled"):
+        fetch(shared, f"patience:{urllib.parse.quote(asked)}")
+    shared.wait()
+    (asked_at,) = server.RequestHandlerClass.moments[f"patience:{asked}"]
+    assert time.monotonic() - asked_at >= 0.2
+    assert fetch(shared, f"patience:{urllib.parse.quote(asked)}") == b"here"

@@ -1,0 +1,655 @@
+"""Every source from five rows in its published format to a batch; what is left out and why; what a stranger is told.
+
+The pictures are made here, so they are anyone's (CC0). What lies on the web is asked for by its real host name, which a
+server on loopback answers.
+"""
+
+import io
+import json
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from pydantic import ValidationError
+
+from datasets.config import DataConfig, DataError
+from datasets.fetching.download import download_shard
+from datasets.files import storage
+from datasets.planning import plan, scores
+from datasets.reading import batches
+from datasets.sources import loopback, table
+from datasets.sources import webdataset as tars
+from pipeline.settings import compose
+from pipeline.steps import export
+
+CONF = Path(__file__).parents[3] / "conf" / "data"
+SIZE = 32
+NAMES = [f"{number:012}" for number in (139, 285, 632, 724, 776)]
+CAPTIONS = [f"a photograph of {thing}" for thing in ("a bear", "a bed", "a stop sign", "a toy", "a cat")]
+COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10), (10, 250, 250)]
+
+
+def picture(number: int, kind: str = "JPEG", size: tuple[int, int] = (48, 40)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, COLOURS[number]).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def settings(name: str, **changes: Any) -> DataConfig:
+    """A committed source for small pictures, with some keys changed (`__` for a dot)."""
+    tree = OmegaConf.create({"data": OmegaConf.load(CONF / f"{name}.yaml")})
+    small = {"image__size": SIZE, "shard_rows": 2, "download__threads": 2}
+    for key, value in (small | changes).items():
+        OmegaConf.update(tree, "data." + key.replace("__", "."), value)
+    return DataConfig.model_validate(OmegaConf.to_container(tree, resolve=True)["data"])
+
+
+class Planned(NamedTuple):
+    rows: pa.Table
+    rejected: dict[str, int]  # without zeros
+
+
+def planned(data: DataConfig) -> Planned:
+    parts: list[pa.Table] = []
+    counts = plan.make(data, 0, parts.append)
+    assert counts.read == counts.planned + sum(counts.rejected.values())
+    return Planned(pa.concat_tables(parts), {reason: count for reason, count in counts.rejected.items() if count})
+
+
+def batch(data: DataConfig, rows: pa.Table, out: Path, web: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Colour of every picture by its caption, as a training gets them: downloaded, stored, read as one batch."""
+    files = {}
+    with table.hosts(data) as own:
+        for shard, part in plan.shards(plan.parquet_bytes(rows, data.shard_rows)):
+            common = {"image": data.image, "download": data.download, "hosts": {**own, **web}}
+            receipt = download_shard(part, shard=shard, folder=str(out), **common)
+            assert receipt.dropped == {}
+            files |= receipt.files
+    read = batches.Batches([batches.Source("image", str(out), files)], seed=0).read(0, rows.num_rows)
+    captions = dict(zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True))
+    assert read["image"].shape == (rows.num_rows, 3, SIZE, SIZE)
+    return {
+        captions[bytes(key).hex()]: tuple(pixels[:, SIZE // 2, SIZE // 2].tolist())
+        for key, pixels in zip(read["key"], read["image"], strict=True)
+    }
+
+
+# ------------------------------------------------------------------------------- five rows in published formats
+
+
+def laion(folder: Path) -> DataConfig:
+    """Re-LAION: no score in the metadata, the scores in another table with the older spelling of the column."""
+    columns = {
+        "URL": [f"http://images.cocodataset.org/{name}.jpg" for name in NAMES],
+        "TEXT": CAPTIONS,
+        "WIDTH": [48.0] * 5,
+        "HEIGHT": [40.0] * 5,
+        "similarity": [0.3] * 5,
+        "punsafe": [0.01] * 5,
+        "pwatermark": [0.02] * 5,
+        "LICENSE": ["cc-by-4.0", "cc0-1.0", "?", None, "cc0-1.0"],
+    }
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    table = {"url": columns["URL"][::-1], "aesthetic_score": np.linspace(6, 7, 5, dtype=np.float32)}
+    pq.write_table(pa.table(table), folder / "scores.parquet")
+    paths = {"metadata": str(folder / "rows.parquet"), "scores": str(folder / "scores.parquet")}
+    return settings("laion_aesthetic", **paths)
+
+
+def coco(folder: Path, **changes: Any) -> DataConfig:
+    content = {
+        "info": {"description": "COCO 2017 Dataset", "year": 2017},
+        "licenses": [
+            {"url": "http://creativecommons.org/licenses/by/2.0/", "id": 4, "name": "Attribution License"},
+            {"url": "http://creativecommons.org/licenses/by-nc/2.0/", "id": 2, "name": "Attribution-NonCommercial"},
+        ],
+        "images": [
+            {
+                "license": 4 if number else 2,
+                "file_name": f"{name}.jpg",
+                "coco_url": f"http://images.cocodataset.org/{name}.jpg",
+                "flickr_url": f"http://farm.invalid/{name}_z.jpg",
+                "height": 40,
+                "width": 48,
+                "date_captured": "2013-11-14 11:18:45",
+                "id": int(name),
+            }
+            for number, name in enumerate(NAMES)
+        ],
+        "annotations": [
+            {"image_id": int(name), "id": number, "caption": caption}
+            for number, (name, caption) in enumerate(zip(NAMES, CAPTIONS, strict=True))
+        ],
+    }
+    (folder / "captions_val2017.json").write_text(json.dumps(content))
+    return settings("coco_captions", coco_captions__annotations=str(folder / "captions_val2017.json"), **changes)
+
+
+def narratives(folder: Path, **changes: Any) -> DataConfig:
+    lines = [
+        {
+            "dataset_id": "mscoco_val2017",
+            "image_id": str(int(name)),
+            "annotator_id": 93,
+            "caption": caption,
+            "timed_caption": [{"utterance": caption, "start_time": 0.0, "end_time": 2.5}],
+            "traces": [[{"x": 0.2086, "y": -0.0533, "t": 0.022}]],
+            "voice_recording": f"coco_val/coco_val_{number}_93.ogg",
+        }
+        for number, (name, caption) in enumerate(zip(NAMES, CAPTIONS, strict=True))
+    ]
+    (folder / "coco_val.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    changes = {
+        "localized_narratives__annotations": str(folder / "coco_val.jsonl"),
+        "localized_narratives__images__mscoco_val2017": "http://images.cocodataset.org/{image_id:0>12}.jpg",
+    } | changes
+    return settings("localized_narratives", **changes)
+
+
+def packed(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A plain tar of these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    return path
+
+
+def sample(number: int, name: str = "", **about: Any) -> list[tuple[str, bytes]]:
+    """The members that img2dataset writes for a picture."""
+    name = name or f"{number:09}"
+    told = {"caption": CAPTIONS[number], "url": f"https://example.org/{number}.jpg", "key": name, "status": "success"}
+    files = {"jpg": picture(number), "txt": CAPTIONS[number].encode(), "json": json.dumps(told | about).encode()}
+    return [(f"{name}.{kind}", content) for kind, content in files.items()]
+
+
+def webdataset(folder: Path, **changes: Any) -> DataConfig:
+    packed(folder / "in" / "00000.tar", [*sample(0), *sample(1), *sample(2, LICENSE="cc0-1.0", punsafe=0.25)])
+    packed(folder / "in" / "sub" / "00001.tar", [*sample(3, "a dir/übung #1?"), *sample(4)])
+    return settings("webdataset", webdataset__path=str(folder / "in"), **changes)
+
+
+def own_folder(folder: Path) -> DataConfig:
+    for number, name in enumerate(NAMES):
+        (folder / f"{name}.jpg").write_bytes(picture(number))
+        (folder / f"{name}.txt").write_text(CAPTIONS[number])
+    return settings("folder", folder__path=str(folder))
+
+
+@pytest.mark.parametrize("make", [laion, coco, narratives, webdataset, own_folder])
+def test_five_rows_in_the_published_format_come_to_a_batch(tmp_path, make):
+    data = make(tmp_path)
+    rows, rejected = planned(data)
+    assert rejected == {}
+    contents = {f"{name}.jpg": picture(number) for number, name in enumerate(NAMES)}
+    with loopback.serve(contents.get) as address:
+        found = batch(data, rows, tmp_path / "out", {"images.cocodataset.org": address})
+    assert found.keys() == set(CAPTIONS)
+    for caption, colour in zip(CAPTIONS, COLOURS, strict=True):
+        assert np.abs(np.subtract(found[caption], colour)).max() <= 12  # JPEG, twice
+
+
+def test_every_source_is_a_choice_of_the_config_with_settings_and_a_conf_of_its_own():
+    names = set(get_args(DataConfig.model_fields["source"].annotation))
+    assert names == {*table.SOURCES, "laion_aesthetic"} == {path.stem for path in CONF.glob("*.yaml")}
+    assert set(table.SOURCES) < set(DataConfig.model_fields)
+
+
+# ------------------------------------------------------------------------------------- licences and identities
+
+
+def test_the_licence_of_each_picture_stands_in_its_row(tmp_path):
+    by, non_commercial = (
+        "Attribution License (http://creativecommons.org/licenses/by/2.0/)",
+        "Attribution-NonCommercial (http://creativecommons.org/licenses/by-nc/2.0/)",
+    )
+    rows = planned(coco(tmp_path)).rows
+    found = dict(zip(rows["caption"].to_pylist(), rows["licence"].to_pylist(), strict=True))
+    assert [found[caption] for caption in CAPTIONS] == [non_commercial, by, by, by, by]
+    assert sorted(str(licence) for licence in planned(laion(tmp_path)).rows["licence"].to_pylist()) == [
+        "?",
+        "None",
+        "cc-by-4.0",
+        "cc0-1.0",
+        "cc0-1.0",
+    ]
+    assert set(planned(webdataset(tmp_path)).rows["licence"].to_pylist()) == {None, "cc0-1.0"}
+
+
+def test_the_card_tells_licences_and_opt_outs():
+    notes = {
+        "source": "coco_captions",
+        "licence": table.SOURCES["coco_captions"].licence(None),
+        "licences": {"Attribution License": 1200, "not stated": 34},
+        "opt_outs": {"x_robots_tag": ["noai", "noindex"], "removal_list": "removed.txt", "removed": 12},
+    }
+    found = export.terms({"rows": 1234, "notes": notes})
+    assert found["identifier"] == "other"
+    for said in (
+        "1,234 pictures of the source coco_captions. Captions by the COCO Consortium, CC BY 4.0",
+        "Pictures by the licence that the source names: Attribution License: 1,200, not stated: 34.",
+        "forbids (X-Robots-Tag: noai, noindex; TDM-Reservation: 1), and 12 rows on a removal list.",
+    ):
+        assert said in found["notice"]
+
+
+@pytest.mark.parametrize("make", [coco, narratives, webdataset])
+def test_moved_files_are_the_same_and_other_files_are_not(tmp_path, monkeypatch, make):
+    def seen(place: str) -> dict[str, Any]:
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        return table.identity(make(tmp_path / place))
+
+    before = seen("here")
+    assert seen("there/deeper") == before
+    assert str(tmp_path) not in json.dumps(before)
+    longer = ["a bear " * 2000, *CAPTIONS[1:]]  # than the padding of a tar
+    monkeypatch.setitem(make.__globals__, "CAPTIONS", longer)
+    assert seen("here") != before
+
+
+def test_the_fingerprint_holds_the_settings_of_the_chosen_source(tmp_path):
+    path = str(webdataset(tmp_path).webdataset.path)
+    config = compose.load("stage_c", ["scale=micro", "data=webdataset", f"data.webdataset.path={path}"])
+    assert config.lookup("data.webdataset")["licence"] is None
+    other = ["data.webdataset.licence=cc0-1.0"]
+    licensed = compose.load("stage_c", ["scale=micro", "data=webdataset", f"data.webdataset.path={path}", *other])
+    assert licensed.lookup("data.webdataset") != config.lookup("data.webdataset")
+
+
+# ------------------------------------------------------------------------------------------ annotation files
+
+
+def test_a_picture_with_several_captions_has_one_of_them_or_all(tmp_path):
+    data = coco(tmp_path)
+    path = tmp_path / "captions_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] += [{"image_id": 139, "id": 9, "caption": "the same bear in other words"}]
+    content["annotations"] += [{"image_id": 1, "id": 10, "caption": "a picture that is not listed"}]
+    content["images"].append(content["images"][0] | {"id": 2})
+    path.write_text(json.dumps(content))
+    rows, rejected = planned(data)
+    assert (rows.num_rows, rejected) == (5, {"max_same_url": 1, "no_picture": 1, "no_caption": 1})
+    every = settings("coco_captions", coco_captions__annotations=str(path), filters__max_same_url=None)
+    assert planned(every).rows.num_rows == 6
+
+
+def test_flickrs_urls_are_a_choice(tmp_path):
+    urls = planned(coco(tmp_path, coco_captions__url="flickr_url")).rows["url"].to_pylist()
+    assert all(url.startswith("http://farm.invalid/") for url in urls)
+
+
+@pytest.mark.parametrize("make", [coco, narratives])
+def test_pictures_that_lie_in_a_local_folder_are_served_from_there(tmp_path, make):
+    (tmp_path / "pictures" / "val2017").mkdir(parents=True)
+    for number, name in list(enumerate(NAMES))[:4]:
+        (tmp_path / "pictures" / "val2017" / f"{name}.jpg").write_bytes(picture(number))
+    section = "coco_captions" if make is coco else "localized_narratives"
+    changes = {f"{section}__pictures": str(tmp_path / "pictures")}
+    if make is narratives:
+        changes["localized_narratives__images__mscoco_val2017"] = "val2017/{image_id:0>12}.jpg"
+    data = make(tmp_path, **changes)
+    rows, rejected = planned(data)
+    assert rejected == {"no_picture": 1}
+    assert set(rows["width"].to_pylist()) == {48.0}
+    first = "http://images.cocodataset.org/000000000139.jpg" if make is coco else None
+    assert first in rows["origin"].to_pylist()
+    assert batch(data, rows, tmp_path / "out", {}).keys() == set(CAPTIONS[:4])
+
+
+def test_narratives_of_a_dataset_without_a_template_are_counted(tmp_path):
+    data = narratives(tmp_path)
+    with (tmp_path / "coco_val.jsonl").open("a") as file:
+        file.write('\n{"dataset_id": "ADE20k_train", "image_id": "ADE_train_1", "caption": "a street"}\n')
+    assert planned(data).rejected == {"no_template": 1}
+
+
+COCO_KEY, NARRATIVES_KEY = (
+    r"data\.coco_captions\.annotations: .*x\.json",
+    r"data\.localized_narratives\.annotations: .*",
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "content", "told"),
+    [
+        ("coco_captions", "x.json", "", COCO_KEY + " is empty; give captions_"),
+        ("coco_captions", "x.json", '{"images": [' + "1," * 1000, COCO_KEY + ".* cut short; give .* or fetch it again"),
+        ("coco_captions", "x.json", "[1]", COCO_KEY + " is no JSON object"),
+        ("localized_narratives", "x.jsonl", "", NARRATIVES_KEY + r"there is no narrative in .*x\.jsonl; give"),
+        ("localized_narratives", "x.jsonl", "<html>", NARRATIVES_KEY + "line 1 of .* is no narrative .*; give"),
+    ],
+)
+def test_annotations_broken_at_an_end_have_no_identity(tmp_path, source, file, content, told):
+    """So that a plan refuses them, before a run creates anything."""
+    (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=told):
+        table.identity(settings(source, **{f"{source}__annotations": str(tmp_path / file)}))
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "content", "told"),
+    [
+        ("coco_captions", "x.json", "", COCO_KEY + " is no JSON of COCO captions"),
+        ("coco_captions", "x.json", "[1]", COCO_KEY + " is no JSON of COCO captions"),
+        ("coco_captions", "x.json", '{"images": []}', COCO_KEY + ".*no 'annotations'"),
+        ("coco_captions", "x.json", '{"images": [], "annotations": []}', COCO_KEY + " holds no caption"),
+        ("coco_captions", "x.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', ".*no 'caption'"),
+        ("coco_captions", "x.txt", "", r"there is no \.json file at .*; give captions_"),
+        ("localized_narratives", "x.jsonl", "\n", NARRATIVES_KEY + r"there is no narrative in .*x\.jsonl; give"),
+        ("localized_narratives", "x.jsonl", '\n{"image_id": "1"}\n', NARRATIVES_KEY + "line 2 of .*no 'dataset_id'"),
+        ("localized_narratives", "x.jsonl", "{\n", NARRATIVES_KEY + "line 1 of .* is no narrative"),
+        ("localized_narratives", "x.jsonl", "[1]\n", NARRATIVES_KEY + "line 1 of .* is no narrative"),
+        (
+            "localized_narratives",
+            "x.jsonl",
+            '{"dataset_id": "mine", "image_id": "1", "caption": "x"}',
+            r"data\.localized_narratives\.images: .*no_template 1\); their dataset_id mine has no template",
+        ),
+        ("localized_narratives", "x.txt", "", r"there is no \.jsonl file at"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, source, file, content, told):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=told) as caught:
+        planned(settings(source, **{f"{source}__annotations": str(tmp_path / file)}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["https://x.invalid/a.jpg", "{image}.jpg", "{image_id", "{0}.jpg", "{image_id.x}"])
+def test_a_template_must_hold_the_image_id(template):
+    with pytest.raises(ValidationError, match=r"the template of mine is .* it must hold \{image_id\}"):
+        settings(
+            "localized_narratives", localized_narratives__annotations="x", localized_narratives__images__mine=template
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- tars
+
+
+def from_tar(folder: Path, *members: tuple[str, bytes], **changes: Any) -> Planned:
+    packed(folder / "x.tar", list(members))
+    return planned(settings("webdataset", webdataset__path=str(folder / "x.tar"), **changes))
+
+
+def test_a_removal_list_names_the_pages_from_which_the_pictures_of_a_tar_came(tmp_path):
+    (tmp_path / "removed.txt").write_text("HTTPS://example.org/3.jpg\n")
+    rows, rejected = planned(webdataset(tmp_path, removed=str(tmp_path / "removed.txt")))
+    assert rejected == {"removed": 1}
+    assert set(rows["origin"].to_pylist()) == {f"https://example.org/{number}.jpg" for number in (0, 1, 2, 4)}
+
+
+def test_captions_come_from_text_or_json_and_scores_from_json(tmp_path):
+    members = [
+        ("a.JPG", picture(0)),
+        ("a.txt", b"from the text"),
+        (
+            "a.json",
+            b'{"caption": "not this", "AESTHETIC_SCORE": 6.5, "pwatermark": "high", "similarity": 1'
+            + b"0" * 400
+            + b"}",
+        ),
+        ("b.png", picture(1, "PNG")),
+        ("b.json", json.dumps({"TEXT": "aus dem Jäson", "punsafe": 0}).encode()),
+        ("c.webp", picture(2, "WEBP")),
+        ("c.txt", b"caption"),
+        ("c.json", b"{broken"),
+        ("c.cls", b"7"),
+        ("d.jpeg", picture(3)),
+        ("d.json", b'{"caption": "half a character \\ud800"}'),
+        ("._c.jpg", b"of a Mac"),
+    ]
+    rows, rejected = from_tar(tmp_path, *members)
+    found = {row["caption"]: (row["aesthetic"], row["punsafe"], row["pwatermark"]) for row in rows.to_pylist()}
+    assert found == {
+        "from the text": (6.5, None, None),
+        "aus dem Jäson": (None, 0, None),
+        "caption": (None,) * 3,
+        "half a character ?": (None,) * 3,
+    }
+    assert rejected == {}
+
+
+def test_what_a_tar_holds_is_never_trusted(tmp_path):
+    good, deep = sample(0), b"[" * 100_000
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in [
+            *good,
+            *sample(1, "../../etc/passwd"),
+            ("/abs.jpg", picture(2)),
+            ("/abs.txt", b"an absolute name"),
+            ("huge.jpg", bytes(30_000)),
+            ("huge.txt", b"its caption"),
+            ("long.jpg", picture(3)),
+            ("long.txt", bytes(1 << 19)),
+            ("text.png", b"<html>"),
+            ("text.txt", b"a page"),
+            ("bare.jpg", picture(3)),
+            ("empty.jpg", picture(3)),
+            ("empty.txt", b" \n"),
+            ("lonely.txt", b"a caption"),
+            ("copy.jpg", picture(0)),
+            ("copy.txt", CAPTIONS[0].encode()),
+            ("twice.jpg", picture(3)),
+            ("twice.jpg", picture(4)),
+            ("deep.jpg", picture(4)),
+            ("deep.json", deep),
+        ]:
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+        for kind, name in (
+            (tarfile.SYMTYPE, "soft.jpg"),
+            (tarfile.LNKTYPE, "hard.png"),
+            (tarfile.FIFOTYPE, "pipe.txt"),
+        ):
+            about = tarfile.TarInfo(name)
+            about.type, about.linkname = kind, "/etc/passwd"
+            tar.addfile(about)
+    data = settings("webdataset", webdataset__path=str(tmp_path / "x.tar"), webdataset__max_bytes=20_000)
+    rows, rejected = planned(data)
+    assert set(rows["caption"].to_pylist()) == {CAPTIONS[0], CAPTIONS[1], "an absolute name"}
+    assert rejected == {
+        "too_big": 2,
+        "unreadable": 1,
+        "no_caption": 3,
+        "no_picture": 1,
+        "duplicate": 2,
+        "link": 3,
+    }
+    assert len(batch(data, rows, tmp_path / "out", {})) == 3
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    """A tar of three samples, spoilt after its first one, or all of it."""
+    header = content.index(b"000000001.jpg")
+    match how:
+        case "cut in a picture":
+            return content[: header + 600]
+        case "cut in a header":
+            return content[: header + 100]
+        case "cut between members":
+            return content[:header]
+        case "a header of noise":
+            return content[:header] + bytes(range(256)) * 2 + content[header + 512 :]
+        case "a length beyond the end":
+            about = tarfile.TarInfo("000000001.jpg")
+            about.size = 1 << 40
+            return content[:header] + about.tobuf() + content[header + 512 :]
+        case "a negative length":
+            about = tarfile.TarInfo("000000001.cls")
+            about.size = -512  # back to this header
+            return content[:header] + about.tobuf(tarfile.GNU_FORMAT) + content[header + 512 :]
+        case "a header beyond memory":
+            about = tarfile.TarInfo("x")
+            about.type, about.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+            return content[:header] + about.tobuf(tarfile.GNU_FORMAT) + content[header + 512 :]
+        case _:
+            return {"empty": b"", "text": b"not a tar at all " * 100, "zeros": bytes(10240)}[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "more"),
+    [
+        ("cut in a picture", {"no_picture": 1}),
+        ("cut in a header", {}),
+        ("cut between members", {}),
+        ("a header of noise", {}),
+        ("a length beyond the end", {"too_big": 1}),
+        ("a negative length", {}),
+        ("a header beyond memory", {}),
+    ],
+)
+def test_a_damaged_tar_gives_what_comes_before_the_damage_and_is_counted(tmp_path, how, more):
+    path = packed(tmp_path / "x.tar", [*sample(0), *sample(1), *sample(2)])
+    path.write_bytes(damaged(path.read_bytes(), how))
+    rows, rejected = planned(settings("webdataset", webdataset__path=str(tmp_path)))
+    assert rows["caption"].to_pylist() == [CAPTIONS[0]]
+    assert rejected == {"damaged_tar": 1, **more}
+
+
+@pytest.mark.parametrize(
+    ("how", "told"), [("empty", "damaged_tar 1"), ("text", "damaged_tar 1"), ("zeros", "they are")]
+)
+def test_tars_without_a_picture_are_refused(tmp_path, how, told):
+    (tmp_path / "x.tar").write_bytes(damaged(packed(tmp_path / "y", sample(1)).read_bytes(), how))
+    with pytest.raises(DataError, match=rf"data\.webdataset\.path: no picture of the tars at .* \({told}"):
+        planned(settings("webdataset", webdataset__path=str(tmp_path)))
+    with pytest.raises(DataError, match=r"data\.webdataset\.path: there is no \.tar file at .*/none"):
+        planned(settings("webdataset", webdataset__path=str(tmp_path / "none")))
+
+
+def test_only_planned_pictures_of_unchanged_tars_are_served(tmp_path):
+    data = webdataset(tmp_path)
+    packed(tmp_path / "secret.tar", sample(4))
+    urls = [url.removeprefix(f"http://{tars.HOST}/") for url in planned(data).rows["url"].to_pylist()]
+    first = next(url for url in urls if "member=000000000.jpg" in url)
+
+    def status(address: tuple[str, int], path: str) -> int:
+        try:
+            return int(urllib.request.urlopen(f"http://{address[0]}:{address[1]}/{path}").status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with table.hosts(data) as hosts:
+        address = hosts[tars.HOST]
+        assert [status(address, url) for url in urls] == [200] * 5
+        for wrong in (
+            "",
+            "00000.tar",
+            first.replace("00000.tar", "../secret.tar"),
+            first.replace("offset=512", "offset=1024"),
+            first.replace("offset=512", "offset=-1"),
+            first.replace("&size=", "&size=9999999999"),
+            first.partition("&sha256")[0],
+        ):
+            assert wrong != first
+            assert status(address, wrong) == 404
+        content = (tmp_path / "in" / "00000.tar").read_bytes()
+        (tmp_path / "in" / "00000.tar").write_bytes(content.replace(picture(0), picture(0)[::-1]))
+        assert status(address, first) == 404
+
+
+def test_tars_on_an_object_store_are_read_in_place(tmp_path):
+    for name, content in (("00000.tar", [*sample(0), *sample(1)]), ("sub/00001.tar", sample(2))):
+        packed(tmp_path / "x.tar", content)
+        storage.publish((tmp_path / "x.tar").read_bytes(), f"memory://tars-{tmp_path.name}/{name}")
+    data = settings("webdataset", webdataset__path=f"memory://tars-{tmp_path.name}")
+    rows = planned(data).rows
+    assert batch(data, rows, tmp_path / "out", {}).keys() == set(CAPTIONS[:3])
+
+
+# ----------------------------------------------------------------------------------------------------- scores
+
+
+def rows_of(urls: list[str | None]) -> pa.Table:
+    return pa.table(
+        {"url": pa.array([url and url.encode() for url in urls], pa.large_binary()), "aesthetic": [1.0] * len(urls)}
+    )
+
+
+def table_of(path: Path, **columns: Any) -> str:
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def test_scores_are_joined_by_url_and_what_has_none_is_counted(tmp_path):
+    path = table_of(
+        tmp_path / "s.parquet",
+        URL=["http://a/", "http://b/", "http://b/", "http://c/", "http://d/", None],
+        AESTHETIC_SCORE=[5.0, 6.0, 7.0, None, float("nan"), 8.0],
+    )
+    unmatched: dict[str, int] = scores.Counter()
+    tables = [rows_of(["http://b/", None, "http://a/ "]), rows_of(["http://c/", "http://d/", "http://e/"])]
+    joined = pa.concat_tables(scores.joined(tables, path, unmatched))
+    assert dict(zip(joined["url"].to_pylist(), joined["aesthetic"].to_pylist(), strict=True)) == {
+        b"http://b/": 6.0,
+        b"http://a/ ": 5.0,
+    }
+    assert unmatched == {"no_score": 4}
+
+
+def test_a_large_table_of_scores_is_joined_as_a_dictionary_would(tmp_path):
+    generator = np.random.default_rng(0)
+    known = {f"http://x/{number}": float(score) for number, score in enumerate(generator.random(20_000))}
+    path = table_of(tmp_path / "s.parquet", URL=list(known), AESTHETIC_SCORE=list(known.values()))
+    asked: list[str | None] = [f"http://x/{number}" for number in generator.integers(0, 40_000, 5_000)]
+    unmatched: dict[str, int] = scores.Counter()
+    joined = pa.concat_tables(scores.joined([rows_of(asked)], path, unmatched))
+    expected = [known[url] for url in asked if url in known]
+    assert joined["aesthetic"].to_pylist() == expected
+    assert unmatched["no_score"] == len(asked) - len(expected) > 0
+
+
+def test_scores_replace_the_column_and_feed_the_filter(tmp_path):
+    data = laion(tmp_path)
+    path = table_of(
+        tmp_path / "scores.parquet",
+        URL=[f"http://images.cocodataset.org/{name}.jpg" for name in NAMES[:4]],
+        AESTHETIC_SCORE=[5.0, 6.0, 4.9, 7.0],
+    )
+    rows, rejected = planned(data)
+    assert data.scores == path
+    assert dict(zip(rows["caption"].to_pylist(), rows["aesthetic"].to_pylist(), strict=True)) == {
+        CAPTIONS[0]: 5.0,
+        CAPTIONS[1]: 6.0,
+        CAPTIONS[3]: 7.0,
+    }
+    assert rejected == {"min_aesthetic": 1, "no_score": 1}
+
+
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises(DataError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_scores_that_cannot_be_joined_are_refused(tmp_path):
+    data = laion(tmp_path)
+    table_of(tmp_path / "scores.parquet", URL=["http://a/"], score=[5.0])
+    told = refused(lambda: planned(data))
+    assert "data.scores: " in told
+    assert "no column AESTHETIC_SCORE, only URL, score; give files with URL and AESTHETIC_SCORE" in told
+    table_of(tmp_path / "scores.parquet", URL=["http://a/"], AESTHETIC_SCORE=pa.array([None], pa.float64()))
+    assert refused(lambda: planned(data)).endswith("scores.parquet holds no scores")
+    (tmp_path / "scores.parquet").unlink()
+    assert refused(lambda: planned(data)).startswith("data.scores: there is no Parquet file at ")
+    without = data.model_copy(update={"scores": None})
+    assert "no column AESTHETIC_SCORE" in refused(lambda: planned(without))
+    assert "data.scores brings" in refused(lambda: planned(without))
+
+
+def test_unmatched_rows_alone_are_no_plan(tmp_path):
+    data = laion(tmp_path)
+    table_of(tmp_path / "scores.parquet", URL=["http://a/"], AESTHETIC_SCORE=[5.0])
+    assert "none of 5 rows passes: no_score removed 5" in refused(lambda: planned(data))

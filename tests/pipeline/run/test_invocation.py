@@ -1,0 +1,216 @@
+"""What a run does around its steps: attempts, and refusals before anything exists."""
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline.cluster.failures import cause
+from pipeline.cluster.interruptions import Interruptions
+from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError, exit_code
+from pipeline.plan.dag import Planned
+from pipeline.plan.wanted import planned_steps
+from pipeline.run import invocation
+from pipeline.run.memory import PeakMemory
+from pipeline.run.progress import StepProgress
+from pipeline.settings import compose
+from pipeline.settings.selection import Selection
+from pipeline.steps import fetch
+from pipeline.steps.build import Build
+from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.writable import check_writable
+
+
+def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], signal_number: int | None = None) -> int:
+    """Attempts that `fetch` took when it fails with these errors first, and a signal comes meanwhile."""
+    monkeypatch.setattr(invocation.time, "sleep", lambda _: None)
+    calls = 0
+
+    def fails_first(_: Any) -> str:
+        nonlocal calls
+        calls += 1
+        if calls <= len(failures):
+            raise failures[calls - 1]
+        return "facts"
+
+    monkeypatch.setattr(fetch, "fetch", fails_first)
+    session: Any = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(retries=2)))
+    build = object.__new__(Build)
+    object.__setattr__(build, "stop_signal", lambda: signal_number)
+    object.__setattr__(build, "interruptions", SimpleNamespace(preemptions=0, write=lambda _: None))
+    object.__setattr__(build, "path", "")
+    assert invocation._Session._attempt(session, "fetch:fetch", build) == "facts"  # type: ignore[comparison-overlap]
+    return calls
+
+
+def test_a_failure_of_the_infrastructure_is_tried_again(monkeypatch):
+    assert attempt(monkeypatch, [InfrastructureError("node died"), OSError("disk gone")]) == 3
+
+
+def test_a_node_taken_away_with_notice_is_no_failure(monkeypatch):
+    assert attempt(monkeypatch, [InfrastructureError("again")] + [Preempted("away")] * 5 + [OSError("again")]) == 8
+
+
+def test_a_signal_ends_the_attempts(monkeypatch):
+    with pytest.raises(Interrupted):
+        attempt(monkeypatch, [InfrastructureError("the stop hit a rank")], signal_number=15)
+
+
+def test_too_many_failures_end_with_exit_code_5(monkeypatch):
+    with pytest.raises(RetriesExhausted, match="failed 3 times; the last error was: again") as caught:
+        attempt(monkeypatch, [InfrastructureError("again")] * 3)
+    assert exit_code(caught.value) == 5
+
+
+def test_the_users_own_errors_are_never_tried_again(monkeypatch):
+    with pytest.raises(ValueError, match="wrong"):
+        attempt(monkeypatch, [ValueError("wrong"), AssertionError("must not be reached")])
+
+
+def test_steps_done_again_are_counted_over_all_drivers_and_trainings(tmp_path):
+    first = Interruptions.read(str(tmp_path))
+    first.begun += 1
+    assert first.resumed("compressor", 0) == 0
+    first.reached |= {"compressor": 40}
+    assert first.resumed("stage_b", 0) == 0
+    first.reached |= {"stage_b": 17}
+    first.write(str(tmp_path))
+
+    second = Interruptions.read(str(tmp_path))
+    second.begun += 1
+    assert second.resumed("compressor", 40) == 0  # it was finished
+    assert second.resumed("stage_b", 10) == 7
+    assert second.resumed("stage_b", 10) == 0  # killed before it got anywhere
+    assert second.metrics() == {"interruptions": 1, "preemptions": 0, "steps_again": 7}
+
+
+LEAVES = """
+import os, sys
+import torch.distributed as dist
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=1, world_size=2)
+os._exit(9)
+"""
+
+
+def test_a_rank_that_no_longer_reaches_another_is_tried_again(tmp_path):
+    """Which of the two errors the driver hears of first is a matter of luck: the death, or what it does to others."""
+    with subprocess.Popen([sys.executable, "-c", LEAVES, str(tmp_path / "meet")]):
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=2)
+        with pytest.raises(RuntimeError) as error:
+            dist.all_reduce(torch.zeros(1))
+        dist.destroy_process_group()
+    assert isinstance(cause(error.value), InfrastructureError)
+    assert not isinstance(cause(RuntimeError("a bug")), InfrastructureError)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (
+            ["eval=pickscore", "eval.pickscore.weights=none.safetensors", "eval.pickscore.rival=none"],
+            "eval.pickscore.weights",
+        ),
+        (
+            ["stage_a.loss.perceptual=0.1", "stage_a.loss.perceptual_weights=none.pth"],
+            "stage_a.loss.perceptual_weights",
+        ),
+    ],
+)
+def test_missing_weights_are_named_before_anything_is_created(tmp_path, words, key):
+    loaded = compose.load("stage_c", ["scale=micro", *words])
+    with pytest.raises(UsageError, match=f"{key}: there is nothing at"):
+        invocation.run(
+            loaded,
+            "stage_c",
+            str(tmp_path / "root"),
+            planned_steps(loaded, str(tmp_path / "root"), Selection()),
+            "",
+        )
+    assert not (tmp_path / "root").exists()
+
+
+def test_weights_that_change_while_a_run_is_at_work_are_not_built_from(tmp_path):
+    """Each step looks again: hours may lie between the plan and a step, and the fingerprint tells of the old file."""
+    file = tmp_path / "c.pt"
+    file.write_bytes(b"planned")
+    loaded = compose.load(
+        "stage_c", ["scale=micro", f"stage_c.weights={file}", "stage_c.train=null", "targets=[stage_c]"]
+    )
+    (item,) = planned_steps(loaded, str(tmp_path / "root"), Selection())
+    session: Any = SimpleNamespace(config=loaded)
+    invocation._Session._check_unchanged(session, item)
+    file.write_bytes(b"another")
+    with pytest.raises(UsageError, match=r"stage_c.weights: content changed, .*, since this run began; start it again"):
+        invocation._Session._check_unchanged(session, item)
+
+
+def step_log(folder: Path, build: Any) -> str:
+    """The log of a step that `build(reporter)` is."""
+    root = str(folder / "root")
+    config = compose.load("stage_c", ["scale=micro", "targets=[metadata]"])
+    planned = planned_steps(config, root, Selection())
+    session = invocation._Session(config, "stage_c", root, planned, "", PeakMemory())
+    session.id, session.store, session.record, session.artifacts = "1", Store(root), {"steps": {}}, {}
+    tracked = SimpleNamespace(metrics=lambda *_: None, image=lambda *_: None)
+
+    def built(item: Planned, path: str, progress: StepProgress, _: Any) -> Artifact:
+        build(invocation._Reporter(progress, tracked, session.summary.warnings))
+        facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
+        return Artifact("metadata", path, facts)
+
+    session._build_under_lease = built  # type: ignore[method-assign]
+    with contextlib.suppress(Interrupted, KeyError):
+        session.build(planned[0], invocation._Stop())
+    return (folder / "root/logs/1/metadata.log").read_text()
+
+
+def test_a_steps_log_tells_what_happened(tmp_path):
+    def build(report: Any) -> None:
+        for done in range(1, 1501):
+            report.progress(done, 1500, "images")
+        report.metrics({"stage_c/loss": 0.12345, "stage_c/learning_rate": 1e-4}, 40)
+        report.warning("some were left out")
+
+    lines = [line.split(" ", 2)[2] for line in step_log(tmp_path, build).splitlines()]
+    assert re.fullmatch(r"INFO fetch begins \(never built here\): .*/metadata/\w+, fingerprint \w+", lines[0])
+    assert lines[1:4] == [
+        "INFO 1,500 of 1,500 images",
+        "INFO step 40: stage_c/loss 0.1235, stage_c/learning_rate 0.0001",
+        "WARNING some were left out",
+    ]
+    assert re.fullmatch(r"INFO fetch is done: 1,500 rows, \d+\.\d s", lines[4])
+    assert len(lines) == 5
+
+
+def test_a_long_steps_log_has_its_progress_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(invocation, "LOG_EVERY_S", -1.0)
+    told = step_log(tmp_path, lambda report: [report.advance(100, 1500, "images") for _ in range(3)])
+    assert [line[-19:] for line in told.splitlines()[1:4]] == [f"{n}00 of 1,500 images" for n in (1, 2, 3)]
+
+
+def test_a_stop_on_request_is_one_line_of_the_log_and_an_error_has_its_trace(tmp_path):
+    def stop(_: Any) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    def fail(_: Any) -> None:
+        raise KeyError("a bug")
+
+    _, stopped = step_log(tmp_path / "stopped", stop).splitlines()
+    assert stopped.endswith("INFO stopped on request: interrupted; the same command goes on from here")
+    failed = step_log(tmp_path / "failed", fail)
+    assert "ERROR the step ended with an error" in failed
+    assert "KeyError: 'a bug'" in failed
+
+
+def test_an_unwritable_root_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"root=.*cannot be written"):
+        check_writable(str(tmp_path / "file" / "below"), "root")

@@ -1,0 +1,221 @@
+"""Weights by content: what a fingerprint notices and what it does not, and that files are read once."""
+
+import json
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from datasets.files import storage
+from pipeline.errors import UsageError
+from pipeline.plan.dag import differences, fingerprints, order
+from pipeline.plan.table import table
+from pipeline.settings import compose
+from pipeline.settings.config import Config
+from pipeline.store import contents
+
+OLD_NS = 10**18  # a time of change long ago
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of known sums, in a cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    contents._kept.cache_clear()
+    return tmp_path / "cache/wuerstchen-pipeline/sha256.json"
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    os.utime(path, ns=(OLD_NS, OLD_NS))
+    return path
+
+
+@cache
+def load(*words: str) -> Config:
+    return compose.load("stage_c", ["scale=micro", *words])
+
+
+def fingerprint(*words: str, of: str) -> dict[str, str]:
+    """The digest of an artifact and of what it is made from, by name."""
+    loaded = load(*words)
+    return {name: found.digest for name, found in fingerprints(order(table(loaded), [of]), loaded.lookup).items()}
+
+
+# ------------------------------------------------------------------------------------------------- the identity
+
+
+def test_a_file_is_its_bytes_and_a_folder_its_visible_names_and_bytes(tmp_path: Path) -> None:
+    file, folder = write(tmp_path / "a.pt", b"weights"), tmp_path / "folder"
+    # what `sha256sum` says of the file, and of its own output for x/a.pt
+    assert contents.identity(str(file)) == "sha256 9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    write(folder / "x/a.pt", b"weights")
+    before = contents.identity(str(folder))
+    assert before == "sha256 469a30b902f7dd1c3c17b50c41de0392d2a8502e9bbdb952bda34e15eb058883"
+    write(folder / ".cache/note", b"")
+    write(folder / "x/.hidden", b"")
+    assert contents.identity(str(shutil.copytree(folder, tmp_path / "copy"))) == before
+    os.rename(folder / "x/a.pt", folder / "x/b.pt")
+    assert contents.identity(str(folder)) != before
+    os.rename(folder / "x/b.pt", folder / "x/a.pt")
+    write(folder / "b.pt", b"more")
+    assert contents.identity(str(folder)) != before
+    assert contents.identity("weights/none.pt") == "nothing at weights/none.pt"
+
+
+def test_what_is_kept_is_not_read_again_until_it_changes(tmp_path: Path, kept: Path) -> None:
+    file = write(tmp_path / "a.pt", b"weights")
+    before = contents.identity(str(file))
+    known = json.loads(kept.read_text())
+    assert list(known) == [str(file)]
+    known[str(file)][-1] = "f" * 64
+    kept.write_text(json.dumps(known))
+    contents._kept.cache_clear()
+    assert contents.identity(str(file)) == "sha256 " + "f" * 64, "taken from the cache"
+    write(file, b"WEIGHTS")  # of the same size, and set back to the same time
+    assert contents.identity(str(file)) not in ("sha256 " + "f" * 64, before)
+    kept.write_text("damaged")
+    contents._kept.cache_clear()
+    write(file, b"weights")
+    assert contents.identity(str(file)) == before
+
+
+def test_a_file_that_may_still_change_within_its_times_grain_is_not_kept(tmp_path: Path, kept: Path) -> None:
+    file = tmp_path / "new.pt"
+    file.write_bytes(b"just now")
+    contents.identity(str(file))
+    assert not kept.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(write(tmp_path / "file", b"")))
+    assert contents.identity(str(write(tmp_path / "a.pt", b"weights"))).startswith("sha256 ")
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_uri_is_size_and_time_or_without_a_time_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/weights-test/a.pt", b"weights")
+    local = contents.identity(str(write(tmp_path / "folder/a.pt", b"weights")))
+    assert contents.identity("memory://weights-test/a.pt") == local, "this store tells no times"
+    assert contents.identity("memory://weights-test") == contents.identity(str(tmp_path / "folder"))
+    memory.rm("/weights-test", recursive=True)
+    assert contents.identity("memory://weights-test/a.pt") == "nothing at memory://weights-test/a.pt"
+
+    stamps: dict[str, tuple[int, int] | None] = {"": (7, 1)}
+    monkeypatch.setattr(storage, "exists", lambda path: True)
+    monkeypatch.setattr(storage, "stamps", lambda path: stamps)
+    first = contents.identity("s3://bucket/a.pt")
+    assert first.startswith("version ")
+    assert contents.identity("s3://bucket/a.pt") == first
+    stamps[""] = (7, 2)
+    assert contents.identity("s3://bucket/a.pt") != first
+
+
+def test_stamps_of_a_store_are_sizes_and_times(tmp_path: Path) -> None:
+    file = write(tmp_path / "folder/a.pt", b"weights")
+    assert storage.stamps(str(file)) == {"": (7, OLD_NS)}
+    assert storage.stamps(str(tmp_path / "folder")) == {"a.pt": (7, OLD_NS)}
+
+
+# ----------------------------------------------------------------------------------------------- in fingerprints
+
+
+def test_every_key_that_names_weights_enters_by_content(tmp_path: Path) -> None:
+    """Of a config with all of them: another content behind the same path changes what reads it, a move nothing."""
+    keys = {
+        "text.tower.weights": "text_tower",
+        "stage_a.loss.perceptual_weights": "stage_a",
+        "stage_a.loss.perceptual_heads": "stage_a",
+        "stage_a.weights": "stage_a",
+        "compressor.weights": "stage_b",
+        "stage_b.weights": "stage_b",
+        "stage_c.weights": "stage_c",
+        "eval.pickscore.weights": "scores",
+        "eval.pickscore.rival": "scores",
+    }
+
+    def words(folder: Path) -> list[str]:
+        paths = {key: folder / f"{number}.pt" for number, key in enumerate(keys)}
+        first = f"text.tower={{model: ViT-H-14, weights: '{paths.pop('text.tower.weights')}'}}"
+        named = [f"{key}={path}" for key, path in paths.items()]
+        return [first, "stage_c.text=tower", "stage_c.model.text_width=1024", "eval=pickscore", *named]
+
+    def all_of(folder: Path) -> dict[str, str]:
+        return fingerprint(*words(folder), of="release")
+
+    for number, key in enumerate(keys):
+        write(tmp_path / f"w/{number}.pt", key.encode())
+    assert load(*words(tmp_path / "w")).existing().keys() == keys.keys()
+    before = all_of(tmp_path / "w")
+    assert all_of(Path(shutil.copytree(tmp_path / "w", tmp_path / "moved"))) == before
+    for number, (key, artifact) in enumerate(keys.items()):
+        write(tmp_path / f"w/{number}.pt", key.upper().encode())
+        after = all_of(tmp_path / "w")
+        assert after[artifact] != before[artifact], key
+        write(tmp_path / f"w/{number}.pt", key.encode())
+    assert all_of(tmp_path / "w") == before
+
+
+def test_interpolated_weights_enter_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.pt", b"a")
+    write(tmp_path / "b.pt", b"b")
+    relative = fingerprint("interpolate={first: a.pt, second: b.pt}", of="stage_c")
+    assert fingerprint(f"interpolate={{first: {tmp_path}/a.pt, second: {tmp_path}/b.pt}}", of="stage_c") == relative
+    assert fingerprint("interpolate={first: b.pt, second: a.pt}", of="stage_c") != relative
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_stage_c_never_gets_codes_of_another_compressor(imported: bool, tmp_path: Path) -> None:
+    """Whether Stage B is imported or trained: another compressor behind its path gives other codes to learn from."""
+    b, x = write(tmp_path / "b.pt", b"Stage B"), write(tmp_path / "x.pt", b"a compressor")
+    words = [f"stage_b.weights={b}", "stage_b.train=null"] if imported else []
+    before = fingerprint(*words, f"compressor.weights={x}", of="stage_c")
+    write(x, b"A COMPRESSOR")
+    after = fingerprint(*words, f"compressor.weights={x}", of="stage_c")
+    assert {name for name in before if before[name] != after[name]} == {"stage_b", "latents_c", "stage_c"}
+
+
+def test_a_plan_says_that_the_content_changed(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.pt", b"weights")
+
+    def wanted() -> Any:
+        loaded = load("stage_c.train=null", f"stage_c.weights={file}")
+        return fingerprints(order(table(loaded), ["stage_c"]), loaded.lookup)["stage_c"]
+
+    first = wanted()
+    write(file, b"others!")
+    old, new = (found.settings["stage_c.weights"].split()[1][:12] for found in (first, wanted()))
+    assert differences(first.as_dict(), wanted()) == [f"stage_c.weights: content changed, sha256 {old} -> sha256 {new}"]
+    file.unlink()
+    (told,) = differences(first.as_dict(), wanted())
+    assert told.startswith(f"stage_c.weights: sha256 {old} -> nothing at /")
+
+
+def test_weights_that_cannot_be_read_are_named_with_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: str) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    file = write(tmp_path / "c.pt", b"weights")
+    monkeypatch.setattr(storage, "sha256", broken)
+    with pytest.raises(UsageError, match=r"stage_c.weights: .*c.pt cannot be read .*Permission denied"):
+        fingerprint(f"stage_c.weights={file}", of="stage_c")
+
+
+def test_a_removal_list_counts_by_its_lines_wherever_it_lies(tmp_path: Path) -> None:
+    def planned(path: Path) -> str:
+        return fingerprint(f"data.removed={path}", of="metadata")["metadata"]
+
+    file = write(tmp_path / "removed.txt", b"https://example.org/1.jpg\n")
+    before = planned(file)
+    assert planned(write(tmp_path / "moved/list.txt", file.read_bytes())) == before
+    write(file, b"https://example.org/1.jpg\nhttps://example.org/2.jpg\n")
+    assert planned(file) != before

@@ -1,0 +1,245 @@
+"""Device-hours and peak memory: what is written survives a kill, and adds up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import Interrupted
+from pipeline.run.memory import PeakMemory, tree_bytes
+from pipeline.store.ledger import CPU_UNIT, StepHours, Writer, compare_with_paper, hours_unit, reduce_events, totals
+
+KEY = ("train_c", "abc123")
+
+
+def _lines(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for file in (root / "ledger").iterdir() for line in file.read_text().splitlines()]
+
+
+def test_a_lease_is_charged_from_open_to_close(tmp_path: Path) -> None:
+    with Writer(str(tmp_path), "one").lease(*KEY, devices=8, kind="cuda:NVIDIA A100-SXM4-80GB"):
+        pass
+    opening, closing = _lines(tmp_path)
+    assert (opening["event"], closing["event"], closing["outcome"]) == ("lease_open", "lease_close", "done")
+    spent = totals(str(tmp_path)).steps[KEY]
+    assert (spent.attempts, spent.failed_attempts, spent.estimated) == (1, 0, False)
+    assert spent.device_seconds == 8 * closing["held_s"]
+
+
+def test_failures_count_as_attempts_and_as_time(tmp_path: Path) -> None:
+    writer = Writer(str(tmp_path), "one")
+    for error in (OSError("a node left"), Interrupted(signal.SIGTERM), None):
+        expected = pytest.raises(type(error)) if error else nullcontext()
+        with expected, writer.lease(*KEY, devices=1, kind="cpu"):
+            if error:
+                raise error
+    with writer.lease(*KEY, devices=1, kind="cpu"):  # a second lease of the attempt that succeeded
+        pass
+    spent = totals(str(tmp_path)).steps[KEY]
+    assert (spent.attempts, spent.failed_attempts, spent.estimated) == (3, 1, False)
+    closings = [event for event in _lines(tmp_path) if event["event"] == "lease_close"]
+    assert [event["outcome"] for event in closings] == ["failed", "interrupted", "done", "done"]
+    assert spent.device_seconds == pytest.approx(sum(event["held_s"] for event in closings))
+
+
+def test_a_killed_process_is_charged_up_to_its_last_heartbeat(tmp_path: Path) -> None:
+    program = """
+        import sys, time
+        from pipeline.ledger import Writer
+        with Writer(sys.argv[1], "killed", heartbeat_s=0.02).lease("train_c", "abc123", 2, "cpu"):
+            time.sleep(600)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)])
+    file = tmp_path / "ledger" / "killed.jsonl"
+    while not file.exists() or file.read_text().count("heartbeat") < 3:
+        assert process.poll() is None, "the process ended by itself"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    last = json.loads(file.read_text().splitlines()[-1])
+    with open(file, "a") as stream:
+        stream.write('{"event": "heartb')  # what a kill in the middle of a write leaves
+
+    table = totals(str(tmp_path))
+    assert table.torn_lines == 1
+    assert table.steps[KEY].estimated
+    assert table.steps[KEY].device_seconds == 2 * last["held_s"] > 0
+
+    with Writer(str(tmp_path), "resumed").lease(*KEY, devices=2, kind="cpu"):
+        pass
+    spent = totals(str(tmp_path)).steps[KEY]
+    assert (spent.attempts, spent.failed_attempts, spent.estimated) == (2, 1, True)
+    assert spent.device_seconds >= 2 * last["held_s"]
+
+
+def test_a_ledger_that_cannot_be_written_does_not_end_the_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "ledger"
+    with Writer(str(tmp_path), "one").lease(*KEY, devices=1, kind="cpu"):
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+        folder.write_text("a file is in the way")
+    assert "missed a lease_close" in caplog.text
+    with (
+        pytest.raises(OSError, match="ledger"),
+        Writer(str(tmp_path), "two").lease(*KEY, devices=1, kind="cpu"),
+    ):
+        pytest.fail("began although nothing can be accounted for")
+
+
+def test_a_remote_ledger_keeps_each_lease_in_three_lines() -> None:
+    root = "memory://ledger-test"
+    writer = Writer(root, "one", heartbeat_s=0.01)
+    filesystem = fsspec.filesystem("memory")
+    for leases, devices in enumerate((1, 3), start=1):
+        with writer.lease(*KEY, devices=devices, kind="cpu"):
+            while filesystem.cat("/ledger-test/ledger/one.jsonl").count(b"heartbeat") < leases:
+                pass
+    assert len(filesystem.cat("/ledger-test/ledger/one.jsonl").splitlines()) == 6
+    spent = totals(root).steps[KEY]
+    assert (spent.attempts, spent.failed_attempts, spent.estimated) == (1, 0, False)
+    assert spent.device_seconds > 0
+
+
+def _event(event: str, lease: str, held: float, **fields: Any) -> dict[str, Any]:
+    return {"event": event, "lease": lease, "attempt": lease, "held_s": held, "time": 1e9 + held, **fields}
+
+
+@st.composite
+def _histories(draw: st.DrawFn) -> tuple[list[dict[str, Any]], float]:
+    """Leases of one step with whole devices and seconds, and the device-seconds they add up to."""
+    events: list[dict[str, Any]] = []
+    expected = 0
+    for number in range(draw(st.integers(1, 5))):
+        lease, devices = f"lease-{number}", draw(st.integers(1, 64))
+        opening = {"step": "train_c", "fingerprint": "abc123", "devices": devices, "kind": "cpu"}
+        events.append(_event("lease_open", lease, 0, **opening))
+        beats = draw(st.integers(0, 4))
+        events += [_event("heartbeat", lease, 10 * (beat + 1)) for beat in range(beats)]
+        end = 10 * beats
+        if draw(st.booleans()):
+            end += draw(st.integers(0, 9))
+            events.append(_event("lease_close", lease, end, outcome="done"))
+        expected += devices * end
+    return events, expected
+
+
+@given(_histories(), st.randoms())
+def test_order_and_repetition_do_not_change_the_sum(
+    history: tuple[list[dict[str, Any]], float], random: Random
+) -> None:
+    events, expected = history
+    table = reduce_events(events)
+    assert table[KEY].device_seconds == expected
+    shuffled = events + random.choices(events, k=3)
+    random.shuffle(shuffled)
+    assert reduce_events(shuffled) == table
+
+
+def test_kinds_of_device_are_kept_apart() -> None:
+    events = []
+    for lease, kind in (("a", "cpu"), ("b", "cuda:NVIDIA H200")):
+        opening = {"step": "train_c", "fingerprint": "abc123", "devices": 2, "kind": kind}
+        events += [_event("lease_open", lease, 0, **opening), _event("lease_close", lease, 5, outcome="done")]
+    spent = reduce_events(events)[KEY]
+    assert spent.device_seconds_by_kind == {"cpu": 10, "cuda:NVIDIA H200": 10}
+    assert (spent.kind, spent.device_seconds) == ("cuda:NVIDIA H200", 10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [
+        ("cpu", CPU_UNIT),
+        ("cuda:NVIDIA A100-SXM4-80GB", "A100-hours"),
+        ("cuda:NVIDIA H200", "hours on NVIDIA H200"),
+        ("cuda:NVIDIA A100-SXM4-80GB + cuda:NVIDIA H200", "hours on NVIDIA A100-SXM4-80GB + cuda:NVIDIA H200"),
+    ],
+)
+def test_only_a100_hours_are_called_so(kind: str, unit: str) -> None:
+    assert hours_unit(kind) == unit
+
+
+def _spent(step: str, hours: float, kind: str) -> StepHours:
+    return StepHours(step, "abc123", 1, 0, False, {kind: hours * 3600})
+
+
+def test_stage_c_is_compared_with_the_papers_hours() -> None:
+    ours = compare_with_paper(_spent("train_c", 2460.2, "cuda:NVIDIA A100-SXM4-80GB"))
+    assert ours is not None
+    assert (ours.paper_hours, ours.ratio) == (24_602, pytest.approx(0.1))
+    assert str(ours) == "train_c: 2460 A100-hours (0.1 of the paper's); paper: 24,602 A100-hours"
+
+
+def test_the_baseline_is_compared_with_the_papers_baseline() -> None:
+    ours = compare_with_paper(_spent("train_baseline", 2500, "cuda:NVIDIA A100-SXM4-80GB"))
+    assert ours is not None
+    assert (ours.paper_hours, ours.ratio) == (25_000, pytest.approx(0.1))
+
+
+def test_cpu_hours_are_not_compared() -> None:
+    ours = compare_with_paper(_spent("train_c", 0.1, "cpu"))
+    assert ours is not None
+    assert ours.ratio is None
+    assert "not comparable to A100-hours" in str(ours)
+
+
+@pytest.mark.parametrize("step", ["train_a", "train_previewer", "encode_text"])
+def test_what_the_paper_does_not_report_is_not_compared(step: str) -> None:
+    assert compare_with_paper(_spent(step, 1, "cpu")) is None
+
+
+CHILD = "import sys; block = b'x' * int(sys.argv[1]); print('ready', flush=True); sys.stdin.read()"
+
+
+@contextmanager
+def _child(size: int) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", CHILD, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    yield
+    process.communicate()
+
+
+def test_peak_memory_counts_children_and_outlives_them() -> None:
+    size = 200 << 20
+    before = tree_bytes()
+    with _child(size), PeakMemory() as memory:
+        pass
+    assert before + size < memory.peak_bytes < before + 2 * size
+    assert tree_bytes() < before + size / 2
+
+
+def test_peak_memory_counts_shared_pages_once() -> None:
+    """Three forks of this process share a block that only the first of them wrote."""
+    block = bytearray(os.urandom(1 << 20) * 200)
+    before = tree_bytes()
+    reader, writer = os.pipe()
+    children = []
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        children.append(pid)
+    try:
+        assert tree_bytes() < before + len(block) / 2
+    finally:
+        os.close(writer)
+        for pid in children:
+            os.waitpid(pid, 0)

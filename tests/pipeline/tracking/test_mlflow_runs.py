@@ -1,0 +1,396 @@
+"""Tracking against real MLflow on sqlite; its UI; secrets; the switches that keep libraries quiet."""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.environment import QUIET
+from pipeline.errors import Interrupted, UsageError
+from pipeline.store.artifacts import Artifact
+from pipeline.tracking.mlflow_runs import Tracking, git_tags
+from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
+from pipeline.tracking.redact import redact
+from pipeline.verbs.ui import serve_ui
+
+CONFIG = {
+    "seed": 0,
+    "stage_c": {"train": {"lr": 1e-4, "phases": [{"steps": 10}]}},
+    "data": {"metadata": "s3://reader:canary-1@bucket/laion?secret_key=canary-2", "hub_token": "canary-3"},
+}
+MANIFEST = {
+    "rows": 64,
+    "bytes": 1000,
+    "seconds": 7.5,
+    "peak_bytes": 2**30,
+    "attempts": 2,
+    "failed_attempts": 1,
+    "device_seconds": 7200.0,
+    "devices": "cpu",
+    "content": "c0ffee",
+    "metrics": {"loss": 0.25},
+}
+
+
+@pytest.fixture
+def store(empty_mlflow: Path, tmp_path: Path) -> MlflowStore:
+    store = locate_store(str(tmp_path / "root"), None)
+    store.database.parent.mkdir(parents=True)
+    shutil.copy(empty_mlflow, store.database)
+    return store
+
+
+def _tracking(store: MlflowStore) -> Tracking:
+    return Tracking(
+        store,
+        "wuerstchen",
+        conf="stage_c",
+        targets=["stage_c", "samples"],
+        invocation="20261121-1",
+        fingerprints={"stage_c": "abc", "samples": "def"},
+        config=CONFIG,
+    )
+
+
+def _runs(store: MlflowStore) -> dict[str, Any]:
+    """Every run of the experiment by its name."""
+    client, experiment = connect(store, "wuerstchen")
+    return {run.info.run_name: run for run in client.search_runs([experiment])}
+
+
+def _points(store: MlflowStore, name: str) -> list[tuple[int, float]]:
+    """Step and value of each point of a curve of train_c, over all its runs."""
+    client, experiment = connect(store, "wuerstchen")
+    runs = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
+    return sorted((p.step, p.value) for run in runs for p in client.get_metric_history(run.info.run_id, name))
+
+
+def test_each_step_is_a_child_of_the_invocation(store: MlflowStore) -> None:
+    with _tracking(store) as tracking:
+        with tracking.step("train_c", "stage_c", "abc"):
+            assert tracking.flush(60)
+            assert {run.info.status for run in _runs(store).values()} == {"RUNNING"}
+        with tracking.step("sample", "samples", "def"):
+            pass
+    runs = _runs(store)
+    assert sorted(runs) == ["sample (samples)", "stage_c", "train_c (stage_c)"]
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    tags = runs["stage_c"].data.tags
+    assert tags["wst.targets"] == "stage_c samples"
+    assert (tags["wst.fingerprint.stage_c"], tags["wst.fingerprint.samples"]) == ("abc", "def")
+    child = runs["train_c (stage_c)"].data.tags
+    assert child["mlflow.parentRunId"] == runs["stage_c"].info.run_id
+    assert (child["wst.step"], child["wst.fingerprint"]) == ("train_c", "abc")
+    assert tracking.warnings == []
+
+
+def test_the_config_is_kept_without_its_secrets(store: MlflowStore) -> None:
+    with _tracking(store) as tracking:
+        pass
+    run = _runs(store)["stage_c"]
+    assert run.data.params["stage_c.train.lr"] == "0.0001"
+    assert run.data.params["stage_c.train.phases"] == '[{"steps": 10}]'
+    assert store.artifacts
+    (file,) = store.artifacts.rglob("config.yaml")
+    assert "hub_token: '***'" in file.read_text()
+    assert "s3://***@bucket/laion?***" in file.read_text()
+    kept = b"".join(path.read_bytes() for path in store.database.parent.rglob("*") if path.is_file())
+    assert b"canary" not in kept
+    assert tracking.warnings == []
+
+
+def test_metrics_have_steps_and_legal_names(store: MlflowStore) -> None:
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        for step in range(1200):  # more than MLflow takes in one batch
+            run.metrics({"loss": 1 / (step + 1), "mfu(%)": 50.0}, step)
+        for step in range(1190, 1210):  # a worker that was restarted does some steps again
+            run.metrics({"loss": 1 / (step + 1)}, step)
+    points = _points(store, "loss")
+    assert [step for step, _ in points] == list(range(1210))
+    assert points[3] == (3, 0.25)
+    assert len(_points(store, "mfu___")) == 1200
+    assert tracking.warnings == []
+
+
+def test_pictures_of_one_name_are_a_series(store: MlflowStore) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        run.image("samples/panel", png.getvalue(), step=10)
+        run.image("samples/panel", png.getvalue(), step=20)
+    assert store.artifacts
+    files = sorted(store.artifacts.rglob("images/*.png"))
+    assert ["+step+10+" in files[0].name, "+step+20+" in files[1].name, len(files)] == [True, True, 2]
+    np.testing.assert_array_equal(np.asarray(Image.open(files[0])), pixels)
+    assert tracking.warnings == []
+
+
+def test_a_finished_artifact_shows_its_manifest(store: MlflowStore) -> None:
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        run.metrics({"loss": 1.0}, step=9)
+        run.finish(Artifact("stage_c", "/root/artifacts/stage_c/abc", MANIFEST))
+    data = _runs(store)["train_c (stage_c)"].data
+    assert (data.metrics["cpu_hours/allocated"], data.metrics["failed_attempts"]) == (2.0, 1.0)
+    assert (data.metrics["loss"], data.metrics["final/loss"]) == (1.0, 0.25)
+    assert (data.tags["wst.artifact"], data.tags["wst.content"]) == ("/root/artifacts/stage_c/abc", "c0ffee")
+    assert tracking.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RuntimeError("no"), "FAILED"), (Interrupted(signal.SIGINT), "KILLED"), (KeyboardInterrupt(), "KILLED")],
+)
+def test_how_a_run_ended_is_recorded(store: MlflowStore, error: BaseException, status: str) -> None:
+    def fail() -> None:
+        with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+            run.metrics({"loss": 1.0}, step=1)
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    runs = _runs(store)
+    assert {run.info.status for run in runs.values()} == {status}
+    reason = "stopped on request" if status == "KILLED" else None
+    assert {run.data.tags.get("wst.end_reason") for run in runs.values()} == {reason}
+    assert runs["train_c (stage_c)"].data.metrics == {"loss": 1.0}
+
+
+def test_a_broken_store_does_not_stop_the_run(store: MlflowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tracking.mlflow_runs.END_PATIENCE_S", 0.5)
+    store.database.write_bytes(b"this is no database")
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        run.metrics({"loss": 1.0}, step=1)
+    (warning,) = tracking.warnings
+    assert "did not take 7 records" in warning
+    assert "not a database" in warning
+    (kept,) = store.unsent.rglob("*.jsonl")
+    assert str(kept) in warning
+
+
+def test_a_folder_that_cannot_be_made_does_not_stop_the_run(tmp_path: Path) -> None:
+    (tmp_path / "mlflow").write_text("a file is in the way of the folder")
+    unusable = locate_store(str(tmp_path), None)
+    with _tracking(unusable) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        run.metrics({"loss": 1.0}, step=1)
+        run.finish(Artifact("stage_c", "/somewhere", MANIFEST))
+    (warning,) = tracking.warnings
+    assert "MLflow gets nothing of this run" in warning
+
+
+def test_what_mlflow_never_takes_is_dropped_counted_and_holds_nothing_up(store: MlflowStore) -> None:
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        assert tracking.flush(60)
+        client, experiment = connect(store, "wuerstchen")
+        (child,) = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
+        client.delete_run(child.info.run_id)
+        run.metrics({"loss": 1.0}, step=1)
+    assert _runs(store)["stage_c"].info.status == "FINISHED"
+    (warning,) = tracking.warnings
+    assert "refused 2 records for good" in warning  # the point, and the end of the run
+
+
+def _python(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_runs_of_a_killed_process_are_ended_by_the_next(store: MlflowStore) -> None:
+    program = """
+        import sys
+        from pipeline.mlflow_store import locate_store
+        from pipeline.tracking import Tracking
+        tracking = Tracking(locate_store(sys.argv[1], None), "wuerstchen", conf="lost", targets=[],
+                            invocation="1", fingerprints={}, config={})
+        with tracking, tracking.step("train_c", "stage_c", "abc"):
+            tracking.flush(60)
+            print("ready", flush=True)
+            sys.stdin.read()
+    """
+    process = _python(program, str(store.database.parent.parent))
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    with _tracking(store) as tracking:
+        assert tracking.flush(60)
+        assert {run.info.status for run in _runs(store).values()} == {"RUNNING"}  # alive: left alone
+    process.kill()
+    process.communicate()
+    with _tracking(store):
+        pass
+    runs = _runs(store)
+    for name in ("lost", "train_c (stage_c)"):
+        assert runs[name].info.status == "KILLED"
+        assert runs[name].data.tags["wst.end_reason"] == "process died"
+    assert runs["stage_c"].info.status == "FINISHED"
+
+
+def test_processes_may_create_the_store_together(tmp_path: Path) -> None:
+    """MLflow alone fails here: each process runs the migrations and meets the others' half-made tables."""
+    program = """
+        import os, sys
+        import mlflow.store.tracking.sqlalchemy_store
+        from pipeline.mlflow_store import connect, locate_store
+        children = []
+        for _ in range(2):
+            if (pid := os.fork()) == 0:
+                connect(locate_store(sys.argv[1], None), "wuerstchen")
+                os._exit(0)
+            children.append(pid)
+        sys.exit(sum(os.waitpid(pid, 0)[1] != 0 for pid in children))
+    """
+    assert _python(program, str(tmp_path)).wait() == 0
+    client, experiment = connect(locate_store(str(tmp_path), None), "wuerstchen")
+    assert client.get_experiment(experiment).artifact_location == f"{tmp_path}/mlflow/artifacts"
+
+
+def _free_port() -> int:
+    """A port below those that the system gives out, so that nobody gets it between two uses."""
+    for port in range(20000 + os.getpid() % 10000, 32768):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no free port")
+
+
+def test_the_ui_answers_once_and_ends_with_its_verb(store: MlflowStore) -> None:
+    with _tracking(store):
+        pass
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", _free_port()))
+        port = probe.getsockname()[1]
+        probe.listen()
+        with pytest.raises(UsageError, match=f"port={port}: cannot be used"), serve_ui(store, port):
+            pytest.fail("yielded a URL of somebody else's server")
+    root = store.database.parent.parent
+    verb = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "ui", f"root={root}", f"port={port}"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        assert verb.stderr is not None
+        assert url in verb.stderr.readline()
+        with serve_ui(store, 1) as open_already:  # whoever asks for another port gets the open one
+            assert open_already == url
+        with urllib.request.urlopen(url, timeout=30) as page:
+            assert b"MLflow" in page.read()
+        verb.terminate()
+        assert verb.wait(60) == 0
+    finally:
+        verb.kill()
+        verb.wait()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=30)
+
+
+def test_the_ui_of_an_empty_root_is_refused(tmp_path: Path) -> None:
+    empty = locate_store(str(tmp_path), None)
+    with pytest.raises(UsageError, match=r"no MLflow store .*run something first"), serve_ui(empty, 5000):
+        pytest.fail("served nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("root", "uri", "expected"),
+    [
+        ("/shared/runs", None, "sqlite:////shared/runs/mlflow/mlflow.db"),
+        ("/shared/runs", "sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("s3://bucket/runs", "sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("s3://bucket/runs", "http://mlflow:5000", "http://mlflow:5000"),
+    ],
+)
+def test_where_runs_are_kept(root: str, uri: str | None, expected: str) -> None:
+    store = locate_store(root, uri)
+    assert store.uri == expected
+    assert store.artifacts == (None if uri and uri.startswith("http") else store.database.parent / "artifacts")
+
+
+@pytest.mark.parametrize(
+    ("root", "uri", "message"),
+    [
+        ("s3://bucket/runs", None, r"tracking\.uri.*http address"),
+        ("/shared/runs", "file:./mlruns", r"tracking\.uri=file:\./mlruns"),
+        ("/shared/runs", "https://me:secret@mlflow", r"tracking\.uri.*MLFLOW_TRACKING_PASSWORD"),
+    ],
+)
+def test_where_runs_cannot_be_kept(root: str, uri: str | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as refusal:
+        locate_store(root, uri)
+    assert "me:secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"hub_token": "x", "tokens": 77, "tokenizer": "bpe"},
+            {"hub_token": "***", "tokens": 77, "tokenizer": "bpe"},
+        ),
+        (
+            {"aws": {"secretAccessKey": "x", "region": "eu"}},
+            {"aws": {"secretAccessKey": "***", "region": "eu"}},
+        ),
+        ({"credentials": {"user": "me", "pass": "x"}}, {"credentials": {"user": "***", "pass": "***"}}),
+        ({"password": None, "api-key": ["x", "y"]}, {"password": None, "api-key": ["***", "***"]}),
+        ({"urls": ("https://a.b/c?X-Amz-Signature=x#top",)}, {"urls": ["https://a.b/c?***#top"]}),
+        ({"uri": "postgresql://me:x@host/db"}, {"uri": "postgresql://***@host/db"}),
+        ({"prompt": "what's this, (a) cat? 5 @ a time"}, {"prompt": "what's this, (a) cat? 5 @ a time"}),
+    ],
+)
+def test_secrets_are_taken_out(config: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert redact(config) == expected
+
+
+def test_git_tags_tell_commit_branch_and_changes(tmp_path: Path) -> None:
+    assert git_tags(tmp_path) == {}
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.invalid"]
+        command = ["git", "-C", str(tmp_path), *identity, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--initial-branch=topic")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "--message=first")
+    clean = git_tags(tmp_path)
+    assert clean["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+    assert (clean["mlflow.source.git.branch"], clean["mlflow.source.git.dirty"]) == ("topic", "false")
+    (tmp_path / "a-log").write_text("untracked")
+    assert git_tags(tmp_path) == clean
+    (tmp_path / "file").write_text("two")
+    assert git_tags(tmp_path)["mlflow.source.git.dirty"] == "true"
+
+
+def test_libraries_are_told_not_to_report_home() -> None:
+    """Each library's own check, in a process without the marks of a test run, which silence some of them."""
+    program = """
+        from pipeline.environment import quiet_environment
+        quiet_environment()
+        from huggingface_hub import constants
+        from mlflow.telemetry.utils import is_telemetry_disabled
+        from ray._common.usage.usage_lib import usage_stats_enabled
+        assert is_telemetry_disabled()
+        assert not usage_stats_enabled()
+        assert constants.HF_HUB_DISABLE_TELEMETRY and constants.HF_HUB_DISABLE_UPDATE_CHECK
+    """
+    marks = {"PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", *QUIET}
+    environment = {name: value for name, value in os.environ.items() if name not in marks}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, env=environment)

@@ -1,0 +1,392 @@
+"""Forgetting: what is left is as if the picture had never been kept, also after a kill at any moment."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datasets.config import DataError, ViewConfig
+from datasets.files import storage
+from datasets.files.storage import CorruptFile
+from datasets.formats import shards
+from datasets.formats.shards import INDEX, Clock, ImageRow
+from datasets.planning import plan
+from datasets.reading import duplicates, views
+from datasets.reading.batches import Batches, Source
+from pipeline.cluster import rank
+from pipeline.errors import LeaseHeld, UsageError
+from pipeline.steps import sample
+from pipeline.steps.select import held_out, make
+from pipeline.store import lease
+from pipeline.store.artifacts import Artifact, Fingerprint, Store
+from pipeline.store.removal_list import check_carried_out, listed, requests
+from pipeline.terminal import out
+from pipeline.tracking import outbox
+from pipeline.verbs import forgetting
+from pipeline.verbs.data import forget as told_forget
+from pipeline.verbs.forgetting import forget
+from stages.weights.release import model_card
+
+ROWS = 4  # planned pictures of a shard; the last one of each is lost
+URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
+KEYS = [[plan.key_of(url, "caption") for url in urls] for urls in URLS]
+GONE = KEYS[1][1]
+HOLDOUT = int(GONE, 16) / 2**128 + 1e-6  # GONE is the last that is held out
+ORIGIN = "https://original.invalid/1.png"
+PNG = b"\x89PNG..."
+
+
+def caption(key: str) -> str:
+    return "its name" if key == GONE else "caption"
+
+
+def image_rows(shard: int, forgotten: str | None = None) -> list[ImageRow]:
+    keys = KEYS[shard][: ROWS - 1]
+    return [
+        ImageRow(row, key, URLS[shard][row], "caption", "png", PNG + key.encode())
+        for row, key in enumerate(keys)
+        if key != forgotten
+    ]
+
+
+def tensors(shard: int, forgotten: str | None = None) -> bytes:
+    rows = image_rows(shard, forgotten)
+    return shards.write_tensors(rows, "text", np.array([[16 * shard + row.row] * 2 for row in rows], np.float16))
+
+
+def index(shard: int) -> bytes:
+    rows = [
+        {"key": key, "row": row, "status": "gone" if row == ROWS - 1 else "ok", "width": 9}
+        for row, key in enumerate(KEYS[shard])
+    ]
+    return shards.table_bytes(rows, INDEX)
+
+
+def commit(store: Store, name: str, files: dict[str, bytes], rows: int, *parents: Artifact, **about: Any) -> Artifact:
+    """A finished artifact of these files."""
+    settings = about.pop("settings", {})
+    fingerprint = Fingerprint(name, 1, settings, {parent.name: parent.manifest["fingerprint"] for parent in parents})
+    path = store.path(name, fingerprint.digest)
+    entries = {file: storage.publish(content, storage.join(path, file)) for file, content in files.items()}
+    facts = {"files": entries, "timed": [], "rows": rows, "notes": about, "created": f"{len(list(store.finished()))}"}
+    return store.commit(name, fingerprint, facts)
+
+
+def receipts(artifact: Artifact, folder: str = "", lost: int = 0) -> None:
+    for shard in range(2):
+        prefix = f"{folder}/{shard:05d}." if folder else f"{shard:05d}."
+        files = {name.rpartition("/")[2]: entry for name, entry in artifact.files.items() if name.startswith(prefix)}
+        where = storage.join(artifact.path, folder) if folder else artifact.path
+        kept, dropped = ROWS - 1, {"gone": 1} if lost else {}
+        shards.publish_receipt(
+            where, shard, rows_in=kept + lost, rows_out=kept, files=files, clock=Clock(), dropped=dropped
+        )
+
+
+def built(root: Path) -> Store:
+    """A root with one artifact of each kind that holds pictures, or something made of them."""
+    store = Store(str(root))
+    planned = [
+        {"key": key, "url": url, "caption": caption(key), "shard": shard, "row": row, "aesthetic": float(row)}
+        | {"origin": ORIGIN if key == GONE else None}
+        for shard in range(2)
+        for row, (key, url) in enumerate(zip(KEYS[shard], URLS[shard], strict=True))
+    ]
+    rows = pa.Table.from_pylist(planned, schema=plan.SCHEMA)
+    metadata = commit(store, "metadata", {"plan/00000.parquet": plan.parquet_bytes(rows, ROWS)}, 2 * ROWS)
+    tars = {shards.image_name(shard): shards.write_images(image_rows(shard)) for shard in range(2)}
+    indexes = {shards.index_name(shard): index(shard) for shard in range(2)}
+    images = commit(store, "images", tars | indexes, 2 * (ROWS - 1), metadata, lost={"gone": 2})
+    receipts(images, lost=1)
+    values = {shards.tensor_name(shard): tensors(shard) for shard in range(2)}
+    text = commit(store, "text_tiny", {**values, "tower.safetensors": b"weights"}, 2 * (ROWS - 1), images)
+    receipts(text)
+    sized = {f"128/{name}": content for name, content in values.items()}
+    receipts(commit(store, "latents_c", sized, 2 * (ROWS - 1), images), "128")
+    hashed = {f"hashes/{name}": content for name, content in values.items()}  # another table with keys
+    twins = [{"shard": 0, "key": KEYS[0][2], "of": GONE, "kind": "exact"}]
+    table = shards.parquet_bytes(pa.Table.from_pylist(twins, schema=duplicates.SCHEMA))
+    repeated = commit(store, "duplicates", {**hashed, duplicates.FILE: table, "groups.png": PNG}, 1, images)
+    receipts(repeated, "hashes")
+    bounds: dict[str, Any] = {"min_aesthetic": 1.0, "duplicates": "drop"}
+    content, chosen, _ = make(ViewConfig(**bounds), metadata, images, repeated)
+    settings = {"data.views.fine": bounds}
+    view = commit(store, "view_fine", {views.FILE: content}, chosen, metadata, images, repeated, settings=settings)
+    held = held_out(HOLDOUT, images)
+    commit(store, "held_out", {views.FILE: views.dump(held)}, held.rows, images, settings={"data.holdout": HOLDOUT})
+    stage = commit(store, "stage_c", {"stage_c.safetensors": b"weights", "panel.png": PNG}, 6, text, view)
+    captions = [{"key": key, "caption": caption(key), "seed": 1} for key in (GONE, KEYS[0][0])]
+    pictures = {f"{folder}/{row['key']}.png": PNG for folder in ("original", "generated") for row in captions}
+    tables = {"samples.parquet": shards.table_bytes(captions), "captions.json": json.dumps(captions).encode()}
+    samples = commit(store, "samples", {**pictures, **tables, "grid.png": PNG}, 2, images, stage)
+    measured = json.dumps([row | {"psnr_generated": 9.0} for row in captions]).encode()
+    scores = commit(store, "scores", {"scores.json": measured}, 2, samples)
+    commit(store, "release", {"README.md": card("its name").encode()}, 0, metadata, text, stage, samples, scores)
+    return store
+
+
+def card(prompt: str) -> str:
+    numbers = dict.fromkeys(("width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b"), 1)
+    texts = {"name": "Würstchen", "license": "other", "cost": "none"}
+    return model_card(**texts, **numbers, prompt=prompt, sources=["its name"], scores={}, limitations=[])
+
+
+def found(store: Store) -> dict[str, Artifact]:
+    return {artifact.name: artifact for artifact in store.finished()}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """All that lies in the artifacts, but what tells of times."""
+    return {
+        str(file.relative_to(root)): b"" if "receipts" in file.parts else file.read_bytes()
+        for file in (root / "artifacts").rglob("*")
+        if file.is_file()
+    }
+
+
+def text_source(text: Artifact) -> Source:
+    return Source("text", text.path, text.files)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return built(tmp_path)
+
+
+@pytest.mark.parametrize("by", [GONE, URLS[1][1], ORIGIN], ids=["key", "URL", "origin"])
+def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
+    before = {name: artifact.manifest for name, artifact in found(store).items()}
+    outcome = forget(store.root, {by})
+    assert outcome.pictures == {GONE}
+    assert outcome.trained == {"stage_c"}
+    assert outcome.alike == {KEYS[0][2]}
+    now = found(store)
+    for artifact in now.values():
+        assert artifact.manifest["fingerprint"] == before[artifact.name]["fingerprint"]
+        for name in artifact.files:
+            artifact.read(name)
+        assert artifact.manifest["bytes"] == sum(entry.bytes for entry in artifact.files.values())
+    images, text, samples = (now[name] for name in ("images", "text_tiny", "samples"))
+    assert images.read("00001.tar") == shards.write_images(image_rows(1, GONE))
+    assert text.read("00001.parquet") == now["latents_c"].read("128/00001.parquet") == tensors(1, GONE)
+    assert images.read("00000.tar") == shards.write_images(image_rows(0))
+    assert views.stored_keys(images.read("00001.parquet")).to_pylist() == [KEYS[1][0], KEYS[1][2]]
+    assert [now[name].manifest["rows"] for name in ("images", "text_tiny", "latents_c", "samples")] == [5, 5, 5, 1]
+    assert images.manifest["notes"]["lost"] == {"gone": 2, "forgotten": 1}
+    assert shards.receipt(images.path, 1).dropped == {"forgotten": 1, "gone": 1}
+    assert shards.receipt(text.path, 1).rows_in == shards.receipt(text.path, 1).rows_out == 2
+    kept = KEYS[0][0]
+    assert {*samples.files} == {f"original/{kept}.png", f"generated/{kept}.png", "samples.parquet", "captions.json"}
+    assert [row["key"] for row in json.loads(samples.read("captions.json"))] == [kept]
+    assert [row["key"] for row in json.loads(now["scores"].read("scores.json"))] == [kept]
+    assert now["release"].read("README.md").decode() == card("caption")
+    assert {*now["stage_c"].files} == {"stage_c.safetensors"}
+    assert {*now["duplicates"].files} == {"hashes/00000.parquet", "hashes/00001.parquet", duplicates.FILE}
+    assert now["duplicates"].read("hashes/00001.parquet") == tensors(1, GONE)
+    assert duplicates.by_shard(now["duplicates"].read(duplicates.FILE)) == {}
+    stored = [path for path, content in contents(Path(store.root)).items() if GONE.encode() in content]
+    assert not [path for path in stored if Path(path).suffix in (".tar", ".png")]
+
+
+def test_trainings_and_their_views_go_on_without_it_and_with_the_one_that_looked_like_it(store):
+    assert found(store)["view_fine"].manifest["rows"] == 3
+    forget(store.root, {GONE})
+    now = found(store)
+    view = views.read(now["view_fine"].read(views.FILE))
+    for data, rows in (
+        (Batches([text_source(now["text_tiny"])], seed=0), 5),
+        (Batches([text_source(now["text_tiny"])], seed=0, view=view), 3),
+    ):
+        assert data.rows == rows
+        assert bytes.fromhex(GONE) not in {bytes(key) for key in data.read(0, rows)["key"]}
+    assert now["view_fine"].manifest["rows"] == 3
+
+
+def test_what_is_held_out_is_so_afterwards_but_for_the_picture(store):
+    def keys(artifact: Artifact) -> list[str]:
+        view = views.read(artifact.read(views.FILE))
+        images = found(store)["images"]
+        stored = [views.stored_keys(images.read(shards.index_name(shard))).to_pylist() for shard in range(2)]
+        return [stored[shard][place] for shard in range(2) for place in view.places(shard)]
+
+    before = keys(found(store)["held_out"])
+    assert max(before) == GONE
+    forget(store.root, {GONE})
+    now = found(store)["held_out"]
+    assert keys(now) == [key for key in before if key != GONE]
+    assert now.manifest["rows"] == len(before) - 1
+
+
+def test_a_second_time_changes_nothing(store):
+    forget(store.root, {GONE})
+    once = contents(Path(store.root))
+    outcome = forget(store.root, {GONE, URLS[1][1]})
+    assert not outcome.pictures
+    assert contents(Path(store.root)) == once
+
+
+def test_after_a_kill_at_any_moment_a_run_is_refused_and_the_next_removal_ends_it(tmp_path, monkeypatch):
+    built(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "calm")
+    forget(str(tmp_path / "calm"), {GONE})
+    calm = contents(tmp_path / "calm")
+
+    class Killed(BaseException):
+        """The process ends here."""
+
+    def deadly(function: Any, left: list[int]) -> Any:
+        def call(*arguments: Any) -> Any:
+            if "lease.json" not in str(arguments[-1]):  # whose owner would be dead
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+            return function(*arguments)
+
+        return call
+
+    kills = 0
+    while True:
+        root = tmp_path / f"killed{kills}"
+        shutil.copytree(tmp_path / "whole", root)
+        store = Store(str(root))
+        left = [kills + 1]  # the request itself is written
+        with monkeypatch.context() as patched:
+            for name in ("publish", "remove"):
+                patched.setattr(storage, name, deadly(getattr(storage, name), left))
+            try:
+                forget(store.root, {GONE})
+                break
+            except Killed:
+                kills += 1
+        with pytest.raises(UsageError, match="go on with it: python -m pipeline data forget"):
+            check_carried_out(store.root)
+        forget(store.root, set())
+        check_carried_out(store.root)
+        assert {name for name in contents(root) if contents(root)[name] != calm.get(name)} <= {
+            name for name in calm if name.endswith("forgotten.json")
+        }
+        assert contents(root).keys() == calm.keys()
+        assert {name: artifact.manifest for name, artifact in found(store).items()} == {
+            name: artifact.manifest for name, artifact in found(Store(str(tmp_path / "calm"))).items()
+        }
+    assert kills > 20
+
+
+def test_a_shard_of_an_unfinished_build_that_holds_it_is_dropped(store):
+    path = store.path("text_tiny", "unfinished")
+    for shard in range(2):
+        name = shards.tensor_name(shard)
+        files = {name: storage.publish(tensors(shard), storage.join(path, name))}
+        shards.publish_receipt(path, shard, rows_in=3, rows_out=3, files=files, clock=Clock())
+    forget(store.root, {GONE})
+    assert storage.listing(path) == ["00000.parquet", "receipts/00000.json"]
+
+
+def test_unfinished_samples_are_drawn_anew_for_the_captions_that_are_left(store, monkeypatch):
+    path = store.path("samples", "unfinished")
+    monkeypatch.setattr(sample, "CHUNK", 1)
+    for chunk, prompt in enumerate(sample._prompts(found(store)["images"], limit=5, seed=0)):
+        name = f"generated/{prompt['key']}.png"
+        entry = storage.publish(PNG, storage.join(path, name))
+        shards.publish_receipt(path, chunk, rows_in=1, rows_out=1, files={name: entry}, clock=Clock())
+    forget(store.root, {KEYS[0][0]})
+    drawn = {name for receipt in shards.finished(path).values() for name in receipt.files}
+    prompts = sample._prompts(found(store)["images"], limit=5, seed=0)
+    todo = [prompt for chunk, prompt in enumerate(prompts) if chunk not in shards.finished(path)]
+    assert drawn | {f"generated/{prompt['key']}.png" for prompt in todo} == {
+        f"generated/{prompt['key']}.png" for prompt in prompts
+    }
+
+
+def test_a_key_stands_for_its_picture_whatever_else_is_written_about_it(store):
+    known = [(URLS[1][1], "another caption"), ("https://elsewhere.invalid/copy.png", "a third"), (URLS[0][1], "other")]
+    rows = [
+        {"key": plan.key_of(*names), "url": names[0], "caption": names[1], "shard": 0, "row": row}
+        | {"origin": ORIGIN if row == 1 else None}
+        for row, names in enumerate(known)
+    ]
+    content = plan.parquet_bytes(pa.Table.from_pylist(rows, schema=plan.SCHEMA), 3)
+    metadata = commit(store, "metadata", {"plan/00000.parquet": content}, 3, settings={"seed": 1})
+    stored = [ImageRow(row["row"], row["key"], row["url"], row["caption"], "png", PNG) for row in rows]
+    table = [{"key": row["key"], "row": row["row"], "status": "ok"} for row in rows]
+    files = {shards.image_name(0): shards.write_images(stored), shards.index_name(0): shards.table_bytes(table, INDEX)}
+    images = commit(store, "images", files, 3, metadata, lost={})
+    shards.publish_receipt(images.path, 0, rows_in=3, rows_out=3, files=images.files, clock=Clock())
+    unknown = "f" * 32
+    outcome = forget(store.root, {GONE, unknown})
+    assert outcome.pictures == {GONE, rows[0]["key"], rows[1]["key"]}
+    assert outcome.unplanned == {unknown}
+    (request,) = requests(store.root)
+    assert {*request.keys, *request.urls} == {GONE, unknown, URLS[1][1], ORIGIN}
+
+
+def test_what_a_killed_training_has_shown_is_made_anew(store):
+    assert Path(forgetting.RESULT).name == rank.RESULT
+    path = Path(store.path("stage_a", "unfinished"))
+    names = ("stage_a.safetensors", "panel.png", "building/result.json", "building/checkpoints/stage_a/4.safetensors")
+    for name in names:
+        storage.publish(b"content", str(path / name))
+    forget(store.root, {"http://unknown.invalid/"})
+    assert len(storage.listing(str(path))) == 4
+    forget(store.root, {GONE})
+    assert storage.listing(str(path)) == ["building/checkpoints/stage_a/4.safetensors", "stage_a.safetensors"]
+
+
+def test_pictures_in_mlflow_and_on_their_way_there_are_deleted(store):
+    folder = Path(store.root, "mlflow")
+    storage.publish(PNG, str(folder / "artifacts/run/artifacts/images/samples+step+0.png"))
+    storage.publish(b"seed: 0", str(folder / "artifacts/run/artifacts/config.yaml"))
+    kept = {"kind": "metrics", "run": "a", "rows": [["loss", 1.0, 0, 0]]}
+    alive = outbox.Outbox(folder / "unsent/there", "alive", lambda _: 1 / 0)
+    for record in (kept, {"kind": "image", "run": "a", "png": "iVBORw"}):
+        alive.add(record)
+    forget(store.root, {URLS[1][3]})  # which was never stored
+    assert len(storage.listing(str(folder))) == 3
+    with pytest.raises(LeaseHeld, match="has yet to end"):
+        forget(store.root, {GONE})
+    assert alive.close(60) == 2
+    with open(alive.path, "a") as file:
+        file.write('{"kind": "image", "png": "iVB')  # its process died in it
+    forget(store.root, set())
+    assert json.loads(alive.path.read_text()) == kept
+    assert storage.listing(str(folder)) == ["artifacts/run/artifacts/config.yaml", "unsent/there/alive.jsonl"]
+
+
+def test_nothing_is_touched_while_somebody_builds(store):
+    before = contents(Path(store.root))
+    with lease.hold(store.path("stage_c", "other"), print), pytest.raises(LeaseHeld, match="is being built by"):
+        forget(store.root, {GONE})
+    assert contents(Path(store.root)) == before
+    assert requests(store.root) == []
+
+
+def test_what_lies_outside_the_root_is_named(store):
+    for told in (True, False):
+        with out.capture() as said:
+            told_forget(store.root, {"keys": GONE}, as_json=False)
+        assert ("cluster.cache.folder" in said.get()) == told
+
+
+def test_a_damaged_shard_is_not_rewritten(store):
+    path = Path(found(store)["images"].path, "00001.tar")
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"00001\.tar does not hold"):
+        forget(store.root, {GONE})
+    assert path.read_bytes() == content
+
+
+def test_what_is_neither_key_nor_url_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="keys=abc: a key has 32 hex digits"):
+        listed("abc", "", "")
+    with pytest.raises(UsageError, match="urls=nothing: 'nothing' is no http"):
+        listed("", "nothing", "")
+    with pytest.raises(DataError, match="from: there is no file none"):
+        listed("", "", "none")
+    (tmp_path / "list").write_text(f"{GONE}\nHTTP://Pictures.invalid/a.png\n")
+    assert listed(KEYS[0][0], "", str(tmp_path / "list")) == {GONE, KEYS[0][0], "http://pictures.invalid/a.png"}

@@ -1,0 +1,143 @@
+"""gc: what the last run by each command wants stays with all its ancestors; nothing else, and nothing without --yes."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets.files import storage
+from pipeline.__main__ import main
+from pipeline.store import lease
+from pipeline.store.artifacts import Artifact, Fingerprint, Store
+from pipeline.store.process import ProcessId
+
+
+def commit(store: Store, name: str, setting: int, *parents: Artifact) -> Artifact:
+    digests = {parent.name: parent.manifest["fingerprint"] for parent in parents}
+    fingerprint = Fingerprint(name, 1, {"setting": setting}, digests)
+    entry = storage.publish(bytes(1000), storage.join(store.path(name, fingerprint.digest), "file"))
+    facts = {"files": {"file": entry}, "timed": [], "rows": 1, "notes": {}, "created": "2026-01-01"}
+    return store.commit(name, fingerprint, facts)
+
+
+def record(root: Path, number: int, command: str, *wanted: Artifact, **about: Any) -> None:
+    told = {
+        "id": str(number),
+        "outcome": "done",
+        "command": f"python -m pipeline {command}",
+        "started": f"2026-01-01T00:00:{number:02d}+00:00",
+        "steps": {},
+        "fingerprints": {artifact.name: artifact.manifest["fingerprint"] for artifact in wanted},
+        **about,
+    }
+    storage.publish(json.dumps(told).encode(), str(root / "invocations" / f"{number}.json"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two stages made from the same images, of which the first is no longer what its command asks for."""
+    store = Store(str(tmp_path))
+    images = commit(store, "images", 0)
+    first, second = (commit(store, "stage_c", setting, images) for setting in (1, 2))
+    record(tmp_path, 1, "run conf=stage_c", first)
+    record(tmp_path, 2, "run conf=stage_c --until train_c root=elsewhere", second)
+    return tmp_path
+
+
+def stages(root: Path) -> list[int]:
+    return sorted(artifact.manifest["settings"]["setting"] for artifact in Store(str(root)).finished("stage_c"))
+
+
+def collect(root: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, list]:
+    assert main(["gc", f"root={root}", "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_dry_run_names_what_no_last_run_wants_and_deletes_nothing(root, capsys):
+    told = collect(root, capsys)
+    assert [item["name"] for item in told["unwanted"]] == ["stage_c"]
+    assert told["unwanted"][0]["bytes"] > 1000
+    assert told["deleted"] == []
+    assert stages(root) == [1, 2]
+
+
+def test_with_yes_it_is_gone_and_the_ancestors_of_what_is_wanted_stay(root, capsys):
+    (path,) = collect(root, capsys, "--yes")["deleted"]
+    assert not Path(path).exists()
+    assert stages(root) == [2]
+    assert [artifact.name for artifact in Store(str(root)).finished("images")] == ["images"]
+    assert collect(root, capsys)["unwanted"] == []
+
+
+def test_another_command_keeps_its_own(root, capsys):
+    stages = Store(str(root)).finished("stage_c")
+    first = next(artifact for artifact in stages if artifact.manifest["settings"]["setting"] == 1)
+    for number, command in enumerate(("run conf=stage_c seed=1", "data dedup conf=stage_c"), start=3):
+        record(root, number, command, first)
+    assert collect(root, capsys)["unwanted"] == []
+
+
+def test_what_a_run_names_by_its_path_stays(root, capsys):
+    stages = {artifact.manifest["settings"]["setting"]: artifact for artifact in Store(str(root)).finished("stage_c")}
+    paths = [f"{stages[1].path}/stage_c.safetensors", "/elsewhere/stage_c.pt", f"{root}x/artifacts/stage_c/0"]
+    record(root, 3, "run conf=interpolate interpolate.first=...", stages[2], paths=paths)
+    assert collect(root, capsys)["unwanted"] == []
+
+
+def test_a_run_is_as_old_as_its_last_sign_of_life(root, capsys):
+    """Long trainings keep what they are made from, and so do their unfinished builds."""
+    (images,) = Store(str(root)).finished("images")
+    first, second = Store(str(root)).finished("stage_c")
+    lives = {"outcome": "running", "process": vars(ProcessId.own())}
+    record(root, 3, "run conf=stage_c seed=3", images, **lives)
+    assert {item["path"] for item in collect(root, capsys, "days=9")["unwanted"]} == {first.path, second.path}
+    elsewhere = {"outcome": "running", "process": {"host": "elsewhere", "pid": 1, "started": 0}}
+    record(root, 3, "run conf=stage_c seed=3", images, **elsewhere)
+    assert len(collect(root, capsys, "days=9")["unwanted"]) == 3
+    lines = [{"time": time.time() - 86400 * age} for age in (40, 8)]
+    storage.publish("".join(json.dumps(line) + "\n" for line in lines).encode() + b'{"ti', str(root / "ledger/3.jsonl"))
+    assert len(collect(root, capsys, "days=7")["unwanted"]) == 3
+    assert {item["path"] for item in collect(root, capsys, "days=9")["unwanted"]} == {first.path, second.path}
+
+
+def test_runs_older_than_the_days_want_nothing(root, capsys):
+    assert len(collect(root, capsys, "days=1")["unwanted"]) == 3
+    assert main(["gc", f"root={root}", "days=soon"]) == 2
+    assert "days=soon: give a number of days" in capsys.readouterr().err
+
+
+def test_an_unfinished_build_goes_unless_a_last_run_wants_it_or_somebody_builds_it(root, capsys):
+    store = Store(str(root))
+    unfinished = store.path("stage_b", "0" * 16)
+    storage.publish(b"state", storage.join(unfinished, "building/checkpoints/1.safetensors"))
+    assert "stage_b" in {item["name"] for item in collect(root, capsys)["unwanted"]}
+    with lease.hold(unfinished, print):
+        assert unfinished not in collect(root, capsys, "--yes")["deleted"]
+    assert Path(unfinished).exists()
+    wanted = Artifact("stage_b", unfinished, {"fingerprint": "0" * 16})
+    record(root, 3, "run conf=stage_b", wanted)
+    assert collect(root, capsys)["unwanted"] == []
+
+
+def test_images_stay_until_the_attempt_that_takes_them_over_is_finished(tmp_path, capsys):
+    store = Store(str(tmp_path))
+    metadata = commit(store, "metadata", 0)
+    images = [commit(store, "images", attempt, metadata) for attempt in (1, 2)]
+    record(tmp_path, 1, "run conf=stage_c", metadata, images[0])
+    record(tmp_path, 2, "run conf=stage_c", metadata, images[1])  # whose conf now says data.attempt=2
+    manifest = storage.join(images[1].path, "manifest.json")
+    text = storage.read(manifest)
+    storage.remove(manifest)
+    assert collect(tmp_path, capsys)["unwanted"] == []
+    storage.publish(text, manifest)
+    assert [item["path"] for item in collect(tmp_path, capsys)["unwanted"]] == [images[0].path]
+
+
+def test_what_the_build_of_a_finished_artifact_has_left_goes_alone(root, capsys):
+    collect(root, capsys, "--yes")
+    (artifact,) = Store(str(root)).finished("stage_c")
+    storage.publish(b"state", storage.join(artifact.path, "building/checkpoints/1.safetensors"))
+    assert collect(root, capsys, "--yes")["deleted"] == [storage.join(artifact.path, "building")]
+    assert artifact.read("file") == bytes(1000)

@@ -1,0 +1,301 @@
+"""Steps that go wrong, alone and among ranks: raised, skipped or rewound; what is measured of a training beside it."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from stages.config import BadStepsConfig, TrainingConfig
+from stages.draws import Draws
+from stages.training import activity, checkpoint
+from stages.training.activity import Activity
+from stages.training.bad_steps import BadSteps, BadStepsWatch
+from stages.training.loop import train
+from stages.training.meter import means
+
+ROWS, STEPS = 8, 12
+Spoil = Callable[[int, np.ndarray], np.ndarray]
+
+
+class Toy(nn.Module):
+    """With BatchNorm, whose statistics a bad batch would spoil."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Linear(16, 6))
+
+    def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        x = batch["x"]
+        first = (draws.uniform() < 0.5).float()
+        error = (self.net(x + 0.1 * draws.normal(6)) - x).square().mean(dim=1)
+        return error.mean(), {"half": (first * error).mean(), "half/share": first.mean()}
+
+
+class Run:
+    """One training in memory, some of whose batches are spoiled."""
+
+    def __init__(
+        self,
+        then: str,
+        spoil: Spoil,
+        state: bytes | None = None,
+        rank: int = 0,
+        world: int = 1,
+        log_every: int = 2,
+        checkpoint_every: int = 4,
+        **bad: object,
+    ):
+        self.model = Toy()
+        self.saved: dict[int, bytes] = {0: state} if state else {}
+        self.logged: dict[int, dict[str, float]] = {}
+        self.told: list[tuple[list[int], str]] = []
+        self.spoil, self.rank, self.world = spoil, rank, world
+        self.config = TrainingConfig.model_validate(
+            {
+                "phases": [{"steps": STEPS, "batch_size": ROWS, "size": 64}],
+                "learning_rate": 0.01,
+                "warmup_steps": 0,
+                "precision": "fp32",
+                "log_every": log_every,
+                "checkpoint_every": checkpoint_every,
+                "bad_steps": {"then": then, **bad},
+            }
+        )
+
+    def read(self, step: int) -> dict[str, np.ndarray]:
+        rows = np.random.default_rng(step).normal(size=(ROWS, 6)).astype(np.float32)
+        return {"x": self.spoil(step, rows)[self.rank * ROWS // self.world : (self.rank + 1) * ROWS // self.world]}
+
+    def train(self, stop_after: int = STEPS) -> "Run":
+        train(
+            self.model,
+            self.read,
+            self.config,
+            seed=0,
+            device=torch.device("cpu"),
+            rank=self.rank,
+            world=self.world,
+            load_state=self.load_state,
+            save_state=self.save_state,
+            log=self.logged.__setitem__,
+            should_stop=lambda: max(self.logged, default=0) >= stop_after,
+            bad_steps=lambda steps, done: self.told.append((steps, done)),
+            flops_of=lambda phase: 1e9,
+        )
+        return self
+
+    def load_state(self) -> list[bytes] | None:
+        return [self.saved[max(self.saved)]] if self.saved else None
+
+    def save_state(self, step: int, state: bytes) -> None:
+        self.saved[step] = state
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+
+def clean(step: int, rows: np.ndarray) -> np.ndarray:
+    return rows
+
+
+def spoiled_at(*steps: int, by: float = math.nan) -> Spoil:
+    """One row of some steps is `by` times as large."""
+
+    def spoil(step: int, rows: np.ndarray) -> np.ndarray:
+        if step in steps:
+            rows[-1] *= by
+        return rows
+
+    return spoil
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_raising_keeps_the_weights_before_the_bad_step() -> None:
+    run = Run("raise", spoiled_at(5))
+    with pytest.raises(BadSteps, match=r"step 6 .*lower learning_rate, or set bad_steps.then to skip or rewind"):
+        run.train()
+    assert run.told == [([5], "raise")]
+    assert sorted(run.saved) == [4]
+    learnt = {key: value for key, value in run.weights.items() if "running" not in key and "tracked" not in key}
+    before = checkpoint.load(Run("raise", clean, log_every=1).train(stop_after=5).saved[5]).tensors
+    assert all(torch.equal(before[f"model.{key}"], value) for key, value in learnt.items())
+
+
+@pytest.mark.parametrize("by", [math.nan, math.inf])
+def test_a_skipped_step_leaves_no_trace(by: float) -> None:
+    run = Run("skip", spoiled_at(5, 6, by=by)).train()
+    assert run.told == [([5], "skip"), ([6], "skip")]
+    assert all(value.isfinite().all() for value in run.weights.values() if value.is_floating_point())
+    assert run.logged[6]["bad_steps"] == 1
+    assert run.logged[STEPS]["bad_steps"] == 2
+    assert math.isfinite(run.logged[6]["loss"])  # of the good step that it was logged with
+    moments = checkpoint.load(run.saved[STEPS]).tensors
+    assert moments["optimizer.net.0.weight.step"] == STEPS - 2
+    each = Run("skip", spoiled_at(5, 6, by=by), log_every=1, checkpoint_every=1).train()
+    five, seven = (checkpoint.load(each.saved[step]).tensors for step in (5, 7))
+    assert same(dict(five), dict(seven))
+
+
+def test_rewinding_goes_on_behind_the_bad_step_from_the_checkpoint() -> None:
+    run = Run("rewind", spoiled_at(6)).train(stop_after=8)  # seen at 8; the checkpoint is of 4
+    assert run.told == [([6], "rewind")]
+    four, eight = (checkpoint.load(run.saved[step]) for step in (4, 8))
+    assert same(dict(four.tensors), dict(eight.tensors))
+    assert eight.notes["bad_steps"] == 1
+
+
+def test_a_jump_of_the_loss_is_rewound() -> None:
+    run = Run("rewind", spoiled_at(7, by=1e3), jump=10.0).train()
+    assert run.told == [([7], "rewind")]
+    assert run.logged[STEPS]["loss"] < 3 * run.logged[2]["loss"]
+    plain = Run("raise", spoiled_at(7, by=1e3)).train()
+    assert plain.told == []
+
+
+@pytest.mark.parametrize(
+    ("then", "stops"),
+    [("skip", (2, 4, 6, 8, 10)), ("rewind", (4, 8))],  # elsewhere the stop itself makes a checkpoint to rewind to
+)
+def test_resuming_anywhere_gives_the_straight_runs_bytes(then: str, stops: tuple[int, ...]) -> None:
+    straight = Run(then, spoiled_at(5, 9)).train()
+    for stop in stops:
+        first = Run(then, spoiled_at(5, 9)).train(stop_after=stop)
+        second = Run(then, spoiled_at(5, 9), state=first.saved[stop]).train()
+        assert second.saved[STEPS] == straight.saved[STEPS]
+
+
+def test_a_loss_that_is_not_finite_is_skipped_where_its_gradient_is() -> None:
+    class Overflowing(Toy):
+        def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, parts = super().forward(batch, draws)
+            return loss + (math.inf if draws.step == 5 else 0.0), parts
+
+    run = Run("skip", clean, log_every=1, checkpoint_every=1)
+    run.model = Overflowing()
+    run.train()
+    assert run.told == [([5], "skip")]
+    five, six = (checkpoint.load(run.saved[step]).tensors for step in (5, 6))
+    assert same(dict(five), dict(six))
+
+
+def test_too_many_end_the_training() -> None:
+    run = Run("skip", spoiled_at(4, 6, 8), at_most=2)
+    with pytest.raises(BadSteps, match=r"step 9 .*these are more than bad_steps.at_most=2"):
+        run.train()
+    stopped = Run("skip", spoiled_at(4, 6, 8), at_most=2).train(stop_after=8)
+    with pytest.raises(BadSteps, match=r"step 9 "):  # those before it was resumed count too
+        Run("skip", spoiled_at(4, 6, 8), stopped.saved[8], at_most=2).train()
+
+
+def test_there_must_be_a_checkpoint_to_rewind_to() -> None:
+    with pytest.raises(BadSteps, match="step 2 went wrong before the first checkpoint"):
+        Run("rewind", spoiled_at(1)).train()
+
+
+def test_a_training_that_raised_goes_on_with_another_policy() -> None:
+    run = Run("raise", spoiled_at(5))
+    with pytest.raises(BadSteps):
+        run.train()
+    assert Run("skip", spoiled_at(5), state=run.saved[4]).train().told == [([5], "skip")]
+
+
+def test_a_jump_is_measured_against_the_usual_loss() -> None:
+    watch = BadStepsWatch(BadStepsConfig(then="rewind", jump=2.0))
+    assert watch.find([5.0], [1.0]) == []  # nothing is usual yet
+    assert watch.usual_loss == 5.0
+    assert watch.find([11.0, 9.0, math.nan, 1.0, 9.7], [1.0, math.inf, 1.0, 1.0, 1.0]) == [0, 1, 2, 4]
+    assert watch.usual_loss == pytest.approx(5.0 - 0.05 * 4.0)
+    with pytest.raises(ValidationError, match="jump needs then=rewind"):
+        BadStepsConfig(jump=3.0)
+
+
+class SharedRun(Run):
+    """A rank's; the first one's states are files that all read."""
+
+    folder: Path
+
+    def load_state(self) -> list[bytes] | None:
+        found = sorted(self.folder.iterdir())
+        return [found[-1].read_bytes()] if found else None
+
+    def save_state(self, step: int, state: bytes) -> None:
+        (self.folder / f"{step:02d}").write_bytes(state)
+
+
+def _rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for then in ("skip", "rewind"):
+        run = SharedRun(then, spoiled_at(6), rank=rank, world=2)  # the last row is the second rank's
+        run.folder = folder / then
+        run.folder.mkdir(exist_ok=True)
+        run.train()
+        torch.save({"weights": dict(run.model.named_parameters()), "told": run.told}, folder / f"{then}-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks left behind, of whose batches one rank's was bad."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, (folder,), nprocs=2)
+    return folder
+
+
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("then", ["skip", "rewind"])
+def test_what_one_rank_sees_all_ranks_decide_alike(two_ranks: Path, then: str) -> None:
+    first, second = (torch.load(two_ranks / f"{then}-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert same(first["weights"], second["weights"])
+    assert all(value.isfinite().all() for value in first["weights"].values())
+    assert first["told"] == [([6], then)]
+    assert second["told"] == []  # only the first rank tells
+
+
+def test_the_speed_of_a_training_is_logged() -> None:
+    run = Run("raise", clean).train()
+    for values in run.logged.values():
+        assert values["speed/images_per_second"] > 0
+        assert values["speed/tflops"] == pytest.approx(values["speed/images_per_second"] * 1e9 / 1e12)
+        assert 0 <= values["speed/waiting_for_data"] < 1
+        assert 0 <= values["speed/saving"] < 1
+        assert values["speed/memory_gib"] > 0.05
+        assert "speed/mfu" not in values  # nobody knows a CPU's peak
+
+
+def test_a_scalar_with_a_share_is_the_mean_of_that_share() -> None:
+    columns = {
+        "loss": [1.0, 2.0, 9.0],
+        "early": [0.2, 0.4, 7.0],
+        "early/share": [0.5, 0.25, 1.0],
+        "late/share": [0.0] * 3,
+    }
+    assert means({**columns, "late": [0.0] * 3}, bad=[2]) == pytest.approx({"loss": 1.5, "early": 0.6 / 0.75})
+    assert means(columns, bad=[0, 1, 2]) == {}
+    logged = Run("raise", clean).train().logged[2]
+    assert logged["half"] > 0
+    assert "half/share" not in logged
+
+
+def test_activity_tells_where_the_time_went() -> None:
+    doing = Activity()
+    doing.begin(3, activity.READING)
+    step, what, seconds = doing.now()
+    assert (step, what) == (3, activity.READING)
+    assert seconds >= 0
+    doing.begin(3, activity.FORWARD)
+    assert activity.READING in doing.take_seconds()
+    assert doing.take_seconds() == {}

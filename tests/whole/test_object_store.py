@@ -1,0 +1,139 @@
+"""The same code on an object store: an S3-compatible server in a process of its own, on loopback."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from datasets.config import WebdatasetConfig
+from datasets.files import storage
+from datasets.files.storage import CorruptFile, FileEntry
+from datasets.formats import shards
+from datasets.formats.shards import Clock
+from datasets.sources import webdataset
+from pipeline.store.artifacts import Fingerprint, Store
+
+CHECKOUT = Path(__file__).parents[2]
+BUCKET = "pictures"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """What the environment must hold for Arrow to find the server."""
+    said = tmp_path_factory.mktemp("moto") / "stderr.txt"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with open(said, "w") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as running:
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", said.read_text())):
+            assert running.poll() is None, said.read_text()
+            time.sleep(0.05)
+        urllib.request.urlopen(urllib.request.Request(f"{address[0]}/{BUCKET}", method="PUT"))
+        yield {
+            "AWS_ENDPOINT_URL": address[0],
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        running.terminate()
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, server, tmp_path, monkeypatch) -> str:
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    return str(tmp_path) if request.param == "local" else f"s3://{BUCKET}/{tmp_path.name}"
+
+
+def test_files_are_published_read_listed_and_removed(folder):
+    entry = storage.publish(b"content", f"{folder}/a/b.bin")
+    assert storage.publish(b"other", f"{folder}/a/c/d.bin").bytes == 5
+    assert storage.read(f"{folder}/a/b.bin", expect=entry) == b"content"
+    assert storage.listing(folder) == ["a/b.bin", "a/c/d.bin"]
+    assert storage.listing(f"{folder}/nothing") == []
+    assert storage.exists(f"{folder}/a/b.bin")
+    assert not storage.exists(f"{folder}/a/x.bin")
+    storage.remove(f"{folder}/a/c")
+    storage.remove(f"{folder}/a/never.bin")
+    assert storage.listing(folder) == ["a/b.bin"]
+
+
+def test_receipts_are_read_together(folder):
+    made = {
+        shard: shards.publish_receipt(folder, shard, rows_in=1, rows_out=1, files={}, clock=Clock())
+        for shard in range(40)
+    }
+    assert shards.finished(folder) == made
+
+
+def test_other_bytes_are_noticed(folder):
+    entry = storage.publish(b"content", f"{folder}/x")
+    storage.publish(b"c0ntent", f"{folder}/x")
+    with pytest.raises(CorruptFile, match="does not hold the 7 bytes"):
+        storage.read(f"{folder}/x", expect=entry)
+
+
+def test_only_the_first_creates(folder):
+    assert storage.create(b"mine", f"{folder}/lease")
+    assert not storage.create(b"theirs", f"{folder}/lease")
+    assert storage.read(f"{folder}/lease") == b"mine"
+
+
+def test_an_artifact_is_done_when_its_manifest_stands(folder):
+    store = Store(folder)
+    print_ = Fingerprint("fetch", 1, {"seed": 0}, {})
+    path = store.path("metadata", print_.digest)
+    storage.publish(b"half", f"{path}/building/receipts/0.json")
+    assert store.started("metadata", print_.digest)
+    assert store.find("metadata", print_.digest) is None
+    files = {"x": storage.publish(b"whole", f"{path}/x")}
+    facts = {"files": files, "rows": 1, "timed": [], "created": "2026-01-01T00:00:00+00:00"}
+    store.commit("metadata", print_, facts)
+    (found,) = store.finished()
+    assert found.read("x") == b"whole"
+    assert found.files == {"x": FileEntry(5, files["x"].sha256)}
+    assert storage.listing(path) == ["manifest.json", "x"]
+
+
+def test_tars_of_others_are_read_and_served_in_place(folder):
+    picture, members = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (48, 40), "red").save(picture, "PNG")
+    with tarfile.open(fileobj=members, mode="w") as tar:
+        for name, content in (("x.png", picture.getvalue()), ("x.txt", b"a red square")):
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    storage.publish(members.getvalue(), f"{folder}/tars/deep/0.tar")
+    storage.publish(members.getvalue()[:1000], f"{folder}/tars/1.tar")
+    config = WebdatasetConfig(path=f"{folder}/tars", max_bytes=1 << 20)
+    unusable: Counter[str] = Counter()
+    (row,) = (row for table in webdataset.tables(config, unusable) for row in table.to_pylist())
+    assert (row["TEXT"], row["WIDTH"], row["HEIGHT"]) == (b"a red square", 48, 40)
+    assert unusable == {"damaged_tar": 1, "no_caption": 1}
+    with webdataset.hosts(config) as hosts:
+        host, port = hosts[webdataset.HOST]
+        url = row["URL"].replace(webdataset.HOST, f"{host}:{port}")
+        assert urllib.request.urlopen(url).read() == picture.getvalue()
+
+
+@pytest.mark.ray
+def test_a_run_on_an_object_store_goes_on_where_it_was(server, tmp_path):
+    root = f"s3://{BUCKET}/{tmp_path.name}"
+    command = [sys.executable, "-m", "pipeline", "run", "conf=stage_c", "scale=micro", f"root={root}"]
+    command += [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "--until", "download", "--json"]
+    outcomes = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=CHECKOUT, env={**os.environ, **server}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        outcomes.append(json.loads(done.stdout)["outcome"])
+    assert outcomes == ["done", "nothing to do"]

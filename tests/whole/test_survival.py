@@ -1,0 +1,320 @@
+"""A training on several ranks whose processes and nodes are taken away ends with the weights of the calm one."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.interruptions import FILE
+from pipeline.store.artifacts import Artifact, Store
+from stages.training import checkpoint
+
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("micro")]
+CHECKOUT = Path(__file__).parents[2]
+PATIENCE_S = 300
+STEPS, EVERY = 200, 10
+TRAINING = (
+    "workers=2",
+    "targets=[stage_c]",
+    f"stage_c.train.phases=[{{steps: {STEPS}, batch_size: 8, size: 128}}]",
+    f"stage_c.train.checkpoint_every={EVERY}",
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(micro_root: Path) -> list[Artifact]:
+    """All that Stage C's training reads."""
+    late = ("stage_c", "samples", "scores", "release")
+    return [artifact for artifact in Store(str(micro_root)).finished() if artifact.name not in late]
+
+
+def new_root(root: Path, inputs: list[Artifact]) -> Path:
+    """A root in which everything but Stage C is there."""
+    for artifact in inputs:
+        folder = root / "artifacts" / artifact.name
+        folder.mkdir(parents=True)
+        os.symlink(artifact.path, folder / Path(artifact.path).name)
+    return root
+
+
+def start(root: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "run",
+        "conf=stage_c",
+        "scale=micro",
+        f"root={root}",
+        *TRAINING,
+        *words,
+    ]
+    return subprocess.Popen(
+        command, cwd=CHECKOUT, env=os.environ | (environment or {}), stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(driver: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for the end; what was said."""
+    said = driver.communicate(timeout=PATIENCE_S)[1]
+    assert driver.returncode == code, said
+    return said
+
+
+def wait_for(event: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not event():
+        assert driver.poll() is None, f"the driver ended before the event: {driver.communicate()[1]}"
+        assert time.monotonic() < deadline, "the event never came"
+        time.sleep(0.005)
+
+
+def saved(root: Path, step: int) -> Callable[[], bool]:
+    """Whether a checkpoint of that step or a later one is there."""
+    return lambda: any(
+        int(path.name[:9]) >= step for path in root.glob("artifacts/stage_c/*/building/checkpoints/stage_c/*.json")
+    )
+
+
+def begun(root: Path, attempts: int) -> Callable[[], bool]:
+    """Whether the training's so-many-th attempt has begun."""
+    return lambda: any(
+        json.loads(path.read_text())["begun"] >= attempts for path in root.glob(f"artifacts/stage_c/*/building/{FILE}")
+    )
+
+
+def ranks(above: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training workers below a process."""
+    found = []
+    for process in psutil.Process(above.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def stage_c(root: Path) -> Artifact:
+    """What was trained."""
+    (artifact,) = (artifact for artifact in Store(str(root)).finished() if artifact.name == "stage_c")
+    return artifact
+
+
+def figures(artifact: Artifact) -> tuple[float, float, float]:
+    """Interruptions, those of them with notice, and steps that were done again."""
+    metrics = artifact.manifest["metrics"]
+    return metrics["interruptions"], metrics["preemptions"], metrics["steps_again"]
+
+
+def logged_steps(root: Path) -> set[int]:
+    """Steps whose loss the MLflow runs of the training have, none of them twice in a run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow/mlflow.db")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    steps = set()
+    for run in client.search_runs(experiments, "tags.`wst.output` = 'stage_c'"):
+        points = [point.step for point in client.get_metric_history(run.info.run_id, "stage_c/loss")]
+        assert len(points) == len(set(points))
+        steps |= set(points)
+    return steps
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, inputs: list[Artifact]) -> Artifact:
+    """The training that nothing befell."""
+    root = new_root(tmp_path_factory.mktemp("calm"), inputs)
+    assert "interrupted" not in finish(start(root))
+    assert figures(stage_c(root)) == (0, 0, 0)
+    return stage_c(root)
+
+
+def test_a_killed_rank_costs_steps_and_nothing_else(tmp_path, inputs, calm):
+    root = new_root(tmp_path, inputs)
+    driver = start(root)
+    try:
+        wait_for(saved(root, 2 * EVERY), driver)
+        ranks(driver)[1].kill()
+        said = finish(driver)
+    finally:
+        driver.kill()
+    survived = stage_c(root)
+    assert survived.manifest["content"] == calm.manifest["content"]
+    interrupted, noticed, again = figures(survived)
+    assert (interrupted, noticed) == (1, 0)
+    assert 0 <= again <= EVERY + 1
+    assert f"train_c: {again} step" in said
+    assert "done again after 1 interruption\n" in said
+
+
+@pytest.mark.cluster
+def test_a_driver_of_two_ranks_saves_on_a_signal_and_may_be_killed(tmp_path, inputs, calm):
+    root = new_root(tmp_path, inputs)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
+        before = max((int(path.name[:9]) for path in root.rglob("checkpoints/stage_c/*.json")), default=0)
+        driver = start(root)
+        try:
+            wait_for(saved(root, before + EVERY), driver)
+            driver.send_signal(number)
+            finish(driver, code)
+        finally:
+            driver.kill()
+    said = finish(start(root))
+    survived = stage_c(root)
+    assert survived.manifest["content"] == calm.manifest["content"]
+    interrupted, noticed, again = figures(survived)
+    assert (interrupted, noticed) == (2, 0)
+    assert 0 <= again <= EVERY + 1  # all of the kill: after a signal nothing is done again
+    assert logged_steps(root) == set(range(1, STEPS + 1))
+    assert "done again after 2 interruptions\n" in said
+
+
+@pytest.mark.cluster
+def test_a_checkpoint_of_another_training_is_refused_once_and_in_a_sentence(tmp_path, inputs):
+    root = new_root(tmp_path, inputs)
+    driver = start(root)
+    try:
+        wait_for(saved(root, EVERY), driver)
+        driver.send_signal(signal.SIGTERM)
+        finish(driver, 143)
+    finally:
+        driver.kill()
+    (folder,) = root.glob("artifacts/stage_c/*/building/checkpoints/stage_c")
+    states = Checkpoints(str(folder), warn=print)
+    newest = states.newest()
+    assert newest
+    (state,) = (checkpoint.load(data) for data in states.read(newest))
+    other = replace(state, recipe={**state.recipe, "learning_rate": 7.0})
+    states.save(state.step + 1, checkpoint.dump(other), other.recipe)
+    said = finish(start(root), 2)
+    assert "train_c: the checkpoint was trained with learning_rate = 7.0, this training has 0.002; remove " in said
+    assert "trying again" not in said
+
+
+class Raylets:
+    """`tests.raylets` in a process of its own, and what a driver needs to join them."""
+
+    def __init__(self, *cpus: int):
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+        }
+        command = [sys.executable, "-m", "tests.raylets", *map(str, cpus)]
+        self.process = subprocess.Popen(
+            command,
+            cwd=CHECKOUT,
+            env=os.environ | self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __enter__(self) -> "Raylets":
+        self.address = self._answer()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        assert self.process.stdin
+        self.process.stdin.close()
+        try:
+            self.process.wait(60)
+        finally:
+            for process in [*below, psutil.Process(self.process.pid)] if self.process.poll() is None else below:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def start(self, root: Path, *words: str) -> subprocess.Popen[str]:
+        """A run on them."""
+        return start(root, f"cluster.address={self.address}", *words, environment=self.environment)
+
+    def tell(self, command: str) -> None:
+        """Have a command of `tests.raylets` carried out."""
+        assert self.process.stdin
+        print(command, file=self.process.stdin, flush=True)
+        assert self._answer() == "done"
+
+    def _answer(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline().strip()
+        assert line, "the raylets are gone"
+        return line
+
+
+@pytest.mark.cluster
+def test_a_drained_node_costs_no_step_and_no_retry(tmp_path, inputs, calm):
+    root = new_root(tmp_path, inputs)
+    with Raylets(1, 1, 1) as nodes:
+        driver = nodes.start(root, "cluster.retries=0")
+        try:
+            wait_for(saved(root, EVERY), driver)
+            nodes.tell("drain 120")
+            wait_for(begun(root, 2), driver)
+            nodes.tell("remove")
+            said = finish(driver)
+        finally:
+            driver.kill()
+    survived = stage_c(root)
+    assert survived.manifest["content"] == calm.manifest["content"]
+    assert figures(survived) == (1, 1, 0)
+    assert "0 steps done again after 1 interruption, 1 of them because a node was taken away" in said
+
+
+@pytest.mark.cluster
+def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path, inputs, calm):
+    root = new_root(tmp_path, inputs)
+    with Raylets(1, 1) as nodes:
+        driver = nodes.start(root, "cluster.min_workers=1", "cluster.replacement_s=5", "cluster.retries=2")
+        try:
+            wait_for(saved(root, EVERY), driver)
+            nodes.tell("remove")
+            wait_for(begun(root, 2), driver)
+            nodes.tell("add 1")
+            wait_for(lambda: len(ranks(nodes.process)) == 1, driver)
+            before = max(int(path.name[:9]) for path in root.rglob("checkpoints/stage_c/*.json"))
+            wait_for(saved(root, before + EVERY), driver)
+            ranks(nodes.process)[0].kill()
+            said = finish(driver)
+        finally:
+            driver.kill()
+    survived = stage_c(root)
+    lines = [json.loads(line) for file in (root / "ledger").iterdir() for line in file.read_text().splitlines()]
+    held = [line["devices"] for line in lines if line["event"] == "lease_open" and line["step"] == "train_c"]
+    assert held == [2, 1, 2]
+    assert "train_c goes on with 1 of 2 workers" in said
+    interrupted, noticed, again = figures(survived)
+    assert (interrupted, noticed) == (2, 0)
+    assert 0 <= again <= 2 * (EVERY + 1)
+    weights, wanted = (load_file(Path(one.path) / "stage_c.safetensors") for one in (survived, calm))
+    torch.testing.assert_close(weights, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cluster
+def test_a_rank_that_hangs_is_named_and_costs_steps_only(tmp_path, inputs, calm):
+    root = new_root(tmp_path, inputs)
+    driver = start(root, "cluster.stall_s=10")
+    try:
+        wait_for(saved(root, 2 * EVERY), driver)
+        ranks(driver)[1].suspend()  # it neither goes on nor answers
+        said = finish(driver)
+    finally:
+        driver.kill()
+    survived = stage_c(root)
+    assert survived.manifest["content"] == calm.manifest["content"]
+    assert "nothing went on for 10 s (cluster.stall_s): rank " in said
+    assert said.count(" after step ") >= 2  # what either of them did last
+    assert figures(survived)[0] == 1
