@@ -53,9 +53,10 @@ def sweep(work, tree, interrupted=lambda before, calm: []):
 
 ARTIFACT = """
 import numpy as np
-from datasets import shards, storage
-from datasets.shards import Clock, ImageRow
-from pipeline.artifacts import Fingerprint, Store
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.formats.shards import Clock, ImageRow
+from pipeline.store.artifacts import Fingerprint, Store
 
 PRINT = Fingerprint("encode", 1, {"seed": 0}, {})
 

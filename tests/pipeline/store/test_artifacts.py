@@ -109,7 +109,7 @@ def test_a_failed_publish_leaves_the_old_file(tmp_path):
 
 HOLD = """
 import sys, time
-from pipeline import lease
+from pipeline.store import lease
 with lease.hold(sys.argv[1], print):
     print("held", flush=True)
     time.sleep(60)
