@@ -101,7 +101,11 @@ def told(error: BaseException, path: str) -> StorageError:
     return StorageError(number, f"it cannot be read or written: {reason_of(error)}", path)
 
 
-def refusal(error: OSError) -> StoreRefuses | None:
-    """What the system refused outside of the storage, such as a word's folder; None where it may be a fault of ours."""
-    place = error.filename if isinstance(error.filename, str) else None
-    return StoreRefuses(error.errno, reason_of(error), place) if error.errno in REMEDIES and place else None
+def refusal(error: OSError) -> OSError:
+    """An error from outside the storage, as one of the storage where it names a place that the system refuses.
+
+    Others, such as a missing file, may be a fault of the program: they stay as they are.
+    """
+    if isinstance(error, StorageError) or error.errno not in REMEDIES or not isinstance(error.filename, str):
+        return error
+    return told(error, error.filename)

@@ -3,12 +3,14 @@
 What is there but not what it should be is passed over, and told (`notices.PassedOver`).
 """
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from datasets.files import notices, storage
+from datasets.files.errors import StorageError
 from datasets.files.storage import CorruptFile
 
 T = TypeVar("T")
@@ -19,9 +21,12 @@ _NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 def read(path: str, make: Make[T]) -> T | None:
     """What `make` makes of the object in a file; None where there is no file, or not one that `make` can take."""
     try:
-        return _passing(path, storage.read(path), make)
-    except FileNotFoundError:
-        return None
+        content = storage.read(path)
+    except StorageError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+    return _passing(path, content, make)
 
 
 def read_each(folder: str, name: str, make: Make[T], also: str = "", last: int | None = None) -> dict[str, T]:

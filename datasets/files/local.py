@@ -99,8 +99,19 @@ def _share(descriptor: int, folder: Path) -> None:
             os.fchmod(descriptor, mode | GROUP)
 
 
+def share_as(folder: Path) -> None:
+    """Let the group write to what this process and its children make from now on, if it may write to a folder that is
+    to be theirs; where that is not there yet, to the one that it will lie in."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if _group_writes(folder):
+        os.umask(os.umask(0) & ~stat.S_IRWXG)
+
+
 def _group_writes(folder: Path) -> bool:
-    return bool(folder.stat().st_mode & stat.S_IWGRP)
+    """Whether a folder is its group's too; one such as /tmp is everybody's, and nothing in it is."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWGRP and not mode & stat.S_ISVTX)
 
 
 def _sync_folder(folder: Path) -> None:

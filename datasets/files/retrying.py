@@ -7,7 +7,8 @@ wants to hear soon, a run of weeks must outlast a store that is started again.
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from datasets.files import notices
@@ -29,6 +30,25 @@ def patience_s() -> float:
 def set_patience(seconds: float) -> None:
     """Set it for this process and those that it starts from now on."""
     os.environ[PATIENCE] = f"{seconds:g}"
+
+
+def environment() -> dict[str, str]:
+    """What tells it to workers on other machines."""
+    return {PATIENCE: f"{patience_s():g}"}
+
+
+@contextmanager
+def patient(seconds: float) -> Iterator[None]:
+    """Set it for the time of the block."""
+    before = os.environ.get(PATIENCE)
+    set_patience(seconds)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PATIENCE]
+        else:
+            os.environ[PATIENCE] = before
 
 
 def persistently(path: str, request: Callable[[], T]) -> T:

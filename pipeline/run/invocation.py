@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import notices, retrying, storage
+from datasets.files.errors import StoreAway, StoreRefuses
+from datasets.files.notices import Notice, Retry
 from pipeline import __version__
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
@@ -27,6 +28,7 @@ from pipeline.plan.table import table
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
+from pipeline.run.step_log import Reporter, logging_to
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
 from pipeline.store import lease, ledger
@@ -37,7 +39,8 @@ from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 
 SAME_SIGNAL_S = 1.0  # who signals a process and then its group, as timeout(1) does, asks once
-LOG_EVERY_S = 30.0  # between lines of progress in a step's log
+STOPPING_S = 10.0  # that a store which is away may delay a stop on request
+POLL_S = 0.2  # between two looks whether somebody asked for the end
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +58,37 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     if config.cluster.address is None:
         private_ray()
     started = time.monotonic()
+    summary = Summary()
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
+        retrying.patient(config.cluster.storage_s),
         _signals() as stopped,
+        notices.heard_by(partial(_hear, summary)),
         PeakMemory() as memory,
-        _Session(config, conf, root, planned, command, memory) as session,
+        _Session(config, conf, root, planned, command, memory, summary) as session,
     ):
         for item in planned:
             if item.state == "done":
                 continue
             _raise_if(stopped)
             session.build(item, stopped)
-        summary = session.summary
+        summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
+        if "scores" in session.artifacts:
+            summary.metrics = session.artifacts["scores"].manifest["metrics"]
+        spent = ledger.totals(root).steps
+        ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
+        summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = memory.peak_bytes
-    summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
-    if "scores" in session.artifacts:
-        summary.metrics = session.artifacts["scores"].manifest["metrics"]
-    spent = ledger.totals(root).steps
-    ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
-    summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
     return summary
+
+
+def _hear(summary: Summary, notice: Notice) -> None:
+    """Log what the storage had to get over, and count it for the last screen."""
+    log.warning("%s", notice)
+    if isinstance(notice, Retry):
+        summary.storage_tries += 1
+        summary.storage_reason = notice.reason
 
 
 def _picture(artifact: Artifact) -> str | None:
@@ -111,6 +124,7 @@ def _signals() -> Iterator[_Stop]:
                 raise KeyboardInterrupt
             return
         stop.number, stop.since = number, time.monotonic()
+        retrying.set_patience(min(STOPPING_S, retrying.patience_s()))
         console.print("[yellow]saving and stopping; once more to abort at once[/]")
 
     if threading.current_thread() is not threading.main_thread():
@@ -119,6 +133,10 @@ def _signals() -> Iterator[_Stop]:
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except StoreAway as error:
+        if stop.number is not None:  # what could not be written any more is made again by the next run
+            raise Interrupted(stop.number) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -134,7 +152,7 @@ class _Session:
     planned: list[Planned]
     command: str
     memory: PeakMemory
-    summary: Summary = field(default_factory=Summary)
+    summary: Summary
 
     def __enter__(self) -> "_Session":
         from pipeline.cluster.ray_cluster import Cluster
@@ -184,10 +202,19 @@ class _Session:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """End all that was begun, whatever of it fails; the error that ended the run is the one that is told."""
         self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
-        self._write_record()
-        self.exits.__exit__(kind, error, trace)
+        failures: list[Exception] = []
+        for end in (self._write_record, partial(self.exits.__exit__, kind, error, trace)):
+            try:
+                end()
+            except Exception as raised:
+                failures.append(raised)
         self.summary.warnings += self.tracking.warnings
+        if failures and error is None:
+            raise failures[0]
+        for failure in failures:
+            console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
 
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""
@@ -210,7 +237,7 @@ class _Session:
         outcome = "failed"
         begun = time.monotonic()
         try:
-            with lease.hold(path, console.print), _logging_to(log_path):
+            with lease.hold(path, console.print), logging_to(log_path, self.summary.warnings.append):
                 artifact = self.store.find(output, digest) if item.reason != "forced" else None
                 if artifact:
                     log.info("%s: somebody else has built %s meanwhile", name, path)
@@ -262,7 +289,7 @@ class _Session:
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
                 lease=lambda devices, kind: self.ledger.lease(step.name, fingerprint.digest, devices, kind),
-                report=_Reporter(progress, tracked, self.summary.warnings),
+                report=Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )
             facts = self._attempt(step.call, build)
@@ -316,6 +343,8 @@ class _Session:
             try:
                 facts: Facts = getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build)
                 return facts
+            except StoreRefuses:  # no room, no rights: somebody has to do something first
+                raise
             except Preempted as error:
                 log.warning("%s was preempted: %s", call, error)
                 build.interruptions.preemptions += 1
@@ -330,63 +359,12 @@ class _Session:
                     ) from error
                 pause = 2.0 ** (failures - 1)
                 console.print(f"{function}: {error}; trying again in {pause:.0f} s", style="yellow", markup=False)
-                time.sleep(pause)
+                _pause(pause, build.stop_signal)
             build.raise_if_stopped()
 
 
-@dataclass
-class _Reporter:
-    """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log."""
-
-    screen: StepProgress
-    tracked: Any
-    warnings: list[str]
-    logged: float = field(default_factory=time.monotonic)  # when progress was logged last
-
-    def progress(self, done: int, total: int, unit: str) -> None:
-        self.screen.update(done, total, unit)
-        if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
-            self.logged = time.monotonic()
-            log.info("%s of %s %s", f"{done:,}", f"{total:,}", unit)
-
-    def advance(self, count: int, total: int, unit: str) -> None:
-        self.progress(self.screen.done + count, total, unit)
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        self.tracked.metrics(values, step)
-        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        self.tracked.image(name, png, step)
-        log.info("step %d: picture %s", step, name)
-
-    def warning(self, text: str) -> None:
-        log.warning(text)
-        self.warnings.append(text)
-
-
-@contextlib.contextmanager
-def _logging_to(path: str) -> Iterator[None]:
-    """Send the driver's log records to a step's file: at once on a local root, at the end on a remote one."""
-    local = Path(path) if not storage.is_remote(path) else Path(f"/tmp/{uuid.uuid4().hex}.log")
-    local.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(local)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("pipeline")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as error:
-        logger.info("stopped on request: %s", error or "at once, without a save")
-        raise
-    except Exception:
-        logger.exception("the step ended with an error")
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-        if storage.is_remote(path):
-            storage.publish(local, path)
-            local.unlink()
+def _pause(seconds: float, stop_signal: Callable[[], int | None]) -> None:
+    """Wait, or until somebody asks for the end."""
+    deadline = time.monotonic() + seconds
+    while stop_signal() is None and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(POLL_S, left))

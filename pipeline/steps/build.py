@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from pipeline.cluster.interruptions import Interruptions
@@ -98,7 +98,7 @@ class Build:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""
         gpus = int(accelerated and self.cluster.device == "cuda")
         with self.lease(1, self.cluster.kind if gpus else CPU):
-            return self.cluster.call(function, *arguments, gpus=gpus, tick=self.tick)
+            return self.cluster.call(function, *arguments, gpus=gpus, tick=self._tick_or_stop)
 
     def call_each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], count: int) -> Iterator[T]:
         """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
@@ -180,6 +180,8 @@ class Build:
                 case "resumed":
                     self._resumed(**message)
                     heard = True
+                case "notice":
+                    notices.tell(message["notice"])
                 case "reached":
                     self.interruptions.reached[message["training"]] = message["step"]
                     heard = True
@@ -187,6 +189,11 @@ class Build:
                     getattr(self.report, kind)(**message)
         if heard:
             self.interruptions.write(self.building)
+
+    def _tick_or_stop(self) -> None:
+        """As `tick`, for work that does not ask whether to stop: whatever it publishes is whole, or not there."""
+        self.tick()
+        self.raise_if_stopped()
 
     def _resumed(self, training: str, step: int) -> None:
         again = self.interruptions.resumed(training, step)

@@ -210,7 +210,7 @@ def compare_with_paper(spent: StepHours, references: Path = REFERENCES) -> Compa
         "train_c": ("Würstchen", "C"),
         "train_baseline": ("Baseline LDM", None),
     }.get(spent.step)
-    rows = yaml.safe_load(references.read_text())["rows"]
+    rows = yaml.safe_load(references.read_text("utf-8"))["rows"]
     paper = [row["gpu_hours"] for row in rows if (row["model"], row["stage"]) == model]
     if not paper or paper[0] is None:
         return None

@@ -25,7 +25,7 @@ from pipeline.store.artifacts import Artifact
 from pipeline.store.process import ProcessId, user_name
 from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
 from pipeline.tracking.mlflow_store import MlflowStore
-from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.outbox import Outbox, left_behind
 from pipeline.tracking.redact import redact
 
 END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
@@ -126,6 +126,8 @@ class Tracking:
                 f"{where} did not take {left} records ({outbox.last_error or 'no answer in time'}); "
                 f"they wait in {outbox.path}, and the next run with this root, tracking.uri and experiment sends them"
             )
+            if outbox.unkept:
+                yield f"up to {outbox.unkept} of them are lost: {outbox.path} could not take them ({outbox.why_unkept})"
         elif outbox.failures:
             yield f"{where} failed {outbox.failures} times ({outbox.last_error}); everything has arrived since"
         if self._recorder.refused:
@@ -196,7 +198,7 @@ class StepRun:
 def send_unsent(store: MlflowStore, experiment: str) -> str | None:
     """Send what ended runs could not, without a run of one's own; returns what became of that, if there was any."""
     folder = _unsent(store, experiment)
-    if not any(folder.glob("*.jsonl")):
+    if not any(left_behind(folder)):
         return None
     try:
         outbox = Outbox(folder, f"nothing-to-do-{uuid.uuid4().hex[:8]}", Recorder(store, experiment))
@@ -204,7 +206,7 @@ def send_unsent(store: MlflowStore, experiment: str) -> str | None:
         reason = outbox.last_error or "another run is at work, or there was no answer in time"
     except OSError as error:
         reason = str(error)
-    if any(folder.glob("*.jsonl")):
+    if any(left_behind(folder)):
         return f"MLflow at {store.uri} has not all that earlier runs recorded ({reason}); the rest waits in {folder}"
     return f"MLflow at {store.uri} has taken what earlier runs could not send"
 

@@ -4,7 +4,6 @@ With a conf the checks are about that: whether it could run here, or as much as 
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -35,7 +34,7 @@ from pipeline.settings.sections import Cluster, Tracking
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.writable import check_writable
-from pipeline.terminal import print_table
+from pipeline.terminal import print_json, print_table
 from pipeline.tracking.mlflow_store import locate_store
 from stages.anatomy.memory_estimate import GIB
 from stages.settings.base import Settings
@@ -104,7 +103,7 @@ def examine(root: str, as_json: bool, conf: str | None, overrides: list[str]) ->
     if wanted and wanted.config:
         findings += [check(wanted.config, wanted) for check in (_workers, _device_memory, _inputs)]
     if as_json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1))
+        print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         lines = Table("check", "state", "found", box=None, pad_edge=False)
         for finding in findings:

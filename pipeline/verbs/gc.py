@@ -5,7 +5,6 @@ A run wants the artifacts that its config asked for, those in whose folders it r
 words may ask for something else once a conf has changed. Runs of other roots are not known here.
 """
 
-import json
 import re
 import shlex
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from pipeline.settings.words import Words, parse
 from pipeline.store import lease, ledger
 from pipeline.store.artifacts import BUILDING, DIGEST, MANIFEST, RECORD, Store
 from pipeline.store.process import ProcessId
-from pipeline.terminal import console, out, print_table
+from pipeline.terminal import console, out, print_json, print_table
 
 Name = tuple[str, str]  # of an artifact: its name and its fingerprint
 
@@ -55,7 +54,7 @@ def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
     deleted = [item for item in found if _delete(item)] if delete else []
     if as_json:
         listed = {"unwanted": [vars(item) for item in found], "deleted": [item.path for item in deleted]}
-        print(json.dumps({"root": root, **listed}, indent=1))
+        print_json({"root": root, **listed})
         return
     lines = Table("artifact", "fingerprint", "MiB", "why", box=None, pad_edge=False)
     for item in found:

@@ -1,6 +1,5 @@
 """`status`: the last runs with their steps' logs, and every artifact with its size."""
 
-import json
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from datasets.files import json_files, storage
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import RECORD, Store
 from pipeline.store.process import ProcessId
-from pipeline.terminal import out, print_table
+from pipeline.terminal import out, print_json, print_table
 
 
 def handle(words: Words) -> None:
@@ -24,7 +23,7 @@ def status(root: str, as_json: bool) -> None:
     if as_json:
         keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
         listed = [{key: artifact[key] for key in keys} for artifact in artifacts]
-        print(json.dumps({"root": root, "runs": runs, "artifacts": listed}, indent=1, ensure_ascii=False))
+        print_json({"root": root, "runs": runs, "artifacts": listed})
         return
     if not runs and not artifacts:
         out.print(f"nothing has been run in {root} yet")
