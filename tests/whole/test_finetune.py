@@ -23,6 +23,7 @@ from stages.models.compressor import Compressor
 from stages.models.layers import fresh_batch_norm, to_unit_range
 from stages.models.stage_c import StageC, StageCObjective
 from stages.models.text import seeded_tower
+from stages.training.callbacks import Callbacks
 from stages.training.loop import train
 
 SIZE, BATCH = 128, 16
@@ -104,12 +105,9 @@ def trained(objective: StageCObjective, samples: Batch, steps: int, rate: float)
         objective,
         batch,
         config,
+        Callbacks(),
         seed=0,
         device=CPU,
-        load_state=lambda: None,
-        save_state=lambda step, data: None,
-        log=lambda step, values: None,
-        should_stop=lambda: False,
     )
 
 
