@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -27,8 +27,8 @@ from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.watchdog import Watchdog
-from pipeline.models.encoders import EncodedBatches, TrainingData
 from pipeline.models.loading import weights
+from pipeline.models.training_data import EncodedBatches, TrainingData
 from stages.config import Phase, TrainingConfig
 from stages.training import checkpoint, loop
 from stages.training.callbacks import Callbacks
@@ -36,7 +36,6 @@ from stages.training.validation import Validation
 
 RESULT = "result.json"
 KEYS_SHOWN = 8  # of a bad batch
-M = TypeVar("M", bound=nn.Module)
 
 
 class Rank:
@@ -280,9 +279,3 @@ def result(building: str) -> dict[str, Any] | None:
     """What a finished job left for the driver, or None."""
     path = storage.join(building, RESULT)
     return json.loads(storage.read(path)) if storage.exists(path) else None
-
-
-def seeded(seed: int, make: Callable[[], M]) -> M:
-    """Make a module with initial weights that depend on the seed only."""
-    torch.manual_seed(seed)
-    return make()

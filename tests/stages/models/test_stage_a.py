@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
+from pipeline.cluster import trainings
 from pipeline.steps import train as steps
 from pipeline.steps.build import Facts
 from stages.config import StageAConfig, StageALoss, TrainingConfig
@@ -369,11 +370,11 @@ def test_the_configured_files_are_read(random_vgg: dict[str, Tensor], tmp_path: 
     weights = random_heads()
     save_file(weights, heads)
     loss = StageALoss(perceptual=0.1, perceptual_weights=str(vgg), perceptual_heads=str(heads))
-    found = steps._perceptual(loss, torch.device("cpu"))
+    found = trainings.perceptual(loss, torch.device("cpu"))
     a, b = torch.rand(2, 1, 3, 32, 32)
     assert found is not None
     np.testing.assert_allclose(found(a, b).numpy(), expected_distance(random_vgg, weights, a, b), rtol=1e-4)
-    assert steps._perceptual(loss.model_copy(update={"perceptual": 0.0}), torch.device("cpu")) is None
+    assert trainings.perceptual(loss.model_copy(update={"perceptual": 0.0}), torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(
@@ -388,7 +389,6 @@ def test_the_configured_files_are_read(random_vgg: dict[str, Tensor], tmp_path: 
 def test_the_manifest_says_what_the_perceptual_loss_was(
     monkeypatch: pytest.MonkeyPatch, loss: StageALoss, note: str, warned: bool
 ) -> None:
-    monkeypatch.setattr(steps, "_data", lambda *_, **__: {})
     monkeypatch.setattr(steps, "_train", lambda *_, **__: Facts(files={}, rows=1, call="", workers=[]))
     told: list[str] = []
     build: Any = SimpleNamespace(
