@@ -6,7 +6,7 @@ The defaults are the sizes of the paper; the authors' own names are given where 
 import math
 from bisect import bisect_right
 from itertools import accumulate
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -632,7 +632,7 @@ class TrainingConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    """How a picture is drawn: what `stages.sampling.sample.generate` takes beside models, captions and seeds."""
+    """How a picture is drawn: all that decides it beside models, caption and seed."""
 
     width: int = Field(1024, ge=128, le=8192, multiple_of=128)
     """Px."""
@@ -654,7 +654,3 @@ class SamplingConfig(Settings):
     """Times of Stage C's calls: `steps_c` even ones, or the 29 of the released pipeline's list."""
     precision: Precision = "fp32"
     """Stage B and C in fp32, or under bf16 autocast; heads and schedule are fp32 in both."""
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `sampling.sample.generate`: all but `negative`, which is given for each picture."""
-        return self.model_dump(include=set(SamplingConfig.model_fields) - {"negative"})
