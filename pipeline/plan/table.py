@@ -7,7 +7,8 @@ function `(Build) -> Facts`, and add its row.
 
 from datasets.config import DataConfig
 from pipeline.plan.dag import Step
-from pipeline.settings.config import STAGES, Config
+from pipeline.settings.config import Config
+from pipeline.settings.sections import STAGES
 
 
 def table(config: Config) -> list[Step]:

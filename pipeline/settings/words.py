@@ -14,8 +14,8 @@ from pipeline.settings.compose import groups, names
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 
-STEP_FLAGS = ("--from", "--until", "--only", "--force")  # each takes the name of a step
-RUN_FLAGS = (*STEP_FLAGS, "--json")
+RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
+STEP_FLAGS = ("--from", "--until", "--only", "--force", "--why")  # each takes the name of a step
 SAMPLE_WORDS = (
     "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b",
     "image", "strength", "preview", "from", "run_seed", "out",
@@ -38,7 +38,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "run": Verb("build the targets and whatever is missing before them", flags=RUN_FLAGS),
-    "plan": Verb("what a run would do, with reasons and estimated cost", flags=RUN_FLAGS),
+    "plan": Verb("what a run would do, with reasons and estimated cost", flags=(*RUN_FLAGS, "--why")),
     "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
     "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
     "config": Verb("the composed config with its comments; `config list`: confs, groups, values", bare=True),
@@ -88,6 +88,7 @@ class Words:
     overrides: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
     selection: Selection = field(default_factory=Selection)
+    why: str | None = None
     json: bool = False
     yes: bool = False
 
@@ -197,6 +198,7 @@ class _Taken:
                 only=self._step("--only"),
                 force=tuple(self.steps.get("--force", ())),
             ),
+            why=self._step("--why"),
             json="--json" in self.said,
             yes="--yes" in self.said,
         )
@@ -223,6 +225,6 @@ def usage() -> str:
     lines += [
         "",
         "Example: python -m pipeline run conf=stage_c",
-        "Flags of run and plan: --from --until --only --force STEP",
+        "Flags of run and plan: --from --until --only --force STEP; of plan, the whole reason of a step: --why STEP",
     ]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """From noise to a code, and to latents: the steps of a diffusion model, guided, each picture on noise of its own.
 
-To add a sampler: name it in `stages.config.Sampler`, write its step in `stages.diffusion`, and call it in `denoise`.
+To add a sampler: name it in `stages.settings.sampling`, write its step in `stages.diffusion`, and call it in `denoise`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from stages import diffusion
-from stages.config import Precision, Sampler, SamplingConfig
 from stages.models.baseline import Baseline
 from stages.models.geometry import code_side, latent_side
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
+from stages.settings.base import Precision
+from stages.settings.sampling import Sampler, SamplingConfig
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # x (B, ...) and t (B,), fp32 -> the noise in x
 

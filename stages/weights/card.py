@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.config import SamplingConfig
 from stages.models.geometry import SIDE_MULTIPLE
+from stages.settings.sampling import SamplingConfig
 from stages.weights.release import DIFFUSERS_VERSION
 
 # What holds for every release.

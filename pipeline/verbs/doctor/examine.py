@@ -14,14 +14,14 @@ from pipeline.errors import UsageError
 from pipeline.plan import cost
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
-from pipeline.settings.config import Cluster, Tracking
+from pipeline.settings.sections import Cluster, Tracking
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.terminal import print_table
 from pipeline.tracking.mlflow_store import locate_store
 from pipeline.verbs.doctor import conf, machine
 from pipeline.verbs.doctor.finding import Asked, Check, Finding
-from stages.config import Settings
+from stages.settings.base import Settings
 
 S = TypeVar("S", bound=Settings)
 

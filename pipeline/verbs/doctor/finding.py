@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.plan.dag import Planned
-from pipeline.settings.config import Cluster, Config, Tracking
+from pipeline.settings.config import Config
+from pipeline.settings.sections import Cluster, Tracking
 
 
 @dataclass(frozen=True)

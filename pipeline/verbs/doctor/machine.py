@@ -16,7 +16,7 @@ import pipeline
 from datasets.files import storage
 from pipeline.errors import UsageError
 from pipeline.plan import cost
-from pipeline.settings.config import Cluster
+from pipeline.settings.sections import Cluster
 from pipeline.store.writable import check_writable
 from pipeline.verbs.doctor.finding import Asked, Finding, finding
 from stages.anatomy.memory_estimate import GIB

@@ -29,7 +29,7 @@ from pipeline.tracking import outbox
 from pipeline.verbs import forgetting
 from pipeline.verbs.data import forget as told_forget
 from pipeline.verbs.forgetting import forget
-from stages.config import SamplingConfig
+from stages.settings.sampling import SamplingConfig
 from stages.weights.card import CardFacts, model_card
 
 ROWS = 4  # planned pictures of a shard; the last one of each is lost

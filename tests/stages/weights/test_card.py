@@ -6,7 +6,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from stages.config import SamplingConfig
+from stages.settings.sampling import SamplingConfig
 from stages.weights.card import CardFacts, model_card, with_prompt
 
 FACTS = CardFacts(

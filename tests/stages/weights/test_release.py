@@ -20,21 +20,21 @@ from diffusers import (
 from safetensors.torch import load_file
 from torch import nn
 
-from stages.config import (
-    CompressorConfig,
-    EfficientNetStages,
-    SamplingConfig,
-    SeededTextConfig,
-    StageAConfig,
-    StageBConfig,
-    StageCConfig,
-)
 from stages.models.compressor import Compressor
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.models.text import Tokenizer, seeded_tower
 from stages.sampling.sample import Models, generate, reconstruct_b
+from stages.settings.models import (
+    CompressorConfig,
+    EfficientNetStages,
+    SeededTextConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.settings.sampling import SamplingConfig
 from stages.weights.card import CardFacts, model_card
 from stages.weights.release import NotReleasable, release_files
 
