@@ -178,7 +178,8 @@ class _Taken:
         self.rest.append(word)
 
     def words(self) -> Words:
-        """All of them; refuses what is empty or given too often."""
+        """All of them; refuses what is given too often or empty."""
+        start, until, only, why = map(self._step, ("--from", "--until", "--only", "--why"))
         own = dict(self.own)
         root, conf = own.pop("root", "runs"), own.pop("conf", None)
         if not root:
@@ -192,13 +193,8 @@ class _Taken:
             own=own,
             overrides=self.overrides,
             rest=self.rest,
-            selection=Selection(
-                start=self._step("--from"),
-                until=self._step("--until"),
-                only=self._step("--only"),
-                force=tuple(self.steps.get("--force", ())),
-            ),
-            why=self._step("--why"),
+            selection=Selection(start, until, only, tuple(self.steps.get("--force", ()))),
+            why=why,
             json="--json" in self.said,
             yes="--yes" in self.said,
         )
