@@ -168,7 +168,7 @@ def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None
 
 def _from_card(content: bytes, release: Artifact, captions: Set[str]) -> bytes:
     """A release's card whose example has the first caption of the samples that are left in place of any of these."""
-    from stages.weights.release import with_prompt
+    from stages.weights.card import with_prompt
 
     samples = release.parent("samples")  # its own captions have been taken out before
     left = json.loads(samples.read("captions.json")) if samples else []

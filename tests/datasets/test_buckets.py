@@ -80,7 +80,6 @@ def test_plans_and_models_agree_on_the_steps_of_sizes() -> None:
 sides = st.integers(300, 4000)
 
 
-@settings(deadline=None)
 @given(width=sides, height=sides, size=st.integers(2, 12), max_aspect=st.floats(1.0, 4.0))
 def test_the_nearest_size_keeps_most_of_a_picture(width, height, size, max_aspect):
     frame = Frame(size * STEP, max_aspect)
@@ -89,7 +88,6 @@ def test_the_nearest_size_keeps_most_of_a_picture(width, height, size, max_aspec
     assert frame.suits(width, height, frame.nearest(width, height))
 
 
-@settings(deadline=None)
 @given(
     ratio=st.floats(0.2, 5.0),
     stored=st.integers(2, 12),
@@ -291,7 +289,7 @@ def test_batches_depend_neither_on_ranks_nor_on_where_reading_starts(sources, wo
     assert other != straight
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.integers(1, 40), min_size=1, max_size=6), batch_size=st.integers(1, 30))
 def test_a_schedule_carries_over_what_fills_no_batch(rows, batch_size):
     counts = {str(number): count for number, count in enumerate(rows)}

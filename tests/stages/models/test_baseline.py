@@ -15,6 +15,7 @@ from stages.models.baseline import Baseline, BaselineObjective
 from stages.models.geometry import BadImageSize
 from stages.models.stage_a import StageA
 from stages.sampling import sample
+from stages.sampling.denoising import Noise, Steps, denoise
 from stages.settings.losses import BaselineLoss
 from stages.settings.models import BaselineConfig, StageAConfig
 from stages.settings.training import TrainingConfig
@@ -157,9 +158,10 @@ def test_trained_in_the_loop_it_draws_the_picture_of_each_caption() -> None:
     )
     assert outcome.finished
     baseline.eval()
-    noise, times = sample.Noise(range(4), torch.device("cpu")), diffusion.times_from(diffusion.sampling_times(12), 0.8)
+    noise = Noise(range(4), torch.device("cpu"))
+    steps = Steps(diffusion.times_from(diffusion.sampling_times(12), 0.8))
     with torch.inference_mode():
-        drawn = sample.denoise(lambda x, t: baseline(x, t, captions), noise(4, 4, 4), noise, times)
+        drawn = denoise(lambda x, t: baseline(x, t, captions), noise(4, 4, 4), noise, steps)
     distances = torch.cdist(drawn.flatten(1), latents.flatten(1))
     assert distances.argmin(dim=1).tolist() == [0, 1, 2, 3]
     assert distances.diagonal().max() < distances[~torch.eye(4, dtype=torch.bool)].min()
