@@ -29,12 +29,12 @@ from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.watchdog import Watchdog
 from pipeline.models.encoders import EncodedBatches, TrainingData
 from pipeline.models.loading import weights
+from pipeline.store.deleting import RESULT
 from stages.config import TrainingConfig
 from stages.training import checkpoint, loop
 from stages.training.activity import Activity
 from stages.training.validation import Validation
 
-RESULT = "result.json"
 KEYS_SHOWN = 8  # of a bad batch
 M = TypeVar("M", bound=nn.Module)
 
@@ -46,7 +46,7 @@ class Rank:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
-        self.flops, self.stall_s = payload["flops"], payload["stall_s"]
+        self.flops, self.stall_s, self.fence = payload["flops"], payload["stall_s"], payload["fence"]
         self.board = BoardClient(payload["board"], payload["job"])
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
@@ -77,7 +77,7 @@ class Rank:
         logged: dict[int, dict[str, float]] = {}  # since the last saved state
         reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
         folder = checkpoints_of(self.building, name)
-        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard, config.phase_ends)
+        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard, config.phase_ends, self.fence)
 
         def load_state() -> Iterator[bytes] | None:
             nonlocal begun
@@ -187,6 +187,7 @@ class Rank:
     def publish(self, name: str, make: Callable[[], bytes]) -> None:
         """Make a file and put it into the artifact (rank 0 only)."""
         if self.rank == 0:
+            self.fence()
             self.files[name] = storage.publish(make(), storage.join(self.path, name))
 
     def finish(self, rows: int) -> None:
@@ -198,7 +199,8 @@ class Rank:
             "pids": self.pids,
         }
         if self.rank == 0:
-            storage.publish(json.dumps(result).encode(), storage.join(self.building, RESULT))
+            self.fence()
+            storage.publish(json.dumps(result).encode(), storage.join(self.path, RESULT))
 
     def _warn_of_small_buckets(
         self, name: str, config: TrainingConfig, batches: Mapping[tuple[Frame, str | None], EncodedBatches]
@@ -254,9 +256,9 @@ def log_of(building: str, name: str) -> str:
     return storage.join(building, "log", name)
 
 
-def result(building: str) -> dict[str, Any] | None:
-    """What a finished job left for the driver, or None."""
-    path = storage.join(building, RESULT)
+def result(artifact: str) -> dict[str, Any] | None:
+    """What a finished job left for the driver in the artifact's folder, or None."""
+    path = storage.join(artifact, RESULT)
     return json.loads(storage.read(path)) if storage.exists(path) else None
 
 

@@ -23,7 +23,8 @@ from pipeline.settings.config import StageA as StageASettings
 from pipeline.settings.config import StageB as StageBSettings
 from pipeline.settings.config import StageC as StageCSettings
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact
+from pipeline.store.artifacts import Artifact, lacking
+from pipeline.store.deleting import RESULT
 from stages.config import StageALoss, TrainingConfig
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
     _check_checkpoints(build)
     _catch_up(build)
     stretches = build.config.stretches_of(build.step.name)
-    if result(build.building) is None:
+    if _published(build) is None:
         chosen = {name: build.inputs[f"view_{name}"] for _, name in stretches if name}
         settings = {
             "seed": build.config.seed,
@@ -181,18 +182,36 @@ def _train(build: Build, loop: Any, **payload: Any) -> Facts:
         }
         held_out = build.inputs.get("held_out")
         build.train(loop, {**payload, **settings, "stretches": stretches, "views": chosen, "held_out": held_out})
-    found = result(build.building)
+    found = result(build.path)
     if found is None:  # all ranks have saved and gone, without an error and without a signal
         raise Preempted("a node is being taken away, and the training was saved")
     if PANEL in found["files"]:
         build.report.image("reconstructions", storage.read(storage.join(build.path, PANEL)), 0)
     return Facts(
-        files={name: FileEntry(**entry) for name, entry in found["files"].items()},
+        files=_entries(found),
         rows=found["rows"],
         call=CALL,
         workers=found["pids"],
         metrics=found["metrics"] | build.interruptions.metrics(),
     )
+
+
+def _published(build: Build) -> dict[str, Any] | None:
+    """What a job has finished before its driver could say so; not where its files have been deleted since."""
+    from pipeline.cluster.rank import result
+
+    found = result(build.path)
+    told = lacking(build.path, _entries(found)) if found else None
+    if told:
+        build.claim.fence()
+        storage.remove(storage.join(build.path, RESULT))
+        build.report.warning(f"{build.step.name}: {told}; it goes on from its last checkpoint")
+    return None if told else found
+
+
+def _entries(found: dict[str, Any]) -> dict[str, FileEntry]:
+    """The files that a job has published."""
+    return {name: FileEntry(**entry) for name, entry in found["files"].items()}
 
 
 def _check_batches(build: Build) -> None:
