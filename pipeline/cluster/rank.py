@@ -29,12 +29,12 @@ from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.watchdog import Watchdog
 from pipeline.models.loading import weights
 from pipeline.models.training_data import EncodedBatches, TrainingData
+from pipeline.store.deleting import RESULT
 from stages.settings.training import Phase, TrainingConfig
 from stages.training import checkpoint, loop
 from stages.training.callbacks import Callbacks
 from stages.training.validation import Validation
 
-RESULT = "result.json"
 KEYS_SHOWN = 8  # of a bad batch
 
 
@@ -45,7 +45,7 @@ class Rank:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
-        self.flops, self.stall_s = payload["flops"], payload["stall_s"]
+        self.flops, self.stall_s, self.fence = payload["flops"], payload["stall_s"], payload["fence"]
         self.board = BoardClient(payload["board"], payload["job"])
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
@@ -111,6 +111,7 @@ class Rank:
     def publish(self, name: str, make: Callable[[], bytes]) -> None:
         """Make a file and put it into the artifact (rank 0 only)."""
         if self.rank == 0:
+            self.fence()
             self.files[name] = storage.publish(make(), storage.join(self.path, name))
 
     def finish(self, rows: int) -> None:
@@ -122,7 +123,8 @@ class Rank:
             "pids": self.pids,
         }
         if self.rank == 0:
-            storage.publish(json.dumps(result).encode(), storage.join(self.building, RESULT))
+            self.fence()
+            storage.publish(json.dumps(result).encode(), storage.join(self.path, RESULT))
 
     def _warn_of_small_buckets(
         self, name: str, config: TrainingConfig, batches: Mapping[tuple[Frame, str | None], EncodedBatches]
@@ -161,7 +163,9 @@ class RankCallbacks(Callbacks):
     ) -> None:
         self._rank, self._name, self._config, self._data, self._panel = rank, name, config, data, panel
         folder = checkpoints_of(rank.building, name)
-        self.states = Checkpoints(folder, rank.warn, rank.rank % config.shard, config.shard, config.phase_ends)
+        self.states = Checkpoints(
+            folder, rank.warn, rank.rank % config.shard, config.shard, config.phase_ends, rank.fence
+        )
         if config.validation and data.held_out:
             self.validation = Validation(data.held_out.read, data.held_out.rows)
         if config.panel_every and panel:
@@ -275,7 +279,7 @@ def log_of(building: str, name: str) -> str:
     return storage.join(building, "log", name)
 
 
-def result(building: str) -> dict[str, Any] | None:
-    """What a finished job left for the driver, or None."""
-    path = storage.join(building, RESULT)
+def result(artifact: str) -> dict[str, Any] | None:
+    """What a finished job left for the driver in the artifact's folder, or None."""
+    path = storage.join(artifact, RESULT)
     return json.loads(storage.read(path)) if storage.exists(path) else None

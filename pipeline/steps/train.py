@@ -12,7 +12,8 @@ from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.errors import Preempted, UsageError
 from pipeline.plan import batch_sizes, training_flops
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact
+from pipeline.store.artifacts import Artifact, lacking
+from pipeline.store.deleting import RESULT
 from stages.settings.losses import StageALoss
 
 if TYPE_CHECKING:  # import torch, which a plan can do without
@@ -145,7 +146,7 @@ def _train(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
     _check_batches(build)
     _check_checkpoints(build)
     _catch_up(build)
-    if result(build.building) is None:
+    if _published(build) is None:
         payload = {
             "order": order,
             "seed": build.config.seed,
@@ -153,13 +154,13 @@ def _train(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
             "flops": training_flops.per_picture(build.step.name, build.config),
         }
         build.train(trainings.run, payload)
-    found = result(build.building)
+    found = result(build.path)
     if found is None:  # all ranks have saved and gone, without an error and without a signal
         raise Preempted("a node is being taken away, and the training was saved")
     if trainings.PANEL in found["files"]:
         build.report.image("reconstructions", storage.read(storage.join(build.path, trainings.PANEL)), 0)
     return Facts(
-        files={name: FileEntry(**entry) for name, entry in found["files"].items()},
+        files=_entries(found),
         rows=found["rows"],
         call=CALL,
         workers=found["pids"],
@@ -180,6 +181,24 @@ def _order(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
         reading=_reading(build, fields, tower),
         seed=build.config.seed,
     )
+
+
+def _published(build: Build) -> dict[str, Any] | None:
+    """What a job has finished before its driver could say so; not where its files have been deleted since."""
+    from pipeline.cluster.rank import result
+
+    found = result(build.path)
+    told = lacking(build.path, _entries(found)) if found else None
+    if told:
+        build.claim.fence()
+        storage.remove(storage.join(build.path, RESULT))
+        build.report.warning(f"{build.step.name}: {told}; it goes on from its last checkpoint")
+    return None if told else found
+
+
+def _entries(found: dict[str, Any]) -> dict[str, FileEntry]:
+    """The files that a job has published."""
+    return {name: FileEntry(**entry) for name, entry in found["files"].items()}
 
 
 def _check_batches(build: Build) -> None:
