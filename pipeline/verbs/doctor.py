@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass, field
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -165,8 +166,7 @@ def _versions(_: str) -> Finding:
 def _datasets(_: str) -> Finding:
     import datasets
 
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    ours = os.path.abspath(str(datasets.__file__)).startswith(here)
+    ours = Path(__file__).parents[2] / "datasets" == Path(str(datasets.__file__)).parent
     return _finding("datasets package", ours, f"{datasets.__file__}; run from the checkout's root")
 
 
