@@ -1,4 +1,4 @@
 """What networks weigh and cost, in closed form from their settings: parameters, FLOPs, memory.
 
-Without torch; may import `config`.
+Without torch; may import `settings`.
 """

@@ -8,7 +8,14 @@ or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointi
 from itertools import pairwise
 
 from stages.anatomy.parameters import blocks_of_baseline, compressor_products, layers_of_previewer, widths_a
-from stages.config import BaselineConfig, CompressorConfig, PreviewerConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.settings.models import (
+    BaselineConfig,
+    CompressorConfig,
+    PreviewerConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
 
 PEAKS = {  # dense bf16 FLOP/s by the makers' data sheets, by torch's name of the card
     "NVIDIA A100-SXM4-40GB": 312e12,

@@ -23,18 +23,17 @@ from stages.anatomy.parameters import (
     stages_of,
     widths_a,
 )
-from stages.config import (
+from stages.settings.losses import StageALoss
+from stages.settings.models import (
     BaselineConfig,
     CompressorConfig,
-    Phase,
     PreviewerConfig,
     StageAConfig,
-    StageALoss,
     StageBConfig,
     StageCConfig,
     TextConfig,
-    TrainingConfig,
 )
+from stages.settings.training import Phase, TrainingConfig
 
 GIB = 1 << 30
 FP32 = 4  # bytes

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stages.config import (
+from stages.settings.models import (
     CODE_STRIDE,
     BaselineConfig,
     CompressorConfig,
