@@ -156,6 +156,7 @@ def test_the_documents_have_commands_of_every_verb():
 def test_a_command_parses_and_its_config_composes(command, place, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(compose, "CONF", place / "conf")
+    monkeypatch.setattr(compose, "compose", lambda conf, overrides: composed(conf, tuple(overrides)))
     root = tmp_path / "root"
     words = shlex.split(command, comments=True)
     if words[0] not in VERBS:  # --help, --version
@@ -177,6 +178,15 @@ def test_a_command_parses_and_its_config_composes(command, place, tmp_path, caps
     stops = [line for line in said.splitlines() if line.startswith("a run would stop at once")]
     assert not [line for line in stops if not re.search(r"weights|interpolate\.", line)]
     assert not root.exists() or asked.rest == ["forget"]
+
+
+compose_anew = compose.compose
+
+
+@cache
+def composed(conf: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """A composed config, each once: many commands have the same."""
+    return compose_anew(conf, list(overrides))
 
 
 def stand_in(word: str, root: Path) -> str:
