@@ -6,7 +6,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-UNLIMITED = 100_000  # columns
+COLUMNS = 120  # of a table where there is no terminal
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -14,9 +14,9 @@ out = Console(highlight=False, soft_wrap=True, markup=False)
 def print_table(table: Table, file: TextIO | None = None) -> None:
     """Print a table, on stdout unless told otherwise, with nothing cut off.
 
-    A terminal folds it, a pipe or file gets it as wide as it is.
+    It is folded to the terminal's width, or to `COLUMNS` in a pipe or file. Paths that people copy belong outside.
     """
     for column in table.columns:
         column.overflow = "fold"
     file = file or sys.stdout
-    Console(file=file, highlight=False, width=None if file.isatty() else UNLIMITED).print(table)
+    Console(file=file, highlight=False, width=None if file.isatty() else COLUMNS).print(table)

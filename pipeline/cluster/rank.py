@@ -29,7 +29,7 @@ from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.watchdog import Watchdog
 from pipeline.models.encoders import EncodedBatches, TrainingData
 from pipeline.models.loading import weights
-from stages.config import TrainingConfig
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint, loop
 from stages.training.activity import Activity
 from stages.training.validation import Validation

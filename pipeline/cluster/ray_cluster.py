@@ -30,7 +30,7 @@ from pipeline.cluster.failures import cause, get
 from pipeline.cluster.slots import Slots
 from pipeline.environment import quiet_environment
 from pipeline.errors import InfrastructureError, UsageError
-from pipeline.settings.config import Cluster as ClusterConfig
+from pipeline.settings.sections import Cluster as ClusterConfig
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]

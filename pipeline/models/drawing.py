@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.config import SamplingConfig
+from stages.settings.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     import torch

@@ -20,8 +20,9 @@ from datasets.reading.bucket_batches import BucketBatches
 from pipeline.models import loading
 from pipeline.settings.config import Config
 from pipeline.store.artifacts import Artifact
-from stages.config import CompressorConfig, Precision, StageAConfig, TextConfig
 from stages.models.layers import resized, to_unit_range
+from stages.settings.base import Precision
+from stages.settings.models import CompressorConfig, StageAConfig, TextConfig
 
 Encode = Callable[[np.ndarray], np.ndarray]
 SHOWN = 16  # samples in a panel

@@ -15,6 +15,7 @@ from pipeline.settings.selection import Selection
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 
 State = Literal["done", "resume", "run", "stale"]
+ABSENT = "not there"
 CONTENT = re.compile("((?:sha256|version) [0-9a-f]{12})[0-9a-f]{52}")  # of `contents.identity`; the start is shown
 
 
@@ -36,13 +37,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Planned:
-    """A step with its fingerprint and what a run would do with it, and why."""
+    """A step with its fingerprint and what a run would do with it, and why: for a stale one all `changes`, the most
+    telling first."""
 
     step: Step
     fingerprint: Fingerprint
     state: State
     reason: str
     artifact: Artifact | None = field(default=None, repr=False)
+    changes: tuple[str, ...] = ()
 
 
 def order(steps: Sequence[Step], targets: Iterable[str]) -> list[Step]:
@@ -95,25 +98,31 @@ def _judge(step: Step, fingerprint: Fingerprint, store: Store) -> Planned:
     others = [other.manifest for other in store.finished(step.output)]
     if others:
         changes = min((differences(other, fingerprint) for other in reversed(others)), key=len)
-        return Planned(step, fingerprint, "stale", "; ".join(changes))
+        return Planned(step, fingerprint, "stale", "; ".join(changes), changes=tuple(changes))
     return Planned(step, fingerprint, "run", "never built here")
 
 
 def differences(manifest: dict[str, Any], fingerprint: Fingerprint) -> list[str]:
-    """What changed between a finished artifact and a wanted one, as `key: old -> new`."""
-    changes = []
-    if manifest["version"] != fingerprint.version:
-        changes.append(f"step version: {manifest['version']} -> {fingerprint.version}")
+    """What changed between a finished artifact and a wanted one, as `key: old -> new`.
+
+    The most telling first: the step's version, keys with another value, keys that are new or gone, inputs.
+    """
+    version = f"step version: {manifest['version']} -> {fingerprint.version}"
     old, new = flatten(manifest["settings"]), flatten(fingerprint.settings)
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key, "not there"), new.get(key, "not there")
-        if before != after:
-            content = all(CONTENT.fullmatch(str(value)) for value in (before, after))
-            changes.append(f"{key}: {'content changed, ' * content}{_short(before)} -> {_short(after)}")
-    for name, digest in fingerprint.parents.items():
-        if manifest["parents"].get(name) != digest:
-            changes.append(f"input {name} changed")
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, ABSENT) != new.get(key, ABSENT)]
+    keys.sort(key=lambda key: not (key in old and key in new))
+    inputs = [name for name, digest in fingerprint.parents.items() if manifest["parents"].get(name) != digest]
+    changes = [
+        *([version] if manifest["version"] != fingerprint.version else []),
+        *(f"{key}: {_change(old.get(key, ABSENT), new.get(key, ABSENT))}" for key in keys),
+        *(f"input {name} changed" for name in inputs),
+    ]
     return changes or ["inputs renamed"]
+
+
+def _change(before: Any, after: Any) -> str:
+    content = all(CONTENT.fullmatch(str(value)) for value in (before, after))
+    return f"{'content changed, ' * content}{_short(before)} -> {_short(after)}"
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,8 @@ function `(Build) -> Facts`, and add its row.
 """
 
 from pipeline.plan.dag import Step
-from pipeline.settings.config import STAGES, Config
+from pipeline.settings.config import Config
+from pipeline.settings.sections import STAGES
 
 
 def table(config: Config) -> list[Step]:

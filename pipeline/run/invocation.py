@@ -143,6 +143,7 @@ class _Session:
 
         self.id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:4]
         self.store = Store(self.root)
+        self.summary.root = self.root
         self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
         for artifact in self.artifacts.values():
             self.store.tidy(artifact)

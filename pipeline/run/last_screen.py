@@ -30,6 +30,7 @@ class Built:
 class Summary:
     """What the last screen shows of a run."""
 
+    root: str = ""
     steps: list[Built] = field(default_factory=list)
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -52,10 +53,10 @@ def show_summary(summary: Summary) -> None:
     unit = "GPU-hours" if summary.devices.startswith("cuda") else "CPU-hours"
     table = Table("step", "artifact", "state", "seconds", unit, "where", box=None, header_style="bold", pad_edge=False)
     for step in summary.steps:
-        table.add_row(
-            step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", escape(step.path)
-        )
+        place = escape(step.path.removeprefix(f"{summary.root}/"))
+        table.add_row(step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", place)
     console.print()
+    console.print(f"all in {summary.root}", markup=False)
     print_table(table, sys.stderr)
     if summary.metrics:
         console.print("scores      " + ", ".join(f"{name} {value:.4g}" for name, value in summary.metrics.items()))

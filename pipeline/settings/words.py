@@ -36,7 +36,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "run": Verb("build the targets and whatever is missing before them", flags=RUN_FLAGS),
-    "plan": Verb("what a run would do, with reasons and estimated cost", flags=RUN_FLAGS),
+    "plan": Verb("what a run would do, with reasons and estimated cost", flags=(*RUN_FLAGS, "--why")),
     "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
     "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
     "config": Verb("the composed config with its comments; `config list`: confs, groups, values", bare=True),
@@ -86,6 +86,7 @@ class Words:
     overrides: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
     selection: Selection = field(default_factory=Selection)
+    why: str | None = None
     json: bool = False
     yes: bool = False
 
@@ -145,7 +146,7 @@ def parse(arguments: list[str]) -> Words:
             rest.append(word)
         else:
             raise UsageError(f"'{word}' is neither a flag nor key=value{nearest(word, verb.flags)}")
-    for key in ("--from", "--until", "--only"):
+    for key in ("--from", "--until", "--only", "--why"):
         if len(flags.get(key, [])) > 1:
             raise UsageError(f"{key} is given twice")
     root = own.pop("root", "runs")
@@ -166,6 +167,7 @@ def parse(arguments: list[str]) -> Words:
             only=_first(flags.get("--only")),
             force=tuple(flags.get("--force", ())),
         ),
+        why=_first(flags.get("--why")),
         json="--json" in flags,
         yes="--yes" in flags,
     )
@@ -190,6 +192,6 @@ def usage() -> str:
     lines += [
         "",
         "Example: python -m pipeline run conf=stage_c",
-        "Flags of run and plan: --from --until --only --force STEP",
+        "Flags of run and plan: --from --until --only --force STEP; of plan, the whole reason of a step: --why STEP",
     ]
     return "\n".join(lines)

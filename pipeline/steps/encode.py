@@ -21,10 +21,11 @@ from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
 from datasets.formats.shards import Receipt
 from pipeline.models import encoders
 from pipeline.models.encoders import Encoder
-from pipeline.settings.config import Encoding
+from pipeline.settings.sections import Encoding
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
-from stages.config import Precision, TextConfig
+from stages.settings.base import Precision
+from stages.settings.models import TextConfig
 
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
 Read = Callable[[list[shards.ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
@@ -118,7 +119,7 @@ def _prepare_tower(
     import torch
 
     from pipeline.models import loading
-    from stages.config import SeededTextConfig
+    from stages.settings.models import SeededTextConfig
 
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):

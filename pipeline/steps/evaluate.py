@@ -11,8 +11,8 @@ import numpy as np
 
 from datasets.files import storage
 from datasets.files.storage import FileEntry
-from pipeline.settings.config import BASELINE
-from pipeline.settings.config import PickScore as PickScoreSettings
+from pipeline.settings.sections import BASELINE
+from pipeline.settings.sections import PickScore as PickScoreSettings
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 

@@ -9,7 +9,8 @@ from typing import Any
 from datasets.files import storage
 from datasets.files.storage import FileEntry
 from pipeline.models.known_weights import licence
-from pipeline.settings.config import STAGES, Config
+from pipeline.settings.config import Config
+from pipeline.settings.sections import STAGES
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 

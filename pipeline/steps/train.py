@@ -16,15 +16,16 @@ from datasets.reading.views import View
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.errors import Preempted, UsageError
 from pipeline.plan import batch_sizes, training_flops
-from pipeline.settings.config import Baseline as BaselineSettings
-from pipeline.settings.config import Compressor as CompressorSettings
-from pipeline.settings.config import Previewer as PreviewerSettings
-from pipeline.settings.config import StageA as StageASettings
-from pipeline.settings.config import StageB as StageBSettings
-from pipeline.settings.config import StageC as StageCSettings
+from pipeline.settings.sections import Baseline as BaselineSettings
+from pipeline.settings.sections import Compressor as CompressorSettings
+from pipeline.settings.sections import Previewer as PreviewerSettings
+from pipeline.settings.sections import StageA as StageASettings
+from pipeline.settings.sections import StageB as StageBSettings
+from pipeline.settings.sections import StageC as StageCSettings
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
-from stages.config import StageALoss, TrainingConfig
+from stages.settings.losses import StageALoss
+from stages.settings.training import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import device

@@ -26,7 +26,7 @@ from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.removal_list import listed, names_of, requests
-from pipeline.terminal import console, out
+from pipeline.terminal import console, out, print_table
 from pipeline.verbs import forgetting
 from pipeline.verbs.configured import command, configured
 
@@ -83,7 +83,7 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
     for step in steps:
         causes = ", ".join(f"{cause} {count:,}" for cause, count in step["lost"].items())
         lines.add_row(step["level"], f"{step['rows']:,}", f"{step['rows'] / max(1, notes['read']):.1%}", causes)
-    out.print(lines)
+    print_table(lines)
 
 
 def _level(name: str, rows: int, lost: dict[str, int], of: dict[str, Any] | None = None) -> dict[str, Any]:

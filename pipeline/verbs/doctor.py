@@ -30,14 +30,15 @@ from pipeline.plan import cost, obstacles
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
-from pipeline.settings.config import Cluster, Config, Tracking
+from pipeline.settings.config import Config
+from pipeline.settings.sections import Cluster, Tracking
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.writable import check_writable
 from pipeline.terminal import print_table
 from pipeline.tracking.mlflow_store import locate_store
 from stages.anatomy.memory_estimate import GIB
-from stages.config import Settings
+from stages.settings.base import Settings
 
 S = TypeVar("S", bound=Settings)
 PATIENCE_S = 3.0  # for an answer of a server

@@ -20,7 +20,7 @@ from pipeline.settings.words import Words, parse
 from pipeline.store import lease, ledger
 from pipeline.store.artifacts import BUILDING, MANIFEST, Store
 from pipeline.store.process import ProcessId
-from pipeline.terminal import console, out
+from pipeline.terminal import console, out, print_table
 
 Name = tuple[str, str]  # of an artifact: its name and its fingerprint
 
@@ -60,7 +60,7 @@ def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
     for item in found:
         lines.add_row(item.name, item.fingerprint, f"{item.bytes / 2**20:.1f}", item.reason)
     if found:
-        out.print(lines)
+        print_table(lines)
     shown = deleted if delete else found
     told = f"{len(shown)} folders with {sum(item.bytes for item in shown):,} bytes"
     out.print(f"deleted {told}" if delete else f"{told} could go; nothing is deleted without --yes")

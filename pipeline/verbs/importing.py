@@ -7,7 +7,8 @@ from pipeline.errors import UsageError
 from pipeline.models.known_weights import how_to_get
 from pipeline.plan.wanted import planned_steps
 from pipeline.run import invocation
-from pipeline.settings.config import STAGES, Config
+from pipeline.settings.config import Config
+from pipeline.settings.sections import STAGES
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Store

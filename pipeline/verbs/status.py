@@ -43,8 +43,9 @@ def status(root: str, as_json: bool) -> None:
             size,
             f"{item['seconds']:.1f}",
             item["created"],
-            item["path"],
+            item["path"].removeprefix(f"{root}/"),
         )
+    out.print(f"all in {root}")
     print_table(lines)
 
 

@@ -26,7 +26,7 @@ from stages.anatomy.blocks import (
     transformer,
 )
 from stages.anatomy.efficientnet import EFFICIENTNETS, efficientnet
-from stages.config import (
+from stages.settings.models import (
     CODE_STRIDE,
     BaselineConfig,
     CompressorConfig,

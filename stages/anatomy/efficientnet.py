@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from stages.anatomy.blocks import Block, Features, activation, batch_norm, convolution, in_fp32, linear
-from stages.config import EfficientNetStage, EfficientNetStages
+from stages.settings.models import EfficientNetStage, EfficientNetStages
 
 
 def _table(stem: int, *rows: tuple[str, int, int, int, int]) -> EfficientNetStages:

@@ -11,18 +11,17 @@ from dataclasses import dataclass, fields
 
 from stages.anatomy import architectures, parameters
 from stages.anatomy.blocks import FP32, HALF, Block
-from stages.config import (
+from stages.settings.losses import StageALoss
+from stages.settings.models import (
     BaselineConfig,
     CompressorConfig,
-    Phase,
     PreviewerConfig,
     StageAConfig,
-    StageALoss,
     StageBConfig,
     StageCConfig,
     TextConfig,
-    TrainingConfig,
 )
+from stages.settings.training import Phase, TrainingConfig
 
 GIB = 1 << 30
 RUNTIME = GIB  # CUDA's context and kernels, workspaces of its libraries, the slack of torch's allocator

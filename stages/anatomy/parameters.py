@@ -2,7 +2,7 @@
 
 from stages.anatomy import architectures
 from stages.anatomy.blocks import Block, summed
-from stages.config import TextConfig
+from stages.settings.models import TextConfig
 
 
 def _parameters(block: Block) -> int:

@@ -20,7 +20,6 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import Precision, Sampler, SamplingConfig, TimeSampling
 from stages.models.baseline import Baseline
 from stages.models.geometry import BadImageSize, check_size, code_side, latent_side, nearest_size, normalise
 from stages.models.layers import to_unit_range
@@ -28,6 +27,8 @@ from stages.models.previewer import Previewer
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
+from stages.settings.base import Precision, TimeSampling
+from stages.settings.sampling import Sampler, SamplingConfig
 
 if TYPE_CHECKING:  # these need torchvision and open_clip, which not every process has to load
     from stages.models.compressor import Compressor

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.config import EmaConfig, Phase, TrainingConfig
 from stages.draws import Draws, derived_seed
 from stages.models.layers import checkpoint_blocks, compile_blocks
+from stages.settings.training import EmaConfig, Phase, TrainingConfig
 from stages.training import activity, checkpoint
 from stages.training.activity import Activity
 from stages.training.bad_steps import BadSteps, BadStepsWatch

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stages.anatomy import flops
-from stages.config import Phase
+from stages.settings.training import Phase
 from stages.training import activity
 from stages.training.activity import Activity
 

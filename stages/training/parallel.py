@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.config import Precision
 from stages.models.layers import Block
+from stages.settings.base import Precision
 from stages.training.checkpoint import Rows
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stages.config import TrainingConfig
 from stages.draws import Draws, derived_seed
+from stages.settings.training import TrainingConfig
 from stages.training.meter import quotients
 from stages.training.parallel import Replica
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
+from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.state_dicts import content, file_sha256, require_finite
 from stages.weight_files import (
     NAMES,

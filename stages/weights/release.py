@@ -26,7 +26,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import CompressorConfig, SamplingConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.compressor import Compressor
 from stages.models.geometry import CODE_SCALE, CODE_SHIFT, LATENTS_PER_CODE, PIXELS_PER_CODE, SIDE_MULTIPLE
 from stages.models.stage_a import StageA
@@ -34,6 +33,8 @@ from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.models.text import TextTower, from_transformers, to_transformers, tokenizer_files
 from stages.sampling.sample import Models
+from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.settings.sampling import SamplingConfig
 from stages.weights import convert
 
 File = tuple[str, bytes]  # relative path, content

@@ -16,20 +16,14 @@ import yaml
 from torch import nn
 
 from stages.anatomy import flops, parameters
-from stages.config import (
-    CompressorConfig,
-    Phase,
-    Precision,
-    StageBConfig,
-    StageBLoss,
-    StageCConfig,
-    StageCLoss,
-    TrainingConfig,
-)
 from stages.draws import Draws
 from stages.models.compressor import Compressor
 from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
+from stages.settings.base import Precision
+from stages.settings.losses import StageBLoss, StageCLoss
+from stages.settings.models import CompressorConfig, StageBConfig, StageCConfig
+from stages.settings.training import Phase, TrainingConfig
 from stages.training import loop
 from tests.bench.figures import Line, at_most
 from tests.bench.models import TOKENS, WuerstchenPrior, text_encoder

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from stages import diffusion
 from stages.anatomy import flops
-from stages.config import SeededTextConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.geometry import code_side, latent_side
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.sampling import sample
+from stages.settings.models import SeededTextConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.weights import convert
 from tests.bench.figures import Line, at_least
 

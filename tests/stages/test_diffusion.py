@@ -10,9 +10,11 @@ from diffusers import DDPMWuerstchenScheduler
 from diffusers.pipelines.deprecated.wuerstchen.pipeline_wuerstchen_prior import DEFAULT_STAGE_C_TIMESTEPS
 
 from stages import diffusion
-from stages.config import StageCConfig, StageCLoss, TrainingConfig
 from stages.draws import Draws, derived_seed
 from stages.models.stage_c import StageC, StageCObjective
+from stages.settings.losses import StageCLoss
+from stages.settings.models import StageCConfig
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.loop import Outcome, train
 

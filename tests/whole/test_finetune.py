@@ -17,12 +17,14 @@ from pipeline.plan.table import table
 from pipeline.settings import compose
 from stages.anatomy import flops
 from stages.anatomy.memory_estimate import GIB
-from stages.config import CompressorConfig, SeededTextConfig, StageCConfig, StageCLoss, TrainingConfig
 from stages.draws import Draws
 from stages.models.compressor import Compressor
 from stages.models.layers import fresh_batch_norm, to_unit_range
 from stages.models.stage_c import StageC, StageCObjective
 from stages.models.text import seeded_tower
+from stages.settings.losses import StageCLoss
+from stages.settings.models import CompressorConfig, SeededTextConfig, StageCConfig
+from stages.settings.training import TrainingConfig
 from stages.training.loop import train
 
 SIZE, BATCH = 128, 16

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pipeline.cluster import ray_cluster
 from pipeline.cluster.rank import suspects
 from pipeline.cluster.watchdog import EXIT_STALLED, Pulses, Watchdog
-from stages.config import TrainingConfig
 from stages.draws import Draws
+from stages.settings.training import TrainingConfig
 from stages.training import activity
 from stages.training.activity import Activity
 from stages.training.loop import train

@@ -16,7 +16,7 @@ from pipeline.settings.compose import CONF
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from stages.anatomy import flops, parameters
-from stages.config import CompressorConfig
+from stages.settings.models import CompressorConfig
 
 GROUPS = compose.groups()
 

@@ -22,7 +22,7 @@ from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.store.artifacts import Store
-from stages.config import TrainingConfig
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.checkpoint import Checkpoint, Rows
 from stages.training.loop import Outcome, train

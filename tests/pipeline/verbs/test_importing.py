@@ -30,11 +30,11 @@ from pipeline.steps import bring, interpolate, train
 from pipeline.store.artifacts import Store
 from pipeline.verbs import importing
 from stages import weight_files
-from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.compressor import Compressor
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
+from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.state_dicts import read
 from stages.weight_files import BadWeights
 from stages.weights import convert, pretrained

@@ -10,21 +10,6 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from stages.anatomy import memory_estimate
 from stages.anatomy.memory_estimate import FP32, Memory
-from stages.config import (
-    BaselineConfig,
-    BaselineLoss,
-    CompressorConfig,
-    CompressorWarmupLoss,
-    PreviewerConfig,
-    PreviewerLoss,
-    StageAConfig,
-    StageALoss,
-    StageBConfig,
-    StageBLoss,
-    StageCConfig,
-    StageCLoss,
-    TrainingConfig,
-)
 from stages.draws import Draws
 from stages.models.baseline import Baseline, BaselineObjective
 from stages.models.compressor import Compressor, CompressorWarmup
@@ -34,6 +19,16 @@ from stages.models.previewer import Previewer, PreviewerObjective
 from stages.models.stage_a import StageA, StageAObjective
 from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
+from stages.settings.losses import BaselineLoss, CompressorWarmupLoss, PreviewerLoss, StageALoss, StageBLoss, StageCLoss
+from stages.settings.models import (
+    BaselineConfig,
+    CompressorConfig,
+    PreviewerConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.settings.training import TrainingConfig
 from stages.training.perceptual import Perceptual
 
 TOLERANCE = 0.2  # as the module states it

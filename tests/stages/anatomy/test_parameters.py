@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from stages.anatomy import parameters
-from stages.config import (
+from stages.models.baseline import Baseline
+from stages.models.compressor import Compressor
+from stages.models.stage_a import StageA
+from stages.models.stage_b import StageB
+from stages.models.stage_c import StageC
+from stages.models.text import seeded_tower
+from stages.settings.models import (
     BaselineConfig,
     CompressorConfig,
     PreviewerConfig,
@@ -14,12 +20,6 @@ from stages.config import (
     StageBConfig,
     StageCConfig,
 )
-from stages.models.baseline import Baseline
-from stages.models.compressor import Compressor
-from stages.models.stage_a import StageA
-from stages.models.stage_b import StageB
-from stages.models.stage_c import StageC
-from stages.models.text import seeded_tower
 
 SHORT = {  # an EfficientNetV2 with every kind of block
     "stem": 8,

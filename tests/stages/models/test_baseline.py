@@ -10,12 +10,14 @@ from pydantic import ValidationError
 from torch import nn
 
 from stages import diffusion
-from stages.config import BaselineConfig, BaselineLoss, StageAConfig, TrainingConfig
 from stages.draws import Draws
 from stages.models.baseline import Baseline, BaselineObjective
 from stages.models.geometry import BadImageSize
 from stages.models.stage_a import StageA
 from stages.sampling import sample
+from stages.settings.losses import BaselineLoss
+from stages.settings.models import BaselineConfig, StageAConfig
+from stages.settings.training import TrainingConfig
 from stages.training import loop
 
 TINY = BaselineConfig(

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from stages.config import BaselineConfig, StageAConfig, StageBConfig, StageCConfig, StageCLoss, TrainingConfig
 from stages.models import layers
 from stages.models.baseline import Baseline
 from stages.models.stage_a import ReplicationPad, StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC, StageCObjective
+from stages.settings.losses import StageCLoss
+from stages.settings.models import BaselineConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.settings.training import TrainingConfig
 from stages.training.loop import train
 
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32, codebook_init="normal")

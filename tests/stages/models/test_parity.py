@@ -20,7 +20,13 @@ from diffusers import AutoPipelineForText2Image
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenDiffNeXt, WuerstchenPrior
 from torch import Tensor, nn
 
-from stages.config import (
+from stages.models.compressor import Compressor
+from stages.models.stage_a import StageA
+from stages.models.stage_b import StageB
+from stages.models.stage_c import StageC
+from stages.models.text import seeded_tower
+from stages.sampling.sample import Models, generate
+from stages.settings.models import (
     CompressorConfig,
     EfficientNetStages,
     SeededTextConfig,
@@ -28,12 +34,6 @@ from stages.config import (
     StageBConfig,
     StageCConfig,
 )
-from stages.models.compressor import Compressor
-from stages.models.stage_a import StageA
-from stages.models.stage_b import StageB
-from stages.models.stage_c import StageC
-from stages.models.text import seeded_tower
-from stages.sampling.sample import Models, generate
 from stages.weights import convert
 from stages.weights.release import release_files
 

@@ -3,12 +3,14 @@
 import numpy as np
 import torch
 
-from stages.config import PreviewerConfig, PreviewerLoss, TrainingConfig
 from stages.draws import Draws
 from stages.models.geometry import denormalise
 from stages.models.layers import resized
 from stages.models.previewer import Previewer, PreviewerObjective
 from stages.sampling import sample
+from stages.settings.losses import PreviewerLoss
+from stages.settings.models import PreviewerConfig
+from stages.settings.training import TrainingConfig
 from stages.training import loop
 
 TINY = PreviewerConfig(latent_channels=4, width=32)

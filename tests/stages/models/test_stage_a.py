@@ -18,10 +18,12 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from pipeline.steps import train as steps
 from pipeline.steps.build import Facts
-from stages.config import StageAConfig, StageALoss, TrainingConfig
 from stages.draws import Draws
 from stages.models.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from stages.models.stage_a import StageA, StageAObjective
+from stages.settings.losses import StageALoss
+from stages.settings.models import StageAConfig
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.loop import Outcome, train
 from stages.training.meter import SPEED

@@ -9,19 +9,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import (
-    CompressorConfig,
-    CompressorWarmupLoss,
-    EfficientNetStages,
-    SeededTextConfig,
-    StageAConfig,
-    StageALoss,
-    StageBConfig,
-    StageBLoss,
-    StageCConfig,
-    StageCLoss,
-    TrainingConfig,
-)
 from stages.draws import Draws
 from stages.models.compressor import Compressor, CompressorWarmup
 from stages.models.geometry import BadImageSize, denormalise
@@ -31,6 +18,16 @@ from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
 from stages.models.text import seeded_tower
 from stages.sampling import sample
+from stages.settings.losses import CompressorWarmupLoss, StageALoss, StageBLoss, StageCLoss
+from stages.settings.models import (
+    CompressorConfig,
+    EfficientNetStages,
+    SeededTextConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.settings.training import TrainingConfig
 from stages.training import loop
 from stages.weights import convert
 

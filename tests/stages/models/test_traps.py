@@ -11,18 +11,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import (
-    CompressorConfig,
-    EfficientNetStages,
-    LossWeight,
-    SeededTextConfig,
-    StageAConfig,
-    StageBConfig,
-    StageBLoss,
-    StageCConfig,
-    StageCLoss,
-    TrainingConfig,
-)
 from stages.draws import Draws
 from stages.models.compressor import Compressor
 from stages.models.geometry import BadImageSize, check_size, code_side, latent_side
@@ -32,6 +20,16 @@ from stages.models.stage_c import StageC, StageCObjective
 from stages.models.text import seeded_tower
 from stages.sampling import sample
 from stages.sampling.sample import Noise
+from stages.settings.losses import LossWeight, StageBLoss, StageCLoss
+from stages.settings.models import (
+    CompressorConfig,
+    EfficientNetStages,
+    SeededTextConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.settings.training import TrainingConfig
 from stages.training.bad_steps import BadSteps
 from stages.training.loop import train
 from stages.weights import convert

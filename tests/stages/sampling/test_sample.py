@@ -27,16 +27,6 @@ from pipeline.__main__ import main
 from pipeline.models.drawing import drawn
 from pipeline.verbs import sample as sample_verb
 from stages import diffusion
-from stages.config import (
-    CompressorConfig,
-    EfficientNetStages,
-    PreviewerConfig,
-    SamplingConfig,
-    SeededTextConfig,
-    StageAConfig,
-    StageBConfig,
-    StageCConfig,
-)
 from stages.models.compressor import Compressor
 from stages.models.geometry import BadImageSize, denormalise, nearest_size, normalise
 from stages.models.previewer import Previewer
@@ -45,6 +35,16 @@ from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.models.text import seeded_tower
 from stages.sampling import sample
+from stages.settings.models import (
+    CompressorConfig,
+    EfficientNetStages,
+    PreviewerConfig,
+    SeededTextConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.settings.sampling import SamplingConfig
 from stages.weights import release
 
 M = TypeVar("M", bound=nn.Module)

@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stages.config import BadStepsConfig, TrainingConfig
 from stages.draws import Draws
+from stages.settings.training import BadStepsConfig, TrainingConfig
 from stages.training import activity, checkpoint
 from stages.training.activity import Activity
 from stages.training.bad_steps import BadSteps, BadStepsWatch

@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stages.config import TrainingConfig
 from stages.diffusion import AdaptiveWeight
 from stages.draws import Draws
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint, loop
 from stages.training.bad_steps import BadSteps
 from stages.training.checkpoint import CheckpointMismatch

@@ -11,8 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from stages.config import StageCConfig, StageCLoss, TrainingConfig
 from stages.models.stage_c import StageC, StageCObjective
+from stages.settings.losses import StageCLoss
+from stages.settings.models import StageCConfig
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.loop import Outcome, train
 from stages.training.parallel import Replica, pieces

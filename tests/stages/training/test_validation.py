@@ -28,10 +28,11 @@ from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.steps import select
-from stages.config import StageALoss, TrainingConfig
 from stages.draws import Draws
 from stages.models.discriminator import Discriminator
 from stages.models.stage_a import StageA, StageAObjective
+from stages.settings.losses import StageALoss
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.checkpoint import Best
 from stages.training.loop import Outcome, train

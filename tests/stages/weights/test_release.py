@@ -21,7 +21,13 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import nn
 
-from stages.config import (
+from stages.models.compressor import Compressor
+from stages.models.stage_a import StageA
+from stages.models.stage_b import StageB
+from stages.models.stage_c import StageC
+from stages.models.text import Tokenizer, seeded_tower
+from stages.sampling.sample import Models, generate, reconstruct_b
+from stages.settings.models import (
     CompressorConfig,
     EfficientNetStages,
     SeededTextConfig,
@@ -29,12 +35,6 @@ from stages.config import (
     StageBConfig,
     StageCConfig,
 )
-from stages.models.compressor import Compressor
-from stages.models.stage_a import StageA
-from stages.models.stage_b import StageB
-from stages.models.stage_c import StageC
-from stages.models.text import Tokenizer, seeded_tower
-from stages.sampling.sample import Models, generate, reconstruct_b
 from stages.weights.release import NotReleasable, model_card, release_files
 
 M = TypeVar("M", bound=nn.Module)
