@@ -22,6 +22,7 @@ from datasets.buckets import Size
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching import web
 from datasets.files import storage
+from datasets.files.fence import Fence, unfenced
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.outcomes import PASSING, Lost, Outcome
@@ -54,6 +55,7 @@ def download_shard(
     gate: web.Gate | None = None,
     forgotten: Set[str] = frozenset(),
     earlier: Mapping[int, Fetched] | None = None,
+    fence: Fence = unfenced,
 ) -> Receipt:
     """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.
 
@@ -67,6 +69,7 @@ def download_shard(
         gate: slots of each host, shared with other shards; None: `download.per_host` for this shard alone.
         forgotten: keys, URLs and origins of pictures that are not asked for.
         earlier: what another download has made of its rows; those that it lost for a passing reason are fetched.
+        fence: asked right before the receipt.
 
     Raises:
         RuntimeError: img2dataset did not account for every row.
@@ -99,6 +102,7 @@ def download_shard(
         dropped=Counter(str(result.outcome) for _, result in results if not result.picture),
         retried=retried,
         bucket=_bucket(rows),
+        fence=fence,
     )
 
 

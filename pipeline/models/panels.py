@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.models.encoders import TrainingData
+from pipeline.models.training_data import TrainingData
 from stages.diffusion import sampling_times
 from stages.models.baseline import Baseline
 from stages.models.layers import resized

@@ -222,5 +222,6 @@ def usage() -> str:
         "",
         "Example: python -m pipeline run conf=stage_c",
         "Flags of run and plan: --from --until --only --force STEP; of plan, the whole reason of a step: --why STEP",
+        "Docs: docs/README.md; every verb with its words, flags and exit codes: docs/reference/verbs.md",
     ]
     return "\n".join(lines)

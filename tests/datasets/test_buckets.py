@@ -38,6 +38,7 @@ from stages.models.compressor import Compressor
 from stages.models.layers import to_unit_range
 from stages.models.stage_c import StageC, StageCObjective
 from stages.training import loop
+from stages.training.callbacks import Callbacks
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 SIZE, MAX_ASPECT = 384, 2.0
@@ -424,16 +425,18 @@ def test_from_a_folder_of_many_aspects_to_a_training_of_stage_c(tmp_path):
         return batch
 
     losses: list[float] = []
+
+    class Logged(Callbacks):
+        def log(self, step: int, values: dict[str, float]) -> None:
+            losses.append(values["loss"])
+
     loop.train(
         StageCObjective(StageC(config.stage_c.model), config.stage_c.loss, torch.zeros(3, 32)),
         read,
         train,
+        Logged(),
         seed=0,
         device=torch.device("cpu"),
-        load_state=lambda: None,
-        save_state=lambda _step, _state: None,
-        log=lambda _step, values: losses.append(values["loss"]),
-        should_stop=lambda: False,
     )
     assert Counter(shapes) == {(12, 6): 3, (9, 9): 3, (6, 12): 3}  # height, width
     assert len(losses) == 9

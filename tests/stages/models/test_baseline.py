@@ -20,6 +20,7 @@ from stages.settings.losses import BaselineLoss
 from stages.settings.models import BaselineConfig, StageAConfig
 from stages.settings.training import TrainingConfig
 from stages.training import loop
+from stages.training.callbacks import Callbacks
 
 TINY = BaselineConfig(
     widths=(16, 32, 32), blocks=2, heads=(2, 4, 0), middle_heads=8, middle_depth=2, groups=8, text_width=20
@@ -151,12 +152,9 @@ def test_trained_in_the_loop_it_draws_the_picture_of_each_caption() -> None:
         BaselineObjective(baseline, loss, torch.zeros(3, 20)),
         lambda step: batch,
         training,
+        Callbacks(),
         seed=0,
         device=torch.device("cpu"),
-        load_state=lambda: None,
-        save_state=lambda step, data: None,
-        log=lambda step, values: None,
-        should_stop=lambda: False,
     )
     assert outcome.finished
     baseline.eval()

@@ -29,12 +29,12 @@ from stages.sampling.sample import Models, generate
 from stages.settings.models import (
     CompressorConfig,
     EfficientNetStages,
-    SamplingConfig,
     SeededTextConfig,
     StageAConfig,
     StageBConfig,
     StageCConfig,
 )
+from stages.settings.sampling import SamplingConfig
 from stages.weights import convert
 from stages.weights.release import release_files
 

@@ -31,6 +31,7 @@ from stages.settings.models import (
 from stages.settings.sampling import SamplingConfig
 from stages.settings.training import TrainingConfig
 from stages.training import loop
+from stages.training.callbacks import Callbacks
 from stages.weights import convert
 
 M = TypeVar("M", bound=nn.Module)
@@ -319,12 +320,9 @@ def test_a_trained_stage_c_draws_the_code_of_each_caption() -> None:
         StageCObjective(stage_c, StageCLoss(weight="p2_snr", timesteps="uniform", text_drop=0.0), torch.zeros(3, 20)),
         lambda step: batch,
         config,
+        Callbacks(),
         seed=0,
         device=torch.device("cpu"),
-        load_state=lambda: None,
-        save_state=lambda step, data: None,
-        log=lambda step, values: None,
-        should_stop=lambda: False,
     )
     noise, steps = Noise(range(4), torch.device("cpu")), Steps(diffusion.sampling_times(12))
     with torch.inference_mode():

@@ -32,6 +32,7 @@ from stages.settings.models import (
 from stages.settings.sampling import SamplingConfig
 from stages.settings.training import TrainingConfig
 from stages.training.bad_steps import BadSteps
+from stages.training.callbacks import Callbacks
 from stages.training.loop import train
 from stages.weights import convert
 
@@ -361,6 +362,16 @@ class RootOf(nn.Module):
         return (self.weight * batch["x"]).sum().sqrt(), {}
 
 
+class Neither(Callbacks):
+    """Of which nothing may be saved or logged."""
+
+    def save_state(self, step: int, data: bytes) -> None:
+        pytest.fail("saved")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        pytest.fail("logged")
+
+
 def test_a_finite_loss_with_a_gradient_that_is_not_ends_the_training() -> None:
     objective = RootOf()
     with pytest.raises(BadSteps, match=r"step 1 .*'loss': 0.0, 'gradient_norm': nan"):
@@ -368,11 +379,8 @@ def test_a_finite_loss_with_a_gradient_that_is_not_ends_the_training() -> None:
             objective,
             lambda step: {"x": torch.zeros(2).numpy()},
             TrainingConfig.model_validate(TRAINING),
+            Neither(),
             seed=0,
             device=CPU,
-            load_state=lambda: None,
-            save_state=lambda step, data: pytest.fail("saved"),
-            log=lambda step, values: pytest.fail("logged"),
-            should_stop=lambda: False,
         )
     assert torch.equal(objective.weight, torch.ones(2))

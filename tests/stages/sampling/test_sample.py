@@ -50,7 +50,7 @@ from stages.weights import release
 
 M = TypeVar("M", bound=nn.Module)
 
-README = Path(__file__).parents[3] / "README.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "drawing.md"
 STAGE_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=16, scale=0.7)
 STAGE_B = StageBConfig(
     widths=(8, 16),
@@ -543,8 +543,8 @@ def test_what_is_no_release_is_refused_by_the_files_name(
     assert "\n" not in str(caught.value)
 
 
-def test_the_lines_of_the_readme(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (lines,) = re.findall(r"```python\n(from stages.*?)```", README.read_text(), re.DOTALL)
+def test_the_lines_of_the_guide(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lines,) = re.findall(r"```python\n(from stages.*?)```", GUIDE.read_text(), re.DOTALL)
     shown: list[Image.Image] = []
     monkeypatch.setattr(Image.Image, "show", lambda self: shown.append(self))
     monkeypatch.chdir(written.parent)
