@@ -116,7 +116,7 @@ def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) 
 def _wanted(rows: pa.Table, fetched: Mapping[int, Fetched]) -> pa.Table:
     """The rows of which nothing is known, or only that they failed for a passing reason."""
     settled = [row for row, result in fetched.items() if result.outcome not in PASSING]
-    return rows.filter(~pc.is_in(rows["row"], pa.array(settled, pa.int32())))
+    return rows.filter(~pc.field("row").isin(settled))
 
 
 def _bucket(rows: pa.Table) -> str | None:
