@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from datasets.files import storage
 from datasets.files.storage import CorruptFile
-from pipeline import __version__
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.plan import cost, dag, obstacles
@@ -35,7 +34,8 @@ from pipeline.steps.build import Build, Facts
 from pipeline.store import claims, deleting, ledger
 from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
 from pipeline.store.claims import Claim
-from pipeline.store.process import ProcessId, user_name
+from pipeline.store.process import ProcessId
+from pipeline.store.provenance import provenance
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
@@ -70,6 +70,8 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
             if item.state == "done":
                 continue
             _raise_if(stopped)
+            if session.came_out_the_same(item):
+                continue
             session.build(item, stopped)
         summary = session.summary
     summary.seconds = time.monotonic() - started
@@ -186,11 +188,9 @@ class _Session:
         self.record: dict[str, Any] = {
             "id": self.id,
             "conf": self.conf,
-            "command": self.command,
-            "user": user_name(),
+            **provenance(self.command),
             "checkout": str(Path.cwd()),
             "process": vars(ProcessId.own()),
-            "version": __version__,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "outcome": "running",
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
@@ -212,6 +212,18 @@ class _Session:
         text = json.dumps(self.record, indent=1, ensure_ascii=False)
         storage.publish(text.encode(), storage.join(self.root, "invocations", f"{self.id}.json"))
 
+    def came_out_the_same(self, item: Planned) -> bool:
+        """Whether a finished step need not be done again after all: its inputs, built anew, are what they were."""
+        if not item.again or item.reason == "forced" or item.artifact is None:
+            return False
+        before = {i.step.output: i.artifact.manifest["content"] for i in self.planned if i.artifact}
+        made_of = item.artifact.manifest.get("inputs") or {name: before[name] for name in item.step.inputs}
+        inputs = {name: self.artifacts[name].manifest["content"] for name in made_of}
+        if inputs != made_of:
+            return False
+        console.print(f"{item.step.output} stays: what it is made from came out the same", markup=False)
+        return True
+
     def build(self, item: Planned, stopped: _Stop) -> None:
         """Build one step: claim, attempts, manifest, tracking, ledger."""
         name, output, digest = item.step.name, item.step.output, item.fingerprint.digest
@@ -227,7 +239,7 @@ class _Session:
         try:
             what = claims.artifact(output, digest)
             with claims.hold(self.root, what, neighbours.tell) as claim, logging_to(log_path):
-                artifact = self.store.find(output, digest) if item.reason != "forced" else None
+                artifact = None if item.again else self.store.find(output, digest)
                 if artifact:
                     log.info("%s: somebody else has built %s meanwhile", name, path)
                 else:
@@ -266,7 +278,7 @@ class _Session:
         step, fingerprint = item.step, item.fingerprint
         path = self.store.path(step.output, fingerprint.digest)
         self._check_unchanged(item)
-        if item.reason == "forced":
+        if item.again or item.reason == "forced":
             neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
             deleting.discard(path, claim.fence)
         begun = time.monotonic()
@@ -284,12 +296,12 @@ class _Session:
                 report=_Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )
-            artifact = self._attempt(step.call, build, lambda facts: self._commit(item, claim, facts, begun))
+            artifact = self._attempt(step.call, build, lambda facts: self._commit(item, build, facts, begun))
             deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
         return artifact
 
-    def _commit(self, item: Planned, claim: Claim, facts: Facts, begun: float) -> Artifact:
+    def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
         spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
         told = {
@@ -300,7 +312,9 @@ class _Session:
             "timed": facts.timed,
             "call": facts.call,
             "workers": facts.workers,
-            "driver": {**vars(ProcessId.own()), "version": __version__},
+            "inputs": {name: artifact.manifest["content"] for name, artifact in build.inputs.items()},
+            "driver": vars(ProcessId.own()),
+            **provenance(self.command),
             "seconds": round(time.monotonic() - begun, 3),
             "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
             "devices": spent.kind if spent else self.cluster.kind,
@@ -309,7 +323,7 @@ class _Session:
             "peak_bytes": self.memory.lap_bytes,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        return self.store.commit(step.output, fingerprint, told, claim)
+        return self.store.commit(step.output, fingerprint, told, build.claim)
 
     def _check_unchanged(self, item: Planned) -> None:
         """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
