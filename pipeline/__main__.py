@@ -28,7 +28,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "data": "data",
     "gc": "gc",
     "ui": "ui",
-    "doctor": "doctor",
+    "doctor": "doctor.examine",
 }
 
 

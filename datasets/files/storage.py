@@ -4,6 +4,7 @@ Nothing becomes visible half-written. Locally a file is written beside its final
 object store makes an object visible only when its upload is complete. Paths are plain strings, local or URI.
 """
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+from datasets.files import conditional
 
 CHUNK = 1 << 20
 READERS = 32  # threads, for small files
@@ -168,15 +171,18 @@ def publish(content: bytes | Path, path: str) -> FileEntry:
 def create(data: bytes, path: str) -> bool:
     """Put `data` at `path` only if nothing is there yet; False when something is.
 
-    Locally the check and the creation are one operation. Arrow's object stores know no condition on a write (S3's
-    If-None-Match; looked for in pyarrow 25), so there two writers within the same moment are told apart by a second
-    look only, and not always: if one has looked before the other writes, both believe that they were first.
+    Locally, and where a store knows conditions on a write (`conditional`), the check and the creation are one
+    operation. Elsewhere two writers within the same moment are told apart by a second look, after a pause: as long as
+    nothing takes longer than that, one of them finds what the other has put.
     """
     if is_remote(path):
-        if exists(path):
+        if exists(path):  # first of all: a store that knows no conditions would overwrite it
             return False
+        if (put := conditional.put(data, path)) is not None:
+            return put or _holds(path, data)  # ours, of a request whose answer was lost
         publish(data, path)
-        return read(path) == data
+        conditional.settle()
+        return _holds(path, data)
     target = Path(absolute(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -188,6 +194,44 @@ def create(data: bytes, path: str) -> bool:
     finally:
         temporary.unlink()
     return True
+
+
+def _holds(path: str, data: bytes) -> bool:
+    try:
+        return read(path) == data
+    except FileNotFoundError:
+        return False
+
+
+def move(source: str, target: str) -> None:
+    """Put what lies at `source` at `target` in one step, in place of what is there; `source` is gone then.
+
+    Raises:
+        FileNotFoundError: there is no `source` (any more); `target` is as it was.
+    """
+    filesystem, inner = open_filesystem(source)
+    _, place = open_filesystem(target)
+    if is_remote(source):
+        try:
+            filesystem.copy_file(inner, place)
+        except OSError as error:  # no errno tells why
+            if not exists(source):
+                raise FileNotFoundError(source) from error
+            raise
+        with contextlib.suppress(FileNotFoundError):  # by somebody else, after the copy
+            filesystem.delete_file(inner)
+    else:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(inner, place)
+        _sync_folder(Path(place).parent)
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Bytes of each file below a folder, by its name relative to it."""
+    filesystem, inner = open_filesystem(folder)
+    infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
+    start = len(inner.rstrip("/")) + 1
+    return {info.path[start:]: info.size for info in infos if info.type == pafs.FileType.File}
 
 
 def listing(folder: str) -> list[str]:
@@ -253,13 +297,32 @@ def sweep(folder: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Delete a file or a whole folder; nothing happens when it is not there."""
+    """Delete a file or a whole folder; nothing happens when it is not there.
+
+    What is local is gone for good before this returns: a power cut brings back nothing of it.
+    """
     filesystem, inner = open_filesystem(path)
+    if not is_remote(path):
+        _delete(Path(inner))
+        if Path(inner).parent.is_dir():
+            _sync_folder(Path(inner).parent)
+        return
     kind = filesystem.get_file_info(inner).type
     if kind == pafs.FileType.Directory:
         filesystem.delete_dir(inner)
     elif kind == pafs.FileType.File:
         filesystem.delete_file(inner)
+
+
+def _delete(target: Path) -> None:
+    """Delete a file, a link or a folder, also while others delete there."""
+    if target.is_symlink() or not target.is_dir():
+        target.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        for inside in target.iterdir():
+            _delete(inside)
+        target.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run: build what the targets need and is missing, in order, each step under a lease, a ledger and a tracker."""
+"""A run: build what the targets need and is missing, in order, each step under a claim, a ledger and a tracker."""
 
 import contextlib
 import importlib
@@ -9,29 +9,33 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets.files import storage
+from datasets.files.storage import CorruptFile
 from pipeline import __version__
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.plan import cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
+from pipeline.run import neighbours
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
+from pipeline.run.step_log import logging_to
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import lease, ledger
-from pipeline.store.artifacts import Artifact, Fingerprint, Store
-from pipeline.store.process import ProcessId
+from pipeline.store import claims, deleting, ledger
+from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
+from pipeline.store.claims import Claim
+from pipeline.store.process import ProcessId, user_name
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
@@ -40,6 +44,7 @@ SAME_SIGNAL_S = 1.0  # who signals a process and then its group, as timeout(1) d
 LOG_EVERY_S = 30.0  # between lines of progress in a step's log
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
@@ -145,11 +150,11 @@ class _Session:
         self.store = Store(self.root)
         self.summary.root = self.root
         self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
-        for artifact in self.artifacts.values():
-            self.store.tidy(artifact)
         console.print(f"run {self.id} of conf={self.conf} in {self.root}", markup=False)
         self.exits = contextlib.ExitStack()
         with contextlib.ExitStack() as exits:
+            exits.enter_context(claims.at_work(self.root, self.id))
+            check_carried_out(self.root)  # again: whoever writes a request now sees that a run is at work
             self.tracking = exits.enter_context(
                 Tracking(
                     locate_store(self.root, self.config.tracking.uri),
@@ -167,27 +172,37 @@ class _Session:
             exits.callback(self.cluster.close)
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
-            self.record: dict[str, Any] = {
-                "id": self.id,
-                "conf": self.conf,
-                "command": self.command,
-                "process": vars(ProcessId.own()),
-                "version": __version__,
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "outcome": "running",
-                "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
-                "paths": sorted(map(storage.absolute, self.config.existing().values())),
-                "steps": {},
-            }
-            self._write_record()
+            self._begin_record()
+            neighbours.check_standing(self.store, self.artifacts.values())
             self.exits = exits.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
-        self._write_record()
+        self._end_record(error)
         self.exits.__exit__(kind, error, trace)
         self.summary.warnings += self.tracking.warnings
+
+    def _begin_record(self) -> None:
+        self.record: dict[str, Any] = {
+            "id": self.id,
+            "conf": self.conf,
+            "command": self.command,
+            "user": user_name(),
+            "checkout": str(Path.cwd()),
+            "process": vars(ProcessId.own()),
+            "version": __version__,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "outcome": "running",
+            "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
+            "paths": sorted(map(storage.absolute, self.config.existing().values())),
+            "steps": {},
+        }
+        self._write_record()
+
+    def _end_record(self, error: BaseException | None) -> None:
+        self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
+        self.record["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_record()
 
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""
@@ -198,7 +213,7 @@ class _Session:
         storage.publish(text.encode(), storage.join(self.root, "invocations", f"{self.id}.json"))
 
     def build(self, item: Planned, stopped: _Stop) -> None:
-        """Build one step: lease, attempts, manifest, tracking, ledger."""
+        """Build one step: claim, attempts, manifest, tracking, ledger."""
         name, output, digest = item.step.name, item.step.output, item.fingerprint.digest
         path = self.store.path(output, digest)
         position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
@@ -210,13 +225,14 @@ class _Session:
         outcome = "failed"
         begun = time.monotonic()
         try:
-            with lease.hold(path, console.print), _logging_to(log_path):
+            what = claims.artifact(output, digest)
+            with claims.hold(self.root, what, neighbours.tell) as claim, logging_to(log_path):
                 artifact = self.store.find(output, digest) if item.reason != "forced" else None
                 if artifact:
                     log.info("%s: somebody else has built %s meanwhile", name, path)
                 else:
                     log.info("%s begins (%s): %s, fingerprint %s", name, item.reason, path, digest)
-                    artifact = self._build_under_lease(item, path, progress, stopped)
+                    artifact = self._build_under_claim(item, claim, progress, stopped)
                     log.info(
                         "%s is done: %s rows, %.1f s", name, f"{artifact.manifest['rows']:,}", time.monotonic() - begun
                     )
@@ -246,11 +262,13 @@ class _Session:
             steps_again=int(manifest["metrics"].get("steps_again", 0)),
         )
 
-    def _build_under_lease(self, item: Planned, path: str, progress: StepProgress, stopped: _Stop) -> Artifact:
+    def _build_under_claim(self, item: Planned, claim: Claim, progress: StepProgress, stopped: _Stop) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
+        path = self.store.path(step.output, fingerprint.digest)
         self._check_unchanged(item)
         if item.reason == "forced":
-            self.store.discard(step.output, fingerprint.digest)
+            neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
+            deleting.discard(path, claim.fence)
         begun = time.monotonic()
         self.memory.lap()
         with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked:
@@ -258,6 +276,7 @@ class _Session:
                 config=self.config.with_absolute_paths(),
                 step=step,
                 path=path,
+                claim=claim,
                 inputs=self._inputs(item),
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
@@ -265,31 +284,32 @@ class _Session:
                 report=_Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )
-            facts = self._attempt(step.call, build)
-            spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
-            artifact = self.store.commit(
-                step.output,
-                fingerprint,
-                {
-                    "files": facts.files,
-                    "rows": facts.rows,
-                    "metrics": facts.metrics,
-                    "notes": facts.notes,
-                    "timed": facts.timed,
-                    "call": facts.call,
-                    "workers": facts.workers,
-                    "driver": {**vars(ProcessId.own()), "version": __version__},
-                    "seconds": round(time.monotonic() - begun, 3),
-                    "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
-                    "devices": spent.kind if spent else self.cluster.kind,
-                    "attempts": spent.attempts if spent else 1,
-                    "failed_attempts": spent.failed_attempts if spent else 0,
-                    "peak_bytes": self.memory.lap_bytes,
-                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            )
+            artifact = self._attempt(step.call, build, lambda facts: self._commit(item, claim, facts, begun))
+            deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
         return artifact
+
+    def _commit(self, item: Planned, claim: Claim, facts: Facts, begun: float) -> Artifact:
+        step, fingerprint = item.step, item.fingerprint
+        spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
+        told = {
+            "files": facts.files,
+            "rows": facts.rows,
+            "metrics": facts.metrics,
+            "notes": facts.notes,
+            "timed": facts.timed,
+            "call": facts.call,
+            "workers": facts.workers,
+            "driver": {**vars(ProcessId.own()), "version": __version__},
+            "seconds": round(time.monotonic() - begun, 3),
+            "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
+            "devices": spent.kind if spent else self.cluster.kind,
+            "attempts": spent.attempts if spent else 1,
+            "failed_attempts": spent.failed_attempts if spent else 0,
+            "peak_bytes": self.memory.lap_bytes,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return self.store.commit(step.output, fingerprint, told, claim)
 
     def _check_unchanged(self, item: Planned) -> None:
         """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
@@ -303,10 +323,16 @@ class _Session:
         found = {name: self.store.find(name, digest) for name, digest in item.fingerprint.parents.items()}
         missing = [name for name, artifact in found.items() if artifact is None]
         assert not missing, f"{item.step.name} was planned without {missing}"
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+        inputs = {name: artifact for name, artifact in found.items() if artifact is not None}
+        for artifact in inputs.values():
+            if told := lacking(artifact.path, artifact.files):
+                raise CorruptFile(f"{told}; build it anew with --force {artifact.manifest['step']}")
+        return inputs
 
-    def _attempt(self, call: str, build: Build) -> Facts:
-        """Call the step's function; failures of the infrastructure are tried again, with a growing pause.
+    def _attempt(self, call: str, build: Build, finish: Callable[[Facts], T]) -> T:
+        """Call the step's function, and `finish` with what it returns.
+
+        Failures of the infrastructure are tried again, with a growing pause.
 
         Nodes that were taken away with notice do not count: the step goes on at once on those that are left.
         """
@@ -314,8 +340,8 @@ class _Session:
         failures = 0
         while True:
             try:
-                facts: Facts = getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build)
-                return facts
+                build.claim.fence()
+                return finish(getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build))
             except Preempted as error:
                 log.warning("%s was preempted: %s", call, error)
                 build.interruptions.preemptions += 1
@@ -363,30 +389,3 @@ class _Reporter:
     def warning(self, text: str) -> None:
         log.warning(text)
         self.warnings.append(text)
-
-
-@contextlib.contextmanager
-def _logging_to(path: str) -> Iterator[None]:
-    """Send the driver's log records to a step's file: at once on a local root, at the end on a remote one."""
-    local = Path(path) if not storage.is_remote(path) else Path(f"/tmp/{uuid.uuid4().hex}.log")
-    local.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(local)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("pipeline")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as error:
-        logger.info("stopped on request: %s", error or "at once, without a save")
-        raise
-    except Exception:
-        logger.exception("the step ended with an error")
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-        if storage.is_remote(path):
-            storage.publish(local, path)
-            local.unlink()

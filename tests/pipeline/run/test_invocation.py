@@ -166,7 +166,7 @@ def step_log(folder: Path, build: Any) -> str:
         facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
         return Artifact("metadata", path, facts)
 
-    session._build_under_lease = built  # type: ignore[method-assign]
+    session._build_under_claim = built  # type: ignore[method-assign]
     with contextlib.suppress(Interrupted, KeyError):
         session.build(planned[0], invocation._Stop())
     return (folder / "root/logs/1/metadata.log").read_text()
