@@ -36,7 +36,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "data": "data",
     "gc": "gc",
     "ui": "ui",
-    "doctor": "doctor",
+    "doctor": "doctor.examine",
 }
 NO_READER = 128 + signal.SIGPIPE  # what stdout went to has ended, as `head` does
 

@@ -3,7 +3,7 @@
 0  done
 2  UsageError, and every other ValueError: bad config, usage or input; StorageError: a place without room or rights
 3  BudgetExceeded: more rows lost or quarantined than the config allows
-4  LeaseHeld: another run is building the same artifact
+4  LeaseHeld: another run is building the same artifact, or (ClaimLost) has taken it over from this one
 5  RetriesExhausted: a step kept failing; StoreAway: the root's storage did
 130, 143  Interrupted by SIGINT or SIGTERM after a clean save; 141 where nobody reads stdout any more
 """
@@ -33,6 +33,10 @@ class BudgetExceeded(RuntimeError):
 
 class LeaseHeld(RuntimeError):
     """Another live run is building this artifact; the message says whose."""
+
+
+class ClaimLost(LeaseHeld):
+    """Another run has taken over what this one was building, as it heard nothing from it; the message says whose."""
 
 
 class RetriesExhausted(RuntimeError):

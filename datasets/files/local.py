@@ -35,6 +35,13 @@ def create(data: bytes, target: Path) -> bool:
     return True
 
 
+def move(source: Path, target: Path) -> None:
+    """Put what lies at `source` at `target` in one step, in place of what is there."""
+    make_folder(target.parent)
+    os.replace(source, target)
+    _sync_folder(target.parent)
+
+
 def append(line: str, target: Path) -> None:
     """Add a line to a file and see it onto the disk."""
     make_folder(target.parent)

@@ -7,6 +7,7 @@ What fails for a reason that may pass is tried again (`retrying`). What fails fo
 with the path; where a file is missing, a `FileNotFoundError` too.
 """
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from datasets.files import local
-from datasets.files.errors import StorageError, told
+from datasets.files import conditional, local
+from datasets.files.errors import NothingThere, StorageError, StoreRefuses, told
 from datasets.files.filesystems import QUIET_TRIES, absolute, is_remote, open_filesystem
 from datasets.files.retrying import persistently
 
@@ -158,16 +159,46 @@ def publish(content: bytes | Path, path: str) -> FileEntry:
 def create(data: bytes, path: str) -> bool:
     """Put `data`, which nobody else would write, at `path` only if nothing is there yet; False when something is.
 
-    Locally the check and the creation are one operation. Arrow's object stores know no condition on a write (S3's
-    If-None-Match; looked for in pyarrow 25), so there two writers within the same moment are told apart by a second
-    look only, and not always: if one has looked before the other writes, both believe that they were first.
+    Locally, and where a store knows conditions on a write (`conditional`), the check and the creation are one
+    operation. Elsewhere two writers within the same moment are told apart by a second look, after a pause: as long as
+    nothing takes longer than that, one of them finds what the other has put.
     """
     if not is_remote(path):
         return persistently(path, lambda: local.create(data, Path(absolute(path))))
-    if exists(path):
+    if exists(path):  # first of all: a store that knows no conditions would overwrite it
         return False
+    if (put := persistently(path, lambda: conditional.put(data, path))) is not None:
+        return put or _holds(path, data)  # ours, of a request whose answer was lost
     publish(data, path)
-    return read(path) == data
+    conditional.settle()
+    return _holds(path, data)
+
+
+def _holds(path: str, data: bytes) -> bool:
+    try:
+        return read(path) == data
+    except FileNotFoundError:
+        return False
+
+
+def move(source: str, target: str) -> None:
+    """Put what lies at `source` at `target` in one step, in place of what is there; `source` is gone then.
+
+    Raises:
+        FileNotFoundError: there is no `source` (any more); `target` is as it was, unless an answer was lost: then it
+            may hold what `source` held.
+    """
+    if not is_remote(source):
+        persistently(source, lambda: local.move(Path(absolute(source)), Path(absolute(target))))
+        return
+    place = open_filesystem(target)[1]
+    try:
+        _ask(source, lambda filesystem, inner: filesystem.copy_file(inner, place))
+    except StoreRefuses as error:  # no errno tells why
+        if not exists(source):
+            raise NothingThere(errno.ENOENT, "there is no such file", source) from error
+        raise
+    remove(source)
 
 
 def append(line: str, path: str) -> None:
@@ -213,9 +244,9 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def total_bytes(folder: str) -> int:
-    """Bytes of all files below a folder."""
-    return sum(info.size for info in _files(folder).values())
+def sizes(folder: str) -> dict[str, int]:
+    """Bytes of each file below a folder, by its name relative to it."""
+    return {name: info.size for name, info in _files(folder).items()}
 
 
 def sweep(folder: str) -> None:

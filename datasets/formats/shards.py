@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from datasets import pictures
 from datasets.buckets import Size
 from datasets.files import json_files, storage
+from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats.rounding import Int8, Rounding
 
@@ -295,6 +296,7 @@ def publish_receipt(
     counts: Mapping[str, int] | None = None,
     bucket: str | None = None,
     rounding: Rounding | None = None,
+    fence: Fence = unfenced,
 ) -> Receipt:
     """Declare a shard done. Every row that went in has come out or was dropped for a counted reason."""
     losses = dict(sorted((dropped or {}).items()))
@@ -313,13 +315,14 @@ def publish_receipt(
         bucket=bucket,
         rounding=rounding,
     )
-    put_receipt(folder, made)
+    put_receipt(folder, made, fence)
     return made
 
 
-def put_receipt(folder: str, receipt: Receipt) -> None:
+def put_receipt(folder: str, receipt: Receipt, fence: Fence) -> None:
     """Write a receipt, in place of the shard's old one if there is one."""
     text = json.dumps(asdict(receipt), indent=1)
+    fence()
     storage.publish(text.encode(), receipt_path(folder, receipt.shard))
 
 
@@ -342,6 +345,14 @@ def receipts(folder: str) -> dict[int, Receipt]:
     """
     found = json_files.read_every(storage.join(folder, RECEIPTS), RECEIPT, _receipt)
     return {receipt.shard: receipt for receipt in found.values()}
+
+
+def lacking(folder: str, receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Of some receipts in a folder those whose files are not all there with their sizes."""
+    sizes = storage.sizes(folder)
+    return [
+        receipt for receipt in receipts if any(sizes.get(name) != entry.bytes for name, entry in receipt.files.items())
+    ]
 
 
 def receipt(folder: str, shard: int) -> Receipt:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets.files import json_files, storage
+from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 
 KEEP = 2
@@ -41,19 +42,24 @@ class Checkpoints:
         part: int = 0,
         parts: int = 1,
         milestones: Sequence[int] = (),
+        fence: Fence = unfenced,
     ):
         self.folder, self.part, self.parts, self.milestones = folder, part, parts, milestones
-        self.warn = warn
+        self.warn, self.fence = warn, fence
 
     def save(self, step: int, data: bytes, recipe: Mapping[str, object], best: int | None = None) -> None:
         """Publish our part of the state after `step` steps, to be kept together with that after `best` steps.
 
         The first part's rank drops all but the newest few, the best one that each of these names, and milestones.
+
+        Raises:
+            ClaimLost: the training has passed to another run.
         """
         saved = Saved(step, self.parts)
         entry = storage.publish(data, self._path(saved, self.part, "safetensors"))
         marker = {"file": vars(entry), "recipe": recipe, "best": best}
         marked = json.dumps({**marker, "sha256": _digest(marker)})
+        self.fence()
         storage.publish(marked.encode(), self._path(saved, self.part, "json"))
         if self.part == 0:
             markers = self._markers()

@@ -1,48 +1,47 @@
-"""A run: build what the targets need and is missing, in order, each step under a lease, a ledger and a tracker."""
+"""A run: build what the targets need and is missing, in order, each step under a claim, a ledger and a tracker."""
 
 import contextlib
 import importlib
 import json
 import logging
-import signal
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from types import FrameType
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from datasets.files import notices, retrying, storage
-from datasets.files.errors import StoreAway, StoreRefuses
+from datasets.files.errors import StoreRefuses
 from datasets.files.notices import Notice, Retry
-from pipeline import __version__
+from datasets.files.storage import CorruptFile
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.plan import cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
+from pipeline.run import neighbours
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
 from pipeline.run.step_log import Reporter, logging_to
+from pipeline.run.stopping import Stop, pause, signals
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import lease, ledger
-from pipeline.store.artifacts import Artifact, Fingerprint, Store
+from pipeline.store import claims, deleting, ledger
+from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
+from pipeline.store.claims import Claim
 from pipeline.store.process import ProcessId
+from pipeline.store.provenance import provenance
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 
-SAME_SIGNAL_S = 1.0  # who signals a process and then its group, as timeout(1) does, asks once
-STOPPING_S = 10.0  # that a store which is away may delay a stop on request
-POLL_S = 0.2  # between two looks whether somebody asked for the end
-
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
@@ -62,7 +61,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
         retrying.patient(config.cluster.storage_s),
-        _signals() as stopped,
+        signals() as stopped,
         notices.heard_by(partial(_hear, summary)),
         PeakMemory() as memory,
         _Session(config, conf, root, planned, command, memory, summary) as session,
@@ -70,7 +69,9 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         for item in planned:
             if item.state == "done":
                 continue
-            _raise_if(stopped)
+            stopped.raise_if_asked()
+            if session.came_out_the_same(item):
+                continue
             session.build(item, stopped)
         summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
         if "scores" in session.artifacts:
@@ -98,51 +99,6 @@ def _picture(artifact: Artifact) -> str | None:
 
 
 @dataclass
-class _Stop:
-    """The signal that asked for the end, if one did."""
-
-    number: int | None = None
-    since: float = 0.0
-
-    def __call__(self) -> int | None:
-        return self.number
-
-
-def _raise_if(stopped: _Stop) -> None:
-    if stopped.number is not None:
-        raise Interrupted(stopped.number)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks for a clean end, a later one ends at once."""
-    stop = _Stop()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if stop.number is not None:
-            if time.monotonic() - stop.since > SAME_SIGNAL_S:
-                raise KeyboardInterrupt
-            return
-        stop.number, stop.since = number, time.monotonic()
-        retrying.set_patience(min(STOPPING_S, retrying.patience_s()))
-        console.print("[yellow]saving and stopping; once more to abort at once[/]")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    except StoreAway as error:
-        if stop.number is not None:  # what could not be written any more is made again by the next run
-            raise Interrupted(stop.number) from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@dataclass
 class _Session:
     """One invocation that does work: Ray, MLflow, the ledger, logs, and the record for `status`."""
 
@@ -163,11 +119,11 @@ class _Session:
         self.store = Store(self.root)
         self.summary.root = self.root
         self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
-        for artifact in self.artifacts.values():
-            self.store.tidy(artifact)
         console.print(f"run {self.id} of conf={self.conf} in {self.root}", markup=False)
         self.exits = contextlib.ExitStack()
         with contextlib.ExitStack() as exits:
+            exits.enter_context(claims.at_work(self.root, self.id))
+            check_carried_out(self.root)  # again: whoever writes a request now sees that a run is at work
             self.tracking = exits.enter_context(
                 Tracking(
                     locate_store(self.root, self.config.tracking.uri),
@@ -185,27 +141,15 @@ class _Session:
             exits.callback(self.cluster.close)
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
-            self.record: dict[str, Any] = {
-                "id": self.id,
-                "conf": self.conf,
-                "command": self.command,
-                "process": vars(ProcessId.own()),
-                "version": __version__,
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "outcome": "running",
-                "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
-                "paths": sorted(map(storage.absolute, self.config.existing().values())),
-                "steps": {},
-            }
-            self._write_record()
+            self._begin_record()
+            neighbours.check_standing(self.store, self.artifacts.values())
             self.exits = exits.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """End all that was begun, whatever of it fails; the error that ended the run is the one that is told."""
-        self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
         failures: list[Exception] = []
-        for end in (self._write_record, partial(self.exits.__exit__, kind, error, trace)):
+        for end in (partial(self._end_record, error), partial(self.exits.__exit__, kind, error, trace)):
             try:
                 end()
             except Exception as raised:
@@ -216,6 +160,26 @@ class _Session:
         for failure in failures:
             console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
 
+    def _begin_record(self) -> None:
+        self.record: dict[str, Any] = {
+            "id": self.id,
+            "conf": self.conf,
+            **provenance(self.command),
+            "checkout": str(Path.cwd()),
+            "process": vars(ProcessId.own()),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "outcome": "running",
+            "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
+            "paths": sorted(map(storage.absolute, self.config.existing().values())),
+            "steps": {},
+        }
+        self._write_record()
+
+    def _end_record(self, error: BaseException | None) -> None:
+        self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
+        self.record["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_record()
+
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""
         return dag.fingerprints(dag.order(table(self.config), self.config.targets), self.config.lookup)
@@ -224,8 +188,20 @@ class _Session:
         text = json.dumps(self.record, indent=1, ensure_ascii=False)
         storage.publish(text.encode(), storage.join(self.root, "invocations", f"{self.id}.json"))
 
-    def build(self, item: Planned, stopped: _Stop) -> None:
-        """Build one step: lease, attempts, manifest, tracking, ledger."""
+    def came_out_the_same(self, item: Planned) -> bool:
+        """Whether a finished step need not be done again after all: its inputs, built anew, are what they were."""
+        if not item.again or item.reason == "forced" or item.artifact is None:
+            return False
+        before = {i.step.output: i.artifact.manifest["content"] for i in self.planned if i.artifact}
+        made_of = item.artifact.manifest.get("inputs") or {name: before[name] for name in item.step.inputs}
+        inputs = {name: self.artifacts[name].manifest["content"] for name in made_of}
+        if inputs != made_of:
+            return False
+        console.print(f"{item.step.output} stays: what it is made from came out the same", markup=False)
+        return True
+
+    def build(self, item: Planned, stopped: Stop) -> None:
+        """Build one step: claim, attempts, manifest, tracking, ledger."""
         name, output, digest = item.step.name, item.step.output, item.fingerprint.digest
         path = self.store.path(output, digest)
         position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
@@ -237,13 +213,17 @@ class _Session:
         outcome = "failed"
         begun = time.monotonic()
         try:
-            with lease.hold(path, console.print), logging_to(log_path, self.summary.warnings.append):
-                artifact = self.store.find(output, digest) if item.reason != "forced" else None
+            what = claims.artifact(output, digest)
+            with (
+                claims.hold(self.root, what, neighbours.tell) as claim,
+                logging_to(log_path, self.summary.warnings.append),
+            ):
+                artifact = None if item.again else self.store.find(output, digest)
                 if artifact:
                     log.info("%s: somebody else has built %s meanwhile", name, path)
                 else:
                     log.info("%s begins (%s): %s, fingerprint %s", name, item.reason, path, digest)
-                    artifact = self._build_under_lease(item, path, progress, stopped)
+                    artifact = self._build_under_claim(item, claim, progress, stopped)
                     log.info(
                         "%s is done: %s rows, %.1f s", name, f"{artifact.manifest['rows']:,}", time.monotonic() - begun
                     )
@@ -273,11 +253,13 @@ class _Session:
             steps_again=int(manifest["metrics"].get("steps_again", 0)),
         )
 
-    def _build_under_lease(self, item: Planned, path: str, progress: StepProgress, stopped: _Stop) -> Artifact:
+    def _build_under_claim(self, item: Planned, claim: Claim, progress: StepProgress, stopped: Stop) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
+        path = self.store.path(step.output, fingerprint.digest)
         self._check_unchanged(item)
-        if item.reason == "forced":
-            self.store.discard(step.output, fingerprint.digest)
+        if item.again or item.reason == "forced":
+            neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
+            deleting.discard(path, claim.fence)
         begun = time.monotonic()
         self.memory.lap()
         with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked:
@@ -285,6 +267,7 @@ class _Session:
                 config=self.config.with_absolute_paths(),
                 step=step,
                 path=path,
+                claim=claim,
                 inputs=self._inputs(item),
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
@@ -292,31 +275,34 @@ class _Session:
                 report=Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )
-            facts = self._attempt(step.call, build)
-            spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
-            artifact = self.store.commit(
-                step.output,
-                fingerprint,
-                {
-                    "files": facts.files,
-                    "rows": facts.rows,
-                    "metrics": facts.metrics,
-                    "notes": facts.notes,
-                    "timed": facts.timed,
-                    "call": facts.call,
-                    "workers": facts.workers,
-                    "driver": {**vars(ProcessId.own()), "version": __version__},
-                    "seconds": round(time.monotonic() - begun, 3),
-                    "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
-                    "devices": spent.kind if spent else self.cluster.kind,
-                    "attempts": spent.attempts if spent else 1,
-                    "failed_attempts": spent.failed_attempts if spent else 0,
-                    "peak_bytes": self.memory.lap_bytes,
-                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            )
+            artifact = self._attempt(step.call, build, lambda facts: self._commit(item, build, facts, begun))
+            deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
         return artifact
+
+    def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
+        step, fingerprint = item.step, item.fingerprint
+        spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
+        told = {
+            "files": facts.files,
+            "rows": facts.rows,
+            "metrics": facts.metrics,
+            "notes": facts.notes,
+            "timed": facts.timed,
+            "call": facts.call,
+            "workers": facts.workers,
+            "inputs": {name: artifact.manifest["content"] for name, artifact in build.inputs.items()},
+            "driver": vars(ProcessId.own()),
+            **provenance(self.command),
+            "seconds": round(time.monotonic() - begun, 3),
+            "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
+            "devices": spent.kind if spent else self.cluster.kind,
+            "attempts": spent.attempts if spent else 1,
+            "failed_attempts": spent.failed_attempts if spent else 0,
+            "peak_bytes": self.memory.lap_bytes,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return self.store.commit(step.output, fingerprint, told, build.claim)
 
     def _check_unchanged(self, item: Planned) -> None:
         """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
@@ -330,10 +316,16 @@ class _Session:
         found = {name: self.store.find(name, digest) for name, digest in item.fingerprint.parents.items()}
         missing = [name for name, artifact in found.items() if artifact is None]
         assert not missing, f"{item.step.name} was planned without {missing}"
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+        inputs = {name: artifact for name, artifact in found.items() if artifact is not None}
+        for artifact in inputs.values():
+            if told := lacking(artifact.path, artifact.files):
+                raise CorruptFile(f"{told}; build it anew with --force {artifact.manifest['step']}")
+        return inputs
 
-    def _attempt(self, call: str, build: Build) -> Facts:
-        """Call the step's function; failures of the infrastructure are tried again, with a growing pause.
+    def _attempt(self, call: str, build: Build, finish: Callable[[Facts], T]) -> T:
+        """Call the step's function, and `finish` with what it returns.
+
+        Failures of the infrastructure are tried again, with a growing pause.
 
         Nodes that were taken away with notice do not count: the step goes on at once on those that are left.
         """
@@ -341,8 +333,8 @@ class _Session:
         failures = 0
         while True:
             try:
-                facts: Facts = getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build)
-                return facts
+                build.claim.fence()
+                return finish(getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build))
             except StoreRefuses:  # no room, no rights: somebody has to do something first
                 raise
             except Preempted as error:
@@ -357,14 +349,7 @@ class _Session:
                     raise RetriesExhausted(
                         f"{function} failed {failures} times; the last error was: {error}"
                     ) from error
-                pause = 2.0 ** (failures - 1)
-                console.print(f"{function}: {error}; trying again in {pause:.0f} s", style="yellow", markup=False)
-                _pause(pause, build.stop_signal)
+                seconds = 2.0 ** (failures - 1)
+                console.print(f"{function}: {error}; trying again in {seconds:.0f} s", style="yellow", markup=False)
+                pause(seconds, build.stop_signal)
             build.raise_if_stopped()
-
-
-def _pause(seconds: float, stop_signal: Callable[[], int | None]) -> None:
-    """Wait, or until somebody asks for the end."""
-    deadline = time.monotonic() + seconds
-    while stop_signal() is None and (left := deadline - time.monotonic()) > 0:
-        time.sleep(min(POLL_S, left))

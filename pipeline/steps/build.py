@@ -19,7 +19,9 @@ from pipeline.errors import Interrupted
 from pipeline.plan.dag import Step
 from pipeline.plan.table import table
 from pipeline.settings.config import Config
+from pipeline.store import deleting
 from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store
+from pipeline.store.claims import Claim
 
 if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
     from pipeline.cluster.ray_cluster import Cluster
@@ -73,6 +75,7 @@ class Build:
     config: Config
     step: Step
     path: str  # the artifact's folder
+    claim: Claim  # on it
     inputs: dict[str, Artifact]
     cluster: "Cluster"
     lease: Callable[[float, str], AbstractContextManager[None]]  # devices reserved, and of what kind -> the ledger
@@ -117,23 +120,37 @@ class Build:
         unit: str,
         folder: str | None = None,
     ) -> list[shards.Receipt]:
-        """Map the shards without a receipt in `folder` with a pool of `worker(*arguments, folder, board)` actors.
+        """Map the shards without a receipt in `folder` by a pool of actors `worker(*arguments, folder, fence, board)`.
 
         `folder` is the artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the
         receipts of all shards in the order of `total`, whoever made them.
         """
         folder = folder or self.path
-        finished = shards.finished(folder)
+        finished = self.finished_shards(folder)
         self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
         todo = [shard for shard in total if shard not in finished]
         if todo:
             with self.lease(self.cluster.reserved(len(todo)), self.cluster.kind):
-                self.cluster.map_shards(worker, (*arguments, folder, self.cluster.board), todo, self.tick)
+                about = (*arguments, folder, self.claim.fence, self.cluster.board)
+                self.cluster.map_shards(worker, about, todo, self.tick)
             self.raise_if_stopped()
             finished = shards.finished(folder)
         missing = [shard for shard in total if shard not in finished]
         assert not missing, f"shards {missing} have no receipt, yet the map over them succeeded"
         return [finished[shard] for shard in total]
+
+    def finished_shards(self, folder: str) -> dict[int, shards.Receipt]:
+        """Receipts of the shards in a folder of this artifact that are done, with all their files.
+
+        Whose files are not there, or cut short, loses its receipt and is made anew: a deletion may have been killed.
+        """
+        found = shards.finished(folder)
+        poor = shards.lacking(folder, found.values())
+        for receipt in poor:
+            deleting.drop_shard(folder, found.pop(receipt.shard), self.claim.fence)
+        if poor:
+            self.report.warning(f"{self.step.name}: files of {len(poor)} shards are gone or cut short; made anew")
+        return found
 
     def train(self, loop: Callable[[dict[str, Any]], None], payload: dict[str, Any]) -> None:
         """Run a training loop as a Ray Train job, on as many of the workers as the cluster has room for."""
@@ -143,7 +160,13 @@ class Build:
         with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind):
             self.cluster.train(
                 loop,
-                {**payload, "building": self.building, "path": self.path, "board": self.cluster.board},
+                {
+                    **payload,
+                    "building": self.building,
+                    "path": self.path,
+                    "fence": self.claim.fence,
+                    "board": self.cluster.board,
+                },
                 workers=workers,
                 folder=self.building,
                 tick=self.tick,
@@ -173,7 +196,8 @@ class Build:
         return Interruptions.read(self.building)
 
     def tick(self) -> None:
-        """Pass on what the workers said, and tell them whether to stop."""
+        """Pass on what the workers said, and tell them whether to stop. Raises ClaimLost."""
+        self.claim.raise_if_lost()
         heard = False
         for message in self.cluster.exchange(stop=self.stop_signal() is not None):
             match message.pop("kind"):

@@ -15,6 +15,7 @@ import numpy as np
 from datasets.buckets import Frame, Size
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
@@ -152,13 +153,14 @@ class ShardEncoder:
         images: Artifact,
         total_rows: int,
         path: str,
+        fence: Fence,
         board: Any,
     ):
         from pipeline.cluster.board import BoardClient
         from pipeline.models import loading
 
         self.encoder, self.dtype, self.images, self.total_rows, self.path = encoder, dtype, images, total_rows, path
-        self.board = BoardClient(board)
+        self.fence, self.board = fence, BoardClient(board)
         self.read = read()
         self.encode = encoder.load(loading.device(device)) if dtype else None
 
@@ -179,6 +181,7 @@ class ShardEncoder:
                 counts=counts,
                 bucket=bucket,
                 rounding=rounding,
+                fence=self.fence,
             )
             self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
         return {"shard": [shard]}

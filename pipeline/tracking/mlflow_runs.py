@@ -9,7 +9,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,10 +22,11 @@ from pipeline.errors import Interrupted
 from pipeline.settings.keys import flatten
 from pipeline.store.artifacts import Artifact
 from pipeline.store.process import ProcessId, user_name
+from pipeline.store.provenance import commit
+from pipeline.store.redact import redact
 from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
 from pipeline.tracking.mlflow_store import MlflowStore
 from pipeline.tracking.outbox import Outbox, left_behind
-from pipeline.tracking.redact import redact
 
 END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
 
@@ -218,19 +218,11 @@ def _unsent(store: MlflowStore, experiment: str) -> Path:
 
 def git_tags(folder: Path) -> dict[str, str]:
     """Commit, branch, and whether tracked files were changed, under MLflow's names; {} outside a checkout."""
-
-    def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {
-            "mlflow.source.git.commit": git("rev-parse", "HEAD"),
-            "mlflow.source.git.branch": git("rev-parse", "--abbrev-ref", "HEAD"),
-            "mlflow.source.git.dirty": "true" if git("status", "--porcelain", "-uno") else "false",
-        }
-    except (OSError, subprocess.CalledProcessError):  # no git, or an unpacked archive
+    found = commit(folder)
+    if found is None:
         return {}
+    named = {"commit": found["sha"], "branch": found["branch"], "dirty": str(found["changed"]).lower()}
+    return {f"mlflow.source.git.{name}": value for name, value in named.items()}
 
 
 def _now() -> int:

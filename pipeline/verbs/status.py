@@ -7,7 +7,8 @@ from rich.table import Table
 
 from datasets.files import json_files, storage
 from pipeline.settings.words import Words
-from pipeline.store.artifacts import RECORD, Store
+from pipeline.store import readers
+from pipeline.store.artifacts import Store
 from pipeline.store.process import ProcessId
 from pipeline.terminal import out, print_json, print_table
 
@@ -18,7 +19,8 @@ def handle(words: Words) -> None:
 
 def status(root: str, as_json: bool) -> None:
     """Last runs with their steps' logs, and every artifact with its size."""
-    runs = list(json_files.read_each(storage.join(root, "invocations"), RECORD, partial(_told, root), last=10).values())
+    folder = storage.join(root, readers.FOLDER)
+    runs = list(json_files.read_each(folder, readers.RECORD, partial(_told, root), last=10).values())
     artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
     if as_json:
         keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")

@@ -24,6 +24,7 @@ from pipeline.run.last_screen import Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
 from pipeline.run.step_log import Reporter
+from pipeline.run.stopping import Stop
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
 from pipeline.steps import fetch
@@ -34,7 +35,7 @@ from pipeline.store.writable import check_writable
 
 def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], signal_number: int | None = None) -> int:
     """Attempts that `fetch` took when it fails with these errors first, and a signal comes meanwhile."""
-    monkeypatch.setattr(invocation.time, "sleep", lambda _: None)
+    monkeypatch.setattr(invocation, "pause", lambda *_: None)
     calls = 0
 
     def fails_first(_: Any) -> str:
@@ -169,9 +170,9 @@ def step_log(folder: Path, build: Any) -> str:
         facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
         return Artifact("metadata", path, facts)
 
-    session._build_under_lease = built  # type: ignore[method-assign]
+    session._build_under_claim = built  # type: ignore[method-assign]
     with contextlib.suppress(Interrupted, KeyError):
-        session.build(planned[0], invocation._Stop())
+        session.build(planned[0], Stop())
     return (folder / "root/logs/1/metadata.log").read_text()
 
 

@@ -29,7 +29,8 @@ from pipeline.tracking import outbox
 from pipeline.verbs import forgetting
 from pipeline.verbs.data import forget as told_forget
 from pipeline.verbs.forgetting import forget
-from stages.weights.release import model_card
+from stages.settings.sampling import SamplingConfig
+from stages.weights.card import CardFacts, model_card
 
 ROWS = 4  # planned pictures of a shard; the last one of each is lost
 URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
@@ -130,9 +131,7 @@ def built(root: Path) -> Store:
 
 
 def card(prompt: str) -> str:
-    numbers = dict.fromkeys(("width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b"), 1)
-    texts = {"name": "Würstchen", "license": "other", "cost": "none"}
-    return model_card(**texts, **numbers, prompt=prompt, sources=["its name"], scores={}, limitations=[])
+    return model_card(CardFacts("Würstchen", "other", prompt, SamplingConfig(), ["its name"], {}, "none", []))
 
 
 def found(store: Store) -> dict[str, Artifact]:
