@@ -120,7 +120,7 @@ class Build:
         unit: str,
         folder: str | None = None,
     ) -> list[shards.Receipt]:
-        """Map the shards without a receipt in `folder` by a pool of actors `worker(*arguments, folder, fence, board)`.
+        """Map the shards without a receipt in `folder` with actors `worker(*arguments, folder, fence, board)`.
 
         `folder` is the artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the
         receipts of all shards in the order of `total`, whoever made them.

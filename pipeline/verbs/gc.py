@@ -109,7 +109,7 @@ def unwanted(root: str, runs: Sequence[Run], keeping: Sequence[Run]) -> list[Unw
         path = storage.join(folder, name, digest)
         left = {file: size for file, size in sizes.items() if file.startswith(f"{BUILDING}/")}
         if (name, digest) not in wanted:
-            reason = _reason(askers.get((name, digest)), runs, keeping)
+            reason = _reason(askers.get((name, digest)), keeping)
             reason = reason if MANIFEST in sizes else f"an unfinished build; {reason}"
             found.append(Unwanted(name, digest, path, reason, sum(sizes.values())))
         elif MANIFEST in sizes and left:
@@ -118,14 +118,15 @@ def unwanted(root: str, runs: Sequence[Run], keeping: Sequence[Run]) -> list[Unw
     return sorted(found, key=lambda item: -item.bytes)
 
 
-def _reason(asker: Run | None, runs: Sequence[Run], keeping: Collection[Run]) -> str:
+def _reason(asker: Run | None, keeping: Sequence[Run]) -> str:
     """Why an artifact may go whose last asker, if it had one, does not count."""
     if asker is None:
         return "no run here has asked for it"
     age = (datetime.now(UTC) - asker.lived).days
     told = f"last wanted by run {asker.id} of {asker.user}, {age} days ago"
-    later = [run for run in keeping if _command(run) == _command(asker)]
-    return f"{told}; the same command wants another one since run {later[-1].id}" if later else told
+    since = str(asker.record["started"])
+    later = [run for run in keeping if str(run.record["started"]) > since and _command(run) == _command(asker)]
+    return f"{told}; the same command wants another one since run {later[0].id}" if later else told
 
 
 def _delete(root: str, item: Unwanted, records: Collection[str]) -> bool:
