@@ -58,7 +58,7 @@ def test_failures_count_as_attempts_and_as_time(tmp_path: Path) -> None:
 def test_a_killed_process_is_charged_up_to_its_last_heartbeat(tmp_path: Path) -> None:
     program = """
         import sys, time
-        from pipeline.ledger import Writer
+        from pipeline.store.ledger import Writer
         with Writer(sys.argv[1], "killed", heartbeat_s=0.02).lease("train_c", "abc123", 2, "cpu"):
             time.sleep(600)
     """
