@@ -53,10 +53,9 @@ def sweep(work, tree, interrupted=lambda before, calm: []):
 
 ARTIFACT = """
 import numpy as np
-from datasets.files import storage
-from datasets.formats import shards
-from datasets.formats.shards import Clock, ImageRow
-from pipeline.store.artifacts import Fingerprint, Store
+from datasets import shards, storage
+from datasets.shards import Clock, ImageRow
+from pipeline.artifacts import Fingerprint, Store
 
 PRINT = Fingerprint("encode", 1, {"seed": 0}, {})
 
@@ -102,7 +101,7 @@ print(json.dumps(sweep(build, tree, interrupted) | {"killed_after_the_manifest":
 
 # Two ranks' parts of five states, now one and now the other first; who comes after goes on from the newest state.
 CHECKPOINTS = """
-from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.checkpoints import Checkpoints
 
 def content(step, part):
     return b"step %d, part %d" % (step, part)
