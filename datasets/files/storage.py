@@ -7,7 +7,7 @@ object store makes an object visible only when its upload is complete. Paths are
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 CHUNK = 1 << 20
+ETAG = "etag "  # before what a store says of an object's content
 READERS = 32  # threads, for small files
 
 
@@ -119,6 +120,13 @@ def sha256(path: str) -> str:
     return found.hexdigest()
 
 
+def size(path: str) -> int:
+    """Bytes of a file."""
+    filesystem, inner = open_filesystem(path)
+    found: int = filesystem.get_file_info(inner).size
+    return found
+
+
 def stamps(path: str) -> dict[str, tuple[int, int] | None]:
     """Size in bytes and time of change in ns of a file (as ""), or of each file below a folder; None without a time."""
     filesystem, inner = open_filesystem(path)
@@ -130,6 +138,14 @@ def stamps(path: str) -> dict[str, tuple[int, int] | None]:
         for info in infos
         if info.type == pafs.FileType.File
     }
+
+
+def content_tag(path: str) -> str:
+    """What a store says of an object's content, as `ETAG` and its tag; the sha256 in hex where it says nothing."""
+    filesystem, inner = open_filesystem(path)
+    with filesystem.open_input_stream(inner) as stream:
+        tag = (stream.metadata() or {}).get(b"ETag", b"").decode().strip('"')
+    return f"{ETAG}{tag}" if tag else sha256(path)
 
 
 def local_copy(path: str, folder: Path) -> Path:
@@ -209,7 +225,7 @@ def matching(path: str, suffix: str) -> dict[str, str]:
         folder, _, pattern = path.partition("*")
         folder, _, start = folder.rpartition("/")
         names = [name for name in listing(folder) if _matches(name, f"{start}*{pattern}")]
-    elif _is_file(path):
+    elif is_file(path):
         folder, _, name = path.rpartition("/")
         names = [name] if name.endswith(suffix) else []
     else:
@@ -217,16 +233,8 @@ def matching(path: str, suffix: str) -> dict[str, str]:
     return {name: join(folder, name) for name in names}
 
 
-def identity(files: Iterable[tuple[str, str]]) -> str:
-    """16 hex digits of the names and sizes of files, given as (name, path): cheap to ask, and the same after a move."""
-    found = hashlib.sha256()
-    for name, path in sorted(files):
-        filesystem, inner = open_filesystem(path)
-        found.update(f"{name}\0{filesystem.get_file_info(inner).size}\0".encode(errors="surrogateescape"))
-    return found.hexdigest()[:16]
-
-
-def _is_file(path: str) -> bool:
+def is_file(path: str) -> bool:
+    """Whether a file is there."""
     filesystem, inner = open_filesystem(path)
     kind: bool = filesystem.get_file_info(inner).type == pafs.FileType.File
     return kind

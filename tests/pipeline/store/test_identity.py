@@ -16,7 +16,7 @@ from pipeline.plan.dag import differences, fingerprints, order
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
-from pipeline.store import contents
+from pipeline.store import identity
 
 OLD_NS = 10**18  # a time of change long ago
 
@@ -25,7 +25,6 @@ OLD_NS = 10**18  # a time of change long ago
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of known sums, in a cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    contents._kept.cache_clear()
     return tmp_path / "cache/wuerstchen-pipeline/sha256.json"
 
 
@@ -53,42 +52,40 @@ def fingerprint(*words: str, of: str) -> dict[str, str]:
 def test_a_file_is_its_bytes_and_a_folder_its_visible_names_and_bytes(tmp_path: Path) -> None:
     file, folder = write(tmp_path / "a.pt", b"weights"), tmp_path / "folder"
     # what `sha256sum` says of the file, and of its own output for x/a.pt
-    assert contents.identity(str(file)) == "sha256 9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    assert identity.of_path(str(file)) == "sha256 9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
     write(folder / "x/a.pt", b"weights")
-    before = contents.identity(str(folder))
+    before = identity.of_path(str(folder))
     assert before == "sha256 469a30b902f7dd1c3c17b50c41de0392d2a8502e9bbdb952bda34e15eb058883"
     write(folder / ".cache/note", b"")
     write(folder / "x/.hidden", b"")
-    assert contents.identity(str(shutil.copytree(folder, tmp_path / "copy"))) == before
+    assert identity.of_path(str(shutil.copytree(folder, tmp_path / "copy"))) == before
     os.rename(folder / "x/a.pt", folder / "x/b.pt")
-    assert contents.identity(str(folder)) != before
+    assert identity.of_path(str(folder)) != before
     os.rename(folder / "x/b.pt", folder / "x/a.pt")
     write(folder / "b.pt", b"more")
-    assert contents.identity(str(folder)) != before
-    assert contents.identity("weights/none.pt") == "nothing at weights/none.pt"
+    assert identity.of_path(str(folder)) != before
+    assert identity.of_path("weights/none.pt") == "nothing at weights/none.pt"
 
 
 def test_what_is_kept_is_not_read_again_until_it_changes(tmp_path: Path, kept: Path) -> None:
     file = write(tmp_path / "a.pt", b"weights")
-    before = contents.identity(str(file))
+    before = identity.of_path(str(file))
     known = json.loads(kept.read_text())
     assert list(known) == [str(file)]
     known[str(file)][-1] = "f" * 64
     kept.write_text(json.dumps(known))
-    contents._kept.cache_clear()
-    assert contents.identity(str(file)) == "sha256 " + "f" * 64, "taken from the cache"
+    assert identity.of_path(str(file)) == "sha256 " + "f" * 64, "taken from the cache"
     write(file, b"WEIGHTS")  # of the same size, and set back to the same time
-    assert contents.identity(str(file)) not in ("sha256 " + "f" * 64, before)
+    assert identity.of_path(str(file)) not in ("sha256 " + "f" * 64, before)
     kept.write_text("damaged")
-    contents._kept.cache_clear()
     write(file, b"weights")
-    assert contents.identity(str(file)) == before
+    assert identity.of_path(str(file)) == before
 
 
 def test_a_file_that_may_still_change_within_its_times_grain_is_not_kept(tmp_path: Path, kept: Path) -> None:
     file = tmp_path / "new.pt"
     file.write_bytes(b"just now")
-    contents.identity(str(file))
+    identity.of_path(str(file))
     assert not kept.exists()
 
 
@@ -96,27 +93,27 @@ def test_a_cache_that_cannot_be_written_is_said_and_costs_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(write(tmp_path / "file", b"")))
-    assert contents.identity(str(write(tmp_path / "a.pt", b"weights"))).startswith("sha256 ")
+    assert identity.of_path(str(write(tmp_path / "a.pt", b"weights"))).startswith("sha256 ")
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_uri_is_size_and_time_or_without_a_time_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/weights-test/a.pt", b"weights")
-    local = contents.identity(str(write(tmp_path / "folder/a.pt", b"weights")))
-    assert contents.identity("memory://weights-test/a.pt") == local, "this store tells no times"
-    assert contents.identity("memory://weights-test") == contents.identity(str(tmp_path / "folder"))
+    local = identity.of_path(str(write(tmp_path / "folder/a.pt", b"weights")))
+    assert identity.of_path("memory://weights-test/a.pt") == local, "this store tells no times"
+    assert identity.of_path("memory://weights-test") == identity.of_path(str(tmp_path / "folder"))
     memory.rm("/weights-test", recursive=True)
-    assert contents.identity("memory://weights-test/a.pt") == "nothing at memory://weights-test/a.pt"
+    assert identity.of_path("memory://weights-test/a.pt") == "nothing at memory://weights-test/a.pt"
 
     stamps: dict[str, tuple[int, int] | None] = {"": (7, 1)}
     monkeypatch.setattr(storage, "exists", lambda path: True)
     monkeypatch.setattr(storage, "stamps", lambda path: stamps)
-    first = contents.identity("s3://bucket/a.pt")
+    first = identity.of_path("s3://bucket/a.pt")
     assert first.startswith("version ")
-    assert contents.identity("s3://bucket/a.pt") == first
+    assert identity.of_path("s3://bucket/a.pt") == first
     stamps[""] = (7, 2)
-    assert contents.identity("s3://bucket/a.pt") != first
+    assert identity.of_path("s3://bucket/a.pt") != first
 
 
 def test_stamps_of_a_store_are_sizes_and_times(tmp_path: Path) -> None:
