@@ -5,7 +5,6 @@ over only on proof of death: the owner's process is gone from this host, or its 
 """
 
 import contextlib
-import getpass
 import json
 import logging
 import threading
@@ -14,15 +13,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from pipeline.errors import LeaseHeld
 from pipeline.store.artifacts import LEASE
-from pipeline.store.process import ProcessId
+from pipeline.store.process import ProcessId, user_name
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
 SILENCE_S = 60.0
+NOBODY = {"host": "an unknown machine", "pid": 0, "started": 0.0, "user": "somebody", "token": None, "heartbeat": None}
 
 
 @contextlib.contextmanager
@@ -55,23 +55,25 @@ def hold(artifact_path: str, notify: Callable[[str], None], silence_s: float = S
 
 
 def _owner(token: str, heartbeat: int) -> bytes:
-    owner = {**vars(ProcessId.own()), "user": getpass.getuser(), "token": token, "heartbeat": heartbeat}
+    owner = {**vars(ProcessId.own()), "user": user_name(), "token": token, "heartbeat": heartbeat}
     return json.dumps(owner).encode()
 
 
 def _holder(path: str) -> str | None:
-    """The token of whoever holds the lease now."""
-    try:
-        return str(json.loads(storage.read(path))["token"])
-    except FileNotFoundError:
-        return None
+    """The token of whoever holds the lease now; None where nobody does, or the lease is damaged."""
+    return json_files.read(path, lambda told: str(told["token"]))
+
+
+def _owner_of(path: str) -> dict[str, Any] | None:
+    """What a lease says of its owner, somebody silent where it is damaged; None where it is gone."""
+    owner = json_files.read(path, lambda told: {key: told[key] for key in NOBODY})
+    return owner or (NOBODY if storage.exists(path) else None)
 
 
 def _acquire(path: str, token: str, notify: Callable[[str], None], silence_s: float) -> None:
     while not storage.create(_owner(token, 0), path):
-        try:
-            owner = json.loads(storage.read(path))
-        except FileNotFoundError:  # released in between
+        owner = _owner_of(path)
+        if owner is None:  # released in between
             continue
         if not _dead(owner, path, notify, silence_s):
             raise LeaseHeld(
@@ -92,9 +94,9 @@ def _dead(owner: dict[str, Any], path: str, notify: Callable[[str], None], silen
     deadline = time.monotonic() + silence_s
     while time.monotonic() < deadline:
         time.sleep(min(1.0, silence_s))
-        try:
-            if json.loads(storage.read(path))["heartbeat"] != owner["heartbeat"]:
-                return False
-        except FileNotFoundError:
+        now = _owner_of(path)
+        if now is None:
             return True
+        if now["heartbeat"] != owner["heartbeat"]:
+            return False
     return True

@@ -1,9 +1,19 @@
 """Which process wrote something, and whether it still lives."""
 
+import getpass
+import os
 import socket
 from dataclasses import dataclass
 
 import psutil
+
+
+def user_name() -> str:
+    """Who runs this; a number where no name belongs to it, as in a container that was given one (`--user 12345`)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        return f"uid {os.getuid()}"
 
 
 @dataclass(frozen=True)

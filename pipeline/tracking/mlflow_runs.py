@@ -7,7 +7,6 @@ their numbers. MLflow is a view: a run never waits for it, and what it could not
 
 import base64
 import contextlib
-import getpass
 import hashlib
 import json
 import subprocess
@@ -23,7 +22,7 @@ import yaml
 from pipeline.errors import Interrupted
 from pipeline.settings.keys import flatten
 from pipeline.store.artifacts import Artifact
-from pipeline.store.process import ProcessId
+from pipeline.store.process import ProcessId, user_name
 from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
 from pipeline.tracking.mlflow_store import MlflowStore
 from pipeline.tracking.outbox import Outbox
@@ -140,7 +139,7 @@ class Tracking:
     def _start(self, name: str, parent: str, tags: Mapping[str, str]) -> str:
         """Begin a run; returns our key of it."""
         common = {
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": user_name(),
             "mlflow.source.name": "python -m pipeline",
             "mlflow.source.type": "LOCAL",
             PROCESS: json.dumps(vars(ProcessId.own())),

@@ -6,6 +6,7 @@ words may ask for something else once a conf has changed. Runs of other roots ar
 """
 
 import json
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from typing import Any
 
 from rich.table import Table
 
-from datasets.files import storage
+from datasets.files import json_files, notices, storage
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.settings.words import Words, parse
 from pipeline.store import lease, ledger
-from pipeline.store.artifacts import BUILDING, MANIFEST, Store
+from pipeline.store.artifacts import BUILDING, DIGEST, MANIFEST, RECORD, Store
 from pipeline.store.process import ProcessId
 from pipeline.terminal import console, out, print_table
 
@@ -45,7 +46,7 @@ def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
 
     Raises:
         UsageError: `days` is no number of days.
-        CorruptFile: a manifest cannot be read, so nobody knows what its artifact was made from.
+        CorruptFile: a manifest has an unknown format, so nobody knows what its artifact was made from.
     """
     if days is not None and not days.isdigit():
         raise UsageError(f"days={days}: give a number of days; runs that are older want nothing")
@@ -69,9 +70,15 @@ def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
 def runs(root: str, since: datetime | None) -> list[dict[str, Any]]:
     """The records of the last run by each command, of those that lived after `since`; flags and root do not count."""
     folder = storage.join(root, "invocations")
-    records = [json.loads(storage.read(storage.join(folder, name))) for name in storage.listing(folder)]
+    records = json_files.read_each(folder, RECORD, _whole).values()
     last = {_command(record): record for record in sorted(records, key=lambda record: record["started"])}
     return [record for record in last.values() if since is None or _last_lived(root, record) >= since]
+
+
+def _whole(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's record that tells what is asked of it here; KeyError for another."""
+    _ = record["id"], record["started"], record["command"], record["outcome"], record["steps"].items()
+    return record
 
 
 def _last_lived(root: str, record: dict[str, Any]) -> datetime:
@@ -128,8 +135,12 @@ def unwanted(root: str, wanted: set[Name]) -> list[Unwanted]:
     folder = storage.join(root, "artifacts")
     files: dict[Name, set[str]] = {}
     for file in storage.listing(folder):
-        name, digest, rest = file.split("/", 2)
-        files.setdefault((name, digest), set()).add(rest)
+        name, _, below = file.partition("/")
+        digest, _, rest = below.partition("/")
+        if re.fullmatch(DIGEST, digest) and rest:
+            files.setdefault((name, digest), set()).add(rest)
+        else:
+            notices.tell(notices.PassedOver(storage.join(folder, file), "none of our files"))
     found = []
     for (name, digest), inside in files.items():
         path = storage.join(folder, name, digest)
