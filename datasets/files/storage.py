@@ -125,12 +125,6 @@ def sha256(path: str) -> str:
     return found.hexdigest()
 
 
-def size(path: str) -> int:
-    """Bytes of a file."""
-    found: int = _info(path).size
-    return found
-
-
 def stamps(path: str) -> dict[str, tuple[int, int] | None]:
     """Size in bytes and time of change in ns of a file (as ""), or of each file below a folder; None without a time."""
     info = _info(path)

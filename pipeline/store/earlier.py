@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from datasets.files import storage
@@ -53,14 +54,14 @@ def _stamped(path: str) -> str:
 
 def _sizes(files: Any) -> str:
     """16 hex digits of names and sizes; of captions beside pictures, of what they say."""
-    captioned = any(map(folder.is_picture, files))
+    captioned, stamps = any(map(folder.is_picture, files)), identity.stamps(Named(files))
     found = hashlib.sha256()
     for name, path in sorted(files.items()):
         found.update(name.encode(errors="surrogateescape") + b"\0")
         if captioned and not folder.is_picture(name):
-            found.update(bytes.fromhex(storage.sha256(path)) + b"\0")
+            found.update(hashlib.sha256(Path(path).read_bytes()).digest() + b"\0")
         else:
-            found.update(f"{storage.size(path)}\0".encode())
+            found.update(f"{stamps[path].bytes}\0".encode())
     return found.hexdigest()[:16]
 
 

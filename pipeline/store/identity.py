@@ -167,7 +167,10 @@ def _digests(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _digest(path: str) -> str:
-    return storage.content_tag(path) if storage.is_remote(path) else storage.sha256(path)
+    if storage.is_remote(path):
+        return storage.content_tag(path)
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Stamp(NamedTuple):
