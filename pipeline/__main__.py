@@ -38,6 +38,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "ui": "ui",
     "doctor": "doctor.examine",
 }
+_stopped: list[bool] = []
 NO_READER = 128 + signal.SIGPIPE  # what stdout went to has ended, as `head` does
 
 
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes nowhere
         return NO_READER
     except BaseException as caught:
-        error = as_told(caught)
+        error = KeyboardInterrupt() if _stopped else as_told(caught)
         code = exit_code(error)
         if code is None:
             raise
@@ -63,6 +64,12 @@ def main(arguments: list[str]) -> int:
     finally:
         told.say_what_was_passed_over()
     return 0
+
+
+def _stop(*_: object) -> None:
+    """On Ctrl-C. Libraries may make another error of it."""
+    _stopped.append(True)
+    raise KeyboardInterrupt
 
 
 def _do(arguments: list[str]) -> None:
@@ -86,5 +93,5 @@ def _handle(words: Words) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _stop)
     sys.exit(main(sys.argv[1:]))

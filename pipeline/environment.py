@@ -22,7 +22,7 @@ QUIET = {
 }
 
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
-# A socket's path has 107 bytes (103 on macOS), of which Ray takes /ray/session_<26>_<pid of up to 7>/sockets/plasma_store
+# A socket's path has 107 bytes (103 on macOS), of which Ray takes /ray/session_<time>_<pid>/sockets/plasma_store
 SOCKET_ROOM = (103 if sys.platform == "darwin" else 107) - 68
 
 

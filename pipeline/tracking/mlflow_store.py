@@ -37,7 +37,7 @@ class MlflowStore:
     @property
     def location(self) -> str | None:
         """Where a local store's runs put their files, as MLflow writes it: it takes a path for a part of a URI."""
-        return self.artifacts and str(self.artifacts).replace("%", "%25")
+        return str(self.artifacts).replace("%", "%25") if self.artifacts else None
 
 
 def locate_store(root: str, uri: str | None) -> MlflowStore:
