@@ -76,16 +76,8 @@ def download_shard(
     """
     clock = Clock()
     opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
-    fetched = _known(rows, forgotten, earlier or {})
-    retried = 0
-    for attempt in range(1 + download.retries):
-        wanted = _wanted(rows, fetched)
-        if not wanted.num_rows:
-            break
-        if attempt:
-            retried += wanted.num_rows
-            opener.wait()
-        fetched |= _fetch(wanted, shard, image, download, opener)
+    known = _known(rows, forgotten, earlier or {})
+    fetched, retried = _fetch_all(rows, known, shard, image, download, opener)
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
     kept = [_image_row(planned, result, image.format) for planned, result in results if result.picture]
     contents = {
@@ -111,12 +103,6 @@ def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) 
     known = {row: result for row, result in earlier.items() if result.outcome not in PASSING}
     places = zip(*(rows[name].to_pylist() for name in ("row", *plan.NAMES)), strict=True)
     return known | {row: Fetched(Outcome.FORGOTTEN) for row, *names in places if not forgotten.isdisjoint(names)}
-
-
-def _wanted(rows: pa.Table, fetched: Mapping[int, Fetched]) -> pa.Table:
-    """The rows of which nothing is known, or only that they failed for a passing reason."""
-    settled = [row for row, result in fetched.items() if result.outcome not in PASSING]
-    return rows.filter(~pc.field("row").isin(settled))
 
 
 def _bucket(rows: pa.Table) -> str | None:
@@ -160,6 +146,28 @@ def _index_row(planned: dict[str, Any], result: Fetched) -> dict[str, Any]:
         "height": result.height,
         "sha256": result.sha256,
     }
+
+
+def _fetch_all(
+    rows: pa.Table,
+    known: Mapping[int, Fetched],
+    shard: int,
+    image: ImageConfig,
+    download: DownloadConfig,
+    opener: web.Opener,
+) -> tuple[dict[int, Fetched], int]:
+    """Try the rows of which nothing is known, and again those that failed for a passing reason; how often again."""
+    fetched, retried = dict(known), 0
+    for attempt in range(1 + download.retries):
+        settled = [row for row, result in fetched.items() if result.outcome not in PASSING]
+        wanted = rows.filter(~pc.field("row").isin(settled))
+        if not wanted.num_rows:
+            break
+        if attempt:
+            retried += wanted.num_rows
+            opener.wait()
+        fetched |= _fetch(wanted, shard, image, download, opener)
+    return fetched, retried
 
 
 def _fetch(

@@ -5,22 +5,22 @@ heavy: `plan` stays quick.
 """
 
 from collections.abc import Set
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from datasets.buckets import STEP, Frame
+from datasets.buckets import Frame
 from datasets.config import DataConfig
 from datasets.files import storage
 from datasets.sources import table
 from pipeline.errors import UsageError
+from pipeline.settings import checks
 from pipeline.settings.keys import is_below
 from pipeline.settings.sections import (
     BASELINE,
     MANNERS,
     STAGES,
     WARMUP,
-    WITHOUT_BLOCKS,
     Baseline,
     Cluster,
     Compressor,
@@ -36,7 +36,7 @@ from pipeline.settings.sections import (
     Tracking,
 )
 from pipeline.store import contents
-from stages.settings.base import Settings
+from stages.settings.base import Settings, Text
 from stages.settings.models import TextConfig
 from stages.settings.training import TrainingConfig
 
@@ -46,231 +46,110 @@ Origin = Literal["train", "import", "interpolate"]
 class Config(Settings):
     """One experiment, fully resolved."""
 
-    targets: tuple[str, ...] = Field(min_length=1)
+    targets: tuple[Text, ...] = Field(min_length=1, max_length=1000)
+    """Artifacts to build, with whatever they need.
+
+    Their names are the column `makes` of the DAG's table, pipeline/plan/table.py."""
     seed: int = Field(ge=0, lt=2**32)
-    workers: PositiveInt
+    """Draws the plan, initial weights, the batches' order, noise and samples."""
+    workers: Annotated[int, Field(ge=1, le=100_000)]
+    """Ranks of each training; a rank is a process with its own device.
+
+    The global batch stays what the phases say."""
     data: DataConfig
-    text: dict[str, TextConfig] = Field(min_length=1)
+    """Where pictures and captions come from, which are taken, and how they are stored."""
+    text: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$", max_length=64)], TextConfig] = Field(min_length=1)
+    """Text towers by name, of which the stages choose."""
     encode: Encode = Encode()
+    """How outputs of the encoders come to the trainings."""
     stage_a: StageA
+    """Stage A, the VQGAN between pixels and latents."""
     compressor: Compressor
+    """The semantic compressor, which makes the codes that Stage C learns."""
     stage_b: StageB
+    """Stage B, the diffusion model of latents, given a code and a caption."""
     stage_c: StageC
+    """Stage C, the diffusion model of codes, given a caption."""
     interpolate: Interpolation | None = None
+    """Stage C as the weights between two others, or between two of its own phases; null: none."""
     previewer: Previewer
+    """The previewer: codes straight to small pictures (conf=previewer)."""
     baseline: Baseline
+    """The baseline: latent diffusion without codes, to compare with (conf=baseline_ldm)."""
     sample: Sampling
+    """How pictures are drawn from captions."""
     eval: Eval
+    """What is measured beside retrieval and PSNR."""
     cluster: Cluster
+    """Where the work runs, as `cluster=` chooses it; it changes no result."""
     tracking: Tracking
-    rates: dict[str, PositiveFloat]
+    """MLflow, as `tracking=` chooses it."""
+    rates: dict[Text, Annotated[float, Field(gt=0.0, le=10.0**9)]]
+    """Work of a step in a device-second, by the step's name, for `plan`'s estimates.
+
+    Work is images seen for trainings, and rows for most others. A step may have no rate."""
 
     @model_validator(mode="after")
-    def _stages_have_an_origin(self) -> "Config":
+    def _stages_fit(self) -> Self:
         for stage in STAGES:
-            section = getattr(self, stage)
-            if section.train is None and section.weights is None and self.origin(stage) == "import":
-                raise ValueError(f"{stage}: train and weights are both null; give {stage}.weights=PATH or a training")
-        between, training = self.between, self.stage_c.train
-        if between and self.stage_c.weights and not between.phases:
-            raise ValueError("stage_c.weights and interpolate both give Stage C's weights; leave one of them null")
-        for key, number in between.phases.items() if between else ():
-            if training is None or number > len(training.phases):
-                has = f"has {len(training.phases)}" if training else "is null"
-                raise ValueError(
-                    f"{key}={number} is a phase of stage_c.train, which {has}; give another, or interpolate=null"
-                )
+            if self.origin(stage) == "import":
+                checks.has_an_origin(stage, getattr(self, stage))
+        if self.between:
+            checks.lies_between(self.between, self.stage_c)
+        checks.tower_fits("stage_b", self.stage_b, self.text)
+        checks.tower_fits("stage_c", self.stage_c, self.text)
+        checks.tower_fits("baseline", self.baseline, self.text)
+        checks.channels_agree(self.stage_a, self.compressor, self.stage_b, self.stage_c, self.previewer, self.baseline)
+        checks.latents_are_a_quarter(self.stage_a.model)
+        checks.can_be_released(self.targets, self.stage_c.model)
+        checks.samples_are_squares(self.sample)
         return self
 
     @model_validator(mode="after")
-    def _towers_exist(self) -> "Config":
-        for stage in ("stage_b", "stage_c", "baseline"):
-            tower = getattr(self, stage).text
-            if tower not in self.text:
-                raise ValueError(f"{stage}.text names the tower '{tower}', but text has {', '.join(self.text)}")
-            width, wanted = self.text[tower].width, getattr(self, stage).model.text_width
-            if width != wanted:
-                raise ValueError(f"{stage}.model.text_width is {wanted}, but the tower '{tower}' gives width {width}")
+    def _pictures_fit(self) -> Self:
+        image, trainings = self.data.image, self.trainings()
+        checks.sizes_fit(trainings, image)
+        checks.aspects_fit(trainings, image)
+        checks.stored_in_steps(image)
+        checks.views_exist(trainings, self.data.views)
+        checks.losses_can_judge(self.stage_a, self._shortest("train_a"))
+        checks.codes_have_a_side(self.compressor.model, self._shortest("train_b", "train_c", "train_previewer"))
         return self
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "Config":
-        for key, training in self.trainings().items():
-            for number, phase in enumerate(training.phases):
-                if phase.size % 128 and key != "stage_a.train":
-                    raise ValueError(f"{key}.phases.{number}.size={phase.size}: must be a multiple of 128 px")
-                if phase.size > self.data.image.size:
-                    raise ValueError(
-                        f"{key}.phases.{number}.size={phase.size} is larger than the stored pictures, "
-                        f"data.image.size={self.data.image.size}"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _aspects_fit(self) -> "Config":
-        image, frames = self.data.image, {"data.image": self.data.image.frame}
-        for key, training in self.trainings().items():
-            for number, phase in enumerate(training.phases):
-                frames[f"{key}.phases.{number}"] = Frame(phase.size, phase.max_aspect)
-        for key, frame in frames.items():
-            if frame.max_aspect > image.max_aspect:
-                raise ValueError(
-                    f"{key}.max_aspect={frame.max_aspect:g} is more than what is stored, "
-                    f"data.image.max_aspect={image.max_aspect:g}"
-                )
-            if not frame.square and (frame.size % STEP or len(frame.sizes) == 1):
-                raise ValueError(
-                    f"{key}: in steps of {STEP} px there is no other size than the square of {frame.size} px up to "
-                    f"max_aspect={frame.max_aspect:g}; raise size or max_aspect, or leave max_aspect at 1"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _latents_are_encoded(self) -> "Config":
+    def _latents_are_encoded(self) -> Self:
         """Latents are stored for the trainings of Stage B and C, and others take those; checked where it matters."""
-        from_a, from_c = not self.encode.latents_a.online, not self.encode.latents_c.online
-        for asked, step, teacher, key, latents in (
-            ("previewer" in self.targets and from_c, "train_previewer", "train_c", "stage_c", "latents_c"),
-            (self._needs_baseline() and from_a, "train_baseline", "train_b", "stage_b", "latents_a"),
+        for latents, teacher, student, wanted in (
+            ("latents_c", "stage_c", "previewer", "previewer" in self.targets),
+            ("latents_a", "stage_b", "baseline", self._needs_baseline()),
         ):
-            frames = self.frames_of(teacher)
-            if latents in self.targets and getattr(self.encode, latents).online:
-                raise ValueError(
-                    f"targets: encode.{latents}.mode=online stores none; set it to cached, or leave {latents} out"
-                )
-            if latents in self.targets and not frames:
-                raise ValueError(
-                    f"targets: {latents} are stored for the training of {key}, of which this config has none; leave "
-                    f"{latents} out"
-                )
-            if asked and not frames:
-                raise ValueError(
-                    f"{step.removeprefix('train_')} takes the {latents} that are stored for the training of {key}, of "
-                    f"which this config has none; set encode.{latents}.mode=online"
-                )
-            for frame in self.frames_of(step):
-                if asked and frame not in frames:
-                    raise ValueError(
-                        f"{step.removeprefix('train_')}.train.phases has pictures of {frame.name} px, but it trains on "
-                        f"the latents of {key}.train.phases, which are of {', '.join(one.name for one in frames)} px"
-                    )
+            online = getattr(self.encode, latents).online
+            stored = self.frames_of(f"train_{teacher[-1]}")
+            if latents in self.targets:
+                checks.latents_are_stored(latents, online, teacher, stored)
+            if wanted and not online:
+                checks.latents_suffice(latents, teacher, stored, student, self.frames_of(f"train_{student}"))
         return self
+
+    @model_validator(mode="after")
+    def _trainings_can_run(self) -> Self:
+        trainings = self.trainings()
+        losses = {f"{key}.train": getattr(self, key).loss for key in ("stage_b", "stage_c", "baseline")}
+        adaptive = {key for key, loss in losses.items() if loss.weight == "adaptive"}
+        checks.best_can_be_told(trainings, self.data.holdout, adaptive)
+        checks.panels_can_be_drawn(trainings)
+        checks.blocks_can_be_recomputed(trainings)
+        checks.fewer_workers_are_fewer(self.cluster.min_workers, self.workers)
+        checks.batches_divide(trainings, self.workers)
+        return self
+
+    def _shortest(self, *steps: str) -> int:
+        """The shortest side of what trainings see, px; of what is stored, where there are none."""
+        sides = (frame.shortest for step in steps for frame in self.frames_of(step))
+        return min(sides, default=self.data.image.size)
 
     def _needs_baseline(self) -> bool:
         return self.eval.baseline or not {"baseline", "baseline_samples"}.isdisjoint(self.targets)
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "Config":
-        size, loss, crop = self.data.image.size, self.stage_a.loss, self.stage_a.loss.crop
-        smallest = min((frame.shortest for frame in self.frames_of("train_a")), default=size)
-        pairs = (
-            ("stage_b.model.latent_channels", self.stage_b.model.latent_channels, self.stage_a.model.latent_channels),
-            ("stage_b.model.code_channels", self.stage_b.model.code_channels, self.compressor.model.latent_channels),
-            (
-                "stage_c.model.latent_channels",
-                self.stage_c.model.latent_channels,
-                self.compressor.model.latent_channels,
-            ),
-            (
-                "previewer.model.latent_channels",
-                self.previewer.model.latent_channels,
-                self.compressor.model.latent_channels,
-            ),
-            (
-                "baseline.model.latent_channels",
-                self.baseline.model.latent_channels,
-                self.stage_a.model.latent_channels,
-            ),
-        )
-        for key, value, wanted in pairs:
-            if value != wanted:
-                raise ValueError(f"{key}={value}: what it works on has {wanted} channels")
-        if self.stage_a.model.levels != 2:
-            raise ValueError(
-                f"stage_a.model.levels={self.stage_a.model.levels}: Stage B draws latents of a quarter of the "
-                "picture's side, which takes 2 levels"
-            )
-        if "release" in self.targets and not self.stage_c.model.scaled_codes:
-            raise ValueError(
-                "stage_c.model.scaled_codes=false: the stock pipelines that a release is for take (code + 1) / 42; "
-                "leave release out of targets"
-            )
-        if size % 128:
-            raise ValueError(f"data.image.size={size}: must be a multiple of 128 px")
-        if crop is not None and crop > smallest:
-            raise ValueError(f"stage_a.loss.crop={crop} is larger than the pictures of a phase, {smallest} px")
-        if (crop or smallest) < loss.smallest_side:
-            raise ValueError(
-                f"stage_a.loss: pictures or crops of {crop or smallest} px are too small for the perceptual or the "
-                f"adversarial loss; use {loss.smallest_side} px or more, or weights of 0"
-            )
-        if self.sample.width != self.sample.height:
-            raise ValueError(
-                f"sample.width={self.sample.width}, sample.height={self.sample.height}: samples are compared with the "
-                "stored pictures, which are square; `sample` takes any width= and height="
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _validation_has_samples(self) -> "Config":
-        for key, training in self.trainings().items():
-            if training.keeps_best and not self.data.holdout:
-                raise ValueError(
-                    f"{key}.validation.keep=best needs pictures that no training sees: give data.holdout, such as "
-                    "0.01, or use last"
-                )
-            if training.panel_every and key == WARMUP:
-                raise ValueError(f"{key}.panel_every: the warm-up makes no pictures; leave it null")
-            if training.keeps_best and getattr(getattr(self, key.split(".")[0]).loss, "weight", None) == "adaptive":
-                raise ValueError(
-                    f"{key}.validation.keep=best: adaptive weights change the scale of the loss while they learn, so "
-                    "that no step's loss can be compared; use last, or another loss.weight"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _checkpointing_has_blocks(self) -> "Config":
-        for key, training in self.trainings().items():
-            if training.checkpointing and key in WITHOUT_BLOCKS:
-                raise ValueError(f"{key}.checkpointing=true: this model has no blocks to recompute; leave it false")
-        return self
-
-    @model_validator(mode="after")
-    def _views_exist(self) -> "Config":
-        for key, training in self.trainings().items():
-            for number, phase in enumerate(training.phases):
-                if phase.view is not None and phase.max_aspect > 1:
-                    raise ValueError(f"{key}.phases.{number}: a phase takes view or max_aspect, not both; drop one")
-                if phase.view is not None and phase.view not in self.data.views:
-                    known = ", ".join(self.data.views) or "no views; give data.views.NAME.min_aesthetic=... or the like"
-                    raise ValueError(f"{key}.phases.{number}.view={phase.view}: data.views has {known}")
-        return self
-
-    @model_validator(mode="after")
-    def _fewer_workers_are_fewer(self) -> "Config":
-        if (self.cluster.min_workers or 0) > self.workers:
-            raise ValueError(
-                f"cluster.min_workers={self.cluster.min_workers} is more than workers={self.workers}; lower it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> "Config":
-        for key, training in self.trainings().items():
-            try:
-                training.require_divisible(self.workers)
-            except ValueError as error:
-                raise ValueError(f"{key}.{error}{self._nearest_workers()}") from None
-        return self
-
-    def _nearest_workers(self) -> str:
-        """A hint at the numbers of workers next to ours among which the batches of all trainings divide, if any."""
-        trainings = self.trainings().values()
-        most = min(phase.batch_size for training in trainings for phase in training.phases)
-        fitting = [world for world in range(1, most + 1) if all(training.divides(world) for training in trainings)]
-        fewer = [world for world in fitting if world < self.workers][-1:]
-        more = [world for world in fitting if world > self.workers][:1]
-        return f"; use workers={' or '.join(map(str, fewer + more))}" if fitting else ""
 
     @property
     def between(self) -> Interpolation | None:

@@ -1,10 +1,10 @@
 """The sections of the config: what is set of each part of an experiment. What they ask of each other is in `checks`."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, model_validator
 
-from stages.settings.base import Precision, Settings
+from stages.settings.base import Precision, Settings, Share, Text
 from stages.settings.losses import BaselineLoss, CompressorWarmupLoss, PreviewerLoss, StageALoss, StageBLoss, StageCLoss
 from stages.settings.models import (
     BaselineConfig,
@@ -29,59 +29,79 @@ class StageA(Settings):
     """Stage A: its architecture, existing weights, its losses, its training."""
 
     model: StageAConfig
-    weights: str | None = None
+    """Its architecture."""
+    weights: Text | None = None
+    """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones."""
     loss: StageALoss
+    """What its training minimises."""
     train: TrainingConfig | None
+    """Its training; null: `weights` are taken as they are."""
 
 
 class Warmup(Settings):
     """Training of the compressor before Stage B, where it does not start from ImageNet weights."""
 
     loss: CompressorWarmupLoss
+    """What the warm-up minimises: the error of latents that a throwaway decoder makes of the code."""
     train: TrainingConfig
+    """The training of compressor and throwaway decoder."""
 
 
 class Compressor(Settings):
-    """Semantic compressor: architecture, start (weights or a warm-up), and whether B trains it along.
-
-    `weights` are ImageNet weights of the backbone, or a whole compressor: the one of `stage_b.weights` where that holds
-    none.
-    """
+    """Semantic compressor: architecture, start (weights or a warm-up), and whether B trains it along."""
 
     model: CompressorConfig
-    weights: str | None
+    """Its architecture."""
+    weights: Text | None
+    """ImageNet weights of the backbone, or a whole compressor: path or URI; null: random ones.
+
+    A whole one goes with `stage_b.weights` where those hold none."""
     warmup: Warmup | None
+    """Training before Stage B's, in place of ImageNet weights; null: none."""
     joint: bool
+    """Whether Stage B's training trains the compressor along."""
 
 
 class StageB(Settings):
-    """Stage B, trained together with the compressor; `text` names a tower."""
+    """Stage B, trained together with the compressor."""
 
     model: StageBConfig
-    weights: str | None = None
+    """Its architecture."""
+    weights: Text | None = None
+    """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones.
+
+    Their compressor belongs to them, or `compressor.weights` is one."""
     loss: StageBLoss
+    """What its training minimises."""
     train: TrainingConfig | None
-    text: str
+    """Its training; null: `weights` are taken as they are."""
+    text: Text
+    """Its text tower, by the name of one of `text`."""
 
 
 class StageC(Settings):
-    """Stage C; `text` names a tower."""
+    """Stage C, the prior."""
 
     model: StageCConfig
-    weights: str | None = None
+    """Its architecture."""
+    weights: Text | None = None
+    """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones."""
     loss: StageCLoss
+    """What its training minimises."""
     train: TrainingConfig | None
-    text: str
+    """Its training; null: `weights`, or what `interpolate` names, are taken as they are."""
+    text: Text
+    """Its text tower, by the name of one of `text`."""
 
 
 class Encoding(Settings):
     """How what an encoder makes of the data comes to the trainings."""
 
     mode: Literal["cached", "online"] = "cached"
-    """Stored once, by a step of its own, or made anew for each batch by the training that sees it."""
+    """cached: stored once, by a step of its own; online: made anew for each batch by the training that sees it."""
     dtype: Literal["fp16", "int8"] = "fp16"
-    """Of what is stored; int8 has a scale for each channel of each row."""
-    batch: PositiveInt = 16
+    """Numbers that are stored: fp16, or int8 with a scale for each channel of each row."""
+    batch: Annotated[int, Field(ge=1, le=100_000)] = 16
     """Rows encoded at a time on a device."""
 
     @property
@@ -94,15 +114,18 @@ class AutocastEncoding(Encoding):
     """The same for an encoder that can compute in half precision; the compressor always computes in fp32."""
 
     precision: Precision = "fp32"
-    """Autocast of the forward pass."""
+    """Autocast of the encoder's forward pass."""
 
 
 class Encode(Settings):
     """The encoders: text towers, Stage A, the compressor."""
 
     text: AutocastEncoding = AutocastEncoding()
+    """Hidden states of captions: most of the bytes that Stage C reads."""
     latents_a: AutocastEncoding = AutocastEncoding()
+    """Stage A's latents, for Stage B and the baseline: more bytes than the pictures that they are made of."""
     latents_c: Encoding = Encoding()
+    """Codes of the compressor, which computes in fp32, for Stage C and the previewer: the fewest bytes."""
 
     def changed(self, field: str) -> tuple[str, ...]:
         """The keys of a field's encoder that change values and are not at their defaults, which leave no trace."""
@@ -115,13 +138,17 @@ class Encode(Settings):
 class Interpolation(Settings):
     """Stage C as the weights between two others: (1 - share) x first + share x second.
 
-    Either is a file, folder or URI, or the number of a phase of `stage_c.train`, from 1, for the weights after it. Two
-    phases of no training say nothing: `stage_c.weights` then count.
+    Two phases of no training say nothing: `stage_c.weights` then count.
     """
 
-    first: PositiveInt | str
-    second: PositiveInt | str
-    share: float = Field(0.5, ge=0, le=1)
+    first: Annotated[int, Field(ge=1, le=1000)] | Text
+    """Weights of a Stage C: a file, folder or URI, or the number of a phase of `stage_c.train`, from 1.
+
+    A phase stands for the weights after it."""
+    second: Annotated[int, Field(ge=1, le=1000)] | Text
+    """Weights of another Stage C of the same size, named like the first."""
+    share: Share = 0.5
+    """Share of the second: the weights are (1 - share) x first + share x second."""
 
     @property
     def sides(self) -> dict[str, int | str]:
@@ -143,38 +170,48 @@ class Previewer(Settings):
     """The previewer; it learns from the codes that Stage C learns, so its sizes are among Stage C's."""
 
     model: PreviewerConfig
+    """Its architecture."""
     loss: PreviewerLoss
+    """What its training minimises."""
     train: TrainingConfig
+    """Its training."""
 
 
 class BaselineSampling(Settings):
     """How the baseline draws; captions, sizes and the negative one are those of `sample`."""
 
-    steps: PositiveInt
-    guidance: float = Field(ge=0)
+    steps: Annotated[int, Field(ge=1, le=10_000)]
+    """Calls of the model."""
+    guidance: float = Field(ge=0.0, le=1000.0)
+    """Guidance in Imagen's convention; 1 or less is off."""
 
 
 class Baseline(Settings):
-    """The baseline LDM on Stage A's latents, its sizes among Stage B's; `text` names a tower."""
+    """The baseline LDM on Stage A's latents, its sizes among Stage B's."""
 
     model: BaselineConfig
+    """Its architecture."""
     loss: BaselineLoss
+    """What its training minimises."""
     train: TrainingConfig
-    text: str
+    """Its training."""
+    text: Text
+    """Its text tower, by the name of one of `text`."""
     sample: BaselineSampling
+    """How it draws."""
 
 
 class Sampling(SamplingConfig):
     """How pictures are drawn from captions."""
 
-    limit: PositiveInt
+    limit: Annotated[int, Field(ge=1, le=10**7)]
     """Captions of the step `sample`, from the first on."""
-    batch: PositiveInt = 1
-    """Pictures drawn at a time; more differ by rounding (see `stages.sampling.sample`)."""
+    batch: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Pictures drawn at a time; more differ by rounding alone."""
     compile: bool = False
-    """Whether Stage B and C are compiled first."""
+    """Whether Stage B and C are compiled first: faster after a minute at each new size."""
     offload: bool = False
-    """Whether each model is on the device for its turn only."""
+    """Whether each model is on the device for its turn only, for small GPUs."""
 
     def settings(self) -> SamplingConfig:
         """What decides a picture."""
@@ -182,21 +219,22 @@ class Sampling(SamplingConfig):
 
 
 class PickScore(Settings):
-    """PickScore, a learned preference; `weights` is the path of the ViT-H-14 checkpoint.
+    """PickScore, a learned preference, of our pictures against a rival's."""
 
-    `rival` is a folder of pictures, or `baseline` for those that this config's baseline draws.
-    """
-
-    weights: str
-    rival: str
+    weights: Text
+    """Path of the PickScore_v1 checkpoint (open_clip's ViT-H-14, or Hugging Face's layout; safetensors)."""
+    rival: Text
+    """Folder of pictures by another model, named as in `samples/generated`; or `baseline`, the one trained here."""
 
 
 class Eval(Settings):
     """What `evaluate` measures beside retrieval and PSNR, and which other models it measures too."""
 
     pickscore: PickScore | None = None
+    """PickScore against a rival; null: off, since its weights are 4 GB that nobody has by default."""
     # Which rivals there are shows in the fingerprints of what is compared; none leaves no trace there.
-    rivals: tuple[Literal["baseline"], ...] = Field((), exclude_if=lambda rivals: not rivals)
+    rivals: tuple[Literal["baseline"], ...] = Field((), exclude_if=lambda rivals: not rivals, max_length=1)
+    """Other models that are measured beside ours: `baseline` is the one of conf=baseline_ldm."""
 
     @property
     def baseline(self) -> bool:
@@ -205,39 +243,71 @@ class Eval(Settings):
 
 
 class Encoders(Settings):
-    """The pool of encoding and sampling actors; `gpus` is each one's share of a GPU."""
+    """The pool of encoding and sampling actors."""
 
-    min: PositiveInt
-    max: PositiveInt
-    gpus: float = Field(1.0, gt=0, le=1)
+    min: Annotated[int, Field(ge=1, le=100_000)]
+    """Actors from the start."""
+    max: Annotated[int, Field(ge=1, le=100_000)]
+    """Actors at most."""
+    gpus: float = Field(1.0, gt=0.0, le=1.0)
+    """Share of a GPU that each actor takes, where there are any."""
+
+    @model_validator(mode="after")
+    def _min_is_below_max(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}; lower it, or raise max")
+        return self
 
 
 class Cache(Settings):
-    """Files of artifacts on the own disk of each node that trains."""
+    """Files of artifacts on the own disk of each node that trains, hashed once a node."""
 
-    folder: str | None = None
-    gib: PositiveFloat = 100.0
+    folder: Text | None = None
+    """A local folder on each node; null: no cache.
+
+    Without one, local files are read in place, those of an object store anew each epoch."""
+    gib: float = Field(100.0, ge=0.001, le=10.0**6)
+    """Room that the cache may take, GiB; what was read longest ago goes first."""
 
 
 class Cluster(Settings):
     """Where the work runs. Nothing here changes a result, so nothing here enters a fingerprint."""
 
-    address: str | None
-    num_cpus: PositiveInt | None
+    address: Text | None
+    """Address of a running Ray (`auto` on one of its nodes); null: one is started here and stopped at the end."""
+    num_cpus: Annotated[int, Field(ge=1, le=100_000)] | None
+    """CPU cores that a Ray started here may use (a running one knows its own); null: all."""
     device: Literal["auto", "cpu", "cuda"]
-    cpus_per_worker: PositiveInt
-    gpus_per_worker: int = Field(ge=0)
-    gpu_memory_gib: PositiveFloat | None = None
+    """What models run on; auto: GPUs where there are any. cuda refuses a cluster without GPUs."""
+    cpus_per_worker: Annotated[int, Field(ge=1, le=100_000)]
+    """Cores of a training rank on a running Ray; on one started here, ranks share all of them."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=64)]
+    """GPUs of a training rank, where there are any."""
+    gpu_memory_gib: Annotated[float, Field(ge=0.1, le=4096.0)] | None = None
+    """Memory of a GPU, GiB, against which `plan` and `run` hold what a training needs; null: unknown, no check."""
     encoders: Encoders
+    """The pool of encoding and sampling actors."""
     cache: Cache = Cache()
-    stall_s: PositiveFloat = 600.0
-    retries: int = Field(ge=0)
-    min_workers: PositiveInt | None = None
-    replacement_s: float = Field(600.0, ge=0)
+    """Where nodes keep what trainings read; worth it where the root is far away."""
+    stall_s: Annotated[float, Field(ge=1.0, le=604_800.0)] = 600.0
+    """Seconds without a sign of progress from a rank, after which a training is ended and tried again.
+
+    It must be longer than a checkpoint takes to be read."""
+    storage_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 300.0
+    """Seconds in which a request to the root, a store or a shared disk, is made again while it fails for a reason that
+    may pass."""
+    retries: Annotated[int, Field(ge=0, le=1000)]
+    """Further attempts at a step after a failure of the infrastructure."""
+    min_workers: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Fewest ranks that a training goes on with once nodes are lost; null: `workers`, it waits for new nodes."""
+    replacement_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 600.0
+    """Seconds that lost nodes have to be replaced in, before a training goes on with fewer ranks."""
 
 
 class Tracking(Settings):
-    """MLflow; `uri` null keeps an sqlite store under the root."""
+    """MLflow, to which runs are reported."""
 
-    uri: str | None
-    experiment: str
+    uri: Text | None
+    """Address of an MLflow server; null: an sqlite store under the root, which is then local."""
+    experiment: Text
+    """Name of the MLflow experiment."""

@@ -41,7 +41,10 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("what a run would do, with reasons and estimated cost", flags=(*RUN_FLAGS, "--why")),
     "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
     "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
-    "config": Verb("the composed config with its comments; `config list`: confs, groups, values", bare=True),
+    "config": Verb(
+        "the composed config with its comments; `config list`: confs, groups, values; `config reference`: every key",
+        bare=True,
+    ),
     "sample": Verb(
         'prompt="..." or image=PATH, out=DIR: draw pictures; from=DIR with a release\'s models', SAMPLE_WORDS
     ),

@@ -1,11 +1,29 @@
 """What all settings share: their base, and the kinds of their values."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _says_something(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; give a text, or null where there may be none")
+    if CONTROL.search(text):
+        raise ValueError("holds a control character; leave it out")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_says_something)]  # a path, a URI, a name
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Steps = Annotated[int, Field(ge=0, le=10**9)]  # of an optimiser, also none
+Channels = Annotated[int, Field(ge=1, le=2**16)]
+Layers = Annotated[int, Field(ge=1, le=1024)]  # blocks one after the other
+Heads = Annotated[int, Field(ge=1, le=1024)]  # of attention
+Batch = Annotated[int, Field(ge=1, le=10**6)]  # rows at a time
+Weight = Annotated[float, Field(ge=0.0, le=10.0**6)]  # of a term of a loss
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 TimeSampling = Literal["released", "uniform"]
 Precision = Literal["fp32", "bf16"]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.settings.base import Count, Precision, Settings, Weight
+from stages.settings.base import Batch, Count, Precision, Settings, Steps
 
 EXECUTION = frozenset(
     {
@@ -32,16 +32,17 @@ class Phase(Settings):
 
     steps: Count
     """Steps of the optimiser."""
-    batch_size: Count
+    batch_size: Batch
     """Images a step, over all workers."""
-    size: int = Field(ge=8, multiple_of=8)
-    """Side of the images in pixels, or of the square of about their area."""
+    size: int = Field(ge=8, le=8192, multiple_of=8)
+    """Side of the images, px, or of the square of about their area; a multiple of 128 px but for Stage A."""
     # Squares leave no trace in a fingerprint.
-    max_aspect: float = Field(1.0, ge=1.0, exclude_if=lambda ratio: ratio == 1)
-    """Largest ratio of the longer to the shorter side. 1: squares; above it, each batch comes from one aspect-ratio
-    bucket, in steps of 128 px."""
+    max_aspect: float = Field(1.0, ge=1.0, le=64.0, exclude_if=lambda ratio: ratio == 1)
+    """Largest ratio of the longer to the shorter side; 1: squares, and above it each batch has pictures of one size.
+
+    Sizes of about the same area come in steps of 128 px (aspect-ratio buckets)."""
     view: str | None = Field(None, exclude_if=lambda view: view is None)
-    """Which of the pictures it sees, by the name of a view of the data; None: all of them."""
+    """Which of the pictures it sees, by the name of one of `data.views`; null: all of them."""
     freeze_norm: bool = False
     """Whether BatchNorm works with its running statistics instead of the batch's."""
 
@@ -53,24 +54,26 @@ class EmaConfig(Settings):
     """Share of the old average kept at each update."""
     every: Count
     """Steps between updates."""
-    start: int = Field(ge=0)
+    start: Steps
     """Steps during which the average is a plain copy."""
     device: Literal["model", "cpu"] = "model"
-    """Where it is kept: beside the model, or in the host's memory, which spares the device 4 bytes a weight."""
+    """Where the average is kept: beside the model, or in the host's memory (cpu), which spares 4 bytes a weight."""
 
 
 class BadStepsConfig(Settings):
     """What becomes of steps whose loss or gradient is not finite, or whose loss jumps."""
 
     then: Literal["raise", "skip", "rewind"] = "raise"
-    """raise: end the training before the bad update; skip: leave it out, and go on; rewind: go back to the weights of
-    the newest checkpoint, and go on behind the bad step, without what lies between (PaLM, arXiv 2204.02311, section
-    5.1)."""
-    at_most: Count = 3
+    """raise: end the training; skip: leave the step out; rewind: go back to the newest checkpoint, and on behind it.
+
+    `rewind` takes up the weights of that checkpoint and goes on behind the bad step, without what lies between (PaLM,
+    arXiv 2204.02311, section 5.1)."""
+    at_most: Annotated[int, Field(ge=1, le=10**6)] = 3
     """Bad steps that a training gets over; one more ends it."""
-    jump: float | None = Field(None, gt=1.0)
-    """How many times the usual loss, a running mean, counts as bad too; needs rewind, for a jump is seen only after
-    its update. None: never."""
+    jump: float | None = Field(None, gt=1.0, le=10.0**6)
+    """How many times the usual loss counts as bad too, with then=rewind; null: never.
+
+    The usual loss is a running mean. A jump is seen only after its update, which is why it takes rewind."""
 
     @model_validator(mode="after")
     def _jump_rewinds(self) -> Self:
@@ -85,59 +88,65 @@ class ValidationConfig(Settings):
     every: Count
     """Steps between validations, a multiple of log_every; the last step is validated too."""
     samples: Count = 1024
-    """Held-out samples that each of them looks at, at most; always the same."""
+    """Held-out samples that each validation looks at, always the same; at most as many as there are."""
     keep: Literal["last", "best"] = "last"
-    """Which weights come out: those after the last step, or those with the least validation loss, of the average where
-    there is one. For `best`, `every` is a multiple of checkpoint_every."""
+    """Which weights come out: those after the last step, or the best, of the least validation loss.
+
+    Where there is an average, its loss counts. For `best`, `every` is a multiple of checkpoint_every."""
 
 
 class TrainingConfig(Settings):
     """How a model is trained: all that `stages.training.loop` needs to know."""
 
-    phases: tuple[Phase, ...] = Field(min_length=1)
-    """Run one after the other."""
-    learning_rate: float = Field(gt=0.0)
-    """Peak of the schedule."""
+    phases: tuple[Phase, ...] = Field(min_length=1, max_length=1000)
+    """Stretches of the training, run one after the other."""
+    learning_rate: float = Field(gt=0.0, le=100.0)
+    """Peak of the learning rate's schedule."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (
         0.9,
         0.999,
     )
-    """Decay of AdamW's two moments."""
-    weight_decay: Weight = 0.01
+    """Decays of AdamW's two moments."""
+    weight_decay: float = Field(0.01, ge=0.0, le=100.0)
     """Decoupled weight decay of AdamW."""
-    warmup_steps: int = Field(ge=0)
+    warmup_steps: Steps
     """Steps of linear warm-up of the learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or a cosine that ends at 1 % of the peak."""
-    gradient_clip: float = Field(1.0, gt=0.0)
+    """Learning rate after the warm-up: constant, or a cosine that ends at 1 % of the peak."""
+    gradient_clip: float = Field(1.0, gt=0.0, le=10.0**9)
     """Largest norm of the whole gradient."""
     precision: Precision = "bf16"
     """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
     checkpointing: bool = False
-    """Whether the blocks of Stage A, B, C and the baseline recompute their activations in the backward pass instead
-    of keeping them: a third more computation for a fraction of the memory, and the same result."""
+    """Whether blocks recompute their activations in the backward pass: a third more work for much less memory.
+
+    The result is the same. Stage A, B, C and the baseline have such blocks."""
     compile: bool = False
-    """Whether torch.compile makes kernels for the models' blocks, once per kind and image size; the results agree up
-    to rounding and the numbers drawn for dropout."""
-    micro_batch: Count | None = None
-    """Most rows that a rank takes through the model at a time, adding up their gradients; None = all of its rows. What
-    looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""
-    shard: Count = 1
-    """Ranks over which a copy of weights, gradients, moments and average is spread (FSDP2); 1 = a copy each (DDP)."""
+    """Whether torch.compile makes kernels for the models' blocks, once for each kind and image size.
+
+    Results agree up to rounding and the numbers drawn for dropout."""
+    micro_batch: Batch | None = None
+    """Most rows that a rank takes through the model at a time, adding up their gradients; null: all of its rows.
+
+    What looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""
+    shard: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """Ranks over which weights, gradients, moments and average are spread (FSDP2); 1: a copy each (DDP)."""
     reduce: Precision = "fp32"
-    """In what ranks exchange gradients."""
+    """Numbers in which ranks exchange gradients: fp32, or bf16 for half the bytes."""
     ema: EmaConfig | None = None
-    """Moving average of the weights, if any."""
+    """Moving average of the weights, which replaces them in the end; null: none."""
     bad_steps: BadStepsConfig = BadStepsConfig()
     """What becomes of steps that go wrong."""
     log_every: Count
-    """Steps between log entries; a stop request is seen with each, and in between every few seconds."""
+    """Steps between log entries.
+
+    A stop request is seen with each, and in between every few seconds."""
     checkpoint_every: Count
-    """Steps between saved states, which are saved at the end of each phase too; a multiple of log_every."""
+    """Steps between saved states, a multiple of log_every; the end of each phase is saved too."""
     validation: ValidationConfig | None = None
-    """Loss on held-out samples, where there are any."""
+    """Loss on held-out samples, where `data.holdout` is above 0; null: none."""
     panel_every: Count | None = None
-    """Steps between panels, pictures that show how far the training is; a multiple of log_every; None = no panels."""
+    """Steps between panels, pictures of how far the training is, a multiple of log_every; null: none."""
 
     @model_validator(mode="after")
     def _moments_agree(self) -> Self:

@@ -131,6 +131,7 @@ def test_a_later_download_finds_the_attempt_before_it_by_its_fingerprint(tmp_pat
     digest = fingerprints(order(table(second), ["images"]), second.lookup)["images"].digest
     path = store.path("images", digest)
     unused: Any = None
-    build = Build(second, step, path, {"metadata": built["metadata"]}, unused, unused, unused, frozenset(), unused)
+    found = {"metadata": built["metadata"]}
+    build = Build(second, step, path, unused, found, unused, unused, unused, frozenset(), unused)
     assert digest != built["images"].manifest["fingerprint"]
     assert _earlier(build) == built["images"]
