@@ -68,7 +68,7 @@ class World:
         self.files: dict[str, bytes] = {}
         self.now, self.touches = 0.0, 0
         self.wrong: list[str] = []
-        self.on_move: Callable[[str, str], None] = lambda source, target: None
+        self.on_last_word: Callable[[str], None] = lambda path: None  # is about to be put, in one step
         self._events: list[tuple[float, int, Task]] = []
         self._order = itertools.count()
         self._current: Task
@@ -154,6 +154,7 @@ class World:
 
     def publish(self, content: bytes, path: str) -> FileEntry:
         self.touch()
+        self.on_last_word(path)
         self.files[path] = content
         self.touch()
         return storage.entry_of(content)
@@ -170,7 +171,7 @@ class World:
         self.touch()
         if source not in self.files:
             raise FileNotFoundError(source)
-        self.on_move(source, target)
+        self.on_last_word(target)
         self.files[target] = self.files.pop(source)
         self.touch()
 

@@ -69,8 +69,7 @@ def _files(config: CocoCaptionsConfig) -> dict[str, str]:
 
 def _check(path: str) -> None:
     """Refuse what is no JSON object by its first and last bytes: the files are large."""
-    filesystem, inner = storage.open_filesystem(path)
-    with filesystem.open_input_file(inner) as file:
+    with storage.opened(path) as file:
         start = file.read_at(_EDGE, 0).removeprefix(codecs.BOM_UTF8).strip()
         end = file.read_at(_EDGE, max(0, file.size() - _EDGE)).strip()
     if not (start.startswith(b"{") and end.endswith(b"}")):

@@ -124,8 +124,7 @@ def _row(place: str, caption: str, local: dict[str, Path] | None, unusable: Coun
 
 def _narratives(path: str) -> Iterator[tuple[str, str, str]]:
     """dataset_id, image_id and caption of every line."""
-    filesystem, inner = storage.open_filesystem(path)
-    with filesystem.open_input_stream(inner) as stream, io.TextIOWrapper(stream, encoding="utf-8") as lines:
+    with storage.streamed(path) as stream, io.TextIOWrapper(stream, encoding="utf-8") as lines:
         count = 0
         try:
             for line in lines:

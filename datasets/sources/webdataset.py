@@ -83,8 +83,7 @@ def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
         path, place = files.get(unquote(name, errors="surrogateescape")), _Place.parsed(query)
         if path is None or place is None or place.size > config.max_bytes:
             return None
-        filesystem, inner = storage.open_filesystem(path)
-        with filesystem.open_input_file(inner) as source:
+        with storage.opened(path) as source:
             content: bytes = source.read_at(place.size, place.offset)
         return content if hashlib.sha256(content).hexdigest() == place.sha256 else None
 
@@ -135,8 +134,7 @@ def _files(config: WebdatasetConfig) -> dict[str, str]:
 def _samples(name: str, path: str, max_bytes: int, unusable: Counter[str]) -> list[_Sample]:
     """The samples of a tar, in its order, as far as it can be read."""
     samples: dict[str, _Sample] = {}
-    filesystem, inner = storage.open_filesystem(path)
-    with filesystem.open_input_file(inner) as source, _Limited(source, max_bytes) as file:
+    with storage.opened(path) as source, _Limited(source, max_bytes) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from datasets.buckets import Frame
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
@@ -281,5 +281,8 @@ def log_of(building: str, name: str) -> str:
 
 def result(artifact: str) -> dict[str, Any] | None:
     """What a finished job left for the driver in the artifact's folder, or None."""
-    path = storage.join(artifact, RESULT)
-    return json.loads(storage.read(path)) if storage.exists(path) else None
+    return json_files.read(storage.join(artifact, RESULT), _result)
+
+
+def _result(told: dict[str, Any]) -> dict[str, Any]:
+    return {key: told[key] for key in ("files", "metrics", "rows", "pids")}

@@ -4,8 +4,8 @@ Steps meet only through artifacts. The edges follow from the names; nobody write
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class Planned:
     state: State
     reason: str
     artifact: Artifact | None = field(default=None, repr=False)
+    again: bool = False  # though a finished artifact of this fingerprint is there
     changes: tuple[str, ...] = ()
 
 
@@ -84,8 +85,25 @@ def fingerprints(steps: Sequence[Step], settings: Callable[[str], Any]) -> dict[
 def plan(steps: Sequence[Step], settings: Callable[[str], Any], store: Store, selection: Selection) -> list[Planned]:
     """What a run would do with each step, with the reason; nothing is written."""
     prints = fingerprints(steps, settings)
-    planned = [_judge(step, prints[step.output], store) for step in steps]
+    planned: list[Planned] = []
+    for step in steps:
+        made = {item.step.output: item.artifact for item in planned if item.artifact}
+        planned.append(_against(_judge(step, prints[step.output], store), made))
     return _select(planned, selection)
+
+
+def _against(item: Planned, made: Mapping[str, Artifact]) -> Planned:
+    """A finished step is done again where its inputs, built anew since, hold something else than it was made of."""
+    others = changed_inputs(item.artifact, made) if item.artifact else []
+    if not others:
+        return item
+    return replace(item, state="stale", reason=f"built anew since, with other content: {', '.join(others)}", again=True)
+
+
+def changed_inputs(artifact: Artifact, inputs: Mapping[str, Artifact]) -> list[str]:
+    """Names of the inputs that hold something else than when the artifact was made, as far as its manifest tells."""
+    contents = artifact.manifest.get("inputs", {})
+    return [name for name in contents if name in inputs and inputs[name].manifest["content"] != contents[name]]
 
 
 def _judge(step: Step, fingerprint: Fingerprint, store: Store) -> Planned:
@@ -152,12 +170,18 @@ def _select(planned: list[Planned], selection: Selection) -> list[Planned]:
         kept = [item for item in kept if item.step.name == selection.only]
     if selection.start:
         kept = _descendants(kept, selection.start)
-    result = [
-        Planned(item.step, item.fingerprint, "run", "forced", item.artifact)
-        if item.step.name in selection.force
-        else item
-        for item in kept
-    ]
+    result: list[Planned] = []
+    anew: dict[str, str] = {}  # what may come out differently: step by artifact
+    for item in kept:
+        sources = dict.fromkeys(anew[name] for name in item.step.inputs if name in anew)
+        if item.step.name in selection.force:
+            item = replace(item, state="run", reason="forced", again=item.artifact is not None)
+        elif item.state == "done" and sources:
+            reason = f"only if {' or '.join(sources)} comes out differently"
+            item = replace(item, state="stale", reason=reason, again=True)
+        if item.again:
+            anew[item.step.output] = item.step.name
+        result.append(item)
     inside = {item.step.output for item in result}
     states = {item.step.output: item for item in planned}
     for item in result:

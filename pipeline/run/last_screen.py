@@ -40,6 +40,8 @@ class Summary:
     metrics: dict[str, float] = field(default_factory=dict)
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)
+    storage_tries: int = 0  # requests to the storage that were made again
+    storage_reason: str = ""  # why the last of them was
 
     @property
     def overhead(self) -> float:
@@ -75,6 +77,9 @@ def show_summary(summary: Summary) -> None:
         console.print(f"            {line}")
     for step in [step for step in summary.steps if step.interruptions]:
         console.print(f"interrupted {step.name}: {_interruptions(step)}")
+    if summary.storage_tries:
+        times = "1 request was" if summary.storage_tries == 1 else f"{summary.storage_tries:,} requests were"
+        console.print(f"storage     {times} made again (the last: {summary.storage_reason})", markup=False)
     for warning in summary.warnings:
         console.print(f"[yellow]warning[/]     {escape(warning)}")
     for picture in summary.pictures:

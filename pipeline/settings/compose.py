@@ -156,7 +156,7 @@ def comments(chosen: dict[str, str]) -> dict[str, str]:
     """The comment of each config key, read from the YAML files: `base` and the chosen option of each group."""
     found: dict[str, str] = {}
     for group, option in (("", "base"), *chosen.items()):
-        text = (CONF / group / f"{option}.yaml").read_text()
+        text = (CONF / group / f"{option}.yaml").read_text("utf-8")
         whole = not group or "@package _global_" in text
         found.update(_comments_of(text, prefix=[] if whole else [group]))
     return found

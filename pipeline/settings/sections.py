@@ -231,6 +231,7 @@ class Cluster(Settings):
     encoders: Encoders
     cache: Cache = Cache()
     stall_s: PositiveFloat = 600.0
+    storage_s: float = Field(300.0, ge=0)
     retries: int = Field(ge=0)
     min_workers: PositiveInt | None = None
     replacement_s: float = Field(600.0, ge=0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from pipeline.cluster.interruptions import Interruptions
@@ -101,7 +101,7 @@ class Build:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""
         gpus = int(accelerated and self.cluster.device == "cuda")
         with self.lease(1, self.cluster.kind if gpus else CPU):
-            return self.cluster.call(function, *arguments, gpus=gpus, tick=self.tick)
+            return self.cluster.call(function, *arguments, gpus=gpus, tick=self._tick_or_stop)
 
     def call_each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], count: int) -> Iterator[T]:
         """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
@@ -120,7 +120,7 @@ class Build:
         unit: str,
         folder: str | None = None,
     ) -> list[shards.Receipt]:
-        """Map the shards without a receipt in `folder` by a pool of actors `worker(*arguments, folder, fence, board)`.
+        """Map the shards without a receipt in `folder` with actors `worker(*arguments, folder, fence, board)`.
 
         `folder` is the artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the
         receipts of all shards in the order of `total`, whoever made them.
@@ -204,6 +204,8 @@ class Build:
                 case "resumed":
                     self._resumed(**message)
                     heard = True
+                case "notice":
+                    notices.tell(message["notice"])
                 case "reached":
                     self.interruptions.reached[message["training"]] = message["step"]
                     heard = True
@@ -211,6 +213,11 @@ class Build:
                     getattr(self.report, kind)(**message)
         if heard:
             self.interruptions.write(self.building)
+
+    def _tick_or_stop(self) -> None:
+        """As `tick`, for work that does not ask whether to stop: whatever it publishes is whole, or not there."""
+        self.tick()
+        self.raise_if_stopped()
 
     def _resumed(self, training: str, step: int) -> None:
         again = self.interruptions.resumed(training, step)

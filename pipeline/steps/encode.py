@@ -85,7 +85,7 @@ def _encode(
 ) -> list[Receipt]:
     """Encode all images once; `passes` is how often the step does so, for the progress."""
     images = build.inputs["images"]
-    total = sorted(shards.finished(images.path))
+    total = sorted(shards.receipts(images.path))
     rows = passes * images.manifest["rows"]
     dtype = None if settings.online else settings.dtype
     arguments = (encoder, dtype, read, build.cluster.device, images, rows)
@@ -124,7 +124,7 @@ def _prepare_tower(
 
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
-        captions = [row.caption for shard in sorted(shards.finished(images.path)) for row in _rows(images, shard)]
+        captions = [row.caption for shard in sorted(shards.receipts(images.path)) for row in _rows(images, shard)]
         tower.centre(tower.encode(captions)[0].mean(dim=(0, 1)))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()

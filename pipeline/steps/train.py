@@ -1,11 +1,10 @@
 """The trainings: a Ray Train job each, around the one loop of `stages.training.loop`."""
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets.buckets import Frame, Size
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.storage import FileEntry
 from datasets.reading.batches import Source
 from pipeline.cluster.checkpoints import Checkpoints
@@ -236,8 +235,8 @@ def _catch_up(build: Build) -> None:
 
     for name in build.config.trainings_of(build.step.name):
         folder = log_of(build.building, name)
-        for file in sorted(storage.listing(folder), key=lambda file: int(file.removesuffix(".json"))):
-            for step, values in json.loads(storage.read(storage.join(folder, file))).items():
-                if int(step) > build.interruptions.reached.get(name, 0):
-                    build.report.metrics(values, int(step))
-                    build.interruptions.reached[name] = int(step)
+        logs = json_files.read_each(folder, r"\d+\.json", lambda told: {int(step): told[step] for step in told})
+        for step, values in sorted(item for logged in logs.values() for item in logged.items()):
+            if step > build.interruptions.reached.get(name, 0):
+                build.report.metrics(values, step)
+                build.interruptions.reached[name] = step

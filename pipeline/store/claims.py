@@ -134,12 +134,10 @@ class Fence:
         Raises:
             ClaimLost: it does not; the message says who has taken over.
         """
-        folder = _folder(self.root, self.what)
-        newest = max(_numbers(folder), default=0)
-        holder = _read(_path(folder, newest)) if newest else None
-        if newest == self.number and holder and holder.token == self.token:
+        number, owner = _newest(_folder(self.root, self.what))
+        if owner and (number, owner.token) == (self.number, self.token):
             return
-        who = f"was taken over by {holder}, who heard nothing from this run" if holder else "is claimed by nobody now"
+        who = f"was taken over by {owner}, who heard nothing from this run" if owner else "has lost its claim by hand"
         raise ClaimLost(f"{_place(self.root, self.what)} {who}: this run ends here, and what is done stays done")
 
 
@@ -226,9 +224,9 @@ def take(root: str, what: str, notify: Notify, doing: str = "built", pace: Pace 
     if what != ROOT:
         _respect_old_lease(root, what, notify, pace)
     while True:
-        newest = max(_numbers(folder), default=0)
-        if newest:
-            _require_free(_place(root, what), _path(folder, newest), notify, pace)
+        newest, owner = _newest(folder)
+        if owner:
+            _require_free(_place(root, what), _path(folder, newest), owner, notify, pace)
         number = newest + 1
         if storage.create(ours.content(), _path(folder, number)):
             if max(_numbers(folder), default=0) == number:
@@ -267,7 +265,8 @@ def at_work(root: str, run: str, pace: Pace = PACE) -> Iterator[None]:
 def runs_at_work(root: str, notify: Notify, pace: Pace = PACE) -> dict[str, Owner]:
     """The runs that live, by id. What dead ones have left is removed."""
     folder = storage.join(root, FOLDER, RUNS)
-    runs = {name.removesuffix(".json"): storage.join(folder, name) for name in storage.listing(folder)}
+    names = [name for name in storage.listing(folder) if re.fullmatch(r"[^./][^/]*\.json", name)]
+    runs = {name.removesuffix(".json"): storage.join(folder, name) for name in names}
     owners = {path: owner for path in runs.values() if (owner := _read(path))}
     alive = _living(owners, notify, pace)
     for path in owners.keys() - alive:
@@ -283,11 +282,8 @@ def artifact(name: str, fingerprint: str) -> str:
 def holder(root: str, what: str, notify: Notify, pace: Pace = PACE) -> Owner | None:
     """The live owner of the claim on something, if it has one."""
     folder = _folder(root, what)
-    while newest := max(_numbers(folder), default=0):
-        path = _path(folder, newest)
-        if owner := _read(path):  # else there is a newer one
-            return owner if not owner.released and _living({path: owner}, notify, pace) else None
-    return None
+    number, owner = _newest(folder)
+    return owner if owner and not owner.released and _living({_path(folder, number): owner}, notify, pace) else None
 
 
 def old_leases(root: str) -> list[str]:
@@ -297,10 +293,9 @@ def old_leases(root: str) -> list[str]:
     return [f"artifacts/{name.removesuffix(f'/{OLD_LEASE}')}" for name in found]
 
 
-def _require_free(place: str, path: str, notify: Notify, pace: Pace) -> None:
-    """Raise LeaseHeld unless the claim in a file is released, gone, or its owner's who is dead."""
-    owner = _read(path)
-    if owner is None or owner.released:
+def _require_free(place: str, path: str, owner: Owner, notify: Notify, pace: Pace) -> None:
+    """Raise LeaseHeld unless the claim in a file is released, or its owner is dead."""
+    if owner.released:
         return
     if _living({path: owner}, notify, pace):
         raise LeaseHeld(f"{place} is being {owner.doing} by {owner}; wait for that run, or stop it")
@@ -310,8 +305,8 @@ def _require_free(place: str, path: str, notify: Notify, pace: Pace) -> None:
 def _respect_old_lease(root: str, what: str, notify: Notify, pace: Pace) -> None:
     place = _place(root, what)
     lease = storage.join(place, OLD_LEASE)
-    if storage.exists(lease):
-        _require_free(place, lease, notify, pace)
+    if owner := _read(lease):
+        _require_free(place, lease, owner, notify, pace)
         storage.remove(lease)
 
 
@@ -389,6 +384,14 @@ def _path(folder: str, number: int) -> str:
 def _numbers(folder: str) -> list[int]:
     names: Iterable[str] = storage.listing(folder)
     return [int(found[1]) for name in names if (found := re.fullmatch(r"(\d{6,})\.json", name))]
+
+
+def _newest(folder: str) -> tuple[int, Owner | None]:
+    """The highest number and whose it is; 0 where there is none."""
+    while number := max(_numbers(folder), default=0):
+        if owner := _read(_path(folder, number)):  # else there is a higher one by now
+            return number, owner
+    return 0, None
 
 
 def _read(path: str) -> Owner | None:

@@ -29,21 +29,14 @@ RESULT = f"{BUILDING}/result.json"
 
 def discard(path: str, fence: Fence) -> None:
     """Delete an artifact, finished or not."""
-    for marks in _marks(path, storage.listing(path)):
-        fence()
-        for mark in marks:
-            storage.remove(mark)
-    fence()
-    storage.remove(path)
+    _remove(path, storage.listing(path), path, fence)
 
 
 def tidy(artifact: Artifact, fence: Fence) -> None:
     """Delete what only the build of a finished artifact needed; a killed run may have left it."""
     folder = storage.join(artifact.path, BUILDING)
     if storage.exists(folder):
-        fence()
-        storage.remove(storage.join(artifact.path, RESULT))
-        storage.remove(folder)
+        _remove(artifact.path, [f"{BUILDING}/{name}" for name in storage.listing(folder)], folder, fence)
 
 
 def tidy_alone(root: str, artifact: Artifact, notify: Callable[[str], None]) -> None:
@@ -103,10 +96,20 @@ def shard_folders(artifact: Artifact) -> list[str]:
     return sorted({"" if str(name.parent) == "." else str(name.parent) for name in numbered})
 
 
-def _marks(path: str, names: Collection[str]) -> Iterator[list[str]]:
-    """What says "done" of an artifact with files of these names, or of a part of it, in the order of going."""
+def _remove(path: str, names: Collection[str], folder: str, fence: Fence) -> None:
+    """Delete a folder of an artifact, whose files have these names; the marks among them first."""
+    for marks in _marks(names):
+        fence()
+        for mark in marks:
+            storage.remove(storage.join(path, mark))
+    fence()
+    storage.remove(folder)
+
+
+def _marks(names: Collection[str]) -> Iterator[list[str]]:
+    """Of the names of an artifact's files, and their folders, those that say "done" of something, in their order."""
     parts = [PurePosixPath(name).parts for name in names]
     receipts = {"/".join(part[: part.index(shards.RECEIPTS) + 1]) for part in parts if shards.RECEIPTS in part[:-1]}
-    markers = {name for name in names if name.startswith(f"{BUILDING}/") and name.endswith(".json")}
-    for kind in ({MANIFEST}, {RESULT}, receipts | markers):
-        yield [storage.join(path, name) for name in sorted(kind)]
+    markers = {name for name in names if name.startswith(f"{BUILDING}/") and name.endswith(".json")} - {RESULT}
+    for kind in ({MANIFEST}.intersection(names), {RESULT}.intersection(names), receipts | markers):
+        yield sorted(kind)

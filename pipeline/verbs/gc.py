@@ -6,7 +6,7 @@ something else once a conf has changed, so those before it count for nothing.
 """
 
 import contextlib
-import json
+import re
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 
 from rich.table import Table
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.settings.words import Words, parse
 from pipeline.store import claims, deleting, readers
-from pipeline.store.artifacts import BUILDING, MANIFEST, Store
+from pipeline.store.artifacts import BUILDING, DIGEST, MANIFEST, Store
 from pipeline.store.readers import Name, Run
-from pipeline.terminal import console, out, print_table
+from pipeline.terminal import console, out, print_json, print_table
 
 DAYS = 7
 
@@ -45,20 +45,23 @@ def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
 
     Raises:
         UsageError: `days` is no number of days.
-        CorruptFile: a manifest or a record cannot be read, so nobody knows what is needed.
+        CorruptFile: something is to be deleted, but a record of a run is damaged, so nobody knows what is needed; or a
+            manifest has an unknown format.
         LeaseHeld: somebody else is deleting below this root.
     """
     if days is not None and not days.isdigit():
         raise UsageError(f"days={days}: give a number of days; runs that are older want nothing")
     alone = claims.hold(root, claims.ROOT, _tell, "cleaned up") if delete else contextlib.nullcontext()
     with alone:
+        if delete:
+            readers.check_records(root)
         records = readers.record_files(root)
         runs = readers.runs(root, _tell)
         found = unwanted(root, runs, keeping(runs, None if days is None else int(days)))
         deleted = [item for item in found if _delete(root, item, records)] if delete else []
     if as_json:
         listed = {"unwanted": [vars(item) for item in found], "deleted": [item.path for item in deleted]}
-        print(json.dumps({"root": root, **listed}, indent=1))
+        print_json({"root": root, **listed})
         return
     lines = Table("artifact", "fingerprint", "MiB", "why", box=None, pad_edge=False)
     for item in found:
@@ -97,14 +100,16 @@ def unwanted(root: str, runs: Sequence[Run], keeping: Sequence[Run]) -> list[Unw
     for file, size in storage.sizes(folder).items():
         name, _, rest = file.partition("/")
         digest, slash, inside = rest.partition("/")
-        if slash:
+        if slash and re.fullmatch(DIGEST, digest):
             files.setdefault((name, digest), {})[inside] = size
+        else:
+            notices.tell(notices.PassedOver(storage.join(folder, file), "none of our files"))
     found = []
     for (name, digest), sizes in files.items():
         path = storage.join(folder, name, digest)
         left = {file: size for file, size in sizes.items() if file.startswith(f"{BUILDING}/")}
         if (name, digest) not in wanted:
-            reason = _reason(askers.get((name, digest)), runs, keeping)
+            reason = _reason(askers.get((name, digest)), keeping)
             reason = reason if MANIFEST in sizes else f"an unfinished build; {reason}"
             found.append(Unwanted(name, digest, path, reason, sum(sizes.values())))
         elif MANIFEST in sizes and left:
@@ -113,14 +118,15 @@ def unwanted(root: str, runs: Sequence[Run], keeping: Sequence[Run]) -> list[Unw
     return sorted(found, key=lambda item: -item.bytes)
 
 
-def _reason(asker: Run | None, runs: Sequence[Run], keeping: Collection[Run]) -> str:
+def _reason(asker: Run | None, keeping: Sequence[Run]) -> str:
     """Why an artifact may go whose last asker, if it had one, does not count."""
     if asker is None:
         return "no run here has asked for it"
     age = (datetime.now(UTC) - asker.lived).days
     told = f"last wanted by run {asker.id} of {asker.user}, {age} days ago"
-    later = [run for run in keeping if _command(run) == _command(asker)]
-    return f"{told}; the same command wants another one since run {later[-1].id}" if later else told
+    since = str(asker.record["started"])
+    later = [run for run in keeping if str(run.record["started"]) > since and _command(run) == _command(asker)]
+    return f"{told}; the same command wants another one since run {later[0].id}" if later else told
 
 
 def _delete(root: str, item: Unwanted, records: Collection[str]) -> bool:

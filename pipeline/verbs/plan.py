@@ -11,6 +11,7 @@ from pipeline.plan import cost, obstacles
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings.words import Words
+from pipeline.store.provenance import other_versions
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console, print_table
 from pipeline.verbs.configured import configured, print_json
@@ -27,6 +28,8 @@ def handle(words: Words) -> None:
         tell_why(planned, words.why)
     elif not words.json:
         show_plan(planned, costs)
+        if others := other_versions(item.artifact.manifest for item in planned if item.artifact):
+            console.print(f"built by other versions, and used as it is: {', '.join(others)}", markup=False)
         if forgotten:
             console.print(f"left out of everything: {len(forgotten)} keys and URLs that this root was asked to forget")
     steps = [

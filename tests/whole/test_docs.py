@@ -31,7 +31,7 @@ from pipeline.cluster.interruptions import Interruptions
 from pipeline.models import known_weights
 from pipeline.settings import compose
 from pipeline.settings.config import Config
-from pipeline.settings.words import VERBS, Words, parse
+from pipeline.settings.words import VERBS, Words, parse, usage
 from pipeline.steps.build import Facts
 from pipeline.store.artifacts import Fingerprint, Removals
 from pipeline.store.ledger import Writer
@@ -229,6 +229,12 @@ def test_what_a_document_links_to_is_there(doc):
         if not re.match(r"https?:", target) and not (file.exists() and (not anchor or anchor in Doc(file).anchors)):
             broken.append(target)
     assert broken == []
+
+
+def test_the_help_names_documents_that_are_there():
+    named = re.findall(r"[\w/]+\.md", usage())
+    assert named
+    assert all((CHECKOUT / name).is_file() for name in named)
 
 
 @each_document()

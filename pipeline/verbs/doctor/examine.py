@@ -1,6 +1,5 @@
 """The verb: every check in turn, as a table or JSON. To add a check: write it beside its like, and name it here."""
 
-import json
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from pipeline.settings import compose
 from pipeline.settings.sections import Cluster, Tracking
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
-from pipeline.terminal import print_table
+from pipeline.terminal import print_json, print_table
 from pipeline.tracking.mlflow_store import locate_store
 from pipeline.verbs.doctor import conf, machine
 from pipeline.verbs.doctor.finding import Asked, Check, Finding
@@ -88,7 +87,7 @@ def _section(kind: type[S], tree: object) -> S | None:
 
 def _show(findings: list[Finding], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"findings": [asdict(found) for found in findings]}, indent=1))
+        print_json({"findings": [asdict(found) for found in findings]})
         return
     lines = Table("check", "state", "found", box=None, pad_edge=False)
     for found in findings:

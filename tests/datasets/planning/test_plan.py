@@ -394,6 +394,8 @@ def test_a_key_tells_url_and_caption_apart():
     assert plan.key_of("http://x/", "a b") == plan.key_of("http://x/", "a b")
     assert plan.key_of("http://x/", "ab") != plan.key_of("http://x/a", "b")
     assert len(plan.key_of("http://x/", "a")) == 32
+    assert plan.key_of("http://a.b/c.png", "a fox") == "a8734b5a4a9022d9b2c52e0420909f1a"  # as in roots and on lists
+    assert plan.key_of("http://a.b/ü?x=1", "Fuß") == "641a421db3d9ef3767aa3670d72246e6"
 
 
 def test_tables_come_in_batches_without_loss(tmp_path, monkeypatch):

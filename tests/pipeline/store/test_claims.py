@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from datasets.files import storage
-from pipeline.errors import ClaimLost, LeaseHeld, exit_code
+from pipeline.errors import ClaimLost, InfrastructureError, LeaseHeld, exit_code
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import MANIFEST, Fingerprint, Store
 from pipeline.store.claims import Claim, Owner, Pace
@@ -464,9 +464,9 @@ for number in range(rounds):
     while not os.path.exists(f"{root}/go{number}"):
         time.sleep(0.001)
     store, told = Store(root), "nothing"
-    what = claims.artifact("stage_a", fingerprint.digest)
     while not store.find("stage_a", fingerprint.digest):
         try:
+            what = claims.artifact("stage_a", fingerprint.digest)
             with claims.hold(root, what, lambda text: None, pace=pace) as claim:
                 if not store.find("stage_a", fingerprint.digest):
                     path = store.path("stage_a", fingerprint.digest)
@@ -565,6 +565,7 @@ class Watch:
         self.order[self.world.process] = len(self.order) if number is None else number
 
     def commits_now(self, target: str) -> None:
+        """The process at work puts something in one step."""
         if target != f"{PATH}/{MANIFEST}":
             return
         self.commits += 1
@@ -581,20 +582,19 @@ def visit(world: World, watch: Watch, hold: Hold, force: bool) -> None:
         watch.enters(claim.fence.number if claim else None)
         if force:
             deleting.discard(PATH, claim.fence if claim else lambda: None)
-        if store.find("stage_a", PRINT.digest) is None:
+        while store.find("stage_a", PRINT.digest) is None:
             name = f"weights {world.process.number % 2}"
             entry = storage.publish(b"weights", f"{PATH}/{name}")
             facts = {"files": {name: entry}, "timed": [], "rows": 1, "created": f"{world.process.number}"}
-            if not claim:
-                watch.commits_now(f"{PATH}/{MANIFEST}")
-            store.commit("stage_a", PRINT, facts, claim)
+            with contextlib.suppress(InfrastructureError):  # a file is gone: another attempt
+                store.commit("stage_a", PRINT, facts, claim)
 
 
 def schedule(seed: int, hold: Hold, forces: float = 0.0, **faults: float) -> tuple[World, Watch]:
     """Three processes that want the same artifact, of whom a first one may have died; and a last one who finds it."""
     world = World(seed, **faults)
     watch = Watch(world)
-    world.on_move = lambda source, target: watch.commits_now(target)
+    world.on_last_word = watch.commits_now
     with world.in_place():
         for number in range(3):
             force = world.random.random() < forces

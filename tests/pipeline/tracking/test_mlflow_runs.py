@@ -20,9 +20,9 @@ from PIL import Image
 from pipeline.environment import QUIET
 from pipeline.errors import Interrupted, UsageError
 from pipeline.store.artifacts import Artifact
+from pipeline.store.redact import redact
 from pipeline.tracking.mlflow_runs import Tracking, git_tags
 from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
-from pipeline.tracking.redact import redact
 from pipeline.verbs.ui import serve_ui
 
 CONFIG = {
