@@ -34,8 +34,10 @@ from pipeline.settings.config import Config
 from pipeline.settings.words import VERBS, Words, parse, usage
 from pipeline.steps.build import Facts
 from pipeline.store.artifacts import Fingerprint, Removals
+from pipeline.store.claims import Owner
 from pipeline.store.ledger import Writer
 from pipeline.store.process import ProcessId
+from pipeline.store.provenance import provenance
 from pipeline.verbs.sample import Request
 
 CHECKOUT = Path(__file__).parents[2]
@@ -177,7 +179,7 @@ def test_a_command_parses_and_its_config_composes(command, place, tmp_path, caps
         assert code == 0, said
     stops = [line for line in said.splitlines() if line.startswith("a run would stop at once")]
     assert not [line for line in stops if not re.search(r"weights|interpolate\.", line)]
-    assert not root.exists() or asked.rest == ["forget"]
+    assert not root.exists() or asked.yes or asked.rest == ["forget"]
 
 
 compose_anew = compose.compose
@@ -332,9 +334,10 @@ def fields_of(*kinds: type) -> set[str]:
 @pytest.mark.parametrize(
     ("title", "wanted"),
     [
-        ("manifest.json", fields_of(Facts, Fingerprint, ProcessId)),
+        ("manifest.json", fields_of(Facts, Fingerprint, ProcessId) | set(provenance("run"))),
         ("Receipts", fields_of(Receipt)),
-        ("building/", fields_of(Interruptions, ProcessId)),
+        ("building/", fields_of(Interruptions)),
+        ("Claims", fields_of(Owner, ProcessId) - {"process"}),
         ("forgotten.json", fields_of(Removals)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
