@@ -18,6 +18,7 @@ if not all(map(find_spec, ("pyarrow", "pydantic", "hydra"))):
 
 from datasets.files import local, notices, storage
 from pipeline import __version__
+from pipeline.environment import name_and_home
 from pipeline.errors import NotBuilt, UsageError, as_told, exit_code
 from pipeline.settings.words import Words, parse, usage
 from pipeline.terminal import Notices, console, escape_what_cannot_be_shown
@@ -45,6 +46,7 @@ NO_READER = 128 + signal.SIGPIPE  # what stdout went to has ended, as `head` doe
 def main(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
     escape_what_cannot_be_shown()
+    name_and_home()
     logging.getLogger("pipeline").addHandler(logging.NullHandler())
     told = Notices()
     try:

@@ -1,5 +1,6 @@
 """What the libraries we use find around them: no way to report home, a quiet stdout, folders that they can work in."""
 
+import getpass
 import os
 import secrets
 import sys
@@ -44,6 +45,19 @@ def private_ray() -> None:
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def name_and_home() -> None:
+    """Give this process what libraries take for granted, and a container's user may not have: a name and a home."""
+    try:
+        Path.home()
+    except RuntimeError:
+        home_folder().mkdir(mode=0o700, exist_ok=True)
+        os.environ["HOME"] = str(home_folder())
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        os.environ["USER"] = f"user-{os.getuid()}"
 
 
 def home_folder() -> Path:
