@@ -358,7 +358,7 @@ def test_nothing_is_touched_while_a_run_is_at_work(store):
     before = contents(Path(store.root))
     with (
         claims.at_work(store.root, "7"),
-        pytest.raises(LeaseHeld, match="is in use by run 7 of .*; nothing was changed"),
+        pytest.raises(LeaseHeld, match=r"is in use by run 7 of .*; nothing was changed"),
     ):
         forget(store.root, {GONE})
     assert contents(Path(store.root)) == before
@@ -402,7 +402,7 @@ def test_a_run_that_begins_while_the_request_is_written_is_noticed(store, monkey
         storage.publish(claims.Owner.own("used").content(), f"{root}/claims/runs/8.json")
 
     monkeypatch.setattr(forgetting.removal_list, "add", slowly)
-    with pytest.raises(LeaseHeld, match="run 8 of .*; once it has ended, go on with: python -m pipeline data forget"):
+    with pytest.raises(LeaseHeld, match=r"run 8 of .*; once it has ended, go on with: python -m pipeline data forget"):
         forget(store.root, {GONE})
     assert contents(Path(store.root)) == before
     with pytest.raises(UsageError, match="data forget"):
@@ -413,9 +413,9 @@ def test_a_run_that_begins_while_the_request_is_written_is_noticed(store, monkey
 
 
 def test_what_somebody_else_changes_is_left_alone(store, monkeypatch):
-    with claims.hold(store.root, claims.artifact("images", found(store)["images"].manifest["fingerprint"]), print):
-        with pytest.raises(LeaseHeld, match="images/.* is being built by"):
-            forget(store.root, {GONE})
+    what = claims.artifact("images", found(store)["images"].manifest["fingerprint"])
+    with claims.hold(store.root, what, print), pytest.raises(LeaseHeld, match=r"images/.* is being built by"):
+        forget(store.root, {GONE})
     assert forget(store.root, set()).pictures == {GONE}
 
 
