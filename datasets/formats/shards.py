@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 
 from datasets import pictures
 from datasets.buckets import Size
-from datasets.files import storage
+from datasets.files import json_files, storage
+from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats.rounding import Int8, Rounding
 
 RECEIPTS = "receipts"
+RECEIPT = r"\d{5,}\.json"
 KEY = re.compile(r"[0-9a-f]{32}")
 INDEX = pa.schema(
     [
@@ -294,6 +296,7 @@ def publish_receipt(
     counts: Mapping[str, int] | None = None,
     bucket: str | None = None,
     rounding: Rounding | None = None,
+    fence: Fence = unfenced,
 ) -> Receipt:
     """Declare a shard done. Every row that went in has come out or was dropped for a counted reason."""
     losses = dict(sorted((dropped or {}).items()))
@@ -312,13 +315,14 @@ def publish_receipt(
         bucket=bucket,
         rounding=rounding,
     )
-    put_receipt(folder, made)
+    put_receipt(folder, made, fence)
     return made
 
 
-def put_receipt(folder: str, receipt: Receipt) -> None:
+def put_receipt(folder: str, receipt: Receipt, fence: Fence) -> None:
     """Write a receipt, in place of the shard's old one if there is one."""
     text = json.dumps(asdict(receipt), indent=1)
+    fence()
     storage.publish(text.encode(), receipt_path(folder, receipt.shard))
 
 
@@ -328,19 +332,40 @@ def receipt_path(folder: str, shard: int) -> str:
 
 
 def finished(folder: str) -> dict[int, Receipt]:
-    """Receipts of the shards of an artifact that are done, by shard number."""
-    names = storage.listing(storage.join(folder, RECEIPTS))
-    contents = storage.read_all([storage.join(folder, RECEIPTS, name) for name in names])
-    return {found.shard: found for found in map(_receipt, contents)}
+    """Receipts of the shards of an unfinished artifact that are done, by shard number; a damaged one's shard is not."""
+    found = json_files.read_each(storage.join(folder, RECEIPTS), RECEIPT, _receipt)
+    return {receipt.shard: receipt for receipt in found.values()}
+
+
+def receipts(folder: str) -> dict[int, Receipt]:
+    """Receipts of all shards of a finished artifact, by shard number.
+
+    Raises:
+        CorruptFile: one cannot be read.
+    """
+    found = json_files.read_every(storage.join(folder, RECEIPTS), RECEIPT, _receipt)
+    return {receipt.shard: receipt for receipt in found.values()}
+
+
+def lacking(folder: str, receipts: Iterable[Receipt]) -> list[Receipt]:
+    """Of some receipts in a folder those whose files are not all there with their sizes."""
+    sizes = storage.sizes(folder)
+    return [
+        receipt for receipt in receipts if any(sizes.get(name) != entry.bytes for name, entry in receipt.files.items())
+    ]
 
 
 def receipt(folder: str, shard: int) -> Receipt:
-    """The receipt of a shard that is done."""
-    return _receipt(storage.read(receipt_path(folder, shard)))
+    """The receipt of a shard that is done.
+
+    Raises:
+        CorruptFile: it cannot be read.
+    """
+    path = receipt_path(folder, shard)
+    return json_files.parse(path, storage.read(path), _receipt)
 
 
-def _receipt(content: bytes) -> Receipt:
-    facts = json.loads(content)
+def _receipt(facts: dict[str, Any]) -> Receipt:
     files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
     rounding = Rounding(**found) if (found := facts.pop("rounding", None)) else None
     return Receipt(files=files, rounding=rounding, **facts)

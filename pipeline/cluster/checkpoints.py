@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, storage
+from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 
 KEEP = 2
@@ -41,19 +42,24 @@ class Checkpoints:
         part: int = 0,
         parts: int = 1,
         milestones: Sequence[int] = (),
+        fence: Fence = unfenced,
     ):
         self.folder, self.part, self.parts, self.milestones = folder, part, parts, milestones
-        self.warn = warn
+        self.warn, self.fence = warn, fence
 
     def save(self, step: int, data: bytes, recipe: Mapping[str, object], best: int | None = None) -> None:
         """Publish our part of the state after `step` steps, to be kept together with that after `best` steps.
 
         The first part's rank drops all but the newest few, the best one that each of these names, and milestones.
+
+        Raises:
+            ClaimLost: the training has passed to another run.
         """
         saved = Saved(step, self.parts)
         entry = storage.publish(data, self._path(saved, self.part, "safetensors"))
         marker = {"file": vars(entry), "recipe": recipe, "best": best}
         marked = json.dumps({**marker, "sha256": _digest(marker)})
+        self.fence()
         storage.publish(marked.encode(), self._path(saved, self.part, "json"))
         if self.part == 0:
             markers = self._markers()
@@ -111,14 +117,7 @@ class Checkpoints:
 
     def _marker(self, saved: Saved, part: int) -> dict[str, Any]:
         path = self._path(saved, part, "json")
-        try:
-            marker: dict[str, Any] = json.loads(storage.read(path))
-            whole = marker.pop("sha256") == _digest(marker)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise CorruptFile(f"{path} is damaged")
-        return marker
+        return json_files.parse(path, storage.read(path), _whole)
 
     def _told(self, saved: Saved, key: str) -> Any:
         """What a checkpoint's marker tells; nothing where it is damaged, which `newest` tells of."""
@@ -138,6 +137,14 @@ class Checkpoints:
 
     def _path(self, saved: Saved, part: int, suffix: str) -> str:
         return storage.join(self.folder, saved.name(part, suffix))
+
+
+def _whole(told: dict[str, Any]) -> dict[str, Any]:
+    """A marker without its own sha256; ValueError where that is another's."""
+    marker = {key: value for key, value in told.items() if key != "sha256"}
+    if told["sha256"] != _digest(marker):
+        raise ValueError("it does not hold the bytes that it was written with")
+    return marker
 
 
 def _digest(marker: Mapping[str, object]) -> str:

@@ -13,7 +13,9 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
-from pipeline.errors import InfrastructureError, Preempted
+from pipeline.errors import ClaimLost, InfrastructureError, Preempted
+
+FIRST = (ClaimLost, Preempted, ValueError, InfrastructureError, BaseException)  # one rank's end makes others fail
 
 
 def get(reference: Any) -> Any:
@@ -30,7 +32,7 @@ def cause(error: BaseException) -> BaseException:
         return Preempted("a node was taken away before the training had saved its state")
     if isinstance(error, TrainingFailedError):
         causes = [cause(failure) for failure in (getattr(error, "worker_failures", None) or {}).values()]
-        for kind in (Preempted, ValueError, InfrastructureError, BaseException):  # one rank's end makes others fail
+        for kind in FIRST:
             if found := [cause for cause in causes if isinstance(cause, kind)]:
                 return found[0]
         return InfrastructureError(f"the training job failed: {error}")

@@ -34,9 +34,8 @@ def drawn(
         yield from generate(
             models,
             texts[part],
-            [settings.negative] * len(texts[part]),
             seeds[part],
-            **settings.arguments(),
+            settings,
             image=None if image is None else image[part],
             strength=strength,
             preview=preview,

@@ -5,6 +5,7 @@ sizes of that training's phases). Edges follow from the names. To add a step: wr
 function `(Build) -> Facts`, and add its row.
 """
 
+from datasets.config import DataConfig
 from pipeline.plan.dag import Step
 from pipeline.settings.config import Config
 from pipeline.settings.sections import STAGES
@@ -26,15 +27,9 @@ def rows(config: Config) -> list[Step]:
     rivals = ("baseline_samples",) if config.eval.baseline else ()
     pictures = tuple(f"sample.{key}" for key in ("limit", "width", "height", "negative"))
     learning = tuple(f"baseline.{key}" for key in ("model", "loss", "train", "text"))
-    rules = ("source", "metadata", "scores", "removed", "limit", "shard_rows", "filters", config.data.source)
-    plan = tuple(f"data.{key}" for key in rules)
-    if not config.data.image.frame.square:
-        plan += ("data.image.size", "data.image.max_aspect")  # which decide the buckets
     encode = config.encode
-    # what trainings make latents of: those of a step, or, encoded online, pictures and the encoder itself
-    a, c = encode.latents_a.online, encode.latents_c.online
-    from_a, online_a = (("images", "stage_a"), encode.changed("latents_a")) if a else (("latents_a",), ())
-    from_c, online_c = (("images", "stage_b"), encode.changed("latents_c")) if c else (("latents_c",), ())
+    from_a, online_a = _latents(config, "latents_a", "stage_a")
+    from_c, online_c = _latents(config, "latents_c", "stage_b")
     trained_c = config.trained("stage_c")
     phases_c = (trained_c,) if trained_c != "stage_c" else ()
     later = ("data.attempt",) if config.data.attempt > 1 else ()
@@ -48,7 +43,7 @@ def rows(config: Config) -> list[Step]:
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
-        Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 3),
+        Step("fetch",       "metadata",  (),                                   (*_plan(config.data), "seed"),      "fetch:fetch", 3),
         Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download", 2),
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
         *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
@@ -78,6 +73,20 @@ def rows(config: Config) -> list[Step]:
         Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample",),          "export:export", 2),
     ]
     # fmt: on
+
+
+def _plan(data: DataConfig) -> tuple[str, ...]:
+    """What decides which pictures there are, and in which shards they lie."""
+    rules = ("source", "metadata", "scores", "removed", "limit", "shard_rows", "filters", data.source)
+    buckets = () if data.image.frame.square else ("data.image.size", "data.image.max_aspect")
+    return (*(f"data.{key}" for key in rules), *buckets)
+
+
+def _latents(config: Config, name: str, encoder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What trainings make latents of, and read for it: those of a step, or, online, pictures and the encoder itself."""
+    if getattr(config.encode, name).online:
+        return ("images", encoder), config.encode.changed(name)
+    return (name,), ()
 
 
 def _once(*names: str) -> tuple[str, ...]:

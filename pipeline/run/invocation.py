@@ -1,45 +1,48 @@
-"""A run: build what the targets need and is missing, in order, each step under a lease, a ledger and a tracker."""
+"""A run: build what the targets need and is missing, in order, each step under a claim, a ledger and a tracker."""
 
 import contextlib
 import importlib
 import json
 import logging
-import signal
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from datasets.files import storage
-from pipeline import __version__
+from datasets.files import notices, retrying, storage
+from datasets.files.errors import StoreRefuses
+from datasets.files.notices import Notice, Retry
+from datasets.files.storage import CorruptFile
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.plan import cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
+from pipeline.plan.wanted import names_of_inputs, prints_of, reading
+from pipeline.run import neighbours
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
+from pipeline.run.step_log import Reporter, logging_to
+from pipeline.run.stopping import Stop, pause, signals
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import lease, ledger
-from pipeline.store.artifacts import Artifact, Fingerprint, Store
+from pipeline.store import claims, deleting, earlier, ledger
+from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
+from pipeline.store.claims import Claim
 from pipeline.store.process import ProcessId
+from pipeline.store.provenance import provenance
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 
-SAME_SIGNAL_S = 1.0  # who signals a process and then its group, as timeout(1) does, asks once
-LOG_EVERY_S = 30.0  # between lines of progress in a step's log
-
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
@@ -51,77 +54,50 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         raise UsageError(found)
     check_carried_out(root)
     check_writable(root, "root")
+    earlier.keep(root, names_of_inputs(config, root, [item.step for item in planned]))
     quiet_environment()
     if config.cluster.address is None:
         private_ray()
     started = time.monotonic()
+    summary = Summary()
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
-        _signals() as stopped,
+        retrying.patient(config.cluster.storage_s),
+        signals() as stopped,
+        notices.heard_by(partial(_hear, summary)),
         PeakMemory() as memory,
-        _Session(config, conf, root, planned, command, memory) as session,
+        _Session(config, conf, root, planned, command, memory, summary) as session,
     ):
         for item in planned:
             if item.state == "done":
                 continue
-            _raise_if(stopped)
+            stopped.raise_if_asked()
+            if session.came_out_the_same(item):
+                continue
             session.build(item, stopped)
-        summary = session.summary
+        summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
+        if "scores" in session.artifacts:
+            summary.metrics = session.artifacts["scores"].manifest["metrics"]
+        spent = ledger.totals(root).steps
+        ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
+        summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = memory.peak_bytes
-    summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
-    if "scores" in session.artifacts:
-        summary.metrics = session.artifacts["scores"].manifest["metrics"]
-    spent = ledger.totals(root).steps
-    ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
-    summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
     return summary
+
+
+def _hear(summary: Summary, notice: Notice) -> None:
+    """Log what the storage had to get over, and count it for the last screen."""
+    log.warning("%s", notice)
+    if isinstance(notice, Retry):
+        summary.storage_tries += 1
+        summary.storage_reason = notice.reason
 
 
 def _picture(artifact: Artifact) -> str | None:
     """The path of an artifact's contact sheet, if it has one."""
     sheet = next((name for name in ("grid.png", "panel.png") if name in artifact.files), None)
     return storage.join(artifact.path, sheet) if sheet else None
-
-
-@dataclass
-class _Stop:
-    """The signal that asked for the end, if one did."""
-
-    number: int | None = None
-    since: float = 0.0
-
-    def __call__(self) -> int | None:
-        return self.number
-
-
-def _raise_if(stopped: _Stop) -> None:
-    if stopped.number is not None:
-        raise Interrupted(stopped.number)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks for a clean end, a later one ends at once."""
-    stop = _Stop()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if stop.number is not None:
-            if time.monotonic() - stop.since > SAME_SIGNAL_S:
-                raise KeyboardInterrupt
-            return
-        stop.number, stop.since = number, time.monotonic()
-        console.print("[yellow]saving and stopping; once more to abort at once[/]")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -134,7 +110,7 @@ class _Session:
     planned: list[Planned]
     command: str
     memory: PeakMemory
-    summary: Summary = field(default_factory=Summary)
+    summary: Summary
 
     def __enter__(self) -> "_Session":
         from pipeline.cluster.ray_cluster import Cluster
@@ -143,12 +119,13 @@ class _Session:
 
         self.id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:4]
         self.store = Store(self.root)
+        self.summary.root = self.root
         self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
-        for artifact in self.artifacts.values():
-            self.store.tidy(artifact)
         console.print(f"run {self.id} of conf={self.conf} in {self.root}", markup=False)
         self.exits = contextlib.ExitStack()
         with contextlib.ExitStack() as exits:
+            exits.enter_context(claims.at_work(self.root, self.id))
+            check_carried_out(self.root)  # again: whoever writes a request now sees that a run is at work
             self.tracking = exits.enter_context(
                 Tracking(
                     locate_store(self.root, self.config.tracking.uri),
@@ -166,38 +143,67 @@ class _Session:
             exits.callback(self.cluster.close)
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
-            self.record: dict[str, Any] = {
-                "id": self.id,
-                "conf": self.conf,
-                "command": self.command,
-                "process": vars(ProcessId.own()),
-                "version": __version__,
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "outcome": "running",
-                "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
-                "paths": sorted(map(storage.absolute, self.config.existing().values())),
-                "steps": {},
-            }
-            self._write_record()
+            self._begin_record()
+            neighbours.check_standing(self.store, self.artifacts.values())
             self.exits = exits.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
-        self._write_record()
-        self.exits.__exit__(kind, error, trace)
+        """End all that was begun, whatever of it fails; the error that ended the run is the one that is told."""
+        failures: list[Exception] = []
+        for end in (partial(self._end_record, error), partial(self.exits.__exit__, kind, error, trace)):
+            try:
+                end()
+            except Exception as raised:
+                failures.append(raised)
         self.summary.warnings += self.tracking.warnings
+        if failures and error is None:
+            raise failures[0]
+        for failure in failures:
+            console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
+
+    def _begin_record(self) -> None:
+        self.record: dict[str, Any] = {
+            "id": self.id,
+            "conf": self.conf,
+            **provenance(self.command),
+            "checkout": str(Path.cwd()),
+            "process": vars(ProcessId.own()),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "outcome": "running",
+            "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
+            "paths": sorted(map(storage.absolute, self.config.existing().values())),
+            "steps": {},
+        }
+        self._write_record()
+
+    def _end_record(self, error: BaseException | None) -> None:
+        self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
+        self.record["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_record()
 
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""
-        return dag.fingerprints(dag.order(table(self.config), self.config.targets), self.config.lookup)
+        return prints_of(self.config, self.root, dag.order(table(self.config), self.config.targets))
 
     def _write_record(self) -> None:
         text = json.dumps(self.record, indent=1, ensure_ascii=False)
         storage.publish(text.encode(), storage.join(self.root, "invocations", f"{self.id}.json"))
 
-    def build(self, item: Planned, stopped: _Stop) -> None:
-        """Build one step: lease, attempts, manifest, tracking, ledger."""
+    def came_out_the_same(self, item: Planned) -> bool:
+        """Whether a finished step need not be done again after all: its inputs, built anew, are what they were."""
+        if not item.again or item.reason == "forced" or item.artifact is None:
+            return False
+        before = {i.step.output: i.artifact.manifest["content"] for i in self.planned if i.artifact}
+        made_of = item.artifact.manifest.get("inputs") or {name: before[name] for name in item.step.inputs}
+        inputs = {name: self.artifacts[name].manifest["content"] for name in made_of}
+        if inputs != made_of:
+            return False
+        console.print(f"{item.step.output} stays: what it is made from came out the same", markup=False)
+        return True
+
+    def build(self, item: Planned, stopped: Stop) -> None:
+        """Build one step: claim, attempts, manifest, tracking, ledger."""
         name, output, digest = item.step.name, item.step.output, item.fingerprint.digest
         path = self.store.path(output, digest)
         position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
@@ -209,13 +215,17 @@ class _Session:
         outcome = "failed"
         begun = time.monotonic()
         try:
-            with lease.hold(path, console.print), _logging_to(log_path):
-                artifact = self.store.find(output, digest) if item.reason != "forced" else None
+            what = claims.artifact(output, digest)
+            with (
+                claims.hold(self.root, what, neighbours.tell) as claim,
+                logging_to(log_path, self.summary.warnings.append),
+            ):
+                artifact = None if item.again else self.store.find(output, digest)
                 if artifact:
                     log.info("%s: somebody else has built %s meanwhile", name, path)
                 else:
                     log.info("%s begins (%s): %s, fingerprint %s", name, item.reason, path, digest)
-                    artifact = self._build_under_lease(item, path, progress, stopped)
+                    artifact = self._build_under_claim(item, claim, progress, stopped)
                     log.info(
                         "%s is done: %s rows, %.1f s", name, f"{artifact.manifest['rows']:,}", time.monotonic() - begun
                     )
@@ -245,11 +255,13 @@ class _Session:
             steps_again=int(manifest["metrics"].get("steps_again", 0)),
         )
 
-    def _build_under_lease(self, item: Planned, path: str, progress: StepProgress, stopped: _Stop) -> Artifact:
+    def _build_under_claim(self, item: Planned, claim: Claim, progress: StepProgress, stopped: Stop) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
+        path = self.store.path(step.output, fingerprint.digest)
         self._check_unchanged(item)
-        if item.reason == "forced":
-            self.store.discard(step.output, fingerprint.digest)
+        if item.again or item.reason == "forced":
+            neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
+            deleting.discard(path, claim.fence)
         begun = time.monotonic()
         self.memory.lap()
         with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked:
@@ -257,42 +269,47 @@ class _Session:
                 config=self.config.with_absolute_paths(),
                 step=step,
                 path=path,
+                claim=claim,
                 inputs=self._inputs(item),
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
                 lease=lambda devices, kind: self.ledger.lease(step.name, fingerprint.digest, devices, kind),
-                report=_Reporter(progress, tracked, self.summary.warnings),
+                report=Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )
-            facts = self._attempt(step.call, build)
-            spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
-            artifact = self.store.commit(
-                step.output,
-                fingerprint,
-                {
-                    "files": facts.files,
-                    "rows": facts.rows,
-                    "metrics": facts.metrics,
-                    "notes": facts.notes,
-                    "timed": facts.timed,
-                    "call": facts.call,
-                    "workers": facts.workers,
-                    "driver": {**vars(ProcessId.own()), "version": __version__},
-                    "seconds": round(time.monotonic() - begun, 3),
-                    "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
-                    "devices": spent.kind if spent else self.cluster.kind,
-                    "attempts": spent.attempts if spent else 1,
-                    "failed_attempts": spent.failed_attempts if spent else 0,
-                    "peak_bytes": self.memory.lap_bytes,
-                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            )
+            artifact = self._attempt(step.call, build, lambda facts: self._commit(item, build, facts, begun))
+            deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
         return artifact
 
+    def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
+        step, fingerprint = item.step, item.fingerprint
+        spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
+        told = {
+            "files": facts.files,
+            "rows": facts.rows,
+            "metrics": facts.metrics,
+            "notes": facts.notes,
+            "timed": facts.timed,
+            "call": facts.call,
+            "workers": facts.workers,
+            "inputs": {name: artifact.manifest["content"] for name, artifact in build.inputs.items()},
+            "driver": vars(ProcessId.own()),
+            **provenance(self.command),
+            "seconds": round(time.monotonic() - begun, 3),
+            "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
+            "devices": spent.kind if spent else self.cluster.kind,
+            "attempts": spent.attempts if spent else 1,
+            "failed_attempts": spent.failed_attempts if spent else 0,
+            "peak_bytes": self.memory.lap_bytes,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return self.store.commit(step.output, fingerprint, told, build.claim)
+
     def _check_unchanged(self, item: Planned) -> None:
         """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
-        now = replace(item.fingerprint, settings={key: self.config.lookup(key) for key in item.step.reads})
+        read = reading(self.config, self.root, [item.step])
+        now = replace(item.fingerprint, settings={key: read(key) for key in item.step.reads})
         if now != item.fingerprint:
             changes = "; ".join(differences(item.fingerprint.as_dict(), now))
             raise UsageError(f"{changes}, since this run began; start it again")
@@ -302,10 +319,16 @@ class _Session:
         found = {name: self.store.find(name, digest) for name, digest in item.fingerprint.parents.items()}
         missing = [name for name, artifact in found.items() if artifact is None]
         assert not missing, f"{item.step.name} was planned without {missing}"
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+        inputs = {name: artifact for name, artifact in found.items() if artifact is not None}
+        for artifact in inputs.values():
+            if told := lacking(artifact.path, artifact.files):
+                raise CorruptFile(f"{told}; build it anew with --force {artifact.manifest['step']}")
+        return inputs
 
-    def _attempt(self, call: str, build: Build) -> Facts:
-        """Call the step's function; failures of the infrastructure are tried again, with a growing pause.
+    def _attempt(self, call: str, build: Build, finish: Callable[[Facts], T]) -> T:
+        """Call the step's function, and `finish` with what it returns.
+
+        Failures of the infrastructure are tried again, with a growing pause.
 
         Nodes that were taken away with notice do not count: the step goes on at once on those that are left.
         """
@@ -313,8 +336,10 @@ class _Session:
         failures = 0
         while True:
             try:
-                facts: Facts = getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build)
-                return facts
+                build.claim.fence()
+                return finish(getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build))
+            except StoreRefuses:  # no room, no rights: somebody has to do something first
+                raise
             except Preempted as error:
                 log.warning("%s was preempted: %s", call, error)
                 build.interruptions.preemptions += 1
@@ -327,65 +352,7 @@ class _Session:
                     raise RetriesExhausted(
                         f"{function} failed {failures} times; the last error was: {error}"
                     ) from error
-                pause = 2.0 ** (failures - 1)
-                console.print(f"{function}: {error}; trying again in {pause:.0f} s", style="yellow", markup=False)
-                time.sleep(pause)
+                seconds = 2.0 ** (failures - 1)
+                console.print(f"{function}: {error}; trying again in {seconds:.0f} s", style="yellow", markup=False)
+                pause(seconds, build.stop_signal)
             build.raise_if_stopped()
-
-
-@dataclass
-class _Reporter:
-    """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log."""
-
-    screen: StepProgress
-    tracked: Any
-    warnings: list[str]
-    logged: float = field(default_factory=time.monotonic)  # when progress was logged last
-
-    def progress(self, done: int, total: int, unit: str) -> None:
-        self.screen.update(done, total, unit)
-        if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
-            self.logged = time.monotonic()
-            log.info("%s of %s %s", f"{done:,}", f"{total:,}", unit)
-
-    def advance(self, count: int, total: int, unit: str) -> None:
-        self.progress(self.screen.done + count, total, unit)
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        self.tracked.metrics(values, step)
-        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        self.tracked.image(name, png, step)
-        log.info("step %d: picture %s", step, name)
-
-    def warning(self, text: str) -> None:
-        log.warning(text)
-        self.warnings.append(text)
-
-
-@contextlib.contextmanager
-def _logging_to(path: str) -> Iterator[None]:
-    """Send the driver's log records to a step's file: at once on a local root, at the end on a remote one."""
-    local = Path(path) if not storage.is_remote(path) else Path(f"/tmp/{uuid.uuid4().hex}.log")
-    local.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(local)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("pipeline")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as error:
-        logger.info("stopped on request: %s", error or "at once, without a save")
-        raise
-    except Exception:
-        logger.exception("the step ended with an error")
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-        if storage.is_remote(path):
-            storage.publish(local, path)
-            local.unlink()

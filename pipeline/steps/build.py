@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from pipeline.cluster.interruptions import Interruptions
 from pipeline.errors import Interrupted
 from pipeline.plan.dag import Step
 from pipeline.plan.table import table
+from pipeline.plan.wanted import reading
 from pipeline.settings.config import Config
+from pipeline.store import deleting
 from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store
+from pipeline.store.claims import Claim
 
 if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
     from pipeline.cluster.ray_cluster import Cluster
@@ -73,6 +76,7 @@ class Build:
     config: Config
     step: Step
     path: str  # the artifact's folder
+    claim: Claim  # on it
     inputs: dict[str, Artifact]
     cluster: "Cluster"
     lease: Callable[[float, str], AbstractContextManager[None]]  # devices reserved, and of what kind -> the ledger
@@ -88,17 +92,17 @@ class Build:
     def made_with(self, config: Config) -> Artifact | None:
         """What this step has made of the same inputs under another config, if it has; paths must not matter to it."""
         step = next(step for step in table(config) if step.output == self.step.output)
-        parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
-        settings = {key: config.lookup(key) for key in step.reads}
-        digest = Fingerprint(step.name, step.version, settings, parents).digest
         root = self.path.rsplit("/", 3)[0]
+        parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
+        settings = dict(zip(step.reads, map(reading(config, root, [step]), step.reads), strict=True))
+        digest = Fingerprint(step.name, step.version, settings, parents).digest
         return Store(root).find(step.output, digest)
 
     def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""
         gpus = int(accelerated and self.cluster.device == "cuda")
         with self.lease(1, self.cluster.kind if gpus else CPU):
-            return self.cluster.call(function, *arguments, gpus=gpus, tick=self.tick)
+            return self.cluster.call(function, *arguments, gpus=gpus, tick=self._tick_or_stop)
 
     def call_each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], count: int) -> Iterator[T]:
         """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
@@ -117,23 +121,37 @@ class Build:
         unit: str,
         folder: str | None = None,
     ) -> list[shards.Receipt]:
-        """Map the shards without a receipt in `folder` with a pool of `worker(*arguments, folder, board)` actors.
+        """Map the shards without a receipt in `folder` with actors `worker(*arguments, folder, fence, board)`.
 
         `folder` is the artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the
         receipts of all shards in the order of `total`, whoever made them.
         """
         folder = folder or self.path
-        finished = shards.finished(folder)
+        finished = self.finished_shards(folder)
         self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
         todo = [shard for shard in total if shard not in finished]
         if todo:
             with self.lease(self.cluster.reserved(len(todo)), self.cluster.kind):
-                self.cluster.map_shards(worker, (*arguments, folder, self.cluster.board), todo, self.tick)
+                about = (*arguments, folder, self.claim.fence, self.cluster.board)
+                self.cluster.map_shards(worker, about, todo, self.tick)
             self.raise_if_stopped()
             finished = shards.finished(folder)
         missing = [shard for shard in total if shard not in finished]
         assert not missing, f"shards {missing} have no receipt, yet the map over them succeeded"
         return [finished[shard] for shard in total]
+
+    def finished_shards(self, folder: str) -> dict[int, shards.Receipt]:
+        """Receipts of the shards in a folder of this artifact that are done, with all their files.
+
+        Whose files are not there, or cut short, loses its receipt and is made anew: a deletion may have been killed.
+        """
+        found = shards.finished(folder)
+        poor = shards.lacking(folder, found.values())
+        for receipt in poor:
+            deleting.drop_shard(folder, found.pop(receipt.shard), self.claim.fence)
+        if poor:
+            self.report.warning(f"{self.step.name}: files of {len(poor)} shards are gone or cut short; made anew")
+        return found
 
     def train(self, loop: Callable[[dict[str, Any]], None], payload: dict[str, Any]) -> None:
         """Run a training loop as a Ray Train job, on as many of the workers as the cluster has room for."""
@@ -143,7 +161,13 @@ class Build:
         with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind):
             self.cluster.train(
                 loop,
-                {**payload, "building": self.building, "path": self.path, "board": self.cluster.board},
+                {
+                    **payload,
+                    "building": self.building,
+                    "path": self.path,
+                    "fence": self.claim.fence,
+                    "board": self.cluster.board,
+                },
                 workers=workers,
                 folder=self.building,
                 tick=self.tick,
@@ -173,13 +197,16 @@ class Build:
         return Interruptions.read(self.building)
 
     def tick(self) -> None:
-        """Pass on what the workers said, and tell them whether to stop."""
+        """Pass on what the workers said, and tell them whether to stop. Raises ClaimLost."""
+        self.claim.raise_if_lost()
         heard = False
         for message in self.cluster.exchange(stop=self.stop_signal() is not None):
             match message.pop("kind"):
                 case "resumed":
                     self._resumed(**message)
                     heard = True
+                case "notice":
+                    notices.tell(message["notice"])
                 case "reached":
                     self.interruptions.reached[message["training"]] = message["step"]
                     heard = True
@@ -187,6 +214,11 @@ class Build:
                     getattr(self.report, kind)(**message)
         if heard:
             self.interruptions.write(self.building)
+
+    def _tick_or_stop(self) -> None:
+        """As `tick`, for work that does not ask whether to stop: whatever it publishes is whole, or not there."""
+        self.tick()
+        self.raise_if_stopped()
 
     def _resumed(self, training: str, step: int) -> None:
         again = self.interruptions.resumed(training, step)

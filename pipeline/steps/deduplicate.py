@@ -6,6 +6,7 @@ from collections import defaultdict
 import pyarrow.compute as pc
 
 from datasets.files import storage
+from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import removal, shards
 from datasets.formats.shards import Clock, Receipt
@@ -22,10 +23,10 @@ def deduplicate(build: Build) -> Facts:
     """images -> duplicates: hashes of every picture, the table of duplicates, and a contact sheet of some."""
     images = build.inputs["images"]
     folder = storage.join(build.path, HASHES)
-    total = sorted(shards.finished(images.path))
-    done = shards.finished(folder)
+    total = sorted(shards.receipts(images.path))
+    done = build.finished_shards(folder)
     todo = [shard for shard in total if shard not in done]
-    for receipt in build.call_each(_hash, ((images, shard, folder) for shard in todo), len(todo)):
+    for receipt in build.call_each(_hash, ((images, shard, folder, build.claim.fence) for shard in todo), len(todo)):
         done[receipt.shard] = receipt
         build.report.progress(len(done), len(total), "shards")
     hashed = {f"{HASHES}/{name}": entry for receipt in done.values() for name, entry in receipt.files.items()}
@@ -41,11 +42,12 @@ def deduplicate(build: Build) -> Facts:
     )
 
 
-def _hash(images: Artifact, shard: int, folder: str) -> Receipt:
+def _hash(images: Artifact, shard: int, folder: str, fence: Fence) -> Receipt:
     clock, name = Clock(), shards.tensor_name(shard)
     rows = shards.read_images(images.read(shards.image_name(shard)))
     files = {name: storage.publish(duplicates.hashes(rows), storage.join(folder, name))}
-    return shards.publish_receipt(folder, shard, rows_in=len(rows), rows_out=len(rows), files=files, clock=clock)
+    count = len(rows)
+    return shards.publish_receipt(folder, shard, rows_in=count, rows_out=count, files=files, clock=clock, fence=fence)
 
 
 def _find(

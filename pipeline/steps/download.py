@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from datasets.config import DataConfig
 from datasets.fetching.download import download_shard, results
+from datasets.files.fence import Fence
 from datasets.formats import shards
 from datasets.formats.shards import Receipt
 from datasets.planning import plan
@@ -26,13 +27,13 @@ def download(build: Build) -> Facts:
     data = build.config.data
     limit = data.download
     slots = build.cluster.slots(limit.per_host, held_s=2 * limit.max_seconds)  # twice as long as the longest picture
-    finished = shards.finished(build.path)
+    finished = build.finished_shards(build.path)
     done = sum(receipt.rows_in for receipt in finished.values())
     buckets = metadata.manifest["notes"].get("buckets", {"": metadata.manifest["rows"]})
     count = sum(-(-rows // data.shard_rows) for rows in buckets.values())
     earlier = _earlier(build)
     todo = (
-        (rows, shard, build.path, data, slots, build.forgotten, earlier)
+        (rows, shard, build.path, data, slots, build.forgotten, earlier, build.claim.fence)
         for part in sorted(metadata.files)
         for shard, rows in plan.shards(metadata.read(part))
         if shard not in finished
@@ -76,6 +77,7 @@ def _download(
     slots: Any,
     forgotten: Set[str],
     earlier: Artifact | None,
+    fence: Fence,
 ) -> Receipt:
     from pipeline.cluster.slots import SlotsClient
 
@@ -92,6 +94,7 @@ def _download(
             gate=SlotsClient(slots),
             forgotten=forgotten,
             earlier=known,
+            fence=fence,
         )
 
 

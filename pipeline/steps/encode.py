@@ -15,6 +15,7 @@ import numpy as np
 from datasets.buckets import Frame, Size
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
@@ -84,7 +85,7 @@ def _encode(
 ) -> list[Receipt]:
     """Encode all images once; `passes` is how often the step does so, for the progress."""
     images = build.inputs["images"]
-    total = sorted(shards.finished(images.path))
+    total = sorted(shards.receipts(images.path))
     rows = passes * images.manifest["rows"]
     dtype = None if settings.online else settings.dtype
     arguments = (encoder, dtype, read, build.cluster.device, images, rows)
@@ -123,7 +124,7 @@ def _prepare_tower(
 
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
-        captions = [row.caption for shard in sorted(shards.finished(images.path)) for row in _rows(images, shard)]
+        captions = [row.caption for shard in sorted(shards.receipts(images.path)) for row in _rows(images, shard)]
         tower.centre(tower.encode(captions)[0].mean(dim=(0, 1)))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()
@@ -152,13 +153,14 @@ class ShardEncoder:
         images: Artifact,
         total_rows: int,
         path: str,
+        fence: Fence,
         board: Any,
     ):
         from pipeline.cluster.board import BoardClient
         from pipeline.models import loading
 
         self.encoder, self.dtype, self.images, self.total_rows, self.path = encoder, dtype, images, total_rows, path
-        self.board = BoardClient(board)
+        self.fence, self.board = fence, BoardClient(board)
         self.read = read()
         self.encode = encoder.load(loading.device(device)) if dtype else None
 
@@ -179,6 +181,7 @@ class ShardEncoder:
                 counts=counts,
                 bucket=bucket,
                 rounding=rounding,
+                fence=self.fence,
             )
             self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
         return {"shard": [shard]}

@@ -33,7 +33,7 @@ def evaluate(build: Build) -> Facts:
     return Facts(
         files=files,
         rows=samples.manifest["rows"],
-        call="stages.metrics.retrieval_top1",
+        call="stages.scoring.metrics.retrieval_top1",
         workers=[pid],
         metrics=metrics,
         notes=notes,

@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets.buckets import Size
 from datasets.files import storage
+from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from pipeline.models.drawing import caption_seed, drawn
@@ -61,7 +62,7 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
 def _prompts(images: Artifact, limit: int, seed: int) -> list[Prompt]:
     """The first captions of the images: key, caption, seed, shard."""
     prompts = []
-    for shard in sorted(shards.finished(images.path)):
+    for shard in sorted(shards.receipts(images.path)):
         for row in shards.read_images(images.read(shards.image_name(shard))):
             prompts.append(
                 {"key": row.key, "caption": row.caption, "seed": caption_seed(seed, row.caption), "shard": shard}
@@ -82,6 +83,7 @@ class Painter:
         prompts: list[Prompt],
         device: str,
         path: str,
+        fence: Fence,
         board: Any,
     ):
         from pipeline.cluster.board import BoardClient
@@ -90,7 +92,7 @@ class Painter:
         self.images, self.prompts, self.path = inputs["images"], prompts, path
         self.square = Size(config.data.image.size, config.data.image.size)
         self.draw = make(config, inputs, loading.device(device))
-        self.board = BoardClient(board)
+        self.fence, self.board = fence, BoardClient(board)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         chunk = int(batch["shard"][0])
@@ -104,9 +106,11 @@ class Painter:
                 for row, pixels in zip(rows, pictures, strict=True):
                     file = f"{folder}/{row['key']}.png"
                     files[file] = storage.publish(png(pixels), storage.join(self.path, file))
-            shards.publish_receipt(self.path, chunk, rows_in=len(rows), rows_out=len(rows), files=files, clock=started)
-            total = len(self.prompts)
-            self.board.post({"kind": "advance", "count": len(rows), "total": total, "unit": "pictures"})
+            count, total = len(rows), len(self.prompts)
+            shards.publish_receipt(
+                self.path, chunk, rows_in=count, rows_out=count, files=files, clock=started, fence=self.fence
+            )
+            self.board.post({"kind": "advance", "count": count, "total": total, "unit": "pictures"})
         return {"shard": [chunk]}
 
     def _originals(self, numbers: set[int]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from datasets.config import DataError, ScorerConfig
 from datasets.files import storage
+from datasets.files.fence import Fence
 from datasets.formats import shards
 from datasets.reading import aesthetic
 from pipeline.steps.build import Build, Facts
@@ -20,7 +21,7 @@ def score(build: Build) -> Facts:
     """images -> aesthetic: fp32 scores in a table a shard, and how many pictures have about which."""
     scorer, images = build.config.data.scorer, build.inputs["images"]
     assert scorer is not None
-    total, rows = sorted(shards.finished(images.path)), images.manifest["rows"]
+    total, rows = sorted(shards.receipts(images.path)), images.manifest["rows"]
     receipts = build.map_shards(ShardScorer, (scorer, build.cluster.device, images, rows), total, rows, "images")
     found = sum((Counter(receipt.counts) for receipt in receipts), Counter[str]())
     return Facts(
@@ -38,11 +39,21 @@ def score(build: Build) -> Facts:
 class ShardScorer:
     """An actor: reads a shard of images, publishes a table of their scores, then its receipt."""
 
-    def __init__(self, scorer: ScorerConfig, device: str, images: Artifact, total_rows: int, path: str, board: Any):
+    def __init__(
+        self,
+        scorer: ScorerConfig,
+        device: str,
+        images: Artifact,
+        total_rows: int,
+        path: str,
+        fence: Fence,
+        board: Any,
+    ):
         from pipeline.cluster.board import BoardClient
         from pipeline.models import loading
 
         self.images, self.total_rows, self.path, self.batch = images, total_rows, path, scorer.batch
+        self.fence = fence
         self.board = BoardClient(board)
         self.scorer = loading.scorer(scorer, loading.device(device))
 
@@ -65,6 +76,7 @@ class ShardScorer:
                 files={name: entry},
                 clock=clock,
                 counts=Counter(f"{math.floor(value)} to {math.floor(value) + 1}" for value in values),
+                fence=self.fence,
             )
             self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
         return {"shard": [shard]}

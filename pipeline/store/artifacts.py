@@ -4,7 +4,8 @@
         manifest.json       files with sizes and sha256, rows, parents, settings, seconds, device-seconds, metrics
         ...                 the files themselves
         forgotten.json      what was taken out of the files since, if anything was: laid over the manifest
-        building/           receipts and checkpoints of an unfinished build; gone once the manifest stands
+        receipts/           what each shard holds
+        building/           checkpoints of an unfinished build; gone once the manifest stands
 
 A fingerprint is the hash of what a step does: its name and version, the settings it reads, and its parents'
 fingerprints. Equal fingerprints mean equal content, so a finished artifact is never built twice.
@@ -16,14 +17,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, storage
+from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry
+from pipeline.errors import InfrastructureError
+from pipeline.store.claims import OLD_LEASE, Claim
 
 FORMAT = 1
+NAMED = 3  # files, in a message
 MANIFEST = "manifest.json"
 FORGOTTEN = "forgotten.json"
 BUILDING = "building"
-LEASE = f"{BUILDING}/lease.json"
+DIGEST = "[0-9a-f]{16}"
 
 
 @dataclass(frozen=True)
@@ -85,17 +90,15 @@ class Store:
         return storage.join(self.root, "artifacts", name, digest)
 
     def find(self, name: str, digest: str) -> Artifact | None:
-        """The finished artifact, or None."""
+        """The finished artifact, or None; one whose manifest is damaged is not finished, which is told."""
         path = self.path(name, digest)
-        manifest = storage.join(path, MANIFEST)
-        if not storage.exists(manifest):
-            return None
-        return Artifact(name, path, read_manifest(path))
+        manifest = read_manifest(path)
+        return Artifact(name, path, manifest) if manifest else None
 
     def started(self, name: str, digest: str) -> bool:
         """Whether an unfinished build has left something to go on from."""
         files = storage.listing(self.path(name, digest))
-        return any(file != LEASE for file in files)
+        return any(file != OLD_LEASE for file in files)
 
     def finished(self, name: str | None = None) -> Iterator[Artifact]:
         """Every finished artifact (of one name), oldest first."""
@@ -104,15 +107,21 @@ class Store:
         for file in storage.listing(folder):
             if file.endswith("/" + MANIFEST) and file.count("/") == (1 if name else 2):
                 path = storage.join(folder, file.removesuffix("/" + MANIFEST))
-                manifest = read_manifest(path)
-                found.append(Artifact(manifest["name"], path, manifest))
+                if manifest := read_manifest(path):
+                    found.append(Artifact(manifest["name"], path, manifest))
         return iter(sorted(found, key=lambda artifact: artifact.manifest["created"]))
 
-    def commit(self, name: str, fingerprint: Fingerprint, facts: Mapping[str, Any]) -> Artifact:
-        """Write the manifest of a completely built artifact, then drop its building folder.
+    def commit(
+        self, name: str, fingerprint: Fingerprint, facts: Mapping[str, Any], claim: Claim | None = None
+    ) -> Artifact:
+        """Write the manifest of a completely built artifact, under the claim on it; None: nobody else can build it.
 
         `facts["files"]` maps relative names to `FileEntry`; the other facts (rows, seconds, metrics, ...) are kept
         as they are. The content hash leaves out the files named in `facts["timed"]`: they tell of times.
+
+        Raises:
+            InfrastructureError: a file is missing or cut short, so that it has to be built again.
+            ClaimLost: so is the claim; nothing was written.
         """
         path = self.path(name, fingerprint.digest)
         files = {file: vars(entry) for file, entry in sorted(facts["files"].items())}
@@ -127,28 +136,25 @@ class Store:
             "content": content_hash({file: entry for file, entry in files.items() if file not in facts["timed"]}),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        if told := lacking(path, facts["files"]):
+            raise InfrastructureError(told)
+        if claim:
+            claim.beat()
         storage.sweep(path)
         storage.remove(storage.join(path, FORGOTTEN))  # of an earlier build, whose discarding was killed
-        storage.publish(text.encode(), storage.join(path, MANIFEST))
-        artifact = Artifact(name, path, json.loads(text))
-        self.tidy(artifact)
-        return artifact
+        publish = claim.publish if claim else storage.publish
+        publish(text.encode(), storage.join(path, MANIFEST))
+        return Artifact(name, path, json.loads(text))
 
-    def tidy(self, artifact: Artifact) -> None:
-        """Delete what only the build of a finished artifact needed; a killed run may have left it."""
-        folder = storage.join(artifact.path, BUILDING)
-        try:
-            storage.remove(folder)
-        except OSError:  # a heartbeat of the lease there came in between; the next one is seconds away
-            storage.remove(folder)
 
-    def discard(self, name: str, digest: str) -> None:
-        """Delete an artifact's files, its manifest first so that no reader sees half of it; a lease on it stays."""
-        path = self.path(name, digest)
-        storage.remove(storage.join(path, MANIFEST))
-        for file in storage.listing(path):
-            if file != LEASE:
-                storage.remove(storage.join(path, file))
+def lacking(path: str, files: Mapping[str, FileEntry]) -> str | None:
+    """Which files of an artifact are missing or have another size, in words; None where all are there."""
+    sizes = storage.sizes(path)
+    found = sorted(name for name, entry in files.items() if sizes.get(name) != entry.bytes)
+    if not found:
+        return None
+    more = ", ..." if len(found) > NAMED else ""
+    return f"{len(found)} of {len(files)} files in {path} are missing or cut short: {', '.join(found[:NAMED])}{more}"
 
 
 def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -157,16 +163,28 @@ def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def read_manifest(folder: str) -> dict[str, Any]:
-    """An artifact's manifest, with what was taken out since; refused when it is damaged or of an unknown format."""
+def read_manifest(folder: str) -> dict[str, Any] | None:
+    """An artifact's manifest, with what was taken out since; None where there is none, or where it is damaged.
+
+    Raises:
+        CorruptFile: it has an unknown format.
+    """
     path = storage.join(folder, MANIFEST)
-    try:
-        manifest: dict[str, Any] = json.loads(storage.read(path))
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not readable as JSON ({error}); delete its folder and run again") from error
-    if manifest.get("format") != FORMAT:
-        raise CorruptFile(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
-    return _without(manifest, Removals.read(folder))
+    manifest = json_files.read(path, _whole)
+    if manifest is None:
+        return None
+    if manifest["format"] != FORMAT:
+        raise CorruptFile(f"{path} has format {manifest['format']}; this version reads format {FORMAT}")
+    removed = Removals.found(folder)
+    return _without(manifest, removed) if removed else None
+
+
+def _whole(told: dict[str, Any]) -> dict[str, Any]:
+    """A manifest that says what every reader asks for; KeyError for another."""
+    if told["format"] == FORMAT:
+        for key in ("name", "fingerprint", "step", "settings", "parents", "files", "rows", "bytes", "created"):
+            _ = told[key]
+    return told
 
 
 @dataclass
@@ -184,9 +202,16 @@ class Removals:
 
     @classmethod
     def read(cls, folder: str) -> "Removals":
-        """Those of an artifact; empty ones where there are none."""
+        """Those of a finished artifact; empty ones where there are none."""
+        found = cls.found(folder)
+        assert found is not None, f"{folder} was finished a moment ago"
+        return found
+
+    @classmethod
+    def found(cls, folder: str) -> "Removals | None":
+        """Those of an artifact, empty ones where there are none; None where nobody can know, which is told."""
         path = storage.join(folder, FORGOTTEN)
-        return cls(**json.loads(storage.read(path))) if storage.exists(path) else cls()
+        return json_files.read(path, lambda told: cls(**told)) if storage.exists(path) else cls()
 
     def publish(self, folder: str) -> None:
         """Write them beside the manifest."""
@@ -205,10 +230,11 @@ def _without(manifest: dict[str, Any], removed: Removals) -> dict[str, Any]:
     return {**manifest, **now, "notes": notes, "forgotten": removed.forgotten}
 
 
-def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | None]) -> bool:
+def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | None], fence: Fence = unfenced) -> bool:
     """Replace a file of a finished artifact by what `change` makes of it (None: delete it); False where it is the same.
 
-    The removals are recorded first; killed in between, the same call goes on. The caller holds the artifact's lease.
+    The removals are recorded first; killed in between, the same call goes on. The caller holds the artifact's claim,
+    with this fence.
 
     Raises:
         CorruptFile: the file holds neither what it should nor what it held before.
@@ -217,6 +243,7 @@ def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | Non
     removed = Removals.read(artifact.path)
     entry = artifact.manifest["files"].get(name)
     if entry is None:  # gone, or about to be
+        fence()
         storage.remove(path)
         return False
     content = storage.read(path)
@@ -229,6 +256,7 @@ def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | Non
     removed.files[name] = vars(storage.entry_of(new)) if new is not None else None
     removed.before[name] = found
     removed.rows = artifact.manifest["rows"] if removed.rows is None else removed.rows
+    fence()
     removed.publish(artifact.path)
     if new is None:
         storage.remove(path)

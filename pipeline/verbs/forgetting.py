@@ -22,21 +22,22 @@ import pyarrow.parquet as pq
 
 from datasets.config import ViewConfig
 from datasets.files import storage
+from datasets.files.fence import Fence
 from datasets.formats import removal, shards
 from datasets.planning import plan
 from datasets.reading import duplicates, views
 from pipeline.errors import LeaseHeld
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
-from pipeline.store import lease, removal_list
-from pipeline.store.artifacts import BUILDING, LEASE, MANIFEST, Artifact, Removals, Store, rewrite
+from pipeline.store import claims, deleting, removal_list
+from pipeline.store.artifacts import Artifact, Removals, Store, rewrite
+from pipeline.store.deleting import RESULT, shard_folders
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console
 
 EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
 CARD = "README.md"  # of a release: its example has the first sample's caption
-RESULT = f"{BUILDING}/result.json"  # of a training that was killed before its manifest; names its panel
 
 
 @dataclass
@@ -50,23 +51,64 @@ class Outcome:
     unplanned: set[str] = field(default_factory=set)  # keys of which no plan here tells the URL
 
 
+@dataclass(frozen=True)
+class _Held:
+    """An artifact that we may change."""
+
+    artifact: Artifact
+    outcome: Outcome
+    fence: Fence
+
+    def rewrite(self, name: str, change: Callable[[bytes], bytes | None]) -> None:
+        """Replace a file by what `change` makes of it; None: delete it."""
+        if rewrite(self.artifact, name, change, self.fence):
+            left = storage.exists(storage.join(self.artifact.path, name))
+            self.outcome.files["rewritten" if left else "deleted"] += 1
+
+    def replace(self, name: str, content: bytes | None) -> None:
+        """Put other content in a file's place; None: delete it."""
+        self.rewrite(name, lambda _: content)
+
+    def settle(self, rows: int) -> None:
+        """Say how many rows are left, where any was taken out."""
+        removed = Removals.read(self.artifact.path)
+        before = self.artifact.manifest["rows"] if removed.rows is None else removed.rows
+        if rows != before:
+            removed.forgotten += before - rows
+            removed.rows = rows
+            self.fence()
+            removed.publish(self.artifact.path)
+
+
 def forget(root: str, names: Set[str]) -> Outcome:
     """Put keys and normalised URLs on the root's removal list, and take out what is stored of them.
 
     Raises:
-        LeaseHeld: a live run is building something in this root, or has yet to end.
+        LeaseHeld: a run is at work in this root, or has yet to end; or somebody else deletes there.
     """
-    for folder in _leased(root):  # a run that reads a shard now would take its new bytes for damage
-        with lease.hold(folder, console.print):
-            pass
-    outcome = Outcome()
-    removal_list.add(root, names | _pictures_of(root, names, outcome))
-    waiting = [request for request in requests(root) if not request.done]
-    if waiting:
-        _carry_out(root, names_of(waiting).keys(), outcome)
-    for request in waiting:
-        removal_list.close(root, request)
+    with claims.hold(root, claims.ROOT, _tell, "cleaned up"):
+        _require_quiet(root, "nothing was changed")
+        outcome = Outcome()
+        removal_list.add(root, names | _pictures_of(root, names, outcome))
+        _require_quiet(root, "once it has ended, go on with: python -m pipeline data forget")
+        waiting = [request for request in requests(root) if not request.done]
+        if waiting:
+            _carry_out(root, names_of(waiting).keys(), outcome)
+        for request in waiting:
+            removal_list.close(root, request)
     return outcome
+
+
+def _require_quiet(root: str, told: str) -> None:
+    """Refuse while a run is at work: one that reads a shard now would take its new bytes for damage.
+
+    Asked before and after the request is written: a run that begins looks for requests once others can see it.
+    """
+    for what in claims.old_leases(root):
+        with claims.hold(root, what, _tell):
+            pass
+    for run, owner in claims.runs_at_work(root, _tell).items():
+        raise LeaseHeld(f"{root} is in use by run {run} of {owner}; {told}")
 
 
 def _pictures_of(root: str, names: Set[str], outcome: Outcome) -> set[str]:
@@ -87,7 +129,7 @@ def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
         for images in _made_from(metadata, finished, "images") if rows else ():
             _from_everything(store, metadata, images, finished, rows, outcome)
     if keys:
-        _from_unfinished(root, keys, outcome)
+        _from_unfinished(root, finished, keys, outcome)
 
 
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
@@ -122,19 +164,19 @@ def _from_everything(
             outcome.trained.add(artifact.name)
         if artifact.name == "duplicates":
             outcome.alike |= duplicates.alike(storage.read(storage.join(artifact.path, duplicates.FILE)), stored)
-        with _held(store, artifact):
-            _from_pictures(artifact, stored, outcome)
+        with _held(store, artifact, outcome) as held:
+            _from_pictures(held, stored)
             if artifact.name == "release":
-                _rewrite(artifact, CARD, partial(_from_card, release=artifact, captions=captions), outcome)
+                held.rewrite(CARD, partial(_from_card, release=artifact, captions=captions))
     for artifact in (*made, images):
         if artifact.name.startswith(("text_", "latents_", "images", "duplicates", "aesthetic")):
-            with _held(store, artifact):
-                for folder in _folders(artifact):
+            with _held(store, artifact, outcome) as held:
+                for folder in shard_folders(artifact):
                     for shard, keys in by_shard.items():
-                        _from_shard(artifact, folder, shard, keys, outcome)
+                        _from_shard(held, folder, shard, keys)
                 if artifact.name != "duplicates":
-                    receipts = shards.finished(storage.join(artifact.path, *_folders(artifact)[:1]))
-                    _settle(artifact, sum(receipt.rows_out for receipt in receipts.values()))
+                    receipts = shards.receipts(storage.join(artifact.path, *shard_folders(artifact)[:1]))
+                    held.settle(sum(receipt.rows_out for receipt in receipts.values()))
     now = store.find("images", images.manifest["fingerprint"])
     assert now is not None, "the images were there a moment ago"
     for artifact in made:
@@ -143,32 +185,33 @@ def _from_everything(
             parents = artifact.manifest["parents"]
             extras = (store.find(name, parents[name]) if name in parents else None for name in EXTRAS)
             content, rows, _ = make_view(ViewConfig(**settings), metadata, now, *extras)
-            with _held(store, artifact):
-                _replace(artifact, views.FILE, content, outcome)
-                _settle(artifact, rows)
+            with _held(store, artifact, outcome) as held:
+                held.replace(views.FILE, content)
+                held.settle(rows)
         if artifact.name == "held_out":
             view = held_out(artifact.manifest["settings"]["data.holdout"], now)
-            with _held(store, artifact):
-                _replace(artifact, views.FILE, views.dump(view), outcome)
-                _settle(artifact, view.rows)
+            with _held(store, artifact, outcome) as held:
+                held.replace(views.FILE, views.dump(view))
+                held.settle(view.rows)
 
 
-def _from_pictures(artifact: Artifact, keys: Set[str], outcome: Outcome) -> None:
+def _from_pictures(held: _Held, keys: Set[str]) -> None:
     """Delete what shows the pictures, or may show them, and their captions from the tables of samples."""
+    artifact = held.artifact
     for name in {*artifact.files, *Removals.read(artifact.path).files}:  # some may be recorded as deleted, but there
         file = PurePosixPath(name)
         if file.name in SHEETS or file.stem in keys:
-            _replace(artifact, name, None, outcome)
+            held.replace(name, None)
     for name, change in TABLES.items():
         if name in artifact.files:
-            _rewrite(artifact, name, partial(change, keys=keys), outcome)
+            held.rewrite(name, partial(change, keys=keys))
             if name.endswith(".parquet"):
-                _settle(artifact, removal.count(storage.read(storage.join(artifact.path, name))))
+                held.settle(removal.count(storage.read(storage.join(artifact.path, name))))
 
 
 def _from_card(content: bytes, release: Artifact, captions: Set[str]) -> bytes:
     """A release's card whose example has the first caption of the samples that are left in place of any of these."""
-    from stages.weights.release import with_prompt
+    from stages.weights.card import with_prompt
 
     samples = release.parent("samples")  # its own captions have been taken out before
     left = json.loads(samples.read("captions.json")) if samples else []
@@ -192,8 +235,9 @@ TABLES: dict[str, Callable[..., bytes]] = {
 }
 
 
-def _from_shard(artifact: Artifact, folder: str, shard: int, keys: Set[str], outcome: Outcome) -> None:
+def _from_shard(held: _Held, folder: str, shard: int, keys: Set[str]) -> None:
     """Take pictures out of one shard of images or of tensors, then say so in its receipt."""
+    artifact = held.artifact
     downloaded = artifact.name == "images"
     change = removal.from_index if downloaded else removal.from_tensors
     changes = {shards.tensor_name(shard): change}
@@ -205,15 +249,15 @@ def _from_shard(artifact: Artifact, folder: str, shard: int, keys: Set[str], out
         return
     for name, function in changes.items():
         file = f"{folder}/{name}" if folder else name
-        _rewrite(artifact, file, partial(function, keys=keys), outcome)
+        held.rewrite(file, partial(function, keys=keys))
     contents = {name: storage.read(storage.join(where, name)) for name in changes}
     table = contents[shards.tensor_name(shard)]
     rows = len(views.stored_keys(table)) if downloaded else removal.count(table)
     entries = {name: storage.entry_of(content) for name, content in contents.items()}
-    shards.put_receipt(where, removal.from_receipt(receipt, entries, rows, downloaded=downloaded))
+    shards.put_receipt(where, removal.from_receipt(receipt, entries, rows, downloaded=downloaded), held.fence)
 
 
-def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
+def _from_unfinished(root: str, finished: Iterable[Artifact], keys: Set[str], outcome: Outcome) -> None:
     """Drop what unfinished builds hold of the pictures: the shards with some, contact sheets, tables, cards.
 
     Whoever goes on makes them anew. Of samples all go: a chunk of captions is counted from the first picture on, so one
@@ -221,23 +265,29 @@ def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
     """
     folder = storage.join(root, "artifacts")
     files = storage.listing(folder)
-    whole = tuple(name.removesuffix(MANIFEST) for name in files if name.endswith("/" + MANIFEST))
+    whole = tuple(artifact.path.removeprefix(f"{folder}/") + "/" for artifact in finished)
     unfinished = [name for name in files if not name.startswith(whole)]
-    for name in unfinished:
+    for artifact in sorted({"/".join(name.split("/")[:2]) for name in unfinished}):
+        inside = [name for name in unfinished if name.startswith(f"{artifact}/")]
+        with claims.hold(root, f"artifacts/{artifact}", _tell, deleting.CHANGED) as claim:
+            _from_build(folder, inside, keys, outcome, claim.fence)
+
+
+def _from_build(folder: str, files: list[str], keys: Set[str], outcome: Outcome, fence: Fence) -> None:
+    """The same with the files of one build."""
+    for name in files:
         file = PurePosixPath(name)
         if file.name in (*SHEETS, *TABLES, CARD):
-            storage.remove(storage.join(folder, str(file.parent), RESULT))  # first: it says that the others are there
+            fence()
+            storage.remove(storage.join(folder, *file.parts[:2], RESULT))  # first: it says that the others are there
             storage.remove(storage.join(folder, name))
             outcome.files["deleted"] += 1
-    receipts = [name for name in unfinished if f"/{shards.RECEIPTS}/" in name]
+    receipts = [name for name in files if f"/{shards.RECEIPTS}/" in name]
     for where in sorted({storage.join(folder, name.partition(f"/{shards.RECEIPTS}/")[0]) for name in receipts}):
         drawn = PurePosixPath(where).parent.name.endswith("samples")
         for receipt in shards.finished(where).values():
             if drawn or any(_holds(storage.join(where, name), keys) for name in receipt.files):
-                storage.remove(shards.receipt_path(where, receipt.shard))
-                for name in receipt.files:
-                    storage.remove(storage.join(where, name))
-                    outcome.files["deleted"] += 1
+                outcome.files["deleted"] += deleting.drop_shard(where, receipt, fence)
 
 
 def _from_mlflow(root: str, outcome: Outcome) -> None:
@@ -257,50 +307,22 @@ def _holds(path: str, keys: Set[str]) -> bool:
     return file.stem in keys or (file.suffix == ".parquet" and removal.holds(storage.read(path), keys))
 
 
-def _replace(artifact: Artifact, name: str, content: bytes | None, outcome: Outcome) -> None:
-    _rewrite(artifact, name, lambda _: content, outcome)
-
-
-def _rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | None], outcome: Outcome) -> None:
-    if rewrite(artifact, name, change):
-        outcome.files["rewritten" if storage.exists(storage.join(artifact.path, name)) else "deleted"] += 1
-
-
-def _settle(artifact: Artifact, rows: int) -> None:
-    """Say how many rows are left, where any was taken out."""
-    removed = Removals.read(artifact.path)
-    before = artifact.manifest["rows"] if removed.rows is None else removed.rows
-    if rows != before:
-        removed.forgotten += before - rows
-        removed.rows = rows
-        removed.publish(artifact.path)
-
-
 @contextmanager
-def _held(store: Store, artifact: Artifact) -> Iterator[None]:
-    """The lease on an artifact, for the time of a change."""
-    with lease.hold(artifact.path, console.print):
-        yield
-    store.tidy(artifact)
+def _held(store: Store, artifact: Artifact, outcome: Outcome) -> Iterator[_Held]:
+    """The claim on an artifact, for the time of a change."""
+    what = claims.artifact(artifact.name, artifact.manifest["fingerprint"])
+    with claims.hold(store.root, what, _tell, deleting.CHANGED) as claim:
+        yield _Held(artifact, outcome, claim.fence)
+        deleting.tidy(artifact, claim.fence)
 
 
-def _leased(root: str) -> list[str]:
-    """Folders of the artifacts on which somebody holds a lease, or held it when he died."""
-    folder = storage.join(root, "artifacts")
-    leases = (name for name in storage.listing(folder) if name.endswith("/" + LEASE))
-    return [storage.join(folder, name.removesuffix("/" + LEASE)) for name in leases]
+def _tell(text: str) -> None:
+    console.print(text, markup=False)
 
 
 def _stored(images: Artifact, shard: int) -> set[str]:
     """Keys of the pictures that a shard holds."""
     return set(views.stored_keys(storage.read(storage.join(images.path, shards.index_name(shard)))).to_pylist())
-
-
-def _folders(artifact: Artifact) -> list[str]:
-    """Folders inside an artifact that hold shards: the artifact's own (""), or one a size, or the hashes'."""
-    names = (PurePosixPath(name) for name in artifact.files)
-    numbered = (name for name in names if name.suffix == ".parquet" and name.stem.isdigit())
-    return sorted({"" if str(name.parent) == "." else str(name.parent) for name in numbered})
 
 
 def _made_from(parent: Artifact, finished: Iterable[Artifact], name: str) -> list[Artifact]:

@@ -1,28 +1,28 @@
-"""The verb `gc`: artifacts that no run wants any more, and what builders that died have left.
+"""The verb `gc`: artifacts that nobody needs any more, and what builders that died have left.
 
-A run wants the artifacts that its config asked for, those in whose folders it read weights or pictures by their path
-(`interpolate.first=...`), and all that these were made from. Of runs by the same command only the last counts: the same
-words may ask for something else once a conf has changed. Runs of other roots are not known here.
+Whatever a run that is at work wants stays, of any user and any checkout, and whatever one wants that was at work in the
+last days (`days=`, a week). Without `days=` also what the last run by each command wants: the same words may ask for
+something else once a conf has changed, so those before it count for nothing.
 """
 
-import json
+import contextlib
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from rich.table import Table
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.settings.words import Words, parse
-from pipeline.store import lease, ledger
-from pipeline.store.artifacts import BUILDING, MANIFEST, Store
-from pipeline.store.process import ProcessId
-from pipeline.terminal import console, out
+from pipeline.store import claims, deleting, readers
+from pipeline.store.artifacts import BUILDING, DIGEST, MANIFEST, Store
+from pipeline.store.readers import Name, Run
+from pipeline.terminal import console, out, print_json, print_table
 
-Name = tuple[str, str]  # of an artifact: its name and its fingerprint
+DAYS = 7
 
 
 def handle(words: Words) -> None:
@@ -41,116 +41,111 @@ class Unwanted:
 
 
 def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
-    """List what may go, and delete it if asked to.
+    """List what may go and why, and delete it if asked to.
 
     Raises:
         UsageError: `days` is no number of days.
-        CorruptFile: a manifest cannot be read, so nobody knows what its artifact was made from.
+        CorruptFile: something is to be deleted, but a record of a run is damaged, so nobody knows what is needed; or a
+            manifest has an unknown format.
+        LeaseHeld: somebody else is deleting below this root.
     """
     if days is not None and not days.isdigit():
         raise UsageError(f"days={days}: give a number of days; runs that are older want nothing")
-    since = datetime.now(UTC) - timedelta(days=int(days)) if days is not None else None
-    found = unwanted(root, wanted(root, runs(root, since)))
-    deleted = [item for item in found if _delete(item)] if delete else []
+    alone = claims.hold(root, claims.ROOT, _tell, "cleaned up") if delete else contextlib.nullcontext()
+    with alone:
+        if delete:
+            readers.check_records(root)
+        records = readers.record_files(root)
+        runs = readers.runs(root, _tell)
+        found = unwanted(root, runs, keeping(runs, None if days is None else int(days)))
+        deleted = [item for item in found if _delete(root, item, records)] if delete else []
     if as_json:
         listed = {"unwanted": [vars(item) for item in found], "deleted": [item.path for item in deleted]}
-        print(json.dumps({"root": root, **listed}, indent=1))
+        print_json({"root": root, **listed})
         return
     lines = Table("artifact", "fingerprint", "MiB", "why", box=None, pad_edge=False)
     for item in found:
         lines.add_row(item.name, item.fingerprint, f"{item.bytes / 2**20:.1f}", item.reason)
     if found:
-        out.print(lines)
+        print_table(lines)
     shown = deleted if delete else found
     told = f"{len(shown)} folders with {sum(item.bytes for item in shown):,} bytes"
     out.print(f"deleted {told}" if delete else f"{told} could go; nothing is deleted without --yes")
 
 
-def runs(root: str, since: datetime | None) -> list[dict[str, Any]]:
-    """The records of the last run by each command, of those that lived after `since`; flags and root do not count."""
-    folder = storage.join(root, "invocations")
-    records = [json.loads(storage.read(storage.join(folder, name))) for name in storage.listing(folder)]
-    last = {_command(record): record for record in sorted(records, key=lambda record: record["started"])}
-    return [record for record in last.values() if since is None or _last_lived(root, record) >= since]
+def keeping(runs: Sequence[Run], days: int | None) -> list[Run]:
+    """The runs whose wants count."""
+    since = datetime.now(UTC) - timedelta(days=DAYS if days is None else days)
+    last = {_command(run): run for run in runs} if days is None else {}
+    return [run for run in runs if run.live or run.lived >= since or last.get(_command(run)) is run]
 
 
-def _last_lived(root: str, record: dict[str, Any]) -> datetime:
-    """When a run still lived, as far as is known: a training may take longer than the days that are asked for."""
-    if record["outcome"] == "running":
-        process = ProcessId(**record["process"])
-        if process.is_local and not process.is_dead():
-            return datetime.now(UTC)
-    last = ledger.last_sign(root, record["id"])
-    return datetime.fromtimestamp(last, UTC) if last else datetime.fromisoformat(record["started"])
-
-
-def _command(record: dict[str, Any]) -> tuple[str, ...]:
-    """What a run was asked for: its verb, its conf and its overrides."""
+def _command(run: Run) -> tuple[str, ...]:
+    """What was asked for, by whom and from where: verb, conf and overrides; flags and root do not count."""
+    whose = (run.user, str(run.record.get("checkout", "")))
     try:
-        words = parse(shlex.split(record["command"])[3:])
+        words = parse(shlex.split(run.record["command"])[3:])
     except UsageError:  # by a version with other verbs
-        return (record["command"],)
-    return (words.verb, *words.rest, words.conf or "", *sorted(words.overrides))
+        return (*whose, run.record["command"])
+    return (*whose, words.verb, *words.rest, words.conf or "", *sorted(words.overrides))
 
 
-def wanted(root: str, records: Iterable[dict[str, Any]]) -> set[Name]:
-    """The artifacts that some runs want, with all that those were made from."""
-    store, found = Store(root), set[Name]()
-    waiting = [name for record in records for name in _wanted_by(record, store)]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            artifact = store.find(*name)
-            waiting += artifact.manifest["parents"].items() if artifact else ()
-    return found
-
-
-def _wanted_by(record: dict[str, Any], store: Store) -> list[Name]:
-    """What a run asked for or named by path, and the images that its unfinished download may take over."""
-    built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
-    names = {**built, **record.get("fingerprints", {})}
-    found = list(names.items())
-    folder = storage.join(store.root, "artifacts", "")
-    for path in (path for path in record.get("paths", ()) if path.startswith(folder)):
-        name, _, rest = path.removeprefix(folder).partition("/")
-        found.append((name, rest.partition("/")[0]))
-    if "images" in names and store.find("images", names["images"]) is None:
-        earlier = (images.manifest for images in store.finished("images"))
-        found += [
-            ("images", it["fingerprint"]) for it in earlier if it["parents"].get("metadata") == names.get("metadata")
-        ]
-    return found
-
-
-def unwanted(root: str, wanted: set[Name]) -> list[Unwanted]:
-    """Folders below a root's artifacts that nobody wants and nobody builds, largest first."""
-    folder = storage.join(root, "artifacts")
-    files: dict[Name, set[str]] = {}
-    for file in storage.listing(folder):
-        name, digest, rest = file.split("/", 2)
-        files.setdefault((name, digest), set()).add(rest)
+def unwanted(root: str, runs: Sequence[Run], keeping: Sequence[Run]) -> list[Unwanted]:
+    """Folders below a root's artifacts that no run of `keeping` wants, largest first."""
+    store, folder = Store(root), storage.join(root, "artifacts")
+    wants = readers.Wants(store)
+    wanted = wants.of(keeping)
+    askers = {name: run for run in runs for name in wants.of([run])}
+    files: dict[Name, dict[str, int]] = {}
+    for file, size in storage.sizes(folder).items():
+        name, _, rest = file.partition("/")
+        digest, slash, inside = rest.partition("/")
+        if slash and re.fullmatch(DIGEST, digest):
+            files.setdefault((name, digest), {})[inside] = size
+        else:
+            notices.tell(notices.PassedOver(storage.join(folder, file), "none of our files"))
     found = []
-    for (name, digest), inside in files.items():
+    for (name, digest), sizes in files.items():
         path = storage.join(folder, name, digest)
+        left = {file: size for file, size in sizes.items() if file.startswith(f"{BUILDING}/")}
         if (name, digest) not in wanted:
-            reason = "in no run's last plan" if MANIFEST in inside else "an unfinished build that no run goes on with"
-            found.append(Unwanted(name, digest, path, reason, storage.total_bytes(path)))
-        elif MANIFEST in inside and any(file.startswith(f"{BUILDING}/") for file in inside):
+            reason = _reason(askers.get((name, digest)), keeping)
+            reason = reason if MANIFEST in sizes else f"an unfinished build; {reason}"
+            found.append(Unwanted(name, digest, path, reason, sum(sizes.values())))
+        elif MANIFEST in sizes and left:
             path = storage.join(path, BUILDING)
-            found.append(Unwanted(name, digest, path, "left by the build of a finished one", storage.total_bytes(path)))
+            found.append(Unwanted(name, digest, path, "left by the build of a finished one", sum(left.values())))
     return sorted(found, key=lambda item: -item.bytes)
 
 
-def _delete(item: Unwanted) -> bool:
-    """Delete a folder, its manifest first, unless somebody is building there."""
-    artifact = item.path.removesuffix(f"/{BUILDING}")
+def _reason(asker: Run | None, keeping: Sequence[Run]) -> str:
+    """Why an artifact may go whose last asker, if it had one, does not count."""
+    if asker is None:
+        return "no run here has asked for it"
+    age = (datetime.now(UTC) - asker.lived).days
+    told = f"last wanted by run {asker.id} of {asker.user}, {age} days ago"
+    since = str(asker.record["started"])
+    later = [run for run in keeping if str(run.record["started"]) > since and _command(run) == _command(asker)]
+    return f"{told}; the same command wants another one since run {later[0].id}" if later else told
+
+
+def _delete(root: str, item: Unwanted, records: Collection[str]) -> bool:
+    """Delete a folder unless somebody is building there, or a run has begun that may want it."""
+    whole = not item.path.endswith(f"/{BUILDING}")
     try:
-        with lease.hold(artifact, console.print):
-            if artifact == item.path:
-                storage.remove(storage.join(item.path, MANIFEST))
-            storage.remove(item.path)
+        with claims.hold(root, claims.artifact(item.name, item.fingerprint), _tell, deleting.DELETED) as claim:
+            if new := set(readers.record_files(root)) - set(records):
+                run = min(new).rpartition("/")[2].removesuffix(".json")
+                raise LeaseHeld(f"{item.path}: run {run} has begun meanwhile and may want it; call gc again")
+            if whole:
+                deleting.discard(item.path, claim.fence)
+            elif artifact := Store(root).find(item.name, item.fingerprint):
+                deleting.tidy(artifact, claim.fence)
     except LeaseHeld as error:
-        console.print(f"left alone: {error}", markup=False)
+        _tell(f"left alone: {error}")
         return False
     return True
+
+
+def _tell(text: str) -> None:
+    console.print(text, markup=False)

@@ -33,7 +33,7 @@ def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[
 
     Raises:
         UsageError: no source, or nothing there.
-        stages.pretrained.BadWeights: it cannot be read, or holds none of our models.
+        stages.weights.pretrained.BadWeights: it cannot be read, or holds none of our models.
     """
     if not source:
         raise UsageError("import needs from=DIR or from=FILE")

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from pipeline.environment import quiet_environment
 from pipeline.errors import UsageError
 from pipeline.settings import compose
@@ -80,12 +80,8 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
 
 def _open_elsewhere(note: Path) -> str | None:
     """The URL of the server that another process of this machine keeps open on the same store."""
-    try:
-        said = json.loads(note.read_text())
-        keeper = ProcessId(said["host"], said["pid"], said["started"])
-    except (OSError, ValueError, KeyError):
-        return None
-    return said["url"] if keeper.is_local and not keeper.is_dead() else None
+    said = json_files.read(str(note), lambda told: (str(told.pop("url")), ProcessId(**told)))
+    return said[0] if said and said[1].is_local and not said[1].is_dead() else None
 
 
 def _check_port(port: int) -> None:

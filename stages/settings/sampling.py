@@ -1,6 +1,6 @@
 """Settings of sampling: how a picture is drawn."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,7 @@ Sampler = Literal["ddpm", "ddim"]
 
 
 class SamplingConfig(Settings):
-    """How a picture is drawn: what `stages.sampling.sample.generate` takes beside models, captions and seeds."""
+    """How a picture is drawn: all that decides it beside models, caption and seed."""
 
     width: int = Field(1024, ge=128, le=8192, multiple_of=128)
     """Width of a picture, px."""
@@ -32,7 +32,3 @@ class SamplingConfig(Settings):
     """Times of Stage C's calls: `steps_c` even ones, or the 29 of the released pipeline's list."""
     precision: Precision = "fp32"
     """Stage B and C in fp32, or under bf16 autocast; heads and schedule are fp32 in both."""
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `sampling.sample.generate`: all but `negative`, which is given for each picture."""
-        return self.model_dump(include=set(SamplingConfig.model_fields) - {"negative"})

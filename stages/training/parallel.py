@@ -174,6 +174,15 @@ class Replica:
             self._whole.to(self.device)
 
 
+def most(value: float, world: int, device: torch.device) -> float:
+    """The largest value of any rank."""
+    if world == 1:
+        return value
+    found = torch.tensor(float(value), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.item()
+
+
 def pieces(rows: int, micro_batch: int | None) -> list[slice]:
     """The rows of a rank's batch, cut into equal pieces of at most `micro_batch`."""
     size = min(rows, micro_batch or rows)

@@ -165,7 +165,7 @@ def _settings(file: Path) -> dict[str, Any]:
         beside = file.with_name(name)
         if beside.is_file():
             try:
-                stated = json.loads(beside.read_text())
+                stated = json.loads(beside.read_text("utf-8"))
             except ValueError as error:
                 raise BadWeights(f"{beside} is not readable as JSON ({error})") from error
             return dict(stated) if isinstance(stated, dict) else {}

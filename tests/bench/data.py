@@ -30,6 +30,7 @@ from datasets.buckets import Frame
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching import download, web
 from datasets.files import storage
+from datasets.files.fence import unfenced
 from datasets.formats import shards
 from datasets.formats.shards import ImageRow
 from datasets.planning import plan
@@ -158,7 +159,9 @@ def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pair
             "latents_c", "image", lambda _: lambda image: model(to_unit_range(image)), "fp32", ENCODED, "", {}
         )
         read = partial(encode._pictures, Frame(size))
-        actor = encode.ShardEncoder(encoder, "fp16", read, "cpu", images, rows * num_shards, f"{folder}/codes", None)
+        actor = encode.ShardEncoder(
+            encoder, "fp16", read, "cpu", images, rows * num_shards, f"{folder}/codes", unfenced, None
+        )
         actor.board = _NoBoard()  # type: ignore[assignment]
         steps = num_shards * -(-rows // ENCODED)
 

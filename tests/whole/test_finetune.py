@@ -25,6 +25,7 @@ from stages.models.text import seeded_tower
 from stages.settings.losses import StageCLoss
 from stages.settings.models import CompressorConfig, SeededTextConfig, StageCConfig
 from stages.settings.training import TrainingConfig
+from stages.training.callbacks import Callbacks
 from stages.training.loop import train
 
 SIZE, BATCH = 128, 16
@@ -106,12 +107,9 @@ def trained(objective: StageCObjective, samples: Batch, steps: int, rate: float)
         objective,
         batch,
         config,
+        Callbacks(),
         seed=0,
         device=CPU,
-        load_state=lambda: None,
-        save_state=lambda step, data: None,
-        log=lambda step, values: None,
-        should_stop=lambda: False,
     )
 
 

@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).parents[2]
 PATIENCE_S = 300
 # artifact -> a file that proves that its step is in the middle of its work
 INSIDE = {
-    "metadata": "building/lease.json",
+    "metadata": "",  # its claim
     "images": "receipts/*.json",
     "text_tiny": "tower.safetensors",
     "stage_a": "building/checkpoints/stage_a/*.json",
@@ -29,7 +29,7 @@ INSIDE = {
     "latents_c": "128/receipts/*.json",
     "stage_c": "building/checkpoints/stage_c/*.json",
     "samples": "generated/*.png",
-    "scores": "building/lease.json",
+    "scores": "",
     "release": "*/*.safetensors",
 }
 
@@ -54,7 +54,8 @@ def interrupt_inside(output: str, root: Path, number: signal.Signals, *flags: st
     folder = root / "artifacts" / output
     driver = start(root, *flags)
     try:
-        wait_for(lambda: any(folder.glob(f"*/{INSIDE[output]}")), driver)
+        inside = f"artifacts/{output}/*/{INSIDE[output]}" if INSIDE[output] else f"claims/artifacts/{output}/*/*.json"
+        wait_for(lambda: any(root.glob(inside)), driver)
         driver.send_signal(number)
         if number != signal.SIGKILL:  # as from timeout(1): Ray's processes are in the group too
             os.killpg(driver.pid, number)
@@ -132,4 +133,6 @@ def test_a_signal_in_a_training_saves_and_ends_with_its_exit_code(micro_root, tm
     assert interrupt_inside("stage_c", tmp_path, number) == code
     (folder,) = (tmp_path / "artifacts" / "stage_c").iterdir()
     assert list(folder.glob("building/checkpoints/stage_c/*.safetensors"))
-    assert not list(folder.glob("building/lease.json"))
+    (claim,) = tmp_path.glob("claims/artifacts/stage_c/*/*.json")
+    assert json.loads(claim.read_bytes())["released"]
+    assert not list(tmp_path.glob("claims/runs/*"))

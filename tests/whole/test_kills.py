@@ -6,102 +6,167 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.killing import swept
+
 CHECKOUT = Path(__file__).parents[2]
 
-# Runs in a process without threads, so that it may fork. A child does the work and kills itself at its n-th touch of
-# the file system below the root, for n = 1, 2, ... until it survives; each time another one does what is left of it.
-SWEEP = """
-import itertools, json, os, shutil, signal, sys
-import pandas  # which pyarrow would import in every child
-from pathlib import Path
-
-ROOT = Path(sys.argv[1])
-TOUCHES = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
-
-def forked(work):
-    if (pid := os.fork()) == 0:
-        work()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-def killed_at(number, root, work):
-    touched = itertools.count(1)
-    def audit(event, arguments):
-        below = any(str(root) in str(argument) for argument in arguments[:2])
-        if event in TOUCHES and below and next(touched) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(audit)
-    work(root)
-
-def sweep(work, tree, interrupted=lambda before, calm: []):
-    assert forked(lambda: work(ROOT / "calm")) == 0
-    calm, wrong, root = tree(ROOT / "calm"), [], ROOT / "hit"
-    for number in itertools.count(1):
-        shutil.rmtree(root, ignore_errors=True)
-        code = forked(lambda: killed_at(number, root, work))
-        if code == 0:
-            return {"touches": number - 1, "wrong": wrong}
-        assert code == -signal.SIGKILL, code
-        wrong += [f"touch {number}: {what}" for what in interrupted(tree(root), calm)]
-        if forked(lambda: work(root)) != 0 or tree(root) != calm:
-            wrong.append(f"after a kill at touch {number}: {sorted(set(tree(root)) ^ set(calm))}")
-"""
-
-ARTIFACT = """
+# An artifact of three shards and a training, as the engine builds it: under a claim, from where the one before got to.
+BUILD = """
 import numpy as np
-from datasets import shards, storage
-from datasets.shards import Clock, ImageRow
-from pipeline.artifacts import Fingerprint, Store
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.formats.shards import Clock, ImageRow
+from pipeline.store.artifacts import Fingerprint, Store
+from datasets.formats import shards
+from datasets.formats.shards import Clock, ImageRow
+from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.store import claims, deleting
+from pipeline.store.artifacts import Artifact, Fingerprint, Store
 
 PRINT = Fingerprint("encode", 1, {"seed": 0}, {})
+WHAT = claims.artifact("latents", PRINT.digest)
+
+def hold(root):
+    return claims.hold(str(root), WHAT, lambda text: None)
 
 def build(root):
     store = Store(str(root))
     path = store.path("latents", PRINT.digest)
-    artifact = store.find("latents", PRINT.digest)
-    if artifact is None:
-        finished = shards.finished(path)
-        for shard in range(3):
-            if shard not in finished:
-                rows = [ImageRow(row, f"{shard:016x}{row:016x}", "u", "c", "png", b"x") for row in range(4)]
-                content = shards.write_tensors(rows, "latents", np.full((4, 2, 3), shard, np.float16))
-                name = shards.tensor_name(shard)
-                files = {name: storage.publish(content, storage.join(path, name))}
-                shards.publish_receipt(path, shard, rows_in=4, rows_out=4, files=files, clock=Clock())
-            storage.publish(b"state", storage.join(path, "building", "state.bin"))
-        files = {name: entry for receipt in shards.finished(path).values() for name, entry in receipt.files.items()}
-        artifact = store.commit("latents", PRINT, {"files": files, "rows": 12, "timed": [], "created": "now"})
-    store.tidy(artifact)
+    with hold(root) as claim:
+        artifact = store.find("latents", PRINT.digest)
+        if artifact is None:
+            finished = shards.finished(path)
+            for receipt in shards.lacking(path, finished.values()):
+                deleting.drop_shard(path, finished.pop(receipt.shard), claim.fence)
+            for shard in range(3):
+                if shard not in finished:
+                    make(path, shard, claim.fence)
+            states = Checkpoints(f"{path}/building/checkpoints", lambda text: None, fence=claim.fence)
+            states.save(1, b"state", {})
+            result = {"weights": vars(storage.publish(b"weights", storage.join(path, "weights")))}
+            storage.publish(json.dumps({"files": result}).encode(), storage.join(path, deleting.RESULT))
+            files = {name: entry for receipt in shards.finished(path).values() for name, entry in receipt.files.items()}
+            files["weights"] = storage.entry_of(b"weights")
+            facts = {"files": files, "rows": 12, "timed": [], "created": "now"}
+            artifact = store.commit("latents", PRINT, facts, claim)
+        deleting.tidy(artifact, claim.fence)
 
-def tree(root):
-    found = {}
-    for file in sorted(root.rglob("*")):
-        if file.is_file():
-            content = file.read_bytes()
-            if file.parent.name == "receipts":
-                receipt = json.loads(content)
-                content = [receipt[key] for key in ("shard", "rows_in", "rows_out", "files")]
-            found[str(file.relative_to(root))] = content
-    return found
+def make(path, shard, fence):
+    rows = [ImageRow(row, f"{shard:016x}{row:016x}", "u", "c", "png", b"x") for row in range(4)]
+    content = shards.write_tensors(rows, "latents", np.full((4, 2, 3), shard, np.float16))
+    name = shards.tensor_name(shard)
+    files = {name: storage.publish(content, storage.join(path, name))}
+    shards.publish_receipt(path, shard, rows_in=4, rows_out=4, files=files, clock=Clock(), fence=fence)
 
-finished_early = 0
+def unfinished(root):
+    "All of it but the manifest."
+    folder = Path(Store(str(root)).path("latents", PRINT.digest))
+    manifest = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").unlink()
+    return folder, manifest
+"""
 
-def interrupted(before, calm):
-    global finished_early
-    manifests = [name for name in before if name.endswith("manifest.json")]
-    finished_early += bool(manifests)
-    return ["a manifest is not whole" for name in manifests if before[name] != calm[name]]
+COMMIT = """
+print(json.dumps(sweep(build, tree, lambda root, before, calm: missing(root))))
+"""
 
-print(json.dumps(sweep(build, tree, interrupted) | {"killed_after_the_manifest": finished_early}))
+# A finished artifact with leftovers of its build goes; whatever is left of it, the next run has all of it again.
+DISCARD = """
+def prepare(root):
+    build(root)
+    path = Path(Store(str(root)).path("latents", PRINT.digest))
+    for step in (1, 2):
+        Checkpoints(f"{path}/building/checkpoints", lambda text: None).save(step, b"state", {})
+    result = {"files": {"weights": vars(storage.entry_of(b"weights"))}}
+    storage.publish(json.dumps(result).encode(), str(path / deleting.RESULT))
+    storage.publish(b"{}", str(path / "forgotten.json"))
+
+def discard(root):
+    with hold(root) as claim:
+        deleting.discard(Store(str(root)).path("latents", PRINT.digest), claim.fence)
+
+def left(root):
+    "Killed before it began, it leaves what an earlier removal told, too."
+    return {name: content for name, content in tree(root).items() if not name.endswith("forgotten.json")}
+
+print(json.dumps(sweep(discard, left, lambda root, before, calm: missing(root), prepare, build)))
+"""
+
+# One shard's file is damaged; it alone is made anew, however often that is killed.
+REOPEN = """
+def prepare(root):
+    build(root)
+    path = Path(Store(str(root)).path("latents", PRINT.digest))
+    content = bytearray((path / "00001.parquet").read_bytes())
+    content[9] ^= 1
+    (path / "00001.parquet").write_bytes(content)
+
+def reopen(root):
+    with hold(root) as claim:
+        artifact = Store(str(root)).find("latents", PRINT.digest)
+        if artifact:
+            deleting.reopen(artifact, ["00001.parquet"], claim.fence)
+
+def repair(root):
+    reopen(root)
+    build(root)
+
+print(json.dumps(sweep(reopen, lambda root: {}, lambda root, before, calm: missing(root), prepare, repair)))
+"""
+
+# Two artifacts that nobody wants, one of them unfinished, and what the build of a third one has left.
+GC = """
+from pipeline.verbs import gc
+
+def prepare(root):
+    build(root)
+    whole = Path(Store(str(root)).path("latents", PRINT.digest))
+    shutil.copytree(whole, whole.with_name("unwanted"))
+    manifest = json.loads((whole / "manifest.json").read_text())
+    (whole.with_name("unwanted") / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "unwanted"}))
+    shutil.copytree(whole, whole.with_name("unfinished"), ignore=shutil.ignore_patterns("manifest.json"))
+    Checkpoints(f"{whole}/building/checkpoints", lambda text: None).save(1, b"state", {})
+    told = {"id": "1", "outcome": "done", "command": "python -m pipeline run conf=stage_c", "steps": {}}
+    told |= {"started": "2026-01-01T00:00:00+00:00", "fingerprints": {"latents": PRINT.digest}}
+    storage.publish(json.dumps(told).encode(), str(root / "invocations" / "1.json"))
+
+def collect(root):
+    sys.stdout = sys.stderr
+    gc.collect(str(root), None, True, True)
+
+print(json.dumps(sweep(collect, tree, lambda root, before, calm: missing(root), prepare)))
+"""
+
+# Requests to forget a picture, on a root with one artifact of each kind that holds pictures or what was made of them.
+FORGET = """
+from pipeline.store.removal_list import check_carried_out
+from pipeline.verbs.forgetting import forget
+from tests.pipeline.verbs.test_forgetting import GONE, built
+
+def carry_out(root):
+    forget(str(root), {GONE})
+
+def interrupted(root, before, calm):
+    try:
+        check_carried_out(str(root))
+    except ValueError:  # no run reads anything before this has come to its end: the files are there, old or new
+        return [what for what in missing(root) if not (root / "artifacts" / what.split()[-1]).exists()
+                and "names" in what and not list((root / "artifacts").rglob(what.split()[-1].rpartition("/")[2]))]
+    return missing(root)
+
+def contents(root):
+    "A record of removals tells how the last one went, and the list when it was asked for."
+    return {name: content for name, content in tree(root).items() if not name.endswith("forgotten.json")}
+
+print(json.dumps(sweep(carry_out, contents, interrupted, lambda root: built(root) and None)))
 """
 
 # Two ranks' parts of five states, now one and now the other first; who comes after goes on from the newest state.
 CHECKPOINTS = """
-from pipeline.checkpoints import Checkpoints
+from pipeline.cluster.checkpoints import Checkpoints
 
 def content(step, part):
     return b"step %d, part %d" % (step, part)
@@ -124,23 +189,29 @@ print(json.dumps(sweep(train, tree)))
 """
 
 
-def swept(root: Path, work: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", SWEEP + work, str(root)], cwd=CHECKOUT, capture_output=True, text=True, check=True
-    )
-    outcome: dict[str, Any] = json.loads(done.stdout)
-    assert outcome["wrong"] == []
-    return outcome
+def test_a_kill_at_every_touch_of_a_build_and_its_commit_leaves_the_same_bytes(tmp_path):
+    assert swept(tmp_path, BUILD + COMMIT) > 80
 
 
-def test_a_kill_at_every_touch_of_the_file_system_leaves_the_same_bytes(tmp_path):
-    outcome = swept(tmp_path, ARTIFACT)
-    assert outcome["touches"] > 40
-    assert outcome["killed_after_the_manifest"] > 0
+def test_a_kill_at_every_touch_of_a_discard_leaves_nothing_that_claims_more_than_is_there(tmp_path):
+    assert swept(tmp_path, BUILD + DISCARD) > 30
+
+
+def test_a_kill_at_every_touch_of_a_repair_leaves_nothing_that_claims_more_than_is_there(tmp_path):
+    assert swept(tmp_path, BUILD + REOPEN) > 15
+
+
+def test_a_kill_at_every_touch_of_gc_leaves_nothing_that_claims_more_than_is_there(tmp_path):
+    assert swept(tmp_path, BUILD + GC) > 60
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.chaos)])
+def test_a_kill_at_every_touch_of_forgetting_leaves_what_a_calm_one_leaves(tmp_path, every):
+    assert swept(tmp_path, FORGET, every) > 300 // every
 
 
 def test_a_kill_at_every_touch_of_a_spread_state_loses_no_saved_one(tmp_path):
-    assert swept(tmp_path, CHECKPOINTS)["touches"] > 100
+    assert swept(tmp_path, CHECKPOINTS) > 100
 
 
 @pytest.mark.parametrize("kills", [60, pytest.param(600, marks=pytest.mark.chaos)])

@@ -111,7 +111,7 @@ def test_wrong_values_and_unknown_keys_are_refused(key, value):
 
 def test_config_filters_and_plan_import_nothing_heavy():
     heavy = {"torch", "img2dataset", "webdataset", "pandas", "cv2", "ray"}
-    code = "import sys, datasets.config, datasets.filters, datasets.plan; print(*sys.modules)"
+    code = "import sys, datasets.config, datasets.planning.filters, datasets.planning.plan; print(*sys.modules)"
     root = CONF.parent.parent
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert not heavy & set(found.stdout.split())
@@ -394,6 +394,8 @@ def test_a_key_tells_url_and_caption_apart():
     assert plan.key_of("http://x/", "a b") == plan.key_of("http://x/", "a b")
     assert plan.key_of("http://x/", "ab") != plan.key_of("http://x/a", "b")
     assert len(plan.key_of("http://x/", "a")) == 32
+    assert plan.key_of("http://a.b/c.png", "a fox") == "a8734b5a4a9022d9b2c52e0420909f1a"  # as in roots and on lists
+    assert plan.key_of("http://a.b/ü?x=1", "Fuß") == "641a421db3d9ef3767aa3670d72246e6"
 
 
 def test_tables_come_in_batches_without_loss(tmp_path, monkeypatch):

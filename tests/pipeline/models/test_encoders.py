@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ import torch
 from PIL import Image
 
 from datasets.files import storage
+from datasets.files.fence import unfenced
 from datasets.formats import shards
 from datasets.formats.rounding import Int8, Rounding, rounded
 from datasets.formats.shards import Clock, ImageRow
-from pipeline.cluster import board, rank, ray_cluster
+from pipeline.cluster import board, rank, ray_cluster, trainings
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.rank import checkpoints_of, log_of
-from pipeline.errors import UsageError
+from pipeline.errors import ClaimLost, UsageError
 from pipeline.models import loading
 from pipeline.models.encoders import Encoder
 from pipeline.plan.dag import fingerprints, order
@@ -31,6 +33,7 @@ from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.steps import encode, train
 from pipeline.steps.build import Build, Facts
+from pipeline.store import deleting
 from pipeline.store.artifacts import Artifact, Store
 from stages.models.compressor import Compressor
 from stages.models.stage_a import StageA
@@ -45,6 +48,7 @@ TRAININGS = {  # fields of the batches, and the tower
     "baseline": (("text", "latents_a"), "tiny"),
 }
 CPU = torch.device("cpu")
+ALONE: Any = SimpleNamespace(fence=unfenced, raise_if_lost=lambda: None)  # the claim where nobody else builds
 WORDS = ("scale=micro", "data.image.size=256", "targets=[stage_c,previewer,baseline]")
 ONLINE = tuple(f"encode.{field}.mode=online" for field in ARTIFACTS)
 INT8 = tuple(f"encode.{field}.dtype=int8" for field in ARTIFACTS)
@@ -113,6 +117,7 @@ class Root:
             config=self.config,
             step=step,
             path=self.store.path(output, self.prints[output].digest),
+            claim=ALONE,
             inputs={name: self.artifact(name) for name in step.inputs},
             cluster=Here(),
             lease=lambda devices, kind: nullcontext(),
@@ -211,10 +216,9 @@ def batch(root: Root, output: str) -> dict[str, np.ndarray]:
     """Seven samples as the training of an artifact reads them."""
     fields, tower = TRAININGS[output]
     build = root.build(output)
-    seen = {"stretches": build.config.stretches_of(build.step.name), "views": {}, "held_out": None}
-    payload = train._data(build, *fields, tower=tower) | seen | {"seed": 1, "cache": build.config.cluster.cache}
+    reading = train._reading(build, fields, tower)
     *_, training = build.config.trainings_of(build.step.name).values()
-    (batches,) = train._training_data(payload, training, train._loaded(payload, CPU)).batches.values()
+    (batches,) = reading.data(training, reading.loaded(CPU)).batches.values()
     assert batches.rows == sum(ROWS)
     return batches.read(2, 7)
 
@@ -245,12 +249,7 @@ def test_online_equals_cached_but_for_the_rounding_of_what_is_stored(prepared, w
 
 def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch):
     build = prepared(*ONLINE).build("stage_b")
-    fields, tower = TRAININGS["stage_b"]
-    payload = train._data(build, *fields, tower=tower) | {
-        "settings": build.config.stage_b, "compressor": build.config.compressor, "text": build.inputs["text_tiny"],
-        "stretches": build.config.stretches_of("train_b"), "views": {}, "held_out": None, "seed": 1,
-        "cache": build.config.cluster.cache,
-    }  # fmt: skip
+    order = train._order(build, build.config.stage_b, *TRAININGS["stage_b"])
     loaded, seen = list[str](), list[list[str]]()
     load = Encoder.load
     monkeypatch.setattr(Encoder, "load", lambda self, where: loaded.append(self.field) or load(self, where))
@@ -267,8 +266,8 @@ def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch):
             seen.append(sorted(next(iter(data.batches.values())).read(0, 2)))
             return len(seen) == 1
 
-    monkeypatch.setattr(rank, "Rank", Short)
-    train._loop_b(payload)
+    monkeypatch.setattr(trainings, "Rank", Short)
+    trainings.run({"order": order})
     assert seen == [["image", "key", "latents_a", "text"]] * 2
     assert sorted(loaded) == ["latents_a", "text"]
 
@@ -313,7 +312,7 @@ def test_codes_of_another_compressor_than_stage_bs_are_refused(prepared, tars):
     root = prepared("seed=7")  # a root of its own
     stored = root.artifact("latents_c").manifest["notes"]["spec"]["weights"]
     assert train._compressor(root.build("stage_c")) == stored
-    root.store.discard("stage_b", root.prints["stage_b"].digest)
+    deleting.discard(root.store.path("stage_b", root.prints["stage_b"].digest), unfenced)
     rebuilt = weigh(root, "stage_b", seed=1)  # under the same fingerprint, as --force train_b on a GPU may
     with pytest.raises(UsageError, match=r"latents_c was made with another compressor .* --force encode_c"):
         train._compressor(root.build("stage_c"))
@@ -393,3 +392,52 @@ def test_what_was_logged_after_the_driver_was_killed_is_caught_up_on_once(tmp_pa
     train._catch_up(build)
     assert root.report.logged == [(step, {"stage_c/loss": step / 10}) for step in (10, 11, 12)]
     assert build.interruptions.resumed("stage_c", 12) == 0
+
+
+def test_a_training_counts_as_finished_while_the_files_are_there_that_it_says_it_has_published(tmp_path):
+    """A deletion may have been killed after some of them: it goes on from its last checkpoint."""
+    root = Root(tmp_path)
+    build = root.build("stage_c")
+    assert train._published(build) is None
+    files = {"stage_c.safetensors": vars(storage.publish(b"weights", f"{build.path}/stage_c.safetensors"))}
+    told = {"files": files, "rows": 1, "pids": [1], "metrics": {}}
+    storage.publish(json.dumps(told).encode(), f"{build.path}/building/result.json")
+    assert train._published(build) == told == rank.result(build.path)
+    assert root.report.warnings == []
+    storage.publish(b"cut", f"{build.path}/stage_c.safetensors")
+    assert train._published(build) is None
+    assert rank.result(build.path) is None
+    (warning,) = root.report.warnings
+    assert "1 of 1 files in" in warning
+    assert "are missing or cut short: stage_c.safetensors; it goes on from its last checkpoint" in warning
+
+
+def test_a_rank_whose_run_has_lost_its_claim_publishes_nothing(tmp_path):
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    one = object.__new__(rank.Rank)
+    one.rank, one.path, one.fence, one.files, one.metrics, one.pids = 0, str(tmp_path), closed, {}, {}, [1]
+    with pytest.raises(ClaimLost):
+        one.publish("stage_c.safetensors", lambda: b"weights")
+    with pytest.raises(ClaimLost):
+        one.finish(rows=1)
+    assert storage.listing(str(tmp_path)) == []
+    one.fence = unfenced
+    one.publish("stage_c.safetensors", lambda: b"weights")
+    one.finish(rows=1)
+    assert storage.listing(str(tmp_path)) == ["building/result.json", "stage_c.safetensors"]
+
+
+def test_a_shard_whose_run_has_lost_its_claim_gets_no_receipt(prepared):
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    root = prepared()
+    images, path = root.artifact("images"), root.store.path("latents_c", "lost")
+    read = partial(encode._pictures, root.config.frames_of("train_c")[0])
+    encoder = Encoder("latents_c", "image", lambda _: pytest.fail("online"), "fp32", 2, "", {})
+    actor = encode.ShardEncoder(encoder, None, read, "cpu", images, sum(ROWS), path, closed, Board())
+    with pytest.raises(ClaimLost):
+        actor({"shard": np.array([0])})
+    assert shards.finished(path) == {}

@@ -1,11 +1,6 @@
-"""Artifacts and leases: what counts as done, what a reader may see, who may build."""
+"""Artifacts: what counts as done, what a reader may see, which checkpoint is gone on from."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,8 +8,8 @@ import pytest
 from datasets.files import storage
 from datasets.files.storage import CorruptFile
 from pipeline.cluster.checkpoints import Checkpoints
-from pipeline.errors import LeaseHeld
-from pipeline.store import lease
+from pipeline.errors import ClaimLost, InfrastructureError
+from pipeline.store import claims
 from pipeline.store.artifacts import MANIFEST, Fingerprint, Store, rewrite
 
 PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
@@ -57,28 +52,97 @@ def test_the_content_hash_depends_on_bytes_only(store):
     assert commit(store, b"other").manifest["content"] != first
 
 
-def test_a_discarded_artifact_is_gone_but_its_lease_stays(tmp_path):
-    store = Store(str(tmp_path))
+def test_the_content_hash_leaves_out_what_tells_of_times(store):
+    def content(card: bytes, weights: bytes) -> str:
+        path = store.path("release", PRINT.digest)
+        contents = {"README.md": card, "weights": weights}
+        files = {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
+        facts = {"files": files, "timed": ["README.md"], "rows": 1, "created": "2026-01-01"}
+        return store.commit("release", PRINT, facts).manifest["content"]
+
+    assert content(b"card", b"weights") == content(b"another card", b"weights")
+    assert content(b"card", b"weights") != content(b"card", b"others")
+    assert content(b"card", b"weights") == "6b6c1d28df54a7c0948f30d3908bba678cf29c6d14a2cb85098abad4be25304c"
+
+
+def test_fingerprints_of_today_are_those_of_every_day():
+    """Roots name their folders by them."""
+    clear = Fingerprint("train_c", 3, {"a.b": [1, 2.5, None, "Fuß"], "a": {"y": True, "x": {}}}, {"text": "0" * 16})
+    assert clear.digest == "94ed7a3f60bfa4b5"
+    assert PRINT.digest == "100d01f411d0c2b0"
+
+
+def test_only_what_lies_at_its_place_is_an_artifact(store):
+    """A release has files of diffusers' below it, somebody may have copied an artifact into another."""
     artifact = commit(store)
-    with lease.hold(artifact.path, print):
-        store.discard("stage_a", PRINT.digest)
-        assert storage.listing(artifact.path) == ["building/lease.json"]
+    text = storage.read(storage.join(artifact.path, MANIFEST))
+    for place in ("", "stage_a", f"stage_a/{PRINT.digest}/inside", f"stage_a/{PRINT.digest}/in/side"):
+        storage.publish(text, storage.join(store.root, "artifacts", place, MANIFEST))
+    assert [found.path for found in store.finished()] == [artifact.path]
+    assert [found.path for found in store.finished("stage_a")] == [artifact.path]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"weight"], ids=["missing", "empty", "cut short"])
+def test_nothing_is_done_whose_files_are_not_there(store, content):
+    path = store.path("stage_a", PRINT.digest)
+    files = {"weights": storage.entry_of(b"weights"), "panel.png": storage.publish(b"", f"{path}/panel.png")}
+    if content is not None:
+        storage.publish(content, f"{path}/weights")
+    facts = {"files": files, "timed": [], "rows": 1, "created": "2026-01-01"}
+    with pytest.raises(
+        InfrastructureError, match=rf"1 of 2 files in .*{PRINT.digest} are missing or cut short: weights$"
+    ):
+        store.commit("stage_a", PRINT, facts)
     assert store.find("stage_a", PRINT.digest) is None
+    storage.publish(b"weights", f"{path}/weights")
+    store.commit("stage_a", PRINT, facts)
 
 
-def test_a_heartbeat_while_it_is_tidied_does_no_harm(store, monkeypatch):
-    remove, raised = storage.remove, []
+def test_many_missing_files_are_not_all_named(store):
+    files = dict.fromkeys("abcd", storage.entry_of(b"x"))
+    with pytest.raises(InfrastructureError, match=r"4 of 4 files .*: a, b, c, \.\.\.$"):
+        store.commit("stage_a", PRINT, {"files": files, "timed": [], "rows": 1, "created": "2026-01-01"})
 
-    def as_a_heartbeat_begins(path: str) -> None:
-        if path.endswith("building") and not raised:
-            raised.append(path)
-            raise FileNotFoundError("Cannot get information for path .lease.json.0d31.tmp")
-        remove(path)
 
-    monkeypatch.setattr(storage, "remove", as_a_heartbeat_begins)
+def test_a_holder_that_lost_commits_nothing_and_touches_nothing(store):
+    claim = claims.take(store.root, claims.artifact("stage_a", PRINT.digest), print)
+    path = store.path("stage_a", PRINT.digest)
+    files = {"weights": storage.publish(b"weights", f"{path}/weights")}
+    storage.publish(b"{}", f"{path}/forgotten.json")
+    claim.release()
+    claims.take(store.root, claims.artifact("stage_a", PRINT.digest), print)
+    facts = {"files": files, "timed": [], "rows": 1, "created": "2026-01-01"}
+    with pytest.raises(ClaimLost):
+        store.commit("stage_a", PRINT, facts, claim)
+    assert storage.listing(path) == ["forgotten.json", "weights"]
+
+
+def test_a_fence_stands_before_every_change_of_a_finished_artifact(store):
     artifact = commit(store)
-    assert raised
-    assert not storage.listing(storage.join(artifact.path, "building"))
+
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    with pytest.raises(ClaimLost):
+        rewrite(artifact, "weights", lambda content: None, closed)
+    assert storage.listing(artifact.path) == ["manifest.json", "weights"]
+    assert rewrite(artifact, "weights", lambda content: None)
+    storage.publish(b"weights", f"{artifact.path}/weights")
+    (found,) = store.finished()
+    with pytest.raises(ClaimLost):
+        rewrite(found, "weights", lambda content: None, closed)
+    assert storage.exists(f"{artifact.path}/weights")
+
+
+def test_a_checkpoint_of_a_holder_that_lost_does_not_count(tmp_path):
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    Checkpoints(str(tmp_path), print).save(1, b"state", {})
+    lost = Checkpoints(str(tmp_path), print, fence=closed)
+    with pytest.raises(ClaimLost):
+        lost.save(2, b"state 2", {})
+    assert newest(lost) == [b"state"]
 
 
 def test_removals_from_an_earlier_build_do_not_count_for_a_later_one(store):
@@ -105,53 +169,6 @@ def test_a_failed_publish_leaves_the_old_file(tmp_path):
         storage.publish(tmp_path / "missing", str(target))
     assert target.read_bytes() == b"old"
     assert storage.listing(str(tmp_path)) == ["file"]
-
-
-HOLD = """
-import sys, time
-from pipeline import lease
-with lease.hold(sys.argv[1], print):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path):
-    """Another process that holds the lease on `tmp_path`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_a_live_owner_is_respected_and_named(tmp_path, holder):
-    with pytest.raises(LeaseHeld, match=f"pid {holder.pid}"), lease.hold(str(tmp_path), print):
-        pass
-
-
-def test_a_killed_owner_is_replaced(tmp_path, holder, capsys):
-    holder.send_signal(signal.SIGKILL)
-    while holder.poll() is None:
-        time.sleep(0.01)
-    with lease.hold(str(tmp_path), print):
-        assert storage.listing(str(tmp_path)) == ["building/lease.json"]
-    assert f"taking over from pid {holder.pid}" in capsys.readouterr().out
-    assert storage.listing(str(tmp_path)) == []
-
-
-def test_a_silent_owner_on_another_host_is_replaced_only_after_the_silence(tmp_path):
-    owner = {"token": "t", "host": "elsewhere", "pid": 1, "started": 0, "user": "somebody", "heartbeat": 3}
-    storage.publish(json.dumps(owner).encode(), str(tmp_path / "building/lease.json"))
-    said: list[str] = []
-    with lease.hold(str(tmp_path), said.append, silence_s=0.2):
-        pass
-    assert "watching the lease of pid 1 on elsewhere" in said[0]
-    assert "taking over" in said[1]
 
 
 def newest(states: Checkpoints) -> list[bytes] | None:

@@ -22,6 +22,8 @@ from pipeline.errors import Interrupted
 from pipeline.run.memory import PeakMemory, tree_bytes
 from pipeline.store.ledger import CPU_UNIT, StepHours, Writer, compare_with_paper, hours_unit, reduce_events, totals
 
+CHECKOUT = Path(__file__).parents[3]
+PATIENCE_S = 120
 KEY = ("train_c", "abc123")
 
 
@@ -35,8 +37,21 @@ def test_a_lease_is_charged_from_open_to_close(tmp_path: Path) -> None:
     opening, closing = _lines(tmp_path)
     assert (opening["event"], closing["event"], closing["outcome"]) == ("lease_open", "lease_close", "done")
     spent = totals(str(tmp_path)).steps[KEY]
+    assert (spent.step, spent.fingerprint) == KEY
     assert (spent.attempts, spent.failed_attempts, spent.estimated) == (1, 0, False)
     assert spent.device_seconds == 8 * closing["held_s"]
+
+
+def test_each_line_is_on_the_disk_before_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").read_text().splitlines()[-1])
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Writer(str(tmp_path), "one").lease(*KEY, devices=1, kind="cpu"):
+        assert [json.loads(line)["event"] for line in synced] == ["lease_open"]
+    assert [json.loads(line)["event"] for line in synced] == ["lease_open", "lease_close"]
 
 
 def test_failures_count_as_attempts_and_as_time(tmp_path: Path) -> None:
@@ -58,15 +73,20 @@ def test_failures_count_as_attempts_and_as_time(tmp_path: Path) -> None:
 def test_a_killed_process_is_charged_up_to_its_last_heartbeat(tmp_path: Path) -> None:
     program = """
         import sys, time
-        from pipeline.ledger import Writer
+        from pipeline.store.ledger import Writer
         with Writer(sys.argv[1], "killed", heartbeat_s=0.02).lease("train_c", "abc123", 2, "cpu"):
             time.sleep(600)
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)])
-    file = tmp_path / "ledger" / "killed.jsonl"
-    while not file.exists() or file.read_text().count("heartbeat") < 3:
-        assert process.poll() is None, "the process ended by itself"
-        time.sleep(0.01)
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], cwd=CHECKOUT)
+    file, deadline = tmp_path / "ledger" / "killed.jsonl", time.monotonic() + PATIENCE_S
+    try:
+        while not file.exists() or file.read_text().count("heartbeat") < 3:
+            assert process.poll() is None, "the process ended by itself"
+            assert time.monotonic() < deadline, "no heartbeat is ever written"
+            time.sleep(0.01)
+    except BaseException:
+        process.kill()
+        raise
     process.send_signal(signal.SIGKILL)
     process.wait()
     last = json.loads(file.read_text().splitlines()[-1])
@@ -108,8 +128,9 @@ def test_a_remote_ledger_keeps_each_lease_in_three_lines() -> None:
     filesystem = fsspec.filesystem("memory")
     for leases, devices in enumerate((1, 3), start=1):
         with writer.lease(*KEY, devices=devices, kind="cpu"):
+            deadline = time.monotonic() + PATIENCE_S
             while filesystem.cat("/ledger-test/ledger/one.jsonl").count(b"heartbeat") < leases:
-                pass
+                assert time.monotonic() < deadline, "no heartbeat is ever written"
     assert len(filesystem.cat("/ledger-test/ledger/one.jsonl").splitlines()) == 6
     spent = totals(root).steps[KEY]
     assert (spent.attempts, spent.failed_attempts, spent.estimated) == (1, 0, False)

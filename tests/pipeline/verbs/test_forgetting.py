@@ -17,11 +17,10 @@ from datasets.formats.shards import INDEX, Clock, ImageRow
 from datasets.planning import plan
 from datasets.reading import duplicates, views
 from datasets.reading.batches import Batches, Source
-from pipeline.cluster import rank
-from pipeline.errors import LeaseHeld, UsageError
+from pipeline.errors import ClaimLost, LeaseHeld, UsageError
 from pipeline.steps import sample
 from pipeline.steps.select import held_out, make
-from pipeline.store import lease
+from pipeline.store import claims, deleting
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 from pipeline.store.removal_list import check_carried_out, listed, requests
 from pipeline.terminal import out
@@ -29,7 +28,8 @@ from pipeline.tracking import outbox
 from pipeline.verbs import forgetting
 from pipeline.verbs.data import forget as told_forget
 from pipeline.verbs.forgetting import forget
-from stages.weights.release import model_card
+from stages.settings.sampling import SamplingConfig
+from stages.weights.card import CardFacts, model_card
 
 ROWS = 4  # planned pictures of a shard; the last one of each is lost
 URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
@@ -130,9 +130,7 @@ def built(root: Path) -> Store:
 
 
 def card(prompt: str) -> str:
-    numbers = dict.fromkeys(("width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b"), 1)
-    texts = {"name": "Würstchen", "license": "other", "cost": "none"}
-    return model_card(**texts, **numbers, prompt=prompt, sources=["its name"], scores={}, limitations=[])
+    return model_card(CardFacts("Würstchen", "other", prompt, SamplingConfig(), ["its name"], {}, "none", []))
 
 
 def found(store: Store) -> dict[str, Artifact]:
@@ -240,7 +238,7 @@ def test_after_a_kill_at_any_moment_a_run_is_refused_and_the_next_removal_ends_i
 
     def deadly(function: Any, left: list[int]) -> Any:
         def call(*arguments: Any) -> Any:
-            if "lease.json" not in str(arguments[-1]):  # whose owner would be dead
+            if "/claims/" not in str(arguments[-1]):  # whose owner would be dead
                 left[0] -= 1
                 if left[0] < 0:
                     raise Killed
@@ -325,7 +323,6 @@ def test_a_key_stands_for_its_picture_whatever_else_is_written_about_it(store):
 
 
 def test_what_a_killed_training_has_shown_is_made_anew(store):
-    assert Path(forgetting.RESULT).name == rank.RESULT
     path = Path(store.path("stage_a", "unfinished"))
     names = ("stage_a.safetensors", "panel.png", "building/result.json", "building/checkpoints/stage_a/4.safetensors")
     for name in names:
@@ -356,12 +353,87 @@ def test_pictures_in_mlflow_and_on_their_way_there_are_deleted(store):
     assert storage.listing(str(folder)) == ["artifacts/run/artifacts/config.yaml", "unsent/there/alive.jsonl"]
 
 
-def test_nothing_is_touched_while_somebody_builds(store):
+def test_nothing_is_touched_while_a_run_is_at_work(store):
     before = contents(Path(store.root))
-    with lease.hold(store.path("stage_c", "other"), print), pytest.raises(LeaseHeld, match="is being built by"):
+    with (
+        claims.at_work(store.root, "7"),
+        pytest.raises(LeaseHeld, match=r"is in use by run 7 of .*; nothing was changed"),
+    ):
         forget(store.root, {GONE})
     assert contents(Path(store.root)) == before
     assert requests(store.root) == []
+
+
+def test_nothing_is_touched_while_somebody_of_an_earlier_version_builds(store, monkeypatch):
+    lease = {"token": "t", "host": "elsewhere", "pid": 1, "started": 0.0, "user": "bert", "heartbeat": 0}
+    file = storage.join(store.path("stage_c", "other"), "building/lease.json")
+    storage.publish(json.dumps(lease).encode(), file)
+    read = storage.read
+
+    def moving(path: str, *arguments: Any) -> bytes:
+        if path == file:
+            lease["heartbeat"] += 1
+            storage.publish(json.dumps(lease).encode(), file)
+        return read(path, *arguments)
+
+    monkeypatch.setattr(storage, "read", moving)
+    monkeypatch.setattr(claims.time, "sleep", lambda _: None)
+    with pytest.raises(LeaseHeld, match="is being built by bert on elsewhere"):
+        forget(store.root, {GONE})
+    assert requests(store.root) == []
+
+
+def test_of_two_who_delete_below_a_root_one_waits(store):
+    with (
+        claims.hold(store.root, claims.ROOT, print, "cleaned up"),
+        pytest.raises(LeaseHeld, match="is being cleaned up"),
+    ):
+        forget(store.root, {GONE})
+    assert requests(store.root) == []
+
+
+def test_a_run_that_begins_while_the_request_is_written_is_noticed(store, monkeypatch):
+    """It looks for requests after it has shown itself, and we for runs after the request: one sees the other."""
+    before, add = contents(Path(store.root)), forgetting.removal_list.add
+
+    def slowly(root: str, names: Any) -> None:
+        add(root, names)
+        storage.publish(claims.Owner.own("used").content(), f"{root}/claims/runs/8.json")
+
+    monkeypatch.setattr(forgetting.removal_list, "add", slowly)
+    with pytest.raises(LeaseHeld, match=r"run 8 of .*; once it has ended, go on with: python -m pipeline data forget"):
+        forget(store.root, {GONE})
+    assert contents(Path(store.root)) == before
+    with pytest.raises(UsageError, match="data forget"):
+        check_carried_out(store.root)
+    monkeypatch.undo()
+    storage.remove(f"{store.root}/claims/runs/8.json")
+    assert forget(store.root, set()).pictures == {GONE}
+
+
+def test_what_somebody_else_changes_is_left_alone(store, monkeypatch):
+    images = claims.artifact("images", found(store)["images"].manifest["fingerprint"])
+    with claims.hold(store.root, images, print), pytest.raises(LeaseHeld, match=r"images/.* is being built by"):
+        forget(store.root, {GONE})
+    assert forget(store.root, set()).pictures == {GONE}
+
+
+def test_each_change_is_made_under_a_fence(store, monkeypatch):
+    """Somebody takes the images over while they are rewritten."""
+    images = found(store)["images"]
+    what = claims.artifact("images", images.manifest["fingerprint"])
+    tar = images.read("00001.tar")
+    from_images = forgetting.removal.from_images
+
+    def slowly(content: bytes, keys: Any) -> bytes:
+        storage.publish(claims.Owner.own(deleting.CHANGED).content(), f"{store.root}/claims/{what}/000002.json")
+        return from_images(content, keys)
+
+    monkeypatch.setattr(forgetting.removal, "from_images", slowly)
+    with pytest.raises(ClaimLost):
+        forget(store.root, {GONE})
+    assert storage.read(f"{images.path}/00001.tar") == tar
+    assert not storage.exists(f"{images.path}/forgotten.json")
 
 
 def test_what_lies_outside_the_root_is_named(store):

@@ -1,7 +1,8 @@
-"""gc: what the last run by each command wants stays with all its ancestors; nothing else, and nothing without --yes."""
+"""gc: what runs at work, of the last days, or the last by a command want stays; why all else may go."""
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 
 from datasets.files import storage
 from pipeline.__main__ import main
-from pipeline.store import lease
+from pipeline.store import claims
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 from pipeline.store.process import ProcessId
+from pipeline.verbs import gc
 
 
 def commit(store: Store, name: str, setting: int, *parents: Artifact) -> Artifact:
@@ -113,7 +115,7 @@ def test_an_unfinished_build_goes_unless_a_last_run_wants_it_or_somebody_builds_
     unfinished = store.path("stage_b", "0" * 16)
     storage.publish(b"state", storage.join(unfinished, "building/checkpoints/1.safetensors"))
     assert "stage_b" in {item["name"] for item in collect(root, capsys)["unwanted"]}
-    with lease.hold(unfinished, print):
+    with claims.hold(str(root), f"artifacts/stage_b/{'0' * 16}", print):
         assert unfinished not in collect(root, capsys, "--yes")["deleted"]
     assert Path(unfinished).exists()
     wanted = Artifact("stage_b", unfinished, {"fingerprint": "0" * 16})
@@ -137,7 +139,149 @@ def test_images_stay_until_the_attempt_that_takes_them_over_is_finished(tmp_path
 
 def test_what_the_build_of_a_finished_artifact_has_left_goes_alone(root, capsys):
     collect(root, capsys, "--yes")
+    capsys.readouterr()
     (artifact,) = Store(str(root)).finished("stage_c")
     storage.publish(b"state", storage.join(artifact.path, "building/checkpoints/1.safetensors"))
     assert collect(root, capsys, "--yes")["deleted"] == [storage.join(artifact.path, "building")]
     assert artifact.read("file") == bytes(1000)
+
+
+def days_ago(days: float) -> str:
+    return (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
+
+
+def reasons(root: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
+    return {item["path"]: item["reason"] for item in collect(root, capsys, *words)["unwanted"]}
+
+
+@pytest.fixture
+def two(root: Path) -> tuple[Artifact, Artifact]:
+    """The stage that its command no longer asks for, and the one that it does."""
+    found = {artifact.manifest["settings"]["setting"]: artifact for artifact in Store(str(root)).finished("stage_c")}
+    return found[1], found[2]
+
+
+def test_what_a_run_at_work_reads_stays_whatever_came_after_it(root, capsys, two):
+    """Another user's run by the same command, of another checkout, in another container."""
+    elsewhere = {"host": "elsewhere", "pid": 1, "started": 0.0, "boot": "theirs", "namespace": "pid:[1]"}
+    record(root, 1, "run conf=stage_c", two[0], outcome="running", process=elsewhere)
+    assert two[0].path in reasons(root, capsys)
+    with claims.at_work(str(root), "1"):
+        assert reasons(root, capsys) == {}
+        assert list(reasons(root, capsys, "days=0")) == [two[1].path]
+        assert collect(root, capsys, "--yes")["deleted"] == []
+    assert stages(root) == [1, 2]
+    assert two[0].path in reasons(root, capsys)
+
+
+def test_what_a_run_of_the_last_days_wanted_stays(root, capsys, two):
+    record(root, 1, "run conf=stage_c", two[0], started=days_ago(6.9))
+    record(root, 2, "run conf=stage_c", two[1], started=days_ago(6.8))
+    assert reasons(root, capsys) == {}
+    assert len(reasons(root, capsys, "days=6")) == 3
+    assert reasons(root, capsys, "days=7") == {}
+    record(root, 1, "run conf=stage_c", two[0], started=days_ago(7.1))
+    assert list(reasons(root, capsys)) == [two[0].path]
+    record(root, 1, "run conf=stage_c", two[0], started=days_ago(40), ended=days_ago(3))
+    assert reasons(root, capsys) == {}
+
+
+def test_another_user_or_checkout_keeps_its_own(root, capsys, two):
+    record(root, 3, "run conf=stage_c", two[0], user="anna")
+    assert reasons(root, capsys) == {}
+    record(root, 4, "run conf=stage_c", two[1], user="anna", checkout="/a")
+    assert reasons(root, capsys) == {}
+    record(root, 3, "run conf=stage_c", two[0], user="anna", checkout="/a")
+    assert list(reasons(root, capsys)) == [two[0].path]
+
+
+def test_for_each_thing_it_says_why_it_may_go(root, capsys, two):
+    store = Store(str(root))
+    alone = commit(store, "stage_a", 0)
+    unfinished = store.path("stage_b", "0" * 16)
+    storage.publish(b"state", f"{unfinished}/building/checkpoints/1.safetensors")
+    record(root, 3, "run conf=stage_b", Artifact("stage_b", unfinished, {"fingerprint": "0" * 16}), user="anna")
+    record(root, 4, "run conf=stage_b", user="anna")
+    age = (datetime.now(UTC) - datetime(2026, 1, 1, tzinfo=UTC)).days
+    assert reasons(root, capsys) == {
+        alone.path: "no run here has asked for it",
+        two[
+            0
+        ].path: f"last wanted by run 1 of somebody, {age} days ago; the same command wants another one since run 2",
+        unfinished: "an unfinished build; "
+        f"last wanted by run 3 of anna, {age} days ago; the same command wants another one since run 4",
+    }
+    assert reasons(root, capsys, "days=1")[two[1].path] == f"last wanted by run 2 of somebody, {age} days ago"
+    assert main(["gc", f"root={root}"]) == 0
+    assert "no run here has asked for it" in capsys.readouterr().out
+
+
+def test_a_run_that_begins_meanwhile_is_not_robbed(root, capsys, two, monkeypatch):
+    """Its record comes before it looks at what is there, and we look at records after the claim: one sees the other."""
+    hold = gc.claims.hold
+
+    def slowly(root_: str, what: str, *arguments: Any, **more: Any) -> Any:
+        if what != claims.ROOT:
+            record(root, 9, "run conf=stage_c", two[0])
+        return hold(root_, what, *arguments, **more)
+
+    monkeypatch.setattr(gc.claims, "hold", slowly)
+    assert collect(root, capsys, "--yes")["deleted"] == []
+    assert stages(root) == [1, 2]
+    assert main(["gc", f"root={root}", "--yes", "days=0"]) == 0
+
+
+def test_what_is_left_alone_is_said_with_the_reason(root, capsys, two):
+    with claims.hold(str(root), claims.artifact("stage_c", two[0].manifest["fingerprint"]), print, "built"):
+        assert main(["gc", f"root={root}", "--yes"]) == 0
+        assert "left alone: " in (said := capsys.readouterr().err)
+        assert f"{two[0].path} is being built by" in said.replace("\n", " ")
+    assert stages(root) == [1, 2]
+
+
+def test_of_two_that_collect_at_once_one_is_refused(root, capsys):
+    with claims.hold(str(root), claims.ROOT, print, "cleaned up"):
+        assert main(["gc", f"root={root}", "--yes"]) == 4
+        assert main(["gc", f"root={root}"]) == 0  # who only looks hinders nobody
+    assert stages(root) == [1, 2]
+
+
+def test_the_claim_says_that_it_is_being_deleted(root, capsys, two, monkeypatch):
+    what = claims.artifact("stage_c", two[0].manifest["fingerprint"])
+    owners = []
+    discard = gc.deleting.discard
+    monkeypatch.setattr(
+        gc.deleting,
+        "discard",
+        lambda *arguments: (owners.append(claims.holder(str(root), what, print)), discard(*arguments)),
+    )
+    collect(root, capsys, "--yes")
+    assert [owner.doing for owner in owners if owner] == ["deleted"]
+
+
+def test_a_record_that_cannot_be_read_ends_it_before_anything_goes(root, capsys):
+    for content in (b"", b"[]", b'{"id": 1'):
+        storage.publish(content, str(root / "invocations/5.json"))
+        assert main(["gc", f"root={root}", "--yes"]) == 2
+        assert "5.json is no record of a run" in capsys.readouterr().err
+    storage.remove(str(root / "invocations/5.json"))
+    storage.publish(b"", str(root / "invocations/.DS_Store"))
+    storage.publish(b"", str(root / "artifacts/.DS_Store"))
+    assert len(collect(root, capsys, "--yes")["deleted"]) == 1
+    assert stages(root) == [2]
+
+
+def test_leftovers_are_not_taken_from_under_a_build_that_has_begun_anew(root, capsys, monkeypatch):
+    collect(root, capsys, "--yes")
+    (artifact,) = Store(str(root)).finished("stage_c")
+    checkpoint = f"{artifact.path}/building/checkpoints/1.safetensors"
+    storage.publish(b"state", checkpoint)
+    hold = gc.claims.hold
+
+    def slowly(root_: str, what: str, *arguments: Any, **more: Any) -> Any:
+        storage.remove(f"{artifact.path}/manifest.json")  # --force, and then it was killed
+        return hold(root_, what, *arguments, **more)
+
+    monkeypatch.setattr(gc.claims, "hold", slowly)
+    collect(root, capsys, "--yes")
+    assert storage.exists(checkpoint)

@@ -39,7 +39,7 @@ from pipeline.verbs.forgetting import forget
 from stages.sampling.grid import png
 from stages.scoring import aesthetic as predictor
 from stages.weight_files import BadWeights
-from tests.pipeline.models.test_encoders import Here, Report
+from tests.pipeline.models.test_encoders import ALONE, Here, Report
 
 TINY = {
     "embed_dim": 24,
@@ -183,6 +183,7 @@ class Root:
             config=self.config.with_absolute_paths(),
             step=step,
             path=self.store.path(name, self.prints[name].digest),
+            claim=ALONE,
             inputs={parent: artifact for parent, artifact in found.items() if artifact},
             cluster=Here(),
             lease=lambda devices, kind: nullcontext(),

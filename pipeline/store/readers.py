@@ -1,0 +1,120 @@
+"""Who wants what lies below a root: the runs there, those at work and those before, as their records tell.
+
+A run wants the artifacts that its config asked for, those in whose folders it read weights or pictures by their path
+(`interpolate.first=...`), and all that these were made from. Runs of other roots are not known here.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from datasets.files import json_files, storage
+from datasets.files.storage import CorruptFile
+from pipeline.store import claims, ledger
+from pipeline.store.artifacts import Store
+from pipeline.store.process import ProcessId
+
+FOLDER = "invocations"
+RECORD = r"[^./][^/]*\.json"
+OURS = r"\d{8}-\d{6}-[0-9a-f]{4}\.json"  # as a run calls its own
+Name = tuple[str, str]  # of an artifact: its name and its fingerprint
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run by its record; whether it is at work, and when it was so last, as far as is known."""
+
+    record: dict[str, Any]
+    live: bool
+    lived: datetime
+
+    @property
+    def id(self) -> str:
+        """Its name among the runs of its root."""
+        return str(self.record["id"])
+
+    @property
+    def user(self) -> str:
+        """Who started it; records by earlier versions do not tell."""
+        return str(self.record.get("user", "somebody"))
+
+
+def runs(root: str, notify: Callable[[str], None], pace: claims.Pace = claims.PACE) -> list[Run]:
+    """All runs of a root, oldest first; where it cannot be known at once whether one is at work, it is watched."""
+    found = json_files.read_each(storage.join(root, FOLDER), RECORD, _record)
+    records = sorted(found.values(), key=lambda record: str(record["started"]))
+    at_work = claims.runs_at_work(root, notify, pace)
+    return [_run(root, record, record["id"] in at_work) for record in records]
+
+
+def check_records(root: str) -> None:
+    """Look whether all that runs want is known.
+
+    Raises:
+        CorruptFile: a record is damaged.
+    """
+    try:
+        json_files.read_every(storage.join(root, FOLDER), OURS, _record, also=".*")
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}; so nobody knows what its run wants: move it away first") from None
+
+
+def record_files(root: str) -> list[str]:
+    """Paths of the records; each run adds one before it looks at what it is going to read."""
+    folder = storage.join(root, FOLDER)
+    return [storage.join(folder, name) for name in storage.listing(folder) if re.fullmatch(RECORD, name)]
+
+
+class Wants:
+    """What runs want of a store, each of whose manifests is read once."""
+
+    def __init__(self, store: Store):
+        self._root, self._find = store.root, cache(store.find)
+        self._images = cache(lambda: list(store.finished("images")))
+
+    def of(self, found: Iterable[Run]) -> set[Name]:
+        """The artifacts that some runs want, with all that those were made from."""
+        names = set[Name]()
+        waiting = [name for run in found for name in self._asked(run.record)]
+        while waiting:
+            name = waiting.pop()
+            if name not in names:
+                names.add(name)
+                artifact = self._find(*name)
+                waiting += artifact.manifest["parents"].items() if artifact else ()
+        return names
+
+    def _asked(self, record: dict[str, Any]) -> list[Name]:
+        """What a run asked for or named by path, and the images that its unfinished download may take over."""
+        built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
+        names = {**built, **record.get("fingerprints", {})}
+        found = list(names.items())
+        folder = storage.join(self._root, "artifacts", "")
+        for path in (path for path in record.get("paths", ()) if path.startswith(folder)):
+            name, _, rest = path.removeprefix(folder).partition("/")
+            found.append((name, rest.partition("/")[0]))
+        if "images" in names and self._find("images", names["images"]) is None:
+            earlier = (images.manifest for images in self._images())
+            metadata = names.get("metadata")
+            found += [("images", it["fingerprint"]) for it in earlier if it["parents"].get("metadata") == metadata]
+        return found
+
+
+def _record(told: dict[str, Any]) -> dict[str, Any]:
+    """A record that tells what is asked of it here; KeyError for another."""
+    _ = datetime.fromisoformat(told["started"]), told["outcome"], told["command"]
+    return {"steps": {}, **told, "id": str(told["id"])}
+
+
+def _run(root: str, record: dict[str, Any], at_work: bool) -> Run:
+    if record["outcome"] == "running":
+        process = ProcessId(**record["process"])
+        at_work = at_work or (process.is_local and not process.is_dead())
+    if at_work:  # a training may take longer than the days that somebody asks for
+        return Run(record, True, datetime.now(UTC))
+    ended = record.get("ended", record["started"])
+    last = ledger.last_sign(root, record["id"]) if "ended" not in record else None
+    return Run(record, False, datetime.fromtimestamp(last, UTC) if last else datetime.fromisoformat(ended))

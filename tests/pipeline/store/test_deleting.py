@@ -1,0 +1,215 @@
+"""Deletions: marks first, under a fence, and of a finished artifact only what is damaged."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.formats.shards import Clock, ImageRow
+from pipeline.errors import ClaimLost, LeaseHeld, UsageError
+from pipeline.store import claims, deleting
+from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
+
+PRINT = Fingerprint("encode_a", 2, {"size": 128}, {"images": "0" * 16})
+WHAT = claims.artifact("latents_a", PRINT.digest)
+
+
+def open_fence() -> None:
+    """Nobody has taken over."""
+
+
+def built(root: Path, *folders: str) -> Artifact:
+    """A finished artifact with two shards in each folder and the tower that all of them share."""
+    store = Store(str(root))
+    path = store.path("latents_a", PRINT.digest)
+    files = {"tower.safetensors": storage.publish(b"tower", f"{path}/tower.safetensors")}
+    for folder in folders or ("",):
+        where = storage.join(path, folder) if folder else path
+        for shard in range(2):
+            rows = [ImageRow(row, f"{shard:016x}{row:016x}", "u", "c", "png", b"x") for row in range(3)]
+            content = shards.write_tensors(rows, "latents_a", np.full((3, 2), shard, np.float16))
+            name = shards.tensor_name(shard)
+            entry = storage.publish(content, storage.join(where, name))
+            shards.publish_receipt(where, shard, rows_in=3, rows_out=3, files={name: entry}, clock=Clock())
+            files[f"{folder}/{name}" if folder else name] = entry
+    facts = {"files": files, "timed": [], "rows": 6, "notes": {}, "created": "2026-01-01"}
+    return store.commit("latents_a", PRINT, facts)
+
+
+def leftovers(artifact: Artifact) -> None:
+    for name in ("result.json", "checkpoints/a/1.safetensors", "checkpoints/a/1.json", "log/a/1.json", "notes.txt"):
+        storage.publish(b"{}", f"{artifact.path}/building/{name}")
+
+
+@pytest.fixture
+def removed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths below an artifact in the order in which they went."""
+    seen: list[str] = []
+    remove = storage.remove
+
+    def told(path: str) -> None:
+        seen.append(path.partition(f"{PRINT.digest}")[2].strip("/"))
+        remove(path)
+
+    monkeypatch.setattr(storage, "remove", told)
+    return seen
+
+
+def test_an_artifact_goes_with_its_marks_first(tmp_path, removed):
+    artifact = built(tmp_path, "128", "256")
+    leftovers(artifact)
+    storage.publish(b"{}", f"{artifact.path}/forgotten.json")
+    removed.clear()
+    deleting.discard(artifact.path, open_fence)
+    assert removed == [
+        "manifest.json",
+        "building/result.json",
+        "128/receipts",
+        "256/receipts",
+        "building/checkpoints/a/1.json",
+        "building/log/a/1.json",
+        "",
+    ]
+    assert not Path(artifact.path).exists()
+
+
+def test_leftovers_go_with_their_marks_first(tmp_path, removed):
+    artifact = built(tmp_path)
+    leftovers(artifact)
+    removed.clear()
+    deleting.tidy(artifact, open_fence)
+    assert removed == [
+        "building/result.json",
+        "building/checkpoints/a/1.json",
+        "building/log/a/1.json",
+        "building",
+    ]
+    assert lacking(artifact.path, artifact.files) is None
+    removed.clear()
+    deleting.tidy(artifact, open_fence)
+    assert removed == []
+
+
+@pytest.mark.parametrize("deletion", ["discard", "tidy", "drop_shard", "reopen"])
+def test_nothing_goes_once_somebody_else_has_taken_over(tmp_path, deletion):
+    artifact = built(tmp_path)
+    leftovers(artifact)
+    before = storage.listing(artifact.path)
+
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    calls: dict[str, Callable[[], Any]] = {
+        "discard": lambda: deleting.discard(artifact.path, closed),
+        "tidy": lambda: deleting.tidy(artifact, closed),
+        "drop_shard": lambda: deleting.drop_shard(artifact.path, shards.receipt(artifact.path, 0), closed),
+        "reopen": lambda: deleting.reopen(artifact, ["00000.parquet"], closed),
+    }
+    with pytest.raises(ClaimLost):
+        calls[deletion]()
+    assert storage.listing(artifact.path) == before
+
+
+def test_a_deletion_stops_where_it_is_overtaken(tmp_path):
+    """The fence is asked before each kind of file, not only once."""
+    artifact = built(tmp_path)
+    leftovers(artifact)
+    asked = iter([None, None])
+
+    def fence() -> None:
+        if next(asked, "over") == "over":
+            raise ClaimLost("gone")
+
+    with pytest.raises(ClaimLost):
+        deleting.discard(artifact.path, fence)
+    left = storage.listing(artifact.path)
+    assert "manifest.json" not in left
+    assert "building/result.json" not in left
+    assert {"receipts/00000.json", "00000.parquet"} <= set(left)
+
+
+def test_who_tidies_up_alone_leaves_what_somebody_else_claims(tmp_path):
+    artifact = built(tmp_path)
+    leftovers(artifact)
+    with claims.hold(str(tmp_path), WHAT, print):
+        deleting.tidy_alone(str(tmp_path), artifact, print)
+        assert storage.exists(f"{artifact.path}/building")
+    deleting.tidy_alone(str(tmp_path), artifact, print)
+    assert not storage.exists(f"{artifact.path}/building")
+    assert claims.holder(str(tmp_path), WHAT, print) is None
+
+
+def test_who_tidies_up_alone_leaves_an_artifact_that_is_no_longer_finished(tmp_path):
+    """Somebody has begun to build it anew since we read its manifest, and died."""
+    artifact = built(tmp_path)
+    leftovers(artifact)
+    storage.remove(f"{artifact.path}/manifest.json")
+    deleting.tidy_alone(str(tmp_path), artifact, print)
+    assert storage.exists(f"{artifact.path}/building/checkpoints/a/1.json")
+
+
+def test_where_there_is_nothing_to_tidy_nothing_is_claimed(tmp_path):
+    deleting.tidy_alone(str(tmp_path), built(tmp_path), print)
+    assert not (tmp_path / "claims").exists()
+
+
+def test_the_claim_of_a_tidy_hand_is_told_from_a_builders(tmp_path, monkeypatch):
+    artifact = built(tmp_path)
+    leftovers(artifact)
+
+    def look(*_: Any) -> None:
+        owner = claims.holder(str(tmp_path), WHAT, print)
+        assert owner is not None
+        assert owner.doing == deleting.TIDIED
+        with pytest.raises(LeaseHeld, match="is being tidied by"):
+            claims.take(str(tmp_path), WHAT, print)
+
+    monkeypatch.setattr(deleting, "tidy", look)
+    deleting.tidy_alone(str(tmp_path), artifact, print)
+
+
+@pytest.mark.parametrize("folders", [("",), ("128",), ("128", "256")])
+def test_only_damaged_shards_are_dropped(tmp_path, removed, folders):
+    artifact = built(tmp_path, *folders)
+    prefix = f"{folders[-1]}/" if folders[-1] else ""
+    removed.clear()
+    assert deleting.reopen(artifact, [f"{prefix}00001.parquet"], open_fence) == 1
+    assert removed == ["manifest.json", f"{prefix}receipts/00001.json", f"{prefix}00001.parquet"]
+    assert Store(str(tmp_path)).find("latents_a", PRINT.digest) is None
+
+
+def test_what_belongs_to_no_shard_is_not_dropped(tmp_path):
+    artifact = built(tmp_path)
+    with pytest.raises(UsageError, match=r"tower.safetensors of .* belong to no shard .* --force encode_a"):
+        deleting.reopen(artifact, ["00000.parquet", "tower.safetensors"], open_fence)
+    assert Store(str(tmp_path)).find("latents_a", PRINT.digest) is not None
+
+
+def test_a_shard_goes_with_its_receipt_first(tmp_path, removed):
+    artifact = built(tmp_path)
+    removed.clear()
+    assert deleting.drop_shard(artifact.path, shards.receipt(artifact.path, 1), open_fence) == 1
+    assert removed == ["receipts/00001.json", "00001.parquet"]
+
+
+def test_receipts_whose_files_are_gone_or_cut_short_are_found(tmp_path):
+    artifact = built(tmp_path)
+    found = shards.finished(artifact.path)
+    assert shards.lacking(artifact.path, found.values()) == []
+    (Path(artifact.path) / "00001.parquet").write_bytes(b"short")
+    assert shards.lacking(artifact.path, found.values()) == [found[1]]
+    (Path(artifact.path) / "00000.parquet").unlink()
+    assert shards.lacking(artifact.path, found.values()) == [found[0], found[1]]
+
+
+def test_a_receipt_is_not_published_by_who_has_lost(tmp_path):
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    with pytest.raises(ClaimLost):
+        shards.publish_receipt(str(tmp_path), 0, rows_in=0, rows_out=0, files={}, clock=Clock(), fence=closed)
+    assert storage.listing(str(tmp_path)) == []
