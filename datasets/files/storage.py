@@ -9,7 +9,7 @@ with the path; where a file is missing, a `FileNotFoundError` too.
 
 import errno
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from datasets.files.retrying import persistently
 
 T = TypeVar("T")
 CHUNK = 8 << 20  # bytes
+ETAG = "etag "  # before what a store says of an object's content
 READERS = 32  # threads, for small files
 ONE_REQUEST = 10 << 20  # bytes; that many or more are uploaded in parts
 
@@ -90,7 +91,7 @@ def streamed(path: str) -> Iterator[pa.NativeFile]:
     """A file to read from its beginning to its end; errors as those of `opened`."""
 
     def stream(filesystem: pafs.FileSystem, inner: str) -> pa.NativeFile:
-        return filesystem.open_input_stream(inner, buffer_size=CHUNK)
+        return filesystem.open_input_stream(inner, compression=None, buffer_size=CHUNK)  # else by the suffix
 
     with _ask(path, stream, QUIET_TRIES) as file, _telling(path):
         yield file
@@ -130,6 +131,13 @@ def stamps(path: str) -> dict[str, tuple[int, int] | None]:
     info = _info(path)
     files = {"": info} if info.type == pafs.FileType.File else _files(path)
     return {name: (file.size, file.mtime_ns) if file.mtime_ns is not None else None for name, file in files.items()}
+
+
+def content_tag(path: str) -> str:
+    """What a store says of an object's content, as `ETAG` and its tag; the sha256 in hex where it says nothing."""
+    with streamed(path) as stream:
+        tag = (stream.metadata() or {}).get(b"ETag", b"").decode().strip('"')
+    return f"{ETAG}{tag}" if tag else sha256(path)
 
 
 def local_copy(path: str, folder: Path) -> Path:
@@ -222,7 +230,7 @@ def matching(path: str, suffix: str) -> dict[str, str]:
         folder, _, pattern = path.partition("*")
         folder, _, start = folder.rpartition("/")
         names = [name for name in listing(folder) if _matches(name, f"{start}*{pattern}")]
-    elif _info(path).type == pafs.FileType.File:
+    elif is_file(path):
         folder, _, name = path.rpartition("/")
         names = [name] if name.endswith(suffix) else []
     else:
@@ -230,12 +238,9 @@ def matching(path: str, suffix: str) -> dict[str, str]:
     return {name: join(folder, name) for name in names}
 
 
-def identity(files: Iterable[tuple[str, str]]) -> str:
-    """16 hex digits of the names and sizes of files, given as (name, path): cheap to ask, and the same after a move."""
-    found = hashlib.sha256()
-    for name, path in sorted(files):
-        found.update(f"{name}\0{_info(path).size}\0".encode(errors="surrogateescape"))
-    return found.hexdigest()[:16]
+def is_file(path: str) -> bool:
+    """Whether a file is there."""
+    return bool(_info(path).type == pafs.FileType.File)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -26,6 +26,7 @@ import pyarrow as pa
 from datasets import pictures
 from datasets.config import DataError, WebdatasetConfig
 from datasets.files import storage
+from datasets.files.inputs import Named
 from datasets.outcomes import Lost
 from datasets.sources import laion, loopback
 from datasets.sources.loopback import Hosts
@@ -92,8 +93,8 @@ def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
 
 
 def identity(config: WebdatasetConfig) -> dict[str, Any]:
-    """The settings, with names and sizes of the tars for their path."""
-    return config.model_dump(exclude={"path"}) | {"tars": storage.identity(_files(config).items())}
+    """The settings, with the tars for their path."""
+    return config.model_dump(exclude={"path"}) | {"tars": Named(_files(config))}
 
 
 def licence(config: WebdatasetConfig) -> dict[str, str | None]:

@@ -16,7 +16,7 @@ from pipeline.store.artifacts import Artifact, Fingerprint, Store
 
 State = Literal["done", "resume", "run", "stale"]
 ABSENT = "not there"
-CONTENT = re.compile("((?:sha256|version) [0-9a-f]{12})[0-9a-f]{52}")  # of `contents.identity`; the start is shown
+CONTENT = re.compile("((?:sha256|version) [0-9a-f]{12})[0-9a-f]{52}")  # of `store.identity`; the start is shown
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pipeline.errors import InfrastructureError, Interrupted, Preempted, Retries
 from pipeline.plan import cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
+from pipeline.plan.wanted import names_of_inputs, prints_of, reading
 from pipeline.run import neighbours
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
@@ -31,7 +32,7 @@ from pipeline.run.step_log import Reporter, logging_to
 from pipeline.run.stopping import Stop, pause, signals
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import claims, deleting, ledger
+from pipeline.store import claims, deleting, earlier, ledger
 from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
 from pipeline.store.claims import Claim
 from pipeline.store.process import ProcessId
@@ -53,6 +54,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         raise UsageError(found)
     check_carried_out(root)
     check_writable(root, "root")
+    earlier.keep(root, names_of_inputs(config, root, [item.step for item in planned]))
     quiet_environment()
     if config.cluster.address is None:
         private_ray()
@@ -182,7 +184,7 @@ class _Session:
 
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""
-        return dag.fingerprints(dag.order(table(self.config), self.config.targets), self.config.lookup)
+        return prints_of(self.config, self.root, dag.order(table(self.config), self.config.targets))
 
     def _write_record(self) -> None:
         text = json.dumps(self.record, indent=1, ensure_ascii=False)
@@ -306,7 +308,8 @@ class _Session:
 
     def _check_unchanged(self, item: Planned) -> None:
         """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
-        now = replace(item.fingerprint, settings={key: self.config.lookup(key) for key in item.step.reads})
+        read = reading(self.config, self.root, [item.step])
+        now = replace(item.fingerprint, settings={key: read(key) for key in item.step.reads})
         if now != item.fingerprint:
             changes = "; ".join(differences(item.fingerprint.as_dict(), now))
             raise UsageError(f"{changes}, since this run began; start it again")

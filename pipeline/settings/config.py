@@ -4,7 +4,7 @@ An unknown key, a wrong type or an impossible combination is refused here, befor
 heavy: `plan` stays quick.
 """
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from datasets.buckets import Frame
 from datasets.config import DataConfig
 from datasets.files import storage
+from datasets.files.inputs import Bundled, Input, Rows, Whole
 from datasets.sources import table
 from pipeline.errors import UsageError
 from pipeline.settings import checks
@@ -35,11 +36,12 @@ from pipeline.settings.sections import (
     StageC,
     Tracking,
 )
-from pipeline.store import contents
+from pipeline.store import identity
 from stages.settings.base import Settings, Text
 from stages.settings.models import TextConfig
 from stages.settings.training import TrainingConfig
 
+TOKENIZER = Bundled("open_clip", "bpe_simple_vocab_16e6.txt.gz")  # of every text tower
 Origin = Literal["train", "import", "interpolate"]
 
 
@@ -246,37 +248,57 @@ class Config(Settings):
                 _put(tree, key, storage.absolute(path))
         return Config.model_validate(tree)
 
-    def lookup(self, key: str) -> Any:
+    def inputs(self) -> dict[str, Input]:
+        """What this config names that lies outside of it, by dotted key, but for the source's own settings."""
+        data = self.data
+        tables = {f"data.{name}": path for name in ("metadata", "scores") if (path := getattr(data, name))}
+        wholes = self.existing() | ({"data.removed": data.removed} if data.removed else {})
+        return {
+            **{key: Whole(path) for key, path in wholes.items()},
+            **{key: Rows(path, ".parquet") for key, path in tables.items()},
+        }
+
+    def lookup(self, key: str, identify: Callable[[Input], Any] = identity.of) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it.
 
-        `sizes.<step>` is `frames_of`, squares by their side. Content stands for the paths of weights and of a removal
-        list (`contents.identity`) and of a source, such as `data.folder`: moved, they give the same artifacts; with
-        another file behind the path, another line, or another caption, new ones.
+        `sizes.<step>` is `frames_of`, squares by their side. What the config names outside of itself counts by what
+        `identify` makes of it, its content: moved, it gives the same artifacts; with another file behind the path,
+        another line, or another caption, new ones.
 
         Raises:
             DataError: the source cannot be read.
-            UsageError: weights or the removal list cannot be read.
+            UsageError: another input cannot be read; names its key.
         """
         if key.startswith("sizes."):
             frames = self.frames_of(key.removeprefix("sizes."))
             return [frame.size if frame.square else frame.name for frame in frames]
         if key == f"data.{self.data.source}":
-            return table.identity(self.data)
+            return _identified(table.identity(self.data), identify, key)
         if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
             return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
         tree: Any = self.model_dump(mode="json")
-        listed = {"data.removed": self.data.removed} if self.data.removed else {}
-        for name, path in (self.existing() | listed).items():
+        for name, found in self.inputs().items():
             if is_below(name, key):
-                try:
-                    _put(tree, name, contents.identity(path))
-                except OSError as error:
-                    raise UsageError(
-                        f"{name}: {path} cannot be read ({error.strerror or error}); make it readable"
-                    ) from error
+                _put(tree, name, found)
         for part in key.split("."):
             tree = tree[part]
-        return _without(tree, MANNERS)
+        if key.startswith("text."):
+            tree = tree | {"tokenizer": TOKENIZER}
+        return _identified(_without(tree, MANNERS), identify, key)
+
+
+def _identified(tree: Any, identify: Callable[[Input], Any], key: str) -> Any:
+    """A tree with what stands for inputs in their place; None drops the key of one."""
+    if isinstance(tree, dict):
+        found = {name: _identified(value, identify, f"{key}.{name}") for name, value in tree.items()}
+        return {name: value for name, value in found.items() if value is not None or tree[name] is None}
+    if not isinstance(tree, Input):
+        return tree
+    try:
+        return identify(tree)
+    except OSError as error:
+        path = getattr(tree, "path", error.filename)
+        raise UsageError(f"{key}: {path} cannot be read ({error.strerror or error}); make it readable") from error
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -18,6 +18,7 @@ from pipeline.cluster.interruptions import Interruptions
 from pipeline.errors import Interrupted
 from pipeline.plan.dag import Step
 from pipeline.plan.table import table
+from pipeline.plan.wanted import reading
 from pipeline.settings.config import Config
 from pipeline.store import deleting
 from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store
@@ -91,10 +92,10 @@ class Build:
     def made_with(self, config: Config) -> Artifact | None:
         """What this step has made of the same inputs under another config, if it has; paths must not matter to it."""
         step = next(step for step in table(config) if step.output == self.step.output)
-        parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
-        settings = {key: config.lookup(key) for key in step.reads}
-        digest = Fingerprint(step.name, step.version, settings, parents).digest
         root = self.path.rsplit("/", 3)[0]
+        parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
+        settings = dict(zip(step.reads, map(reading(config, root, [step]), step.reads), strict=True))
+        digest = Fingerprint(step.name, step.version, settings, parents).digest
         return Store(root).find(step.output, digest)
 
     def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:

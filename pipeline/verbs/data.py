@@ -15,9 +15,9 @@ from datasets.formats import shards
 from datasets.outcomes import PASSING
 from datasets.planning import plan
 from pipeline.errors import UsageError
-from pipeline.plan.dag import fingerprints, order
+from pipeline.plan.dag import order
 from pipeline.plan.table import table
-from pipeline.plan.wanted import planned_steps, wanted
+from pipeline.plan.wanted import planned_steps, prints_of, wanted
 from pipeline.run import invocation
 from pipeline.settings import compose
 from pipeline.settings.config import Config
@@ -265,6 +265,6 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
 def _finished(config: Config, root: str) -> dict[str, Artifact]:
     """The finished artifacts of this config by name, parents first."""
     store, steps = Store(root), order(table(config), config.targets)
-    prints = fingerprints(steps, config.lookup)
+    prints = prints_of(config, root, steps)
     found = {step.output: store.find(step.output, prints[step.output].digest) for step in steps}
     return {name: artifact for name, artifact in found.items() if artifact}

@@ -87,9 +87,6 @@ import pyarrow as pa, pyarrow.parquet as pq
 from datasets.planning import plan
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching.download import download_shard
-from datasets.config import DownloadConfig, ImageConfig
-from datasets.fetching.download import download_shard
-from datasets.planning import plan
 from tests.bench.plan_memory import peak_mib
 
 folder, port, max_bytes, *names = sys.argv[1:]

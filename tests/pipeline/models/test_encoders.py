@@ -22,10 +22,10 @@ from datasets.files.fence import unfenced
 from datasets.formats import shards
 from datasets.formats.rounding import Int8, Rounding, rounded
 from datasets.formats.shards import Clock, ImageRow
-from pipeline.cluster import board, ray_cluster, trainings
+from pipeline.cluster import board, rank, ray_cluster, trainings
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.rank import checkpoints_of, log_of
-from pipeline.errors import UsageError
+from pipeline.errors import ClaimLost, UsageError
 from pipeline.models import loading
 from pipeline.models.encoders import Encoder
 from pipeline.plan.dag import fingerprints, order
@@ -33,6 +33,7 @@ from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.steps import encode, train
 from pipeline.steps.build import Build, Facts
+from pipeline.store import deleting
 from pipeline.store.artifacts import Artifact, Store
 from stages.models.compressor import Compressor
 from stages.models.stage_a import StageA
@@ -311,7 +312,7 @@ def test_codes_of_another_compressor_than_stage_bs_are_refused(prepared, tars):
     root = prepared("seed=7")  # a root of its own
     stored = root.artifact("latents_c").manifest["notes"]["spec"]["weights"]
     assert train._compressor(root.build("stage_c")) == stored
-    root.store.discard("stage_b", root.prints["stage_b"].digest)
+    deleting.discard(root.store.path("stage_b", root.prints["stage_b"].digest), unfenced)
     rebuilt = weigh(root, "stage_b", seed=1)  # under the same fingerprint, as --force train_b on a GPU may
     with pytest.raises(UsageError, match=r"latents_c was made with another compressor .* --force encode_c"):
         train._compressor(root.build("stage_c"))
@@ -391,3 +392,52 @@ def test_what_was_logged_after_the_driver_was_killed_is_caught_up_on_once(tmp_pa
     train._catch_up(build)
     assert root.report.logged == [(step, {"stage_c/loss": step / 10}) for step in (10, 11, 12)]
     assert build.interruptions.resumed("stage_c", 12) == 0
+
+
+def test_a_training_counts_as_finished_while_the_files_are_there_that_it_says_it_has_published(tmp_path):
+    """A deletion may have been killed after some of them: it goes on from its last checkpoint."""
+    root = Root(tmp_path)
+    build = root.build("stage_c")
+    assert train._published(build) is None
+    files = {"stage_c.safetensors": vars(storage.publish(b"weights", f"{build.path}/stage_c.safetensors"))}
+    told = {"files": files, "rows": 1, "pids": [1], "metrics": {}}
+    storage.publish(json.dumps(told).encode(), f"{build.path}/building/result.json")
+    assert train._published(build) == told == rank.result(build.path)
+    assert root.report.warnings == []
+    storage.publish(b"cut", f"{build.path}/stage_c.safetensors")
+    assert train._published(build) is None
+    assert rank.result(build.path) is None
+    (warning,) = root.report.warnings
+    assert "1 of 1 files in" in warning
+    assert "are missing or cut short: stage_c.safetensors; it goes on from its last checkpoint" in warning
+
+
+def test_a_rank_whose_run_has_lost_its_claim_publishes_nothing(tmp_path):
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    one = object.__new__(rank.Rank)
+    one.rank, one.path, one.fence, one.files, one.metrics, one.pids = 0, str(tmp_path), closed, {}, {}, [1]
+    with pytest.raises(ClaimLost):
+        one.publish("stage_c.safetensors", lambda: b"weights")
+    with pytest.raises(ClaimLost):
+        one.finish(rows=1)
+    assert storage.listing(str(tmp_path)) == []
+    one.fence = unfenced
+    one.publish("stage_c.safetensors", lambda: b"weights")
+    one.finish(rows=1)
+    assert storage.listing(str(tmp_path)) == ["building/result.json", "stage_c.safetensors"]
+
+
+def test_a_shard_whose_run_has_lost_its_claim_gets_no_receipt(prepared):
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    root = prepared()
+    images, path = root.artifact("images"), root.store.path("latents_c", "lost")
+    read = partial(encode._pictures, root.config.frames_of("train_c")[0])
+    encoder = Encoder("latents_c", "image", lambda _: pytest.fail("online"), "fp32", 2, "", {})
+    actor = encode.ShardEncoder(encoder, None, read, "cpu", images, sum(ROWS), path, closed, Board())
+    with pytest.raises(ClaimLost):
+        actor({"shard": np.array([0])})
+    assert shards.finished(path) == {}

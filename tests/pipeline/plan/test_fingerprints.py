@@ -1,5 +1,6 @@
 """Fingerprints of every conf at every scale, as they are in roots that people have: who changes one makes work stale.
 
+They are of the first roots, whose inputs counted by less than their content (`store.earlier`); all else counts as ever.
 A change on purpose (a step's version is raised, say) is written by `python -m tests.pipeline.plan.test_fingerprints`.
 """
 
@@ -12,6 +13,7 @@ import yaml
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.settings import compose
+from pipeline.store import earlier
 
 GOLDEN = Path(__file__).with_name("fingerprints.json")
 SCALES = ("local", "micro", "single_gpu", "paper")
@@ -26,7 +28,9 @@ def digests(conf: str, scale: str) -> dict[str, str]:
     """Fingerprint of every artifact that a conf can make."""
     config = compose.load(conf, [f"scale={scale}", *CONFS[conf]])
     steps = table(config)
-    prints = fingerprints(order(steps, [step.output for step in steps]), config.lookup)
+    prints = fingerprints(
+        order(steps, [step.output for step in steps]), lambda key: config.lookup(key, earlier.identify)
+    )
     return {name: fingerprint.digest for name, fingerprint in prints.items()}
 
 

@@ -12,10 +12,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from ray.train.v2.api.exceptions import WorkerGroupError
 
+from datasets.files.fence import unfenced
 from pipeline.cluster.failures import cause
 from pipeline.cluster.interruptions import Interruptions
-from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError, exit_code
+from pipeline.errors import (
+    ClaimLost,
+    InfrastructureError,
+    Interrupted,
+    Preempted,
+    RetriesExhausted,
+    UsageError,
+    exit_code,
+)
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.run import invocation
@@ -30,10 +40,17 @@ from pipeline.settings.selection import Selection
 from pipeline.steps import fetch
 from pipeline.steps.build import Build
 from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.claims import Claim
 from pipeline.store.writable import check_writable
 
 
-def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], signal_number: int | None = None) -> int:
+def attempt(
+    monkeypatch: pytest.MonkeyPatch,
+    failures: list[Exception],
+    signal_number: int | None = None,
+    finish: Any = lambda facts: facts,
+    fence: Any = unfenced,
+) -> int:
     """Attempts that `fetch` took when it fails with these errors first, and a signal comes meanwhile."""
     monkeypatch.setattr(invocation, "pause", lambda *_: None)
     calls = 0
@@ -51,12 +68,45 @@ def attempt(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], signal_n
     object.__setattr__(build, "stop_signal", lambda: signal_number)
     object.__setattr__(build, "interruptions", SimpleNamespace(preemptions=0, write=lambda _: None))
     object.__setattr__(build, "path", "")
-    assert invocation._Session._attempt(session, "fetch:fetch", build) == "facts"  # type: ignore[comparison-overlap]
+    object.__setattr__(build, "claim", SimpleNamespace(fence=fence))
+    assert invocation._Session._attempt(session, "fetch:fetch", build, finish) == "facts"
     return calls
 
 
 def test_a_failure_of_the_infrastructure_is_tried_again(monkeypatch):
     assert attempt(monkeypatch, [InfrastructureError("node died"), OSError("disk gone")]) == 3
+
+
+def test_a_commit_that_fails_or_finds_files_missing_is_an_attempt_that_failed(monkeypatch):
+    errors = iter([OSError("the store is away"), InfrastructureError("a file is missing")])
+
+    def finish(facts: Any) -> Any:
+        if error := next(errors, None):
+            raise error
+        return facts
+
+    assert attempt(monkeypatch, [], finish=finish) == 3
+
+
+def test_a_run_whose_claim_is_lost_does_not_try_again(monkeypatch):
+    """A rank that noticed it first may have failed with something else."""
+    fences = iter([None, ClaimLost("gone")])
+
+    def fence() -> None:
+        if error := next(fences):
+            raise error
+
+    with pytest.raises(ClaimLost) as caught:
+        attempt(monkeypatch, [InfrastructureError("a rank ended")] * 2, fence=fence)
+    assert exit_code(caught.value) == 4
+    with pytest.raises(ClaimLost):
+        attempt(monkeypatch, [ClaimLost("gone")])
+
+
+def test_a_loss_of_the_claim_comes_first_of_what_ranks_say():
+    lost = ClaimLost("gone")
+    failures = {0: InfrastructureError("another rank ended"), 1: lost, 2: ValueError("odd")}
+    assert cause(WorkerGroupError("failed", failures)) is lost
 
 
 def test_a_node_taken_away_with_notice_is_no_failure(monkeypatch):
@@ -165,7 +215,8 @@ def step_log(folder: Path, build: Any) -> str:
     session.id, session.store, session.record, session.artifacts = "1", Store(root), {"steps": {}}, {}
     tracked = SimpleNamespace(metrics=lambda *_: None, image=lambda *_: None)
 
-    def built(item: Planned, path: str, progress: StepProgress, _: Any) -> Artifact:
+    def built(item: Planned, claim: Claim, progress: StepProgress, _: Any) -> Artifact:
+        path = f"{root}/{claim.fence.what}"
         build(Reporter(progress, tracked, session.summary.warnings))
         facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
         return Artifact("metadata", path, facts)

@@ -494,7 +494,7 @@ def test_a_plan_tells_of_other_models_by_headers_alone(
     os.truncate(tmp_path / "cut.safetensors", 1000)
     diffusers_models()["prior"].save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.store.contents.identity", lambda path: path)  # what a store would be asked for
+    monkeypatch.setattr("pipeline.store.identity.of_path", lambda path: path)  # what a store would be asked for
     settings = loaded(*words)
     planned = planned_steps(settings, str(tmp_path / "root"), Selection())
     found = obstacles.misfit_weights(settings, planned)
