@@ -41,6 +41,9 @@ class DataError(ValueError):
     """Metadata, filters or sizes cannot give a data set; the message names the config key and the remedy."""
 
 
+MANNER = "manner"  # marks a field that decides how something is done, not what comes out: no fingerprint has it
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused, the text under a field is its description."""
 
@@ -248,7 +251,7 @@ class ScorerConfig(Settings):
     """Path or URI of the head; thresholds are on its scale."""
     model: Text = "ViT-L-14-quickgelu"
     """open_clip's name of the CLIP that the head is for; LAION's are for OpenAI's ViT-L/14."""
-    batch: Batch = 32
+    batch: Annotated[Batch, MANNER] = 32
     """Pictures scored at a time on a device."""
 
 

@@ -18,6 +18,7 @@ if not all(map(find_spec, ("pyarrow", "pydantic", "hydra"))):
 
 from datasets.files import local, notices, storage
 from pipeline import __version__
+from pipeline.environment import name_and_home
 from pipeline.errors import NotBuilt, UsageError, as_told, exit_code
 from pipeline.settings.words import Words, parse, usage
 from pipeline.terminal import Notices, console, escape_what_cannot_be_shown
@@ -38,12 +39,14 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "ui": "ui",
     "doctor": "doctor.examine",
 }
+_stopped: list[bool] = []
 NO_READER = 128 + signal.SIGPIPE  # what stdout went to has ended, as `head` does
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
     escape_what_cannot_be_shown()
+    name_and_home()
     logging.getLogger("pipeline").addHandler(logging.NullHandler())
     told = Notices()
     try:
@@ -54,7 +57,7 @@ def main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes nowhere
         return NO_READER
     except BaseException as caught:
-        error = as_told(caught)
+        error = KeyboardInterrupt() if _stopped else as_told(caught)
         code = exit_code(error)
         if code is None:
             raise
@@ -63,6 +66,12 @@ def main(arguments: list[str]) -> int:
     finally:
         told.say_what_was_passed_over()
     return 0
+
+
+def _stop(*_: object) -> None:
+    """On Ctrl-C. Libraries may make another error of it."""
+    _stopped.append(True)
+    raise KeyboardInterrupt
 
 
 def _do(arguments: list[str]) -> None:
@@ -86,5 +95,5 @@ def _handle(words: Words) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _stop)
     sys.exit(main(sys.argv[1:]))

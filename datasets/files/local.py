@@ -42,6 +42,13 @@ def move(source: Path, target: Path) -> None:
     _sync_folder(target.parent)
 
 
+def remove(target: Path) -> None:
+    """Delete a file or a whole folder, so that a power cut brings back nothing of it."""
+    _delete(target)
+    if target.parent.is_dir():
+        _sync_folder(target.parent)
+
+
 def append(line: str, target: Path) -> None:
     """Add a line to a file and see it onto the disk."""
     make_folder(target.parent)
@@ -96,6 +103,17 @@ def _beside(data: bytes, target: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _delete(target: Path) -> None:
+    """Delete a file, a link or a folder, also while others delete there."""
+    if target.is_symlink() or not target.is_dir():
+        target.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        for inside in target.iterdir():
+            _delete(inside)
+        target.rmdir()
 
 
 def _share(descriptor: int, folder: Path) -> None:

@@ -266,7 +266,10 @@ def sweep(folder: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Delete a file or a whole folder; nothing happens when it is not there."""
+    """Delete a file or a whole folder; nothing happens when it is not there.
+
+    What is local is gone for good before this returns: a power cut brings back nothing of it.
+    """
 
     def delete(filesystem: pafs.FileSystem, inner: str) -> None:
         kind = filesystem.get_file_info(inner).type
@@ -276,7 +279,10 @@ def remove(path: str) -> None:
             elif kind == pafs.FileType.File:
                 filesystem.delete_file(inner)
 
-    _ask(path, delete)
+    if is_remote(path):
+        _ask(path, delete)
+    else:
+        persistently(path, lambda: local.remove(Path(absolute(path))))
 
 
 def _ask(path: str, question: Callable[[pafs.FileSystem, str], T], tries: int = 1) -> T:

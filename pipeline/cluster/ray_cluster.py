@@ -29,7 +29,7 @@ from datasets.files import retrying, storage
 from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause, get
 from pipeline.cluster.slots import Slots
-from pipeline.environment import quiet_environment
+from pipeline.environment import quiet_environment, ray_folder
 from pipeline.errors import InfrastructureError, UsageError
 from pipeline.settings.sections import Cluster as ClusterConfig
 
@@ -57,6 +57,7 @@ class Cluster:
                 include_dashboard=False if config.address is None else None,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
+                _temp_dir=ray_folder() if config.address is None else None,
                 runtime_env={"env_vars": quiet_environment() | retrying.environment()} if config.address else None,
             )
         except ConnectionError as error:

@@ -37,8 +37,14 @@ def rows(config: Config) -> list[Step]:
     scores = ("aesthetic",) if config.data.scorer else ()
     held = ("held_out",) if config.data.holdout else ()
 
+    # a training's fingerprint names its stage's tower; where existing weights take its place, who draws does
+    towers_of = tuple(f"{stage}.text" for stage in ("stage_b", "stage_c") if not config.is_trained(stage))
+
     def views(step: str) -> tuple[str, ...]:
         return (*config.views_of(step), *held)
+
+    def pieces(step: str) -> tuple[str, ...]:
+        return tuple(f"{key}.micro_batch" for key in config.cut_up(step))
 
     # fmt: off
     return [
@@ -56,21 +62,21 @@ def rows(config: Config) -> list[Step]:
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
         for t in towers),
-        Step("train_a",     "stage_a",   ("images", *views("train_a")),        ("stage_a", "seed"),                "train:train_a"),
+        Step("train_a",     "stage_a",   ("images", *views("train_a")),        ("stage_a", *pieces("train_a"), "seed"), "train:train_a"),
         Step("import_a",    "stage_a",   (),                                   ("stage_a.weights", "stage_a.model"), "bring:bring"),
         Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b", *encode.changed("latents_a")), "encode:encode_a"),
-        Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a", *views("train_b")), ("stage_b", "compressor", *online_a, "seed"), "train:train_b"),
+        Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a", *views("train_b")), ("stage_b", "compressor", *online_a, *pieces("train_b"), "seed"), "train:train_b"),
         Step("import_b",    "stage_b",   (),                                   ("stage_b.weights", "stage_b.model", "compressor.weights", "compressor.model"), "bring:bring"),
         Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c", *encode.changed("latents_c")), "encode:encode_c"),
         Step("train_c",     trained_c,   (*from_c, text_c, *views("train_c")), ("stage_c", *online_c, "seed"),     "train:train_c"),
         Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
         Step("interpolate", "stage_c",   phases_c,                             ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
-        Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, "seed"), "train:train_previewer"),
+        Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, *pieces("train_previewer"), "seed"), "train:train_previewer"),
         Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a", *views("train_baseline")), (*learning, *online_a, "seed"), "train:train_baseline"),
-        Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
+        Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", *towers_of, "seed"),     "sample:sample"),
         Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
         Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),
-        Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample",),          "export:export", 2),
+        Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample", *towers_of), "export:export", 2),
     ]
     # fmt: on
 

@@ -4,7 +4,7 @@ An unknown key, a wrong type or an impossible combination is refused here, befor
 heavy: `plan` stays quick.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -19,7 +19,6 @@ from pipeline.settings import checks
 from pipeline.settings.keys import is_below
 from pipeline.settings.sections import (
     BASELINE,
-    MANNERS,
     STAGES,
     WARMUP,
     Baseline,
@@ -37,12 +36,21 @@ from pipeline.settings.sections import (
     Tracking,
 )
 from pipeline.store import identity
-from stages.settings.base import Settings, Text
+from stages.settings.base import Settings, Text, manners
 from stages.settings.models import TextConfig
 from stages.settings.training import TrainingConfig
 
 TOKENIZER = Bundled("open_clip", "bpe_simple_vocab_16e6.txt.gz")  # of every text tower
 Origin = Literal["train", "import", "interpolate"]
+
+
+TRAININGS = {  # step: the trainings that it runs, by dotted key
+    "train_a": ("stage_a.train",),
+    "train_b": (WARMUP, "stage_b.train"),
+    "train_c": ("stage_c.train",),
+    "train_previewer": ("previewer.train",),
+    "train_baseline": ("baseline.train",),
+}
 
 
 class Config(Settings):
@@ -169,9 +177,13 @@ class Config(Settings):
         """Name of the artifact that a training of the stage makes: another one where its phases are interpolated."""
         return "stage_c_phases" if stage == "stage_c" and self.between and self.between.phases else stage
 
+    def is_trained(self, stage: Stage) -> bool:
+        """Whether a stage's weights come from a training of this config, and not from existing ones."""
+        return self.origin(stage) == "train" or self.trained(stage) != stage
+
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training that this config wants, by its dotted key."""
-        stages = [stage for stage in STAGES if self.origin(stage) == "train" or self.trained(stage) != stage]
+        stages = [stage for stage in STAGES if self.is_trained(stage)]
         found = {f"{name}.train": getattr(self, name).train for name in (*stages, "previewer", "baseline")}
         if self.compressor.warmup and "stage_b.train" in found and not self.stage_b.weights:
             found[WARMUP] = self.compressor.warmup.train
@@ -179,15 +191,14 @@ class Config(Settings):
 
     def trainings_of(self, step: str) -> dict[str, TrainingConfig]:
         """The trainings that a step runs, by the name of what is trained; none for most steps."""
-        keys = {
-            "train_a": ["stage_a.train"],
-            "train_b": [WARMUP, "stage_b.train"],
-            "train_c": ["stage_c.train"],
-            "train_previewer": ["previewer.train"],
-            "train_baseline": ["baseline.train"],
-        }
         trainings = self.trainings()
-        return {key.partition(".")[0]: trainings[key] for key in keys.get(step, []) if key in trainings}
+        return {key.partition(".")[0]: trainings[key] for key in TRAININGS.get(step, ()) if key in trainings}
+
+    def cut_up(self, step: str) -> list[str]:
+        """The step's trainings, by dotted key, to which `micro_batch` is no manner: BatchNorm sees a piece at once."""
+        normalised = {"stage_a.train", WARMUP, "previewer.train", *(["stage_b.train"] * self.compressor.joint)}
+        cut = {key for key, training in self.trainings().items() if training.micro_batch}
+        return [key for key in TRAININGS[step] if key in normalised & cut]
 
     def in_bf16(self) -> list[str]:
         """The keys that ask for bf16, of trainings and sampling."""
@@ -276,15 +287,24 @@ class Config(Settings):
             return _identified(table.identity(self.data), identify, key)
         if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
             return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
-        tree: Any = self.model_dump(mode="json")
+        tree: Any = self.model_dump(mode="json", exclude=manners(self))
         for name, found in self.inputs().items():
             if is_below(name, key):
                 _put(tree, name, found)
-        for part in key.split("."):
-            tree = tree[part]
+        try:
+            tree = _at(tree, key)
+        except KeyError:  # a manner that a step names after all
+            tree = _at(self.model_dump(mode="json"), key)
         if key.startswith("text."):
             tree = tree | {"tokenizer": TOKENIZER}
-        return _identified(_without(tree, MANNERS), identify, key)
+        return _identified(tree, identify, key)
+
+
+def _at(tree: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
 
 
 def _identified(tree: Any, identify: Callable[[Input], Any], key: str) -> Any:
@@ -307,12 +327,3 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         tree = tree[section]
     tree[name] = value
-
-
-def _without(tree: Any, names: Set[str]) -> Any:
-    """A nested mapping without the keys of those names, and without validations that decide nothing."""
-    if not isinstance(tree, dict):
-        return tree
-    if "validation" in tree and (tree["validation"] is None or tree["validation"]["keep"] == "last"):
-        names = names | {"validation"}
-    return {key: _without(value, names) for key, value in tree.items() if key not in names}

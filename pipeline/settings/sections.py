@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from stages.settings.base import Precision, Settings, Share, Text
+from stages.settings.base import MANNER, Precision, Settings, Share, Text, manners
 from stages.settings.losses import BaselineLoss, CompressorWarmupLoss, PreviewerLoss, StageALoss, StageBLoss, StageCLoss
 from stages.settings.models import (
     BaselineConfig,
@@ -15,14 +15,13 @@ from stages.settings.models import (
     StageCConfig,
 )
 from stages.settings.sampling import SamplingConfig
-from stages.settings.training import EXECUTION, TrainingConfig
+from stages.settings.training import TrainingConfig
 
 BASELINE = "baseline"  # the rival that this pipeline trains itself
 Stage = Literal["stage_a", "stage_b", "stage_c"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 WARMUP = "compressor.warmup.train"
 WITHOUT_BLOCKS = frozenset({"previewer.train", WARMUP})  # trainings without blocks to recompute
-MANNERS = EXECUTION | {"batch", "offload"}  # how a training runs and how sampling uses a device, not what comes out
 
 
 class StageA(Settings):
@@ -101,7 +100,7 @@ class Encoding(Settings):
     """cached: stored once, by a step of its own; online: made anew for each batch by the training that sees it."""
     dtype: Literal["fp16", "int8"] = "fp16"
     """Numbers that are stored: fp16, or int8 with a scale for each channel of each row."""
-    batch: Annotated[int, Field(ge=1, le=100_000)] = 16
+    batch: Annotated[int, Field(ge=1, le=100_000), MANNER] = 16
     """Rows encoded at a time on a device."""
 
     @property
@@ -131,7 +130,7 @@ class Encode(Settings):
         """The keys of a field's encoder that change values and are not at their defaults, which leave no trace."""
         encoding: Encoding = getattr(self, field)
         unused = {"dtype"} if encoding.online else set()
-        changes = encoding.model_dump(exclude_defaults=True).keys() - MANNERS - unused
+        changes = encoding.model_dump(exclude_defaults=True).keys() - manners(encoding).keys() - unused
         return tuple(f"encode.{field}.{name}" for name in sorted(changes))
 
 
@@ -206,11 +205,11 @@ class Sampling(SamplingConfig):
 
     limit: Annotated[int, Field(ge=1, le=10**7)]
     """Captions of the step `sample`, from the first on."""
-    batch: Annotated[int, Field(ge=1, le=1024)] = 1
+    batch: Annotated[int, Field(ge=1, le=1024), MANNER] = 1
     """Pictures drawn at a time; more differ by rounding alone."""
-    compile: bool = False
+    compile: Annotated[bool, MANNER] = False
     """Whether Stage B and C are compiled first: faster after a minute at each new size."""
-    offload: bool = False
+    offload: Annotated[bool, MANNER] = False
     """Whether each model is on the device for its turn only, for small GPUs."""
 
     def settings(self) -> SamplingConfig:

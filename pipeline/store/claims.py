@@ -316,10 +316,7 @@ def _living(owners: Mapping[str, Owner], notify: Notify, pace: Pace) -> set[str]
     alive = {path for path in near if not owners[path].process.is_dead()}
     watched = {path: owner for path, owner in owners.items() if path not in near}
     for owner in watched.values():
-        notify(
-            f"watching the claim of pid {owner.process.pid} on {owner.process.host} for {pace.silence_s:.0f} s "
-            "for a sign of life"
-        )
+        notify(f"watching the claim of {owner} for {pace.silence_s:.0f} s for a sign of life")
     deadline = pace.clock.monotonic() + pace.silence_s
     while watched and pace.clock.monotonic() < deadline:
         pace.clock.sleep(pace.look_s)

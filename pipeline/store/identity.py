@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 from datasets.files import storage
 from datasets.files.inputs import Bundled, Input, Made, Named, Rows, Whole
+from datasets.files.retrying import persistently
+from pipeline.environment import home_folder
 
 SHA256, VERSION = "sha256", "version"  # what an identity is of: the bytes, or what a store says of them
 LARGE = 1 << 30  # bytes: reading them takes seconds, so it is said
@@ -169,8 +171,12 @@ def _digests(paths: Sequence[str]) -> dict[str, str]:
 def _digest(path: str) -> str:
     if storage.is_remote(path):
         return storage.content_tag(path)
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def digest() -> str:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    return persistently(path, digest)
 
 
 class Stamp(NamedTuple):
@@ -193,7 +199,7 @@ def _stamps(paths: Sequence[str]) -> dict[str, Stamp]:
 
 
 def _local_stamp(path: str) -> Stamp:
-    found = os.stat(path)
+    found = persistently(path, lambda: os.stat(path))
     return Stamp(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
 
 
@@ -225,11 +231,12 @@ class _Kept:
     @classmethod
     def open(cls) -> "_Kept":
         """The one in the user's cache folder."""
-        place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wuerstchen-pipeline/digests.sqlite"
+        cache = os.environ.get("XDG_CACHE_HOME")
+        place = (Path(cache) if cache else home_folder() / ".cache") / "wuerstchen-pipeline/digests.sqlite"
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             return cls(place, _database(place))
-        except (OSError, RuntimeError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error) as error:
             log.warning("%s cannot be written (%s): inputs will be read again each time", place, error)
             return cls(place, None)
 

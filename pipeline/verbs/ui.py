@@ -20,7 +20,7 @@ from pipeline.settings import compose
 from pipeline.settings.words import Words
 from pipeline.store.process import ProcessId
 from pipeline.terminal import console
-from pipeline.tracking.mlflow_store import MlflowStore, locate_store
+from pipeline.tracking.mlflow_store import MlflowStore, locate_store, relocate
 
 START_S = 120.0
 STOP_S = 10.0
@@ -53,6 +53,7 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
         return
     if not store.database.exists():
         raise UsageError(f"root: there is no MLflow store {store.database} yet; run something first")
+    relocate(store)
     note = store.database.with_name("ui.json")
     if url := _open_elsewhere(note):
         yield url
@@ -61,7 +62,7 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     # One worker and no job runner: a third of the memory that MLflow's defaults take.
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", store.uri]
-    command += ["--no-serve-artifacts", "--default-artifact-root", str(store.artifacts)]
+    command += ["--no-serve-artifacts", "--default-artifact-root", str(store.location)]
     environment = {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     output = store.database.with_name("ui.log")
     with open(output, "wb") as stream:

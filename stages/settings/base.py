@@ -1,7 +1,7 @@
 """What all settings share: their base, and the kinds of their values."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -27,6 +27,35 @@ Weight = Annotated[float, Field(ge=0.0, le=10.0**6)]  # of a term of a loss
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 TimeSampling = Literal["released", "uniform"]
 Precision = Literal["fp32", "bf16"]
+
+
+MANNER = "manner"  # marks a field that decides how something is done, not what comes out: no fingerprint has it
+
+
+def manners(settings: BaseModel) -> dict[str, Any]:
+    """The fields that are manners, of these settings and all below, as pydantic's `exclude` takes them.
+
+    They are marked in the typed config (`Annotated[Count, MANNER]`); what settings leave idle (a property of that name)
+    counts too.
+    """
+    idle: frozenset[str] = getattr(settings, "idle", frozenset())
+    found: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        below = True if MANNER in field.metadata or name in idle else _below(getattr(settings, name))
+        if below:
+            found[name] = below
+    return found
+
+
+def _below(value: Any) -> dict[Any, Any]:
+    match value:
+        case BaseModel():
+            return manners(value)
+        case dict():
+            return {key: found for key, part in value.items() if (found := _below(part))}
+        case tuple():
+            return {place: found for place, part in enumerate(value) if (found := _below(part))}
+    return {}
 
 
 class Settings(BaseModel):

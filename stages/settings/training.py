@@ -6,25 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.settings.base import Batch, Count, Precision, Settings, Steps
-
-EXECUTION = frozenset(
-    {
-        "log_every",
-        "checkpoint_every",
-        "checkpointing",
-        "compile",
-        "device",
-        "micro_batch",
-        "shard",
-        "panel_every",
-        "bad_steps",
-    }
-)
-"""Fields of a training that decide how it is run and what is seen of it, not what comes out.
-
-`bad_steps` is one of them although it decides after an accident: a training that ended there can go on with another.
-"""
+from stages.settings.base import MANNER, Batch, Count, Precision, Settings, Steps, manners
 
 
 class Phase(Settings):
@@ -56,7 +38,7 @@ class EmaConfig(Settings):
     """Steps between updates."""
     start: Steps
     """Steps during which the average is a plain copy."""
-    device: Literal["model", "cpu"] = "model"
+    device: Annotated[Literal["model", "cpu"], MANNER] = "model"
     """Where the average is kept: beside the model, or in the host's memory (cpu), which spares 4 bytes a weight."""
 
 
@@ -117,35 +99,35 @@ class TrainingConfig(Settings):
     """Largest norm of the whole gradient."""
     precision: Precision = "bf16"
     """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
-    checkpointing: bool = False
+    checkpointing: Annotated[bool, MANNER] = False
     """Whether blocks recompute their activations in the backward pass: a third more work for much less memory.
 
     The result is the same. Stage A, B, C and the baseline have such blocks."""
-    compile: bool = False
+    compile: Annotated[bool, MANNER] = False
     """Whether torch.compile makes kernels for the models' blocks, once for each kind and image size.
 
     Results agree up to rounding and the numbers drawn for dropout."""
-    micro_batch: Batch | None = None
+    micro_batch: Annotated[Batch | None, MANNER] = None
     """Most rows that a rank takes through the model at a time, adding up their gradients; null: all of its rows.
 
     What looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""
-    shard: Annotated[int, Field(ge=1, le=100_000)] = 1
+    shard: Annotated[Annotated[int, Field(ge=1, le=100_000)], MANNER] = 1
     """Ranks over which weights, gradients, moments and average are spread (FSDP2); 1: a copy each (DDP)."""
     reduce: Precision = "fp32"
     """Numbers in which ranks exchange gradients: fp32, or bf16 for half the bytes."""
     ema: EmaConfig | None = None
     """Moving average of the weights, which replaces them in the end; null: none."""
-    bad_steps: BadStepsConfig = BadStepsConfig()
+    bad_steps: Annotated[BadStepsConfig, MANNER] = BadStepsConfig()
     """What becomes of steps that go wrong."""
-    log_every: Count
+    log_every: Annotated[Count, MANNER]
     """Steps between log entries.
 
     A stop request is seen with each, and in between every few seconds."""
-    checkpoint_every: Count
+    checkpoint_every: Annotated[Count, MANNER]
     """Steps between saved states, a multiple of log_every; the end of each phase is saved too."""
     validation: ValidationConfig | None = None
     """Loss on held-out samples, where `data.holdout` is above 0; null: none."""
-    panel_every: Count | None = None
+    panel_every: Annotated[Count | None, MANNER] = None
     """Steps between panels, pictures of how far the training is, a multiple of log_every; null: none."""
 
     @model_validator(mode="after")
@@ -230,8 +212,11 @@ class TrainingConfig(Settings):
         """Whether validation decides which weights come out."""
         return self.validation is not None and self.validation.keep == "best"
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Settings that decide nothing here: a validation that only watches."""
+        return frozenset() if self.keeps_best else frozenset({"validation"})
+
     def recipe(self, seed: int) -> dict[str, object]:
-        """What decides the trained weights, as JSON values: all but `EXECUTION`, and validation that only watches."""
-        left_out = EXECUTION if self.keeps_best else EXECUTION | {"validation"}
-        settings = self.model_dump(mode="json", exclude={**dict.fromkeys(left_out, True), "ema": {"device"}})
-        return {"seed": seed, **settings}
+        """What decides the trained weights, as JSON values: all but manners."""
+        return {"seed": seed, **self.model_dump(mode="json", exclude=manners(self))}

@@ -18,10 +18,13 @@ from PIL import Image
 
 from datasets.config import WebdatasetConfig
 from datasets.files import storage
+from datasets.files.fence import unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shards
 from datasets.formats.shards import Clock
 from datasets.sources import webdataset
+from pipeline.errors import ClaimLost, LeaseHeld
+from pipeline.store import claims, deleting
 from pipeline.store.artifacts import Fingerprint, Store
 
 CHECKOUT = Path(__file__).parents[2]
@@ -98,11 +101,53 @@ def test_an_artifact_is_done_when_its_manifest_stands(folder):
     assert store.find("metadata", print_.digest) is None
     files = {"x": storage.publish(b"whole", f"{path}/x")}
     facts = {"files": files, "rows": 1, "timed": [], "created": "2026-01-01T00:00:00+00:00"}
-    store.commit("metadata", print_, facts)
+    deleting.tidy(store.commit("metadata", print_, facts), unfenced)
     (found,) = store.finished()
     assert found.read("x") == b"whole"
     assert found.files == {"x": FileEntry(5, files["x"].sha256)}
     assert storage.listing(path) == ["manifest.json", "x"]
+
+
+def test_a_build_is_claimed_fenced_taken_over_and_discarded(folder):
+    store, print_ = Store(folder), Fingerprint("fetch", 1, {"seed": 0}, {})
+    path, what = store.path("metadata", print_.digest), claims.artifact("metadata", print_.digest)
+    facts = {"files": {"x": storage.publish(b"whole", f"{path}/x")}, "rows": 1, "timed": [], "created": "2026-01-01"}
+    lost = claims.take(folder, what, print)
+    lost.release()  # as if it were dead
+    with claims.hold(folder, what, print) as claim:
+        with pytest.raises(ClaimLost, match=r"metadata/.* was taken over by"):
+            store.commit("metadata", print_, facts, lost)
+        assert store.find("metadata", print_.digest) is None
+        claim.beat()
+        with pytest.raises(LeaseHeld):
+            claims.take(folder, what, print)
+        store.commit("metadata", print_, facts, claim)
+        assert storage.listing(path) == ["manifest.json", "x"]
+        storage.publish(b"state", f"{path}/building/checkpoints/a/1.json")
+        (found,) = store.finished()
+        deleting.tidy(found, claim.fence)
+        assert storage.listing(path) == ["manifest.json", "x"]
+        deleting.discard(path, claim.fence)
+        assert storage.listing(path) == []
+    assert storage.listing(f"{folder}/claims/{what}") == ["000002.json"]
+    with claims.at_work(folder, "1"):
+        assert claims.runs_at_work(folder, print).keys() == {"1"}
+    assert claims.runs_at_work(folder, print) == {}
+
+
+def test_what_a_loser_has_put_beside_its_place_does_not_get_there(folder, monkeypatch):
+    what, place = "artifacts/metadata/0", f"{folder}/artifacts/metadata/0"
+    claim, move = claims.take(folder, what, print), storage.move
+
+    def after_a_while(source: str, target: str) -> None:
+        claim.release()
+        claims.take(folder, what, print)
+        move(source, target)
+
+    monkeypatch.setattr(storage, "move", after_a_while)
+    with pytest.raises(ClaimLost):
+        claim.publish(b"manifest", f"{place}/manifest.json")
+    assert storage.listing(place) == []
 
 
 def test_tars_of_others_are_read_and_served_in_place(folder):

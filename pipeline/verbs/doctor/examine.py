@@ -34,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     machine.disk,
     machine.takes_files,
     machine.clock,
+    machine.ray_place,
     machine.token,
     conf.cluster,
     conf.tracking,

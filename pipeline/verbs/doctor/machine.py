@@ -14,6 +14,7 @@ import psutil
 import datasets
 import pipeline
 from datasets.files import storage
+from pipeline.environment import ray_folder
 from pipeline.errors import UsageError
 from pipeline.plan import cost
 from pipeline.settings.sections import Cluster
@@ -142,6 +143,14 @@ def clock(_: Asked) -> Finding:
     with tempfile.NamedTemporaryFile() as file:
         skew = abs(os.stat(file.name).st_mtime - time.time())
     return finding("clock", skew < 5, f"{skew:.1f} s between the clock and the file system's", "warning")
+
+
+def ray_place(_: Asked) -> Finding:
+    """Whether a Ray of our own finds a folder whose name is short enough for its sockets."""
+    try:
+        return Finding("ray folder", "ok", f"a Ray of our own keeps its sockets and logs in {ray_folder()}")
+    except UsageError as error:
+        return Finding("ray folder", "failed", str(error))
 
 
 def token(_: Asked) -> Finding:

@@ -51,9 +51,9 @@ def test_what_stands_is_left_and_tidied(store):
 @pytest.mark.parametrize("doing", [deleting.DELETED, "built"])
 def test_what_somebody_deletes_or_builds_anew_is_not_counted_on(store, doing):
     artifact = commit(store, "images")
-    with claims.hold(store.root, what(artifact), print, doing):
-        with pytest.raises(LeaseHeld, match=rf"images/\w+ is being {doing} by .*; wait for that, then start again"):
-            check_standing(store, [artifact])
+    told = rf"images/\w+ is being {doing} by .*; wait for that, then start again"
+    with claims.hold(store.root, what(artifact), print, doing), pytest.raises(LeaseHeld, match=told):
+        check_standing(store, [artifact])
     check_standing(store, [artifact])
 
 

@@ -330,7 +330,7 @@ def test_config_list_names_every_conf_and_option(capsys):
 
 def test_config_shows_values_with_comments(capsys):
     assert main(["config", *MICRO, "seed=3"]) == 0
-    assert "\nseed: 3  # draws the plan" in capsys.readouterr().out
+    assert "\nseed: 3  # Draws the plan" in capsys.readouterr().out
 
 
 def test_version_is_that_of_the_project(capsys):
