@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from datasets.files import conditional, local
-from datasets.files.errors import NothingThere, StorageError, StoreRefuses, told
+from datasets.files.errors import NothingThere, StorageError, StoreAway, told
 from datasets.files.filesystems import QUIET_TRIES, absolute, is_remote, open_filesystem
 from datasets.files.retrying import persistently
 
@@ -202,10 +202,10 @@ def move(source: str, target: str) -> None:
     place = open_filesystem(target)[1]
     try:
         _ask(source, lambda filesystem, inner: filesystem.copy_file(inner, place))
-    except StoreRefuses as error:  # no errno tells why
-        if not exists(source):
-            raise NothingThere(errno.ENOENT, "there is no such file", source) from error
-        raise
+    except StorageError as error:  # no errno tells why
+        if isinstance(error, StoreAway) or exists(source):
+            raise
+        raise NothingThere(errno.ENOENT, "there is no such file", source) from error
     remove(source)
 
 

@@ -265,8 +265,8 @@ def at_work(root: str, run: str, pace: Pace = PACE) -> Iterator[None]:
 def runs_at_work(root: str, notify: Notify, pace: Pace = PACE) -> dict[str, Owner]:
     """The runs that live, by id. What dead ones have left is removed."""
     folder = storage.join(root, FOLDER, RUNS)
-    names = [name for name in storage.listing(folder) if re.fullmatch(r"[^./][^/]*\.json", name)]
-    runs = {name.removesuffix(".json"): storage.join(folder, name) for name in names}
+    found = filter(None, (re.fullmatch(r"([^./][^/]*)\.json", name) for name in storage.listing(folder)))
+    runs = {run[1]: storage.join(folder, run[0]) for run in found}
     owners = {path: owner for path in runs.values() if (owner := _read(path))}
     alive = _living(owners, notify, pace)
     for path in owners.keys() - alive:
