@@ -19,8 +19,8 @@ from datasets.files.errors import (
 # As Arrow 25 tells them, of stores that were made to fail in each of these ways.
 SAID = {
     "When uploading object with key 'x' in bucket 'b': AWS Error NETWORK_CONNECTION during PutObject operation: "
-    "curlCode: 7, Could not connect to server; Details: Failed to connect to 127.0.0.1 port 1 after 0 ms: Could not connect to "
-    "server": "Failed to connect to 127.0.0.1 port 1 after 0 ms: Could not connect to server",
+    "curlCode: 7, Could not connect to server; Details: Failed to connect to 127.0.0.1 port 1 after 0 ms: Could not "
+    "connect to server": "Failed to connect to 127.0.0.1 port 1 after 0 ms: Could not connect to server",
     "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 56, Failure when receiving data from the peer; "
     "Details: Recv failure: Connection reset by peer": "Recv failure: Connection reset by peer",
     "When reading information for key 'x' in bucket 'b': AWS Error NETWORK_CONNECTION during HeadObject operation: "
