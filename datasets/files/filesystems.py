@@ -44,6 +44,11 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
+def forget_clients() -> None:
+    """Make clients of object stores anew: those that there are keep the address and keys that they were made with."""
+    _bucket.cache_clear()
+
+
 @lru_cache
 def _bucket(uri: str, tries: int) -> tuple[pafs.FileSystem, str]:
     """A bucket's client, made once: that takes as long as a request, and a new one has no open connection."""
