@@ -10,7 +10,8 @@ import pyarrow.fs as pafs
 CONNECT_S = 10  # for a connection to a store
 SILENCE_S = 30  # without a byte of an answer
 GOOGLE_S = 10  # that Google's client makes a request again for, of which it tells nobody
-QUIET_TRIES = 5  # of requests of which one operation makes many; Arrow's client makes them again and tells nobody
+QUIET_TRIES = 8  # of requests of which one operation makes many; Arrow's client makes them again and tells nobody
+LISTING_TRIES = 3  # of listings, which take a request for each thousand files, and for which somebody may wait
 
 
 def is_remote(path: str) -> bool:

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from datasets.files import conditional, local
 from datasets.files.errors import NothingThere, StorageError, StoreAway, told
-from datasets.files.filesystems import QUIET_TRIES, absolute, is_remote, open_filesystem
+from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, is_remote, open_filesystem
 from datasets.files.retrying import persistently
 
 T = TypeVar("T")
@@ -306,7 +306,7 @@ def _files(folder: str) -> dict[str, pafs.FileInfo]:
         start = len(inner.rstrip("/")) + 1
         return {info.path[start:]: info for info in infos if info.type == pafs.FileType.File}
 
-    return _ask(folder, found, QUIET_TRIES)
+    return _ask(folder, found, LISTING_TRIES)
 
 
 def _tries(data: bytes) -> int:
