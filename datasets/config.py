@@ -1,13 +1,34 @@
 """Settings of the data plane, checked when they are built. Imports nothing heavy: `plan` stays quick."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from datasets.buckets import Frame
 
-Count = Annotated[int, Field(ge=1)]
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _says_something(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; give a text, or null where there may be none")
+    if CONTROL.search(text):
+        raise ValueError("holds a control character; leave it out")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_says_something)]  # a path, a URI, a name
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Side = Annotated[int, Field(ge=1, le=10**6)]  # px
+Bytes = Annotated[int, Field(ge=1, le=10**12)]
+Pixels = Annotated[int, Field(ge=1, le=10**10)]
+Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Aspect = Annotated[float, Field(ge=1.0, le=1000.0)]  # of the longer to the shorter side
+Score = Annotated[float, Field(ge=-1000.0, le=1000.0)]
+Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
+Batch = Annotated[int, Field(ge=1, le=10_000)]  # rows taken through a model at a time
 
 
 NO_SCORES = (
@@ -20,6 +41,9 @@ class DataError(ValueError):
     """Metadata, filters or sizes cannot give a data set; the message names the config key and the remedy."""
 
 
+MANNER = "manner"  # marks a field that decides how something is done, not what comes out: no fingerprint has it
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused, the text under a field is its description."""
 
@@ -27,42 +51,62 @@ class Settings(BaseModel):
 
 
 class Thresholds(Settings):
-    """Bounds on a row's size and scores. None switches a rule off; a missing or NaN value fails one."""
+    """Bounds on a row's size and scores. Null switches a rule off; a missing or NaN value fails one."""
 
-    min_side: Count | None = None
-    """Smallest shorter side, px."""
-    max_side: Count | None = None
-    """Largest longer side, px."""
-    max_aspect: Annotated[float, Field(ge=1.0)] | None = None
-    """Largest ratio of the longer to the shorter side."""
-    min_aesthetic: float | None = None
-    """Smallest score of LAION's second aesthetic predictor, 1 to 10; the first one's scale is another."""
+    min_side: Side | None = None
+    """Smallest shorter side, px; null: any."""
+    max_side: Side | None = None
+    """Largest longer side, px; null: any."""
+    max_aspect: Aspect | None = None
+    """Largest ratio of the longer to the shorter side; null: any."""
+    min_aesthetic: Score | None = None
+    """Smallest score of LAION's second aesthetic predictor, 1 to 10 (the first one's scale is another); null: any."""
     max_punsafe: Share | None = None
-    """Largest probability that the picture is unsafe."""
+    """Largest probability that the picture is unsafe; null: any."""
     max_pwatermark: Share | None = None
-    """Largest probability that the picture has a watermark."""
-    min_similarity: float | None = None
-    """Smallest cosine between CLIP's embeddings of picture and caption."""
+    """Largest probability that the picture has a watermark; null: any."""
+    min_similarity: Cosine | None = None
+    """Smallest cosine between CLIP's embeddings of picture and caption; null: any."""
+
+    @model_validator(mode="after")
+    def _sides_are_ordered(self) -> Self:
+        if self.min_side and self.max_side and self.min_side > self.max_side:
+            raise ValueError(
+                f"min_side={self.min_side} is above max_side={self.max_side}, so that nothing passes; lower one, raise "
+                "the other, or set one to null"
+            )
+        return self
 
 
 class FilterConfig(Thresholds):
     """Which rows of the metadata are planned."""
 
-    min_words: Count = 1
+    min_words: Annotated[int, Field(ge=1, le=1000)] = 1
     """Fewest words of a caption."""
-    max_characters: Count = 2000
+    max_characters: Annotated[int, Field(ge=1, le=10**6)] = 2000
     """Longest caption, in characters."""
     max_same_caption: Count | None = None
-    """Most rows with the same caption: shops and stock agencies repeat theirs a thousand times."""
+    """Most rows with the same caption, for shops repeat theirs a thousand times; null: any."""
     max_same_url: Count | None = None
-    """Most rows with the same URL and different captions."""
+    """Most rows with the same URL and different captions, drawn by the seed; null: any.
+
+    A picture is fetched for each of its rows."""
+
+    @model_validator(mode="after")
+    def _captions_fit(self) -> Self:
+        if self.max_characters < 2 * self.min_words - 1:
+            raise ValueError(
+                f"max_characters={self.max_characters} is too few for min_words={self.min_words}, so that no caption "
+                "passes; raise one or lower the other"
+            )
+        return self
 
 
 class ViewConfig(Thresholds):
     """Which of the stored pictures a training phase sees, by the plan's values of them, or by `scorer`'s score."""
 
     duplicates: Literal["keep", "drop"] = "keep"
-    """Whether pictures that look like others are left out; one of them stays."""
+    """Whether all but one of the pictures that look alike are left out, which takes a step that reads every picture."""
 
     @property
     def scored(self) -> bool:
@@ -73,44 +117,53 @@ class ViewConfig(Thresholds):
 class ImageConfig(Settings):
     """How a fetched picture is stored: short side resized, the middle of the longer side, encoded."""
 
-    size: Count
-    """Shorter side, px. Pictures with a shorter one are lost rather than enlarged."""
-    max_aspect: Annotated[float, Field(ge=1.0)] = 1.0
+    size: Annotated[int, Field(ge=1, le=8192)]
+    """Shorter side of a stored picture, px. Pictures with a shorter one are lost rather than enlarged."""
+    max_aspect: Annotated[float, Field(ge=1.0, le=64.0)] = 1.0
     """Largest ratio of the longer to the shorter side that is stored. 1: squares; above it, shards have buckets."""
     format: Literal["png", "jpg"]
-    """png keeps every pixel, jpg a fifth of the bytes."""
+    """How a stored picture is encoded: png keeps every pixel, jpg a fifth of the bytes."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Of jpg."""
-    max_pixels: Count = 64 * 1024 * 1024
-    """Pictures with more are refused before they are decoded."""
+    """Quality of jpg."""
+    max_pixels: Pixels = 64 * 1024 * 1024
+    """Most pixels of a fetched picture: larger ones are refused before they are decoded."""
 
     @property
     def frame(self) -> Frame:
         """The buckets of the plan."""
         return Frame(self.size, self.max_aspect)
 
+    @model_validator(mode="after")
+    def _some_are_small_enough(self) -> Self:
+        if self.max_pixels < self.size**2:
+            raise ValueError(
+                f"max_pixels={self.max_pixels} refuses every picture of size={self.size} px; raise it to "
+                f"{self.size**2} or more"
+            )
+        return self
+
 
 class DownloadConfig(Settings):
     """How pictures are fetched."""
 
-    threads: Count
+    threads: Annotated[int, Field(ge=1, le=1000)]
     """Connections at a time, for one shard."""
-    timeout_s: Annotated[float, Field(gt=0.0)]
+    timeout_s: Annotated[float, Field(gt=0.0, le=3600.0)]
     """Longest silence of a server, seconds."""
-    max_seconds: Annotated[float, Field(gt=0.0)] = 60.0
-    """Longest time for one picture, redirects included."""
-    per_host: Count = 8
+    max_seconds: Seconds = 60.0
+    """Longest time for one picture, seconds, redirects included."""
+    per_host: Annotated[int, Field(ge=1, le=10_000)] = 8
     """Connections to one host at a time, over all workers."""
     private_addresses: bool = False
     """Whether hosts on private and loopback addresses may be asked: for mirrors on one's own network."""
-    retries: Annotated[int, Field(ge=0)]
+    retries: Annotated[int, Field(ge=0, le=100)]
     """Further passes over the pictures that failed for a passing reason."""
-    max_wait_s: Annotated[float, Field(ge=0.0)] = 60.0
-    """Longest wait before such a pass for a server that asked for patience (Retry-After)."""
-    max_bytes: Count = 20 * 1024 * 1024
-    """Longest answer that is read."""
-    user_agent: Annotated[str, Field(pattern=r"^[\x21-\x7e][\x20-\x7e]*$")]
-    """How we introduce ourselves: product/version (contact)."""
+    max_wait_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = 60.0
+    """Longest wait before a further pass for a server that asks for patience (Retry-After), seconds."""
+    max_bytes: Bytes = 20 * 1024 * 1024
+    """Longest answer of a server that is read, bytes."""
+    user_agent: Annotated[str, Field(pattern=r"^[\x21-\x7e][\x20-\x7e]*$", max_length=500)]
+    """How we introduce ourselves to servers: product/version (contact)."""
     max_lost: Share
     """Largest share of the planned pictures that a download may lose."""
 
@@ -118,51 +171,51 @@ class DownloadConfig(Settings):
 class OpenMojiConfig(Settings):
     """The embedded source: which pictures, and constants for the scores that it does not have."""
 
-    captions: tuple[str, ...] | None
-    """Names of the package `emoji`; None takes every picture that has one."""
-    size: Count
+    captions: Annotated[tuple[Text, ...], Field(min_length=1)] | None
+    """Names of the package `emoji`, without skin tones; null takes every picture that has one (about 1,900)."""
+    size: Annotated[int, Field(ge=1, le=8192)]
     """Side at which the pictures are drawn and served, px."""
-    similarity: float
-    """Constant."""
+    similarity: Cosine
+    """Constant in place of CLIP's cosine of picture and caption."""
     punsafe: Share
-    """Constant."""
+    """Constant in place of the probability that a picture is unsafe."""
     pwatermark: Share
-    """Constant."""
-    aesthetic: float
-    """Constant."""
+    """Constant in place of the probability that a picture has a watermark."""
+    aesthetic: Score
+    """Constant in place of the aesthetic score."""
 
 
 class FolderConfig(Settings):
     """One's own pictures with captions."""
 
-    path: str
+    path: Text
     """A local folder: x.jpg with x.txt beside it, or a metadata.csv or metadata.jsonl with file_name and text."""
-    licence: str | None = None
-    """Of the pictures, an identifier for the model card; None: not stated."""
-    attribution: str | None = None
-    """Whom to credit, in one's own words, for the model card."""
+    licence: Text | None = None
+    """Licence of the pictures for the model card, an identifier such as cc-by-4.0; null: not stated."""
+    attribution: Text | None = None
+    """Whom to credit in the model card, in one's own words; null: nobody."""
 
 
 class CocoCaptionsConfig(Settings):
     """COCO's captions and where their pictures come from."""
 
-    annotations: str
-    """captions_*.json: a file, a folder, a pattern, or a URI."""
+    annotations: Text
+    """Files `captions_*.json`: one, a folder, a pattern, or a URI."""
     url: Literal["coco_url", "flickr_url"] = "coco_url"
-    """Field of an image with its URL: COCO's server, or Flickr's."""
-    pictures: str | None = None
-    """A local folder that holds the pictures by their file_name, at any depth, instead."""
+    """Which of a picture's two URLs is fetched: that of COCO's server, or Flickr's, the original, often gone."""
+    pictures: Text | None = None
+    """A local folder that holds the pictures by their file_name, at any depth; null: they are fetched."""
 
 
 class LocalizedNarrativesConfig(Settings):
     """Localized Narratives and where the pictures that they describe come from."""
 
-    annotations: str
-    """*.jsonl: a file, a folder, a pattern, or a URI."""
-    images: dict[str, str]
+    annotations: Text
+    """Files `*.jsonl`: one, a folder, a pattern, or a URI."""
+    images: dict[Text, Text]
     """By dataset_id, a template of a picture's URL, or of its name below `pictures`; `{image_id}` stands for the ID."""
-    pictures: str | None = None
-    """A local folder of pictures."""
+    pictures: Text | None = None
+    """A local folder of pictures, for Flickr30k and ADE20k, which are not on the web by their IDs; null: none."""
 
     @model_validator(mode="after")
     def _templates_are_templates(self) -> Self:
@@ -179,26 +232,26 @@ class LocalizedNarrativesConfig(Settings):
 class WebdatasetConfig(Settings):
     """Existing tar shards."""
 
-    path: str
+    path: Text
     """Tars: a file, a folder, a pattern, or a URI."""
-    max_bytes: Count
-    """Largest picture that is read; larger ones are left out."""
-    licence: str | None = None
-    """Of the pictures, an identifier for the model card; None: not stated."""
-    attribution: str | None = None
-    """Whom to credit, in one's own words, for the model card."""
+    max_bytes: Bytes
+    """Largest picture that is read, bytes; larger ones are left out."""
+    licence: Text | None = None
+    """Licence of the pictures for the model card, an identifier such as cc-by-4.0; null: not stated."""
+    attribution: Text | None = None
+    """Whom to credit in the model card, in one's own words; null: nobody."""
 
 
 class ScorerConfig(Settings):
     """LAION's aesthetic predictor: a CLIP, and a head on its embedding of a picture."""
 
-    clip_weights: str
+    clip_weights: Text
     """Path or URI of the CLIP (safetensors or torch), under open_clip's names or transformers'."""
-    head_weights: str
+    head_weights: Text
     """Path or URI of the head; thresholds are on its scale."""
-    model: str = "ViT-L-14-quickgelu"
+    model: Text = "ViT-L-14-quickgelu"
     """open_clip's name of the CLIP that the head is for; LAION's are for OpenAI's ViT-L/14."""
-    batch: Count = 32
+    batch: Annotated[Batch, MANNER] = 32
     """Pictures scored at a time on a device."""
 
 
@@ -209,33 +262,49 @@ class DataConfig(Settings):
     """Where pictures and captions come from, which are taken, and how they are stored."""
 
     source: Literal["openmoji", "laion_aesthetic", "folder", "coco_captions", "localized_narratives", "webdataset"]
-    """A line of `datasets.sources.table`, or LAION's metadata alone."""
-    metadata: str | None
-    """Parquet with LAION's columns: a file, a folder, a pattern, or a URI. None: generated by the source."""
-    scores: str | None = None
-    """Parquet with URL and AESTHETIC_SCORE, whose scores count; rows that it does not name are left out."""
+    """Where rows and pictures come from, as `data=` chooses it; its own settings are the section of that name."""
+    metadata: Text | None
+    """Parquet with LAION's columns: a file, a folder, a pattern, or a URI; null: the source's own rows.
+
+    `laion_aesthetic` has none of its own."""
+    scores: Text | None = None
+    """Parquet with URL and AESTHETIC_SCORE, whose scores count; null: the metadata's own.
+
+    Scores are joined by URL; rows that it does not name are left out."""
     scorer: ScorerConfig | None = None
-    """Scores computed from the stored pictures, which views take in place of the plan's; None: none are."""
-    removed: str | None = None
-    """Removal list: a text file with a key or a URL a line, which are not planned."""
-    limit: Count | None
-    """Rows to plan, drawn by the seed from those that pass the filters. None takes all."""
-    shard_rows: Count
+    """Scores computed from the stored pictures, which views take in place of the plan's; null: none are."""
+    removed: Text | None = None
+    """Removal list: a text file with a key or a URL a line, which are not planned; null: none."""
+    limit: Annotated[int, Field(ge=1, le=10**12)] | None
+    """Rows to plan, drawn by the seed from those that pass the filters; null: all of them."""
+    shard_rows: Annotated[int, Field(ge=1, le=100_000)]
     """Planned rows of a shard."""
     filters: FilterConfig
-    views: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], ViewConfig] = Field(default_factory=dict)
-    """Selections of the stored pictures, for `view` of a training's phases."""
+    """Which rows of the metadata are planned; null switches a rule off."""
+    views: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$", max_length=64)], ViewConfig] = Field(default_factory=dict)
+    """Selections of the stored pictures by name, for `view` of a training's phases; each has bounds as `filters`."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the pictures that no training sees; those whose keys, hashes of their content, are the lowest."""
+    """Share of the pictures that no training sees, for validation; 0: none, and no validation.
+
+    They are those whose keys, hashes of their content, are the lowest: the same at every seed, limit and number of
+    workers."""
     image: ImageConfig
-    attempt: Count = 1
-    """Which download of this plan: a later one asks again for what the one before lost for a passing reason."""
+    """How a picture is stored."""
+    attempt: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Which download of this plan, from 1: a later one asks again for what was lost for a passing reason (`data
+    retry`)."""
     download: DownloadConfig
+    """How pictures are fetched."""
     openmoji: OpenMojiConfig | None = Section
+    """Settings of `source: openmoji`."""
     folder: FolderConfig | None = Section
+    """Settings of `source: folder`."""
     coco_captions: CocoCaptionsConfig | None = Section
+    """Settings of `source: coco_captions`."""
     localized_narratives: LocalizedNarrativesConfig | None = Section
+    """Settings of `source: localized_narratives`."""
     webdataset: WebdatasetConfig | None = Section
+    """Settings of `source: webdataset`."""
 
     @property
     def settings(self) -> Settings | None:
@@ -255,6 +324,17 @@ class DataConfig(Settings):
                 "data.metadata is not set: give a Parquet file, folder, pattern or URI with LAION's columns "
                 "(URL, TEXT, WIDTH, HEIGHT, ...), for example data.metadata=/data/laion/*.parquet"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_large_enough(self) -> Self:
+        largest = {"filters.max_side": self.filters.max_side, "openmoji.size": self.openmoji and self.openmoji.size}
+        for key, side in largest.items():
+            if side and side < self.image.size:
+                raise ValueError(
+                    f"{key}={side} is below image.size={self.image.size}: no picture is enlarged, so that none would "
+                    "be left; raise it, or lower image.size"
+                )
         return self
 
     @property

@@ -1,18 +1,27 @@
 """`python -m pipeline VERB conf=NAME [key=value ...] [flags]`: parse, dispatch, end with the documented exit code."""
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while libraries are imported is no error of theirs
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import importlib
 import logging
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 if not all(map(find_spec, ("pyarrow", "pydantic", "hydra"))):
     sys.exit("error: this Python lacks the packages: run `make setup`, then `source .venv/bin/activate`")
 
+from datasets.files import local, notices, storage
 from pipeline import __version__
-from pipeline.errors import NotBuilt, UsageError, exit_code
+from pipeline.environment import name_and_home
+from pipeline.errors import NotBuilt, UsageError, as_told, exit_code
 from pipeline.settings.words import Words, parse, usage
-from pipeline.terminal import console
+from pipeline.terminal import Notices, console, escape_what_cannot_be_shown
 
 HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does it
     "run": "run",
@@ -28,31 +37,55 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "data": "data",
     "gc": "gc",
     "ui": "ui",
-    "doctor": "doctor",
+    "doctor": "doctor.examine",
 }
+_stopped: list[bool] = []
+NO_READER = 128 + signal.SIGPIPE  # what stdout went to has ended, as `head` does
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    if not arguments or arguments[0] == "help" or {"-h", "--help"}.intersection(arguments):
-        print(usage())
-        return 0
-    if arguments[0] == "--version":
-        print(__version__)
-        return 0
+    escape_what_cannot_be_shown()
+    name_and_home()
     logging.getLogger("pipeline").addHandler(logging.NullHandler())
+    told = Notices()
     try:
-        _handle(parse(arguments))
-    except BaseException as error:
+        with notices.heard_by(told):
+            _do(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes nowhere
+        return NO_READER
+    except BaseException as caught:
+        error = KeyboardInterrupt() if _stopped else as_told(caught)
         code = exit_code(error)
         if code is None:
             raise
         console.print(str(error) or "stopped" if code > 128 else f"error: {error}", markup=False)
         return code
+    finally:
+        told.say_what_was_passed_over()
     return 0
 
 
+def _stop(*_: object) -> None:
+    """On Ctrl-C. Libraries may make another error of it."""
+    _stopped.append(True)
+    raise KeyboardInterrupt
+
+
+def _do(arguments: list[str]) -> None:
+    if not arguments or arguments[0] == "help" or {"-h", "--help"}.intersection(arguments):
+        print(usage())
+    elif arguments[0] == "--version":
+        print(__version__)
+    else:
+        _handle(parse(arguments))
+
+
 def _handle(words: Words) -> None:
+    if not storage.is_remote(words.root):
+        local.share_as(Path(storage.absolute(words.root)))
     try:
         importlib.import_module(f"pipeline.verbs.{HANDLERS[words.verb]}").handle(words)
     except NotBuilt as error:
@@ -62,4 +95,5 @@ def _handle(words: Words) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _stop)
     sys.exit(main(sys.argv[1:]))

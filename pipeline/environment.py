@@ -1,7 +1,13 @@
-"""Environment variables that keep the libraries we use from reporting home, and from talking on stdout."""
+"""What the libraries we use find around them: no way to report home, a quiet stdout, folders that they can work in."""
 
+import getpass
 import os
 import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+from pipeline.errors import UsageError
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -15,6 +21,10 @@ QUIET = {
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "DO_NOT_TRACK": "true",  # the common switch, for whatever comes in later
 }
+
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+# A socket's path has 107 bytes (103 on macOS), of which Ray takes /ray/session_<time>_<pid>/sockets/plasma_store
+SOCKET_ROOM = (103 if sys.platform == "darwin" else 107) - 68
 
 
 def quiet_environment() -> dict[str, str]:
@@ -35,3 +45,45 @@ def private_ray() -> None:
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def name_and_home() -> None:
+    """Give this process what libraries take for granted, and a container's user may not have: a name and a home."""
+    try:
+        Path.home()
+    except RuntimeError:
+        home_folder().mkdir(mode=0o700, exist_ok=True)
+        os.environ["HOME"] = str(home_folder())
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        os.environ["USER"] = f"user-{os.getuid()}"
+
+
+def home_folder() -> Path:
+    """The user's home, or a folder of theirs below the temporary one: a container's user may have no home, or one that
+    belongs to somebody else."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither HOME nor an entry among the users
+        home = None
+    if home is not None and os.access(home, os.W_OK | os.X_OK):
+        return home
+    return Path(tempfile.gettempdir(), f"wuerstchen-home-{os.getuid()}")
+
+
+def ray_folder() -> str:
+    """Where a Ray of our own keeps logs and sockets: below RAY_TMPDIR or TMPDIR, as Ray would, if that is short enough.
+
+    Raises:
+        UsageError: it is not, and no other place can be written.
+    """
+    wanted = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+    places = [wanted, *SHORT_FOLDERS]
+    for place in places:
+        if len(os.fsencode(place)) <= SOCKET_ROOM and (place == wanted or os.access(place, os.W_OK | os.X_OK)):
+            return str(Path(place, "ray"))
+    raise UsageError(
+        f"TMPDIR={wanted} is too long for the names of Ray's sockets ({SOCKET_ROOM} bytes at most), and "
+        f"{' and '.join(SHORT_FOLDERS)} cannot be written; set RAY_TMPDIR to a shorter folder"
+    )

@@ -1,15 +1,17 @@
 """What can go wrong for a user, and the exit code each kind ends with.
 
 0  done
-2  UsageError, and every other ValueError: bad config, usage or input
+2  UsageError, and every other ValueError: bad config, usage or input; StorageError: a place without room or rights
 3  BudgetExceeded: more rows lost or quarantined than the config allows
 4  LeaseHeld: another run is building the same artifact, or (ClaimLost) has taken it over from this one
-5  RetriesExhausted: a step kept failing
-130, 143  Interrupted by SIGINT or SIGTERM after a clean save
+5  RetriesExhausted: a step kept failing; StoreAway: the root's storage did
+130, 143  Interrupted by SIGINT or SIGTERM after a clean save; 141 where nobody reads stdout any more
 """
 
 import difflib
 from collections.abc import Iterable
+
+from datasets.files.errors import StorageError, StoreAway, refusal
 
 
 class UsageError(ValueError):
@@ -63,9 +65,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
+def as_told(error: BaseException) -> BaseException:
+    """The error as a person is told of it: in a sentence where the system has refused a file or folder."""
+    return refusal(error) if isinstance(error, OSError) else error
+
+
 def exit_code(error: BaseException) -> int | None:
     """The documented exit code of an error; None for a programming error, which shows its traceback."""
     if isinstance(error, Interrupted):
         return error.exit_code
-    table = ((ValueError, 2), (BudgetExceeded, 3), (LeaseHeld, 4), (RetriesExhausted, 5), (KeyboardInterrupt, 130))
+    table = (
+        (ValueError, 2),
+        (BudgetExceeded, 3),
+        (LeaseHeld, 4),
+        (RetriesExhausted, 5),
+        (StoreAway, 5),
+        (StorageError, 2),
+        (KeyboardInterrupt, 130),
+    )
     return next((code for kind, code in table if isinstance(error, kind)), None)

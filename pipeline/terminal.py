@@ -1,12 +1,33 @@
-"""The two consoles, stderr for people and stdout for answers, and how a table gets onto them."""
+"""The two consoles, stderr for people and stdout for answers, and how tables and JSON get onto them."""
 
+import io
+import json
+import os
 import sys
+import time
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.table import Table
 
-UNLIMITED = 100_000  # columns
+from datasets.files.notices import Notice, Retry
+
+COLUMNS = 120  # of a table where there is no terminal
+NAMED = 10  # of the files that were passed over
+QUIET_S = 60.0  # between two lines about a store that keeps failing
+
+
+class Console(RichConsole):
+    """Rich's, where it goes into a pipe that nobody reads any more: an answer ends there, as with `print`; work goes
+    on without being watched."""
+
+    def on_broken_pipe(self) -> None:
+        if not self.stderr:
+            raise BrokenPipeError
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -14,9 +35,52 @@ out = Console(highlight=False, soft_wrap=True, markup=False)
 def print_table(table: Table, file: TextIO | None = None) -> None:
     """Print a table, on stdout unless told otherwise, with nothing cut off.
 
-    A terminal folds it, a pipe or file gets it as wide as it is.
+    It is folded to the terminal's width, or to `COLUMNS` in a pipe or file. Paths that people copy belong outside.
     """
     for column in table.columns:
         column.overflow = "fold"
     file = file or sys.stdout
-    Console(file=file, highlight=False, width=None if file.isatty() else UNLIMITED).print(table)
+    width = None if file.isatty() else COLUMNS
+    Console(file=file, stderr=file is sys.stderr, highlight=False, width=width).print(table)
+
+
+def print_json(document: object) -> None:
+    """Print a document on stdout, with the letters that its encoding has and escapes for all others."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(document, indent=1, ensure_ascii=not unicode))
+
+
+def escape_what_cannot_be_shown() -> None:
+    """Write letters that stdout's or stderr's encoding has not as escapes, instead of failing over them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class Notices:
+    """Says on stderr what the storage had to get over: tries at once, but not each of many; at the end, what was left
+    out."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self._said: float | None = None
+        self._passed_over: dict[str, str] = {}
+
+    def __call__(self, notice: Notice) -> None:
+        """Hear a notice."""
+        if not isinstance(notice, Retry):
+            self._passed_over[notice.path] = notice.reason
+            return
+        self.tries += 1
+        if self._said is None or time.monotonic() - self._said > QUIET_S:
+            self._said = time.monotonic()
+            told = "" if self.tries == 1 else f" ({self.tries} times by now)"
+            console.print(f"{notice}{told}", style="yellow", markup=False)
+
+    def say_what_was_passed_over(self) -> None:
+        """Count and name it, if it was anything."""
+        if found := self._passed_over:
+            named = "; ".join(f"{path}: {reason}" for path, reason in list(found.items())[:NAMED])
+            more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            files = "1 file" if len(found) == 1 else f"{len(found)} files"
+            console.print(f"passed over {files}: {named}{more}", style="yellow", markup=False)

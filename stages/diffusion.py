@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stages.config import FixedWeight, LossWeight, TimeSampling
 from stages.draws import Draws
+from stages.settings.base import TimeSampling
+from stages.settings.losses import FixedWeight, LossWeight
 
 OFFSET = 0.008  # s of the cosine schedule
 QUARTERS = 4  # of the times, whose errors are told apart

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 
 Model = Literal["stage_a", "stage_b", "compressor", "stage_c", "imagenet"]
 ModelConfig = StageAConfig | StageBConfig | CompressorConfig | StageCConfig

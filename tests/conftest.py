@@ -6,9 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the workers of xdist share the cores, and threads wait
+
+hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("ours")
 
 CHECKOUT = Path(__file__).parent.parent
 MICRO = ("conf=stage_c", "scale=micro")

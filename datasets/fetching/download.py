@@ -76,42 +76,33 @@ def download_shard(
     """
     clock = Clock()
     opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
-    places = zip(*(rows[name].to_pylist() for name in ("row", *plan.NAMES)), strict=True)
-    fetched = {row: result for row, result in (earlier or {}).items() if result.outcome not in PASSING}
-    fetched |= {row: Fetched(Outcome.FORGOTTEN) for row, *names in places if not forgotten.isdisjoint(names)}
-    wanted = rows.filter(~pc.field("row").isin(list(fetched)))
-    if wanted.num_rows:
-        fetched |= _fetch(wanted, shard, image, download, opener)
-    retried = 0
-    for _ in range(download.retries):
-        again = [row for row, result in fetched.items() if result.outcome in PASSING]
-        if not again:
-            break
-        retried += len(again)
-        opener.wait()
-        chosen = rows.filter(pc.is_in(rows["row"], pa.array(again, pa.int32())))
-        fetched |= _fetch(chosen, shard, image, download, opener)
+    known = _known(rows, forgotten, earlier or {})
+    fetched, retried = _fetch_all(rows, known, shard, image, download, opener)
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
     kept = [_image_row(planned, result, image.format) for planned, result in results if result.picture]
-    index = [_index_row(planned, result) for planned, result in results]
     contents = {
         shards.image_name(shard): shards.write_images(kept),
-        shards.index_name(shard): shards.table_bytes(index, INDEX),
+        shards.index_name(shard): shards.table_bytes([_index_row(*result) for result in results], INDEX),
     }
-    files = {name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()}
-    lost = Counter(str(result.outcome) for _, result in results if not result.picture)
     return shards.publish_receipt(
         folder,
         shard,
         rows_in=rows.num_rows,
         rows_out=len(kept),
-        files=files,
+        files={name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()},
         clock=clock,
-        dropped=lost,
+        dropped=Counter(str(result.outcome) for _, result in results if not result.picture),
         retried=retried,
         bucket=_bucket(rows),
         fence=fence,
     )
+
+
+def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) -> dict[int, Fetched]:
+    """What became of rows that nobody has to be asked for."""
+    known = {row: result for row, result in earlier.items() if result.outcome not in PASSING}
+    places = zip(*(rows[name].to_pylist() for name in ("row", *plan.NAMES)), strict=True)
+    return known | {row: Fetched(Outcome.FORGOTTEN) for row, *names in places if not forgotten.isdisjoint(names)}
 
 
 def _bucket(rows: pa.Table) -> str | None:
@@ -155,6 +146,28 @@ def _index_row(planned: dict[str, Any], result: Fetched) -> dict[str, Any]:
         "height": result.height,
         "sha256": result.sha256,
     }
+
+
+def _fetch_all(
+    rows: pa.Table,
+    known: Mapping[int, Fetched],
+    shard: int,
+    image: ImageConfig,
+    download: DownloadConfig,
+    opener: web.Opener,
+) -> tuple[dict[int, Fetched], int]:
+    """Try the rows of which nothing is known, and again those that failed for a passing reason; how often again."""
+    fetched, retried = dict(known), 0
+    for attempt in range(1 + download.retries):
+        settled = [row for row, result in fetched.items() if result.outcome not in PASSING]
+        wanted = rows.filter(~pc.field("row").isin(settled))
+        if not wanted.num_rows:
+            break
+        if attempt:
+            retried += wanted.num_rows
+            opener.wait()
+        fetched |= _fetch(wanted, shard, image, download, opener)
+    return fetched, retried
 
 
 def _fetch(

@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets.files import storage
+from datasets.files import notices, storage
+from datasets.files.errors import StorageError
+from datasets.files.retrying import persistently
 from datasets.files.storage import FileEntry
 
 
@@ -38,7 +40,7 @@ class VerifiedFiles:
             return self._kept(self._folder / expect.sha256[:2] / expect.sha256, path, expect)
         if storage.is_remote(path):
             return memoryview(storage.read(path, expect))
-        return self._in_place(storage.absolute(path), expect)
+        return persistently(path, lambda: self._in_place(storage.absolute(path), expect))
 
     def _in_place(self, path: str, expect: FileEntry) -> memoryview:
         status = os.stat(path)
@@ -58,10 +60,17 @@ class VerifiedFiles:
                 return content
             data = storage.read(path, expect)
             if expect.bytes <= self._most_bytes:
-                storage.sweep(str(place.parent))  # of a fetcher that was killed: it held the lock
-                self._make_room(expect.bytes)
-                storage.publish(data, str(place))
+                self._keep(data, place)
         return memoryview(data)
+
+    def _keep(self, data: bytes, place: Path) -> None:
+        """Put a file there; a disk that is full makes reading slower, and ends nothing."""
+        try:
+            storage.sweep(str(place.parent))  # of a fetcher that was killed: it held the lock
+            self._make_room(len(data))
+            storage.publish(data, str(place))
+        except StorageError as error:
+            notices.tell(notices.PassedOver(str(place), f"not kept: {error.strerror}"))
 
     def _make_room(self, needed: int) -> None:
         assert self._folder is not None

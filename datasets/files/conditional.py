@@ -10,6 +10,8 @@ import time
 from functools import lru_cache
 from typing import Any
 
+from datasets.files.filesystems import CONNECT_S, SILENCE_S
+
 SETTLE_S = 2.0  # a request to a store that knows no conditions takes less
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 RETRIES = 5  # of two at once, a store may ask both to come again
@@ -79,5 +81,7 @@ def _put_s3(data: bytes, uri: str) -> bool | None:
 def _client(*_: str | None) -> Any:
     """A client for S3, made once for the endpoints that the environment names: it is slow to make."""
     import boto3
+    from botocore.config import Config
 
-    return boto3.client("s3")
+    once = Config(connect_timeout=CONNECT_S, read_timeout=SILENCE_S, retries={"total_max_attempts": 1})
+    return boto3.client("s3", config=once)

@@ -2,26 +2,34 @@
 
 Nothing becomes visible half-written. Locally a file is written beside its final name, flushed to disk, and renamed; an
 object store makes an object visible only when its upload is complete. Paths are plain strings, local or URI.
+
+What fails for a reason that may pass is tried again (`retrying`). What fails for good is a `StorageError`, one sentence
+with the path; where a file is missing, a `FileNotFoundError` too.
 """
 
-import contextlib
+import errno
 import hashlib
-import os
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from datasets.files import conditional
+from datasets.files import conditional, local
+from datasets.files.errors import NothingThere, StorageError, StoreAway, told
+from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, is_remote, open_filesystem
+from datasets.files.retrying import persistently
 
-CHUNK = 1 << 20
+T = TypeVar("T")
+CHUNK = 8 << 20  # bytes
+ETAG = "etag "  # before what a store says of an object's content
 READERS = 32  # threads, for small files
+ONE_REQUEST = 10 << 20  # bytes; that many or more are uploaded in parts
 
 
 @dataclass(frozen=True)
@@ -41,57 +49,25 @@ def entry_of(content: bytes | memoryview) -> FileEntry:
     return FileEntry(len(content), hashlib.sha256(content).hexdigest())
 
 
-def is_remote(path: str) -> bool:
-    """Whether `path` is a URI rather than a local path."""
-    return "://" in path and not path.startswith("file://")
-
-
 def join(base: str, *parts: str) -> str:
     """Append path components to a local path or URI."""
     return "/".join([base.rstrip("/"), *parts])
 
 
-def absolute(path: str) -> str:
-    """Make a local path absolute (Ray changes the working directory of its workers); leave a URI as it is."""
-    return path.rstrip("/") if is_remote(path) else str(Path(path.removeprefix("file://")).expanduser().resolve())
-
-
-def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The Arrow file system of a local path or URI, and the path inside it."""
-    if not is_remote(path):
-        return pafs.LocalFileSystem(), absolute(path)
-    scheme, _, rest = path.partition("://")
-    if scheme in ("s3", "gs"):
-        bucket, _, key = rest.rstrip("/").partition("/")
-        filesystem, inner = _bucket(f"{scheme}://{bucket}")
-        return filesystem, f"{inner}/{key}" if key else inner
-    try:
-        return pafs.FileSystem.from_uri(path)
-    except pa.ArrowInvalid:  # not one of Arrow's own schemes: fsspec may know it (memory://, ...)
-        import fsspec
-
-        filesystem, inner = fsspec.core.url_to_fs(path)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
-
-
-@lru_cache
-def _bucket(uri: str) -> tuple[pafs.FileSystem, str]:
-    """A bucket's client, made once: that takes as long as a request, and a new one has no open connection."""
-    filesystem: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
-    return filesystem
-
-
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, inner = open_filesystem(path)
-    return filesystem.get_file_info(inner).type != pafs.FileType.NotFound
+    return _info(path).type != pafs.FileType.NotFound
 
 
 def read(path: str, expect: FileEntry | None = None) -> bytes:
     """The whole content of a file; with `expect`, verified against its size and sha256 (else `CorruptFile`)."""
-    filesystem, inner = open_filesystem(path)
-    with filesystem.open_input_stream(inner) as stream:
-        data: bytes = stream.read()
+
+    def content(filesystem: pafs.FileSystem, inner: str) -> bytes:
+        with filesystem.open_input_file(inner) as file:  # as a stream, a store would be asked for each 256 KiB
+            data: bytes = file.read()
+        return data
+
+    data = _ask(path, content)
     if expect is not None:
         verify(data, path, expect)
     return data
@@ -101,6 +77,34 @@ def read_all(paths: Sequence[str]) -> list[bytes]:
     """The contents of many small files, in their order, read by several threads: a store answers each after a while."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(read, paths))
+
+
+@contextmanager
+def opened(path: str) -> Iterator[pa.NativeFile]:
+    """A file to read here and there in. What fails in the block is told with the path, and not tried again."""
+    with _ask(path, lambda filesystem, inner: filesystem.open_input_file(inner), QUIET_TRIES) as file, _telling(path):
+        yield file
+
+
+@contextmanager
+def streamed(path: str) -> Iterator[pa.NativeFile]:
+    """A file to read from its beginning to its end; errors as those of `opened`."""
+
+    def stream(filesystem: pafs.FileSystem, inner: str) -> pa.NativeFile:
+        return filesystem.open_input_stream(inner, compression=None, buffer_size=CHUNK)  # else by the suffix
+
+    with _ask(path, stream, QUIET_TRIES) as file, _telling(path):
+        yield file
+
+
+@contextmanager
+def _telling(path: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise told(error, path) from error
 
 
 def verify(content: bytes | memoryview, path: str, expect: FileEntry) -> None:
@@ -114,9 +118,9 @@ def verify(content: bytes | memoryview, path: str, expect: FileEntry) -> None:
 
 def sha256(path: str) -> str:
     """sha256 of a file's content in hex, read in pieces."""
-    filesystem, inner = open_filesystem(path)
+
     found = hashlib.sha256()
-    with filesystem.open_input_stream(inner) as stream:
+    with streamed(path) as stream:
         while piece := stream.read(CHUNK):
             found.update(piece)
     return found.hexdigest()
@@ -124,24 +128,29 @@ def sha256(path: str) -> str:
 
 def stamps(path: str) -> dict[str, tuple[int, int] | None]:
     """Size in bytes and time of change in ns of a file (as ""), or of each file below a folder; None without a time."""
-    filesystem, inner = open_filesystem(path)
-    infos = [filesystem.get_file_info(inner)]
-    if infos[0].type == pafs.FileType.Directory:
-        infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True))
-    return {
-        info.path[len(inner.rstrip("/")) + 1 :]: (info.size, info.mtime_ns) if info.mtime_ns is not None else None
-        for info in infos
-        if info.type == pafs.FileType.File
-    }
+    info = _info(path)
+    files = {"": info} if info.type == pafs.FileType.File else _files(path)
+    return {name: (file.size, file.mtime_ns) if file.mtime_ns is not None else None for name, file in files.items()}
+
+
+def content_tag(path: str) -> str:
+    """What a store says of an object's content, as `ETAG` and its tag; the sha256 in hex where it says nothing."""
+    with streamed(path) as stream:
+        tag = (stream.metadata() or {}).get(b"ETag", b"").decode().strip('"')
+    return f"{ETAG}{tag}" if tag else sha256(path)
 
 
 def local_copy(path: str, folder: Path) -> Path:
     """Where a file or folder can be opened: in place when it is local, else as a copy of it made in `folder`."""
     if not is_remote(path):
         return Path(absolute(path))
-    filesystem, inner = open_filesystem(path)
-    target = folder / inner.rstrip("/").rpartition("/")[2]
-    pafs.copy_files(inner, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+    target = folder / path.rstrip("/").rpartition("/")[2]
+    here = pafs.LocalFileSystem()
+
+    def copy(filesystem: pafs.FileSystem, inner: str) -> None:
+        pafs.copy_files(inner, str(target), source_filesystem=filesystem, destination_filesystem=here)
+
+    _ask(path, copy, QUIET_TRIES)
     return target
 
 
@@ -149,51 +158,28 @@ def publish(content: bytes | Path, path: str) -> FileEntry:
     """Put `content` (bytes, or a local file) at `path` in one step and return its size and sha256."""
     data = content if isinstance(content, bytes) else content.read_bytes()
     if is_remote(path):
-        filesystem, inner = open_filesystem(path)
-        with filesystem.open_output_stream(inner) as stream:
-            stream.write(data)
+        _ask(path, lambda filesystem, inner: _upload(data, filesystem, inner), _tries(data))
     else:
-        target = Path(absolute(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        persistently(path, lambda: local.publish(data, Path(absolute(path))))
     return entry_of(data)
 
 
 def create(data: bytes, path: str) -> bool:
-    """Put `data` at `path` only if nothing is there yet; False when something is.
+    """Put `data`, which nobody else would write, at `path` only if nothing is there yet; False when something is.
 
     Locally, and where a store knows conditions on a write (`conditional`), the check and the creation are one
     operation. Elsewhere two writers within the same moment are told apart by a second look, after a pause: as long as
     nothing takes longer than that, one of them finds what the other has put.
     """
-    if is_remote(path):
-        if exists(path):  # first of all: a store that knows no conditions would overwrite it
-            return False
-        if (put := conditional.put(data, path)) is not None:
-            return put or _holds(path, data)  # ours, of a request whose answer was lost
-        publish(data, path)
-        conditional.settle()
-        return _holds(path, data)
-    target = Path(absolute(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-    temporary.write_bytes(data)
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
+    if not is_remote(path):
+        return persistently(path, lambda: local.create(data, Path(absolute(path))))
+    if exists(path):  # first of all: a store that knows no conditions would overwrite it
         return False
-    finally:
-        temporary.unlink()
-    return True
+    if (put := persistently(path, lambda: conditional.put(data, path))) is not None:
+        return put or _holds(path, data)  # ours, of a request whose answer was lost
+    publish(data, path)
+    conditional.settle()
+    return _holds(path, data)
 
 
 def _holds(path: str, data: bytes) -> bool:
@@ -207,40 +193,31 @@ def move(source: str, target: str) -> None:
     """Put what lies at `source` at `target` in one step, in place of what is there; `source` is gone then.
 
     Raises:
-        FileNotFoundError: there is no `source` (any more); `target` is as it was.
+        FileNotFoundError: there is no `source` (any more); `target` is as it was, unless an answer was lost: then it
+            may hold what `source` held.
     """
-    filesystem, inner = open_filesystem(source)
-    _, place = open_filesystem(target)
-    if is_remote(source):
-        try:
-            filesystem.copy_file(inner, place)
-        except OSError as error:  # no errno tells why
-            if not exists(source):
-                raise FileNotFoundError(source) from error
+    if not is_remote(source):
+        persistently(source, lambda: local.move(Path(absolute(source)), Path(absolute(target))))
+        return
+    place = open_filesystem(target)[1]
+    try:
+        _ask(source, lambda filesystem, inner: filesystem.copy_file(inner, place))
+    except StorageError as error:  # no errno tells why
+        if isinstance(error, StoreAway) or exists(source):
             raise
-        with contextlib.suppress(FileNotFoundError):  # by somebody else, after the copy
-            filesystem.delete_file(inner)
-    else:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(inner, place)
-        _sync_folder(Path(place).parent)
+        raise NothingThere(errno.ENOENT, "there is no such file", source) from error
+    remove(source)
 
 
-def sizes(folder: str) -> dict[str, int]:
-    """Bytes of each file below a folder, by its name relative to it."""
-    filesystem, inner = open_filesystem(folder)
-    infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
-    start = len(inner.rstrip("/")) + 1
-    return {info.path[start:]: info.size for info in infos if info.type == pafs.FileType.File}
+def append(line: str, path: str) -> None:
+    """Add a line to a local file and see it onto the disk. Tried again, it may stand there twice, or cut off once."""
+    assert not is_remote(path), f"objects cannot be appended to: {path}"
+    persistently(path, lambda: local.append(line, Path(absolute(path))))
 
 
 def listing(folder: str) -> list[str]:
     """Names of the files below a folder, relative to it and sorted; empty when there is no such folder."""
-    filesystem, inner = open_filesystem(folder)
-    infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
-    prefix = len(inner.rstrip("/")) + 1
-    files = (info.path[prefix:] for info in infos if info.type == pafs.FileType.File)
-    return sorted(name for name in files if not name.endswith(".tmp"))
+    return sorted(name for name in _files(folder) if not name.endswith(".tmp"))
 
 
 def matching(path: str, suffix: str) -> dict[str, str]:
@@ -253,7 +230,7 @@ def matching(path: str, suffix: str) -> dict[str, str]:
         folder, _, pattern = path.partition("*")
         folder, _, start = folder.rpartition("/")
         names = [name for name in listing(folder) if _matches(name, f"{start}*{pattern}")]
-    elif _is_file(path):
+    elif is_file(path):
         folder, _, name = path.rpartition("/")
         names = [name] if name.endswith(suffix) else []
     else:
@@ -261,19 +238,9 @@ def matching(path: str, suffix: str) -> dict[str, str]:
     return {name: join(folder, name) for name in names}
 
 
-def identity(files: Iterable[tuple[str, str]]) -> str:
-    """16 hex digits of the names and sizes of files, given as (name, path): cheap to ask, and the same after a move."""
-    found = hashlib.sha256()
-    for name, path in sorted(files):
-        filesystem, inner = open_filesystem(path)
-        found.update(f"{name}\0{filesystem.get_file_info(inner).size}\0".encode(errors="surrogateescape"))
-    return found.hexdigest()[:16]
-
-
-def _is_file(path: str) -> bool:
-    filesystem, inner = open_filesystem(path)
-    kind: bool = filesystem.get_file_info(inner).type == pafs.FileType.File
-    return kind
+def is_file(path: str) -> bool:
+    """Whether a file is there."""
+    return bool(_info(path).type == pafs.FileType.File)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -282,18 +249,20 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def total_bytes(folder: str) -> int:
-    """Bytes of all files below a folder."""
-    filesystem, inner = open_filesystem(folder)
-    infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
-    return sum(info.size for info in infos if info.type == pafs.FileType.File)
+def sizes(folder: str) -> dict[str, int]:
+    """Bytes of each file below a folder, by its name relative to it."""
+    return {name: info.size for name, info in _files(folder).items()}
 
 
 def sweep(folder: str) -> None:
     """Delete what killed writers left half-written in a local folder; nobody may be writing there."""
-    if not is_remote(folder):
+
+    def delete() -> None:
         for file in Path(absolute(folder)).rglob(".*.tmp"):
             file.unlink(missing_ok=True)
+
+    if not is_remote(folder):
+        persistently(folder, delete)
 
 
 def remove(path: str) -> None:
@@ -301,34 +270,49 @@ def remove(path: str) -> None:
 
     What is local is gone for good before this returns: a power cut brings back nothing of it.
     """
-    filesystem, inner = open_filesystem(path)
-    if not is_remote(path):
-        _delete(Path(inner))
-        if Path(inner).parent.is_dir():
-            _sync_folder(Path(inner).parent)
-        return
-    kind = filesystem.get_file_info(inner).type
-    if kind == pafs.FileType.Directory:
-        filesystem.delete_dir(inner)
-    elif kind == pafs.FileType.File:
-        filesystem.delete_file(inner)
+
+    def delete(filesystem: pafs.FileSystem, inner: str) -> None:
+        kind = filesystem.get_file_info(inner).type
+        with suppress(FileNotFoundError):  # somebody else deletes it too, or our last try did
+            if kind == pafs.FileType.Directory:
+                filesystem.delete_dir(inner)
+            elif kind == pafs.FileType.File:
+                filesystem.delete_file(inner)
+
+    if is_remote(path):
+        _ask(path, delete)
+    else:
+        persistently(path, lambda: local.remove(Path(absolute(path))))
 
 
-def _delete(target: Path) -> None:
-    """Delete a file, a link or a folder, also while others delete there."""
-    if target.is_symlink() or not target.is_dir():
-        target.unlink(missing_ok=True)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        for inside in target.iterdir():
-            _delete(inside)
-        target.rmdir()
+def _ask(path: str, question: Callable[[pafs.FileSystem, str], T], tries: int = 1) -> T:
+    """What the store of a path answers, asked again where that fails for a reason that may pass.
+
+    Every failure is told. A question that takes many requests would hardly ever come to its end where some of them
+    fail: its `tries` leaves the most part to the store's client.
+    """
+    return persistently(path, lambda: question(*open_filesystem(path, tries)))
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable: without this a power cut may forget it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _info(path: str) -> pafs.FileInfo:
+    return _ask(path, lambda filesystem, inner: filesystem.get_file_info(inner))
+
+
+def _files(folder: str) -> dict[str, pafs.FileInfo]:
+    """What is known of each file below a folder, by its name relative to it; none where there is no such folder."""
+
+    def found(filesystem: pafs.FileSystem, inner: str) -> dict[str, pafs.FileInfo]:
+        infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
+        start = len(inner.rstrip("/")) + 1
+        return {info.path[start:]: info for info in infos if info.type == pafs.FileType.File}
+
+    return _ask(folder, found, LISTING_TRIES)
+
+
+def _tries(data: bytes) -> int:
+    return 1 if len(data) < ONE_REQUEST else QUIET_TRIES
+
+
+def _upload(data: bytes, filesystem: pafs.FileSystem, inner: str) -> None:
+    with filesystem.open_output_stream(inner) as stream:
+        stream.write(data)

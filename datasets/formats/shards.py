@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 
 from datasets import pictures
 from datasets.buckets import Size
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats.rounding import Int8, Rounding
 
 RECEIPTS = "receipts"
+RECEIPT = r"\d{5,}\.json"
 KEY = re.compile(r"[0-9a-f]{32}")
 INDEX = pa.schema(
     [
@@ -331,10 +332,19 @@ def receipt_path(folder: str, shard: int) -> str:
 
 
 def finished(folder: str) -> dict[int, Receipt]:
-    """Receipts of the shards of an artifact that are done, by shard number."""
-    names = storage.listing(storage.join(folder, RECEIPTS))
-    contents = storage.read_all([storage.join(folder, RECEIPTS, name) for name in names])
-    return {found.shard: found for found in map(_receipt, contents)}
+    """Receipts of the shards of an unfinished artifact that are done, by shard number; a damaged one's shard is not."""
+    found = json_files.read_each(storage.join(folder, RECEIPTS), RECEIPT, _receipt)
+    return {receipt.shard: receipt for receipt in found.values()}
+
+
+def receipts(folder: str) -> dict[int, Receipt]:
+    """Receipts of all shards of a finished artifact, by shard number.
+
+    Raises:
+        CorruptFile: one cannot be read.
+    """
+    found = json_files.read_every(storage.join(folder, RECEIPTS), RECEIPT, _receipt)
+    return {receipt.shard: receipt for receipt in found.values()}
 
 
 def lacking(folder: str, receipts: Iterable[Receipt]) -> list[Receipt]:
@@ -346,12 +356,16 @@ def lacking(folder: str, receipts: Iterable[Receipt]) -> list[Receipt]:
 
 
 def receipt(folder: str, shard: int) -> Receipt:
-    """The receipt of a shard that is done."""
-    return _receipt(storage.read(receipt_path(folder, shard)))
+    """The receipt of a shard that is done.
+
+    Raises:
+        CorruptFile: it cannot be read.
+    """
+    path = receipt_path(folder, shard)
+    return json_files.parse(path, storage.read(path), _receipt)
 
 
-def _receipt(content: bytes) -> Receipt:
-    facts = json.loads(content)
+def _receipt(facts: dict[str, Any]) -> Receipt:
     files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
     rounding = Rounding(**found) if (found := facts.pop("rounding", None)) else None
     return Receipt(files=files, rounding=rounding, **facts)

@@ -220,7 +220,7 @@ def _common_counts(sources: Sequence[Source], bucket: str | None) -> dict[int, i
     counts = [
         {
             shard: receipt.rows_out
-            for shard, receipt in sorted(shards.finished(source.folder).items())
+            for shard, receipt in sorted(shards.receipts(source.folder).items())
             if bucket in (None, receipt.bucket)
         }
         for source in sources

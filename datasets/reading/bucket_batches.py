@@ -52,7 +52,7 @@ class BucketBatches:
         files: VerifiedFiles | None = None,
         view: View | None = None,
     ):
-        receipts = shards.finished(sources[0].folder)
+        receipts = shards.receipts(sources[0].folder)
         stored = {shard: receipt.rows_out for shard, receipt in receipts.items()}
         counts = stored if view is None else view.counts(stored)
         found = sorted({bucket for shard, rows in counts.items() if rows and (bucket := receipts[shard].bucket)})

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from datasets.config import CocoCaptionsConfig, DataError
 from datasets.files import storage
+from datasets.files.inputs import Named
 from datasets.sources import folder
 from datasets.sources.loopback import Hosts
 
@@ -49,10 +50,10 @@ def hosts(config: CocoCaptionsConfig) -> AbstractContextManager[Hosts]:
 
 
 def identity(config: CocoCaptionsConfig) -> dict[str, Any]:
-    """The settings, with names and sizes of the files for their paths; a first file cut short is refused here."""
+    """The settings, with the files for their paths; a first file cut short is refused here."""
     _check(next(iter(_files(config).values())))
     pictures = config.pictures and folder.content(config.pictures, f"{KEY}.pictures")
-    return {"url": config.url, "annotations": storage.identity(_files(config).items()), "pictures": pictures}
+    return {"url": config.url, "annotations": Named(_files(config)), "pictures": pictures}
 
 
 def licence(config: CocoCaptionsConfig) -> dict[str, str | None]:
@@ -69,8 +70,7 @@ def _files(config: CocoCaptionsConfig) -> dict[str, str]:
 
 def _check(path: str) -> None:
     """Refuse what is no JSON object by its first and last bytes: the files are large."""
-    filesystem, inner = storage.open_filesystem(path)
-    with filesystem.open_input_file(inner) as file:
+    with storage.opened(path) as file:
         start = file.read_at(_EDGE, 0).removeprefix(codecs.BOM_UTF8).strip()
         end = file.read_at(_EDGE, max(0, file.size() - _EDGE)).strip()
     if not (start.startswith(b"{") and end.endswith(b"}")):

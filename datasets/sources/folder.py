@@ -27,6 +27,7 @@ import pyarrow as pa
 from datasets import pictures
 from datasets.config import DataError, FolderConfig
 from datasets.files import storage
+from datasets.files.inputs import Named
 from datasets.outcomes import Lost
 from datasets.sources import loopback
 from datasets.sources.loopback import Address, Hosts
@@ -86,7 +87,7 @@ def hosts(config: FolderConfig) -> AbstractContextManager[Hosts]:
 
 
 def identity(config: FolderConfig) -> dict[str, Any]:
-    """The settings; for the path, what a plan reads: names and sizes of the pictures, names and contents of captions.
+    """The settings; for the path, what a plan reads: pictures and captions.
 
     Raises:
         DataError: the folder is not there, cannot be read, or holds no pictures.
@@ -121,7 +122,7 @@ def serve(path: str, key: str) -> Iterator[Address]:
 
     def body(name: str) -> bytes | None:
         file = files.get(unquote(name, errors="surrogateescape"))
-        if file is None or not _is_picture(file.name) or not file.is_file() or not _inside(file, root):
+        if file is None or not is_picture(file.name) or not file.is_file() or not _inside(file, root):
             return None
         return file.read_bytes()
 
@@ -134,19 +135,10 @@ def url(name: str) -> str:
     return f"http://{HOST}/{quote(name, errors='surrogateescape')}"
 
 
-def content(path: str, key: str) -> str:
-    """Hash of the pictures' names and sizes and of the captions, not of where the folder lies; raises as `listing`."""
+def content(path: str, key: str) -> Named:
+    """The pictures and captions of a folder by their relative name; raises as `listing`."""
     files, _ = listing(path, key)
-    found = hashlib.sha256()
-    for name, file in sorted(files.items()):
-        if _is_picture(name):
-            about = str(file.stat().st_size).encode()
-        elif _is_captions(name):
-            about = hashlib.sha256(file.read_bytes()).digest()
-        else:
-            continue
-        found.update(name.encode(errors="surrogateescape") + b"\0" + about + b"\0")
-    return found.hexdigest()[:16]
+    return Named({name: str(file) for name, file in files.items() if is_picture(name) or _is_captions(name)})
 
 
 def listing(path: str, key: str) -> tuple[dict[str, Path], int]:
@@ -169,7 +161,7 @@ def listing(path: str, key: str) -> tuple[dict[str, Path], int]:
                 links += 1
             elif file.is_file():
                 files[unicodedata.normalize("NFC", file.relative_to(root).as_posix())] = file
-    if not any(map(_is_picture, files)):
+    if not any(map(is_picture, files)):
         raise DataError(f"{key}: there are no pictures in {path}; give the folder that holds them")
     return files, links
 
@@ -180,18 +172,18 @@ def _pairs(files: dict[str, Path]) -> tuple[list[tuple[str, bytes]], Counter[str
     for table in (name for name in files if posixpath.basename(name) in _TABLES):
         for file_name, text in _rows(files[table]):
             name = posixpath.normpath(posixpath.join(posixpath.dirname(table), unicodedata.normalize("NFC", file_name)))
-            if name in files and _is_picture(name):
+            if name in files and is_picture(name):
                 pairs.append((name, text.encode()))
             else:
                 rejected["no_picture"] += 1
     named = {name for name, _ in pairs}
-    stems = {posixpath.splitext(name)[0] for name in files if _is_picture(name)}
+    stems = {posixpath.splitext(name)[0] for name in files if is_picture(name)}
     captions = {posixpath.splitext(name)[0]: files[name] for name in sorted(files) if _is_text(name)}  # .txt after .TXT
     for name in files:
         stem, _ = posixpath.splitext(name)
         if _is_text(name):
             rejected["no_picture"] += stem not in stems
-        elif _is_picture(name) and name not in named:
+        elif is_picture(name) and name not in named:
             caption = captions.get(stem)
             pairs.append((name, caption.read_bytes().removeprefix(codecs.BOM_UTF8) if caption else b""))
     rejected["no_caption"] = sum(not caption.strip() for _, caption in pairs)
@@ -224,7 +216,7 @@ def _visible(names: list[str]) -> list[str]:
     return [name for name in names if not name.startswith(".")]
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
     return name.lower().endswith(_SUFFIXES)
 
 

@@ -45,9 +45,8 @@ def tables(
         DataError: nothing is there, a file is no Parquet, or a needed column is missing.
     """
     for place in _files(path, key):
-        filesystem, inner = storage.open_filesystem(place)
         try:
-            with filesystem.open_input_file(inner) as source, pq.ParquetFile(source) as file:
+            with storage.opened(place) as source, pq.ParquetFile(source) as file:
                 theirs = _present(place, file.schema_arrow.names, needed, key)
                 chosen = [name for ours, name in theirs.items() if ours in read]
                 for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
@@ -59,9 +58,8 @@ def tables(
 def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata") -> set[str]:
     """Our names of the columns that the first file has, from its last bytes; arguments and errors as of `tables`."""
     first = _files(path, key)[0]
-    filesystem, inner = storage.open_filesystem(first)
     try:
-        with filesystem.open_input_file(inner) as source:
+        with storage.opened(first) as source:
             names = pq.read_schema(source).names
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(first, error, key) from error

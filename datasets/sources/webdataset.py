@@ -26,6 +26,7 @@ import pyarrow as pa
 from datasets import pictures
 from datasets.config import DataError, WebdatasetConfig
 from datasets.files import storage
+from datasets.files.inputs import Named
 from datasets.outcomes import Lost
 from datasets.sources import laion, loopback
 from datasets.sources.loopback import Hosts
@@ -83,8 +84,7 @@ def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
         path, place = files.get(unquote(name, errors="surrogateescape")), _Place.parsed(query)
         if path is None or place is None or place.size > config.max_bytes:
             return None
-        filesystem, inner = storage.open_filesystem(path)
-        with filesystem.open_input_file(inner) as source:
+        with storage.opened(path) as source:
             content: bytes = source.read_at(place.size, place.offset)
         return content if hashlib.sha256(content).hexdigest() == place.sha256 else None
 
@@ -93,8 +93,8 @@ def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
 
 
 def identity(config: WebdatasetConfig) -> dict[str, Any]:
-    """The settings, with names and sizes of the tars for their path."""
-    return config.model_dump(exclude={"path"}) | {"tars": storage.identity(_files(config).items())}
+    """The settings, with the tars for their path."""
+    return config.model_dump(exclude={"path"}) | {"tars": Named(_files(config))}
 
 
 def licence(config: WebdatasetConfig) -> dict[str, str | None]:
@@ -135,8 +135,7 @@ def _files(config: WebdatasetConfig) -> dict[str, str]:
 def _samples(name: str, path: str, max_bytes: int, unusable: Counter[str]) -> list[_Sample]:
     """The samples of a tar, in its order, as far as it can be read."""
     samples: dict[str, _Sample] = {}
-    filesystem, inner = storage.open_filesystem(path)
-    with filesystem.open_input_file(inner) as source, _Limited(source, max_bytes) as file:
+    with storage.opened(path) as source, _Limited(source, max_bytes) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:

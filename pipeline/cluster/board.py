@@ -1,11 +1,16 @@
 """The board: one small actor through which workers tell the driver how far they are, and hear whether to stop."""
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from datasets.files import notices
+from datasets.files.notices import Notice
 from pipeline.cluster.failures import get
 from pipeline.cluster.watchdog import Pulses
 from pipeline.errors import InfrastructureError
+
+T = TypeVar("T")
 
 
 class Board:
@@ -84,3 +89,25 @@ class BoardClient:
     def rest(self, rank: int) -> None:
         """This rank has no pulse for now."""
         self._board.rest.remote(self._job, rank)
+
+
+def heard(board: Any, work: Callable[..., T], *arguments: Any) -> T:
+    """Do a piece of work, and tell the driver what the storage has to get over meanwhile."""
+    with notices.heard_by(_teller(board)):
+        return work(*arguments)
+
+
+class HeardActor:
+    """A `worker(*arguments)` whose driver is told what the storage has to get over while it works."""
+
+    def __init__(self, board: Any, worker: type, *arguments: Any):
+        self._board = board
+        self._work = heard(board, worker, *arguments)
+
+    def __call__(self, batch: Any) -> Any:
+        return heard(self._board, self._work, batch)
+
+
+def _teller(board: Any) -> Callable[[Notice], None]:
+    client = BoardClient(board)
+    return lambda notice: client.post({"kind": "notice", "notice": notice})

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 
@@ -117,14 +117,7 @@ class Checkpoints:
 
     def _marker(self, saved: Saved, part: int) -> dict[str, Any]:
         path = self._path(saved, part, "json")
-        try:
-            marker: dict[str, Any] = json.loads(storage.read(path))
-            whole = marker.pop("sha256") == _digest(marker)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            whole = False
-        if not whole:
-            raise CorruptFile(f"{path} is damaged")
-        return marker
+        return json_files.parse(path, storage.read(path), _whole)
 
     def _told(self, saved: Saved, key: str) -> Any:
         """What a checkpoint's marker tells; nothing where it is damaged, which `newest` tells of."""
@@ -144,6 +137,14 @@ class Checkpoints:
 
     def _path(self, saved: Saved, part: int, suffix: str) -> str:
         return storage.join(self.folder, saved.name(part, suffix))
+
+
+def _whole(told: dict[str, Any]) -> dict[str, Any]:
+    """A marker without its own sha256; ValueError where that is another's."""
+    marker = {key: value for key, value in told.items() if key != "sha256"}
+    if told["sha256"] != _digest(marker):
+        raise ValueError("it does not hold the bytes that it was written with")
+    return marker
 
 
 def _digest(marker: Mapping[str, object]) -> str:

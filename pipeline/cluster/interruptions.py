@@ -7,7 +7,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass, field
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 
 FILE = "interruptions.json"
 
@@ -29,8 +29,7 @@ class Interruptions:
     @classmethod
     def read(cls, building: str) -> "Interruptions":
         """Those of an unfinished build, from its folder."""
-        path = storage.join(building, FILE)
-        return cls(**json.loads(storage.read(path))) if storage.exists(path) else cls()
+        return json_files.read(storage.join(building, FILE), lambda told: cls(**told)) or cls()
 
     def write(self, building: str) -> None:
         """Keep them in the folder of the unfinished build; a store that fails to must not end the training."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
@@ -21,22 +21,21 @@ import torch.distributed as dist
 from torch import nn
 
 from datasets.buckets import Frame
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.watchdog import Watchdog
-from pipeline.models.encoders import EncodedBatches, TrainingData
 from pipeline.models.loading import weights
+from pipeline.models.training_data import EncodedBatches, TrainingData
 from pipeline.store.deleting import RESULT
-from stages.config import TrainingConfig
+from stages.settings.training import Phase, TrainingConfig
 from stages.training import checkpoint, loop
-from stages.training.activity import Activity
+from stages.training.callbacks import Callbacks
 from stages.training.validation import Validation
 
 KEYS_SHOWN = 8  # of a bad batch
-M = TypeVar("M", bound=nn.Module)
 
 
 class Rank:
@@ -73,100 +72,25 @@ class Rank:
         was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
         self._warn_of_small_buckets(name, config, data.batches)
-        panel_seconds, begun = 0.0, False
-        logged: dict[int, dict[str, float]] = {}  # since the last saved state
-        reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
-        folder = checkpoints_of(self.building, name)
-        states = Checkpoints(folder, self._warn, self.rank % config.shard, config.shard, config.phase_ends, self.fence)
-
-        def load_state() -> Iterator[bytes] | None:
-            nonlocal begun
-            newest = [states.newest() if self.rank == 0 else None]
-            if self.world > 1:  # all ranks go on from the same one
-                dist.broadcast_object_list(newest)
-            if self.rank == 0 and not begun:  # later it is asked to rewind bad steps, which does none of them again
-                self.board.post({"kind": "resumed", "training": name, "step": newest[0].step if newest[0] else 0})
-            begun = True
-            return states.read(newest[0]) if newest[0] else None
-
-        def read_batch(step: int) -> dict[str, Any]:
-            phase = config.phase_at(step)
-            frame, rows = Frame(phase.size, phase.max_aspect), phase.batch_size // self.world
-            with reading:
-                return data.batches[frame, phase.view].read(config.images_after(step) + self.rank * rows, rows)
-
-        def save_state(step: int, state: bytes) -> None:
-            best = checkpoint.best(state) if config.keeps_best else None
-            entries = {entry: logged.pop(entry) for entry in sorted(logged) if entry <= step}
-            if self.rank == 0:  # no checkpoint without its log: the driver may be dead, and the next one asks for it
-                storage.publish(json.dumps(entries).encode(), storage.join(log_of(self.building, name), f"{step}.json"))
-            states.save(step, state, config.recipe(self.seed), best.step if best else None)
-
-        def load_best(step: int) -> Iterator[bytes]:
-            return states.read(states.after(step))
-
-        def show(step: int, weights: str) -> None:
-            nonlocal panel_seconds
-            assert panel is not None
-            began = time.monotonic()
-            title = f"{name} panel" if weights == "weights" else f"{name} panel ({weights})"
-            self.board.post({"kind": "image", "name": title, "png": panel(), "step": step})
-            panel_seconds += time.monotonic() - began
-
-        def bad_steps(steps: list[int], done: str) -> None:
-            for step in steps:
-                phase = config.phase_at(step)
-                frame, start = Frame(phase.size, phase.max_aspect), config.images_after(step)
-                with reading:
-                    batch = data.batches[frame, phase.view].stored.read(start, phase.batch_size)
-                self._warn(f"{name}: step {step + 1} went wrong ({done}); {suspects(batch)}")
-
-        def log(step: int, values: dict[str, float]) -> None:
-            nonlocal panel_seconds
-            if panel_seconds:
-                values, panel_seconds = {**values, "panel_seconds": panel_seconds}, 0.0
-            self.board.post({"kind": "progress", "done": step, "total": config.num_steps, "unit": f"{name} steps"})
-            self.board.post({"kind": "reached", "training": name, "step": step})
-            named = {f"{name}/{key}": value for key, value in values.items()}
-            self.board.post({"kind": "metrics", "values": named, "step": step})
-            self.metrics.update(named)
-            logged[step] = named
-
-        def should_stop() -> bool:  # Ray's question is a barrier: the loop asks on all ranks after the same steps
-            return ray.train.get_preemption_info() is not None or self.board.stopping()
-
-        if config.panel_every and panel:
-            _ = data.shown  # read now: as soon as the training begins, a thread reads from the same batches
-        validation = None
-        if config.validation and data.held_out:
-            validation = Validation(data.held_out.read, data.held_out.rows, load_best)
+        callbacks = RankCallbacks(self, name, config, data, panel)
         began = time.monotonic()
-        doing = Activity()
-        with Watchdog(self.board, self.rank, doing, self.stall_s):
+        with Watchdog(self.board, self.rank, callbacks.doing, self.stall_s):
             outcome = loop.train(
                 objective,
-                read_batch,
+                callbacks.read_batch,
                 config,
+                callbacks,
                 seed=self.seed,
                 device=self.device,
                 rank=self.rank,
                 world=self.world,
-                load_state=load_state,
-                save_state=save_state,
-                log=log,
-                should_stop=should_stop,
-                bad_steps=bad_steps,
-                flops_of=lambda phase: self.flops[name][phase.size],
-                doing=doing,
-                validation=validation,
-                show=show if panel else None,
             )
         self.metrics["training_seconds"] += time.monotonic() - began
         if outcome.best:
             self.metrics[f"{name}/best_step"] = outcome.best.step
             self.metrics[f"{name}/best_validation_loss"] = outcome.best.loss
             self.metrics[f"{name}/kept_step"] = outcome.best.step if config.keeps_best else outcome.step
-        self.states = states
+        self.states = callbacks.states
         return outcome.finished
 
     def publish_model(self, name: str, model: nn.Module) -> None:
@@ -179,7 +103,7 @@ class Rank:
                 parts = self.states.read_all(self.states.after(step))
                 every = checkpoint.final_weights(map(checkpoint.load, parts))
             except CorruptFile as error:
-                self._warn(f"{name}: the weights after phase {number} are not kept: {error}")
+                self.warn(f"{name}: the weights after phase {number} are not kept: {error}")
                 continue
             ours = {key.removeprefix(f"{name}."): every[key] for key in every if key.startswith(f"{name}.")}
             self.publish(phase_file(name, number), partial(safetensors.torch.save, ours))
@@ -210,7 +134,7 @@ class Rank:
             if self.rank == 0 and isinstance(one, BucketBatches):
                 small = [f"{bucket} ({rows})" for bucket, rows in one.bucket_rows.items() if rows < largest]
                 if small:
-                    self._warn(
+                    self.warn(
                         f"{name}: buckets of fewer pictures than a batch of {largest} repeat them in it: "
                         f"{', '.join(small)}; a smaller data.image.max_aspect has fewer buckets"
                     )
@@ -223,8 +147,107 @@ class Rank:
         dist.all_gather_object(pids, os.getpid())
         return sorted(pids)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Tell the driver of something that was got over."""
         self.board.post({"kind": "warning", "text": text})
+
+
+class RankCallbacks(Callbacks):
+    """One training of a rank: its batches and checkpoints, and what the board, and so the driver, hears of it.
+
+    `panel` makes a PNG of what the objective's models can do, whatever their weights are at the time.
+    """
+
+    def __init__(
+        self, rank: Rank, name: str, config: TrainingConfig, data: TrainingData, panel: Callable[[], bytes] | None
+    ) -> None:
+        self._rank, self._name, self._config, self._data, self._panel = rank, name, config, data, panel
+        folder = checkpoints_of(rank.building, name)
+        self.states = Checkpoints(
+            folder, rank.warn, rank.rank % config.shard, config.shard, config.phase_ends, rank.fence
+        )
+        if config.validation and data.held_out:
+            self.validation = Validation(data.held_out.read, data.held_out.rows)
+        if config.panel_every and panel:
+            _ = data.shown  # read now: as soon as the training begins, a thread reads from the same batches
+        self._begun = False
+        self._panel_seconds = 0.0
+        self._logged: dict[int, dict[str, float]] = {}  # since the last saved state
+        self._reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
+        super().__init__()  # what goes on is timed from here
+
+    def read_batch(self, step: int) -> dict[str, np.ndarray]:
+        """This rank's rows of a step's batch."""
+        rank, rows = self._rank, self._config.phase_at(step).batch_size // self._rank.world
+        with self._reading:
+            return self._batches(step).read(self._config.images_after(step) + rank.rank * rows, rows)
+
+    def newest_state(self) -> Iterator[bytes] | None:
+        """See `Callbacks`; tells the board where the training goes on."""
+        rank = self._rank
+        newest = [self.states.newest() if rank.rank == 0 else None]
+        if rank.world > 1:  # all ranks go on from the same one
+            dist.broadcast_object_list(newest)
+        if rank.rank == 0 and not self._begun:  # later it is asked to rewind bad steps, which does none of them again
+            step = newest[0].step if newest[0] else 0
+            rank.board.post({"kind": "resumed", "training": self._name, "step": step})
+        self._begun = True
+        return self.states.read(newest[0]) if newest[0] else None
+
+    def state_after(self, step: int) -> Iterator[bytes]:
+        """See `Callbacks`."""
+        return self.states.read(self.states.after(step))
+
+    def save_state(self, step: int, data: bytes) -> None:
+        """See `Callbacks`; with what was logged up to that step."""
+        best = checkpoint.best(data) if self._config.keeps_best else None
+        entries = {entry: self._logged.pop(entry) for entry in sorted(self._logged) if entry <= step}
+        if self._rank.rank == 0:  # no checkpoint without its log: the driver may be dead, and the next one asks for it
+            folder = log_of(self._rank.building, self._name)
+            storage.publish(json.dumps(entries).encode(), storage.join(folder, f"{step}.json"))
+        self.states.save(step, data, self._config.recipe(self._rank.seed), best.step if best else None)
+
+    def should_stop(self) -> bool:
+        """Whether the run was asked to stop, or a node is being taken away."""
+        # Ray's question is a barrier: the loop asks on all ranks after the same steps.
+        return ray.train.get_preemption_info() is not None or self._rank.board.stopping()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """See `Callbacks`."""
+        if self._panel_seconds:
+            values, self._panel_seconds = {**values, "panel_seconds": self._panel_seconds}, 0.0
+        name, post = self._name, self._rank.board.post
+        post({"kind": "progress", "done": step, "total": self._config.num_steps, "unit": f"{name} steps"})
+        post({"kind": "reached", "training": name, "step": step})
+        named = {f"{name}/{key}": value for key, value in values.items()}
+        post({"kind": "metrics", "values": named, "step": step})
+        self._rank.metrics.update(named)
+        self._logged[step] = named
+
+    def bad_steps(self, steps: list[int], done: str) -> None:
+        """See `Callbacks`; a warning that names the rows to blame."""
+        for step in steps:
+            start, rows = self._config.images_after(step), self._config.phase_at(step).batch_size
+            with self._reading:
+                batch = self._batches(step).stored.read(start, rows)
+            self._rank.warn(f"{self._name}: step {step + 1} went wrong ({done}); {suspects(batch)}")
+
+    def show(self, step: int, weights: str) -> None:
+        """See `Callbacks`; draws the panel."""
+        assert self._panel is not None
+        began = time.monotonic()
+        title = f"{self._name} panel" if weights == "weights" else f"{self._name} panel ({weights})"
+        self._rank.board.post({"kind": "image", "name": title, "png": self._panel(), "step": step})
+        self._panel_seconds += time.monotonic() - began
+
+    def flops_of(self, phase: Phase) -> float:
+        """See `Callbacks`."""
+        return self._rank.flops[self._name][phase.size]
+
+    def _batches(self, step: int) -> EncodedBatches:
+        """What the phase of a step reads."""
+        phase = self._config.phase_at(step)
+        return self._data.batches[Frame(phase.size, phase.max_aspect), phase.view]
 
 
 def suspects(batch: Mapping[str, np.ndarray]) -> str:
@@ -258,11 +281,8 @@ def log_of(building: str, name: str) -> str:
 
 def result(artifact: str) -> dict[str, Any] | None:
     """What a finished job left for the driver in the artifact's folder, or None."""
-    path = storage.join(artifact, RESULT)
-    return json.loads(storage.read(path)) if storage.exists(path) else None
+    return json_files.read(storage.join(artifact, RESULT), _result)
 
 
-def seeded(seed: int, make: Callable[[], M]) -> M:
-    """Make a module with initial weights that depend on the seed only."""
-    torch.manual_seed(seed)
-    return make()
+def _result(told: dict[str, Any]) -> dict[str, Any]:
+    return {key: told[key] for key in ("files", "metrics", "rows", "pids")}

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -24,13 +25,13 @@ from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datasets.files import storage
-from pipeline.cluster.board import Board
+from datasets.files import retrying, storage
+from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause, get
 from pipeline.cluster.slots import Slots
-from pipeline.environment import quiet_environment
+from pipeline.environment import quiet_environment, ray_folder
 from pipeline.errors import InfrastructureError, UsageError
-from pipeline.settings.config import Cluster as ClusterConfig
+from pipeline.settings.sections import Cluster as ClusterConfig
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
@@ -56,7 +57,8 @@ class Cluster:
                 include_dashboard=False if config.address is None else None,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
-                runtime_env={"env_vars": quiet_environment()} if config.address else None,
+                _temp_dir=ray_folder() if config.address is None else None,
+                runtime_env={"env_vars": quiet_environment() | retrying.environment()} if config.address else None,
             )
         except ConnectionError as error:
             raise UsageError(f"cluster.address={config.address}: no Ray answers there ({error})") from None
@@ -109,16 +111,21 @@ class Cluster:
         return messages
 
     def call(self, function: Callable[..., T], *arguments: Any, gpus: int, tick: Callable[[], None]) -> T:
-        """Run one function as a Ray task on one CPU and so many GPUs."""
-        reference = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function).remote(*arguments)
-        return _patiently(lambda: get(reference), tick)
+        """Run one function as a Ray task on one CPU and so many GPUs; what `tick` raises ends the task."""
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(heard)
+        reference = task.options(name=function.__name__).remote(self.board, function, *arguments)
+        try:
+            return _patiently(lambda: get(reference), tick)
+        except BaseException:
+            ray.cancel(reference, force=True)  # nothing, where it has ended by itself
+            raise
 
     def call_each(
         self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], tick: Callable[[], None]
     ) -> Iterator[T]:
         """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time."""
-        task = ray.remote(num_cpus=1, max_retries=0)(function)
-        coming = (task.remote(*item) for item in items)
+        task = ray.remote(num_cpus=1, max_retries=0)(heard).options(name=function.__name__)
+        coming = (task.remote(self.board, function, *item) for item in items)
         running = list(itertools.islice(coming, self.cpus))
         while running:
             done, running = ray.wait(running, timeout=POLL_S)
@@ -199,9 +206,9 @@ class Cluster:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Ray has no other way to say max_restarts yet
             mapped = data.map_batches(
-                worker,
+                HeardActor,
                 batch_size=1,
-                fn_constructor_args=arguments,
+                fn_constructor_args=(self.board, worker, *arguments),
                 compute=ActorPoolStrategy(min_size=least, max_size=most),
                 num_cpus=cpus,
                 num_gpus=self.config.encoders.gpus if self.device == "cuda" else 0,
@@ -227,7 +234,7 @@ class Cluster:
         """
         self._jobs += 1
         trainer = ray.train.torch.TorchTrainer(
-            loop,
+            partial(heard, self.board, loop),
             train_loop_config={**payload, "job": self._jobs},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.config import SamplingConfig
+from stages.settings.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +34,8 @@ def drawn(
         yield from generate(
             models,
             texts[part],
-            [settings.negative] * len(texts[part]),
             seeds[part],
-            **settings.arguments(),
+            settings,
             image=None if image is None else image[part],
             strength=strength,
             preview=preview,

@@ -6,25 +6,22 @@ it. Both go through `Encoder.load`, so that they differ by what storing rounds o
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.buckets import Frame
-from datasets.reading.batches import Batches
-from datasets.reading.bucket_batches import BucketBatches
 from pipeline.models import loading
 from pipeline.settings.config import Config
 from pipeline.store.artifacts import Artifact
-from stages.config import CompressorConfig, Precision, StageAConfig, TextConfig
-from stages.models.layers import resized, to_unit_range
+from stages.models.layers import to_unit_range
+from stages.settings.base import Precision
+from stages.settings.models import CompressorConfig, StageAConfig, TextConfig
 
 Encode = Callable[[np.ndarray], np.ndarray]
-SHOWN = 16  # samples in a panel
 RESIZE = "torch's bilinear interpolation of 8-bit pixels, antialiased, on the CPU"
 
 
@@ -127,51 +124,3 @@ def _stage_a(model: StageAConfig, artifact: Artifact, where: torch.device) -> Ca
 def _compressor(model: CompressorConfig, artifact: Artifact, where: torch.device) -> Callable[[Tensor], Tensor]:
     compressor = loading.compressor(model, artifact).to(where)
     return lambda image: compressor(to_unit_range(image))
-
-
-class EncodedBatches:
-    """Batches of one frame, some of whose `fields` are encoded as they are read."""
-
-    def __init__(
-        self,
-        stored: Batches | BucketBatches,
-        frame: Frame,
-        fields: Sequence[str],
-        online: Sequence[tuple[Encoder, Encode]],
-    ):
-        self.stored, self._frame, self._fields, self._online = stored, frame, fields, online
-        self.rows = stored.rows
-
-    def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
-        """As of the stored ones, for `fields`: pictures (rows, 3, H, W) of the frame, what is encoded here in fp32."""
-        return self._encoded(self.stored.read(start, rows))
-
-    def first(self, rows: int) -> dict[str, np.ndarray]:
-        """The first samples, at most so many."""
-        return self._encoded(self.stored.first(rows))
-
-    def _encoded(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if "image" in batch and self._frame.square:
-            batch["image"] = resized(torch.from_numpy(batch["image"]), self._frame.size).numpy()
-        for encoder, encode in self._online:
-            batch[encoder.field] = encode(batch[encoder.reads])
-        return {field: batch[field] for field in ("key", *self._fields)}
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a training reads: batches by how its phases see pictures (frame, name of the view), and held-out ones."""
-
-    batches: Mapping[tuple[Frame, str | None], EncodedBatches]
-    held_out: EncodedBatches | None
-    """As the last phase sees pictures, of the largest bucket where that reads buckets."""
-
-    @property
-    def largest(self) -> EncodedBatches:
-        """The batches of the largest pictures."""
-        return self.batches[max(self.batches, key=lambda stretch: stretch[0])]
-
-    @cached_property
-    def shown(self) -> dict[str, np.ndarray]:
-        """The samples that panels show: the first held-out ones, else the first that are trained on. Read once."""
-        return (self.held_out or self.largest).first(SHOWN)

@@ -61,7 +61,7 @@ class Row:
 @cache
 def table() -> tuple[Row, ...]:
     """Every row of the table."""
-    return TypeAdapter(tuple[Row, ...]).validate_python(yaml.safe_load(TABLE.read_text())["rows"])
+    return TypeAdapter(tuple[Row, ...]).validate_python(yaml.safe_load(TABLE.read_text("utf-8"))["rows"])
 
 
 def named(name: str) -> Row:

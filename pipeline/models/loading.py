@@ -20,9 +20,16 @@ from torch import Tensor, nn
 from datasets.config import ScorerConfig
 from datasets.files import storage
 from pipeline.errors import UsageError
-from pipeline.settings.config import STAGES, Config, Sampling, Stage
+from pipeline.settings.config import Config
+from pipeline.settings.sections import STAGES, Sampling, Stage
 from pipeline.store.artifacts import Artifact
-from stages.config import (
+from stages.models.baseline import Baseline
+from stages.models.previewer import Previewer
+from stages.models.stage_a import StageA
+from stages.models.stage_b import StageB
+from stages.models.stage_c import StageC
+from stages.sampling.sample import Models
+from stages.settings.models import (
     BaselineConfig,
     ClipTextConfig,
     CompressorConfig,
@@ -32,12 +39,6 @@ from stages.config import (
     StageCConfig,
     TextConfig,
 )
-from stages.models.baseline import Baseline
-from stages.models.previewer import Previewer
-from stages.models.stage_a import StageA
-from stages.models.stage_b import StageB
-from stages.models.stage_c import StageC
-from stages.sampling.sample import Models
 from stages.state_dicts import read
 from stages.weight_files import BadWeights
 from stages.weights import pretrained

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.models.encoders import TrainingData
+from pipeline.models.training_data import TrainingData
 from stages.diffusion import sampling_times
 from stages.models.baseline import Baseline
 from stages.models.layers import resized
@@ -16,16 +16,9 @@ from stages.models.previewer import Previewer
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
+from stages.sampling.denoising import Noise, Steps, sample_code
 from stages.sampling.grid import grid
-from stages.sampling.sample import (
-    Noise,
-    generate_baseline,
-    preview,
-    reconstruct_a,
-    reconstruct_b,
-    sample_code,
-    to_pixels,
-)
+from stages.sampling.sample import generate_baseline, preview, reconstruct_a, reconstruct_b, to_pixels
 
 if TYPE_CHECKING:  # it needs torchvision, which not every training has to load
     from stages.models.compressor import Compressor
@@ -77,7 +70,7 @@ def stage_c_panel(stage_c: StageC, data: TrainingData) -> bytes:
     height, width = (side * 128 // 3 for side in codes.shape[-2:])  # px of a code's picture
     with torch.inference_mode():
         noise = Noise(range(len(codes)), device)
-        drawn = sample_code(stage_c, text, text, noise, width, height, sampling_times(STEPS), 1.0).cpu()
+        drawn = sample_code(stage_c, text, text, noise, width, height, Steps(sampling_times(STEPS))).cpu()
     low, high = (codes[:, :3].amin((0, 2, 3), keepdim=True), codes[:, :3].amax((0, 2, 3), keepdim=True))
     columns = [to_pixels((code[:, :3] - low) / (high - low).clamp(min=1e-6)).numpy() for code in (codes, drawn)]
     titles = ("code's channels 1-3", "drawn from the caption")

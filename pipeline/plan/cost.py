@@ -11,7 +11,8 @@ from pipeline.plan.dag import Planned, order
 from pipeline.plan.table import rows as all_steps
 from pipeline.plan.table import table
 from pipeline.plan.volume import Volume
-from pipeline.settings.config import WITHOUT_BLOCKS, Config, Encoding
+from pipeline.settings.config import Config
+from pipeline.settings.sections import WITHOUT_BLOCKS, Encoding
 from stages.anatomy import flops, memory_estimate
 from stages.anatomy.memory_estimate import GIB, Memory
 

@@ -4,8 +4,8 @@ Steps meet only through artifacts. The edges follow from the names; nobody write
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from pipeline.settings.selection import Selection
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 
 State = Literal["done", "resume", "run", "stale"]
-CONTENT = re.compile("((?:sha256|version) [0-9a-f]{12})[0-9a-f]{52}")  # of `contents.identity`; the start is shown
+ABSENT = "not there"
+CONTENT = re.compile("((?:sha256|version) [0-9a-f]{12})[0-9a-f]{52}")  # of `store.identity`; the start is shown
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Planned:
-    """A step with its fingerprint and what a run would do with it, and why."""
+    """A step with its fingerprint and what a run would do with it, and why: for a stale one all `changes`, the most
+    telling first."""
 
     step: Step
     fingerprint: Fingerprint
     state: State
     reason: str
     artifact: Artifact | None = field(default=None, repr=False)
+    again: bool = False  # though a finished artifact of this fingerprint is there
+    changes: tuple[str, ...] = ()
 
 
 def order(steps: Sequence[Step], targets: Iterable[str]) -> list[Step]:
@@ -81,8 +85,25 @@ def fingerprints(steps: Sequence[Step], settings: Callable[[str], Any]) -> dict[
 def plan(steps: Sequence[Step], settings: Callable[[str], Any], store: Store, selection: Selection) -> list[Planned]:
     """What a run would do with each step, with the reason; nothing is written."""
     prints = fingerprints(steps, settings)
-    planned = [_judge(step, prints[step.output], store) for step in steps]
+    planned: list[Planned] = []
+    for step in steps:
+        made = {item.step.output: item.artifact for item in planned if item.artifact}
+        planned.append(_against(_judge(step, prints[step.output], store), made))
     return _select(planned, selection)
+
+
+def _against(item: Planned, made: Mapping[str, Artifact]) -> Planned:
+    """A finished step is done again where its inputs, built anew since, hold something else than it was made of."""
+    others = changed_inputs(item.artifact, made) if item.artifact else []
+    if not others:
+        return item
+    return replace(item, state="stale", reason=f"built anew since, with other content: {', '.join(others)}", again=True)
+
+
+def changed_inputs(artifact: Artifact, inputs: Mapping[str, Artifact]) -> list[str]:
+    """Names of the inputs that hold something else than when the artifact was made, as far as its manifest tells."""
+    contents = artifact.manifest.get("inputs", {})
+    return [name for name in contents if name in inputs and inputs[name].manifest["content"] != contents[name]]
 
 
 def _judge(step: Step, fingerprint: Fingerprint, store: Store) -> Planned:
@@ -95,25 +116,31 @@ def _judge(step: Step, fingerprint: Fingerprint, store: Store) -> Planned:
     others = [other.manifest for other in store.finished(step.output)]
     if others:
         changes = min((differences(other, fingerprint) for other in reversed(others)), key=len)
-        return Planned(step, fingerprint, "stale", "; ".join(changes))
+        return Planned(step, fingerprint, "stale", "; ".join(changes), changes=tuple(changes))
     return Planned(step, fingerprint, "run", "never built here")
 
 
 def differences(manifest: dict[str, Any], fingerprint: Fingerprint) -> list[str]:
-    """What changed between a finished artifact and a wanted one, as `key: old -> new`."""
-    changes = []
-    if manifest["version"] != fingerprint.version:
-        changes.append(f"step version: {manifest['version']} -> {fingerprint.version}")
+    """What changed between a finished artifact and a wanted one, as `key: old -> new`.
+
+    The most telling first: the step's version, keys with another value, keys that are new or gone, inputs.
+    """
+    version = f"step version: {manifest['version']} -> {fingerprint.version}"
     old, new = flatten(manifest["settings"]), flatten(fingerprint.settings)
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key, "not there"), new.get(key, "not there")
-        if before != after:
-            content = all(CONTENT.fullmatch(str(value)) for value in (before, after))
-            changes.append(f"{key}: {'content changed, ' * content}{_short(before)} -> {_short(after)}")
-    for name, digest in fingerprint.parents.items():
-        if manifest["parents"].get(name) != digest:
-            changes.append(f"input {name} changed")
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, ABSENT) != new.get(key, ABSENT)]
+    keys.sort(key=lambda key: not (key in old and key in new))
+    inputs = [name for name, digest in fingerprint.parents.items() if manifest["parents"].get(name) != digest]
+    changes = [
+        *([version] if manifest["version"] != fingerprint.version else []),
+        *(f"{key}: {_change(old.get(key, ABSENT), new.get(key, ABSENT))}" for key in keys),
+        *(f"input {name} changed" for name in inputs),
+    ]
     return changes or ["inputs renamed"]
+
+
+def _change(before: Any, after: Any) -> str:
+    content = all(CONTENT.fullmatch(str(value)) for value in (before, after))
+    return f"{'content changed, ' * content}{_short(before)} -> {_short(after)}"
 
 
 def _short(value: Any) -> str:
@@ -143,12 +170,18 @@ def _select(planned: list[Planned], selection: Selection) -> list[Planned]:
         kept = [item for item in kept if item.step.name == selection.only]
     if selection.start:
         kept = _descendants(kept, selection.start)
-    result = [
-        Planned(item.step, item.fingerprint, "run", "forced", item.artifact)
-        if item.step.name in selection.force
-        else item
-        for item in kept
-    ]
+    result: list[Planned] = []
+    anew: dict[str, str] = {}  # what may come out differently: step by artifact
+    for item in kept:
+        sources = dict.fromkeys(anew[name] for name in item.step.inputs if name in anew)
+        if item.step.name in selection.force:
+            item = replace(item, state="run", reason="forced", again=item.artifact is not None)
+        elif item.state == "done" and sources:
+            reason = f"only if {' or '.join(sources)} comes out differently"
+            item = replace(item, state="stale", reason=reason, again=True)
+        if item.again:
+            anew[item.step.output] = item.step.name
+        result.append(item)
     inside = {item.step.output for item in result}
     states = {item.step.output: item for item in planned}
     for item in result:

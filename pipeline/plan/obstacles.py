@@ -13,8 +13,9 @@ from pipeline.errors import UsageError
 from pipeline.models.known_weights import how_to_get
 from pipeline.plan import batch_sizes, cost
 from pipeline.plan.dag import Planned
-from pipeline.settings.config import STAGES, Config
+from pipeline.settings.config import Config
 from pipeline.settings.keys import is_below
+from pipeline.settings.sections import STAGES
 
 WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
 

@@ -5,8 +5,12 @@ sizes of that training's phases). Edges follow from the names. To add a step: wr
 function `(Build) -> Facts`, and add its row.
 """
 
+from functools import partial
+
+from datasets.config import DataConfig
 from pipeline.plan.dag import Step
-from pipeline.settings.config import STAGES, Config
+from pipeline.settings.config import Config
+from pipeline.settings.sections import STAGES
 
 
 def table(config: Config) -> list[Step]:
@@ -25,29 +29,22 @@ def rows(config: Config) -> list[Step]:
     rivals = ("baseline_samples",) if config.eval.baseline else ()
     pictures = tuple(f"sample.{key}" for key in ("limit", "width", "height", "negative"))
     learning = tuple(f"baseline.{key}" for key in ("model", "loss", "train", "text"))
-    rules = ("source", "metadata", "scores", "removed", "limit", "shard_rows", "filters", config.data.source)
-    plan = tuple(f"data.{key}" for key in rules)
-    if not config.data.image.frame.square:
-        plan += ("data.image.size", "data.image.max_aspect")  # which decide the buckets
     encode = config.encode
-    # what trainings make latents of: those of a step, or, encoded online, pictures and the encoder itself
-    a, c = encode.latents_a.online, encode.latents_c.online
-    from_a, online_a = (("images", "stage_a"), encode.changed("latents_a")) if a else (("latents_a",), ())
-    from_c, online_c = (("images", "stage_b"), encode.changed("latents_c")) if c else (("latents_c",), ())
+    from_a, online_a = _latents(config, "latents_a", "stage_a")
+    from_c, online_c = _latents(config, "latents_c", "stage_b")
     trained_c = config.trained("stage_c")
     phases_c = (trained_c,) if trained_c != "stage_c" else ()
     later = ("data.attempt",) if config.data.attempt > 1 else ()
     unwanted = {"keep": (), "drop": ("duplicates",)}
     scores = ("aesthetic",) if config.data.scorer else ()
     held = ("held_out",) if config.data.holdout else ()
-
-    def views(step: str) -> tuple[str, ...]:
-        return (*config.views_of(step), *held)
+    towers_of = tuple(f"{stage}.text" for stage in _drawn_with_any_text(config))
+    views, pieces = partial(_views, config), partial(_pieces, config)
 
     # fmt: off
     return [
         #    step           makes        from                                  reads                               runs
-        Step("fetch",       "metadata",  (),                                   (*plan, "seed"),                    "fetch:fetch", 3),
+        Step("fetch",       "metadata",  (),                                   (*_plan(config.data), "seed"),      "fetch:fetch", 3),
         Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download", 2),
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
         *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
@@ -60,23 +57,52 @@ def rows(config: Config) -> list[Step]:
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
         for t in towers),
-        Step("train_a",     "stage_a",   ("images", *views("train_a")),        ("stage_a", "seed"),                "train:train_a"),
+        Step("train_a",     "stage_a",   ("images", *views("train_a")),        ("stage_a", *pieces("train_a"), "seed"), "train:train_a"),
         Step("import_a",    "stage_a",   (),                                   ("stage_a.weights", "stage_a.model"), "bring:bring"),
         Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b", *encode.changed("latents_a")), "encode:encode_a"),
-        Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a", *views("train_b")), ("stage_b", "compressor", *online_a, "seed"), "train:train_b"),
+        Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a", *views("train_b")), ("stage_b", "compressor", *online_a, *pieces("train_b"), "seed"), "train:train_b"),
         Step("import_b",    "stage_b",   (),                                   ("stage_b.weights", "stage_b.model", "compressor.weights", "compressor.model"), "bring:bring"),
         Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c", *encode.changed("latents_c")), "encode:encode_c"),
         Step("train_c",     trained_c,   (*from_c, text_c, *views("train_c")), ("stage_c", *online_c, "seed"),     "train:train_c"),
         Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
         Step("interpolate", "stage_c",   phases_c,                             ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
-        Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, "seed"), "train:train_previewer"),
+        Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, *pieces("train_previewer"), "seed"), "train:train_previewer"),
         Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a", *views("train_baseline")), (*learning, *online_a, "seed"), "train:train_baseline"),
-        Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", "seed"),                 "sample:sample"),
+        Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", *towers_of, "seed"),     "sample:sample"),
         Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
         Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),
-        Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample",),          "export:export", 2),
+        Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample", *towers_of), "export:export", 2),
     ]
     # fmt: on
+
+
+def _plan(data: DataConfig) -> tuple[str, ...]:
+    """What decides which pictures there are, and in which shards they lie."""
+    rules = ("source", "metadata", "scores", "removed", "limit", "shard_rows", "filters", data.source)
+    buckets = () if data.image.frame.square else ("data.image.size", "data.image.max_aspect")
+    return (*(f"data.{key}" for key in rules), *buckets)
+
+
+def _latents(config: Config, name: str, encoder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What trainings make latents of, and read for it: those of a step, or, online, pictures and the encoder itself."""
+    if getattr(config.encode, name).online:
+        return ("images", encoder), config.encode.changed(name)
+    return (name,), ()
+
+
+def _drawn_with_any_text(config: Config) -> list[str]:
+    """Stages whose text tower who draws has to name: a training's fingerprint names it, existing weights do not."""
+    return [stage for stage in ("stage_b", "stage_c") if not config.is_trained(stage)]
+
+
+def _views(config: Config, step: str) -> tuple[str, ...]:
+    """What says which of the pictures a training sees."""
+    return (*config.views_of(step), *(["held_out"] if config.data.holdout else []))
+
+
+def _pieces(config: Config, step: str) -> tuple[str, ...]:
+    """Into what pieces a training cuts its batches, where that shows."""
+    return tuple(f"{key}.micro_batch" for key in config.cut_up(step))
 
 
 def _once(*names: str) -> tuple[str, ...]:

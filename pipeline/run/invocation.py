@@ -4,44 +4,42 @@ import contextlib
 import importlib
 import json
 import logging
-import signal
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
-from datasets.files import storage
+from datasets.files import notices, retrying, storage
+from datasets.files.errors import StoreRefuses
+from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
-from pipeline import __version__
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.plan import cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
+from pipeline.plan.wanted import names_of_inputs, prints_of, reading
 from pipeline.run import neighbours
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
-from pipeline.run.step_log import logging_to
+from pipeline.run.step_log import Reporter, logging_to
+from pipeline.run.stopping import Stop, pause, signals
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import claims, deleting, ledger
+from pipeline.store import claims, deleting, earlier, ledger
 from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
 from pipeline.store.claims import Claim
-from pipeline.store.process import ProcessId, user_name
+from pipeline.store.process import ProcessId
+from pipeline.store.provenance import provenance
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
-
-SAME_SIGNAL_S = 1.0  # who signals a process and then its group, as timeout(1) does, asks once
-LOG_EVERY_S = 30.0  # between lines of progress in a step's log
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,77 +54,50 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         raise UsageError(found)
     check_carried_out(root)
     check_writable(root, "root")
+    earlier.keep(root, names_of_inputs(config, root, [item.step for item in planned]))
     quiet_environment()
     if config.cluster.address is None:
         private_ray()
     started = time.monotonic()
+    summary = Summary()
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
-        _signals() as stopped,
+        retrying.patient(config.cluster.storage_s),
+        signals() as stopped,
+        notices.heard_by(partial(_hear, summary)),
         PeakMemory() as memory,
-        _Session(config, conf, root, planned, command, memory) as session,
+        _Session(config, conf, root, planned, command, memory, summary) as session,
     ):
         for item in planned:
             if item.state == "done":
                 continue
-            _raise_if(stopped)
+            stopped.raise_if_asked()
+            if session.came_out_the_same(item):
+                continue
             session.build(item, stopped)
-        summary = session.summary
+        summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
+        if "scores" in session.artifacts:
+            summary.metrics = session.artifacts["scores"].manifest["metrics"]
+        spent = ledger.totals(root).steps
+        ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
+        summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = memory.peak_bytes
-    summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
-    if "scores" in session.artifacts:
-        summary.metrics = session.artifacts["scores"].manifest["metrics"]
-    spent = ledger.totals(root).steps
-    ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
-    summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
     return summary
+
+
+def _hear(summary: Summary, notice: Notice) -> None:
+    """Log what the storage had to get over, and count it for the last screen."""
+    log.warning("%s", notice)
+    if isinstance(notice, Retry):
+        summary.storage_tries += 1
+        summary.storage_reason = notice.reason
 
 
 def _picture(artifact: Artifact) -> str | None:
     """The path of an artifact's contact sheet, if it has one."""
     sheet = next((name for name in ("grid.png", "panel.png") if name in artifact.files), None)
     return storage.join(artifact.path, sheet) if sheet else None
-
-
-@dataclass
-class _Stop:
-    """The signal that asked for the end, if one did."""
-
-    number: int | None = None
-    since: float = 0.0
-
-    def __call__(self) -> int | None:
-        return self.number
-
-
-def _raise_if(stopped: _Stop) -> None:
-    if stopped.number is not None:
-        raise Interrupted(stopped.number)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM asks for a clean end, a later one ends at once."""
-    stop = _Stop()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if stop.number is not None:
-            if time.monotonic() - stop.since > SAME_SIGNAL_S:
-                raise KeyboardInterrupt
-            return
-        stop.number, stop.since = number, time.monotonic()
-        console.print("[yellow]saving and stopping; once more to abort at once[/]")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -139,7 +110,7 @@ class _Session:
     planned: list[Planned]
     command: str
     memory: PeakMemory
-    summary: Summary = field(default_factory=Summary)
+    summary: Summary
 
     def __enter__(self) -> "_Session":
         from pipeline.cluster.ray_cluster import Cluster
@@ -148,6 +119,7 @@ class _Session:
 
         self.id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:4]
         self.store = Store(self.root)
+        self.summary.root = self.root
         self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
         console.print(f"run {self.id} of conf={self.conf} in {self.root}", markup=False)
         self.exits = contextlib.ExitStack()
@@ -177,19 +149,26 @@ class _Session:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._end_record(error)
-        self.exits.__exit__(kind, error, trace)
+        """End all that was begun, whatever of it fails; the error that ended the run is the one that is told."""
+        failures: list[Exception] = []
+        for end in (partial(self._end_record, error), partial(self.exits.__exit__, kind, error, trace)):
+            try:
+                end()
+            except Exception as raised:
+                failures.append(raised)
         self.summary.warnings += self.tracking.warnings
+        if failures and error is None:
+            raise failures[0]
+        for failure in failures:
+            console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
 
     def _begin_record(self) -> None:
         self.record: dict[str, Any] = {
             "id": self.id,
             "conf": self.conf,
-            "command": self.command,
-            "user": user_name(),
+            **provenance(self.command),
             "checkout": str(Path.cwd()),
             "process": vars(ProcessId.own()),
-            "version": __version__,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "outcome": "running",
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
@@ -205,13 +184,25 @@ class _Session:
 
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""
-        return dag.fingerprints(dag.order(table(self.config), self.config.targets), self.config.lookup)
+        return prints_of(self.config, self.root, dag.order(table(self.config), self.config.targets))
 
     def _write_record(self) -> None:
         text = json.dumps(self.record, indent=1, ensure_ascii=False)
         storage.publish(text.encode(), storage.join(self.root, "invocations", f"{self.id}.json"))
 
-    def build(self, item: Planned, stopped: _Stop) -> None:
+    def came_out_the_same(self, item: Planned) -> bool:
+        """Whether a finished step need not be done again after all: its inputs, built anew, are what they were."""
+        if not item.again or item.reason == "forced" or item.artifact is None:
+            return False
+        before = {i.step.output: i.artifact.manifest["content"] for i in self.planned if i.artifact}
+        made_of = item.artifact.manifest.get("inputs") or {name: before[name] for name in item.step.inputs}
+        inputs = {name: self.artifacts[name].manifest["content"] for name in made_of}
+        if inputs != made_of:
+            return False
+        console.print(f"{item.step.output} stays: what it is made from came out the same", markup=False)
+        return True
+
+    def build(self, item: Planned, stopped: Stop) -> None:
         """Build one step: claim, attempts, manifest, tracking, ledger."""
         name, output, digest = item.step.name, item.step.output, item.fingerprint.digest
         path = self.store.path(output, digest)
@@ -225,8 +216,11 @@ class _Session:
         begun = time.monotonic()
         try:
             what = claims.artifact(output, digest)
-            with claims.hold(self.root, what, neighbours.tell) as claim, logging_to(log_path):
-                artifact = self.store.find(output, digest) if item.reason != "forced" else None
+            with (
+                claims.hold(self.root, what, neighbours.tell) as claim,
+                logging_to(log_path, self.summary.warnings.append),
+            ):
+                artifact = None if item.again else self.store.find(output, digest)
                 if artifact:
                     log.info("%s: somebody else has built %s meanwhile", name, path)
                 else:
@@ -261,11 +255,11 @@ class _Session:
             steps_again=int(manifest["metrics"].get("steps_again", 0)),
         )
 
-    def _build_under_claim(self, item: Planned, claim: Claim, progress: StepProgress, stopped: _Stop) -> Artifact:
+    def _build_under_claim(self, item: Planned, claim: Claim, progress: StepProgress, stopped: Stop) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
         path = self.store.path(step.output, fingerprint.digest)
         self._check_unchanged(item)
-        if item.reason == "forced":
+        if item.again or item.reason == "forced":
             neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
             deleting.discard(path, claim.fence)
         begun = time.monotonic()
@@ -280,15 +274,15 @@ class _Session:
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
                 lease=lambda devices, kind: self.ledger.lease(step.name, fingerprint.digest, devices, kind),
-                report=_Reporter(progress, tracked, self.summary.warnings),
+                report=Reporter(progress, tracked, self.summary.warnings),
                 stop_signal=stopped,
             )
-            artifact = self._attempt(step.call, build, lambda facts: self._commit(item, claim, facts, begun))
+            artifact = self._attempt(step.call, build, lambda facts: self._commit(item, build, facts, begun))
             deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
         return artifact
 
-    def _commit(self, item: Planned, claim: Claim, facts: Facts, begun: float) -> Artifact:
+    def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
         spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
         told = {
@@ -299,7 +293,9 @@ class _Session:
             "timed": facts.timed,
             "call": facts.call,
             "workers": facts.workers,
-            "driver": {**vars(ProcessId.own()), "version": __version__},
+            "inputs": {name: artifact.manifest["content"] for name, artifact in build.inputs.items()},
+            "driver": vars(ProcessId.own()),
+            **provenance(self.command),
             "seconds": round(time.monotonic() - begun, 3),
             "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
             "devices": spent.kind if spent else self.cluster.kind,
@@ -308,11 +304,12 @@ class _Session:
             "peak_bytes": self.memory.lap_bytes,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        return self.store.commit(step.output, fingerprint, told, claim)
+        return self.store.commit(step.output, fingerprint, told, build.claim)
 
     def _check_unchanged(self, item: Planned) -> None:
         """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
-        now = replace(item.fingerprint, settings={key: self.config.lookup(key) for key in item.step.reads})
+        read = reading(self.config, self.root, [item.step])
+        now = replace(item.fingerprint, settings={key: read(key) for key in item.step.reads})
         if now != item.fingerprint:
             changes = "; ".join(differences(item.fingerprint.as_dict(), now))
             raise UsageError(f"{changes}, since this run began; start it again")
@@ -341,6 +338,8 @@ class _Session:
             try:
                 build.claim.fence()
                 return finish(getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build))
+            except StoreRefuses:  # no room, no rights: somebody has to do something first
+                raise
             except Preempted as error:
                 log.warning("%s was preempted: %s", call, error)
                 build.interruptions.preemptions += 1
@@ -353,38 +352,7 @@ class _Session:
                     raise RetriesExhausted(
                         f"{function} failed {failures} times; the last error was: {error}"
                     ) from error
-                pause = 2.0 ** (failures - 1)
-                console.print(f"{function}: {error}; trying again in {pause:.0f} s", style="yellow", markup=False)
-                time.sleep(pause)
+                seconds = 2.0 ** (failures - 1)
+                console.print(f"{function}: {error}; trying again in {seconds:.0f} s", style="yellow", markup=False)
+                pause(seconds, build.stop_signal)
             build.raise_if_stopped()
-
-
-@dataclass
-class _Reporter:
-    """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log."""
-
-    screen: StepProgress
-    tracked: Any
-    warnings: list[str]
-    logged: float = field(default_factory=time.monotonic)  # when progress was logged last
-
-    def progress(self, done: int, total: int, unit: str) -> None:
-        self.screen.update(done, total, unit)
-        if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
-            self.logged = time.monotonic()
-            log.info("%s of %s %s", f"{done:,}", f"{total:,}", unit)
-
-    def advance(self, count: int, total: int, unit: str) -> None:
-        self.progress(self.screen.done + count, total, unit)
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        self.tracked.metrics(values, step)
-        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        self.tracked.image(name, png, step)
-        log.info("step %d: picture %s", step, name)
-
-    def warning(self, text: str) -> None:
-        log.warning(text)
-        self.warnings.append(text)

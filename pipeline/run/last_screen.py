@@ -30,6 +30,7 @@ class Built:
 class Summary:
     """What the last screen shows of a run."""
 
+    root: str = ""
     steps: list[Built] = field(default_factory=list)
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -39,6 +40,8 @@ class Summary:
     metrics: dict[str, float] = field(default_factory=dict)
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)
+    storage_tries: int = 0  # requests to the storage that were made again
+    storage_reason: str = ""  # why the last of them was
 
     @property
     def overhead(self) -> float:
@@ -52,10 +55,10 @@ def show_summary(summary: Summary) -> None:
     unit = "GPU-hours" if summary.devices.startswith("cuda") else "CPU-hours"
     table = Table("step", "artifact", "state", "seconds", unit, "where", box=None, header_style="bold", pad_edge=False)
     for step in summary.steps:
-        table.add_row(
-            step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", escape(step.path)
-        )
+        place = escape(step.path.removeprefix(f"{summary.root}/"))
+        table.add_row(step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", place)
     console.print()
+    console.print(f"all in {summary.root}", markup=False)
     print_table(table, sys.stderr)
     if summary.metrics:
         console.print("scores      " + ", ".join(f"{name} {value:.4g}" for name, value in summary.metrics.items()))
@@ -74,6 +77,9 @@ def show_summary(summary: Summary) -> None:
         console.print(f"            {line}")
     for step in [step for step in summary.steps if step.interruptions]:
         console.print(f"interrupted {step.name}: {_interruptions(step)}")
+    if summary.storage_tries:
+        times = "1 request was" if summary.storage_tries == 1 else f"{summary.storage_tries:,} requests were"
+        console.print(f"storage     {times} made again (the last: {summary.storage_reason})", markup=False)
     for warning in summary.warnings:
         console.print(f"[yellow]warning[/]     {escape(warning)}")
     for picture in summary.pictures:

@@ -1,37 +1,108 @@
-"""A step's log: what the driver says while the step is built, in a file of its own."""
+"""Where a step's progress and words go: the screen, MLflow, and a log of its own below the root."""
 
 import contextlib
 import logging
-import uuid
-from collections.abc import Iterator
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from datasets.files import storage
+from datasets.files import local, storage
+from datasets.files.errors import reason_of
+from datasets.files.retrying import persistently
 from pipeline.errors import Interrupted
+from pipeline.run.progress import StepProgress
+
+LOG_EVERY_S = 30.0  # between lines of progress in a step's log
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reporter:
+    """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log."""
+
+    screen: StepProgress
+    tracked: Any
+    warnings: list[str]
+    logged: float = field(default_factory=time.monotonic)  # when progress was logged last
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        self.screen.update(done, total, unit)
+        if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
+            self.logged = time.monotonic()
+            log.info("%s of %s %s", f"{done:,}", f"{total:,}", unit)
+
+    def advance(self, count: int, total: int, unit: str) -> None:
+        self.progress(self.screen.done + count, total, unit)
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.tracked.metrics(values, step)
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        self.tracked.image(name, png, step)
+        log.info("step %d: picture %s", step, name)
+
+    def warning(self, text: str) -> None:
+        log.warning(text)
+        self.warnings.append(text)
 
 
 @contextlib.contextmanager
-def logging_to(path: str) -> Iterator[None]:
-    """Send the driver's log records to a step's file: at once on a local root, at the end on a remote one."""
-    local = Path(path) if not storage.is_remote(path) else Path(f"/tmp/{uuid.uuid4().hex}.log")
-    local.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(local)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("pipeline")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as error:
-        logger.info("stopped on request: %s", error or "at once, without a save")
-        raise
-    except Exception:
-        logger.exception("the step ended with an error")
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-        if storage.is_remote(path):
-            storage.publish(local, path)
-            local.unlink()
+def logging_to(path: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """Send the driver's log records to a step's file: at once on a local root, at the end on a remote one.
+
+    A log that cannot be kept ends no step: `warn` is told.
+
+    Raises:
+        StorageError: it cannot even be begun.
+    """
+    with tempfile.TemporaryDirectory(prefix="log-") as scratch:
+        file = Path(scratch, "step.log") if storage.is_remote(path) else Path(path)
+        handler = persistently(path, lambda: _LogFile(file, warn))
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("pipeline")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt) as error:
+            logger.info("stopped on request: %s", error or "at once, without a save")
+            raise
+        except Exception:
+            logger.exception("the step ended with an error")
+            raise
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+            if storage.is_remote(path):
+                try:
+                    storage.publish(file, path)
+                except OSError as error:
+                    warn(f"the step's log is lost: {error}")
+
+
+class _LogFile(logging.FileHandler):
+    """A log's file. That it takes a line no more, on a full disk, is told once."""
+
+    def __init__(self, file: Path, warn: Callable[[str], None]):
+        local.make_folder(file.parent)
+        super().__init__(file, encoding="utf-8")
+        self._warn: Callable[[str], None] | None = warn
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif self._warn:
+            self._warn(f"{self.baseFilename} is not complete: {reason_of(error)}")
+            self._warn = None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of lines still waiting, of which was told
+            super().close()

@@ -3,12 +3,12 @@
 What either of them has against it becomes a sentence with the key and the nearest valid one.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UsageError, nearest
@@ -16,7 +16,13 @@ from pipeline.settings.config import Config
 from pipeline.settings.keys import flatten
 
 CONF = Path(__file__).parents[2] / "conf"
-KEY_LINE = re.compile(r"^(\s*)([A-Za-z_]\w*):(?:\s|$)")
+PLAINER = {  # than pydantic's own words
+    "model_type": "a section with keys of its own is needed here",
+    "model_attributes_type": "a section with keys of its own is needed here",
+    "dict_type": "names with values are needed here, such as {name: value}",
+    "tuple_type": "a list is needed here, such as [one, two]",
+    "int_parsing_size": "input is far out of range",
+}
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
 
 
@@ -70,13 +76,13 @@ def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _hydra(conf: str, overrides: list[str], **options: bool) -> Any:
+def _hydra(conf: str, overrides: list[str]) -> Any:
     """Hydra's composition, which takes any key: YAML need not spell out all, and which there are, pydantic knows."""
     from hydra import compose, initialize_config_dir
 
     words = [word if word.partition("=")[0] in groups() else f"++{word}" for word in overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(conf, overrides=words, **options)
+        return compose(conf, overrides=words)
 
 
 def _check_override(word: str) -> None:
@@ -115,7 +121,7 @@ def explain(error: ValidationError, tree: dict[str, Any]) -> str:
     for item in error.errors():
         found.setdefault(_dotted(item, tree), item)
     exact = [key for key in found if not any(other.startswith(f"{key}.") for other in found)]
-    return "; ".join(_sentence(key, found[key], tree) for key in exact[:3])
+    return _printable("; ".join(_sentence(key, found[key], tree) for key in exact[:3]))
 
 
 def _dotted(item: Any, tree: dict[str, Any]) -> str:
@@ -123,7 +129,7 @@ def _dotted(item: Any, tree: dict[str, Any]) -> str:
     node: Any = tree
     parts = []
     for part in item["loc"]:
-        if isinstance(node, list) or (isinstance(node, dict) and part in node):
+        if (isinstance(node, list) and isinstance(part, int)) or (isinstance(node, dict) and part in node):
             node = node[part]
             parts.append(str(part))
     if item["type"] == "missing":
@@ -138,9 +144,23 @@ def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
         return f"{key}: there is no such key{nearest(key, sorted(known))}"
     if not key:
         return message
+    if item["loc"][-1] == "[key]":
+        return f"{key}: {message.replace('String', 'the name')}"
+    message = PLAINER.get(item["type"], message).removesuffix(", unable to parse string as an integer")
     silent = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict | list)
-    value = "" if silent else f"={item['input']}"
+    value = "" if silent else f"={_shown(item['input'])}"
     return f"{key}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in YAML, not too long."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _printable(text: str) -> str:
+    """A text without what would move the cursor or change colours."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -150,53 +170,3 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for part in (field.annotation, *get_args(field.annotation)):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _fields(part, f"{prefix}{name}.")
-
-
-def comments(chosen: dict[str, str]) -> dict[str, str]:
-    """The comment of each config key, read from the YAML files: `base` and the chosen option of each group."""
-    found: dict[str, str] = {}
-    for group, option in (("", "base"), *chosen.items()):
-        text = (CONF / group / f"{option}.yaml").read_text()
-        whole = not group or "@package _global_" in text
-        found.update(_comments_of(text, prefix=[] if whole else [group]))
-    return found
-
-
-def _comments_of(text: str, prefix: list[str]) -> dict[str, str]:
-    found = {}
-    path: list[tuple[int, str]] = []
-    for line in text.splitlines():
-        match = KEY_LINE.match(line)
-        if match:
-            path = _deeper(path, len(match[1]), match[2])
-            remark = line.partition(" # ")[2]
-            if remark:
-                found[".".join([*prefix, *(name for _, name in path)])] = remark
-    return found
-
-
-def commented_yaml(conf: str, overrides: list[str]) -> str:
-    """A composed and checked config as YAML, each line followed by its key's comment."""
-    tree = load(conf, overrides).model_dump(mode="json")
-    remarks = comments(_choices(conf, overrides))
-    lines = []
-    path: list[tuple[int, str]] = []
-    for line in yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000).splitlines():
-        match = KEY_LINE.match(line)
-        if match:
-            path = _deeper(path, len(match[1]), match[2])
-            remark = remarks.get(".".join(name for _, name in path))
-            line += f"  # {remark}" if remark else ""
-        lines.append(line)
-    return "\n".join(lines) + "\n"
-
-
-def _choices(conf: str, overrides: list[str]) -> dict[str, str]:
-    """The option that each group has in a composition."""
-    composed = _hydra(conf, overrides, return_hydra_config=True)
-    return {group: str(composed.hydra.runtime.choices[group]) for group in groups()}
-
-
-def _deeper(path: list[tuple[int, str]], indent: int, name: str) -> list[tuple[int, str]]:
-    """The path of indents and names down to a key at that indent."""
-    return [*((depth, parent) for depth, parent in path if depth < indent), (indent, name)]

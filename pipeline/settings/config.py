@@ -4,496 +4,162 @@ An unknown key, a wrong type or an impossible combination is refused here, befor
 heavy: `plan` stays quick.
 """
 
-from collections.abc import Set
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from datasets.buckets import STEP, Frame
+from datasets.buckets import Frame
 from datasets.config import DataConfig
 from datasets.files import storage
+from datasets.files.inputs import Bundled, Input, Rows, Whole
 from datasets.sources import table
 from pipeline.errors import UsageError
+from pipeline.settings import checks
 from pipeline.settings.keys import is_below
-from pipeline.store import contents
-from stages.config import (
-    EXECUTION,
-    BaselineConfig,
-    BaselineLoss,
-    CompressorConfig,
-    CompressorWarmupLoss,
-    Precision,
-    PreviewerConfig,
-    PreviewerLoss,
-    SamplingConfig,
-    Settings,
-    StageAConfig,
-    StageALoss,
-    StageBConfig,
-    StageBLoss,
-    StageCConfig,
-    StageCLoss,
-    TextConfig,
-    TrainingConfig,
+from pipeline.settings.sections import (
+    BASELINE,
+    STAGES,
+    WARMUP,
+    Baseline,
+    Cluster,
+    Compressor,
+    Encode,
+    Eval,
+    Interpolation,
+    Previewer,
+    Sampling,
+    Stage,
+    StageA,
+    StageB,
+    StageC,
+    Tracking,
 )
+from pipeline.store import identity
+from stages.settings.base import Settings, Text, manners
+from stages.settings.models import TextConfig
+from stages.settings.training import TrainingConfig
 
-BASELINE = "baseline"  # the rival that this pipeline trains itself
-
-
-Stage = Literal["stage_a", "stage_b", "stage_c"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+TOKENIZER = Bundled("open_clip", "bpe_simple_vocab_16e6.txt.gz")  # of every text tower
 Origin = Literal["train", "import", "interpolate"]
-WARMUP = "compressor.warmup.train"
-WITHOUT_BLOCKS = frozenset({"previewer.train", WARMUP})  # trainings without blocks to recompute
-MANNERS = EXECUTION | {"batch", "offload"}  # how a training runs and how sampling uses a device, not what comes out
 
 
-class StageA(Settings):
-    """Stage A: its architecture, existing weights, its losses, its training."""
-
-    model: StageAConfig
-    weights: str | None = None
-    loss: StageALoss
-    train: TrainingConfig | None
-
-
-class Warmup(Settings):
-    """Training of the compressor before Stage B, where it does not start from ImageNet weights."""
-
-    loss: CompressorWarmupLoss
-    train: TrainingConfig
-
-
-class Compressor(Settings):
-    """Semantic compressor: architecture, start (weights or a warm-up), and whether B trains it along.
-
-    `weights` are ImageNet weights of the backbone, or a whole compressor: the one of `stage_b.weights` where that holds
-    none.
-    """
-
-    model: CompressorConfig
-    weights: str | None
-    warmup: Warmup | None
-    joint: bool
-
-
-class StageB(Settings):
-    """Stage B, trained together with the compressor; `text` names a tower."""
-
-    model: StageBConfig
-    weights: str | None = None
-    loss: StageBLoss
-    train: TrainingConfig | None
-    text: str
-
-
-class StageC(Settings):
-    """Stage C; `text` names a tower."""
-
-    model: StageCConfig
-    weights: str | None = None
-    loss: StageCLoss
-    train: TrainingConfig | None
-    text: str
-
-
-class Encoding(Settings):
-    """How what an encoder makes of the data comes to the trainings."""
-
-    mode: Literal["cached", "online"] = "cached"
-    """Stored once, by a step of its own, or made anew for each batch by the training that sees it."""
-    dtype: Literal["fp16", "int8"] = "fp16"
-    """Of what is stored; int8 has a scale for each channel of each row."""
-    batch: PositiveInt = 16
-    """Rows encoded at a time on a device."""
-
-    @property
-    def online(self) -> bool:
-        """Whether nothing is stored."""
-        return self.mode == "online"
-
-
-class AutocastEncoding(Encoding):
-    """The same for an encoder that can compute in half precision; the compressor always computes in fp32."""
-
-    precision: Precision = "fp32"
-    """Autocast of the forward pass."""
-
-
-class Encode(Settings):
-    """The encoders: text towers, Stage A, the compressor."""
-
-    text: AutocastEncoding = AutocastEncoding()
-    latents_a: AutocastEncoding = AutocastEncoding()
-    latents_c: Encoding = Encoding()
-
-    def changed(self, field: str) -> tuple[str, ...]:
-        """The keys of a field's encoder that change values and are not at their defaults, which leave no trace."""
-        encoding: Encoding = getattr(self, field)
-        unused = {"dtype"} if encoding.online else set()
-        changes = encoding.model_dump(exclude_defaults=True).keys() - MANNERS - unused
-        return tuple(f"encode.{field}.{name}" for name in sorted(changes))
-
-
-class Interpolation(Settings):
-    """Stage C as the weights between two others: (1 - share) x first + share x second.
-
-    Either is a file, folder or URI, or the number of a phase of `stage_c.train`, from 1, for the weights after it. Two
-    phases of no training say nothing: `stage_c.weights` then count.
-    """
-
-    first: PositiveInt | str
-    second: PositiveInt | str
-    share: float = Field(0.5, ge=0, le=1)
-
-    @property
-    def sides(self) -> dict[str, int | str]:
-        """Both, by their dotted keys."""
-        return {f"interpolate.{name}": getattr(self, name) for name in ("first", "second")}
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """Those that are weights by others, by their dotted keys."""
-        return {key: side for key, side in self.sides.items() if isinstance(side, str)}
-
-    @property
-    def phases(self) -> dict[str, int]:
-        """Those that are phases of this config's own training, by their dotted keys."""
-        return {key: side for key, side in self.sides.items() if isinstance(side, int)}
-
-
-class Previewer(Settings):
-    """The previewer; it learns from the codes that Stage C learns, so its sizes are among Stage C's."""
-
-    model: PreviewerConfig
-    loss: PreviewerLoss
-    train: TrainingConfig
-
-
-class BaselineSampling(Settings):
-    """How the baseline draws; captions, sizes and the negative one are those of `sample`."""
-
-    steps: PositiveInt
-    guidance: float = Field(ge=0)
-
-
-class Baseline(Settings):
-    """The baseline LDM on Stage A's latents, its sizes among Stage B's; `text` names a tower."""
-
-    model: BaselineConfig
-    loss: BaselineLoss
-    train: TrainingConfig
-    text: str
-    sample: BaselineSampling
-
-
-class Sampling(SamplingConfig):
-    """How pictures are drawn from captions."""
-
-    limit: PositiveInt
-    """Captions of the step `sample`, from the first on."""
-    batch: PositiveInt = 1
-    """Pictures drawn at a time; more differ by rounding (see `stages.sampling.sample`)."""
-    compile: bool = False
-    """Whether Stage B and C are compiled first."""
-    offload: bool = False
-    """Whether each model is on the device for its turn only."""
-
-    def settings(self) -> SamplingConfig:
-        """What decides a picture."""
-        return SamplingConfig.model_validate(self.model_dump(include=set(SamplingConfig.model_fields)))
-
-
-class PickScore(Settings):
-    """PickScore, a learned preference; `weights` is the path of the ViT-H-14 checkpoint.
-
-    `rival` is a folder of pictures, or `baseline` for those that this config's baseline draws.
-    """
-
-    weights: str
-    rival: str
-
-
-class Eval(Settings):
-    """What `evaluate` measures beside retrieval and PSNR, and which other models it measures too."""
-
-    pickscore: PickScore | None = None
-    # Which rivals there are shows in the fingerprints of what is compared; none leaves no trace there.
-    rivals: tuple[Literal["baseline"], ...] = Field((), exclude_if=lambda rivals: not rivals)
-
-    @property
-    def baseline(self) -> bool:
-        """Whether the baseline is a rival."""
-        return BASELINE in self.rivals or (self.pickscore is not None and self.pickscore.rival == BASELINE)
-
-
-class Encoders(Settings):
-    """The pool of encoding and sampling actors; `gpus` is each one's share of a GPU."""
-
-    min: PositiveInt
-    max: PositiveInt
-    gpus: float = Field(1.0, gt=0, le=1)
-
-
-class Cache(Settings):
-    """Files of artifacts on the own disk of each node that trains."""
-
-    folder: str | None = None
-    gib: PositiveFloat = 100.0
-
-
-class Cluster(Settings):
-    """Where the work runs. Nothing here changes a result, so nothing here enters a fingerprint."""
-
-    address: str | None
-    num_cpus: PositiveInt | None
-    device: Literal["auto", "cpu", "cuda"]
-    cpus_per_worker: PositiveInt
-    gpus_per_worker: int = Field(ge=0)
-    gpu_memory_gib: PositiveFloat | None = None
-    encoders: Encoders
-    cache: Cache = Cache()
-    stall_s: PositiveFloat = 600.0
-    retries: int = Field(ge=0)
-    min_workers: PositiveInt | None = None
-    replacement_s: float = Field(600.0, ge=0)
-
-
-class Tracking(Settings):
-    """MLflow; `uri` null keeps an sqlite store under the root."""
-
-    uri: str | None
-    experiment: str
+TRAININGS = {  # step: the trainings that it runs, by dotted key
+    "train_a": ("stage_a.train",),
+    "train_b": (WARMUP, "stage_b.train"),
+    "train_c": ("stage_c.train",),
+    "train_previewer": ("previewer.train",),
+    "train_baseline": ("baseline.train",),
+}
 
 
 class Config(Settings):
     """One experiment, fully resolved."""
 
-    targets: tuple[str, ...] = Field(min_length=1)
+    targets: tuple[Text, ...] = Field(min_length=1, max_length=1000)
+    """Artifacts to build, with whatever they need.
+
+    Their names are the column `makes` of the DAG's table, pipeline/plan/table.py."""
     seed: int = Field(ge=0, lt=2**32)
-    workers: PositiveInt
+    """Draws the plan, initial weights, the batches' order, noise and samples."""
+    workers: Annotated[int, Field(ge=1, le=100_000)]
+    """Ranks of each training; a rank is a process with its own device.
+
+    The global batch stays what the phases say."""
     data: DataConfig
-    text: dict[str, TextConfig] = Field(min_length=1)
+    """Where pictures and captions come from, which are taken, and how they are stored."""
+    text: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$", max_length=64)], TextConfig] = Field(min_length=1)
+    """Text towers by name, of which the stages choose."""
     encode: Encode = Encode()
+    """How outputs of the encoders come to the trainings."""
     stage_a: StageA
+    """Stage A, the VQGAN between pixels and latents."""
     compressor: Compressor
+    """The semantic compressor, which makes the codes that Stage C learns."""
     stage_b: StageB
+    """Stage B, the diffusion model of latents, given a code and a caption."""
     stage_c: StageC
+    """Stage C, the diffusion model of codes, given a caption."""
     interpolate: Interpolation | None = None
+    """Stage C as the weights between two others, or between two of its own phases; null: none."""
     previewer: Previewer
+    """The previewer: codes straight to small pictures (conf=previewer)."""
     baseline: Baseline
+    """The baseline: latent diffusion without codes, to compare with (conf=baseline_ldm)."""
     sample: Sampling
+    """How pictures are drawn from captions."""
     eval: Eval
+    """What is measured beside retrieval and PSNR."""
     cluster: Cluster
+    """Where the work runs, as `cluster=` chooses it; it changes no result."""
     tracking: Tracking
-    rates: dict[str, PositiveFloat]
+    """MLflow, as `tracking=` chooses it."""
+    rates: dict[Text, Annotated[float, Field(gt=0.0, le=10.0**9)]]
+    """Work of a step in a device-second, by the step's name, for `plan`'s estimates.
+
+    Work is images seen for trainings, and rows for most others. A step may have no rate."""
 
     @model_validator(mode="after")
-    def _stages_have_an_origin(self) -> "Config":
+    def _stages_fit(self) -> Self:
         for stage in STAGES:
-            section = getattr(self, stage)
-            if section.train is None and section.weights is None and self.origin(stage) == "import":
-                raise ValueError(f"{stage}: train and weights are both null; give {stage}.weights=PATH or a training")
-        between, training = self.between, self.stage_c.train
-        if between and self.stage_c.weights and not between.phases:
-            raise ValueError("stage_c.weights and interpolate both give Stage C's weights; leave one of them null")
-        for key, number in between.phases.items() if between else ():
-            if training is None or number > len(training.phases):
-                has = f"has {len(training.phases)}" if training else "is null"
-                raise ValueError(
-                    f"{key}={number} is a phase of stage_c.train, which {has}; give another, or interpolate=null"
-                )
+            if self.origin(stage) == "import":
+                checks.has_an_origin(stage, getattr(self, stage))
+        if self.between:
+            checks.lies_between(self.between, self.stage_c)
+        checks.tower_fits("stage_b", self.stage_b, self.text)
+        checks.tower_fits("stage_c", self.stage_c, self.text)
+        checks.tower_fits("baseline", self.baseline, self.text)
+        checks.channels_agree(self.stage_a, self.compressor, self.stage_b, self.stage_c, self.previewer, self.baseline)
+        checks.latents_are_a_quarter(self.stage_a.model)
+        checks.can_be_released(self.targets, self.stage_c.model)
+        checks.samples_are_squares(self.sample)
         return self
 
     @model_validator(mode="after")
-    def _towers_exist(self) -> "Config":
-        for stage in ("stage_b", "stage_c", "baseline"):
-            tower = getattr(self, stage).text
-            if tower not in self.text:
-                raise ValueError(f"{stage}.text names the tower '{tower}', but text has {', '.join(self.text)}")
-            width, wanted = self.text[tower].width, getattr(self, stage).model.text_width
-            if width != wanted:
-                raise ValueError(f"{stage}.model.text_width is {wanted}, but the tower '{tower}' gives width {width}")
+    def _pictures_fit(self) -> Self:
+        image, trainings = self.data.image, self.trainings()
+        checks.sizes_fit(trainings, image)
+        checks.aspects_fit(trainings, image)
+        checks.stored_in_steps(image)
+        checks.views_exist(trainings, self.data.views)
+        checks.losses_can_judge(self.stage_a, self._shortest("train_a"))
+        checks.codes_have_a_side(self.compressor.model, self._shortest("train_b", "train_c", "train_previewer"))
         return self
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "Config":
-        for key, training in self.trainings().items():
-            for number, phase in enumerate(training.phases):
-                if phase.size % 128 and key != "stage_a.train":
-                    raise ValueError(f"{key}.phases.{number}.size={phase.size}: must be a multiple of 128 px")
-                if phase.size > self.data.image.size:
-                    raise ValueError(
-                        f"{key}.phases.{number}.size={phase.size} is larger than the stored pictures, "
-                        f"data.image.size={self.data.image.size}"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _aspects_fit(self) -> "Config":
-        image, frames = self.data.image, {"data.image": self.data.image.frame}
-        for key, training in self.trainings().items():
-            for number, phase in enumerate(training.phases):
-                frames[f"{key}.phases.{number}"] = Frame(phase.size, phase.max_aspect)
-        for key, frame in frames.items():
-            if frame.max_aspect > image.max_aspect:
-                raise ValueError(
-                    f"{key}.max_aspect={frame.max_aspect:g} is more than what is stored, "
-                    f"data.image.max_aspect={image.max_aspect:g}"
-                )
-            if not frame.square and (frame.size % STEP or len(frame.sizes) == 1):
-                raise ValueError(
-                    f"{key}: in steps of {STEP} px there is no other size than the square of {frame.size} px up to "
-                    f"max_aspect={frame.max_aspect:g}; raise size or max_aspect, or leave max_aspect at 1"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _latents_are_encoded(self) -> "Config":
+    def _latents_are_encoded(self) -> Self:
         """Latents are stored for the trainings of Stage B and C, and others take those; checked where it matters."""
-        from_a, from_c = not self.encode.latents_a.online, not self.encode.latents_c.online
-        for asked, step, teacher, key, latents in (
-            ("previewer" in self.targets and from_c, "train_previewer", "train_c", "stage_c", "latents_c"),
-            (self._needs_baseline() and from_a, "train_baseline", "train_b", "stage_b", "latents_a"),
+        for latents, teacher, student, wanted in (
+            ("latents_c", "stage_c", "previewer", "previewer" in self.targets),
+            ("latents_a", "stage_b", "baseline", self._needs_baseline()),
         ):
-            frames = self.frames_of(teacher)
-            if latents in self.targets and getattr(self.encode, latents).online:
-                raise ValueError(
-                    f"targets: encode.{latents}.mode=online stores none; set it to cached, or leave {latents} out"
-                )
-            if latents in self.targets and not frames:
-                raise ValueError(
-                    f"targets: {latents} are stored for the training of {key}, of which this config has none; leave "
-                    f"{latents} out"
-                )
-            if asked and not frames:
-                raise ValueError(
-                    f"{step.removeprefix('train_')} takes the {latents} that are stored for the training of {key}, of "
-                    f"which this config has none; set encode.{latents}.mode=online"
-                )
-            for frame in self.frames_of(step):
-                if asked and frame not in frames:
-                    raise ValueError(
-                        f"{step.removeprefix('train_')}.train.phases has pictures of {frame.name} px, but it trains on "
-                        f"the latents of {key}.train.phases, which are of {', '.join(one.name for one in frames)} px"
-                    )
+            online = getattr(self.encode, latents).online
+            stored = self.frames_of(f"train_{teacher[-1]}")
+            if latents in self.targets:
+                checks.latents_are_stored(latents, online, teacher, stored)
+            if wanted and not online:
+                checks.latents_suffice(latents, teacher, stored, student, self.frames_of(f"train_{student}"))
         return self
+
+    @model_validator(mode="after")
+    def _trainings_can_run(self) -> Self:
+        trainings = self.trainings()
+        losses = {f"{key}.train": getattr(self, key).loss for key in ("stage_b", "stage_c", "baseline")}
+        adaptive = {key for key, loss in losses.items() if loss.weight == "adaptive"}
+        checks.best_can_be_told(trainings, self.data.holdout, adaptive)
+        checks.panels_can_be_drawn(trainings)
+        checks.blocks_can_be_recomputed(trainings)
+        checks.fewer_workers_are_fewer(self.cluster.min_workers, self.workers)
+        checks.batches_divide(trainings, self.workers)
+        return self
+
+    def _shortest(self, *steps: str) -> int:
+        """The shortest side of what trainings see, px; of what is stored, where there are none."""
+        sides = (frame.shortest for step in steps for frame in self.frames_of(step))
+        return min(sides, default=self.data.image.size)
 
     def _needs_baseline(self) -> bool:
         return self.eval.baseline or not {"baseline", "baseline_samples"}.isdisjoint(self.targets)
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "Config":
-        size, loss, crop = self.data.image.size, self.stage_a.loss, self.stage_a.loss.crop
-        smallest = min((frame.shortest for frame in self.frames_of("train_a")), default=size)
-        pairs = (
-            ("stage_b.model.latent_channels", self.stage_b.model.latent_channels, self.stage_a.model.latent_channels),
-            ("stage_b.model.code_channels", self.stage_b.model.code_channels, self.compressor.model.latent_channels),
-            (
-                "stage_c.model.latent_channels",
-                self.stage_c.model.latent_channels,
-                self.compressor.model.latent_channels,
-            ),
-            (
-                "previewer.model.latent_channels",
-                self.previewer.model.latent_channels,
-                self.compressor.model.latent_channels,
-            ),
-            (
-                "baseline.model.latent_channels",
-                self.baseline.model.latent_channels,
-                self.stage_a.model.latent_channels,
-            ),
-        )
-        for key, value, wanted in pairs:
-            if value != wanted:
-                raise ValueError(f"{key}={value}: what it works on has {wanted} channels")
-        if self.stage_a.model.levels != 2:
-            raise ValueError(
-                f"stage_a.model.levels={self.stage_a.model.levels}: Stage B draws latents of a quarter of the "
-                "picture's side, which takes 2 levels"
-            )
-        if "release" in self.targets and not self.stage_c.model.scaled_codes:
-            raise ValueError(
-                "stage_c.model.scaled_codes=false: the stock pipelines that a release is for take (code + 1) / 42; "
-                "leave release out of targets"
-            )
-        if size % 128:
-            raise ValueError(f"data.image.size={size}: must be a multiple of 128 px")
-        if crop is not None and crop > smallest:
-            raise ValueError(f"stage_a.loss.crop={crop} is larger than the pictures of a phase, {smallest} px")
-        if (crop or smallest) < loss.smallest_side:
-            raise ValueError(
-                f"stage_a.loss: pictures or crops of {crop or smallest} px are too small for the perceptual or the "
-                f"adversarial loss; use {loss.smallest_side} px or more, or weights of 0"
-            )
-        if self.sample.width != self.sample.height:
-            raise ValueError(
-                f"sample.width={self.sample.width}, sample.height={self.sample.height}: samples are compared with the "
-                "stored pictures, which are square; `sample` takes any width= and height="
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _validation_has_samples(self) -> "Config":
-        for key, training in self.trainings().items():
-            if training.keeps_best and not self.data.holdout:
-                raise ValueError(
-                    f"{key}.validation.keep=best needs pictures that no training sees: give data.holdout, such as "
-                    "0.01, or use last"
-                )
-            if training.panel_every and key == WARMUP:
-                raise ValueError(f"{key}.panel_every: the warm-up makes no pictures; leave it null")
-            if training.keeps_best and getattr(getattr(self, key.split(".")[0]).loss, "weight", None) == "adaptive":
-                raise ValueError(
-                    f"{key}.validation.keep=best: adaptive weights change the scale of the loss while they learn, so "
-                    "that no step's loss can be compared; use last, or another loss.weight"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _checkpointing_has_blocks(self) -> "Config":
-        for key, training in self.trainings().items():
-            if training.checkpointing and key in WITHOUT_BLOCKS:
-                raise ValueError(f"{key}.checkpointing=true: this model has no blocks to recompute; leave it false")
-        return self
-
-    @model_validator(mode="after")
-    def _views_exist(self) -> "Config":
-        for key, training in self.trainings().items():
-            for number, phase in enumerate(training.phases):
-                if phase.view is not None and phase.max_aspect > 1:
-                    raise ValueError(f"{key}.phases.{number}: a phase takes view or max_aspect, not both; drop one")
-                if phase.view is not None and phase.view not in self.data.views:
-                    known = ", ".join(self.data.views) or "no views; give data.views.NAME.min_aesthetic=... or the like"
-                    raise ValueError(f"{key}.phases.{number}.view={phase.view}: data.views has {known}")
-        return self
-
-    @model_validator(mode="after")
-    def _fewer_workers_are_fewer(self) -> "Config":
-        if (self.cluster.min_workers or 0) > self.workers:
-            raise ValueError(
-                f"cluster.min_workers={self.cluster.min_workers} is more than workers={self.workers}; lower it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> "Config":
-        for key, training in self.trainings().items():
-            try:
-                training.require_divisible(self.workers)
-            except ValueError as error:
-                raise ValueError(f"{key}.{error}{self._nearest_workers()}") from None
-        return self
-
-    def _nearest_workers(self) -> str:
-        """A hint at the numbers of workers next to ours among which the batches of all trainings divide, if any."""
-        trainings = self.trainings().values()
-        most = min(phase.batch_size for training in trainings for phase in training.phases)
-        fitting = [world for world in range(1, most + 1) if all(training.divides(world) for training in trainings)]
-        fewer = [world for world in fitting if world < self.workers][-1:]
-        more = [world for world in fitting if world > self.workers][:1]
-        return f"; use workers={' or '.join(map(str, fewer + more))}" if fitting else ""
 
     @property
     def between(self) -> Interpolation | None:
@@ -511,9 +177,13 @@ class Config(Settings):
         """Name of the artifact that a training of the stage makes: another one where its phases are interpolated."""
         return "stage_c_phases" if stage == "stage_c" and self.between and self.between.phases else stage
 
+    def is_trained(self, stage: Stage) -> bool:
+        """Whether a stage's weights come from a training of this config, and not from existing ones."""
+        return self.origin(stage) == "train" or self.trained(stage) != stage
+
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training that this config wants, by its dotted key."""
-        stages = [stage for stage in STAGES if self.origin(stage) == "train" or self.trained(stage) != stage]
+        stages = [stage for stage in STAGES if self.is_trained(stage)]
         found = {f"{name}.train": getattr(self, name).train for name in (*stages, "previewer", "baseline")}
         if self.compressor.warmup and "stage_b.train" in found and not self.stage_b.weights:
             found[WARMUP] = self.compressor.warmup.train
@@ -521,15 +191,14 @@ class Config(Settings):
 
     def trainings_of(self, step: str) -> dict[str, TrainingConfig]:
         """The trainings that a step runs, by the name of what is trained; none for most steps."""
-        keys = {
-            "train_a": ["stage_a.train"],
-            "train_b": [WARMUP, "stage_b.train"],
-            "train_c": ["stage_c.train"],
-            "train_previewer": ["previewer.train"],
-            "train_baseline": ["baseline.train"],
-        }
         trainings = self.trainings()
-        return {key.partition(".")[0]: trainings[key] for key in keys.get(step, []) if key in trainings}
+        return {key.partition(".")[0]: trainings[key] for key in TRAININGS.get(step, ()) if key in trainings}
+
+    def cut_up(self, step: str) -> list[str]:
+        """The step's trainings, by dotted key, to which `micro_batch` is no manner: BatchNorm sees a piece at once."""
+        normalised = {"stage_a.train", WARMUP, "previewer.train", *(["stage_b.train"] * self.compressor.joint)}
+        cut = {key for key, training in self.trainings().items() if training.micro_batch}
+        return [key for key in TRAININGS[step] if key in normalised & cut]
 
     def in_bf16(self) -> list[str]:
         """The keys that ask for bf16, of trainings and sampling."""
@@ -590,37 +259,66 @@ class Config(Settings):
                 _put(tree, key, storage.absolute(path))
         return Config.model_validate(tree)
 
-    def lookup(self, key: str) -> Any:
+    def inputs(self) -> dict[str, Input]:
+        """What this config names that lies outside of it, by dotted key, but for the source's own settings."""
+        data = self.data
+        tables = {f"data.{name}": path for name in ("metadata", "scores") if (path := getattr(data, name))}
+        wholes = self.existing() | ({"data.removed": data.removed} if data.removed else {})
+        return {
+            **{key: Whole(path) for key, path in wholes.items()},
+            **{key: Rows(path, ".parquet") for key, path in tables.items()},
+        }
+
+    def lookup(self, key: str, identify: Callable[[Input], Any] = identity.of) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it.
 
-        `sizes.<step>` is `frames_of`, squares by their side. Content stands for the paths of weights and of a removal
-        list (`contents.identity`) and of a source, such as `data.folder`: moved, they give the same artifacts; with
-        another file behind the path, another line, or another caption, new ones.
+        `sizes.<step>` is `frames_of`, squares by their side. What the config names outside of itself counts by what
+        `identify` makes of it, its content: moved, it gives the same artifacts; with another file behind the path,
+        another line, or another caption, new ones.
 
         Raises:
             DataError: the source cannot be read.
-            UsageError: weights or the removal list cannot be read.
+            UsageError: another input cannot be read; names its key.
         """
         if key.startswith("sizes."):
             frames = self.frames_of(key.removeprefix("sizes."))
             return [frame.size if frame.square else frame.name for frame in frames]
         if key == f"data.{self.data.source}":
-            return table.identity(self.data)
+            return _identified(table.identity(self.data), identify, key)
         if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
             return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
-        tree: Any = self.model_dump(mode="json")
-        listed = {"data.removed": self.data.removed} if self.data.removed else {}
-        for name, path in (self.existing() | listed).items():
+        tree: Any = self.model_dump(mode="json", exclude=manners(self))
+        for name, found in self.inputs().items():
             if is_below(name, key):
-                try:
-                    _put(tree, name, contents.identity(path))
-                except OSError as error:
-                    raise UsageError(
-                        f"{name}: {path} cannot be read ({error.strerror or error}); make it readable"
-                    ) from error
-        for part in key.split("."):
-            tree = tree[part]
-        return _without(tree, MANNERS)
+                _put(tree, name, found)
+        try:
+            tree = _at(tree, key)
+        except KeyError:  # a manner that a step names after all
+            tree = _at(self.model_dump(mode="json"), key)
+        if key.startswith("text."):
+            tree = tree | {"tokenizer": TOKENIZER}
+        return _identified(tree, identify, key)
+
+
+def _at(tree: Any, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _identified(tree: Any, identify: Callable[[Input], Any], key: str) -> Any:
+    """A tree with what stands for inputs in their place; None drops the key of one."""
+    if isinstance(tree, dict):
+        found = {name: _identified(value, identify, f"{key}.{name}") for name, value in tree.items()}
+        return {name: value for name, value in found.items() if value is not None or tree[name] is None}
+    if not isinstance(tree, Input):
+        return tree
+    try:
+        return identify(tree)
+    except OSError as error:
+        path = getattr(tree, "path", error.filename)
+        raise UsageError(f"{key}: {path} cannot be read ({error.strerror or error}); make it readable") from error
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -629,12 +327,3 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         tree = tree[section]
     tree[name] = value
-
-
-def _without(tree: Any, names: Set[str]) -> Any:
-    """A nested mapping without the keys of those names, and without validations that decide nothing."""
-    if not isinstance(tree, dict):
-        return tree
-    if "validation" in tree and (tree["validation"] is None or tree["validation"]["keep"] == "last"):
-        names = names | {"validation"}
-    return {key: _without(value, names) for key, value in tree.items() if key not in names}

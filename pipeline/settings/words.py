@@ -6,6 +6,7 @@ Hydra, so that a prompt may hold commas, quotes and parentheses; every other `ke
 
 import difflib
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.errors import UsageError, nearest
@@ -14,6 +15,7 @@ from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
+STEP_FLAGS = ("--from", "--until", "--only", "--force", "--why")  # each takes the name of a step
 SAMPLE_WORDS = (
     "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b",
     "image", "strength", "preview", "from", "run_seed", "out",
@@ -36,10 +38,13 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "run": Verb("build the targets and whatever is missing before them", flags=RUN_FLAGS),
-    "plan": Verb("what a run would do, with reasons and estimated cost", flags=RUN_FLAGS),
+    "plan": Verb("what a run would do, with reasons and estimated cost", flags=(*RUN_FLAGS, "--why")),
     "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
     "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
-    "config": Verb("the composed config with its comments; `config list`: confs, groups, values", bare=True),
+    "config": Verb(
+        "the composed config with its comments; `config list`: confs, groups, values; `config reference`: every key",
+        bare=True,
+    ),
     "sample": Verb(
         'prompt="..." or image=PATH, out=DIR: draw pictures; from=DIR with a release\'s models', SAMPLE_WORDS
     ),
@@ -86,6 +91,7 @@ class Words:
     overrides: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
     selection: Selection = field(default_factory=Selection)
+    why: str | None = None
     json: bool = False
     yes: bool = False
 
@@ -110,65 +116,97 @@ def parse(arguments: list[str]) -> Words:
     name, *words = arguments
     if name not in VERBS:
         raise UsageError(f"there is no verb '{name}'{nearest(name, VERBS)}; there are {', '.join(VERBS)}")
-    verb = VERBS[name]
-    known = ("root", *(("conf",) if verb.config else ()), *verb.words)
-    own: dict[str, str] = {}
-    overrides: list[str] = []
-    rest: list[str] = []
-    flags: dict[str, list[str]] = {}
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
+    taken = _Taken(name, VERBS[name])
+    queue = iter(words)
+    for word in queue:
         key, separator, value = word.partition("=")
         if word.startswith("--"):
-            if key not in verb.flags:
-                flags_of = ", ".join(verb.flags) or "none"
-                raise UsageError(f"{name} has no flag {key}{nearest(key, verb.flags)}; it takes {flags_of}")
-            if key in ("--json", "--yes"):
-                flags[key] = []
-                continue
-            value = value if separator else (queue.pop(0) if queue else "")
-            if not value:
-                raise UsageError(f"{key} needs a step's name, for example {key} train_c")
-            flags.setdefault(key, []).append(value)
-        elif separator and key in known:
-            if key in own:
-                raise UsageError(f"{key}= is given twice")
-            own[key] = value
-        elif separator and verb.config:
-            _check_no_typo(key, known)
-            overrides.append(word)
+            taken.flag(key, value if separator else None, queue)
         elif separator:
-            taken = ", ".join(f"{other}=" for other in known)
-            raise UsageError(f"{word}: {name} takes no {key}={nearest(key, known)}; it takes {taken}")
-        elif verb.bare:
-            rest.append(word)
+            taken.pair(key, value)
         else:
-            raise UsageError(f"'{word}' is neither a flag nor key=value{nearest(word, verb.flags)}")
-    for key in ("--from", "--until", "--only"):
-        if len(flags.get(key, [])) > 1:
-            raise UsageError(f"{key} is given twice")
-    root = own.pop("root", "runs")
-    if not root:
-        raise UsageError("root= is empty; give a folder or a URI")
-    if own.get("conf") == "":
-        raise UsageError(f"conf= is empty; name one of {', '.join(names())}")
-    return Words(
-        verb=name,
-        conf=own.pop("conf", None),
-        root=root,
-        own=own,
-        overrides=overrides,
-        rest=rest,
-        selection=Selection(
-            start=_first(flags.get("--from")),
-            until=_first(flags.get("--until")),
-            only=_first(flags.get("--only")),
-            force=tuple(flags.get("--force", ())),
-        ),
-        json="--json" in flags,
-        yes="--yes" in flags,
-    )
+            taken.bare(word)
+    return taken.words()
+
+
+@dataclass
+class _Taken:
+    """The words of a verb that were taken so far, each where it belongs."""
+
+    name: str
+    verb: Verb
+    own: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    said: set[str] = field(default_factory=set)
+    """Flags that say all by being there."""
+    steps: dict[str, list[str]] = field(default_factory=dict)
+    """By flag, the names of steps that it was given with."""
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Words that are taken literally."""
+        return ("root", *(("conf",) if self.verb.config else ()), *self.verb.words)
+
+    def flag(self, key: str, value: str | None, following: Iterator[str]) -> None:
+        """A flag with the value behind its `=`; where there is none, a flag of steps takes the next word."""
+        if key not in self.verb.flags:
+            flags = ", ".join(self.verb.flags) or "none"
+            raise UsageError(f"{self.name} has no flag {key}{nearest(key, self.verb.flags)}; it takes {flags}")
+        if key not in STEP_FLAGS:
+            self.said.add(key)
+            return
+        step = next(following, "") if value is None else value
+        if not step:
+            raise UsageError(f"{key} needs a step's name, for example {key} train_c")
+        self.steps.setdefault(key, []).append(step)
+
+    def pair(self, key: str, value: str) -> None:
+        """A word `key=value`: one of the verb's own, or an override."""
+        if key in self.known:
+            if key in self.own:
+                raise UsageError(f"{key}= is given twice")
+            self.own[key] = value
+        elif self.verb.config:
+            _check_no_typo(key, self.known)
+            self.overrides.append(f"{key}={value}")
+        else:
+            taken = ", ".join(f"{other}=" for other in self.known)
+            raise UsageError(f"{key}={value}: {self.name} takes no {key}={nearest(key, self.known)}; it takes {taken}")
+
+    def bare(self, word: str) -> None:
+        """A word without `=`."""
+        if not self.verb.bare:
+            raise UsageError(f"'{word}' is neither a flag nor key=value{nearest(word, self.verb.flags)}")
+        self.rest.append(word)
+
+    def words(self) -> Words:
+        """All of them; refuses what is given too often or empty."""
+        start, until, only, why = map(self._step, ("--from", "--until", "--only", "--why"))
+        own = dict(self.own)
+        root, conf = own.pop("root", "runs"), own.pop("conf", None)
+        if not root:
+            raise UsageError("root= is empty; give a folder or a URI")
+        if conf == "":
+            raise UsageError(f"conf= is empty; name one of {', '.join(names())}")
+        return Words(
+            verb=self.name,
+            conf=conf,
+            root=root,
+            own=own,
+            overrides=self.overrides,
+            rest=self.rest,
+            selection=Selection(start, until, only, tuple(self.steps.get("--force", ()))),
+            why=why,
+            json="--json" in self.said,
+            yes="--yes" in self.said,
+        )
+
+    def _step(self, flag: str) -> str | None:
+        steps = self.steps.get(flag, [])
+        if len(steps) > 1:
+            raise UsageError(f"{flag} is given twice")
+        return steps[0] if steps else None
 
 
 def _check_no_typo(key: str, words: tuple[str, ...]) -> None:
@@ -179,10 +217,6 @@ def _check_no_typo(key: str, words: tuple[str, ...]) -> None:
         raise UsageError(f"{key}: there is no such word or key (did you mean {near[0]}?)")
 
 
-def _first(values: list[str] | None) -> str | None:
-    return values[0] if values else None
-
-
 def usage() -> str:
     """The help text: every verb on a line."""
     lines = ["python -m pipeline VERB conf=NAME [key=value ...] [flags]", ""]
@@ -190,6 +224,7 @@ def usage() -> str:
     lines += [
         "",
         "Example: python -m pipeline run conf=stage_c",
-        "Flags of run and plan: --from --until --only --force STEP",
+        "Flags of run and plan: --from --until --only --force STEP; of plan, the whole reason of a step: --why STEP",
+        "Docs: docs/README.md; every verb with its words, flags and exit codes: docs/reference/verbs.md",
     ]
     return "\n".join(lines)

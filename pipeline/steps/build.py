@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from pipeline.cluster.interruptions import Interruptions
 from pipeline.errors import Interrupted
 from pipeline.plan.dag import Step
 from pipeline.plan.table import table
+from pipeline.plan.wanted import reading
 from pipeline.settings.config import Config
 from pipeline.store import deleting
 from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store
@@ -91,17 +92,17 @@ class Build:
     def made_with(self, config: Config) -> Artifact | None:
         """What this step has made of the same inputs under another config, if it has; paths must not matter to it."""
         step = next(step for step in table(config) if step.output == self.step.output)
-        parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
-        settings = {key: config.lookup(key) for key in step.reads}
-        digest = Fingerprint(step.name, step.version, settings, parents).digest
         root = self.path.rsplit("/", 3)[0]
+        parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
+        settings = dict(zip(step.reads, map(reading(config, root, [step]), step.reads), strict=True))
+        digest = Fingerprint(step.name, step.version, settings, parents).digest
         return Store(root).find(step.output, digest)
 
     def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""
         gpus = int(accelerated and self.cluster.device == "cuda")
         with self.lease(1, self.cluster.kind if gpus else CPU):
-            return self.cluster.call(function, *arguments, gpus=gpus, tick=self.tick)
+            return self.cluster.call(function, *arguments, gpus=gpus, tick=self._tick_or_stop)
 
     def call_each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], count: int) -> Iterator[T]:
         """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
@@ -204,6 +205,8 @@ class Build:
                 case "resumed":
                     self._resumed(**message)
                     heard = True
+                case "notice":
+                    notices.tell(message["notice"])
                 case "reached":
                     self.interruptions.reached[message["training"]] = message["step"]
                     heard = True
@@ -211,6 +214,11 @@ class Build:
                     getattr(self.report, kind)(**message)
         if heard:
             self.interruptions.write(self.building)
+
+    def _tick_or_stop(self) -> None:
+        """As `tick`, for work that does not ask whether to stop: whatever it publishes is whole, or not there."""
+        self.tick()
+        self.raise_if_stopped()
 
     def _resumed(self, training: str, step: int) -> None:
         again = self.interruptions.resumed(training, step)

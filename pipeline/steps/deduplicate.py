@@ -23,7 +23,7 @@ def deduplicate(build: Build) -> Facts:
     """images -> duplicates: hashes of every picture, the table of duplicates, and a contact sheet of some."""
     images = build.inputs["images"]
     folder = storage.join(build.path, HASHES)
-    total = sorted(shards.finished(images.path))
+    total = sorted(shards.receipts(images.path))
     done = build.finished_shards(folder)
     todo = [shard for shard in total if shard not in done]
     for receipt in build.call_each(_hash, ((images, shard, folder, build.claim.fence) for shard in todo), len(todo)):

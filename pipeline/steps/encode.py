@@ -22,10 +22,11 @@ from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
 from datasets.formats.shards import Receipt
 from pipeline.models import encoders
 from pipeline.models.encoders import Encoder
-from pipeline.settings.config import Encoding
+from pipeline.settings.sections import Encoding
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
-from stages.config import Precision, TextConfig
+from stages.settings.base import Precision
+from stages.settings.models import TextConfig
 
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
 Read = Callable[[list[shards.ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
@@ -84,7 +85,7 @@ def _encode(
 ) -> list[Receipt]:
     """Encode all images once; `passes` is how often the step does so, for the progress."""
     images = build.inputs["images"]
-    total = sorted(shards.finished(images.path))
+    total = sorted(shards.receipts(images.path))
     rows = passes * images.manifest["rows"]
     dtype = None if settings.online else settings.dtype
     arguments = (encoder, dtype, read, build.cluster.device, images, rows)
@@ -119,11 +120,11 @@ def _prepare_tower(
     import torch
 
     from pipeline.models import loading
-    from stages.config import SeededTextConfig
+    from stages.settings.models import SeededTextConfig
 
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
-        captions = [row.caption for shard in sorted(shards.finished(images.path)) for row in _rows(images, shard)]
+        captions = [row.caption for shard in sorted(shards.receipts(images.path)) for row in _rows(images, shard)]
         tower.centre(tower.encode(captions)[0].mean(dim=(0, 1)))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()

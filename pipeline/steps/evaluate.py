@@ -11,8 +11,8 @@ import numpy as np
 
 from datasets.files import storage
 from datasets.files.storage import FileEntry
-from pipeline.settings.config import BASELINE
-from pipeline.settings.config import PickScore as PickScoreSettings
+from pipeline.settings.sections import BASELINE
+from pipeline.settings.sections import PickScore as PickScoreSettings
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 
@@ -33,7 +33,7 @@ def evaluate(build: Build) -> Facts:
     return Facts(
         files=files,
         rows=samples.manifest["rows"],
-        call="stages.metrics.retrieval_top1",
+        call="stages.scoring.metrics.retrieval_top1",
         workers=[pid],
         metrics=metrics,
         notes=notes,

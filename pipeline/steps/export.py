@@ -9,7 +9,8 @@ from typing import Any
 from datasets.files import storage
 from datasets.files.storage import FileEntry
 from pipeline.models.known_weights import licence
-from pipeline.settings.config import STAGES, Config
+from pipeline.settings.config import Config
+from pipeline.settings.sections import STAGES
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 
@@ -24,20 +25,16 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
     import torch
 
     from pipeline.models import loading
-    from stages.weights.release import model_card, release_files
+    from stages.weights.card import CardFacts, model_card
+    from stages.weights.release import release_files
 
     where = torch.device("cpu")
-    settings, data = config.sample, terms(inputs["metadata"].manifest)
-    card = model_card(
+    data = terms(inputs["metadata"].manifest)
+    facts = CardFacts(
         name="Würstchen",
         license=data["identifier"],
         prompt=json.loads(inputs["samples"].read("captions.json"))[0]["caption"],
-        width=settings.width,
-        height=settings.height,
-        steps_c=settings.steps_c,
-        steps_b=settings.steps_b,
-        guidance_c=settings.guidance_c,
-        guidance_b=settings.guidance_b,
+        settings=config.sample,
         sources=[data["notice"], *_origins(config)],
         scores=inputs["scores"].manifest["metrics"],
         cost=_cost(inputs),
@@ -52,7 +49,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         stage_b_config=config.stage_b.model,
         stage_c_config=config.stage_c.model,
         compressor_config=config.compressor.model,
-        card=card,
+        card=model_card(facts),
     )
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in written}
     return files, os.getpid()

@@ -6,10 +6,10 @@ from typing import Any
 from datasets.files import storage
 from datasets.files.storage import FileEntry
 from pipeline.errors import UsageError
-from pipeline.settings.config import Interpolation
+from pipeline.settings.sections import Interpolation
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
-from stages.config import StageCConfig
+from stages.settings.models import StageCConfig
 
 WEIGHTS = "stage_c.safetensors"
 

@@ -62,7 +62,7 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
 def _prompts(images: Artifact, limit: int, seed: int) -> list[Prompt]:
     """The first captions of the images: key, caption, seed, shard."""
     prompts = []
-    for shard in sorted(shards.finished(images.path)):
+    for shard in sorted(shards.receipts(images.path)):
         for row in shards.read_images(images.read(shards.image_name(shard))):
             prompts.append(
                 {"key": row.key, "caption": row.caption, "seed": caption_seed(seed, row.caption), "shard": shard}

@@ -21,7 +21,7 @@ def score(build: Build) -> Facts:
     """images -> aesthetic: fp32 scores in a table a shard, and how many pictures have about which."""
     scorer, images = build.config.data.scorer, build.inputs["images"]
     assert scorer is not None
-    total, rows = sorted(shards.finished(images.path)), images.manifest["rows"]
+    total, rows = sorted(shards.receipts(images.path)), images.manifest["rows"]
     receipts = build.map_shards(ShardScorer, (scorer, build.cluster.device, images, rows), total, rows, "images")
     found = sum((Counter(receipt.counts) for receipt in receipts), Counter[str]())
     return Facts(

@@ -63,7 +63,7 @@ def _hold_out(share: float, images: Artifact, path: str) -> tuple[FileEntry, int
 
 def held_out(share: float, images: Artifact) -> views.View:
     """A view of the pictures that are held out at a share."""
-    stored = sorted(shards.finished(images.path))
+    stored = sorted(shards.receipts(images.path))
     return views.hold_out(stored, lambda shard: images.read(shards.index_name(shard)), share)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from pipeline.errors import InfrastructureError
@@ -28,6 +28,7 @@ NAMED = 3  # files, in a message
 MANIFEST = "manifest.json"
 FORGOTTEN = "forgotten.json"
 BUILDING = "building"
+DIGEST = "[0-9a-f]{16}"
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,10 @@ class Store:
         return storage.join(self.root, "artifacts", name, digest)
 
     def find(self, name: str, digest: str) -> Artifact | None:
-        """The finished artifact, or None."""
+        """The finished artifact, or None; one whose manifest is damaged is not finished, which is told."""
         path = self.path(name, digest)
-        manifest = storage.join(path, MANIFEST)
-        if not storage.exists(manifest):
-            return None
-        return Artifact(name, path, read_manifest(path))
+        manifest = read_manifest(path)
+        return Artifact(name, path, manifest) if manifest else None
 
     def started(self, name: str, digest: str) -> bool:
         """Whether an unfinished build has left something to go on from."""
@@ -108,8 +107,8 @@ class Store:
         for file in storage.listing(folder):
             if file.endswith("/" + MANIFEST) and file.count("/") == (1 if name else 2):
                 path = storage.join(folder, file.removesuffix("/" + MANIFEST))
-                manifest = read_manifest(path)
-                found.append(Artifact(manifest["name"], path, manifest))
+                if manifest := read_manifest(path):
+                    found.append(Artifact(manifest["name"], path, manifest))
         return iter(sorted(found, key=lambda artifact: artifact.manifest["created"]))
 
     def commit(
@@ -164,16 +163,28 @@ def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def read_manifest(folder: str) -> dict[str, Any]:
-    """An artifact's manifest, with what was taken out since; refused when it is damaged or of an unknown format."""
+def read_manifest(folder: str) -> dict[str, Any] | None:
+    """An artifact's manifest, with what was taken out since; None where there is none, or where it is damaged.
+
+    Raises:
+        CorruptFile: it has an unknown format.
+    """
     path = storage.join(folder, MANIFEST)
-    try:
-        manifest: dict[str, Any] = json.loads(storage.read(path))
-    except ValueError as error:
-        raise CorruptFile(f"{path} is not readable as JSON ({error}); delete its folder and run again") from error
-    if manifest.get("format") != FORMAT:
-        raise CorruptFile(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}")
-    return _without(manifest, Removals.read(folder))
+    manifest = json_files.read(path, _whole)
+    if manifest is None:
+        return None
+    if manifest["format"] != FORMAT:
+        raise CorruptFile(f"{path} has format {manifest['format']}; this version reads format {FORMAT}")
+    removed = Removals.found(folder)
+    return _without(manifest, removed) if removed else None
+
+
+def _whole(told: dict[str, Any]) -> dict[str, Any]:
+    """A manifest that says what every reader asks for; KeyError for another."""
+    if told["format"] == FORMAT:
+        for key in ("name", "fingerprint", "step", "settings", "parents", "files", "rows", "bytes", "created"):
+            _ = told[key]
+    return told
 
 
 @dataclass
@@ -191,9 +202,16 @@ class Removals:
 
     @classmethod
     def read(cls, folder: str) -> "Removals":
-        """Those of an artifact; empty ones where there are none."""
+        """Those of a finished artifact; empty ones where there are none."""
+        found = cls.found(folder)
+        assert found is not None, f"{folder} was finished a moment ago"
+        return found
+
+    @classmethod
+    def found(cls, folder: str) -> "Removals | None":
+        """Those of an artifact, empty ones where there are none; None where nobody can know, which is told."""
         path = storage.join(folder, FORGOTTEN)
-        return cls(**json.loads(storage.read(path))) if storage.exists(path) else cls()
+        return json_files.read(path, lambda told: cls(**told)) if storage.exists(path) else cls()
 
     def publish(self, folder: str) -> None:
         """Write them beside the manifest."""

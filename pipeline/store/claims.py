@@ -262,7 +262,8 @@ def at_work(root: str, run: str, pace: Pace = PACE) -> Iterator[None]:
 def runs_at_work(root: str, notify: Notify, pace: Pace = PACE) -> dict[str, Owner]:
     """The runs that live, by id. What dead ones have left is removed."""
     folder = storage.join(root, FOLDER, RUNS)
-    runs = {name.removesuffix(".json"): storage.join(folder, name) for name in storage.listing(folder)}
+    found = filter(None, (re.fullmatch(r"([^./][^/]*)\.json", name) for name in storage.listing(folder)))
+    runs = {run[1]: storage.join(folder, run[0]) for run in found}
     owners = {path: owner for path in runs.values() if (owner := _read(path))}
     alive = _living(owners, notify, pace)
     for path in owners.keys() - alive:
@@ -312,10 +313,7 @@ def _living(owners: Mapping[str, Owner], notify: Notify, pace: Pace) -> set[str]
     alive = {path for path in near if not owners[path].process.is_dead()}
     watched = {path: owner for path, owner in owners.items() if path not in near}
     for owner in watched.values():
-        notify(
-            f"watching the claim of pid {owner.process.pid} on {owner.process.host} for {pace.silence_s:.0f} s "
-            "for a sign of life"
-        )
+        notify(f"watching the claim of {owner} for {pace.silence_s:.0f} s for a sign of life")
     deadline = pace.clock.monotonic() + pace.silence_s
     while watched and pace.clock.monotonic() < deadline:
         pace.clock.sleep(pace.look_s)

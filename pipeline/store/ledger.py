@@ -10,7 +10,7 @@ the last heartbeat and is marked as estimated. These files are the truth; MLflow
 import contextlib
 import json
 import logging
-import os
+import re
 import threading
 import time
 import uuid
@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from datasets.files import storage
+from datasets.files import json_files, notices, storage
 from pipeline.errors import Interrupted
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
 REMOTE_HEARTBEAT_S = 60.0  # on an object store each heartbeat is an upload
 REFERENCES = Path(__file__).parents[2] / "conf" / "reference" / "gpu_hours.yaml"
+WRITERS = r"[^.][^/]*\.jsonl"  # names of files
 CPU_UNIT = "cpu-hours, not comparable to A100-hours"
 
 
@@ -100,7 +101,7 @@ class Writer:
                 self._latest[event["lease"], event["event"]] = line
                 storage.publish("".join(self._latest.values()).encode(), self._path)
             else:
-                _append(line, Path(self._path))
+                storage.append(line, self._path)
 
 
 @dataclass(frozen=True)
@@ -161,25 +162,32 @@ class Comparison:
 
 def totals(root: str) -> Totals:
     """Read every writer's file below a root and add it up."""
-    events: list[dict[str, Any]] = []
-    torn = 0
     folder = storage.join(root, "ledger")
-    for name in storage.listing(folder):
-        for line in storage.read(storage.join(folder, name)).splitlines():
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                torn += 1
-    return Totals(reduce_events(events), torn)
+    names = storage.listing(folder)
+    ours = [name for name in names if re.fullmatch(WRITERS, name)]
+    for other in set(names) - set(ours):
+        notices.tell(notices.PassedOver(storage.join(folder, other), "none of our files"))
+    contents = storage.read_all([storage.join(folder, name) for name in ours])
+    events = [event for content in contents for event in json_files.lines(content, _event)]
+    return Totals(reduce_events(filter(None, events)), events.count(None))
 
 
 def last_sign(root: str, name: str) -> float | None:
     """Unix time of a writer's last whole line: while it held devices, at most a heartbeat old; None without any."""
     path = storage.join(root, "ledger", f"{name}.jsonl")
-    for line in reversed(storage.read(path).splitlines() if storage.exists(path) else []):
-        with contextlib.suppress(ValueError):  # torn by a crash
-            return float(json.loads(line)["time"])
-    return None
+    content = storage.read(path) if storage.exists(path) else b""
+    times = [time for time in json_files.lines(content, lambda told: float(told["time"])) if time]
+    return times[-1] if times else None
+
+
+def _event(told: dict[str, Any]) -> dict[str, Any]:
+    """An event as it was written; KeyError where it is none."""
+    needed = {"lease", "event", "held_s", "time"}
+    if told["event"] == "lease_open":
+        needed |= {"step", "fingerprint", "attempt", "devices", "kind"}
+    if missing := needed - told.keys():
+        raise KeyError(*missing)
+    return told
 
 
 def reduce_events(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], StepHours]:
@@ -202,7 +210,7 @@ def compare_with_paper(spent: StepHours, references: Path = REFERENCES) -> Compa
         "train_c": ("Würstchen", "C"),
         "train_baseline": ("Baseline LDM", None),
     }.get(spent.step)
-    rows = yaml.safe_load(references.read_text())["rows"]
+    rows = yaml.safe_load(references.read_text("utf-8"))["rows"]
     paper = [row["gpu_hours"] for row in rows if (row["model"], row["stage"]) == model]
     if not paper or paper[0] is None:
         return None
@@ -264,15 +272,6 @@ def _add_up(leases: Sequence[_Lease]) -> StepHours:
         estimated=any(lease.outcome == "open" for lease in leases),
         device_seconds_by_kind=dict(seconds),
     )
-
-
-def _append(line: str, path: Path) -> None:
-    """Add a line to a local file and see it onto the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as stream:
-        stream.write(line)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _or_warn(record: Callable[..., None], event: str, **fields: Any) -> None:

@@ -4,20 +4,22 @@ A run wants the artifacts that its config asked for, those in whose folders it r
 (`interpolate.first=...`), and all that these were made from. Runs of other roots are not known here.
 """
 
-import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.storage import CorruptFile
 from pipeline.store import claims, ledger
 from pipeline.store.artifacts import Store
 from pipeline.store.process import ProcessId
 
 FOLDER = "invocations"
+RECORD = r"[^./][^/]*\.json"
+OURS = r"\d{8}-\d{6}-[0-9a-f]{4}\.json"  # as a run calls its own
 Name = tuple[str, str]  # of an artifact: its name and its fingerprint
 
 
@@ -41,20 +43,29 @@ class Run:
 
 
 def runs(root: str, notify: Callable[[str], None], pace: claims.Pace = claims.PACE) -> list[Run]:
-    """All runs of a root, oldest first; where it cannot be known at once whether one is at work, it is watched.
-
-    Raises:
-        CorruptFile: a record cannot be read, so that nobody knows what its run wants.
-    """
-    records = sorted(map(_record, record_files(root)), key=lambda record: str(record["started"]))
+    """All runs of a root, oldest first; where it cannot be known at once whether one is at work, it is watched."""
+    found = json_files.read_each(storage.join(root, FOLDER), RECORD, _record)
+    records = sorted(found.values(), key=lambda record: str(record["started"]))
     at_work = claims.runs_at_work(root, notify, pace)
     return [_run(root, record, record["id"] in at_work) for record in records]
+
+
+def check_records(root: str) -> None:
+    """Look whether all that runs want is known.
+
+    Raises:
+        CorruptFile: a record is damaged.
+    """
+    try:
+        json_files.read_every(storage.join(root, FOLDER), OURS, _record, also=".*")
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}; so nobody knows what its run wants: move it away first") from None
 
 
 def record_files(root: str) -> list[str]:
     """Paths of the records; each run adds one before it looks at what it is going to read."""
     folder = storage.join(root, FOLDER)
-    return [storage.join(folder, name) for name in storage.listing(folder) if name.endswith(".json")]
+    return [storage.join(folder, name) for name in storage.listing(folder) if re.fullmatch(RECORD, name)]
 
 
 class Wants:
@@ -92,12 +103,10 @@ class Wants:
         return found
 
 
-def _record(path: str) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(storage.read(path))
-        return {"steps": {}, **record, "id": str(record["id"]), "started": str(record["started"])}
-    except (ValueError, TypeError, KeyError) as error:
-        raise CorruptFile(f"{path} is no record of a run, so nobody knows what it wants: move it away") from error
+def _record(told: dict[str, Any]) -> dict[str, Any]:
+    """A record that tells what is asked of it here; KeyError for another."""
+    _ = datetime.fromisoformat(told["started"]), told["outcome"], told["command"]
+    return {"steps": {}, **told, "id": str(told["id"])}
 
 
 def _run(root: str, record: dict[str, Any], at_work: bool) -> Run:

@@ -13,13 +13,17 @@ import uuid
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, storage
+from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.planning import plan
 from pipeline.errors import UsageError
 
 FOLDER = "forgotten"
+NAME = r"[^./][^/]*\.json"
+OURS = r"\d{4}-\d\d-\d\dT\d{6}\+0000-[0-9a-f]{6}\.json"  # as `add` calls them
 
 
 @dataclass(frozen=True)
@@ -36,20 +40,14 @@ class Request:
 def requests(root: str) -> list[Request]:
     """All requests of a root, oldest first."""
     folder = storage.join(root, FOLDER)
-    names = storage.listing(folder)
-    found = []
-    for name in names:
-        if "/" not in name:
-            told = json.loads(storage.read(storage.join(folder, name)))
-            request = Request(
-                name.removesuffix(".json"),
-                told["when"],
-                tuple(told["keys"]),
-                tuple(told["urls"]),
-                f"done/{name}" in names,
-            )
-            found.append(request)
+    done = {name.removeprefix("done/") for name in storage.listing(folder) if name.startswith("done/")}
+    told = json_files.read_each(folder, NAME, _request, also="done/.*")
+    found = [Request(name.removesuffix(".json"), *request, name in done) for name, request in told.items()]
     return sorted(found, key=lambda request: request.when)
+
+
+def _request(told: dict[str, Any]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    return str(told["when"]), tuple(told["keys"]), tuple(told["urls"])
 
 
 def add(root: str, names: Set[str]) -> None:
@@ -79,11 +77,18 @@ def names_of(found: Iterable[Request]) -> dict[str, str]:
 
 
 def check_carried_out(root: str) -> None:
-    """Refuse to go on while a removal that was killed has left pictures behind.
+    """Refuse to go on while a removal that was killed has left pictures behind, or nobody knows what was asked.
 
     Raises:
-        UsageError: says how to end it.
+        UsageError: says what to do.
     """
+    try:
+        json_files.read_every(storage.join(root, FOLDER), OURS, _request, also=".*")
+    except CorruptFile as error:
+        raise UsageError(
+            f"{error}; it names pictures that must not be downloaded again: put it back from a copy, or delete it if "
+            "there is none"
+        ) from None
     waiting = [request for request in requests(root) if not request.done]
     if waiting:
         raise UsageError(

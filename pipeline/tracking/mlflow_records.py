@@ -25,6 +25,7 @@ from pipeline.tracking.outbox import Record
 log = logging.getLogger(__name__)
 
 MetricRow = tuple[str, float, int, int]  # name, value, step, time
+KINDS = ("end_lost", "start", "config", "metrics", "image", "tags", "end")
 KEY = "wst.run"  # the tag that holds our key of a run
 PROCESS = "wst.process"
 END_REASON = "wst.end_reason"  # of a run that did not come to its end
@@ -48,7 +49,9 @@ class Recorder:
 
         if self._client is None:
             self._client, self._experiment_id = connect(self._store, self._experiment)
-        for (kind, run), group in groupby(records, lambda record: (record["kind"], record.get("run"))):
+        ours = [record for record in records if record.get("kind") in KINDS]
+        self.refused += len(records) - len(ours)
+        for (kind, run), group in groupby(ours, lambda record: (record["kind"], record.get("run"))):
             for record in [_together(list(group))] if kind == "metrics" else group:
                 try:
                     self._put(kind, run, record)

@@ -7,10 +7,8 @@ their numbers. MLflow is a view: a run never waits for it, and what it could not
 
 import base64
 import contextlib
-import getpass
 import hashlib
 import json
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +21,12 @@ import yaml
 from pipeline.errors import Interrupted
 from pipeline.settings.keys import flatten
 from pipeline.store.artifacts import Artifact
-from pipeline.store.process import ProcessId
+from pipeline.store.process import ProcessId, user_name
+from pipeline.store.provenance import commit
+from pipeline.store.redact import redact
 from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
 from pipeline.tracking.mlflow_store import MlflowStore
-from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.redact import redact
+from pipeline.tracking.outbox import Outbox, left_behind
 
 END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
 
@@ -127,6 +126,8 @@ class Tracking:
                 f"{where} did not take {left} records ({outbox.last_error or 'no answer in time'}); "
                 f"they wait in {outbox.path}, and the next run with this root, tracking.uri and experiment sends them"
             )
+            if outbox.unkept:
+                yield f"up to {outbox.unkept} of them are lost: {outbox.path} could not take them ({outbox.why_unkept})"
         elif outbox.failures:
             yield f"{where} failed {outbox.failures} times ({outbox.last_error}); everything has arrived since"
         if self._recorder.refused:
@@ -140,7 +141,7 @@ class Tracking:
     def _start(self, name: str, parent: str, tags: Mapping[str, str]) -> str:
         """Begin a run; returns our key of it."""
         common = {
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": user_name(),
             "mlflow.source.name": "python -m pipeline",
             "mlflow.source.type": "LOCAL",
             PROCESS: json.dumps(vars(ProcessId.own())),
@@ -197,7 +198,7 @@ class StepRun:
 def send_unsent(store: MlflowStore, experiment: str) -> str | None:
     """Send what ended runs could not, without a run of one's own; returns what became of that, if there was any."""
     folder = _unsent(store, experiment)
-    if not any(folder.glob("*.jsonl")):
+    if not any(left_behind(folder)):
         return None
     try:
         outbox = Outbox(folder, f"nothing-to-do-{uuid.uuid4().hex[:8]}", Recorder(store, experiment))
@@ -205,7 +206,7 @@ def send_unsent(store: MlflowStore, experiment: str) -> str | None:
         reason = outbox.last_error or "another run is at work, or there was no answer in time"
     except OSError as error:
         reason = str(error)
-    if any(folder.glob("*.jsonl")):
+    if any(left_behind(folder)):
         return f"MLflow at {store.uri} has not all that earlier runs recorded ({reason}); the rest waits in {folder}"
     return f"MLflow at {store.uri} has taken what earlier runs could not send"
 
@@ -217,19 +218,11 @@ def _unsent(store: MlflowStore, experiment: str) -> Path:
 
 def git_tags(folder: Path) -> dict[str, str]:
     """Commit, branch, and whether tracked files were changed, under MLflow's names; {} outside a checkout."""
-
-    def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {
-            "mlflow.source.git.commit": git("rev-parse", "HEAD"),
-            "mlflow.source.git.branch": git("rev-parse", "--abbrev-ref", "HEAD"),
-            "mlflow.source.git.dirty": "true" if git("status", "--porcelain", "-uno") else "false",
-        }
-    except (OSError, subprocess.CalledProcessError):  # no git, or an unpacked archive
+    found = commit(folder)
+    if found is None:
         return {}
+    named = {"commit": found["sha"], "branch": found["branch"], "dirty": str(found["changed"]).lower()}
+    return {f"mlflow.source.git.{name}": value for name, value in named.items()}
 
 
 def _now() -> int:

@@ -5,14 +5,20 @@ import fcntl
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from datasets.files import storage
-from pipeline.environment import quiet_environment
+from datasets.files import local, storage
+from pipeline.environment import home_folder, quiet_environment
 from pipeline.errors import UsageError
+
+SQLITE = "sqlite:///"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,12 @@ class MlflowStore:
     @property
     def database(self) -> Path:
         """The sqlite file of a local store."""
-        return Path(self.uri.removeprefix("sqlite:///"))
+        return Path(unquote(self.uri.partition(":///")[2]))
+
+    @property
+    def location(self) -> str | None:
+        """Where a local store's runs put their files, as MLflow writes it: it takes a path for a part of a URI."""
+        return str(self.artifacts).replace("%", "%25") if self.artifacts else None
 
 
 def locate_store(root: str, uri: str | None) -> MlflowStore:
@@ -42,7 +53,7 @@ def locate_store(root: str, uri: str | None) -> MlflowStore:
                 f"tracking.uri: root={root} is remote, where no sqlite file can live; "
                 "give the http address of an MLflow server or sqlite:///<local file>"
             )
-        uri = f"sqlite:///{folder_of(root)}/mlflow.db"
+        return _sqlite(folder_of(root) / "mlflow.db")
     if re.match(r"https?://", uri):
         if "@" in uri.split("/")[2]:
             raise UsageError(
@@ -50,16 +61,22 @@ def locate_store(root: str, uri: str | None) -> MlflowStore:
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         return MlflowStore(uri, artifacts=None, unsent=folder_of(root) / "unsent")
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         raise UsageError(f"tracking.uri={uri}: must be an http(s) address or sqlite:///<local file>")
-    database = Path(uri.removeprefix("sqlite:///")).absolute()
-    folder = database.parent
-    return MlflowStore(f"sqlite:///{database}", artifacts=folder / "artifacts", unsent=folder / "unsent")
+    return _sqlite(Path(unquote(uri.removeprefix(SQLITE))).absolute())
+
+
+def _sqlite(database: Path) -> MlflowStore:
+    """The store in a file, whose path may hold what means something in a URI."""
+    folder, quoted = database.parent, str(database).replace("%", "%25").replace("?", "%3F")
+    # MLflow makes the folders of what follows sqlite:/// as it stands; with the driver's name before, it leaves that.
+    uri = f"{SQLITE if quoted == str(database) else 'sqlite+pysqlite:///'}{quoted}"
+    return MlflowStore(uri, artifacts=folder / "artifacts", unsent=folder / "unsent")
 
 
 def folder_of(root: str) -> Path:
     """The local folder for a root's MLflow: of its store, where no URI names another, and of what is unsent."""
-    return Path.home() / ".cache/wuerstchen" if storage.is_remote(root) else Path(storage.absolute(root)) / "mlflow"
+    return home_folder() / ".cache/wuerstchen" if storage.is_remote(root) else Path(storage.absolute(root)) / "mlflow"
 
 
 def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:
@@ -72,12 +89,41 @@ def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:
     for name in ("alembic", "mlflow"):  # each table made is a line otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
     with _one_at_a_time(store):
+        relocate(store)
         client = MlflowClient(store.uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None:
             return client, found.experiment_id
         # Without a location of its own, MLflow would put files into ./mlruns of whoever comes first.
-        return client, client.create_experiment(experiment, store.artifacts and str(store.artifacts))
+        return client, client.create_experiment(experiment, store.location)
+
+
+def relocate(store: MlflowStore) -> None:
+    """Mend where the runs of a local store have their files: MLflow wrote down whole paths, and the root may have been
+    moved or copied since."""
+    if store.artifacts is None or not store.database.exists():
+        return
+    with contextlib.closing(sqlite3.connect(store.database)) as database, database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+            return
+        for (place,) in database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
+            if place != store.location and str(place).split("/")[-2:] == list(store.artifacts.parts[-2:]):
+                log.warning("MLflow's files are looked for in %s, no longer in %s", store.location, place)
+                _relocate(database, place, str(store.location))
+
+
+def _relocate(database: sqlite3.Connection, old: str, new: str) -> None:
+    """Put a new place for an old one: of an experiment, of its runs, and of the artifacts that they tell of."""
+    database.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (new, old))
+    database.execute(
+        "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
+        (new, len(old) + 1, len(old) + 1, f"{old}/"),
+    )
+    before, now = (f"{unquote(place).rsplit('/', 2)[0]}/" for place in (old, new))
+    database.execute(
+        "UPDATE tags SET value = ? || substr(value, ?) WHERE key = 'wst.artifact' AND substr(value, 1, ?) = ?",
+        (now, len(before) + 1, len(before), before),
+    )
 
 
 @contextlib.contextmanager
@@ -86,7 +132,7 @@ def _one_at_a_time(store: MlflowStore) -> Iterator[None]:
     if store.artifacts is None:
         yield
         return
-    store.database.parent.mkdir(parents=True, exist_ok=True)
+    local.make_folder(store.database.parent)
     with open(store.database.with_suffix(".lock"), "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

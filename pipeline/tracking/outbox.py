@@ -11,11 +11,13 @@ import logging
 import textwrap
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, local, notices, storage
+from datasets.files.errors import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +46,16 @@ class Outbox:
         send: Callable[[Sequence[Record]], None],
         complain: Callable[[str], None] = lambda reason: None,
     ):
-        folder.mkdir(parents=True, exist_ok=True)
+        local.make_folder(folder)
         self.path = folder / f"{name}.jsonl"
         self.failures = 0
         self.last_error = ""
+        self.unkept = 0  # records that the file could not take: sent all the same, but they do not outlive this process
+        self.why_unkept = ""
         self._send = send
         self._complain = complain
-        self._file = self.path.open("x", encoding="utf-8")
+        self._file = self.path.open("xb", buffering=0)
+        self._size = 0
         fcntl.flock(self._file, fcntl.LOCK_EX)  # held until this process ends, however it does
         self._waiting: deque[Record] = deque()
         self._changed = threading.Condition()
@@ -59,13 +64,27 @@ class Outbox:
         self._thread.start()
 
     def add(self, record: Record) -> None:
-        """Keep a record, and send it in its turn; returns at once."""
+        """Keep a record, and send it in its turn; returns at once, and never fails."""
         with self._changed:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            self._keep(json.dumps(record).encode() + b"\n")
             self._waiting.append(record)
             self._idle = False
             self._changed.notify_all()
+
+    def _keep(self, line: bytes) -> None:
+        """Put a line at the end of the file, whole or not at all."""
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:]) or 0
+            self._size += len(line)
+        except OSError as error:
+            self.unkept += 1
+            self.why_unkept = reason_of(error)
+            log.warning("%s cannot take a record: %s", self.path, self.why_unkept)
+            with suppress(OSError):
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
 
     def flush(self, patience_s: float) -> bool:
         """Wait until all has arrived, sending fails, or the time is over; whether all has arrived."""
@@ -74,19 +93,23 @@ class Outbox:
             return self._idle
 
     def close(self, patience_s: float) -> int:
-        """Send what is left, where it fails with one more try; returns how many records stay for the next run."""
+        """Send what is left, where it fails with one more try; returns how many records stay for the next run.
+
+        Where `unkept` is not 0, so many of them at most are lost.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(patience_s)
         with self._changed:
             if not self._waiting:
-                self.path.unlink()
+                with suppress(OSError):  # the next run sends it again, which changes nothing
+                    self.path.unlink()
             self._file.close()
             return len(self._waiting)
 
     def _work(self) -> None:
-        for path in sorted(self.path.parent.glob("*.jsonl")):
+        for path in left_behind(self.path.parent):
             if path != self.path and not self._send_left_behind(path):
                 return
         while True:
@@ -104,7 +127,7 @@ class Outbox:
     def _send_left_behind(self, path: Path) -> bool:
         """Send a dead process's file; False where this process ends before it could."""
         try:
-            with open(path, "r+", encoding="utf-8") as file:
+            with open(path, "rb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 records = _complete(file.read(), path)
                 for start in range(0, len(records), BATCH):
@@ -113,6 +136,8 @@ class Outbox:
                 path.unlink()
         except (BlockingIOError, FileNotFoundError):  # its process lives, or somebody else has sent it
             pass
+        except OSError as error:  # somebody else's, on a root that is not shared as it should be
+            notices.tell(notices.PassedOver(str(path), reason_of(error)))
         return True
 
     def _send_on(self, batch: Sequence[Record]) -> bool:
@@ -153,22 +178,28 @@ def drop(folder: Path, kind: str) -> int:
         BlockingIOError: a process that still lives keeps records there.
     """
     dropped = 0
-    for path in sorted(folder.rglob("*.jsonl")):
-        with open(path, "r+", encoding="utf-8") as file:
+    for path in [path for path in sorted(folder.rglob("*.jsonl")) if _ours(path)]:
+        with open(path, "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             records = _complete(file.read(), path)
-            kept = [record for record in records if record["kind"] != kind]
+            kept = [record for record in records if record.get("kind") != kind]
             storage.publish("".join(json.dumps(record) + "\n" for record in kept).encode(), str(path))
         dropped += len(records) - len(kept)
     return dropped
 
 
-def _complete(text: str, path: Path) -> list[Record]:
-    """The records of a file, without what its process died in, or a full disk cut off."""
-    records = []
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            log.warning("a record of %s was cut off; it is left out", path)
-    return records
+def left_behind(folder: Path) -> Iterator[Path]:
+    """The files of records in a folder, in their order."""
+    return filter(_ours, sorted(folder.glob("*.jsonl")))
+
+
+def _ours(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
+
+
+def _complete(content: bytes, path: Path) -> list[Record]:
+    """The records of a file, without what its process died in, or another program has put there."""
+    found = list(json_files.lines(content, dict))
+    if lost := found.count(None):
+        notices.tell(notices.PassedOver(str(path), f"{lost} of its lines are cut off, or no records"))
+    return [record for record in found if record]

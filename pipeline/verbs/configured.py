@@ -1,10 +1,10 @@
 """What verbs share: the checked config and root that their words mean, and JSON on stdout."""
 
-import json
 import shlex
 import sys
 
 from datasets.files import storage
+from pipeline import terminal
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.words import Words
@@ -25,4 +25,4 @@ def command() -> str:
 
 def print_json(words: Words, document: object) -> None:
     if words.json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        terminal.print_json(document)

@@ -1,6 +1,5 @@
 """The verb `data`: what became of the pictures, whether the bytes are still theirs, and where one of them is."""
 
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,9 +15,9 @@ from datasets.formats import shards
 from datasets.outcomes import PASSING
 from datasets.planning import plan
 from pipeline.errors import UsageError
-from pipeline.plan.dag import fingerprints, order
+from pipeline.plan.dag import order
 from pipeline.plan.table import table
-from pipeline.plan.wanted import planned_steps, wanted
+from pipeline.plan.wanted import planned_steps, prints_of, wanted
 from pipeline.run import invocation
 from pipeline.settings import compose
 from pipeline.settings.config import Config
@@ -26,7 +25,7 @@ from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.removal_list import listed, names_of, requests
-from pipeline.terminal import console, out
+from pipeline.terminal import console, out, print_json, print_table
 from pipeline.verbs import forgetting
 from pipeline.verbs.configured import command, configured
 
@@ -77,13 +76,13 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
             elif name == "aesthetic":
                 steps.append(_level("scored", artifact.manifest["rows"], {}))
     if as_json:
-        print(json.dumps({"root": root, "funnel": steps}, indent=1))
+        print_json({"root": root, "funnel": steps})
         return
     lines = Table("pictures", "rows", "share", "lost to", box=None, pad_edge=False)
     for step in steps:
         causes = ", ".join(f"{cause} {count:,}" for cause, count in step["lost"].items())
         lines.add_row(step["level"], f"{step['rows']:,}", f"{step['rows'] / max(1, notes['read']):.1%}", causes)
-    out.print(lines)
+    print_table(lines)
 
 
 def _level(name: str, rows: int, lost: dict[str, int], of: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def verify(config: Config, root: str, as_json: bool) -> None:
     with ThreadPoolExecutor(READERS) as pool:
         damaged = [path for path in pool.map(lambda file: _damaged(*file), files) if path]
     if as_json:
-        print(json.dumps({"root": root, "files": len(files), "damaged": damaged}, indent=1))
+        print_json({"root": root, "files": len(files), "damaged": damaged})
     if damaged:
         raise CorruptFile(
             f"{len(damaged)} of {len(files)} files are missing or damaged: {', '.join(damaged[:3])}"
@@ -151,7 +150,7 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
             if _holds(artifact.name, name, planned["shard"]) or key in name
         ]
     if as_json:
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        print_json(told)
         return
     for section in ("planned", "download", "scored"):
         for name, value in told.get(section, {}).items():
@@ -182,7 +181,7 @@ def retry(config: Config, root: str, words: Words, command: str) -> None:
         rows = wanted(again, root, ["images"])["images"].manifest["rows"]
     if words.json:
         told = {"asked": passing, "gained": rows - images["rows"], "rows": rows, "attempt": attempt}
-        print(json.dumps({"root": root, **told}, indent=1))
+        print_json({"root": root, **told})
     elif passing:
         out.print(
             f"{rows - images['rows']:,} pictures gained, {rows:,} in all; give data.attempt={attempt} from now on"
@@ -202,7 +201,7 @@ def dedup(config: Config, root: str, words: Words, command: str) -> None:
     counts = duplicates.manifest["notes"]["duplicates"]
     sheet = next((storage.join(duplicates.path, name) for name in duplicates.files if name.endswith(".png")), None)
     if words.json:
-        print(json.dumps({"root": root, "pictures": pictures, "duplicates": counts, "sheet": sheet}, indent=1))
+        print_json({"root": root, "pictures": pictures, "duplicates": counts, "sheet": sheet})
         return
     told = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
     out.print(f"duplicates among {pictures:,} pictures: {told}")
@@ -226,7 +225,7 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
             name: sorted(getattr(done, name)) for name in ("pictures", "alike", "trained", "unplanned")
         }
         told["files"] = dict(done.files)
-        print(json.dumps({"root": root, **told}, indent=1))
+        print_json({"root": root, **told})
         return
     out.print(f"stored rows forgotten: {len(done.pictures)}, with every caption of the pictures that are named")
     if done.unplanned:
@@ -266,6 +265,6 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
 def _finished(config: Config, root: str) -> dict[str, Artifact]:
     """The finished artifacts of this config by name, parents first."""
     store, steps = Store(root), order(table(config), config.targets)
-    prints = fingerprints(steps, config.lookup)
+    prints = prints_of(config, root, steps)
     found = {step.output: store.find(step.output, prints[step.output].digest) for step in steps}
     return {name: artifact for name, artifact in found.items() if artifact}

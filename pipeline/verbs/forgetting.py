@@ -30,7 +30,7 @@ from pipeline.errors import LeaseHeld
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 from pipeline.store import claims, deleting, removal_list
-from pipeline.store.artifacts import MANIFEST, Artifact, Removals, Store, rewrite
+from pipeline.store.artifacts import Artifact, Removals, Store, rewrite
 from pipeline.store.deleting import RESULT, shard_folders
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console
@@ -129,7 +129,7 @@ def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
         for images in _made_from(metadata, finished, "images") if rows else ():
             _from_everything(store, metadata, images, finished, rows, outcome)
     if keys:
-        _from_unfinished(root, keys, outcome)
+        _from_unfinished(root, finished, keys, outcome)
 
 
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ def _from_everything(
                     for shard, keys in by_shard.items():
                         _from_shard(held, folder, shard, keys)
                 if artifact.name != "duplicates":
-                    receipts = shards.finished(storage.join(artifact.path, *shard_folders(artifact)[:1]))
+                    receipts = shards.receipts(storage.join(artifact.path, *shard_folders(artifact)[:1]))
                     held.settle(sum(receipt.rows_out for receipt in receipts.values()))
     now = store.find("images", images.manifest["fingerprint"])
     assert now is not None, "the images were there a moment ago"
@@ -211,7 +211,7 @@ def _from_pictures(held: _Held, keys: Set[str]) -> None:
 
 def _from_card(content: bytes, release: Artifact, captions: Set[str]) -> bytes:
     """A release's card whose example has the first caption of the samples that are left in place of any of these."""
-    from stages.weights.release import with_prompt
+    from stages.weights.card import with_prompt
 
     samples = release.parent("samples")  # its own captions have been taken out before
     left = json.loads(samples.read("captions.json")) if samples else []
@@ -257,7 +257,7 @@ def _from_shard(held: _Held, folder: str, shard: int, keys: Set[str]) -> None:
     shards.put_receipt(where, removal.from_receipt(receipt, entries, rows, downloaded=downloaded), held.fence)
 
 
-def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
+def _from_unfinished(root: str, finished: Iterable[Artifact], keys: Set[str], outcome: Outcome) -> None:
     """Drop what unfinished builds hold of the pictures: the shards with some, contact sheets, tables, cards.
 
     Whoever goes on makes them anew. Of samples all go: a chunk of captions is counted from the first picture on, so one
@@ -265,7 +265,7 @@ def _from_unfinished(root: str, keys: Set[str], outcome: Outcome) -> None:
     """
     folder = storage.join(root, "artifacts")
     files = storage.listing(folder)
-    whole = tuple(name.removesuffix(MANIFEST) for name in files if name.endswith("/" + MANIFEST))
+    whole = tuple(artifact.path.removeprefix(f"{folder}/") + "/" for artifact in finished)
     unfinished = [name for name in files if not name.startswith(whole)]
     for artifact in sorted({"/".join(name.split("/")[:2]) for name in unfinished}):
         inside = [name for name in unfinished if name.startswith(f"{artifact}/")]

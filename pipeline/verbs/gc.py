@@ -6,7 +6,7 @@ something else once a conf has changed, so those before it count for nothing.
 """
 
 import contextlib
-import json
+import re
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 
 from rich.table import Table
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.settings.words import Words, parse
 from pipeline.store import claims, deleting, readers
-from pipeline.store.artifacts import BUILDING, MANIFEST, Store
+from pipeline.store.artifacts import BUILDING, DIGEST, MANIFEST, Store
 from pipeline.store.readers import Name, Run
-from pipeline.terminal import console, out
+from pipeline.terminal import console, out, print_json, print_table
 
 DAYS = 7
 
@@ -45,26 +45,29 @@ def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
 
     Raises:
         UsageError: `days` is no number of days.
-        CorruptFile: a manifest or a record cannot be read, so nobody knows what is needed.
+        CorruptFile: something is to be deleted, but a record of a run is damaged, so nobody knows what is needed; or a
+            manifest has an unknown format.
         LeaseHeld: somebody else is deleting below this root.
     """
     if days is not None and not days.isdigit():
         raise UsageError(f"days={days}: give a number of days; runs that are older want nothing")
     alone = claims.hold(root, claims.ROOT, _tell, "cleaned up") if delete else contextlib.nullcontext()
     with alone:
+        if delete:
+            readers.check_records(root)
         records = readers.record_files(root)
         runs = readers.runs(root, _tell)
         found = unwanted(root, runs, keeping(runs, None if days is None else int(days)))
         deleted = [item for item in found if _delete(root, item, records)] if delete else []
     if as_json:
         listed = {"unwanted": [vars(item) for item in found], "deleted": [item.path for item in deleted]}
-        print(json.dumps({"root": root, **listed}, indent=1))
+        print_json({"root": root, **listed})
         return
     lines = Table("artifact", "fingerprint", "MiB", "why", box=None, pad_edge=False)
     for item in found:
         lines.add_row(item.name, item.fingerprint, f"{item.bytes / 2**20:.1f}", item.reason)
     if found:
-        out.print(lines)
+        print_table(lines)
     shown = deleted if delete else found
     told = f"{len(shown)} folders with {sum(item.bytes for item in shown):,} bytes"
     out.print(f"deleted {told}" if delete else f"{told} could go; nothing is deleted without --yes")
@@ -97,8 +100,10 @@ def unwanted(root: str, runs: Sequence[Run], keeping: Sequence[Run]) -> list[Unw
     for file, size in storage.sizes(folder).items():
         name, _, rest = file.partition("/")
         digest, slash, inside = rest.partition("/")
-        if slash:
+        if slash and re.fullmatch(DIGEST, digest):
             files.setdefault((name, digest), {})[inside] = size
+        else:
+            notices.tell(notices.PassedOver(storage.join(folder, file), "none of our files"))
     found = []
     for (name, digest), sizes in files.items():
         path = storage.join(folder, name, digest)

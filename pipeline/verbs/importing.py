@@ -7,7 +7,8 @@ from pipeline.errors import UsageError
 from pipeline.models.known_weights import how_to_get
 from pipeline.plan.wanted import planned_steps
 from pipeline.run import invocation
-from pipeline.settings.config import STAGES, Config
+from pipeline.settings.config import Config
+from pipeline.settings.sections import STAGES
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Store
@@ -32,7 +33,7 @@ def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[
 
     Raises:
         UsageError: no source, or nothing there.
-        stages.pretrained.BadWeights: it cannot be read, or holds none of our models.
+        stages.weights.pretrained.BadWeights: it cannot be read, or holds none of our models.
     """
     if not source:
         raise UsageError("import needs from=DIR or from=FILE")

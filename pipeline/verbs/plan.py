@@ -6,13 +6,17 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.errors import UsageError, nearest
 from pipeline.plan import cost, obstacles
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings.words import Words
+from pipeline.store.provenance import other_versions
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console, print_table
 from pipeline.verbs.configured import configured, print_json
+
+TOLD = 3  # changes of a stale step in the table
 
 
 def handle(words: Words) -> None:
@@ -20,8 +24,12 @@ def handle(words: Words) -> None:
     planned = planned_steps(loaded, root, words.selection)
     costs = cost.estimates(planned, loaded)
     forgotten = names_of(requests(root))
-    if not words.json:
+    if words.why is not None:
+        tell_why(planned, words.why)
+    elif not words.json:
         show_plan(planned, costs)
+        if others := other_versions(item.artifact.manifest for item in planned if item.artifact):
+            console.print(f"built by other versions, and used as it is: {', '.join(others)}", markup=False)
         if forgotten:
             console.print(f"left out of everything: {len(forgotten)} keys and URLs that this root was asked to forget")
     steps = [
@@ -30,6 +38,7 @@ def handle(words: Words) -> None:
             "artifact": item.step.output,
             "state": item.state,
             "reason": item.reason,
+            "changes": item.changes,
             "fingerprint": item.fingerprint.digest,
             "cost": estimate,
         }
@@ -43,6 +52,30 @@ def handle(words: Words) -> None:
     cost.check_memory(planned, loaded)
 
 
+def tell_why(planned: Sequence[Planned], name: str) -> None:
+    """Print the whole reason of the steps of one name, a change a line.
+
+    Raises:
+        UsageError: there is no such step in the plan.
+    """
+    found = [item for item in planned if item.step.name == name]
+    if not found:
+        names = dict.fromkeys(item.step.name for item in planned)
+        raise UsageError(f"--why {name}: this plan has no such step{nearest(name, names)}; it has {', '.join(names)}")
+    for item in found:
+        print(f"{item.step.name} ({item.step.output}): {item.state}{'' if item.changes else ', ' + item.reason}")
+        for change in item.changes:
+            print(f"    {change}")
+
+
+def _brief(item: Planned) -> str:
+    """The reason with the most telling changes alone."""
+    left = len(item.changes) - TOLD
+    if left <= 0:
+        return item.reason
+    return f"{'; '.join(item.changes[:TOLD])}; and {left} more (--why {item.step.name})"
+
+
 def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:
     """Print the plan as a table on stdout, and below it the phases of trainings that have several."""
     table = Table(
@@ -52,7 +85,7 @@ def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> No
         colour = {"done": "green", "resume": "cyan", "run": "default", "stale": "yellow"}[item.state]
         memory = f"{estimate['memory']['total'] / 2**30:.1f} GiB" if estimate["memory"] else ""
         state = f"[{colour}]{item.state}[/]"
-        table.add_row(item.step.name, item.step.output, state, escape(item.reason), estimate["text"], memory)
+        table.add_row(item.step.name, item.step.output, state, escape(_brief(item)), estimate["text"], memory)
     print_table(table)
     for item, estimate in zip(planned, costs, strict=True):
         if len(estimate["phases"]) > 1:

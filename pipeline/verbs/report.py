@@ -1,14 +1,12 @@
 """`report hours`: the device-hour table of a root, beside the paper's."""
 
-import json
-
 from rich.table import Table
 
 from datasets.files import storage
 from pipeline.errors import UsageError
 from pipeline.settings.words import Words
 from pipeline.store import ledger
-from pipeline.terminal import out, print_table
+from pipeline.terminal import out, print_json, print_table
 
 
 def handle(words: Words) -> None:
@@ -27,7 +25,7 @@ def hours(root: str, as_json: bool) -> None:
             for row in rows
         ]
         paper = [vars(comparison) for comparison in compared]
-        print(json.dumps({"root": root, "hours": listed, "paper": paper}, indent=1, ensure_ascii=False))
+        print_json({"root": root, "hours": listed, "paper": paper})
         return
     lines = Table("step", "fingerprint", "attempts", "failed", "device-hours", "kind", box=None, pad_edge=False)
     for row in rows:

@@ -18,12 +18,13 @@ from pipeline.errors import UsageError
 from pipeline.models.drawing import caption_seed, drawn
 from pipeline.plan.wanted import wanted
 from pipeline.settings.compose import explain
-from pipeline.settings.config import Config, Sampling
+from pipeline.settings.config import Config
+from pipeline.settings.sections import Sampling
 from pipeline.settings.words import Words
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 from pipeline.verbs.configured import configured
-from stages.config import SamplingConfig
+from stages.settings.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from pipeline.plan.table import table
 from pipeline.plan.wanted import wanted
 from pipeline.settings.config import Config
 from pipeline.settings.words import Words
-from pipeline.terminal import out, print_table
+from pipeline.terminal import out, print_json, print_table
 from pipeline.verbs.configured import configured
 
 
@@ -27,7 +27,7 @@ def show(config: Config, root: str, name: str | None, as_json: bool) -> None:
     artifact = wanted(config, root, [name])[name]
     manifest = artifact.manifest | {"path": artifact.path}
     if as_json:
-        print(json.dumps(manifest, indent=1, ensure_ascii=False))
+        print_json(manifest)
         return
     if name == "scores":
         lines = Table("metric", "value", box=None, pad_edge=False)

@@ -1,15 +1,16 @@
 """`status`: the last runs with their steps' logs, and every artifact with its size."""
 
-import json
+from functools import partial
 from typing import Any
 
 from rich.table import Table
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from pipeline.settings.words import Words
+from pipeline.store import readers
 from pipeline.store.artifacts import Store
 from pipeline.store.process import ProcessId
-from pipeline.terminal import out, print_table
+from pipeline.terminal import out, print_json, print_table
 
 
 def handle(words: Words) -> None:
@@ -18,13 +19,13 @@ def handle(words: Words) -> None:
 
 def status(root: str, as_json: bool) -> None:
     """Last runs with their steps' logs, and every artifact with its size."""
-    folder = storage.join(root, "invocations")
-    runs = [_told(json.loads(storage.read(storage.join(folder, name))), root) for name in storage.listing(folder)[-10:]]
+    folder = storage.join(root, readers.FOLDER)
+    runs = list(json_files.read_each(folder, readers.RECORD, partial(_told, root), last=10).values())
     artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
     if as_json:
         keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
         listed = [{key: artifact[key] for key in keys} for artifact in artifacts]
-        print(json.dumps({"root": root, "runs": runs, "artifacts": listed}, indent=1, ensure_ascii=False))
+        print_json({"root": root, "runs": runs, "artifacts": listed})
         return
     if not runs and not artifacts:
         out.print(f"nothing has been run in {root} yet")
@@ -43,15 +44,18 @@ def status(root: str, as_json: bool) -> None:
             size,
             f"{item['seconds']:.1f}",
             item["created"],
-            item["path"],
+            item["path"].removeprefix(f"{root}/"),
         )
+    out.print(f"all in {root}")
     print_table(lines)
 
 
-def _told(run: dict[str, Any], root: str) -> dict[str, Any]:
+def _told(root: str, run: dict[str, Any]) -> dict[str, Any]:
     """A run's record with paths below this root, which may have been moved since; one that could not say how it ended,
     because it was killed, gets that said."""
+    _ = run["id"], run["conf"]
     for step in run["steps"].values():
+        _ = step["state"]
         for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
             step[key] = storage.join(root, *step[key].split("/")[-3:])
     if run["outcome"] == "running" and ProcessId(**run["process"]).is_dead():

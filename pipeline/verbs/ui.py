@@ -13,14 +13,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from pipeline.environment import quiet_environment
 from pipeline.errors import UsageError
 from pipeline.settings import compose
 from pipeline.settings.words import Words
 from pipeline.store.process import ProcessId
 from pipeline.terminal import console
-from pipeline.tracking.mlflow_store import MlflowStore, locate_store
+from pipeline.tracking.mlflow_store import MlflowStore, locate_store, relocate
 
 START_S = 120.0
 STOP_S = 10.0
@@ -53,6 +53,7 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
         return
     if not store.database.exists():
         raise UsageError(f"root: there is no MLflow store {store.database} yet; run something first")
+    relocate(store)
     note = store.database.with_name("ui.json")
     if url := _open_elsewhere(note):
         yield url
@@ -61,7 +62,7 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     # One worker and no job runner: a third of the memory that MLflow's defaults take.
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", store.uri]
-    command += ["--no-serve-artifacts", "--default-artifact-root", str(store.artifacts)]
+    command += ["--no-serve-artifacts", "--default-artifact-root", str(store.location)]
     environment = {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     output = store.database.with_name("ui.log")
     with open(output, "wb") as stream:
@@ -80,12 +81,8 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
 
 def _open_elsewhere(note: Path) -> str | None:
     """The URL of the server that another process of this machine keeps open on the same store."""
-    try:
-        said = json.loads(note.read_text())
-        keeper = ProcessId(said["host"], said["pid"], said["started"])
-    except (OSError, ValueError, KeyError):
-        return None
-    return said["url"] if keeper.is_local and not keeper.is_dead() else None
+    said = json_files.read(str(note), lambda told: (str(told.pop("url")), ProcessId(**told)))
+    return said[0] if said and said[1].is_local and not said[1].is_dead() else None
 
 
 def _check_port(port: int) -> None:

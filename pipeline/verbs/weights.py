@@ -4,7 +4,6 @@ They lie in one folder (`weights/`); a file's sha256 is kept beside it as `<file
 """
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -22,7 +21,7 @@ from pipeline.errors import RetriesExhausted, UsageError
 from pipeline.models import known_weights
 from pipeline.models.known_weights import FOLDER, Hub, Row, Torchvision, Url, how_to_get, named
 from pipeline.settings.words import Words
-from pipeline.terminal import console, print_table
+from pipeline.terminal import console, print_json, print_table
 
 PATIENCE = 5  # seconds for a source to answer at all; once it has, its library tries again for much longer
 HUB_NOTES = ".cache"  # where the Hub's library keeps its own, and what it cannot use again
@@ -78,7 +77,7 @@ def _list(folder: Path, as_json: bool) -> None:
         for row in known_weights.table()
     ]
     if as_json:
-        print(json.dumps({"folder": str(folder), "weights": found}, indent=1))
+        print_json({"folder": str(folder), "weights": found})
         return
     lines = Table("name", "there", "use", "sha256", "licence", "source", box=None, pad_edge=False)
     for row in found:
@@ -91,7 +90,7 @@ def _list(folder: Path, as_json: bool) -> None:
 def _verify(rows: list[Row], folder: Path, as_json: bool, wanted: bool) -> None:
     verdicts = [verify(row, folder) for row in rows]
     if as_json:
-        print(json.dumps({"folder": str(folder), "weights": [vars(verdict) for verdict in verdicts]}, indent=1))
+        print_json({"folder": str(folder), "weights": [vars(verdict) for verdict in verdicts]})
     else:
         for verdict in verdicts:
             print(f"{verdict.name:18} {verdict.state:11} {verdict.detail}".rstrip())
@@ -169,7 +168,7 @@ def _record(row: Row, folder: Path) -> Path:
 def _recorded(row: Row, folder: Path) -> str | None:
     """The sha256 of a file's first download; of a whole repository there are many."""
     record = _record(row, folder)
-    lines = record.read_text().splitlines() if record.exists() else []
+    lines = record.read_text("utf-8").splitlines() if record.exists() else []
     return lines[0].partition("  ")[0] if len(lines) == 1 else None
 
 
@@ -179,7 +178,7 @@ def _problem(row: Row, folder: Path, sums: dict[str, str]) -> str | None:
         return f"{row.file} has sha256 {sums[row.file]}, published is {row.sha256}"
     record = _record(row, folder)
     if record.exists():
-        for line in record.read_text().splitlines():
+        for line in record.read_text("utf-8").splitlines():
             digest, _, name = line.partition("  ")
             if sums.get(name) != digest:
                 return f"{name} has sha256 {sums.get(name, 'none: it is gone')}, at its first download it was {digest}"

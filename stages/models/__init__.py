@@ -1,4 +1,4 @@
 """The networks, each with its training objective, and the blocks they share.
 
-May import `diffusion`, `draws`, `config`.
+May import `diffusion`, `draws`, `settings`.
 """

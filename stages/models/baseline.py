@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import BaselineConfig, BaselineLoss
 from stages.draws import Draws
 from stages.models.layers import (
     Block,
@@ -23,6 +22,8 @@ from stages.models.layers import (
     scaled_dot_product_attention,
     timestep_embedding,
 )
+from stages.settings.losses import BaselineLoss
+from stages.settings.models import BaselineConfig
 
 
 class GroupNorm(nn.GroupNorm):

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_l, efficientnet_v2_s
 from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig
 
-from stages.config import CompressorConfig, CompressorWarmupLoss, EfficientNetStages
 from stages.draws import Draws
 from stages.models.geometry import CODE_SCALE, CODE_SHIFT, BadImageSize
 from stages.models.layers import in_fp32, to_unit_range
+from stages.settings.losses import CompressorWarmupLoss
+from stages.settings.models import CompressorConfig, EfficientNetStages
 
 STRIDE = 32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -7,10 +7,11 @@ Würstchen paper's Appendix D: it shows how much of a picture the code, and so S
 import torch
 from torch import Tensor, nn
 
-from stages.config import PreviewerConfig, PreviewerLoss
 from stages.draws import Draws
 from stages.models.geometry import normalise
 from stages.models.layers import resized, to_unit_range
+from stages.settings.losses import PreviewerLoss
+from stages.settings.models import PreviewerConfig
 
 
 class Previewer(nn.Module):

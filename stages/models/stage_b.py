@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import StageBConfig, StageBLoss
 from stages.draws import Draws
 from stages.models.layers import (
     AttnBlock,
@@ -30,6 +29,8 @@ from stages.models.layers import (
     to_unit_range,
     xavier_,
 )
+from stages.settings.losses import StageBLoss
+from stages.settings.models import StageBConfig
 
 if TYPE_CHECKING:  # needs torchvision
     from stages.models.compressor import Compressor

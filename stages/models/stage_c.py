@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import StageCConfig, StageCLoss
 from stages.draws import Draws
 from stages.models.geometry import denormalise, normalise
 from stages.models.layers import (
@@ -23,6 +22,8 @@ from stages.models.layers import (
     timestep_embedding,
     xavier_,
 )
+from stages.settings.losses import StageCLoss
+from stages.settings.models import StageCConfig
 
 
 class StageC(nn.Module):

@@ -19,7 +19,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from stages.config import ClipTextConfig, SeededTextConfig
+from stages.settings.models import ClipTextConfig, SeededTextConfig
 from stages.state_dicts import require_finite
 
 START, END = 49406, 49407  # END is the padding too

@@ -7,10 +7,9 @@ at most 1 of 255 levels, in at most 8e-5 of the values. Batch 1 always gives the
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -20,7 +19,6 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import Precision, Sampler, SamplingConfig, TimeSampling
 from stages.models.baseline import Baseline
 from stages.models.geometry import BadImageSize, check_size, code_side, latent_side, nearest_size, normalise
 from stages.models.layers import to_unit_range
@@ -28,6 +26,8 @@ from stages.models.previewer import Previewer
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
+from stages.sampling.denoising import Noise, Steps, denoise, guided, sample_code, sample_latents
+from stages.settings.sampling import SamplingConfig
 
 if TYPE_CHECKING:  # these need torchvision and open_clip, which not every process has to load
     from stages.models.compressor import Compressor
@@ -57,18 +57,6 @@ class Models:
         """Compile Stage B and C, in place: their next call at each size and batch takes about a minute more."""
         for stage in (self.stage_b, self.stage_c):
             stage.compile(backend=backend, dynamic=False)
-
-
-class Noise:
-    """Standard normal numbers of each sample from its own seed; successive calls go on in each stream."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.device = device
-
-    def __call__(self, *shape: int) -> Tensor:
-        """(B, *shape) fp32."""
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
 
 
 @overload
@@ -139,8 +127,8 @@ def draw(
     for text in (*prompts, settings.negative):
         if length := cut_off(models, text):
             warnings.warn(f"longer than {length} tokens, its end is cut off: {text[:60]}...", stacklevel=2)
-    negatives, seeds = [settings.negative] * len(prompts), range(seed, seed + len(prompts))
-    drawn = generate(models, prompts, negatives, seeds, **settings.arguments(), image=given, strength=strength)
+    seeds = range(seed, seed + len(prompts))
+    drawn = generate(models, prompts, seeds, settings, image=given, strength=strength)
     pictures = [Image.fromarray(pixels) for pixels in drawn.numpy()]
     return pictures[0] if isinstance(prompt, str) else pictures
 
@@ -169,28 +157,15 @@ def _upright(image: Image.Image | str | Path) -> Image.Image:
 def generate(
     models: Models,
     texts: Sequence[str],
-    negatives: Sequence[str],
     seeds: Sequence[int],
+    settings: SamplingConfig,
     *,
-    width: int,
-    height: int,
-    steps_c: int,
-    steps_b: int,
-    guidance_c: float,
-    guidance_b: float,
-    sampler: Sampler = "ddpm",
-    timesteps: TimeSampling = "uniform",
-    precision: Precision = "fp32",
     image: Tensor | None = None,
     strength: float | None = None,
     preview: bool = False,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Draw one picture for each caption: (B, H, W, 3) uint8 on the CPU.
-
-    negatives: captions to keep away from, "" for none; used where guidance is above 1 (1 or less turns it
-    off). width, height: pixels, multiples of 128, else BadImageSize is raised. steps: model calls. timesteps:
-    of Stage C; `released` takes the place of `steps_c`.
+    """Draw one picture for each caption: (B, H, W, 3) uint8 on the CPU. Stage C writes a code, B latents, A pixels.
 
     image: (B, 3, height, width) uint8. Alone it is reconstructed: its code goes straight to Stage B, and the
     captions are Stage B's. With `strength` in (0, 1] (image-to-image) its code is diffused to t = strength,
@@ -202,54 +177,53 @@ def generate(
 
     device: where to compute; None is where Stage C lies. Models that lie elsewhere move there for their turn
     and back, so that a small device holds one at a time.
+
+    Raises BadImageSize for sides that are no multiples of 128 px, and for a picture of another size.
     """
-    assert len(texts) == len(negatives) == len(seeds)
+    assert len(texts) == len(seeds)
     assert strength is None or (image is not None and 0 < strength <= 1)
+    width, height = settings.width, settings.height
     check_size(width, height)
     if image is not None and image.shape[-2:] != (height, width):
         raise BadImageSize(f"the picture has {image.shape[-1]}x{image.shape[-2]} px, not {width}x{height} px")
     device = device or models.stage_c.projection.weight.device
     noise = Noise(seeds, device)
 
-    code = None
-    if image is not None and strength != 1:
-        assert models.compressor is not None, "a picture needs the compressor"
-        with on(device, models.compressor) as compressor:
-            code = compressor(to_unit_range(image.to(device)))
+    code = None if image is None or strength == 1 else _compressed(models, image, device)
     if image is None or strength is not None:
-        times = diffusion.sampling_times(steps_c) if timesteps == "uniform" else diffusion.released_sampling_times()
-        with on(device, models.text_c) as tower:
-            text, negative = tower.encode(texts)[0], tower.encode(negatives)[0]
+        text, negative = _encoded(models.text_c, texts, settings.negative, device)
+        steps = Steps.of_c(settings, strength or 1.0)
         with on(device, models.stage_c) as stage_c:
-            code = sample_code(
-                stage_c,
-                text,
-                negative,
-                noise,
-                width,
-                height,
-                diffusion.times_from(times, strength or 1.0),
-                guidance_c,
-                sampler=sampler,
-                precision=precision,
-                start=code,
-            )
+            code = sample_code(stage_c, text, negative, noise, width, height, steps, start=code)
     assert code is not None
     if preview:
-        assert models.previewer is not None, "a preview needs the previewer"
-        with on(device, models.previewer) as previewer:
-            return to_pixels(previewer(normalise(code)))
+        return _previewed(models, code, device)
     text_b = negative_b = None
     if models.text_b is not None:
-        with on(device, models.text_b) as tower:
-            text_b, negative_b = tower.encode(texts)[0], tower.encode(negatives)[0]
+        text_b, negative_b = _encoded(models.text_b, texts, settings.negative, device)
     with on(device, models.stage_b) as stage_b:
-        times = diffusion.sampling_times(steps_b)
-        latents = sample_latents(
-            stage_b, code, text_b, negative_b, noise, times, guidance_b, sampler=sampler, precision=precision
-        )
+        latents = sample_latents(stage_b, code, text_b, negative_b, noise, Steps.of_b(settings))
     with on(device, models.stage_a) as stage_a:
         return to_pixels(stage_a.decode(latents))
+
+
+def _compressed(models: Models, image: Tensor, device: torch.device) -> Tensor:
+    """The raw codes of pictures."""
+    assert models.compressor is not None, "a picture needs the compressor"
+    with on(device, models.compressor) as compressor:
+        return compressor(to_unit_range(image.to(device)))
+
+
+def _encoded(tower: "TextTower", texts: Sequence[str], negative: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, N, D) of the captions, and as many of what to keep away from."""
+    with on(device, tower):
+        return tower.encode(texts)[0], tower.encode([negative] * len(texts))[0]
+
+
+def _previewed(models: Models, code: Tensor, device: torch.device) -> Tensor:
+    assert models.previewer is not None, "a preview needs the previewer"
+    with on(device, models.previewer) as previewer:
+        return to_pixels(previewer(normalise(code)))
 
 
 @contextmanager
@@ -263,95 +237,6 @@ def on(device: torch.device, module: M) -> Iterator[M]:
     finally:
         with torch.inference_mode(False):
             module.to(home)
-
-
-def sample_code(
-    stage_c: StageC,
-    text: Tensor,
-    negative: Tensor,
-    noise: Noise,
-    width: int,
-    height: int,
-    times: Tensor,
-    guidance: float,
-    *,
-    sampler: Sampler = "ddpm",
-    precision: Precision = "fp32",
-    start: Tensor | None = None,
-) -> Tensor:
-    """Sample raw codes (B, 16, h, w), h = ceil(height / 42.67), from text hidden states (B, N, D).
-
-    times: (steps + 1,), descending to 0. start: raw codes to diffuse to the first of them, in place of pure
-    noise.
-    """
-    shape = (stage_c.latent_channels, code_side(height), code_side(width))
-    x = noise(*shape)
-    if start is not None:
-        x = diffusion.add_noise(stage_c.from_code(start), x, diffusion.alpha_bar(times[:1].to(x.device)))
-    return stage_c.to_code(denoise(_guided(stage_c, text, negative, guidance), x, noise, times, sampler, precision))
-
-
-def _guided(
-    model: StageC | Baseline, text: Tensor, negative: Tensor, guidance: float
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The model's noise prediction (x, t) for a text, guided away from the negative one."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        if guidance <= 1:
-            return model(x, t, text)
-        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, negative]))
-        conditional, unconditional = both.chunk(2)
-        return diffusion.guide(unconditional, conditional, guidance)
-
-    return predict
-
-
-def sample_latents(
-    stage_b: StageB,
-    code: Tensor,
-    text: Tensor | None,
-    negative: Tensor | None,
-    noise: Noise,
-    times: Tensor,
-    guidance: float,
-    *,
-    sampler: Sampler = "ddpm",
-    precision: Precision = "fp32",
-) -> Tensor:
-    """Sample Stage A's latents (B, 4, int(10.67 h), int(10.67 w)) for raw codes (B, 16, h, w).
-
-    Unconditional means a zero code and the negative text.
-    """
-    shape = (stage_b.latent_channels, latent_side(code.shape[-2]), latent_side(code.shape[-1]))
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        if guidance <= 1:
-            return stage_b(x, t, code, text)
-        codes = torch.cat([code, torch.zeros_like(code)])
-        texts = None if text is None or negative is None else torch.cat([text, negative])
-        conditional, unconditional = stage_b(torch.cat([x, x]), torch.cat([t, t]), codes, texts).chunk(2)
-        return diffusion.guide(unconditional, conditional, guidance)
-
-    return denoise(predict, noise(*shape), noise, times, sampler, precision)
-
-
-def denoise(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    noise: Noise,
-    times: Tensor,
-    sampler: Sampler = "ddpm",
-    precision: Precision = "fp32",
-) -> Tensor:
-    """From x (B, ...) fp32 at the first of `times` to the last, which is 0, by the noise that `predict` finds."""
-    for t, t_next in pairwise(times.to(x.device)):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            eps = predict(x, t.expand(x.shape[0])).float()
-        if sampler == "ddim":
-            x = diffusion.ddim_step(x, eps, t, t_next)
-        else:
-            x = diffusion.ddpm_step(x, eps, t, t_next, noise(*x.shape[1:]))  # also for the last step, like diffusers
-    return x
 
 
 @torch.inference_mode()
@@ -375,8 +260,8 @@ def generate_baseline(
     check_size(width, height)
     noise = Noise(seeds, text.device)
     start = noise(baseline.latent_channels, latent_side(code_side(height)), latent_side(code_side(width)))
-    times = diffusion.sampling_times(steps)
-    latents = denoise(_guided(baseline, text, negative, guidance), start, noise, times)
+    predict = guided(baseline, text, negative, guidance)
+    latents = denoise(predict, start, noise, Steps(diffusion.sampling_times(steps), guidance))
     return to_pixels(stage_a.decode(latents))
 
 
@@ -405,8 +290,8 @@ def reconstruct_b(
 ) -> Tensor:
     """Pictures (B, 3, H, W) uint8 through compressor, Stage B and Stage A's decoder: (B, H, W, 3) uint8."""
     code = compressor(to_unit_range(image))
-    noise, times = Noise(seeds, image.device), diffusion.sampling_times(steps)
-    return to_pixels(stage_a.decode(sample_latents(stage_b, code, text, None, noise, times, guidance=1.0)))
+    noise, unguided = Noise(seeds, image.device), Steps(diffusion.sampling_times(steps))
+    return to_pixels(stage_a.decode(sample_latents(stage_b, code, text, None, noise, unguided)))
 
 
 def to_pixels(image: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.config import BadStepsConfig
+from stages.settings.training import BadStepsConfig
 
 _FOLLOW = 0.05  # share of a step in the usual loss
 

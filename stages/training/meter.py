@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stages.anatomy import flops
-from stages.config import Phase
+from stages.settings.training import Phase
 from stages.training import activity
 from stages.training.activity import Activity
 
@@ -46,7 +46,7 @@ class Meter:
 class Stopwatch:
     """How fast a rank trains, between one reading and the next."""
 
-    def __init__(self, doing: Activity, device: torch.device, flops_of: Callable[[Phase], float] | None) -> None:
+    def __init__(self, doing: Activity, device: torch.device, flops_of: Callable[[Phase], float]) -> None:
         self.doing, self.device, self.flops_of = doing, device, flops_of
         # FLOP/s of this rank's card, where they are known: the ranks' cards may differ
         self.peak = flops.PEAKS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
@@ -60,7 +60,7 @@ class Stopwatch:
     def add(self, phase: Phase, images: int) -> None:
         """So many images of a phase went through."""
         self.images += images
-        self.flops += images * self.flops_of(phase) if self.flops_of else 0.0
+        self.flops += images * self.flops_of(phase)
 
     def read(self) -> dict[str, float]:
         """The figures since the last start, this device's; starts anew. On all ranks figures of the same names."""
@@ -73,7 +73,7 @@ class Stopwatch:
             "saving": spent.get(activity.SAVING, 0.0) / seconds,
             "memory_gib": _peak_bytes(self.device) / 2**30,
         }
-        if self.flops_of:
+        if self.flops:  # else nobody knows them, on any rank
             figures["tflops"] = self.flops / seconds / 1e12
         self.start()
         return {f"{SPEED}{name}": value for name, value in figures.items()}

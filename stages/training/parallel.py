@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.config import Precision
 from stages.models.layers import Block
+from stages.settings.base import Precision
 from stages.training.checkpoint import Rows
 
 
@@ -172,6 +172,15 @@ class Replica:
             for name, value in self._module.state_dict().items():
                 whole[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
             self._whole.to(self.device)
+
+
+def most(value: float, world: int, device: torch.device) -> float:
+    """The largest value of any rank."""
+    if world == 1:
+        return value
+    found = torch.tensor(float(value), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.item()
 
 
 def pieces(rows: int, micro_batch: int | None) -> list[slice]:

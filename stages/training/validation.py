@@ -6,7 +6,7 @@ idle in between and room for the models on them; the scales of `conf/` spend les
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stages.config import TrainingConfig
 from stages.draws import Draws, derived_seed
+from stages.settings.training import TrainingConfig
 from stages.training.meter import quotients
 from stages.training.parallel import Replica
 
@@ -68,16 +68,9 @@ class Validation:
         read: `rows` held-out samples from number `first` on; fields as in the training, and `key`, uint8 (rows, 16).
             What this rank looks at is read once and kept in memory.
         rows: how many are held out.
-        load: all parts of the saved state after a step, as `load_state` of the training; for `keep: best`.
     """
 
-    def __init__(
-        self,
-        read: Callable[[int, int], dict[str, np.ndarray]],
-        rows: int,
-        load: Callable[[int], Iterable[bytes]],
-    ) -> None:
-        self.load = load
+    def __init__(self, read: Callable[[int, int], dict[str, np.ndarray]], rows: int) -> None:
         self._read, self._rows = read, rows
         self._pieces: list[_Piece] | None = None
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.config import StageAConfig, StageBConfig, StageCConfig
+from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
 
 CODEBOOK = ("vquantizer.codebook.weight", "vquantizer.embedding.weight")
 PACKED = re.compile(r"(.*\.attention)\.attn\.in_proj_(weight|bias)")

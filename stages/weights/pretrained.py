@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
+from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.state_dicts import content, file_sha256, require_finite
 from stages.weight_files import (
     NAMES,
@@ -165,7 +165,7 @@ def _settings(file: Path) -> dict[str, Any]:
         beside = file.with_name(name)
         if beside.is_file():
             try:
-                stated = json.loads(beside.read_text())
+                stated = json.loads(beside.read_text("utf-8"))
             except ValueError as error:
                 raise BadWeights(f"{beside} is not readable as JSON ({error})") from error
             return dict(stated) if isinstance(stated, dict) else {}

@@ -1,4 +1,4 @@
-"""A release: the trained models as a folder for diffusers' stock Würstchen pipelines, its model card, and the way back.
+"""A release: the trained models as a folder for diffusers' stock Würstchen pipelines, and the way back.
 
     model_index.json                                                    WuerstchenCombinedPipeline
     {tokenizer,text_encoder,decoder,scheduler,vqgan}/                   ... its decoder half
@@ -6,7 +6,7 @@
     decoder/model_index.json, decoder/{tokenizer,...,vqgan}/            WuerstchenDecoderPipeline by itself
     prior/model_index.json, prior/{tokenizer,...,scheduler}/            WuerstchenPriorPipeline by itself
     compressor/  sampling.json                                          not part of a pipeline: for `load`
-    README.md                                                           the model card
+    README.md                                                           the model card (`card`)
 
 `decoder/` is twice a name: the combined pipeline's model Stage B, and the pipeline that goes with `prior/`.
 Their files do not clash.
@@ -14,7 +14,7 @@ Their files do not clash.
 
 import filecmp
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,14 +26,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import CompressorConfig, SamplingConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.compressor import Compressor
-from stages.models.geometry import CODE_SCALE, CODE_SHIFT, LATENTS_PER_CODE, PIXELS_PER_CODE, SIDE_MULTIPLE
+from stages.models.geometry import CODE_SCALE, CODE_SHIFT, LATENTS_PER_CODE, PIXELS_PER_CODE
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.models.text import TextTower, from_transformers, to_transformers, tokenizer_files
 from stages.sampling.sample import Models
+from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.settings.sampling import SamplingConfig
 from stages.weights import convert
 
 File = tuple[str, bytes]  # relative path, content
@@ -106,6 +107,8 @@ def release_files(
 
     A part that several pipelines have is made once and yielded once for each of their folders. The stock
     pipelines draw the picture of `stages.sampling.sample.generate` from a CPU generator of the same seed.
+
+    card: the text of `model_card`.
 
     Raises NotReleasable for a Stage B without text, latents of other than 4 channels, or codes not scaled.
     """
@@ -318,122 +321,3 @@ def _blamed(path: Path) -> Iterator[None]:
         raise BadRelease(f"{path} lacks {error}: give a folder that `export` wrote") from error
     except (TypeError, ValueError, AssertionError) as error:
         raise BadRelease(f"{path} describes no model ({error})") from error
-
-
-_CITATION = r"""
-```bibtex
-@inproceedings{pernias2024wuerstchen,
-  title = {W{\"u}rstchen: An Efficient Architecture for Large-Scale Text-to-Image Diffusion Models},
-  author = {Pablo Pernias and Dominic Rampas and Mats L. Richter and Christopher J. Pal and Marc Aubreville},
-  booktitle = {International Conference on Learning Representations},
-  year = {2024},
-  eprint = {2306.00637},
-  archivePrefix = {arXiv}
-}
-```
-""".strip()
-
-
-def model_card(
-    *,
-    name: str,
-    license: str,
-    prompt: str,
-    width: int,
-    height: int,
-    steps_c: int,
-    steps_b: int,
-    guidance_c: float,
-    guidance_b: float,
-    sources: Sequence[str],
-    scores: Mapping[str, float],
-    cost: str,
-    limitations: Sequence[str],
-) -> str:
-    """A Hugging Face model card as Markdown with YAML front matter.
-
-    license: the Hub's identifier, such as `cc-by-sa-4.0`. From prompt to guidance: of the example, as
-    `stages.sampling.sample.generate` takes them. sources: a notice for each source of training data, with its licence
-    and attribution. scores: values by name. cost: device-hours in words. limitations: those of this training,
-    in sentences; what holds for every release is added.
-    """
-    general = [
-        f"The sides of a picture must be multiples of {SIDE_MULTIPLE} px.",
-        "The stock decoder takes one prompt a call.",
-        "Half precision must be bfloat16: float16 overflows.",
-    ]
-    rows = "\n".join(f"| {metric} | {round(value, 4):g} |" for metric, value in scores.items())
-    return f"""---
-license: {license}
-library_name: diffusers
-pipeline_tag: text-to-image
-tags:
-- text-to-image
-- wuerstchen
----
-
-# {name}
-
-A Würstchen text-to-image model: from text, Stage C (`prior`) writes a code with 1/42 of the picture's side,
-Stage B (`decoder`) turns the code into latents, Stage A (`vqgan`) turns the latents into pixels. The network
-in `compressor/` made the codes of the training pictures.
-
-## Use
-
-```python
-import torch
-from diffusers import AutoPipelineForText2Image
-
-pipeline = AutoPipelineForText2Image.from_pretrained(".")  # the folder of this file
-image = pipeline(
-{_example(prompt)}
-    width={width},
-    height={height},
-    prior_num_inference_steps={steps_c},
-    prior_guidance_scale={guidance_c},
-    num_inference_steps={steps_b},
-    decoder_guidance_scale={guidance_b},
-    generator=torch.Generator().manual_seed(0),
-).images[0]
-```
-
-Written for diffusers {DIFFUSERS_VERSION}, which loads its Würstchen classes from local folders only: download
-from the Hub with `huggingface_hub.snapshot_download` first. `prior/` and `decoder/` also load one by one, as
-`WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline`.
-
-## Training data
-
-{_bullets(sources)}
-
-## Scores
-
-| metric | value |
-|---|---|
-{rows}
-
-## Cost
-
-{cost}
-
-## Limitations
-
-{_bullets([*limitations, *general])}
-
-## Citation
-
-{_CITATION}
-"""
-
-
-def with_prompt(card: str, old: str, new: str) -> str:
-    """A model card with another caption in its example; as it is where the example has another one than `old`."""
-    return card.replace(f"\n{_example(old)}\n", f"\n{_example(new)}\n", 1)
-
-
-def _example(prompt: str) -> str:
-    """The line of the caption."""
-    return f"    {prompt!r},"
-
-
-def _bullets(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -38,9 +38,9 @@ from datasets.reading.batches import Batches, Source
 from pipeline.models.encoders import Encoder
 from pipeline.steps import encode
 from pipeline.store.artifacts import Artifact
-from stages.config import CompressorConfig
 from stages.models.compressor import Compressor
 from stages.models.layers import to_unit_range
+from stages.settings.models import CompressorConfig
 from tests.bench.figures import Line, at_least, at_most, ratio, took
 
 PAIRS = 7

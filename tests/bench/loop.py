@@ -16,21 +16,16 @@ import yaml
 from torch import nn
 
 from stages.anatomy import flops, parameters
-from stages.config import (
-    CompressorConfig,
-    Phase,
-    Precision,
-    StageBConfig,
-    StageBLoss,
-    StageCConfig,
-    StageCLoss,
-    TrainingConfig,
-)
 from stages.draws import Draws
 from stages.models.compressor import Compressor
 from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
+from stages.settings.base import Precision
+from stages.settings.losses import StageBLoss, StageCLoss
+from stages.settings.models import CompressorConfig, StageBConfig, StageCConfig
+from stages.settings.training import Phase, TrainingConfig
 from stages.training import loop
+from stages.training.callbacks import Callbacks
 from tests.bench.figures import Line, at_most
 from tests.bench.models import TOKENS, WuerstchenPrior, text_encoder
 
@@ -105,22 +100,12 @@ def against_diffusers(
 
 def saving(model: StageCConfig) -> Iterator[Line]:
     """How long a checkpoint holds up the training: the copy of its tensors; writing goes on beside the next steps."""
-    logged: dict[int, dict[str, float]] = {}
-    sizes: list[int] = []
-    loop.train(
-        objective_c(model),
-        batches(model, side=3, batch=1),
-        recipe(steps=2, batch=1, log_every=1),
-        seed=0,
-        device=CPU,
-        load_state=lambda: None,
-        save_state=lambda _, data: sizes.append(len(data)),
-        log=logged.__setitem__,
-        should_stop=lambda: False,
-    )
-    found = logged[2]  # tells of the first checkpoint
+    kept = Kept()
+    training = recipe(steps=2, batch=1, log_every=1)
+    loop.train(objective_c(model), batches(model, side=3, batch=1), training, kept, seed=0, device=CPU)
+    found = kept.logged[2]  # tells of the first checkpoint
     seconds = found["speed/saving"] / found["speed/images_per_second"]  # of a step of one image
-    gigabytes, billions = sizes[0] / 1e9, parameters.stage_c(model) / 1e9
+    gigabytes, billions = kept.sizes[0] / 1e9, parameters.stage_c(model) / 1e9
     figure = f"{seconds / gigabytes:.2f} s a GB ({gigabytes:.1f} GB, {billions:.2f}B parameters)"
     yield Line("a checkpoint's stall", figure)
 
@@ -170,50 +155,54 @@ def trained(
     objective: nn.Module, read: Read, batch: int, flops_of_image: int, device: torch.device, steps: int
 ) -> dict[str, float]:
     """What our loop logs of the middle of a short training."""
-    logged: dict[int, dict[str, float]] = {}
-    loop.train(
-        objective,
-        read,
-        recipe(steps, batch, log_every=steps // 3, precision="bf16"),
-        seed=0,
-        device=device,
-        load_state=lambda: None,
-        save_state=lambda _, __: None,
-        log=logged.__setitem__,
-        should_stop=lambda: False,
-        flops_of=lambda _: flops_of_image,
-    )
-    return logged[2 * (steps // 3)]
+    kept, training = Kept(flops_of_image), recipe(steps, batch, log_every=steps // 3, precision="bf16")
+    loop.train(objective, read, training, kept, seed=0, device=device)
+    return kept.logged[2 * (steps // 3)]
+
+
+class Kept(Callbacks):
+    """What a training logs, and the sizes of its checkpoints."""
+
+    def __init__(self, flops_of_image: int = 0) -> None:
+        super().__init__()
+        self.logged: dict[int, dict[str, float]] = {}
+        self.sizes: list[int] = []
+        self._flops = flops_of_image
+
+    def save_state(self, step: int, data: bytes) -> None:
+        self.sizes.append(len(data))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.logged[step] = values
+
+    def flops_of(self, phase: Phase) -> float:
+        return self._flops
 
 
 def in_turns(
     objective: nn.Module, read: Read, batch: int, rival: Callable[[], None], steps: int, pairs: int
 ) -> tuple[list[float], float]:
     """Seconds of so many steps of our loop over those of the rival, pair by pair, sorted; and the median of ours."""
-    times: list[tuple[float, float]] = []
-    ours_began = time.perf_counter()
-
-    def log(_: int, __: dict[str, float]) -> None:
-        nonlocal ours_began
-        ours = time.perf_counter() - ours_began
-        began = time.perf_counter()
-        rival()
-        ours_began = time.perf_counter()
-        times.append((ours, ours_began - began))
-
-    loop.train(
-        objective,
-        read,
-        recipe((WARM_UP + pairs) * steps, batch, log_every=steps),
-        seed=0,
-        device=CPU,
-        load_state=lambda: None,
-        save_state=lambda _, __: None,
-        log=log,
-        should_stop=lambda: False,
-    )
-    counted = times[WARM_UP:]
+    turns, training = Turns(rival), recipe((WARM_UP + pairs) * steps, batch, log_every=steps)
+    loop.train(objective, read, training, turns, seed=0, device=CPU)
+    counted = turns.times[WARM_UP:]
     return sorted(ours / theirs for ours, theirs in counted), statistics.median(ours for ours, _ in counted)
+
+
+class Turns(Callbacks):
+    """Has the rival make its steps inside each log entry of ours, and times both."""
+
+    def __init__(self, rival: Callable[[], None]) -> None:
+        super().__init__()
+        self.times: list[tuple[float, float]] = []
+        self._rival, self._ours_began = rival, time.perf_counter()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        ours = time.perf_counter() - self._ours_began
+        began = time.perf_counter()
+        self._rival()
+        self._ours_began = time.perf_counter()
+        self.times.append((ours, self._ours_began - began))
 
 
 def plain_steps(objective: nn.Module, read: Read, batch: int) -> Callable[[int], None]:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from stages import diffusion
 from stages.anatomy import flops
-from stages.config import SeededTextConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.geometry import code_side, latent_side
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
-from stages.sampling import sample
+from stages.sampling.denoising import Noise, Steps, sample_code, sample_latents
+from stages.sampling.sample import to_pixels
+from stages.settings.models import SeededTextConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.weights import convert
 from tests.bench.figures import Line, at_least
 
@@ -171,20 +172,20 @@ def pictures(
     encode = text_encoder(config_c.text_width, device)
     low_precision = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     for batch in batches:
-        noise = sample.Noise(range(batch), device)
+        noise = Noise(range(batch), device)
         text_c = torch.randn(batch, TOKENS, config_c.text_width, device=device)
         text_b = torch.randn(batch, TOKENS, config_b.text_width, device=device)
         code = torch.randn(batch, config_b.code_channels, code_side(side), code_side(side), device=device)
         latents = torch.randn(batch, config_a.latent_channels, *[latent_side(code_side(side))] * 2, device=device)
 
-        def draw_c(text: Tensor = text_c, noise: sample.Noise = noise) -> None:
-            sample.sample_code(stage_c, text, text, noise, side, side, diffusion.sampling_times(steps[0]), 4.0)
+        def draw_c(text: Tensor = text_c, noise: Noise = noise) -> None:
+            sample_code(stage_c, text, text, noise, side, side, Steps(diffusion.sampling_times(steps[0]), guidance=4.0))
 
-        def draw_b(code: Tensor = code, text: Tensor = text_b, noise: sample.Noise = noise) -> None:
-            sample.sample_latents(stage_b, code, text, text, noise, diffusion.sampling_times(steps[1]), 1.0)
+        def draw_b(code: Tensor = code, text: Tensor = text_b, noise: Noise = noise) -> None:
+            sample_latents(stage_b, code, text, text, noise, Steps(diffusion.sampling_times(steps[1])))
 
         def decode(latents: Tensor = latents) -> None:
-            sample.to_pixels(stage_a.decode(latents))
+            to_pixels(stage_a.decode(latents))
 
         parts: dict[str, Callable[[], object]] = {"C": draw_c, "B": draw_b, "A": decode}
         if encode is not None:

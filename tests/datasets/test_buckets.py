@@ -38,6 +38,7 @@ from stages.models.compressor import Compressor
 from stages.models.layers import to_unit_range
 from stages.models.stage_c import StageC, StageCObjective
 from stages.training import loop
+from stages.training.callbacks import Callbacks
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 SIZE, MAX_ASPECT = 384, 2.0
@@ -79,7 +80,6 @@ def test_plans_and_models_agree_on_the_steps_of_sizes() -> None:
 sides = st.integers(300, 4000)
 
 
-@settings(deadline=None)
 @given(width=sides, height=sides, size=st.integers(2, 12), max_aspect=st.floats(1.0, 4.0))
 def test_the_nearest_size_keeps_most_of_a_picture(width, height, size, max_aspect):
     frame = Frame(size * STEP, max_aspect)
@@ -88,7 +88,6 @@ def test_the_nearest_size_keeps_most_of_a_picture(width, height, size, max_aspec
     assert frame.suits(width, height, frame.nearest(width, height))
 
 
-@settings(deadline=None)
 @given(
     ratio=st.floats(0.2, 5.0),
     stored=st.integers(2, 12),
@@ -290,7 +289,7 @@ def test_batches_depend_neither_on_ranks_nor_on_where_reading_starts(sources, wo
     assert other != straight
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.integers(1, 40), min_size=1, max_size=6), batch_size=st.integers(1, 30))
 def test_a_schedule_carries_over_what_fills_no_batch(rows, batch_size):
     counts = {str(number): count for number, count in enumerate(rows)}
@@ -426,16 +425,18 @@ def test_from_a_folder_of_many_aspects_to_a_training_of_stage_c(tmp_path):
         return batch
 
     losses: list[float] = []
+
+    class Logged(Callbacks):
+        def log(self, step: int, values: dict[str, float]) -> None:
+            losses.append(values["loss"])
+
     loop.train(
         StageCObjective(StageC(config.stage_c.model), config.stage_c.loss, torch.zeros(3, 32)),
         read,
         train,
+        Logged(),
         seed=0,
         device=torch.device("cpu"),
-        load_state=lambda: None,
-        save_state=lambda _step, _state: None,
-        log=lambda _step, values: losses.append(values["loss"]),
-        should_stop=lambda: False,
     )
     assert Counter(shapes) == {(12, 6): 3, (9, 9): 3, (6, 12): 3}  # height, width
     assert len(losses) == 9

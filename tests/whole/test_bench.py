@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.config import StageAConfig, StageBConfig, StageCConfig
+from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
 from tests.bench import data, figures, loop, models, plan_memory
 
 CPU = torch.device("cpu")

@@ -16,6 +16,10 @@ CHECKOUT = Path(__file__).parents[2]
 # An artifact of three shards and a training, as the engine builds it: under a claim, from where the one before got to.
 BUILD = """
 import numpy as np
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.formats.shards import Clock, ImageRow
+from pipeline.store.artifacts import Fingerprint, Store
 from datasets.formats import shards
 from datasets.formats.shards import Clock, ImageRow
 from pipeline.cluster.checkpoints import Checkpoints

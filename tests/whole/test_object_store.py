@@ -3,11 +3,9 @@
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tarfile
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from datasets.sources import webdataset
 from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import Fingerprint, Store
+from tests.object_store import serving
 
 CHECKOUT = Path(__file__).parents[2]
 BUCKET = "pictures"
@@ -34,21 +33,8 @@ BUCKET = "pictures"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[dict[str, str]]:
     """What the environment must hold for Arrow to find the server."""
-    said = tmp_path_factory.mktemp("moto") / "stderr.txt"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with open(said, "w") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as running:
-        while not (address := re.search(r"http://127\.0\.0\.1:\d+", said.read_text())):
-            assert running.poll() is None, said.read_text()
-            time.sleep(0.05)
-        urllib.request.urlopen(urllib.request.Request(f"{address[0]}/{BUCKET}", method="PUT"))
-        yield {
-            "AWS_ENDPOINT_URL": address[0],
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        running.terminate()
+    with serving(tmp_path_factory.mktemp("moto"), BUCKET) as environment:
+        yield environment
 
 
 @pytest.fixture(params=["local", "s3"])

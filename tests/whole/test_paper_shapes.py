@@ -14,10 +14,10 @@ from datasets.planning import plan
 from datasets.reading.batches import Batches, Source
 from datasets.sources import openmoji
 from pipeline.steps import encode
-from stages.config import CompressorConfig, StageAConfig
 from stages.models.compressor import Compressor
 from stages.models.layers import to_unit_range
 from stages.models.stage_a import StageA
+from stages.settings.models import CompressorConfig, StageAConfig
 
 SIDE, SHARDS = 1024, 2
 DOWNLOAD = DownloadConfig(threads=2, timeout_s=60, retries=1, user_agent="test/1 (a@b.invalid)", max_lost=0.0)

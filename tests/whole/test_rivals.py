@@ -51,7 +51,7 @@ def test_only_the_new_steps_are_built(built):
         "previewer": "ray.train.torch.TorchTrainer.fit",
         "baseline": "ray.train.torch.TorchTrainer.fit",
         "baseline_samples": "ray.data.Dataset.map_batches",
-        "scores": "stages.metrics.retrieval_top1",
+        "scores": "stages.scoring.metrics.retrieval_top1",
     }
     assert built["baseline"].manifest["notes"] == {"first_stage": "Stage A of this run"}
     for name in ("previewer", "baseline"):

@@ -84,9 +84,9 @@ EXPECTED = {
 CHILD = """
 import json, sys
 import pyarrow as pa, pyarrow.parquet as pq
-from datasets import plan
+from datasets.planning import plan
 from datasets.config import DownloadConfig, ImageConfig
-from datasets.download import download_shard
+from datasets.fetching.download import download_shard
 from tests.bench.plan_memory import peak_mib
 
 folder, port, max_bytes, *names = sys.argv[1:]

@@ -1,11 +1,6 @@
 """Creating what must be new: of two who try, one; on local disks, and on stores with conditional writes and without."""
 
 import os
-import re
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +10,7 @@ import fsspec
 import pytest
 
 from datasets.files import conditional, storage
+from tests.object_store import serving
 
 BUCKET = "conditional"
 
@@ -22,23 +18,8 @@ BUCKET = "conditional"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An S3 server on loopback: what the environment must hold to find it."""
-    said = tmp_path_factory.mktemp("moto") / "stderr.txt"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with open(said, "w") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as running:
-        deadline = time.monotonic() + 120
-        while not (address := re.search(r"http://127\.0\.0\.1:\d+", said.read_text())):
-            assert running.poll() is None, said.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        urllib.request.urlopen(urllib.request.Request(f"{address[0]}/{BUCKET}", method="PUT"))
-        yield {
-            "AWS_ENDPOINT_URL": address[0],
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        running.terminate()
+    with serving(tmp_path_factory.mktemp("moto"), BUCKET) as environment:
+        yield environment
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -82,7 +82,9 @@ def test_a_move_whose_source_somebody_deletes_after_the_copy_is_one(folder, monk
             filesystem.delete_file(path)
             filesystem.delete_file(path)
 
-    monkeypatch.setattr(storage, "open_filesystem", lambda path: (Slow(), f"{inner.rpartition('/')[0]}/{path[-3:]}"))
+    monkeypatch.setattr(
+        storage, "open_filesystem", lambda path, tries=1: (Slow(), f"{inner.rpartition('/')[0]}/{path[-3:]}")
+    )
     storage.move(f"{folder}/new", f"{folder}/old")
     monkeypatch.undo()
     assert storage.listing(folder) == ["old"]
@@ -100,7 +102,9 @@ def test_a_copy_that_fails_for_another_reason_says_so(tmp_path, monkeypatch):
 
     found = storage.open_filesystem
     full = iter([Full(), Full()])
-    monkeypatch.setattr(storage, "open_filesystem", lambda path: (next(full, None) or found(path)[0], found(path)[1]))
+    monkeypatch.setattr(
+        storage, "open_filesystem", lambda path, tries=1: (next(full, None) or found(path)[0], found(path)[1])
+    )
     with pytest.raises(OSError, match="no room"):
         storage.move(f"{folder}/new", f"{folder}/old")
 

@@ -111,7 +111,7 @@ def test_wrong_values_and_unknown_keys_are_refused(key, value):
 
 def test_config_filters_and_plan_import_nothing_heavy():
     heavy = {"torch", "img2dataset", "webdataset", "pandas", "cv2", "ray"}
-    code = "import sys, datasets.config, datasets.filters, datasets.plan; print(*sys.modules)"
+    code = "import sys, datasets.config, datasets.planning.filters, datasets.planning.plan; print(*sys.modules)"
     root = CONF.parent.parent
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert not heavy & set(found.stdout.split())

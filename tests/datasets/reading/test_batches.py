@@ -107,7 +107,7 @@ def test_the_seed_decides(sources):
     assert first != other
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     seed=st.integers(0, 2**32 - 1),

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pipeline.cluster import ray_cluster
 from pipeline.cluster.rank import suspects
 from pipeline.cluster.watchdog import EXIT_STALLED, Pulses, Watchdog
-from stages.config import TrainingConfig
 from stages.draws import Draws
+from stages.settings.training import TrainingConfig
 from stages.training import activity
 from stages.training.activity import Activity
+from stages.training.callbacks import Callbacks
 from stages.training.loop import train
 
 STALL_S = 10.0
@@ -40,7 +41,7 @@ def test_who_is_behind_is_named_first() -> None:
     assert pulses.beat(4, 6, activity.READING, 9.9, 10.0) is None
     found = pulses.beat(4, 6, activity.READING, 10.1, 10.0)
     assert found == (
-        "nothing went on for 10 s (ray_cluster.stall_s): rank 4 after step 6: waiting for the batch; "
+        "nothing went on for 10 s (cluster.stall_s): rank 4 after step 6: waiting for the batch; "
         "rank 0, 1, 2, 3, 5, 6, 7, 8 and 2 more after step 7: backward pass, and exchanging gradients"
     )
     assert pulses.beat(0, 8, activity.READING, 0.0, 10.0) == found  # all are told, and end
@@ -112,7 +113,7 @@ _Manager.register("pulses", Pulses)
 def _rank(rank: int, folder: Path, pulses: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    doing = Activity()
+    callbacks = Callbacks()
     recipe = TrainingConfig.model_validate(
         {
             "phases": [{"steps": 50, "batch_size": 4, "size": 64}],
@@ -123,20 +124,16 @@ def _rank(rank: int, folder: Path, pulses: Any) -> None:
             "checkpoint_every": 10,
         }
     )
-    with Watchdog(pulses, rank, doing, STALL_S):
+    with Watchdog(pulses, rank, callbacks.doing, STALL_S):
         train(
             Straggling(rank),
             lambda step: {"x": np.ones((2, 4), np.float32)},
             recipe,
+            callbacks,
             seed=0,
             device=torch.device("cpu"),
             rank=rank,
             world=2,
-            load_state=lambda: None,
-            save_state=lambda step, data: None,
-            log=lambda step, values: None,
-            should_stop=lambda: False,
-            doing=doing,
         )
 
 

@@ -22,7 +22,7 @@ from datasets.files.fence import unfenced
 from datasets.formats import shards
 from datasets.formats.rounding import Int8, Rounding, rounded
 from datasets.formats.shards import Clock, ImageRow
-from pipeline.cluster import board, rank, ray_cluster
+from pipeline.cluster import board, rank, ray_cluster, trainings
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.rank import checkpoints_of, log_of
 from pipeline.errors import ClaimLost, UsageError
@@ -216,10 +216,9 @@ def batch(root: Root, output: str) -> dict[str, np.ndarray]:
     """Seven samples as the training of an artifact reads them."""
     fields, tower = TRAININGS[output]
     build = root.build(output)
-    seen = {"stretches": build.config.stretches_of(build.step.name), "views": {}, "held_out": None}
-    payload = train._data(build, *fields, tower=tower) | seen | {"seed": 1, "cache": build.config.cluster.cache}
+    reading = train._reading(build, fields, tower)
     *_, training = build.config.trainings_of(build.step.name).values()
-    (batches,) = train._training_data(payload, training, train._loaded(payload, CPU)).batches.values()
+    (batches,) = reading.data(training, reading.loaded(CPU)).batches.values()
     assert batches.rows == sum(ROWS)
     return batches.read(2, 7)
 
@@ -250,12 +249,7 @@ def test_online_equals_cached_but_for_the_rounding_of_what_is_stored(prepared, w
 
 def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch):
     build = prepared(*ONLINE).build("stage_b")
-    fields, tower = TRAININGS["stage_b"]
-    payload = train._data(build, *fields, tower=tower) | {
-        "settings": build.config.stage_b, "compressor": build.config.compressor, "text": build.inputs["text_tiny"],
-        "stretches": build.config.stretches_of("train_b"), "views": {}, "held_out": None, "seed": 1,
-        "cache": build.config.cluster.cache,
-    }  # fmt: skip
+    order = train._order(build, build.config.stage_b, *TRAININGS["stage_b"])
     loaded, seen = list[str](), list[list[str]]()
     load = Encoder.load
     monkeypatch.setattr(Encoder, "load", lambda self, where: loaded.append(self.field) or load(self, where))
@@ -272,8 +266,8 @@ def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch):
             seen.append(sorted(next(iter(data.batches.values())).read(0, 2)))
             return len(seen) == 1
 
-    monkeypatch.setattr(rank, "Rank", Short)
-    train._loop_b(payload)
+    monkeypatch.setattr(trainings, "Rank", Short)
+    trainings.run({"order": order})
     assert seen == [["image", "key", "latents_a", "text"]] * 2
     assert sorted(loaded) == ["latents_a", "text"]
 

@@ -24,12 +24,17 @@ STEPS = [
 SETTINGS = {"data": "openmoji", "size": 128, "a": {"lr": 1e-3, "steps": 10}, "b": {"lr": 1e-4}, "seed": 0}
 
 
-def build(store: Store, settings: dict, names: list[str]) -> None:
-    """Commit empty artifacts for the named outputs."""
+def build(store: Store, settings: dict, names: list[str], content: str = "") -> None:
+    """Commit artifacts of one small file for the named outputs."""
     prints = fingerprints(order(STEPS, ["stage_b"]), settings.__getitem__)
     for name in names:
-        entry = storage.publish(name.encode(), storage.join(store.path(name, prints[name].digest), "file"))
-        store.commit(name, prints[name], {"files": {"file": entry}, "timed": [], "rows": 1, "created": "2026-01-01"})
+        entry = storage.publish(
+            f"{name}{content}".encode(), storage.join(store.path(name, prints[name].digest), "file")
+        )
+        parents = {parent: store.find(parent, digest) for parent, digest in prints[name].parents.items()}
+        inputs = {parent: artifact.manifest["content"] for parent, artifact in parents.items() if artifact}
+        facts = {"files": {"file": entry}, "timed": [], "rows": 1, "created": "2026-01-01", "inputs": inputs}
+        store.commit(name, prints[name], facts)
 
 
 def states(store: Store, settings: dict, selection: Selection | None = None) -> dict[str, tuple[str, str]]:
@@ -85,6 +90,24 @@ def test_selections(tmp_path):
     assert states(store, SETTINGS, Selection(start="train_a"))["stage_a"][0] == "done"
     assert "images" not in states(store, SETTINGS, Selection(start="train_a"))
     assert states(store, SETTINGS, Selection(force=("train_a",)))["stage_a"] == ("run", "forced")
+
+
+def test_what_is_made_of_a_forced_step_is_built_again_only_if_that_comes_out_differently(tmp_path):
+    store = Store(str(tmp_path))
+    build(store, SETTINGS, ["metadata", "images", "stage_a", "stage_b"])
+    found = states(store, SETTINGS, Selection(force=("download",)))
+    assert found["metadata"] == ("done", "manifest found")
+    assert found["images"] == ("run", "forced")
+    assert found["stage_a"] == ("stale", "only if download comes out differently")
+    assert found["stage_b"] == ("stale", "only if download or train_a comes out differently")
+    build(store, SETTINGS, ["images"])
+    assert {state for state, _ in states(store, SETTINGS).values()} == {"done"}, "it came out the same"
+    build(store, SETTINGS, ["images"], "with other pictures")
+    found = states(store, SETTINGS)
+    assert found["stage_a"] == ("stale", "built anew since, with other content: images")
+    assert found["stage_b"] == ("stale", "built anew since, with other content: images")
+    build(store, SETTINGS, ["stage_a", "stage_b"])
+    assert {state for state, _ in states(store, SETTINGS).values()} == {"done"}
 
 
 def test_version_and_parents_enter_the_fingerprint():

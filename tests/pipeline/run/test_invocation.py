@@ -29,8 +29,12 @@ from pipeline.errors import (
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.run import invocation
+from pipeline.run import step_log as step_log_module
+from pipeline.run.last_screen import Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
+from pipeline.run.step_log import Reporter
+from pipeline.run.stopping import Stop
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
 from pipeline.steps import fetch
@@ -48,7 +52,7 @@ def attempt(
     fence: Any = unfenced,
 ) -> int:
     """Attempts that `fetch` took when it fails with these errors first, and a signal comes meanwhile."""
-    monkeypatch.setattr(invocation.time, "sleep", lambda _: None)
+    monkeypatch.setattr(invocation, "pause", lambda *_: None)
     calls = 0
 
     def fails_first(_: Any) -> str:
@@ -207,19 +211,19 @@ def step_log(folder: Path, build: Any) -> str:
     root = str(folder / "root")
     config = compose.load("stage_c", ["scale=micro", "targets=[metadata]"])
     planned = planned_steps(config, root, Selection())
-    session = invocation._Session(config, "stage_c", root, planned, "", PeakMemory())
+    session = invocation._Session(config, "stage_c", root, planned, "", PeakMemory(), Summary())
     session.id, session.store, session.record, session.artifacts = "1", Store(root), {"steps": {}}, {}
     tracked = SimpleNamespace(metrics=lambda *_: None, image=lambda *_: None)
 
     def built(item: Planned, claim: Claim, progress: StepProgress, _: Any) -> Artifact:
         path = f"{root}/{claim.fence.what}"
-        build(invocation._Reporter(progress, tracked, session.summary.warnings))
+        build(Reporter(progress, tracked, session.summary.warnings))
         facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
         return Artifact("metadata", path, facts)
 
     session._build_under_claim = built  # type: ignore[method-assign]
     with contextlib.suppress(Interrupted, KeyError):
-        session.build(planned[0], invocation._Stop())
+        session.build(planned[0], Stop())
     return (folder / "root/logs/1/metadata.log").read_text()
 
 
@@ -242,7 +246,7 @@ def test_a_steps_log_tells_what_happened(tmp_path):
 
 
 def test_a_long_steps_log_has_its_progress_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(invocation, "LOG_EVERY_S", -1.0)
+    monkeypatch.setattr(step_log_module, "LOG_EVERY_S", -1.0)
     told = step_log(tmp_path, lambda report: [report.advance(100, 1500, "images") for _ in range(3)])
     assert [line[-19:] for line in told.splitlines()[1:4]] == [f"{n}00 of 1,500 images" for n in (1, 2, 3)]
 

@@ -3,17 +3,20 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from rich.table import Table
 
+from pipeline.errors import UsageError
 from pipeline.run.last_screen import Built, Summary, show_summary
-from pipeline.terminal import print_table
-from pipeline.verbs.plan import show_plan
+from pipeline.terminal import COLUMNS, print_table
+from pipeline.verbs.plan import show_plan, tell_why
 
 
 def test_brackets_in_words_paths_and_warnings_are_no_markup(capsys):
-    step = Built("train_a", "stage_a", "built", "/runs/[old]/stage_a")
+    step = Built("train_a", "stage_a", "built", "/runs/[old]/[new]/stage_a")
     show_summary(
         Summary(
+            root="/runs/[old]",
             steps=[step],
             pictures=["/runs/[old]/grid.png"],
             warnings=["a [bold] word"],
@@ -22,15 +25,19 @@ def test_brackets_in_words_paths_and_warnings_are_no_markup(capsys):
     )
     said = capsys.readouterr().err
     assert "conf=stage_c targets=[stage_c] out=pictures\n" in said
-    assert "/runs/[old]/stage_a" in said
+    assert "all in /runs/[old]\n" in said
+    assert "[new]/stage_a" in said
     assert "/runs/[old]/grid.png" in said
     assert "a [bold] word" in said
 
 
 def test_the_last_screen_cuts_off_no_path(capsys):
-    path = "/runs/" + "x" * 200
-    show_summary(Summary(steps=[Built("train_a", "stage_a", "built", path)]))
-    assert path in capsys.readouterr().err
+    root = "/runs/" + "x" * 200
+    path = f"{root}/artifacts/stage_a/0123456789abcdef"
+    show_summary(Summary(root=root, steps=[Built("train_a", "stage_a", "built", path)]))
+    said = capsys.readouterr().err.splitlines()
+    assert f"all in {root}" in said
+    assert any(line.endswith("artifacts/stage_a/0123456789abcdef") for line in said)
 
 
 def test_interruptions_are_told_with_what_they_cost(capsys):
@@ -47,16 +54,37 @@ def test_interruptions_are_told_with_what_they_cost(capsys):
     ]
 
 
-def test_a_plans_reason_is_shown_whole(capsys):
-    reason = "data.openmoji.captions: [red, heart] -> [blue]; " + "and more; " * 40 + "to the end"
+def stale(changes: int) -> Any:
+    told = tuple(f"data.key_{n}: {n * 'some'} -> other" for n in range(changes))
     step = SimpleNamespace(name="fetch", output="metadata")
-    item: Any = SimpleNamespace(step=step, state="stale", reason=reason)
-    show_plan([item], [{"memory": None, "text": "64 rows", "phases": []}])
-    assert reason in capsys.readouterr().out
+    return SimpleNamespace(step=step, state="stale", reason="; ".join(told), changes=told)
 
 
-def test_a_table_in_a_pipe_is_as_wide_as_its_content(capsys):
+def test_a_plan_shows_the_most_telling_changes_and_how_to_see_the_others(capsys):
+    show_plan([stale(3), stale(9)], [{"memory": None, "text": "64 rows", "phases": []}] * 2)
+    said = capsys.readouterr().out
+    words = " ".join(said.split())
+    assert all(f"data.key_{n}:" in words for n in range(3))
+    assert "data.key_3" not in words
+    assert words.count("and 6 more (--why fetch)") == 1
+    assert max(map(len, said.splitlines())) <= COLUMNS
+
+
+def test_the_whole_reason_of_a_step_is_a_change_a_line(capsys):
+    item = stale(9)
+    tell_why([item], "fetch")
+    assert capsys.readouterr().out.splitlines() == [
+        "fetch (metadata): stale",
+        *(f"    {change}" for change in item.changes),
+    ]
+    with pytest.raises(UsageError, match=r"--why fetsh: .* no such step \(did you mean fetch\?\); it has fetch"):
+        tell_why([item], "fetsh")
+
+
+def test_no_table_is_wider_than_120_columns_where_there_is_no_terminal_and_nothing_is_cut_off(capsys):
     table = Table("a", "b", box=None, pad_edge=False)
     table.add_row("x" * 300, "y" * 300)
     print_table(table)
-    assert f"{'x' * 300}  {'y' * 300}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= COLUMNS
+    assert (said.count("x"), said.count("y")) == (300, 300)

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.errors import UsageError
 from pipeline.plan import cost, obstacles
@@ -12,23 +11,11 @@ from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
-from pipeline.settings.compose import CONF
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from stages.anatomy import flops, parameters
-from stages.config import CompressorConfig
-
-GROUPS = compose.groups()
-
-
-def load(*words: str, conf: str = "stage_c", scale: str = "micro") -> Config:
-    """A conf at a scale, with LAION's metadata named where the scale wants it, and what the conf itself asks for."""
-    metadata = ["data.metadata=rows.parquet"] if scale == "paper" else []
-    asked = {
-        "interpolate": ["interpolate.first=a.pt", "interpolate.second=b.pt"],
-        "finetune_c": ["data.folder.path=pictures"],
-    }
-    return compose.load(conf, [f"scale={scale}", *metadata, *asked.get(conf, []), *words])
+from stages.settings.models import CompressorConfig
+from tests.pipeline.settings.loading import GROUPS, load
 
 
 def refused(*words: str) -> str:
@@ -81,57 +68,6 @@ def test_paper_batches_divide_among_the_gpus_of_the_big_clusters():
 
 def test_the_paper_trains_stage_c_for_the_published_918000_steps():
     assert load(scale="paper").stage_c.train.num_steps == 918_000
-
-
-# -------------------------------------------------------------------------------------------------- comments
-
-
-def keys_without_comment(text: str) -> list[str]:
-    """Keys of a YAML text that hold a value (no mapping) and have no comment in their line or right above."""
-    lines = text.splitlines()
-    found = []
-
-    def explained(line: int) -> bool:
-        return " # " in lines[line] or lines[max(line - 1, 0)].lstrip().startswith("#")
-
-    def walk(node: yaml.Node) -> None:
-        for key, value in node.value:
-            if isinstance(value, yaml.MappingNode):
-                walk(value)
-            elif key.value != "defaults" and not explained(key.start_mark.line):
-                found.append(f"line {key.start_mark.line + 1}: {lines[key.start_mark.line].strip()}")
-
-    walk(yaml.compose(text))
-    return found
-
-
-@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
-def test_every_key_has_a_comment(file: Path):
-    assert keys_without_comment(file.read_text()) == []
-
-
-def test_a_key_without_a_comment_is_noticed():
-    assert keys_without_comment("a: 1 # one\nb:\n  c: 2\nd: [3] # three\n") == ["line 3: c: 2"]
-
-
-@pytest.mark.parametrize("scale", GROUPS["scale"])
-def test_the_shown_config_is_the_config_with_its_comments(scale):
-    words = [f"scale={scale}", "data=openmoji", "seed=7"]
-    text = compose.commented_yaml("stage_c", words)
-    assert yaml.safe_load(text) == compose.load("stage_c", words).model_dump(mode="json")
-    assert "seed: 7  # draws the plan" in text
-    assert "  threads: 8  # connections" in text
-
-
-@pytest.mark.parametrize("scale", ["paper", "single_gpu"])
-def test_the_large_scales_spell_out_and_explain_every_value(scale):
-    text = compose.commented_yaml("stage_c", [f"scale={scale}", "data=openmoji"])
-    bare = re.findall(r"^ *(\w+): [^#\n]+$", text, re.MULTILINE)
-    assert set(bare) - {"max_aspect", "view"} == {
-        "batch_size",
-        "size",
-        "freeze_norm",
-    }  # of phases, which are explained together
 
 
 # --------------------------------------------------------------------------------------------- golden numbers

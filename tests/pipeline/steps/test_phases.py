@@ -22,8 +22,9 @@ from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.store.artifacts import Store
-from stages.config import TrainingConfig
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
+from stages.training.callbacks import Callbacks
 from stages.training.checkpoint import Checkpoint, Rows
 from stages.training.loop import Outcome, train
 from tests.stages.training.test_loop import Denoise
@@ -80,33 +81,40 @@ def trained(
     stop_after: int | None = None,
 ) -> tuple[Outcome, dict[str, Tensor], Checkpoints]:
     """Train, or go on training, with states in a folder; the outcome, the weights, the states."""
-    states = Checkpoints(str(folder), warnings.append, milestones=config.phase_ends)
-    objective, done = Denoise(), [0]
+    objective, kept = Denoise(), Kept(folder, config, stop_after)
 
     def read_batch(step: int) -> dict[str, np.ndarray]:
         phase = config.phase_at(step)
         batch = stretches[phase.size, phase.view].read(config.images_after(step), phase.batch_size)
         return {"x": batch["x"]}
 
-    def load_state() -> Iterable[bytes] | None:
-        newest = states.newest()
-        return states.read(newest) if newest else None
-
-    outcome = train(
-        objective,
-        read_batch,
-        config,
-        seed=0,
-        device=torch.device("cpu"),
-        load_state=load_state,
-        save_state=lambda step, state: states.save(step, state, config.recipe(0)),
-        log=lambda step, values: done.append(step),
-        should_stop=lambda: stop_after is not None and max(done) >= stop_after,
-    )
-    return outcome, objective.state_dict(), states
+    outcome = train(objective, read_batch, config, kept, seed=0, device=torch.device("cpu"))
+    return outcome, objective.state_dict(), kept.states
 
 
 warnings: list[str] = []
+
+
+class Kept(Callbacks):
+    """States in a folder, and the step after which the training is asked to stop."""
+
+    def __init__(self, folder: Path, config: TrainingConfig, stop_after: int | None) -> None:
+        super().__init__()
+        self.states = Checkpoints(str(folder), warnings.append, milestones=config.phase_ends)
+        self.recipe, self.stop_after, self.done = config.recipe(0), stop_after, 0
+
+    def newest_state(self) -> Iterable[bytes] | None:
+        newest = self.states.newest()
+        return self.states.read(newest) if newest else None
+
+    def save_state(self, step: int, data: bytes) -> None:
+        self.states.save(step, data, self.recipe)
+
+    def should_stop(self) -> bool:
+        return self.stop_after is not None and self.done >= self.stop_after
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.done = step
 
 
 def weights_after(states: Checkpoints, step: int) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ def test_a_silent_owner_elsewhere_is_replaced_after_a_minute_and_not_before(root
     with hold(root, clock, said.append):
         assert 60 <= clock.now < 62
         assert told(root, 2)["token"] != owner.token
-    assert "watching the claim of pid 7 on elsewhere for 60 s" in said[0]
+    assert "on elsewhere (pid 7) for 60 s" in said[0]
     assert said[1] == "taking over from pid 7 on elsewhere, which died"
     assert numbers(root) == ["000002.json"]
 

@@ -20,9 +20,9 @@ from PIL import Image
 from pipeline.environment import QUIET
 from pipeline.errors import Interrupted, UsageError
 from pipeline.store.artifacts import Artifact
+from pipeline.store.redact import redact
 from pipeline.tracking.mlflow_runs import Tracking, git_tags
 from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
-from pipeline.tracking.redact import redact
 from pipeline.verbs.ui import serve_ui
 
 CONFIG = {
@@ -215,8 +215,8 @@ def _python(program: str, *arguments: str, **environment: str) -> subprocess.Pop
 def test_runs_of_a_killed_process_are_ended_by_the_next(store: MlflowStore) -> None:
     program = """
         import sys
-        from pipeline.mlflow_store import locate_store
-        from pipeline.tracking import Tracking
+        from pipeline.tracking.mlflow_store import locate_store
+        from pipeline.tracking.mlflow_runs import Tracking
         tracking = Tracking(locate_store(sys.argv[1], None), "wuerstchen", conf="lost", targets=[],
                             invocation="1", fingerprints={}, config={})
         with tracking, tracking.step("train_c", "stage_c", "abc"):
@@ -246,7 +246,7 @@ def test_processes_may_create_the_store_together(tmp_path: Path) -> None:
     program = """
         import os, sys
         import mlflow.store.tracking.sqlalchemy_store
-        from pipeline.mlflow_store import connect, locate_store
+        from pipeline.tracking.mlflow_store import connect, locate_store
         children = []
         for _ in range(2):
             if (pid := os.fork()) == 0:

@@ -106,7 +106,7 @@ def test_a_killed_process_leaves_its_records_to_the_next(tmp_path: Path) -> None
     program = """
         import sys, threading
         from pathlib import Path
-        from pipeline.outbox import Outbox
+        from pipeline.tracking.outbox import Outbox
         outbox = Outbox(Path(sys.argv[1]), "killed", lambda _: threading.Event().wait())
         for number in range(100):
             outbox.add({"number": number})

@@ -28,7 +28,8 @@ from pipeline.tracking import outbox
 from pipeline.verbs import forgetting
 from pipeline.verbs.data import forget as told_forget
 from pipeline.verbs.forgetting import forget
-from stages.weights.release import model_card
+from stages.settings.sampling import SamplingConfig
+from stages.weights.card import CardFacts, model_card
 
 ROWS = 4  # planned pictures of a shard; the last one of each is lost
 URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
@@ -129,9 +130,7 @@ def built(root: Path) -> Store:
 
 
 def card(prompt: str) -> str:
-    numbers = dict.fromkeys(("width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b"), 1)
-    texts = {"name": "Würstchen", "license": "other", "cost": "none"}
-    return model_card(**texts, **numbers, prompt=prompt, sources=["its name"], scores={}, limitations=[])
+    return model_card(CardFacts("Würstchen", "other", prompt, SamplingConfig(), ["its name"], {}, "none", []))
 
 
 def found(store: Store) -> dict[str, Artifact]:
@@ -413,8 +412,8 @@ def test_a_run_that_begins_while_the_request_is_written_is_noticed(store, monkey
 
 
 def test_what_somebody_else_changes_is_left_alone(store, monkeypatch):
-    what = claims.artifact("images", found(store)["images"].manifest["fingerprint"])
-    with claims.hold(store.root, what, print), pytest.raises(LeaseHeld, match=r"images/.* is being built by"):
+    images = claims.artifact("images", found(store)["images"].manifest["fingerprint"])
+    with claims.hold(store.root, images, print), pytest.raises(LeaseHeld, match=r"images/.* is being built by"):
         forget(store.root, {GONE})
     assert forget(store.root, set()).pictures == {GONE}
 

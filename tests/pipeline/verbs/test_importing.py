@@ -17,8 +17,11 @@ from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenD
 from torch import Tensor, nn
 
 from pipeline.__main__ import main
+from pipeline.cluster import trainings
+from pipeline.cluster.trainings import Order
 from pipeline.errors import UsageError
 from pipeline.models import loading
+from pipeline.models.training_data import Reading
 from pipeline.plan import obstacles
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
@@ -26,15 +29,15 @@ from pipeline.plan.wanted import planned_steps
 from pipeline.run import invocation
 from pipeline.settings import compose, config
 from pipeline.settings.selection import Selection
-from pipeline.steps import bring, interpolate, train
-from pipeline.store.artifacts import Store
+from pipeline.steps import bring, interpolate
+from pipeline.store.artifacts import Artifact, Store
 from pipeline.verbs import importing
 from stages import weight_files
-from stages.config import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.compressor import Compressor
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
+from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.state_dicts import read
 from stages.weight_files import BadWeights
 from stages.weights import convert, pretrained
@@ -491,7 +494,7 @@ def test_a_plan_tells_of_other_models_by_headers_alone(
     os.truncate(tmp_path / "cut.safetensors", 1000)
     diffusers_models()["prior"].save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.store.contents.identity", lambda path: path)  # what a store would be asked for
+    monkeypatch.setattr("pipeline.store.identity.of_path", lambda path: path)  # what a store would be asked for
     settings = loaded(*words)
     planned = planned_steps(settings, str(tmp_path / "root"), Selection())
     found = obstacles.misfit_weights(settings, planned)
@@ -587,15 +590,23 @@ class FirstStep:
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dome272(tmp_path)
-    monkeypatch.setattr("pipeline.cluster.rank.Rank", FirstStep)
+    monkeypatch.setattr("pipeline.cluster.trainings.Rank", FirstStep)
     monkeypatch.setattr("pipeline.models.loading.null_text", lambda _: torch.zeros(16, 32))
     files = {"stage_a": "vqgan.pt", "stage_b": "stage_b.pt", "stage_c": "stage_c.pt"}
     settings = loaded(*(f"{stage}.weights={tmp_path}/{file}" for stage, file in files.items() if existing))
-    payload = {"seed": 0, "text": None, "compressor": settings.compressor, "cache": settings.cluster.cache}
-    payload |= {"sources": {}, "stretches": [], "views": {}, "held_out": None, "fields": (), "online": []}
-    loops = {"stage_a": train._loop_a, "stage_b": train._loop_b, "stage_c": train._loop_c}
-    for stage, loop in loops.items():
-        loop({**payload, "settings": getattr(settings, stage)})
+    reading = Reading((), [], {}, [], {}, None, seed=0, cache=settings.cluster.cache)
+    for stage in config.STAGES:
+        order = Order(
+            trainings=settings.trainings_of(f"train_{stage[-1]}"),
+            settings=getattr(settings, stage),
+            compressor=settings.compressor,
+            stage_a_model=settings.stage_a.model,
+            stage_a=None,
+            text=Artifact("text_tiny", "", {}),
+            reading=reading,
+            seed=0,
+        )
+        trainings.run({"order": order})
         parts = [stage, "compressor"] if stage == "stage_b" else [stage]
         if not existing and stage == "stage_b":
             assert FirstStep.begun.keys() == {"compressor"}  # its warm-up, which weights make superfluous

@@ -8,7 +8,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages.anatomy import flops
-from stages.config import BaselineConfig, CompressorConfig, PreviewerConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.models.baseline import Baseline
 from stages.models.compressor import Compressor
 from stages.models.previewer import Previewer
@@ -16,6 +15,14 @@ from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.models.text import TextTower
+from stages.settings.models import (
+    BaselineConfig,
+    CompressorConfig,
+    PreviewerConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
 from stages.weights import convert
 
 SMALL_B = StageBConfig(

@@ -10,13 +10,17 @@ from pydantic import ValidationError
 from torch import nn
 
 from stages import diffusion
-from stages.config import BaselineConfig, BaselineLoss, StageAConfig, TrainingConfig
 from stages.draws import Draws
 from stages.models.baseline import Baseline, BaselineObjective
 from stages.models.geometry import BadImageSize
 from stages.models.stage_a import StageA
 from stages.sampling import sample
+from stages.sampling.denoising import Noise, Steps, denoise
+from stages.settings.losses import BaselineLoss
+from stages.settings.models import BaselineConfig, StageAConfig
+from stages.settings.training import TrainingConfig
 from stages.training import loop
+from stages.training.callbacks import Callbacks
 
 TINY = BaselineConfig(
     widths=(16, 32, 32), blocks=2, heads=(2, 4, 0), middle_heads=8, middle_depth=2, groups=8, text_width=20
@@ -148,18 +152,16 @@ def test_trained_in_the_loop_it_draws_the_picture_of_each_caption() -> None:
         BaselineObjective(baseline, loss, torch.zeros(3, 20)),
         lambda step: batch,
         training,
+        Callbacks(),
         seed=0,
         device=torch.device("cpu"),
-        load_state=lambda: None,
-        save_state=lambda step, data: None,
-        log=lambda step, values: None,
-        should_stop=lambda: False,
     )
     assert outcome.finished
     baseline.eval()
-    noise, times = sample.Noise(range(4), torch.device("cpu")), diffusion.times_from(diffusion.sampling_times(12), 0.8)
+    noise = Noise(range(4), torch.device("cpu"))
+    steps = Steps(diffusion.times_from(diffusion.sampling_times(12), 0.8))
     with torch.inference_mode():
-        drawn = sample.denoise(lambda x, t: baseline(x, t, captions), noise(4, 4, 4), noise, times)
+        drawn = denoise(lambda x, t: baseline(x, t, captions), noise(4, 4, 4), noise, steps)
     distances = torch.cdist(drawn.flatten(1), latents.flatten(1))
     assert distances.argmin(dim=1).tolist() == [0, 1, 2, 3]
     assert distances.diagonal().max() < distances[~torch.eye(4, dtype=torch.bool)].min()

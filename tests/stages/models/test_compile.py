@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from stages.config import BaselineConfig, StageAConfig, StageBConfig, StageCConfig, StageCLoss, TrainingConfig
 from stages.models import layers
 from stages.models.baseline import Baseline
 from stages.models.stage_a import ReplicationPad, StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC, StageCObjective
+from stages.settings.losses import StageCLoss
+from stages.settings.models import BaselineConfig, StageAConfig, StageBConfig, StageCConfig
+from stages.settings.training import TrainingConfig
+from stages.training.callbacks import Callbacks
 from stages.training.loop import train
 
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32, codebook_init="normal")
@@ -205,19 +208,27 @@ def losses(**changes: object) -> list[float]:
         }
 
     torch.manual_seed(3)
-    logged: dict[int, dict[str, float]] = {}
+    logged = Logged()
     train(
         StageCObjective(StageC(TINY_C.model_copy(update={"depth": 2})), StageCLoss(), torch.zeros(7, 20)),
         read,
         config,
+        logged,
         seed=0,
         device=torch.device("cpu"),
-        load_state=lambda: None,
-        save_state=lambda _, __: None,
-        log=logged.__setitem__,
-        should_stop=lambda: False,
     )
-    return [values["loss"] for values in logged.values()]
+    return logged.losses
+
+
+class Logged(Callbacks):
+    """Keeps the losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.losses.append(values["loss"])
 
 
 def test_a_compiled_training_has_the_plain_losses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stages.config import CompressorConfig, EfficientNetStages
 from stages.models.compressor import IMAGENET_MEAN, IMAGENET_STD, Compressor
 from stages.models.geometry import BadImageSize, code_side, denormalise, normalise
+from stages.settings.models import CompressorConfig, EfficientNetStages
 
 BACKBONE = EfficientNetStages.model_validate(
     {

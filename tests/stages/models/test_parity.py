@@ -20,7 +20,13 @@ from diffusers import AutoPipelineForText2Image
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenDiffNeXt, WuerstchenPrior
 from torch import Tensor, nn
 
-from stages.config import (
+from stages.models.compressor import Compressor
+from stages.models.stage_a import StageA
+from stages.models.stage_b import StageB
+from stages.models.stage_c import StageC
+from stages.models.text import seeded_tower
+from stages.sampling.sample import Models, generate
+from stages.settings.models import (
     CompressorConfig,
     EfficientNetStages,
     SeededTextConfig,
@@ -28,12 +34,7 @@ from stages.config import (
     StageBConfig,
     StageCConfig,
 )
-from stages.models.compressor import Compressor
-from stages.models.stage_a import StageA
-from stages.models.stage_b import StageB
-from stages.models.stage_c import StageC
-from stages.models.text import seeded_tower
-from stages.sampling.sample import Models, generate
+from stages.settings.sampling import SamplingConfig
 from stages.weights import convert
 from stages.weights.release import release_files
 
@@ -281,10 +282,17 @@ def test_the_stock_pipeline_draws_the_same_pictures(
         text_b=randomised(seeded_tower(text_b), seed + 3),
         text_c=randomised(seeded_tower(text_c), seed + 4),
     )
-    texts, negatives, seeds = ["red heart", "a blue house, with three windows: isn't it?"], ["blurry", ""], [3, 4]
-    settings = {"width": width, "height": height, "steps_c": 4, "steps_b": 3}
-    settings |= {"guidance_c": guidance_c, "guidance_b": guidance_b}
-    draw = partial(generate, models, texts, negatives, seeds, **settings)
+    texts, seeds = ["red heart", "a blue house, with three windows: isn't it?"], [3, 4]
+    settings = SamplingConfig(
+        width=width,
+        height=height,
+        steps_c=4,
+        steps_b=3,
+        guidance_c=guidance_c,
+        guidance_b=guidance_b,
+        negative="blurry",
+    )
+    draw = partial(generate, models, texts, seeds, settings)
     to_visible_range(models, draw)
 
     for name, content in release_files(
@@ -305,7 +313,7 @@ def test_the_stock_pipeline_draws_the_same_pictures(
     theirs = [  # one at a time: the stock decoder repeats a list of prompts once too often
         pipeline(
             text,
-            negative_prompt=negative,
+            negative_prompt="blurry",
             width=width,
             height=height,
             prior_num_inference_steps=4,
@@ -315,7 +323,7 @@ def test_the_stock_pipeline_draws_the_same_pictures(
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         ).images[0]
-        for text, negative, seed in zip(texts, negatives, seeds, strict=True)
+        for text, seed in zip(texts, seeds, strict=True)
     ]
     assert ours.shape == (2, height, width, 3)
     assert ((ours > 0) & (ours < 255)).float().mean() > 0.5

@@ -3,13 +3,16 @@
 import numpy as np
 import torch
 
-from stages.config import PreviewerConfig, PreviewerLoss, TrainingConfig
 from stages.draws import Draws
 from stages.models.geometry import denormalise
 from stages.models.layers import resized
 from stages.models.previewer import Previewer, PreviewerObjective
 from stages.sampling import sample
+from stages.settings.losses import PreviewerLoss
+from stages.settings.models import PreviewerConfig
+from stages.settings.training import TrainingConfig
 from stages.training import loop
+from stages.training.callbacks import Callbacks
 
 TINY = PreviewerConfig(latent_channels=4, width=32)
 
@@ -84,12 +87,9 @@ def test_it_learns_a_few_pictures_by_heart() -> None:
         PreviewerObjective(previewer, PreviewerLoss()),
         lambda step: batch,
         config,
+        Callbacks(),
         seed=0,
         device=torch.device("cpu"),
-        load_state=lambda: None,
-        save_state=lambda step, data: None,
-        log=lambda step, values: None,
-        should_stop=lambda: False,
     )
     assert outcome.finished
     seen = sample.preview(previewer.eval(), torch.from_numpy(batch["latents_c"])).permute(0, 3, 1, 2).float()

@@ -16,16 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
+from pipeline.cluster import trainings
 from pipeline.steps import train as steps
 from pipeline.steps.build import Facts
-from stages.config import StageAConfig, StageALoss, TrainingConfig
 from stages.draws import Draws
 from stages.models.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from stages.models.stage_a import StageA, StageAObjective
+from stages.settings.losses import StageALoss
+from stages.settings.models import StageAConfig
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.loop import Outcome, train
-from stages.training.meter import SPEED
 from stages.training.perceptual import Perceptual
+from tests.stages.training.in_memory import InMemory
 
 SIDE = 16
 TINY = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=16, codebook_init="normal")
@@ -208,8 +211,7 @@ def run(
     world: int = 1,
 ) -> tuple[Outcome, dict[int, bytes], dict[int, dict[str, float]]]:
     """Train in memory; returns the outcome, the saved states and the log."""
-    saved: dict[int, bytes] = {}
-    logged: dict[int, dict[str, float]] = {}
+    kept = InMemory(state, stop_after)
 
     def read(step: int) -> dict[str, np.ndarray]:
         return {"image": np.array_split(images(4, step), world)[rank]}
@@ -218,17 +220,13 @@ def run(
         module,
         read,
         config,
+        kept,
         seed=0,
         device=torch.device("cpu"),
         rank=rank,
         world=world,
-        load_state=lambda: state and [state],
-        save_state=saved.__setitem__,
-        log=logged.__setitem__,
-        should_stop=lambda: stop_after in logged,
     )
-    told = {step: {k: v for k, v in values.items() if not k.startswith(SPEED)} for step, values in logged.items()}
-    return outcome, saved, told
+    return outcome, kept.saved, kept.logged
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -351,11 +349,11 @@ def test_the_configured_files_are_read(random_vgg: dict[str, Tensor], tmp_path: 
     weights = random_heads()
     save_file(weights, heads)
     loss = StageALoss(perceptual=0.1, perceptual_weights=str(vgg), perceptual_heads=str(heads))
-    found = steps._perceptual(loss, torch.device("cpu"))
+    found = trainings.perceptual(loss, torch.device("cpu"))
     a, b = torch.rand(2, 1, 3, 32, 32)
     assert found is not None
     np.testing.assert_allclose(found(a, b).numpy(), expected_distance(random_vgg, weights, a, b), rtol=1e-4)
-    assert steps._perceptual(loss.model_copy(update={"perceptual": 0.0}), torch.device("cpu")) is None
+    assert trainings.perceptual(loss.model_copy(update={"perceptual": 0.0}), torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(
@@ -371,7 +369,6 @@ def test_the_manifest_says_what_the_perceptual_loss_was(
     monkeypatch: pytest.MonkeyPatch, loss: StageALoss, note: str, warned: bool
 ) -> None:
     monkeypatch.setattr(steps, "_train", lambda *_, **__: Facts(files={}, rows=1, call="", workers=[]))
-    monkeypatch.setattr(steps, "_data", lambda *_, **__: {})
     told: list[str] = []
     build: Any = SimpleNamespace(
         config=SimpleNamespace(stage_a=SimpleNamespace(loss=loss)), report=SimpleNamespace(warning=told.append)

@@ -9,19 +9,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import (
-    CompressorConfig,
-    CompressorWarmupLoss,
-    EfficientNetStages,
-    SeededTextConfig,
-    StageAConfig,
-    StageALoss,
-    StageBConfig,
-    StageBLoss,
-    StageCConfig,
-    StageCLoss,
-    TrainingConfig,
-)
 from stages.draws import Draws
 from stages.models.compressor import Compressor, CompressorWarmup
 from stages.models.geometry import BadImageSize, denormalise
@@ -31,7 +18,20 @@ from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
 from stages.models.text import seeded_tower
 from stages.sampling import sample
+from stages.sampling.denoising import Noise, Steps, sample_code
+from stages.settings.losses import CompressorWarmupLoss, StageALoss, StageBLoss, StageCLoss
+from stages.settings.models import (
+    CompressorConfig,
+    EfficientNetStages,
+    SeededTextConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.settings.sampling import SamplingConfig
+from stages.settings.training import TrainingConfig
 from stages.training import loop
+from stages.training.callbacks import Callbacks
 from stages.weights import convert
 
 M = TypeVar("M", bound=nn.Module)
@@ -320,16 +320,13 @@ def test_a_trained_stage_c_draws_the_code_of_each_caption() -> None:
         StageCObjective(stage_c, StageCLoss(weight="p2_snr", timesteps="uniform", text_drop=0.0), torch.zeros(3, 20)),
         lambda step: batch,
         config,
+        Callbacks(),
         seed=0,
         device=torch.device("cpu"),
-        load_state=lambda: None,
-        save_state=lambda step, data: None,
-        log=lambda step, values: None,
-        should_stop=lambda: False,
     )
-    noise, times = sample.Noise(range(4), torch.device("cpu")), diffusion.sampling_times(12)
+    noise, steps = Noise(range(4), torch.device("cpu")), Steps(diffusion.sampling_times(12))
     with torch.inference_mode():
-        drawn = sample.sample_code(stage_c.eval(), captions, captions, noise, 128, 128, times, 1.0)
+        drawn = sample_code(stage_c.eval(), captions, captions, noise, 128, 128, steps)
     distances = torch.cdist(drawn.flatten(1), codes.flatten(1))
     assert distances.argmin(dim=1).tolist() == [0, 1, 2, 3]
     assert distances.diagonal().max() < distances[~torch.eye(4, dtype=torch.bool)].min() / 2  # and not just by chance
@@ -352,14 +349,13 @@ def models() -> sample.Models:
     )
 
 
-def settings() -> dict[str, float]:
-    return {"steps_c": 2, "steps_b": 2, "guidance_c": 1.5, "guidance_b": 1.0}
+SMALL = SamplingConfig(width=128, height=128, steps_c=2, steps_b=2, guidance_c=1.5, guidance_b=1.0)
 
 
 def test_a_picture_does_not_depend_on_its_batch(models: sample.Models) -> None:
-    texts, negatives, seeds = ["a cat", "a dog", "a cat"], ["", "", ""], [1, 2, 1]
-    together = sample.generate(models, texts, negatives, seeds, width=128, height=128, **settings())
-    alone = sample.generate(models, texts[1:2], [""], seeds[1:2], width=128, height=128, **settings())
+    texts, seeds = ["a cat", "a dog", "a cat"], [1, 2, 1]
+    together = sample.generate(models, texts, seeds, SMALL)
+    alone = sample.generate(models, texts[1:2], seeds[1:2], SMALL)
     assert (together[1].int() - alone[0].int()).abs().max() <= 1
     assert (together[0].int() - together[2].int()).abs().max() <= 1
     assert (together[0].int() - together[1].int()).abs().max() > 50
@@ -367,7 +363,7 @@ def test_a_picture_does_not_depend_on_its_batch(models: sample.Models) -> None:
 
 def test_sides_between_the_steps_are_refused(models: sample.Models) -> None:
     with pytest.raises(BadImageSize, match="height=100"):
-        sample.generate(models, ["x"], [""], [0], width=128, height=100, **settings())
+        sample.generate(models, ["x"], [0], SMALL.model_copy(update={"height": 100}))
 
 
 def test_pictures_that_stage_a_would_not_give_back_are_refused(models: sample.Models) -> None:

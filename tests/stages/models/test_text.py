@@ -9,7 +9,6 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from stages.config import ClipTextConfig, SeededTextConfig, TextConfig
 from stages.models.text import (
     END,
     START,
@@ -20,6 +19,7 @@ from stages.models.text import (
     to_transformers,
     tokenizer_files,
 )
+from stages.settings.models import ClipTextConfig, SeededTextConfig, TextConfig
 from stages.weight_files import BadWeights
 
 CONFIG = SeededTextConfig(width=32, layers=3, heads=4, context_length=16, seed=3)

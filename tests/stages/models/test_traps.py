@@ -11,18 +11,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages import diffusion
-from stages.config import (
-    CompressorConfig,
-    EfficientNetStages,
-    LossWeight,
-    SeededTextConfig,
-    StageAConfig,
-    StageBConfig,
-    StageBLoss,
-    StageCConfig,
-    StageCLoss,
-    TrainingConfig,
-)
 from stages.draws import Draws
 from stages.models.compressor import Compressor
 from stages.models.geometry import BadImageSize, check_size, code_side, latent_side
@@ -31,8 +19,20 @@ from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
 from stages.models.text import seeded_tower
 from stages.sampling import sample
-from stages.sampling.sample import Noise
+from stages.sampling.denoising import Noise, Steps, sample_code, sample_latents
+from stages.settings.losses import LossWeight, StageBLoss, StageCLoss
+from stages.settings.models import (
+    CompressorConfig,
+    EfficientNetStages,
+    SeededTextConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.settings.sampling import SamplingConfig
+from stages.settings.training import TrainingConfig
 from stages.training.bad_steps import BadSteps
+from stages.training.callbacks import Callbacks
 from stages.training.loop import train
 from stages.weights import convert
 
@@ -100,20 +100,6 @@ def test_a_repeated_time_changes_nothing(time: float) -> None:
     torch.testing.assert_close(diffusion.ddim_step(x, torch.randn(2, 3), t, t), x, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 60])
-def test_steps_are_model_calls(steps: int) -> None:
-    called: list[float] = []
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        assert t.dtype == torch.float32
-        called.append(t[0].item())
-        return x
-
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        sample.denoise(predict, torch.zeros(1, 1, 2, 2), Noise([0], CPU), diffusion.sampling_times(steps))
-    assert called == pytest.approx([1 - step / steps for step in range(steps)])
-
-
 # ------------------------------------------------------------------------------------------------------- guidance
 
 
@@ -138,13 +124,13 @@ class EchoB(StageB):
 def sampled_c(text: float, negative: float, guidance: float, scaled: bool = True) -> Tensor:
     texts = (torch.full((2, 5, 4), value) for value in (text, negative))
     stage_c = EchoC(CONFIG_C.model_copy(update={"scaled_codes": scaled}))
-    return sample.sample_code(stage_c, *texts, Noise([1, 2], CPU), 128, 256, TWO, guidance)
+    return sample_code(stage_c, *texts, Noise([1, 2], CPU), 128, 256, Steps(TWO, guidance))
 
 
 def sampled_b(code: float, text: float | None, negative: float | None, guidance: float) -> Tensor:
     texts = (None if value is None else torch.full((2, 5, 4), value) for value in (text, negative))
     codes = torch.full((2, 16, 3, 6), code)
-    return sample.sample_latents(EchoB(CONFIG_B), codes, *texts, Noise([1, 2], CPU), TWO, guidance)
+    return sample_latents(EchoB(CONFIG_B), codes, *texts, Noise([1, 2], CPU), Steps(TWO, guidance))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5, 4.0])
@@ -170,8 +156,8 @@ def test_no_negative_is_the_empty_caption() -> None:
     tower = seeded_tower(SeededTextConfig(width=4, layers=1, heads=1, context_length=8))
     models = sample.Models(StageA(CONFIG_A), StageB(CONFIG_B), StageC(CONFIG_C), tower, tower)
     seen_b, seen_c = inputs_of(models.stage_b), inputs_of(models.stage_c)
-    settings = {"width": 128, "height": 128, "steps_c": 1, "steps_b": 1, "guidance_c": 2.0, "guidance_b": 2.0}
-    sample.generate(models, ["a cat"], [""], [0], **settings)
+    settings = SamplingConfig(width=128, height=128, steps_c=1, steps_b=1, guidance_c=2.0, guidance_b=2.0)
+    sample.generate(models, ["a cat"], [0], settings)
     expected = tower.encode(["a cat", ""])[0]
     torch.testing.assert_close(seen_c[0][2], expected)
     torch.testing.assert_close(seen_b[0][3], expected)
@@ -362,6 +348,16 @@ class RootOf(nn.Module):
         return (self.weight * batch["x"]).sum().sqrt(), {}
 
 
+class Neither(Callbacks):
+    """Of which nothing may be saved or logged."""
+
+    def save_state(self, step: int, data: bytes) -> None:
+        pytest.fail("saved")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        pytest.fail("logged")
+
+
 def test_a_finite_loss_with_a_gradient_that_is_not_ends_the_training() -> None:
     objective = RootOf()
     with pytest.raises(BadSteps, match=r"step 1 .*'loss': 0.0, 'gradient_norm': nan"):
@@ -369,11 +365,8 @@ def test_a_finite_loss_with_a_gradient_that_is_not_ends_the_training() -> None:
             objective,
             lambda step: {"x": torch.zeros(2).numpy()},
             TrainingConfig.model_validate(TRAINING),
+            Neither(),
             seed=0,
             device=CPU,
-            load_state=lambda: None,
-            save_state=lambda step, data: pytest.fail("saved"),
-            log=lambda step, values: pytest.fail("logged"),
-            should_stop=lambda: False,
         )
     assert torch.equal(objective.weight, torch.ones(2))

@@ -27,16 +27,6 @@ from pipeline.__main__ import main
 from pipeline.models.drawing import drawn
 from pipeline.verbs import sample as sample_verb
 from stages import diffusion
-from stages.config import (
-    CompressorConfig,
-    EfficientNetStages,
-    PreviewerConfig,
-    SamplingConfig,
-    SeededTextConfig,
-    StageAConfig,
-    StageBConfig,
-    StageCConfig,
-)
 from stages.models.compressor import Compressor
 from stages.models.geometry import BadImageSize, denormalise, nearest_size, normalise
 from stages.models.previewer import Previewer
@@ -45,11 +35,22 @@ from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.models.text import seeded_tower
 from stages.sampling import sample
+from stages.sampling.denoising import Noise, Steps, sample_code
+from stages.settings.models import (
+    CompressorConfig,
+    EfficientNetStages,
+    PreviewerConfig,
+    SeededTextConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from stages.settings.sampling import SamplingConfig
 from stages.weights import release
 
 M = TypeVar("M", bound=nn.Module)
 
-README = Path(__file__).parents[3] / "README.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "drawing.md"
 STAGE_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=16, scale=0.7)
 STAGE_B = StageBConfig(
     widths=(8, 16),
@@ -68,7 +69,6 @@ COMPRESSOR = CompressorConfig(backbone=BACKBONE, batch_norm="fixed")
 TEXT_B = SeededTextConfig(width=20, layers=2, heads=2, context_length=12, seed=1)
 TEXT_C = SeededTextConfig(width=24, layers=1, heads=3, context_length=16, seed=2)
 SETTINGS = SamplingConfig(width=256, height=256, steps_c=3, steps_b=2, guidance_c=2.0, guidance_b=1.5)
-SMALL = {**SETTINGS.arguments(), "width": 128, "height": 128}
 
 
 def randomised(module: M, generator: torch.Generator, std: float) -> M:
@@ -127,8 +127,26 @@ def pictures(count: int, side: int = 128) -> torch.Tensor:
     return (nn.functional.interpolate(noise, (side, side), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
 
 
-def one(models: sample.Models, seed: int = 0, **changes: Any) -> torch.Tensor:
-    return sample.generate(models, ["red heart"], ["blurry"], [seed], **{**SMALL, **changes}).int()
+def small(**changes: Any) -> SamplingConfig:
+    """The settings at 128 x 128 px, and with other changes."""
+    return SamplingConfig.model_validate(SETTINGS.model_dump() | {"width": 128, "height": 128} | changes)
+
+
+def one(
+    models: sample.Models,
+    seed: int = 0,
+    *,
+    image: torch.Tensor | None = None,
+    strength: float | None = None,
+    preview: bool = False,
+    device: torch.device | None = None,
+    **changes: Any,
+) -> torch.Tensor:
+    drawn = sample.generate(
+        models, ["red heart"], [seed], small(negative="blurry", **changes),
+        image=image, strength=strength, preview=preview, device=device,
+    )  # fmt: skip
+    return drawn.int()
 
 
 # -------------------------------------------------------------------------------------------------------- times
@@ -182,7 +200,7 @@ def test_a_picture_alone_is_reconstructed(models: sample.Models) -> None:
     assert models.text_b is not None
     image = pictures(2)
     texts = ["red heart", ""]
-    ours = sample.generate(models, texts, ["", ""], [4, 5], **{**SMALL, "guidance_b": 1.0}, image=image)
+    ours = sample.generate(models, texts, [4, 5], small(guidance_b=1.0), image=image)
     text, _ = models.text_b.encode(texts)
     theirs = sample.reconstruct_b(models.stage_a, models.stage_b, models.compressor, image, text, [4, 5], 2)
     assert torch.equal(ours, theirs)
@@ -200,9 +218,9 @@ def test_at_strength_0_the_picture_is_left(models: sample.Models) -> None:
         text = models.text_c.encode(["red heart"])[0]
         errors = []
         for strength in (0.001, 0.3, 0.9):
-            times = diffusion.times_from(diffusion.sampling_times(10), strength)
-            noise = sample.Noise([0], torch.device("cpu"))
-            code = sample.sample_code(models.stage_c, text, text, noise, 128, 128, times, 1.0, start=start)
+            steps = Steps(diffusion.times_from(diffusion.sampling_times(10), strength))
+            noise = Noise([0], torch.device("cpu"))
+            code = sample_code(models.stage_c, text, text, noise, 128, 128, steps, start=start)
             errors.append((normalise(code) - normalise(start)).square().mean().sqrt().item())
     assert errors[0] == pytest.approx(0.01, rel=0.3)
     assert errors[0] < errors[1] < errors[2]
@@ -219,9 +237,9 @@ def test_image_to_image_diffuses_the_code_and_goes_on_from_there(models: sample.
         epsilon = torch.randn(16, 3, 3, generator=torch.Generator().manual_seed(9))
         x = abar.sqrt() * (start + 1) / 42 + (1 - abar).sqrt() * epsilon
         clean = (x - (1 - abar).sqrt() * models.stage_c(x, t, text)) / abar.sqrt()
-        noise = sample.Noise([9], torch.device("cpu"))
-        times = diffusion.times_from(diffusion.sampling_times(2), 0.4)
-        code = sample.sample_code(models.stage_c, text, text, noise, 128, 128, times, 1.0, sampler="ddim", start=start)
+        noise = Noise([9], torch.device("cpu"))
+        steps = Steps(diffusion.times_from(diffusion.sampling_times(2), 0.4), sampler="ddim")
+        code = sample_code(models.stage_c, text, text, noise, 128, 128, steps, start=start)
     torch.testing.assert_close(code, denormalise(clean), rtol=1e-4, atol=1e-3)
 
 
@@ -249,13 +267,13 @@ def test_the_nearest_size_keeps_aspect_and_area(size: tuple[int, int], area: int
 
 def test_ddim_draws_noise_once_a_stage(models: sample.Models, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
-    honest = sample.Noise.__call__
+    honest = Noise.__call__
 
-    def counted(self: sample.Noise, *shape: int) -> torch.Tensor:
+    def counted(self: Noise, *shape: int) -> torch.Tensor:
         calls.append(shape)
         return honest(self, *shape)
 
-    monkeypatch.setattr(sample.Noise, "__call__", counted)
+    monkeypatch.setattr(Noise, "__call__", counted)
     first = one(models, sampler="ddim")
     assert calls == [(16, 3, 3), (4, 32, 32)]
     assert torch.equal(one(models, sampler="ddim"), first)
@@ -271,9 +289,8 @@ def test_bf16_is_close_to_fp32_and_not_the_same(models: sample.Models) -> None:
 
 def test_the_batch_changes_a_picture_by_rounding_alone(models: sample.Models) -> None:
     texts, seeds = ["a cat", "a dog", "red heart", "a cat", "the sun"], range(5)
-    small = SETTINGS.model_copy(update={"width": 128, "height": 128})
     alone, four = (
-        np.stack(list(drawn(models, texts, seeds, small, batch, torch.device("cpu")))).astype(int) for batch in (1, 4)
+        np.stack(list(drawn(models, texts, seeds, small(), batch, torch.device("cpu")))).astype(int) for batch in (1, 4)
     )
     assert np.abs(alone - four).max() <= 1
     assert (alone != four).mean() < 1e-3
@@ -342,7 +359,7 @@ def test_a_release_loads_back(models: sample.Models, written: Path) -> None:
 
 def test_draw_uses_the_releases_settings_and_refuses_unknown_ones(models: sample.Models) -> None:
     picture = sample.draw(models, "red heart", seed=2, guidance_b=1.0)
-    expected = sample.generate(models, ["red heart"], [""], [2], **{**SETTINGS.arguments(), "guidance_b": 1.0})
+    expected = sample.generate(models, ["red heart"], [2], SETTINGS.model_copy(update={"guidance_b": 1.0}))
     assert np.array_equal(np.asarray(picture), expected[0].numpy())
     with pytest.raises(ValueError, match="stepsc"):
         sample.draw(models, "red heart", stepsc=3)
@@ -353,9 +370,9 @@ def test_draw_takes_a_picture_as_the_verb_does(models: sample.Models) -> None:
     wide = Image.linear_gradient("L").resize((300, 100)).convert("RGB")
     fitted = wide.resize((384, 128), Image.Resampling.BICUBIC)
     image = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)[None]
-    arguments = {**SETTINGS.arguments(), "width": 384, "height": 128, "image": image}
+    settings = small(width=384)
     for prompt, strength in (("", None), ("red heart", 0.5)):
-        expected = sample.generate(models, [prompt], [""], [4], **arguments, strength=strength)[0].numpy()
+        expected = sample.generate(models, [prompt], [4], settings, image=image, strength=strength)[0].numpy()
         assert np.array_equal(np.asarray(sample.draw(models, prompt, seed=4, image=wide, strength=strength)), expected)
     assert sample.draw(models, image=wide, width=128, height=256).size == (128, 256)
 
@@ -431,8 +448,8 @@ def test_a_preview_shows_the_code_of_the_picture_with_that_seed(models: sample.M
     seeing = dataclasses.replace(models, previewer=previewer)
     with torch.inference_mode():
         text, negative = (models.text_c.encode([words])[0] for words in ("red heart", "blurry"))
-        noise, times = sample.Noise([7], torch.device("cpu")), diffusion.sampling_times(3)
-        code = sample.sample_code(models.stage_c, text, negative, noise, 128, 128, times, 2.0)
+        noise, steps = Noise([7], torch.device("cpu")), Steps(diffusion.sampling_times(3), guidance=2.0)
+        code = sample_code(models.stage_c, text, negative, noise, 128, 128, steps)
     assert torch.equal(one(seeing, seed=7, preview=True), sample.preview(previewer, code).int())
     assert one(seeing, image=pictures(1), preview=True).shape == (1, 24, 24, 3)
 
@@ -526,9 +543,8 @@ def test_what_is_no_release_is_refused_by_the_files_name(
     assert "\n" not in str(caught.value)
 
 
-def test_the_four_lines_of_the_readme(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (lines,) = re.findall(r"```python\n(from stages import .*?)```", README.read_text(), re.DOTALL)
-    assert len([line for line in lines.splitlines() if line]) == 4
+def test_the_lines_of_the_guide(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lines,) = re.findall(r"```python\n(from stages.*?)```", GUIDE.read_text(), re.DOTALL)
     shown: list[Image.Image] = []
     monkeypatch.setattr(Image.Image, "show", lambda self: shown.append(self))
     monkeypatch.chdir(written.parent)
@@ -581,8 +597,7 @@ def test_a_given_picture_is_fitted(
     assert found.shape == (size[1], size[0], 3)
     if not words:
         image = torch.from_numpy(np.asarray(upright.resize(size, Image.Resampling.BICUBIC)).copy())
-        arguments = {**SETTINGS.arguments(), "width": 512, "height": 128}
-        expected = sample.generate(models, [""], [""], [1], **arguments, image=image.permute(2, 0, 1)[None])
+        expected = sample.generate(models, [""], [1], small(width=512), image=image.permute(2, 0, 1)[None])
         assert np.abs(found.astype(int) - expected[0].int().numpy()).max() <= 1
 
 

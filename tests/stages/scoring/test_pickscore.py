@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from datasets.files import storage
-from pipeline.settings.config import PickScore as PickScoreSettings
+from pipeline.settings.sections import PickScore as PickScoreSettings
 from pipeline.steps import evaluate
 from pipeline.store.artifacts import Artifact
 from stages.sampling.grid import png

@@ -12,11 +12,12 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stages.config import BadStepsConfig, TrainingConfig
 from stages.draws import Draws
+from stages.settings.training import BadStepsConfig, Phase, TrainingConfig
 from stages.training import activity, checkpoint
 from stages.training.activity import Activity
 from stages.training.bad_steps import BadSteps, BadStepsWatch
+from stages.training.callbacks import Callbacks
 from stages.training.loop import train
 from stages.training.meter import means
 
@@ -39,7 +40,7 @@ class Toy(nn.Module):
         return error.mean(), {"half": (first * error).mean(), "half/share": first.mean()}
 
 
-class Run:
+class Run(Callbacks):
     """One training in memory, some of whose batches are spoiled."""
 
     def __init__(
@@ -53,11 +54,12 @@ class Run:
         checkpoint_every: int = 4,
         **bad: object,
     ):
+        super().__init__()
         self.model = Toy()
         self.saved: dict[int, bytes] = {0: state} if state else {}
         self.logged: dict[int, dict[str, float]] = {}
         self.told: list[tuple[list[int], str]] = []
-        self.spoil, self.rank, self.world = spoil, rank, world
+        self.spoil, self.rank, self.world, self.stop_after = spoil, rank, world, STEPS
         self.config = TrainingConfig.model_validate(
             {
                 "phases": [{"steps": STEPS, "batch_size": ROWS, "size": 64}],
@@ -75,24 +77,32 @@ class Run:
         return {"x": self.spoil(step, rows)[self.rank * ROWS // self.world : (self.rank + 1) * ROWS // self.world]}
 
     def train(self, stop_after: int = STEPS) -> "Run":
+        self.stop_after = stop_after
         train(
             self.model,
             self.read,
             self.config,
+            self,
             seed=0,
             device=torch.device("cpu"),
             rank=self.rank,
             world=self.world,
-            load_state=self.load_state,
-            save_state=self.save_state,
-            log=self.logged.__setitem__,
-            should_stop=lambda: max(self.logged, default=0) >= stop_after,
-            bad_steps=lambda steps, done: self.told.append((steps, done)),
-            flops_of=lambda phase: 1e9,
         )
         return self
 
-    def load_state(self) -> list[bytes] | None:
+    def should_stop(self) -> bool:
+        return max(self.logged, default=0) >= self.stop_after
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.logged[step] = values
+
+    def bad_steps(self, steps: list[int], done: str) -> None:
+        self.told.append((steps, done))
+
+    def flops_of(self, phase: Phase) -> float:
+        return 1e9
+
+    def newest_state(self) -> list[bytes] | None:
         return [self.saved[max(self.saved)]] if self.saved else None
 
     def save_state(self, step: int, state: bytes) -> None:
@@ -226,7 +236,7 @@ class SharedRun(Run):
 
     folder: Path
 
-    def load_state(self) -> list[bytes] | None:
+    def newest_state(self) -> list[bytes] | None:
         found = sorted(self.folder.iterdir())
         return [found[-1].read_bytes()] if found else None
 

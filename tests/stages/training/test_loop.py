@@ -12,13 +12,14 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from stages.config import TrainingConfig
 from stages.diffusion import AdaptiveWeight
 from stages.draws import Draws
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint, loop
 from stages.training.bad_steps import BadSteps
+from stages.training.callbacks import Callbacks
 from stages.training.checkpoint import CheckpointMismatch
-from stages.training.loop import Outcome, learning_rate_factor, train
+from stages.training.loop import Outcome, train
 from stages.training.meter import SPEED
 
 ROWS = 8
@@ -72,10 +73,11 @@ def rows(recipe: TrainingConfig, rank: int = 0, world: int = 1) -> Callable[[int
     return read
 
 
-class Run:
+class Run(Callbacks):
     """One training in memory: its saved states, its log, and the step after which it is asked to stop."""
 
     def __init__(self, recipe: TrainingConfig, state: bytes | None = None, stop_after: int | None = None):
+        super().__init__()
         self.recipe, self.state, self.stop_after = recipe, state, stop_after
         self.saved: dict[int, bytes] = {}
         self.logged: dict[int, dict[str, float]] = {}
@@ -92,15 +94,18 @@ class Run:
             objective,
             rows(self.recipe, rank, world),
             self.recipe,
+            self,
             seed=seed,
             device=torch.device(device),
             rank=rank,
             world=world,
-            load_state=lambda: self.state and [self.state],
-            save_state=self.saved.__setitem__,
-            log=self.log,
-            should_stop=self.should_stop,
         )
+
+    def newest_state(self) -> list[bytes] | None:
+        return [self.state] if self.state else None
+
+    def save_state(self, step: int, data: bytes) -> None:
+        self.saved[step] = data
 
     def should_stop(self) -> bool:
         return self.stop_after is not None and max(self.logged, default=0) >= self.stop_after
@@ -262,17 +267,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_saves_nothing_after_it() -
 
     model = Denoise(norm=False)
     with pytest.raises(BadSteps, match="step 6 "):
-        train(
-            model,
-            poisoned,
-            recipe,
-            seed=0,
-            device=torch.device("cpu"),
-            load_state=lambda: None,
-            save_state=run.saved.__setitem__,
-            log=run.logged.__setitem__,
-            should_stop=lambda: False,
-        )
+        train(model, poisoned, recipe, run, seed=0, device=torch.device("cpu"))
     assert sorted(run.saved) == [4]
     before = Run(config(), stop_after=5)
     expected = Denoise(norm=False)
@@ -314,24 +309,6 @@ def test_damaged_bytes_are_refused() -> None:
     first.train(Denoise())
     with pytest.raises(CheckpointMismatch, match="cannot be read"):
         checkpoint.load(first.saved[1][:-5])
-
-
-def test_warm_up_and_schedule() -> None:
-    recipe = config()
-    factors = [learning_rate_factor(recipe, step) for step in range(12)]
-    assert factors[:3] == [0.5, 1.0, 1.0]
-    assert factors[2:] == sorted(factors[2:], reverse=True)
-    assert learning_rate_factor(recipe, 12) == pytest.approx(0.01)
-    assert learning_rate_factor(config(schedule="constant"), 11) == 1.0
-
-
-def test_the_cosine_is_torchs() -> None:
-    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=10, eta_min=0.01)
-    for step in range(2, 12):
-        assert learning_rate_factor(config(), step) == pytest.approx(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        torchs.step()
 
 
 def test_phases_are_found_by_arithmetic() -> None:

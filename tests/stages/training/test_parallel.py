@@ -1,7 +1,7 @@
 """One training on several ranks, real processes over gloo: spread or copied, cut into pieces, resumed by others."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from stages.config import StageCConfig, StageCLoss, TrainingConfig
 from stages.models.stage_c import StageC, StageCObjective
+from stages.settings.losses import StageCLoss
+from stages.settings.models import StageCConfig
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
+from stages.training.callbacks import Callbacks
 from stages.training.loop import Outcome, train
 from stages.training.parallel import Replica, pieces
 from stages.training.validation import Validation
@@ -39,12 +42,18 @@ def recipe(**changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate(values | changes)
 
 
-class Run:
+class Run(Callbacks):
     """A training of a tiny Stage C by one of `world` ranks; all ranks' saved states lie in one folder, as files."""
 
     def __init__(self, folder: Path, rank: int = 0, world: int = 1, **changes: object):
+        super().__init__()
         self.folder, self.rank, self.world = folder, rank, world
         self.config = recipe(**changes)
+        self.part = f"{rank}of{self.config.shard}"
+        self.resume: Sequence[Path] = ()
+        self.stop_after = STEPS
+        if self.config.validation:
+            self.validation = self.held_out()
         torch.manual_seed(0)
         model = StageC(StageCConfig(width=32, depth=2, heads=4, text_width=20, dropout=0.0))
         self.objective = StageCObjective(model, StageCLoss(), torch.zeros(7, 20))
@@ -57,7 +66,7 @@ class Run:
         own = slice(self.rank * ROWS // self.world, (self.rank + 1) * ROWS // self.world)
         return {"latents_c": latents[own], "text": text[own]}
 
-    def validation(self) -> Validation:
+    def held_out(self) -> Validation:
         """Of 40 samples: three pieces, one of them smaller, so that some of four ranks have none."""
         generator = np.random.default_rng(99)
         batch = {
@@ -66,38 +75,47 @@ class Run:
             "key": generator.integers(0, 256, (40, 16), np.uint8),
         }
         return Validation(
-            lambda first, rows: {name: values[first : first + rows] for name, values in batch.items()},
-            40,
-            lambda step: [path.read_bytes() for path in parts(self.folder, step)],
+            lambda first, rows: {name: values[first : first + rows] for name, values in batch.items()}, 40
         )
 
     def validate(self) -> dict[str, float]:
         """Losses of the weights, and of an average that is not the same."""
         replica = Replica(self.objective, torch.device("cpu"), self.rank, self.world, self.config.shard, "fp32")
         average = {name: 1.5 * value for name, value in replica.state().items()}
-        found = self.validation().losses(replica, average, self.config, self.rank)
+        found = self.held_out().losses(replica, average, self.config, self.rank)
         return {name: value for name, value in found.items() if not name.endswith("seconds")}
 
-    def train(self, resume: list[Path] | None = None, stop_after: int = STEPS) -> dict[str, Tensor]:
+    def train(self, resume: Sequence[Path] = (), stop_after: int = STEPS) -> dict[str, Tensor]:
         """Train, and return the weights."""
         self.folder.mkdir(exist_ok=True)
-        part = f"{self.rank}of{self.config.shard}"
+        self.resume, self.stop_after = resume, stop_after
         outcome = train(
             self.objective,
             self.read,
             self.config,
+            self,
             seed=0,
             device=torch.device("cpu"),
             rank=self.rank,
             world=self.world,
-            load_state=lambda: resume and [path.read_bytes() for path in resume],
-            save_state=lambda step, data: (self.folder / f"{step}-{part}").write_bytes(data) and None,
-            log=lambda step, values: self.losses.update({step: values["loss"]}),
-            should_stop=lambda: max(self.losses, default=0) >= stop_after,  # only rank 0 has losses
-            validation=self.validation() if self.config.validation else None,
         )
         assert outcome == Outcome(stop_after, finished=stop_after == STEPS, best=outcome.best)
         return self.objective.state_dict()
+
+    def newest_state(self) -> list[bytes] | None:
+        return [path.read_bytes() for path in self.resume] or None
+
+    def state_after(self, step: int) -> list[bytes]:
+        return [path.read_bytes() for path in parts(self.folder, step)]
+
+    def save_state(self, step: int, data: bytes) -> None:
+        (self.folder / f"{step}-{self.part}").write_bytes(data)
+
+    def should_stop(self) -> bool:
+        return max(self.losses, default=0) >= self.stop_after  # only rank 0 has losses
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.losses[step] = values["loss"]
 
 
 def parts(folder: Path, step: int) -> list[Path]:

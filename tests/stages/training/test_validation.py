@@ -28,11 +28,13 @@ from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.steps import select
-from stages.config import StageALoss, TrainingConfig
 from stages.draws import Draws
 from stages.models.discriminator import Discriminator
 from stages.models.stage_a import StageA, StageAObjective
+from stages.settings.losses import StageALoss
+from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
+from stages.training.callbacks import Callbacks
 from stages.training.checkpoint import Best
 from stages.training.loop import Outcome, train
 from stages.training.meter import SPEED
@@ -231,10 +233,11 @@ def samples(first: int, rows: int) -> dict[str, np.ndarray]:
     return {"x": x[first : first + rows], "key": numbers[first : first + rows]}
 
 
-class Run:
+class Run(Callbacks):
     """A training in memory, with its states, its log, and what it was shown as."""
 
     def __init__(self, validation: dict[str, object] | None, states: dict[int, bytes] | None = None, stop: int = STEPS):
+        super().__init__()
         values = {
             "phases": [{"steps": STEPS, "batch_size": ROWS, "size": 64}],
             "learning_rate": 0.02,
@@ -248,6 +251,8 @@ class Run:
         }
         self.config = TrainingConfig.model_validate(values)
         self.states, self.stop = dict(states or {}), stop
+        self.newest = max(self.states, default=None)
+        self.validation = Validation(samples, HELD)
         self.logged: dict[int, dict[str, float]] = {}
         self.shown: list[tuple[int, str, bytes]] = []
         self.objective = Toy()
@@ -256,27 +261,29 @@ class Run:
         def read(step: int) -> dict[str, np.ndarray]:
             return {"x": 3 + np.random.default_rng(step).normal(size=(ROWS, 6)).astype(np.float32)}
 
-        newest = max(self.states, default=None)
-        return train(
-            self.objective,
-            read,
-            self.config,
-            seed=0,
-            device=CPU,
-            load_state=lambda: None if newest is None else [self.states[newest]],
-            save_state=self.states.__setitem__,
-            log=self.log,
-            should_stop=lambda: max(self.logged) >= self.stop,
-            validation=Validation(samples, HELD, lambda step: [self.states[step]]),
-            show=lambda step, name: self.shown.append((step, name, weights(self.objective))),
-        )
+        return train(self.objective, read, self.config, self, seed=0, device=CPU)
+
+    def newest_state(self) -> list[bytes] | None:
+        return None if self.newest is None else self.state_after(self.newest)
+
+    def state_after(self, step: int) -> list[bytes]:
+        return [self.states[step]]
+
+    def save_state(self, step: int, data: bytes) -> None:
+        self.states[step] = data
+
+    def should_stop(self) -> bool:
+        return max(self.logged) >= self.stop
+
+    def show(self, step: int, weights: str) -> None:
+        self.shown.append((step, weights, bytes_of(self.objective)))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         timed = (SPEED, "validation_seconds")
         self.logged[step] = {name: value for name, value in values.items() if not name.startswith(timed)}
 
 
-def weights(module: nn.Module) -> bytes:
+def bytes_of(module: nn.Module) -> bytes:
     return b"".join(value.numpy().tobytes() for value in module.state_dict().values())
 
 
@@ -292,7 +299,7 @@ def test_validation_and_panels_leave_no_trace_in_the_training() -> None:
     plain, validated = Run(None), Run({"every": 3, "samples": HELD})
     plain.train()
     validated.train()
-    assert weights(plain.objective) == weights(validated.objective)
+    assert bytes_of(plain.objective) == bytes_of(validated.objective)
     for step, state in plain.states.items():
         assert same(tensors(state), tensors(validated.states[step]))
         assert plain.logged[step]["loss"] == validated.logged[step]["loss"]
@@ -321,7 +328,7 @@ def test_resumed_after_every_step_it_ends_with_the_same_losses_best_and_weights(
     assert best < STEPS, "or this test could not tell best from last"
     assert outcome == Outcome(STEPS, finished=True, best=Best(best, losses[best]))
     kept = tensors(straight.states[best if keep == "best" else STEPS], "average.")
-    assert weights(straight.objective) == b"".join(
+    assert bytes_of(straight.objective) == b"".join(
         kept[f"average.{key}"].numpy().tobytes() for key in straight.objective.state_dict()
     )
     for stop in range(1, STEPS):
@@ -329,7 +336,7 @@ def test_resumed_after_every_step_it_ends_with_the_same_losses_best_and_weights(
         first.train()
         second = Run(validation, states=first.states)
         assert second.train() == outcome
-        assert weights(second.objective) == weights(straight.objective)
+        assert bytes_of(second.objective) == bytes_of(straight.objective)
         assert second.states[STEPS] == straight.states[STEPS]
         assert first.logged | second.logged == straight.logged
 
@@ -356,7 +363,7 @@ def test_stage_a_is_validated_without_its_discriminator() -> None:
     config = Run({"every": 1, "samples": 2}).config
     image = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 128), np.uint8)
     batch = {"image": image, "key": np.zeros((2, 16), np.uint8)}
-    validation = Validation(lambda first, rows: batch, 2, lambda step: [])
+    validation = Validation(lambda first, rows: batch, 2)
     losses = validation.losses(Replica(objective, CPU, 0, 1, 1, "fp32"), None, config, rank=0)
     assert losses["validation_loss"] == pytest.approx(losses["validation_mse"] + losses["validation_vq"])
     assert "validation_discriminator" not in losses

@@ -26,7 +26,15 @@ def _redacted(value: Any, secret: bool = False) -> Any:
         return [_redacted(item, secret) for item in value]
     if secret and value is not None:
         return "***"
-    if isinstance(value, str):
-        value = re.sub(r"(?<=://)[^/\s@]+@", "***@", value)
-        return re.sub(r"(\w://[^\s?#]*)\?[^\s#]+", r"\1?***", value)
-    return value
+    return _without_urls(value) if isinstance(value, str) else value
+
+
+def redact_text(word: str) -> str:
+    """A word of a command line, or a sentence, without what `redact` would leave out."""
+    key, separator, value = word.partition("=")
+    return f"{key}=***" if separator and value and _is_secret(key) else _without_urls(word)
+
+
+def _without_urls(text: str) -> str:
+    text = re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
+    return re.sub(r"(\w://[^\s?#]*)\?[^\s#]+", r"\1?***", text)

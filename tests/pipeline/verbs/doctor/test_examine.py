@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -12,7 +10,6 @@ import pytest
 import torch
 
 from pipeline.__main__ import main
-from pipeline.verbs import doctor
 
 MICRO = ("conf=stage_c", "scale=micro")
 PAPER = ("conf=stage_c", "scale=paper", "cluster=a100x64", "workers=64")
@@ -110,7 +107,7 @@ def test_beside_a_wrong_config_machine_and_cluster_are_looked_at(capsys, tmp_pat
 def test_a_conf_that_does_not_compose_leaves_the_machine(capsys, tmp_path):
     found = findings(capsys, tmp_path, "conf=stage_d")
     assert found["config"]["found"].startswith("conf=stage_d: there is no such conf")
-    assert found["packages"]["state"] == "ok"
+    assert {found[check]["state"] for check in ("python", "packages", "datasets package")} == {"ok"}
     assert main(["doctor", "workers=2"]) == 2
     assert "doctor needs conf=NAME" in capsys.readouterr().err
 
@@ -127,15 +124,6 @@ def test_ray_is_asked_for_where_a_run_would_look(capsys, tmp_path, monkeypatch, 
     assert told("auto") == ("ok", f"auto: there is one at {listening}")
     monkeypatch.setenv("RAY_ADDRESS", NOBODY)
     assert told("auto")[1].startswith(f"auto: no Ray answers at {NOBODY} (")
-
-
-def test_rays_of_this_machine_are_found_by_their_processes():
-    address = "127.0.0.1:9"
-    words = ["/opt/ray/raylet", "-c", "input()", f"--gcs-address={address}"]
-    with subprocess.Popen(words, executable=sys.executable, stdin=subprocess.PIPE) as process:
-        assert address in doctor._rays_here()
-        process.communicate(b"\n")
-    assert address not in doctor._rays_here()
 
 
 def test_an_mlflow_server_that_does_not_answer_is_a_warning(capsys, tmp_path):

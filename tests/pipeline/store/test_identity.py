@@ -1,8 +1,9 @@
 """Weights by content: what a fingerprint notices and what it does not, and that files are read once."""
 
-import json
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,22 @@ from pipeline.plan.dag import differences, fingerprints, order
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
-from pipeline.store import contents
+from pipeline.store import identity
 
 OLD_NS = 10**18  # a time of change long ago
 
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of known sums, in a cache folder of the test's own."""
+    """The database of known sums, in a cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    contents._kept.cache_clear()
-    return tmp_path / "cache/wuerstchen-pipeline/sha256.json"
+    return tmp_path / "cache/wuerstchen-pipeline/digests.sqlite"
+
+
+def known(kept: Path) -> dict[str, str]:
+    """What is kept: sha256 by path."""
+    with closing(sqlite3.connect(kept)) as database:
+        return {path.decode(): digest for path, digest in database.execute("select path, sha256 from digests")}
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -53,70 +59,104 @@ def fingerprint(*words: str, of: str) -> dict[str, str]:
 def test_a_file_is_its_bytes_and_a_folder_its_visible_names_and_bytes(tmp_path: Path) -> None:
     file, folder = write(tmp_path / "a.pt", b"weights"), tmp_path / "folder"
     # what `sha256sum` says of the file, and of its own output for x/a.pt
-    assert contents.identity(str(file)) == "sha256 9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    assert identity.of_path(str(file)) == "sha256 9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
     write(folder / "x/a.pt", b"weights")
-    before = contents.identity(str(folder))
+    before = identity.of_path(str(folder))
     assert before == "sha256 469a30b902f7dd1c3c17b50c41de0392d2a8502e9bbdb952bda34e15eb058883"
     write(folder / ".cache/note", b"")
     write(folder / "x/.hidden", b"")
-    assert contents.identity(str(shutil.copytree(folder, tmp_path / "copy"))) == before
+    assert identity.of_path(str(shutil.copytree(folder, tmp_path / "copy"))) == before
     os.rename(folder / "x/a.pt", folder / "x/b.pt")
-    assert contents.identity(str(folder)) != before
+    assert identity.of_path(str(folder)) != before
     os.rename(folder / "x/b.pt", folder / "x/a.pt")
     write(folder / "b.pt", b"more")
-    assert contents.identity(str(folder)) != before
-    assert contents.identity("weights/none.pt") == "nothing at weights/none.pt"
+    assert identity.of_path(str(folder)) != before
+    assert identity.of_path("weights/none.pt") == "nothing at weights/none.pt"
 
 
-def test_what_is_kept_is_not_read_again_until_it_changes(tmp_path: Path, kept: Path) -> None:
+def test_what_is_kept_is_not_read_again_until_it_changes(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write(tmp_path / "a.pt", b"weights")
-    before = contents.identity(str(file))
-    known = json.loads(kept.read_text())
-    assert list(known) == [str(file)]
-    known[str(file)][-1] = "f" * 64
-    kept.write_text(json.dumps(known))
-    contents._kept.cache_clear()
-    assert contents.identity(str(file)) == "sha256 " + "f" * 64, "taken from the cache"
+    read: list[str] = []
+    digest = identity._digest
+    monkeypatch.setattr(identity, "_digest", lambda path: read.append(path) or digest(path))
+    before = identity.of_path(str(file))
+    assert before == identity.of_path(str(file))
+    assert read == [str(file)]
+    assert known(kept) == {str(file): before.split()[1]}
     write(file, b"WEIGHTS")  # of the same size, and set back to the same time
-    assert contents.identity(str(file)) not in ("sha256 " + "f" * 64, before)
+    assert identity.of_path(str(file)) != before
+    same = write(tmp_path / "b.pt", b"weights")
+    os.replace(same, file)  # another file of the same size and times
+    assert identity.of_path(str(file)) == before
     kept.write_text("damaged")
-    contents._kept.cache_clear()
-    write(file, b"weights")
-    assert contents.identity(str(file)) == before
+    assert identity.of_path(str(file)) == before
+    assert read == [str(file)] * 4
 
 
 def test_a_file_that_may_still_change_within_its_times_grain_is_not_kept(tmp_path: Path, kept: Path) -> None:
     file = tmp_path / "new.pt"
     file.write_bytes(b"just now")
-    contents.identity(str(file))
-    assert not kept.exists()
+    identity.of_path(str(file))
+    assert known(kept) == {}
+
+
+def test_many_files_are_looked_up_at_once_and_names_may_be_any_bytes(tmp_path: Path, kept: Path) -> None:
+    files = {f"{number}": str(write(tmp_path / f"{number}", b"%d" % number)) for number in range(1200)}
+    odd = os.fsdecode(b"\xff.txt")
+    files[odd] = str(write(tmp_path / odd, b"odd"))
+    before = identity.of_files(files)
+    assert identity.of_files(files) == before
+    with closing(sqlite3.connect(kept)) as database:
+        assert database.execute("select count(*) from digests").fetchone() == (1201,)
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_costs_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(write(tmp_path / "file", b"")))
-    assert contents.identity(str(write(tmp_path / "a.pt", b"weights"))).startswith("sha256 ")
-    assert "cannot be written" in capsys.readouterr().err
+    assert identity.of_path(str(write(tmp_path / "a.pt", b"weights"))).startswith("sha256 ")
+    assert "cannot be written" in caplog.text
 
 
-def test_a_uri_is_size_and_time_or_without_a_time_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uri_whose_store_says_nothing_of_its_content_is_its_bytes(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/weights-test/a.pt", b"weights")
-    local = contents.identity(str(write(tmp_path / "folder/a.pt", b"weights")))
-    assert contents.identity("memory://weights-test/a.pt") == local, "this store tells no times"
-    assert contents.identity("memory://weights-test") == contents.identity(str(tmp_path / "folder"))
+    local = identity.of_path(str(write(tmp_path / "folder/a.pt", b"weights")))
+    assert identity.of_path("memory://weights-test/a.pt") == local
+    assert identity.of_path("memory://weights-test") == identity.of_path(str(tmp_path / "folder"))
     memory.rm("/weights-test", recursive=True)
-    assert contents.identity("memory://weights-test/a.pt") == "nothing at memory://weights-test/a.pt"
+    assert identity.of_path("memory://weights-test/a.pt") == "nothing at memory://weights-test/a.pt"
 
-    stamps: dict[str, tuple[int, int] | None] = {"": (7, 1)}
-    monkeypatch.setattr(storage, "exists", lambda path: True)
-    monkeypatch.setattr(storage, "stamps", lambda path: stamps)
-    first = contents.identity("s3://bucket/a.pt")
-    assert first.startswith("version ")
-    assert contents.identity("s3://bucket/a.pt") == first
-    stamps[""] = (7, 2)
-    assert contents.identity("s3://bucket/a.pt") != first
+
+ONE, TWO = b"URL,TEXT one", b"URL,TEXT two"
+
+
+@pytest.mark.parametrize("spelling", ["{0}", "{0}/", "{0}/*.parquet", "link", "data", "./data/", "data/../data"])
+def test_a_table_is_its_files_in_their_order_however_it_is_named(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in (("a.parquet", ONE), ("b.parquet", TWO), (".hidden.parquet", b"x"), ("note.txt", b"x")):
+        write(tmp_path / "data" / name, content)
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    before = identity.of_rows(str(tmp_path / "data"), ".parquet")
+    assert identity.of_rows(spelling.format(tmp_path / "data"), ".parquet") == before
+
+
+def test_a_table_changes_with_its_rows_alone(tmp_path: Path) -> None:
+    def of(*contents: bytes, names: str = "ab") -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, content in zip(names, contents, strict=False):
+            write(folder / f"{name}.parquet", content)
+        return identity.of_rows(str(folder), ".parquet")
+
+    before = of(ONE, TWO)
+    assert of(ONE, TWO, names="xy") == before, "what the files are called does not matter"
+    assert len({before, of(TWO, ONE), of(ONE), of(ONE, ONE), of(ONE, b"URL,TEXT tw0")}) == 5
+    assert of(ONE) == identity.of_path(str(write(tmp_path / "one.parquet", ONE)))
+    assert identity.of_rows("none/*.parquet", ".parquet") == "nothing at none/*.parquet"
 
 
 def test_stamps_of_a_store_are_sizes_and_times(tmp_path: Path) -> None:
@@ -201,13 +241,14 @@ def test_a_plan_says_that_the_content_changed(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_read_are_named_with_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "c.pt", b"weights")
+
     def broken(path: str) -> str:
         raise PermissionError(13, "Permission denied")
 
-    file = write(tmp_path / "c.pt", b"weights")
-    monkeypatch.setattr(storage, "sha256", broken)
+    monkeypatch.setattr(identity, "_digest", broken)
     with pytest.raises(UsageError, match=r"stage_c.weights: .*c.pt cannot be read .*Permission denied"):
-        fingerprint(f"stage_c.weights={file}", of="stage_c")
+        load(f"stage_c.weights={file}").lookup("stage_c")
 
 
 def test_a_removal_list_counts_by_its_lines_wherever_it_lies(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Which file system a path lies on, and how object stores are asked: the options of their clients, in one place."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+CONNECT_S = 10  # for a connection to a store
+SILENCE_S = 30  # without a byte of an answer
+GOOGLE_S = 10  # that Google's client makes a request again for, of which it tells nobody
+QUIET_TRIES = 8  # of requests of which one operation makes many; Arrow's client makes them again and tells nobody
+LISTING_TRIES = 3  # of listings, which take a request for each thousand files, and for which somebody may wait
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is a URI rather than a local path."""
+    return "://" in path and not path.startswith("file://")
+
+
+def absolute(path: str) -> str:
+    """Make a local path absolute (Ray changes the working directory of its workers); leave a URI as it is."""
+    return path.rstrip("/") if is_remote(path) else str(Path(path.removeprefix("file://")).expanduser().resolve())
+
+
+def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSystem, str]:
+    """The Arrow file system of a local path or URI, and the path inside it.
+
+    `tries` is how often S3's client makes each request before it fails; with 1, whoever calls hears of every failure.
+    """
+    if not is_remote(path):
+        return pafs.LocalFileSystem(), absolute(path)
+    scheme, _, rest = path.partition("://")
+    if scheme in ("s3", "gs"):
+        bucket, _, key = rest.rstrip("/").partition("/")
+        filesystem, inner = _bucket(f"{scheme}://{bucket}", tries)
+        return filesystem, f"{inner}/{key}" if key else inner
+    try:
+        return pafs.FileSystem.from_uri(path)
+    except pa.ArrowInvalid:  # not one of Arrow's own schemes: fsspec may know it (memory://, ...)
+        import fsspec
+
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def forget_clients() -> None:
+    """Make clients of object stores anew: those that there are keep the address and keys that they were made with."""
+    _bucket.cache_clear()
+
+
+@lru_cache
+def _bucket(uri: str, tries: int) -> tuple[pafs.FileSystem, str]:
+    """A bucket's client, made once: that takes as long as a request, and a new one has no open connection."""
+    if uri.startswith("gs://"):  # whose client would make a request again for a quarter of an hour
+        uri = f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_S}"
+    filesystem, inner = pafs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, pafs.S3FileSystem):
+        _, (options,) = filesystem.__reduce__()  # what the URI and AWS_ENDPOINT_URL say, which only from_uri reads
+        filesystem = pafs.S3FileSystem(**{**options, **_s3_options(tries)})
+    return filesystem, inner
+
+
+def _s3_options(tries: int) -> dict[str, Any]:
+    return {
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=tries),
+        "connect_timeout": CONNECT_S,
+        "request_timeout": SILENCE_S,
+        "allow_delayed_open": True,  # a small object is one request instead of three
+    }

@@ -1,0 +1,97 @@
+"""JSON files of ours, among whatever other programs, people and full disks leave in the same folders.
+
+What is there but not what it should be is passed over, and told (`notices.PassedOver`).
+"""
+
+import errno
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from datasets.files import notices, storage
+from datasets.files.errors import StorageError
+from datasets.files.storage import CorruptFile
+
+T = TypeVar("T")
+Make = Callable[[dict[str, Any]], T]
+_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+
+
+def read(path: str, make: Make[T]) -> T | None:
+    """What `make` makes of the object in a file; None where there is no file, or not one that `make` can take."""
+    try:
+        content = storage.read(path)
+    except StorageError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+    return _passing(path, content, make)
+
+
+def read_each(folder: str, name: str, make: Make[T], also: str = "", last: int | None = None) -> dict[str, T]:
+    """What `make` makes of each file of a folder whose name matches the pattern `name`, by their sorted names.
+
+    All other files are passed over; those that match `also` belong there, so nothing is told of them. With `last`, only
+    so many of the last names are read.
+    """
+    found = {file: _passing(path, content, make) for file, path, content in _contents(folder, name, also, last)}
+    return {file: made for file, made in found.items() if made is not None}
+
+
+def read_every(folder: str, name: str, make: Make[T], also: str = "") -> dict[str, T]:
+    """As `read_each`, where none of ours may be damaged.
+
+    Raises:
+        CorruptFile: one is.
+    """
+    return {file: parse(path, content, make) for file, path, content in _contents(folder, name, also)}
+
+
+def parse(path: str, content: bytes, make: Make[T]) -> T:
+    """What `make` makes of the object that the file at `path` holds.
+
+    Raises:
+        CorruptFile: it holds none that `make` can take.
+    """
+    try:
+        told = json.loads(content)
+        if not isinstance(told, dict):
+            raise TypeError("no JSON object")
+        return make(told)
+    except _NOT_OURS as error:
+        raise CorruptFile(f"{path} is damaged: {_why(content, error)}") from error
+
+
+def lines(content: bytes, make: Make[T]) -> Iterator[T | None]:
+    """What `make` makes of the object on each line, None where a line is cut off or holds another."""
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            yield parse(f"line {number}", line, make)
+        except CorruptFile:
+            yield None
+
+
+def _contents(folder: str, name: str, also: str, last: int | None = None) -> Iterator[tuple[str, str, bytes]]:
+    """Name, path and content of each file of ours; others are passed over."""
+    names = storage.listing(folder)
+    for other in names:
+        if not re.fullmatch(f"{name}|{also}", other):
+            notices.tell(notices.PassedOver(storage.join(folder, other), "none of our files"))
+    ours = [file for file in names if re.fullmatch(name, file)][-last if last else 0 :]
+    paths = [storage.join(folder, file) for file in ours]
+    return zip(ours, paths, storage.read_all(paths), strict=True)
+
+
+def _passing(path: str, content: bytes, make: Make[T]) -> T | None:
+    try:
+        return parse(path, content, make)
+    except CorruptFile as error:
+        notices.tell(notices.PassedOver(path, str(error).removeprefix(f"{path} is ")))
+        return None
+
+
+def _why(content: bytes, error: Exception) -> str:
+    if not content.strip():
+        return "it is empty"
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,151 @@
+"""Putting files into local folders: whole or not at all, safe on the disk, and shared as far as the folder is."""
+
+import contextlib
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+GROUP = stat.S_IRGRP | stat.S_IWGRP
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+
+
+def publish(data: bytes, target: Path) -> None:
+    """Put `data` at `target` in one step, in place of what is there."""
+    with _beside(data, target) as temporary:
+        os.replace(temporary, target)
+    _sync_folder(target.parent)
+
+
+def create(data: bytes, target: Path) -> bool:
+    """Put `data` at `target` in one step if nothing is there; False where something is.
+
+    Some file systems (FAT, some network and user-space ones) know no hard links. There the name is taken first and the
+    content follows: for a moment, or for ever if this process dies in it, the file is empty.
+    """
+    with _beside(data, target) as temporary:
+        try:
+            _link(temporary, target)
+        except FileExistsError:
+            if not os.path.samefile(temporary, target):  # as of NFS, where the answer to our own first try was lost
+                return False
+    _sync_folder(target.parent)
+    return True
+
+
+def move(source: Path, target: Path) -> None:
+    """Put what lies at `source` at `target` in one step, in place of what is there."""
+    make_folder(target.parent)
+    os.replace(source, target)
+    _sync_folder(target.parent)
+
+
+def remove(target: Path) -> None:
+    """Delete a file or a whole folder, so that a power cut brings back nothing of it."""
+    _delete(target)
+    if target.parent.is_dir():
+        _sync_folder(target.parent)
+
+
+def append(line: str, target: Path) -> None:
+    """Add a line to a file and see it onto the disk."""
+    make_folder(target.parent)
+    new = not target.exists()
+    with open(target, "a", encoding="utf-8") as stream:
+        stream.write(line)
+        stream.flush()
+        os.fsync(stream.fileno())
+        if new:
+            _share(stream.fileno(), target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with those above it; in one that its group may write to, the group may write to new ones too.
+
+    So several people share a root that was made for their group, whatever their umask is.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:  # somebody else was as fast; or it is no folder, which the next step will say
+        return
+    if _group_writes(folder.parent):
+        with contextlib.suppress(PermissionError):
+            os.chmod(folder, stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXG)
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Give a file a second name that must be new; where that cannot be, move it there."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def _beside(data: bytes, target: Path) -> Iterator[Path]:
+    """A file with `data`, on the disk, in the same folder; gone after the block unless it was moved."""
+    make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+            _share(stream.fileno(), target.parent)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _delete(target: Path) -> None:
+    """Delete a file, a link or a folder, also while others delete there."""
+    if target.is_symlink() or not target.is_dir():
+        target.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        for inside in target.iterdir():
+            _delete(inside)
+        target.rmdir()
+
+
+def _share(descriptor: int, folder: Path) -> None:
+    """Let a folder's group write to a new file, if it may write to the folder."""
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if _group_writes(folder) and mode | GROUP != mode:
+        with contextlib.suppress(PermissionError):  # a file system without rights of its own
+            os.fchmod(descriptor, mode | GROUP)
+
+
+def share_as(folder: Path) -> None:
+    """Let the group write to what this process and its children make from now on, if it may write to a folder that is
+    to be theirs; where that is not there yet, to the one that it will lie in."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if _group_writes(folder):
+        os.umask(os.umask(0) & ~stat.S_IRWXG)
+
+
+def _group_writes(folder: Path) -> bool:
+    """Whether a folder is its group's too; one such as /tmp is everybody's, and nothing in it is."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWGRP and not mode & stat.S_ISVTX)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable: without this a power cut may forget it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems know this of files only
+            raise
+    finally:
+        os.close(descriptor)

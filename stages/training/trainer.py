@@ -1,0 +1,140 @@
+"""Where a training stands on one rank, and what takes it further: a step, a look at it, an older state."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stages.draws import Draws, derived_seed
+from stages.models.layers import checkpoint_blocks, compile_blocks
+from stages.settings.training import TrainingConfig
+from stages.training import checkpoint
+from stages.training.activity import Activity
+from stages.training.background import Batch
+from stages.training.bad_steps import BadSteps, BadStepsWatch
+from stages.training.checkpoint import Best, Checkpoint, State
+from stages.training.parallel import Replica, most
+from stages.training.update import Optimizer, average_of, follow, learning_rate_factor, update
+from stages.training.validation import Validation
+
+GRAPHS = 256  # compiled at most, one for each kind of block and size of images; more would run uncompiled
+
+
+class Trainer:
+    """A training on one rank after `step` steps: weights, moments, moving average, and what it knows of bad steps."""
+
+    def __init__(
+        self, objective: nn.Module, config: TrainingConfig, seed: int, device: torch.device, rank: int, world: int
+    ) -> None:
+        self.config, self.seed, self.device, self.rank, self.world = config, seed, device, rank, world
+        self.replica = Replica(objective, device, rank, world, config.shard, config.reduce)
+        self.optimizer = Optimizer(self.replica.trained.values(), config, device)
+        self.average = average_of(self.replica.state(), config.ema) if config.ema else None
+        self.recipe = config.recipe(seed)
+        self.watch = BadStepsWatch(config.bad_steps)
+        self.best: Best | None = None
+        self.step = 0
+        self.learning_rate = 0.0
+        checkpoint_blocks(self.replica.module, config.checkpointing)
+        if config.compile:
+            torch._dynamo.config.recompile_limit = GRAPHS
+            compile_blocks(self.replica.module)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.config.num_steps
+
+    def due(self, every: int) -> bool:
+        """Whether it is time for what is done every so many steps, and after the last one of each phase."""
+        return self.step % every == 0 or self.step in self.config.phase_ends
+
+    def most(self, value: float) -> float:
+        """The largest value of any rank; all of them ask, and none goes on before the others have."""
+        return most(value, self.world, self.device)
+
+    def advance(self, batch: Batch, doing: Activity) -> dict[str, Tensor]:
+        """Do the next step; returns its scalars."""
+        config, step = self.config, self.step
+        phase = config.phase_at(step)
+        _set_mode(self.replica.model, freeze_norm=phase.freeze_norm)
+        self.learning_rate = config.learning_rate * learning_rate_factor(config, step)
+        torch.manual_seed(derived_seed(self.seed, step, 0, self.rank))  # dropout; four parts: apart from all of Draws
+        own = phase.batch_size // self.world
+        draws = Draws(self.seed, step, self.rank * own, own, phase.batch_size, self.device)
+        scalars = update(self.replica, self.optimizer, batch, draws, self.learning_rate, config, doing)
+        self.step += 1
+        if self.average is not None:
+            follow(self.average, self.replica.state(), config, self.step)
+        return scalars
+
+    def validate(self, validation: Validation) -> dict[str, float]:
+        """The losses on held-out samples; what comes out would be judged by that of the average, where one is kept."""
+        losses = validation.losses(self.replica, self.average, self.config, self.rank)
+        loss = losses["validation_loss_ema" if self.average else "validation_loss"]
+        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
+            self.best = Best(self.step, loss)
+        return losses
+
+    def present(self, show: Callable[[int, str], None]) -> None:
+        """Show the weights, and the moving average; on all ranks, which share buffers meanwhile."""
+        for name, shown in {"weights": None, "ema": self.average}.items():
+            if name == "weights" or shown:
+                with self.replica.evaluating(shown):
+                    if self.rank == 0:
+                        show(self.step, name)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the training goes on from; its tensors are references."""
+        now = self._state()
+        return Checkpoint(self.step, self.recipe, now.snapshot(), now.parts(), self.watch.notes(), self.best)
+
+    def restore(self, parts: Iterable[bytes]) -> Checkpoint:
+        """Put a saved state's tensors in place; returns one of its parts."""
+        found = []
+
+        def checked() -> Iterator[Checkpoint]:
+            for data in parts:
+                saved = checkpoint.load(data)
+                checkpoint.require_recipe(saved.recipe, self.recipe)
+                found.append(replace(saved, tensors={}))
+                yield saved
+
+        self._state().restore(checked())
+        return found[0]
+
+    def resume(self, parts: Iterable[bytes] | None) -> None:
+        """Go on from a saved state, if there is one."""
+        if parts is not None:
+            saved = self.restore(parts)
+            self.step, self.best = saved.step, saved.best
+            self.watch.restore(saved.notes)
+
+    def rewind(self, parts: Iterable[bytes] | None, bad: int) -> None:
+        """Take the weights of a saved state, but go on from this step: what lies between is left out."""
+        if parts is None:
+            raise BadSteps(f"step {bad + 1} went wrong before the first checkpoint to rewind to")
+        self.watch.restore(self.restore(parts).notes)
+        self.optimizer.found_inf.zero_()
+
+    def finish(self) -> None:
+        """Put the outcome into the objective: the moving average, where one is kept."""
+        if self.average is not None:
+            self.replica.fill(self.average)
+        self.replica.give_back()
+
+    def _state(self) -> State:
+        """The live tensors."""
+        replica = self.replica
+        return State(replica.state(), replica.trained, self.optimizer, self.average, replica.rows())
+
+
+def _set_mode(model: nn.Module, *, freeze_norm: bool) -> None:
+    model.train()
+    if freeze_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()

@@ -1,0 +1,99 @@
+"""One step of the optimiser, in pieces of the batch; its learning rate; the moving average that follows the weights."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from stages.draws import Draws
+from stages.settings.training import EmaConfig, TrainingConfig
+from stages.training import activity
+from stages.training.activity import Activity
+from stages.training.parallel import Replica, pieces
+
+
+class Optimizer(torch.optim.AdamW):
+    """Fused AdamW, and the flag that makes it skip an update."""
+
+    def __init__(self, trained: Iterable[nn.Parameter], config: TrainingConfig, device: torch.device) -> None:
+        super().__init__(trained, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        self.found_inf = torch.zeros((), device=device)  # named and read by torch, as for GradScaler
+
+
+def learning_rate_factor(config: TrainingConfig, step: int) -> float:
+    """Share of the learning rate used by step `step` (from 0): linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / (config.num_steps - config.warmup_steps)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def update(
+    replica: Replica,
+    optimizer: Optimizer,
+    batch: dict[str, Tensor],
+    draws: Draws,
+    rate: float,
+    config: TrainingConfig,
+    doing: Activity,
+) -> dict[str, Tensor]:
+    """One step of the optimiser; returns detached scalars. A non-finite gradient leaves the weights alone.
+
+    So do all steps after it, until the host sees it: unless such steps are skipped, and leave no trace in weights,
+    moments and buffers.
+    """
+    skips = config.bad_steps.then == "skip"
+    buffers = list(replica.module.buffers()) if skips else []
+    before = [buffer.clone() for buffer in buffers]
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    replica.forget_gradients()  # before the forward pass, or the old ones lie beside its activations
+    cuts = pieces(len(next(iter(batch.values()))), config.micro_batch)
+    scalars: dict[str, Tensor] = {}
+    replica.same_buffers()
+    for number, cut in enumerate(cuts):
+        doing.begin(draws.step, activity.FORWARD)
+        with replica.accumulating(last=number == len(cuts) - 1):
+            with torch.autocast(replica.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss, parts = replica.model({key: value[cut] for key, value in batch.items()}, draws.part(cut))
+            doing.begin(draws.step, activity.BACKWARD)
+            finite = torch.where(loss.detach().isfinite(), 1.0, math.nan)  # so that all ranks see a rank's bad loss
+            (loss * finite / len(cuts)).backward()
+        for key, value in {"loss": loss, **parts}.items():
+            scalars[key] = scalars.get(key, 0) + value.detach() / len(cuts)
+    doing.begin(draws.step, activity.UPDATING)
+    norm = replica.clip(config.gradient_clip)
+    # While this flag is 1 the fused kernel skips the update, so the host need not look at each loss. The
+    # norm is taken after the ranks have averaged their gradients, so all of them decide alike.
+    bad = ~norm.isfinite()
+    optimizer.found_inf.copy_(bad if skips else bad | optimizer.found_inf.bool())
+    optimizer.step()
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(bad, old, buffer))
+    return {"loss": scalars.pop("loss"), "gradient_norm": norm, **scalars}
+
+
+def average_of(state: dict[str, Tensor], ema: EmaConfig) -> dict[str, Tensor]:
+    """The moving average at its start, a copy of weights and buffers on the device that it is kept on."""
+    return {key: value.to("cpu" if ema.device == "cpu" else value.device, copy=True) for key, value in state.items()}
+
+
+@torch.no_grad()
+def follow(average: dict[str, Tensor], state: dict[str, Tensor], config: TrainingConfig, step: int) -> None:
+    """Move the average, BatchNorm statistics included, towards the weights: a copy until `ema.start`.
+
+    It moves every `ema.every` steps from there on, and at the last step of all.
+    """
+    assert config.ema is not None
+    after = step - config.ema.start
+    if after < 0 or (after % config.ema.every and step != config.num_steps):
+        return
+    weight = 1.0 if after == 0 else 1 - config.ema.decay
+    for key, value in state.items():
+        if value.is_floating_point():
+            average[key].lerp_(value.to(average[key].device), weight)
+        else:
+            average[key].copy_(value)

@@ -1,0 +1,101 @@
+"""JSON files of ours among others: whatever lies there, what is ours is read and the rest is told."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasets.files import json_files, notices
+from datasets.files.notices import Notice
+from datasets.files.storage import CorruptFile
+
+OTHERS = {
+    "empty.json": b"",
+    "blank.json": b" \n",
+    "torn.json": b'{"name": "x", "nu',
+    "list.json": b"[1, 2]",
+    "null.json": b"null",
+    "lacking.json": b'{"name": "x"}',
+    "wrong.json": b'{"name": "x", "number": "many"}',
+    "bytes.json": b"\xff\xfe\x00\x01",
+    "._1.json": b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X",
+    ".DS_Store": b"\x00\x00\x00\x01Bud1",
+    "notes.txt": b"do not delete",
+    "below/1.json": b'{"name": "x", "number": 1}',
+}
+
+
+def make(told: dict[str, Any]) -> tuple[str, int]:
+    return told["name"], int(told["number"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    for name, content in OTHERS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    for number in (2, 1, 10):
+        (tmp_path / f"{number:02d}.json").write_text(json.dumps({"name": "ours", "number": number}))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def heard(folder: str) -> Any:
+    found: list[Notice] = []
+    with notices.heard_by(found.append):
+        yield found
+
+
+def names(heard: list[Notice], folder: str) -> list[str]:
+    return sorted(notice.path.removeprefix(f"{folder}/") for notice in heard)
+
+
+def test_ours_are_read_in_order_and_each_other_is_told(folder, heard):
+    found = json_files.read_each(folder, r"[^./][^/]*\.json", make)
+    assert found == {f"{number:02d}.json": ("ours", number) for number in (1, 2, 10)}
+    assert names(heard, folder) == sorted(OTHERS)
+
+
+def test_what_belongs_there_too_is_not_told(folder, heard):
+    assert len(json_files.read_each(folder, r"\d+\.json", make, also=r"below/.*|.*\.txt|[a-z]*\.json")) == 3
+    assert names(heard, folder) == [".DS_Store", "._1.json"]
+
+
+def test_only_the_last_are_read_where_that_is_enough(folder, heard):
+    assert list(json_files.read_each(folder, r"\d+\.json", make, last=2)) == ["02.json", "10.json"]
+    assert list(json_files.read_each(folder, r"\d+\.json", make, last=9)) == ["01.json", "02.json", "10.json"]
+
+
+def test_a_damaged_one_of_ours_is_refused_where_all_are_needed(folder):
+    assert len(json_files.read_every(folder, r"\d+\.json", make)) == 3
+    for name in ("empty.json", "torn.json", "list.json", "lacking.json", "wrong.json", "bytes.json"):
+        with pytest.raises(CorruptFile, match=f"^{folder}/{name} is damaged: .+"):
+            json_files.read_every(folder, name.replace(".", r"\."), make)
+
+
+def test_one_file_is_read_or_is_not_there_or_is_told(folder, heard):
+    assert json_files.read(f"{folder}/01.json", make) == ("ours", 1)
+    assert json_files.read(f"{folder}/none.json", make) is None
+    assert json_files.read(f"{folder}/01.json/below.json", make) is None
+    assert heard == []
+    assert json_files.read(f"{folder}/empty.json", make) is None
+    assert json_files.read(f"{folder}/lacking.json", make) is None
+    assert [str(notice) for notice in heard] == [
+        f"passed over {folder}/empty.json: damaged: it is empty",
+        f"passed over {folder}/lacking.json: damaged: it has no 'number'",
+    ]
+
+
+def test_a_line_that_is_cut_off_costs_itself_alone():
+    content = b'{"name": "x", "number": 1}\n{"name": "x", "numb\n\n7\n{"name": "y", "number": 2}\n{"na'
+    assert list(json_files.lines(content, make)) == [("x", 1), None, None, None, ("y", 2), None]
+
+
+@given(st.binary(max_size=40) | st.from_type(dict).map(lambda value: repr(value).encode()))
+def test_no_content_is_an_error_of_the_program(content):
+    with notices.heard_by(lambda notice: None), contextlib.suppress(CorruptFile):
+        json_files.parse("x", content, make)

@@ -1,0 +1,134 @@
+"""A rank's side of a training: what it reads, keeps for the next attempt, and tells the board."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datasets.buckets import Frame
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.formats.shards import Clock, ImageRow
+from datasets.reading.batches import Batches, Source
+from pipeline.cluster.board import Board
+from pipeline.cluster.rank import Rank, RankCallbacks, checkpoints_of, log_of
+from pipeline.models.training_data import EncodedBatches, TrainingData
+from stages.draws import Draws
+from stages.settings.training import TrainingConfig
+from stages.training import loop
+from stages.training.loop import Outcome
+from stages.training.meter import SPEED
+
+CPU = torch.device("cpu")
+PICTURES, STEPS, ROWS = 12, 8, 4
+
+
+class Toy(nn.Module):
+    """With a batch of its own at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Linear(6, 6)
+
+    def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return (self.net(batch["x"]) - batch["x"]).square().mean(), {}
+
+
+def recipe(**changes: object) -> TrainingConfig:
+    values: dict[str, object] = {
+        "phases": [{"steps": STEPS, "batch_size": ROWS, "size": 64}],
+        "learning_rate": 0.01,
+        "warmup_steps": 0,
+        "precision": "fp32",
+        "log_every": 2,
+        "checkpoint_every": 4,
+    }
+    return TrainingConfig.model_validate(values | changes)
+
+
+def data(folder: Path, poor: int | None = None) -> TrainingData:
+    """Twelve rows in a shard, one of which may not be finite."""
+    name, frame = shards.tensor_name(0), Frame(64, 1.0)
+    rows = [ImageRow(row, f"{row:032x}", "", "", "png", b"") for row in range(PICTURES)]
+    values = np.random.default_rng(0).normal(size=(PICTURES, 6)).astype(np.float32)
+    if poor is not None:
+        values[poor, 3] = np.nan
+    entry = storage.publish(shards.write_tensors(rows, "x", values), storage.join(str(folder), name))
+    shards.publish_receipt(str(folder), 0, rows_in=PICTURES, rows_out=PICTURES, files={name: entry}, clock=Clock())
+    stored = Batches([Source("x", str(folder), {name: entry})], seed=0)
+    return TrainingData({(frame, None): EncodedBatches(stored, frame, ("x",), [])}, held_out=None)
+
+
+class Attempt(RankCallbacks):
+    """An attempt at a training in this process, by the only rank of it, that is asked to stop after a step."""
+
+    def __init__(self, folder: Path, config: TrainingConfig, poor: int | None = None, panel: Any = None) -> None:
+        rank = Rank.__new__(Rank)  # whose making needs a job of Ray Train
+        rank.rank, rank.world, rank.seed, rank.building = 0, 1, 0, str(folder / "building")
+        rank.flops, rank.metrics = {"toy": {64: 1000}}, {}
+        board: Any = Board()
+        rank.board = board
+        super().__init__(rank, "toy", config, data(folder / "data", poor), panel)
+        self.rank, self.board, self.config, self.objective = rank, board, config, Toy()
+
+    def train(self, stop_after: int = STEPS) -> Outcome:
+        self.stop_after = stop_after
+        return loop.train(self.objective, self.read_batch, self.config, self, seed=0, device=CPU)
+
+    def should_stop(self) -> bool:
+        return self.rank.metrics.get("toy/images", 0) >= self.stop_after * ROWS
+
+    def heard(self, kind: str) -> list[dict[str, Any]]:
+        """Messages of a kind, which stay on the board."""
+        return [message for message in self.board._messages if message["kind"] == kind]
+
+
+def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path: Path) -> None:
+    first = Attempt(tmp_path, recipe())
+    assert first.train(stop_after=6) == Outcome(6, finished=False)
+    assert first.heard("resumed") == [{"kind": "resumed", "training": "toy", "step": 0}]
+    assert [message["done"] for message in first.heard("progress")] == [2, 4, 6]
+    assert first.heard("progress")[0] == {"kind": "progress", "done": 2, "total": STEPS, "unit": "toy steps"}
+    assert [message["step"] for message in first.heard("reached")] == [2, 4, 6]
+    metrics = {message["step"]: message["values"] for message in first.heard("metrics")}
+    assert {name.partition("/")[0] for values in metrics.values() for name in values} == {"toy"}
+    assert metrics[6][f"toy/{SPEED}tflops"] > 0
+    assert first.rank.metrics == metrics[6]
+    kept = {
+        int(name.removesuffix(".json")): json.loads(storage.read(f"{log_of(first.rank.building, 'toy')}/{name}"))
+        for name in storage.listing(log_of(first.rank.building, "toy"))
+    }
+    assert kept == {4: {"2": metrics[2], "4": metrics[4]}, 6: {"6": metrics[6]}}
+
+    second, straight = Attempt(tmp_path, recipe()), Attempt(tmp_path / "straight", recipe())
+    assert second.train() == straight.train() == Outcome(STEPS, finished=True)
+    assert second.heard("resumed") == [{"kind": "resumed", "training": "toy", "step": 6}]
+    assert torch.equal(second.objective.net.weight, straight.objective.net.weight)
+    assert storage.listing(checkpoints_of(second.rank.building, "toy"))
+
+
+def test_what_panels_took_is_told_with_the_entry_that_follows(tmp_path: Path) -> None:
+    drawn = Attempt(tmp_path, recipe(panel_every=4, ema={"decay": 0.5, "every": 1, "start": 1}), panel=lambda: b"png")
+    drawn.train()
+    assert [(message["step"], message["name"], message["png"]) for message in drawn.heard("image")] == [
+        (step, title, b"png") for step in (4, STEPS) for title in ("toy panel", "toy panel (ema)")
+    ]
+    told = {message["step"]: "toy/panel_seconds" in message["values"] for message in drawn.heard("metrics")}
+    assert told == {2: False, 4: True, 6: False, 8: True}
+
+
+@pytest.mark.parametrize("then", ["skip", "rewind"])
+def test_the_rows_of_a_bad_step_are_named_and_nothing_counts_as_done_again(tmp_path: Path, then: str) -> None:
+    config = recipe(phases=[{"steps": 6, "batch_size": 2, "size": 64}], bad_steps={"then": then})
+    (batches,) = data(tmp_path / "asked").batches.values()
+    poor = int(batches.read(10, 1)["key"][0, -1])  # of the last batch: there is a checkpoint to rewind to
+    attempt = Attempt(tmp_path, config, poor)
+    attempt.train()
+    told = f"toy: step 6 went wrong ({then}); numbers that are not finite in {poor:032x}"
+    assert attempt.heard("warning") == [{"kind": "warning", "text": told}]
+    assert len(attempt.heard("resumed")) == 1

@@ -1,0 +1,111 @@
+"""Roots from before inputs counted by content: used as they are where that is safe, and named where it is not."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasets.files import storage
+from pipeline.plan.dag import fingerprints, order
+from pipeline.plan.table import table
+from pipeline.plan.wanted import names_of_inputs, planned_steps
+from pipeline.settings import compose
+from pipeline.settings.config import Config
+from pipeline.settings.selection import Selection
+from pipeline.store import earlier
+from pipeline.store.artifacts import Store
+
+MADE = "2026-01-02T00:00:00+00:00"
+BEFORE, AFTER = 1_767_225_600, 1_798_761_600  # 2026-01-01 and 2027-01-01
+
+
+def write(path: Path, content: str, time: int = BEFORE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    os.utime(path, (time, time))
+    return path
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Files of every kind that a config can name."""
+    for name in ("a", "b"):
+        write(tmp_path / f"pictures/{name}.png", f"a picture {name}")
+        write(tmp_path / f"pictures/{name}.txt", f"a caption {name}")
+        write(tmp_path / f"laion/{name}.parquet", f"rows {name}")
+        write(tmp_path / f"tars/{name}.tar", f"a tar {name}")
+    write(tmp_path / "coco/captions_x.json", '{"images": []}')
+    return tmp_path
+
+
+SOURCES = {
+    "folder": ("data.folder.path={0}/pictures", "pictures/a.txt"),
+    "laion_aesthetic": ("data.metadata={0}/laion", "laion/a.parquet"),
+    "webdataset": ("data.webdataset.path={0}/tars", "tars/a.tar"),
+    "coco_captions": ("data.coco_captions.annotations={0}/coco", "coco/captions_x.json"),
+}
+
+
+def load(source: str, folder: Path) -> Config:
+    word = SOURCES[source][0].format(folder)
+    return compose.load("stage_c", ["scale=micro", f"data={source}", word])
+
+
+def old_root(root: Path, config: Config) -> str:
+    """A root in which the plan was made when inputs counted by less; its fingerprint."""
+    steps = order(table(config), ["metadata"])
+    (print_,) = fingerprints(steps, lambda key: config.lookup(key, earlier.identify)).values()
+    store = Store(str(root))
+    entry = storage.publish(b"rows", storage.join(store.path("metadata", print_.digest), "plan"))
+    facts = {"files": {"plan": entry}, "timed": [], "rows": 1, "created": MADE, "seconds": 1.0, "notes": {}}
+    store.commit("metadata", print_, facts)
+    return print_.digest
+
+
+def fetch(config: Config, root: Path) -> Any:
+    return next(item for item in planned_steps(config, str(root), Selection()) if item.step.name == "fetch")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_was_made_of_files_that_have_not_changed_since_is_done(source, inputs, tmp_path):
+    config = load(source, inputs)
+    digest = old_root(tmp_path / "root", config)
+    assert (fetch(config, tmp_path / "root").state, fetch(config, tmp_path / "root").fingerprint.digest) == (
+        "done",
+        digest,
+    )
+    assert fetch(config, tmp_path / "fresh").fingerprint.digest != digest, "a new root goes by content"
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_was_made_of_files_that_have_changed_since_is_stale_and_says_which(source, inputs, tmp_path):
+    config = load(source, inputs)
+    old_root(tmp_path / "root", config)
+    file = inputs / SOURCES[source][1]
+    write(file, file.read_text().swapcase(), AFTER)  # of the same size
+    found = fetch(config, tmp_path / "root")
+    assert found.state == "stale"
+    assert any(
+        change.startswith(f"data.{source}" if source != "laion_aesthetic" else "data.metadata")
+        for change in found.changes
+    )
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_a_run_has_written_down_holds_by_content_from_then_on(source, inputs, tmp_path):
+    config, root = load(source, inputs), tmp_path / "root"
+    old_root(root, config)
+    steps = order(table(config), ["metadata"])
+    earlier.keep(str(root), names_of_inputs(config, str(root), steps))
+    file = inputs / SOURCES[source][1]
+    content = file.read_text()
+    write(file, content, AFTER)  # touched, and nothing else
+    assert fetch(config, root).state == "done"
+    write(file, content.swapcase(), AFTER)
+    assert fetch(config, root).state == "stale"
+
+
+def test_nothing_is_written_into_a_root_that_knows_its_inputs(tmp_path):
+    earlier.keep(str(tmp_path), [])
+    assert list(tmp_path.iterdir()) == []

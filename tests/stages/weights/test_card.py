@@ -1,0 +1,67 @@
+"""The model card: what the Hub reads of it, what it says, and another caption in its example."""
+
+import dataclasses
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from stages.settings.sampling import SamplingConfig
+from stages.weights.card import CardFacts, model_card, with_prompt
+
+FACTS = CardFacts(
+    name="Tiny Würstchen",
+    license="cc-by-sa-4.0",
+    prompt="red heart",
+    settings=SamplingConfig(width=256, height=128, steps_c=3, steps_b=2, guidance_c=2.5, guidance_b=1.5),
+    sources=["OpenMoji, CC BY-SA 4.0, https://openmoji.org"],
+    scores={"retrieval_top1": 0.984375, "psnr_generated": 19.7012},
+    cost="0.1 CPU-hours",
+    limitations=["It knows 64 pictures."],
+)
+
+
+def test_the_card_says_it_all() -> None:
+    card = ModelCard(model_card(FACTS))
+    assert card.data.to_dict() == {
+        "license": "cc-by-sa-4.0",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "wuerstchen"],
+    }
+    assert re.findall(r"^## (.*)$", card.text, re.MULTILINE) == [
+        "Use",
+        "Training data",
+        "Scores",
+        "Cost",
+        "Limitations",
+        "Citation",
+    ]
+    for said in (
+        "# Tiny Würstchen\n",
+        "- OpenMoji, CC BY-SA 4.0, https://openmoji.org\n",
+        "| retrieval_top1 | 0.9844 |\n| psnr_generated | 19.7012 |\n",
+        "0.1 CPU-hours\n",
+        "- It knows 64 pictures.\n",
+        "2306.00637",
+    ):
+        assert said in card.text
+
+
+def test_the_example_has_the_settings_of_the_pictures() -> None:
+    """Every one of them, by the names of the stock pipeline."""
+    (example,) = re.findall(r"```python\n(.*?)```", model_card(FACTS), re.DOTALL)
+    for line in (
+        "    'red heart',\n",
+        "    width=256,\n    height=128,\n",
+        "    prior_num_inference_steps=3,\n    prior_guidance_scale=2.5,\n",
+        "    num_inference_steps=2,\n    decoder_guidance_scale=1.5,\n",
+    ):
+        assert line in example
+
+
+@pytest.mark.parametrize("caption", ["a cat", 'it\'s "quoted"', "with\nlines", "a {brace} and a \\"])
+def test_another_caption_in_the_example_is_the_card_of_that_caption(caption: str) -> None:
+    expected = model_card(dataclasses.replace(FACTS, prompt=caption))
+    assert with_prompt(model_card(FACTS), "red heart", caption) == expected
+    assert with_prompt(model_card(FACTS), "blue heart", caption) == model_card(FACTS)
