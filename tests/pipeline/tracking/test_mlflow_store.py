@@ -1,0 +1,96 @@
+"""MLflow's local store: in roots of any name, and in roots that were moved or copied."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline.tracking.mlflow_records import drop_pictures
+from pipeline.tracking.mlflow_store import connect, folder_of, locate_store, relocate
+
+NAMES = ["a%20b", "a?b=c&d", "a#b", "a[x]b", "a b", "Würstchen", "100%", "a?b=c&d#e[x] %20 ü"]
+
+
+def recorded(root: Path, client: Any, experiment: str) -> str:
+    """A run with a text and a picture; its id."""
+    run = client.create_run(experiment, tags={"wst.artifact": f"{root}/artifacts/stage_a/0123"})
+    client.log_text(run.info.run_id, "hello", "config.yaml")
+    client.log_image(run.info.run_id, Image.new("RGB", (4, 4)), key="picture", step=0)
+    return str(run.info.run_id)
+
+
+def files(root: Path) -> list[str]:
+    return sorted({path.relative_to(root).parts[0] for path in root.rglob("*") if path.is_file()})
+
+
+@pytest.fixture
+def made(tmp_path: Path, empty_mlflow: Path) -> Any:
+    """Makes a root in which a run was recorded."""
+
+    def make(name: str) -> tuple[Path, str]:
+        root = tmp_path / name
+        (root / "mlflow").mkdir(parents=True)
+        shutil.copy(empty_mlflow, root / "mlflow/mlflow.db")
+        client, experiment = connect(locate_store(str(root), None), "wuerstchen")
+        return root, recorded(root, client, experiment)
+
+    return make
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_root_may_have_any_name(tmp_path, made, name):
+    root, run = made(name)
+    store = locate_store(str(root), None)
+    assert store.database == root / "mlflow/mlflow.db"
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing beside it
+    assert files(root) == ["mlflow"]
+    assert len(list((root / "mlflow/artifacts").glob(f"{run}/artifacts/images/*.png"))) == 1
+    client, _ = connect(store, "wuerstchen")
+    assert {file.path for file in client.list_artifacts(run)} == {"config.yaml", "images"}
+
+
+def test_a_plain_name_is_written_as_it_is(tmp_path):
+    store = locate_store(str(tmp_path), None)
+    assert store.uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    assert store.location == str(store.artifacts) == f"{tmp_path}/mlflow/artifacts"
+
+
+@pytest.mark.parametrize("new", ["moved", "moved to a%20b?"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_root_that_was_moved_or_copied_has_its_files_where_it_lies(tmp_path, made, new, copied):
+    old, run = made("old")
+    there = tmp_path / new
+    (shutil.copytree if copied else shutil.move)(old, there)
+    client, experiment = connect(locate_store(str(there), None), "wuerstchen")
+    info = client.get_run(run)
+    assert info.data.tags["wst.artifact"] == f"{there}/artifacts/stage_a/0123"
+    assert {file.path for file in client.list_artifacts(run)} == {"config.yaml", "images"}
+    again = recorded(there, client, experiment)
+    assert len(list((there / "mlflow/artifacts").glob(f"{again}/artifacts/images/*.png"))) == 1
+    assert old.exists() == copied
+    if copied:  # whose runs stay its own
+        assert not list(old.rglob(f"{again}*"))
+        client, _ = connect(locate_store(str(old), None), "wuerstchen")
+        assert client.get_run(run).data.tags["wst.artifact"] == f"{old}/artifacts/stage_a/0123"
+    assert drop_pictures(folder_of(str(there))) == 4  # a picture and a smaller one, of two runs
+    assert not list((there / "mlflow").rglob("*.png"))
+
+
+def test_other_places_are_left_alone(made):
+    root, _ = made("root")
+    store = locate_store(str(root), None)
+    client, _ = connect(store, "wuerstchen")
+    elsewhere = client.create_experiment("by somebody", "s3://bucket/pictures")
+    relocate(store)
+    assert client.get_experiment(elsewhere).artifact_location == "s3://bucket/pictures"
+    assert client.get_experiment_by_name("wuerstchen").artifact_location == f"{root}/mlflow/artifacts"
+
+
+def test_what_is_no_store_yet_is_not_mended(tmp_path):
+    relocate(locate_store(str(tmp_path), None))
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow/mlflow.db").touch()
+    relocate(locate_store(str(tmp_path), None))
+    assert (tmp_path / "mlflow/mlflow.db").read_bytes() == b""
