@@ -365,9 +365,11 @@ def test_an_empty_root_has_a_status(elsewhere, capsys):
     assert main(["status", "--json"]) == 0
     artifacts = json.loads(capsys.readouterr().out)["artifacts"]
     assert [found["name"] for found in artifacts] == ["images", "metadata", "stage_a"]
-    told = [(found["fingerprint"], found["created"], found["path"]) for found in artifacts]
+    root = str(elsewhere / "runs")
+    told = [(found["fingerprint"], found["created"], found["path"].removeprefix(f"{root}/")) for found in artifacts]
     assert main(["status"]) == 0
     said = capsys.readouterr().out
+    assert f"all in {root}\n" in said
     assert all(fact in said for facts in told for fact in facts)
     assert main(["show", "conf=stage_a", "scale=micro", "artifact=stage_a", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "stage_a"
