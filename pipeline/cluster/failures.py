@@ -13,9 +13,18 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
+from datasets.files.errors import StorageError
 from pipeline.errors import ClaimLost, InfrastructureError, Preempted
 
-FIRST = (ClaimLost, Preempted, ValueError, InfrastructureError, BaseException)  # one rank's end makes others fail
+FIRST = (  # one rank's end makes others fail to reach it
+    ClaimLost,
+    Preempted,
+    ValueError,
+    StorageError,
+    torch.OutOfMemoryError,
+    InfrastructureError,
+    BaseException,
+)
 
 
 def get(reference: Any) -> Any:

@@ -5,6 +5,8 @@ sizes of that training's phases). Edges follow from the names. To add a step: wr
 function `(Build) -> Facts`, and add its row.
 """
 
+from functools import partial
+
 from datasets.config import DataConfig
 from pipeline.plan.dag import Step
 from pipeline.settings.config import Config
@@ -36,15 +38,8 @@ def rows(config: Config) -> list[Step]:
     unwanted = {"keep": (), "drop": ("duplicates",)}
     scores = ("aesthetic",) if config.data.scorer else ()
     held = ("held_out",) if config.data.holdout else ()
-
-    # a training's fingerprint names its stage's tower; where existing weights take its place, who draws does
-    towers_of = tuple(f"{stage}.text" for stage in ("stage_b", "stage_c") if not config.is_trained(stage))
-
-    def views(step: str) -> tuple[str, ...]:
-        return (*config.views_of(step), *held)
-
-    def pieces(step: str) -> tuple[str, ...]:
-        return tuple(f"{key}.micro_batch" for key in config.cut_up(step))
+    towers_of = tuple(f"{stage}.text" for stage in _drawn_with_any_text(config))
+    views, pieces = partial(_views, config), partial(_pieces, config)
 
     # fmt: off
     return [
@@ -93,6 +88,21 @@ def _latents(config: Config, name: str, encoder: str) -> tuple[tuple[str, ...], 
     if getattr(config.encode, name).online:
         return ("images", encoder), config.encode.changed(name)
     return (name,), ()
+
+
+def _drawn_with_any_text(config: Config) -> list[str]:
+    """Stages whose text tower who draws has to name: a training's fingerprint names it, existing weights do not."""
+    return [stage for stage in ("stage_b", "stage_c") if not config.is_trained(stage)]
+
+
+def _views(config: Config, step: str) -> tuple[str, ...]:
+    """What says which of the pictures a training sees."""
+    return (*config.views_of(step), *(["held_out"] if config.data.holdout else []))
+
+
+def _pieces(config: Config, step: str) -> tuple[str, ...]:
+    """Into what pieces a training cuts its batches, where that shows."""
+    return tuple(f"{key}.micro_batch" for key in config.cut_up(step))
 
 
 def _once(*names: str) -> tuple[str, ...]:

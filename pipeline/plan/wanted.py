@@ -30,7 +30,7 @@ def names_of_inputs(config: Config, root: str, steps: Sequence[Step]) -> list[ea
     """What the root calls inputs that these steps read, where that is not their content."""
     store, keys = Store(root), dict.fromkeys(key for step in steps for key in step.reads)
     made = [artifact for step in steps for artifact in store.finished(step.output)]
-    return earlier.names(root, config.lookup, keys, made) if made else []
+    return earlier.names(root, config.lookup, keys, made)
 
 
 def prints_of(config: Config, root: str, steps: Sequence[Step]) -> dict[str, Fingerprint]:

@@ -144,7 +144,11 @@ class _Session:
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
             self._begin_record()
-            neighbours.check_standing(self.store, self.artifacts.values())
+            try:
+                neighbours.check_standing(self.store, self.artifacts.values())
+            except Exception as error:
+                self._end_record(error)
+                raise
             self.exits = exits.pop_all()
         return self
 
@@ -194,10 +198,9 @@ class _Session:
         """Whether a finished step need not be done again after all: its inputs, built anew, are what they were."""
         if not item.again or item.reason == "forced" or item.artifact is None:
             return False
-        before = {i.step.output: i.artifact.manifest["content"] for i in self.planned if i.artifact}
-        made_of = item.artifact.manifest.get("inputs") or {name: before[name] for name in item.step.inputs}
-        inputs = {name: self.artifacts[name].manifest["content"] for name in made_of}
-        if inputs != made_of:
+        now = {name: artifact.manifest["content"] for name, artifact in self._inputs(item).items()}
+        planned = {i.step.output: i.artifact.manifest["content"] for i in self.planned if i.artifact}
+        if now != (item.artifact.manifest.get("inputs") or {name: planned.get(name, now[name]) for name in now}):
             return False
         console.print(f"{item.step.output} stays: what it is made from came out the same", markup=False)
         return True

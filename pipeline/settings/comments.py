@@ -1,6 +1,7 @@
-"""A config as YAML in which each key has its comment: the first paragraph of the text under its field."""
+"""A config as YAML in which each key has its comment: the first paragraph of the docstring under its field."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,5 +83,6 @@ def _dumped(value: Any, flow: bool) -> str:
 def _commented(line: str, comment: str) -> list[str]:
     """A line with its comment behind it, or above it where both are too long for one."""
     whole = f"{line}  # {comment}"
-    indent = line[: len(line) - len(line.lstrip())]
-    return [whole] if len(whole) <= WIDTH else [f"{indent}# {comment}", line]
+    mark = line[: len(line) - len(line.lstrip())] + "# "
+    above = textwrap.wrap(comment, WIDTH, initial_indent=mark, subsequent_indent=mark)
+    return [whole] if len(whole) <= WIDTH else [*above, line]

@@ -40,7 +40,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -118,10 +118,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Fence:
-    """Stands between whoever works for the holder of a claim and what they make visible: call it right before.
-
-    It can be pickled, for workers.
-    """
+    """Stands between a holder's workers, to whom it is pickled, and what they make visible: called right before."""
 
     root: str
     what: str
@@ -379,8 +376,8 @@ def _path(folder: str, number: int) -> str:
 
 
 def _numbers(folder: str) -> list[int]:
-    names: Iterable[str] = storage.listing(folder)
-    return [int(found[1]) for name in names if (found := re.fullmatch(r"(\d{6,})\.json", name))]
+    matches = (re.fullmatch(r"(\d{6,})\.json", name) for name in storage.listing(folder))
+    return [int(found[1]) for found in matches if found]
 
 
 def _newest(folder: str) -> tuple[int, Owner | None]:

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.inputs import Bundled, Input, Made, Named, Rows, Whole
 from datasets.sources import folder
 from pipeline.store import identity
@@ -73,18 +73,21 @@ def names(root: str, lookup: Lookup, reads: Iterable[str], made: Sequence[Artifa
         reads: dotted keys that steps read.
         made: the root's finished artifacts of these steps.
     """
-    written = _read(root)
-    found = []
+    written, found = _read(root), []
     for key in reads:
         inputs: list[Input] = []
         lookup(key, lambda item, inputs=inputs: inputs.append(item) or "")  # type: ignore[misc]
-        now = lookup(key, identity.of) if inputs else None
-        then = lookup(key, identify) if inputs else None
-        if now == then:
+        known = [artifact for artifact in made if key in artifact.manifest["settings"]] if inputs else []
+        if not known and not any(key == name for name, _, _ in written):
             continue
-        known = [artifact for artifact in made if artifact.manifest["settings"].get(key) == then]
-        if (key, now, then) in written or any(_untouched(inputs, artifact) for artifact in known):
-            found.append((key, now, then))
+        now = lookup(key, identity.of)
+        others = [artifact for artifact in known if artifact.manifest["settings"][key] != now]
+        if (name := next((name for name in written if name[:2] == (key, now)), None)) is not None:
+            found.append(name)
+        elif others:
+            then = lookup(key, identify)
+            if any(_untouched(inputs, other) for other in others if other.manifest["settings"][key] == then):
+                found.append((key, now, then))
     return found
 
 
@@ -93,12 +96,15 @@ def keep(root: str, found: Sequence[Name]) -> None:
     written = _read(root)
     new = [item for item in found if item not in written]
     if new:
-        storage.publish(json.dumps([*written, *new], indent=1).encode(), storage.join(root, FILE))
+        storage.publish(json.dumps({"names": [*written, *new]}, indent=1).encode(), storage.join(root, FILE))
 
 
 def _read(root: str) -> list[Name]:
-    path = storage.join(root, FILE)
-    return [(key, now, then) for key, now, then in json.loads(storage.read(path))] if storage.exists(path) else []
+    return json_files.read(storage.join(root, FILE), _names) or []
+
+
+def _names(told: dict[str, Any]) -> list[Name]:
+    return [(key, now, then) for key, now, then in told["names"]]
 
 
 def _untouched(inputs: Iterable[Input], artifact: Artifact) -> bool:

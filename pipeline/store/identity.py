@@ -191,10 +191,15 @@ class Stamp(NamedTuple):
 def _stamps(paths: Sequence[str]) -> dict[str, Stamp]:
     """Of files; those in one folder of a store are listed together, so that many cost few requests."""
     found = {path: _local_stamp(path) for path in paths if not storage.is_remote(path)}
-    folders = {path: path.rpartition("/")[0] for path in paths if path not in found}
-    listed = {folder: storage.stamps(folder) for folder in set(folders.values())}
-    for path, folder in folders.items():
-        found[path] = Stamp(*(listed[folder].get(path.removeprefix(f"{folder}/")) or (0, 0)))
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        if path not in found:
+            folders.setdefault(path.rpartition("/")[0], []).append(path)
+    for folder, files in folders.items():
+        listed = {f"{folder}/{name}": stamp for name, stamp in storage.stamps(folder).items()} if files[1:] else {}
+        for file in files:
+            stamp = listed.get(file) if listed else storage.stamps(file)[""]
+            found[file] = Stamp(*(stamp or (0, 0)))
     return found
 
 
@@ -244,11 +249,17 @@ class _Kept:
         """The sums of those files that have not changed since."""
         if self._database is None:
             return {}
-        paths, found = [path.encode("utf-8", "surrogateescape") for path in stamps], {}
+        paths = [path.encode("utf-8", "surrogateescape") for path in stamps]
+        found: dict[str, str] = {}
         for start in range(0, len(paths), LOOK_UP):
             part = paths[start : start + LOOK_UP]
             marks = ",".join("?" * len(part))
-            rows = self._database.execute(f"select path, stamp, sha256 from digests where path in ({marks})", part)
+            try:
+                asked = f"select path, stamp, sha256 from digests where path in ({marks})"
+                rows = self._database.execute(asked, part).fetchall()
+            except sqlite3.DatabaseError as error:
+                log.warning("%s cannot be read (%s): inputs will be read again; delete it", self._place, error)
+                return found
             for path, stamp, digest in rows:
                 name = path.decode("utf-8", "surrogateescape")
                 if stamp == _text(stamps[name]):
@@ -275,6 +286,9 @@ def _database(place: Path) -> sqlite3.Connection:
             with database:
                 database.execute("create table if not exists digests (path blob primary key, stamp text, sha256 text)")
             return database
+        except sqlite3.OperationalError:  # locked, or on a disk that cannot: it may be whole
+            database.close()
+            raise
         except sqlite3.DatabaseError:
             database.close()
             if last:

@@ -50,10 +50,16 @@ class ProcessId:
         if not self.is_local:
             return False
         try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # somebody else's, and there
+            pass
+        try:
             process = psutil.Process(self.pid)
             return abs(process.create_time() - self.started) > DRIFT_S or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        except psutil.Error:  # it is there, and the system hides what it is (/proc with hidepid)
+            return False
 
 
 def user_name() -> str:

@@ -17,6 +17,7 @@ from stages.settings.models import StageCConfig
 from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.loop import Outcome, train
+from tests.stages.training.in_memory import InMemory
 
 
 @pytest.mark.parametrize(
@@ -225,19 +226,8 @@ def test_a_training_with_adaptive_weights_and_consistency_resumes_to_the_same_by
     recipe = TrainingConfig.model_validate(values | {"precision": "fp32", "log_every": 1, "checkpoint_every": 1})
 
     def run(state: bytes | None, stop_after: int) -> tuple[Outcome, dict[int, bytes]]:
-        saved: dict[int, bytes] = {}
-        outcome = train(
-            stage_c_objective(weight="adaptive", consistency=0.1),
-            codes,
-            recipe,
-            seed=0,
-            device=torch.device("cpu"),
-            load_state=lambda: state and [state],
-            save_state=saved.__setitem__,
-            log=lambda *_: None,
-            should_stop=lambda: stop_after in saved or stop_after == len(saved) + 1,
-        )
-        return outcome, saved
+        kept, objective = InMemory(state, stop_after), stage_c_objective(weight="adaptive", consistency=0.1)
+        return train(objective, codes, recipe, kept, seed=0, device=torch.device("cpu")), kept.saved
 
     _, straight = run(None, stop_after=99)
     running = checkpoint.load(straight[6]).tensors["model.weight.running"]

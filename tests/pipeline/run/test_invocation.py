@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from datasets.files import storage
 from datasets.files.fence import unfenced
 from pipeline.cluster.failures import cause
 from pipeline.cluster.interruptions import Interruptions
@@ -199,7 +200,7 @@ def test_weights_that_change_while_a_run_is_at_work_are_not_built_from(tmp_path)
         "stage_c", ["scale=micro", f"stage_c.weights={file}", "stage_c.train=null", "targets=[stage_c]"]
     )
     (item,) = planned_steps(loaded, str(tmp_path / "root"), Selection())
-    session: Any = SimpleNamespace(config=loaded)
+    session: Any = SimpleNamespace(config=loaded, root=str(tmp_path / "root"))
     invocation._Session._check_unchanged(session, item)
     file.write_bytes(b"another")
     with pytest.raises(UsageError, match=r"stage_c.weights: content changed, .*, since this run began; start it again"):
@@ -269,3 +270,26 @@ def test_an_unwritable_root_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"root=.*cannot be written"):
         check_writable(str(tmp_path / "file" / "below"), "root")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_step_stays_whose_inputs_were_built_anew_and_came_out_the_same(tmp_path, told):
+    """Also one of which the flags leave out the inputs; manifests of before do not tell what they were made of."""
+    loaded, root = compose.load("stage_c", ["scale=micro"]), str(tmp_path)
+    store, planned = Store(root), planned_steps(loaded, root, Selection(until="download"))
+
+    def commit(item: Planned, content: bytes, inputs: dict[str, str]) -> Artifact:
+        entry = storage.publish(content, f"{store.path(item.step.output, item.fingerprint.digest)}/file")
+        facts = {"files": {"file": entry}, "timed": [], "rows": 1, "created": "2026-01-01", "seconds": 0.0}
+        return store.commit(item.step.output, item.fingerprint, facts | ({"inputs": inputs} if told else {}))
+
+    metadata = commit(planned[0], b"rows", {})
+    commit(planned[1], b"pictures", {"metadata": metadata.manifest["content"]})
+    again = planned_steps(loaded, root, Selection(until="download", force=("fetch",)))
+    assert again[1].state == "stale"
+    session = invocation._Session(loaded, "stage_c", root, again, "", PeakMemory(), Summary())
+    session.store = store
+    assert session.came_out_the_same(again[1])
+    assert not session.came_out_the_same(again[0]), "it is forced"
+    commit(planned[0], b"other rows", {})
+    assert not session.came_out_the_same(again[1])

@@ -109,3 +109,11 @@ def test_what_a_run_has_written_down_holds_by_content_from_then_on(source, input
 def test_nothing_is_written_into_a_root_that_knows_its_inputs(tmp_path):
     earlier.keep(str(tmp_path), [])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("torn", ["", "[]", "{", '{"names": 1}'])
+def test_torn_names_are_passed_over(torn, inputs, tmp_path):
+    config, root = load("webdataset", inputs), tmp_path / "root"
+    old_root(root, config)
+    write(root / earlier.FILE, torn)
+    assert fetch(config, root).state == "done"

@@ -65,6 +65,8 @@ def test_records_of_earlier_versions_go_by_the_name_and_are_no_proof(monkeypatch
     assert not replace(here, host="elsewhere").is_dead()
     assert not replace(here, boot="known").is_exact
     assert not replace(here, namespace="known").is_exact
+    assert replace(here, boot="known").is_local
+    assert replace(here, namespace="known").is_local
 
 
 def test_systems_without_namespaces_go_by_the_name_and_that_is_proof(monkeypatch):

@@ -26,10 +26,9 @@ from stages.settings.losses import StageALoss
 from stages.settings.models import StageAConfig
 from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
-from stages.training.callbacks import Callbacks
 from stages.training.loop import Outcome, train
-from stages.training.meter import SPEED
 from stages.training.perceptual import Perceptual
+from tests.stages.training.in_memory import InMemory
 
 SIDE = 16
 TINY = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=16, codebook_init="normal")
@@ -212,7 +211,7 @@ def run(
     world: int = 1,
 ) -> tuple[Outcome, dict[int, bytes], dict[int, dict[str, float]]]:
     """Train in memory; returns the outcome, the saved states and the log."""
-    kept = Kept(state, stop_after)
+    kept = InMemory(state, stop_after)
 
     def read(step: int) -> dict[str, np.ndarray]:
         return {"image": np.array_split(images(4, step), world)[rank]}
@@ -228,28 +227,6 @@ def run(
         world=world,
     )
     return outcome, kept.saved, kept.logged
-
-
-class Kept(Callbacks):
-    """Saved states and the log, in memory; stops after a step."""
-
-    def __init__(self, state: bytes | None, stop_after: int | None) -> None:
-        super().__init__()
-        self.state, self.stop_after = state, stop_after
-        self.saved: dict[int, bytes] = {}
-        self.logged: dict[int, dict[str, float]] = {}
-
-    def newest_state(self) -> list[bytes] | None:
-        return [self.state] if self.state else None
-
-    def save_state(self, step: int, data: bytes) -> None:
-        self.saved[step] = data
-
-    def should_stop(self) -> bool:
-        return self.stop_after in self.logged
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self.logged[step] = {name: value for name, value in values.items() if not name.startswith(SPEED)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -19,7 +19,7 @@ from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
 from stages.models.text import seeded_tower
 from stages.sampling import sample
-from stages.sampling.denoising import Noise, Steps, denoise, sample_code, sample_latents
+from stages.sampling.denoising import Noise, Steps, sample_code, sample_latents
 from stages.settings.losses import LossWeight, StageBLoss, StageCLoss
 from stages.settings.models import (
     CompressorConfig,
@@ -98,20 +98,6 @@ def test_a_repeated_time_changes_nothing(time: float) -> None:
     x, t = torch.randn(2, 3), torch.tensor(time)
     torch.testing.assert_close(diffusion.ddpm_step(x, torch.randn(2, 3), t, t, torch.randn(2, 3)), x)
     torch.testing.assert_close(diffusion.ddim_step(x, torch.randn(2, 3), t, t), x, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 60])
-def test_steps_are_model_calls(steps: int) -> None:
-    called: list[float] = []
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        assert t.dtype == torch.float32
-        called.append(t[0].item())
-        return x
-
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        denoise(predict, torch.zeros(1, 1, 2, 2), Noise([0], CPU), Steps(diffusion.sampling_times(steps)))
-    assert called == pytest.approx([1 - step / steps for step in range(steps)])
 
 
 # ------------------------------------------------------------------------------------------------------- guidance
