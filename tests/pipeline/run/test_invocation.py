@@ -1,6 +1,7 @@
 """What a run does around its steps: attempts, and refusals before anything exists."""
 
 import contextlib
+import errno
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from datasets.files import storage
+from datasets.files.errors import StoreAway, StoreRefuses
 from datasets.files.fence import unfenced
 from pipeline.cluster.failures import cause
 from pipeline.cluster.interruptions import Interruptions
@@ -293,3 +295,54 @@ def test_a_step_stays_whose_inputs_were_built_anew_and_came_out_the_same(tmp_pat
     assert not session.came_out_the_same(again[0]), "it is forced"
     commit(planned[0], b"other rows", {})
     assert not session.came_out_the_same(again[1])
+
+
+def ended(failing: list[str], error: Exception | None) -> tuple[list[str], BaseException | None]:
+    """What of a session is ended, and what comes out, where some of it fails and the run itself ended so."""
+    done: list[str] = []
+
+    def end(name: str) -> None:
+        done.append(name)
+        if name in failing:
+            raise OSError(f"{name} failed")
+
+    session = object.__new__(invocation._Session)
+    session.summary, session.exits = Summary(), contextlib.ExitStack()
+    session.tracking = SimpleNamespace(warnings=["MLflow took nothing"])
+    for name in ("Ray", "MLflow"):
+        session.exits.callback(end, name)
+    session._end_record = lambda _: end("record")  # type: ignore[method-assign]
+    try:
+        session.__exit__(type(error) if error else None, error, None)
+    except OSError as raised:
+        return done, raised
+    assert session.summary.warnings == ["MLflow took nothing"]
+    return done, None
+
+
+@pytest.mark.parametrize("failing", [[], ["record"], ["Ray"], ["record", "Ray", "MLflow"]])
+def test_the_end_of_a_run_ends_all_and_hides_no_error(failing, capsys):
+    done, raised = ended(failing, ValueError("what went wrong"))
+    assert sorted(done) == ["MLflow", "Ray", "record"]
+    assert raised is None  # the run's own error goes on its way
+    assert ("at the end of the run: " in capsys.readouterr().err) == bool(failing)
+
+
+def test_a_run_whose_end_fails_is_not_done():
+    done, raised = ended(["record"], None)
+    assert sorted(done) == ["MLflow", "Ray", "record"]
+    assert str(raised) == "record failed"
+
+
+def test_a_disk_without_room_is_not_tried_again(monkeypatch):
+    full = StoreRefuses(errno.ENOSPC, "no space is left there", "/root/x")
+    with pytest.raises(StoreRefuses) as caught:
+        attempt(monkeypatch, [full, AssertionError("must not be reached")])
+    assert exit_code(caught.value) == 2
+
+
+def test_a_store_that_stays_away_uses_up_the_attempts(monkeypatch):
+    away = StoreAway(None, "the storage kept failing", "s3://bucket/x")
+    with pytest.raises(RetriesExhausted, match="the last error was: s3://bucket/x: the storage kept failing"):
+        attempt(monkeypatch, [away] * 3)
+    assert exit_code(away) == 5

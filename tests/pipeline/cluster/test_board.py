@@ -1,0 +1,79 @@
+"""The board: what the storage of a worker has to get over is heard by the driver."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from datasets.files import notices
+from datasets.files.notices import Notice, PassedOver, Retry
+from pipeline.cluster.board import Board, HeardActor, heard
+from pipeline.run.invocation import _hear
+from pipeline.run.last_screen import Summary, show_summary
+from pipeline.steps.build import Build
+
+RETRY = Retry("s3://bucket/x", "SLOW_DOWN", 0.2)
+
+
+def remote(board: Board) -> Any:
+    """The board as a worker sees it."""
+    return SimpleNamespace(post=SimpleNamespace(remote=board.post))
+
+
+class Worker:
+    def __init__(self, start: int) -> None:
+        notices.tell(RETRY)
+        self.start = start
+
+    def __call__(self, batch: int) -> int:
+        notices.tell(PassedOver("/cache/x", "not kept"))
+        return self.start + batch
+
+
+def test_work_and_actors_are_heard_and_only_they():
+    board = Board()
+
+    def add(first: int, second: int) -> int:
+        notices.tell(RETRY)
+        return first + second
+
+    assert heard(remote(board), add, 1, 2) == 3
+    notices.tell(RETRY)  # by nobody's work
+    assert board.exchange(False) == [{"kind": "notice", "notice": RETRY}]
+    actor = HeardActor(remote(board), Worker, 1)
+    assert actor(2) == 3
+    told = [message["notice"] for message in board.exchange(False)]
+    assert told == [RETRY, PassedOver("/cache/x", "not kept")]
+
+
+def test_work_that_fails_is_heard_no_more():
+    board = Board()
+
+    def fail() -> None:
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        heard(remote(board), fail)
+    notices.tell(RETRY)
+    assert board.exchange(False) == []
+
+
+def test_the_driver_tells_them_on_and_counts_the_retries(capsys, caplog):
+    build = object.__new__(Build)
+    messages = [{"kind": "notice", "notice": RETRY} for _ in range(3)]
+    messages.append({"kind": "notice", "notice": PassedOver("/cache/x", "not kept")})
+    object.__setattr__(build, "cluster", SimpleNamespace(exchange=lambda stop: messages))
+    object.__setattr__(build, "stop_signal", lambda: None)
+    object.__setattr__(build, "claim", SimpleNamespace(raise_if_lost=lambda: None))
+    summary = Summary()
+
+    def hear(notice: Notice) -> None:
+        _hear(summary, notice)
+
+    with notices.heard_by(hear):
+        build.tick()
+    assert (summary.storage_tries, summary.storage_reason) == (3, "SLOW_DOWN")
+    assert caplog.text.count("s3://bucket/x: SLOW_DOWN; trying again") == 3
+    assert "passed over /cache/x: not kept" in caplog.text
+    show_summary(summary)
+    assert "storage     3 requests were made again (the last: SLOW_DOWN)\n" in capsys.readouterr().err
