@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from datasets.files import storage
+from datasets.files.errors import told
 from datasets.files.storage import FileEntry
 from pipeline.store import claims
 from pipeline.store.process import ProcessId
@@ -149,7 +150,7 @@ class World:
     def read(self, path: str, expect: FileEntry | None = None) -> bytes:
         self.touch()
         if path not in self.files:
-            raise FileNotFoundError(path)
+            raise told(FileNotFoundError(path), path)
         return self.files[path]
 
     def publish(self, content: bytes, path: str) -> FileEntry:
@@ -170,7 +171,7 @@ class World:
     def move(self, source: str, target: str) -> None:
         self.touch()
         if source not in self.files:
-            raise FileNotFoundError(source)
+            raise told(FileNotFoundError(source), source)
         self.on_last_word(target)
         self.files[target] = self.files.pop(source)
         self.touch()

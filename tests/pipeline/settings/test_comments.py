@@ -154,8 +154,9 @@ def test_the_comment_is_the_first_paragraph_of_the_docstring_behind_the_key_or_a
 
     outer = Outer(name="some name or other", parts=(Inner(size=1), Inner(size=2)), named={"one": Inner(size=3)})
     assert commented_yaml(outer).splitlines() == [
-        "# What it is called, in a sentence that is too long to stand behind its key and its value on a line; what is",
-        "# longer than such a line is broken, and stands above the key",
+        "# What it is called, in a sentence that is too long to stand behind its key and its value on a line; what is "
+        "longer than",
+        "# such a line is broken, and stands above the key",
         "name: some name or other",
         "parts:  # All of them",
         "- size: 1  # Side, px; null: none",

@@ -260,11 +260,12 @@ def test_the_claim_says_that_it_is_being_deleted(root, capsys, two, monkeypatch)
 
 
 def test_a_record_that_cannot_be_read_ends_it_before_anything_goes(root, capsys):
+    record = str(root / "invocations/20260101-000000-abcd.json")
     for content in (b"", b"[]", b'{"id": 1'):
-        storage.publish(content, str(root / "invocations/5.json"))
+        storage.publish(content, record)
         assert main(["gc", f"root={root}", "--yes"]) == 2
-        assert "5.json is no record of a run" in capsys.readouterr().err
-    storage.remove(str(root / "invocations/5.json"))
+        assert "so nobody knows what its run wants: move it away first" in capsys.readouterr().err
+    storage.remove(record)
     storage.publish(b"", str(root / "invocations/.DS_Store"))
     storage.publish(b"", str(root / "artifacts/.DS_Store"))
     assert len(collect(root, capsys, "--yes")["deleted"]) == 1

@@ -304,8 +304,10 @@ def test_other_words_are_refused(words: list[str], told: str, capsys: pytest.Cap
 
 def test_the_whole_table_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weights", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for row, line in zip(table(), lines[1:], strict=True):
-        assert line.split()[0] == row.name
-        assert line.rstrip().endswith(str(row.source)), "nothing is cut off"
-        assert f"  {row.sha256[:8] if row.sha256 else '?'}  " in line
+    heads, *lines = capsys.readouterr().out.splitlines()
+    begins = [number for number, line in enumerate(lines) if line[:1].strip()]
+    for row, begin, end in zip(table(), begins, [*begins[1:], len(lines)], strict=True):
+        assert lines[begin].split()[0] == row.name
+        folded = "".join(line[heads.index("source") :].replace(" ", "") for line in lines[begin:end])
+        assert folded == str(row.source).replace(" ", ""), "nothing is cut off"
+        assert f"  {row.sha256[:8] if row.sha256 else '?'}  " in lines[begin]
