@@ -8,7 +8,9 @@ Of an artifact, in this order, each kind to its end before the next:
 4. all else
 
 Whoever is killed in it leaves an unfinished build; the next run goes on with what is still vouched for, or deletes on.
-The holder of the claim on the artifact calls, with its fence.
+The holder of the claim on the artifact calls, with its fence. Between that look and the end of a folder's deletion
+nothing holds it back: a holder that stands still there for longer than a claim's silence may delete files of who has
+taken over. A commit refuses what lacks files, and a run that reads such an artifact says so.
 """
 
 import contextlib
