@@ -26,7 +26,7 @@ demo: setup ## train a small Würstchen on this machine and draw pictures (12 to
 test: setup ## run the test suite
 	$(BIN)/python -m pytest
 
-test-cluster: setup ## take drivers, ranks and nodes of a small Ray cluster away from trainings (about 10 minutes)
+test-cluster: setup ## take drivers, ranks, nodes and stores away from runs and trainings (about 15 minutes)
 	$(BIN)/python -m pytest -m cluster -n 0
 
 chaos: setup ## kill runs inside each step and workers at 600 random points, and compare what is left (about 15 minutes)

@@ -202,7 +202,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("failing store")
+@pytest.mark.cluster
 def test_a_run_gets_over_a_store_that_fails_and_goes_and_comes_back(store, root, tmp_path, calm):
     """A fifth of all requests fails, and with the first receipt the store goes away until it was asked for it often."""
     busy, gone = some(0.2, "slow", seed=3), {"asked": 0}
@@ -229,7 +229,7 @@ def test_a_run_gets_over_a_store_that_fails_and_goes_and_comes_back(store, root,
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("failing store")
+@pytest.mark.cluster
 def test_a_run_whose_store_goes_for_good_ends_in_a_sentence_and_goes_on_later(store, root, tmp_path, calm):
     def fault(method: str, path: str) -> str | None:
         if "receipts/" in path and method == "PUT":

@@ -172,6 +172,7 @@ def test_a_run_on_a_full_disk_is_refused_before_it_begins(disk):
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 def test_a_run_whose_disk_fills_up_ends_in_a_sentence_and_goes_on_when_there_is_room(disk, tmp_path):
     """There is room for the plan, not for the pictures: it is a worker that finds none."""
     root, words = disk / "root", [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "--until", "download"]
