@@ -57,9 +57,9 @@ def test_the_command_line_can_be_planned(file, tmp_path, capsys, monkeypatch):
     words = command(file)
     assert words[0] == "run"
     assert {"conf=stage_c", "scale=paper"} <= set(words)
-    replaced = [f"root={tmp_path}" if word.startswith("root=") else word for word in words[1:]]
-    metadata = [] if any(word.startswith("data.metadata=") for word in words) else ["data.metadata=rows.parquet"]
-    assert main(["plan", *replaced, *metadata]) == 0
+    here = {"root": str(tmp_path), "data.metadata": "rows.parquet"}  # a plan looks at both; no store answers here
+    others = [word for word in words[1:] if word.partition("=")[0] not in here]
+    assert main(["plan", *others, *(f"{key}={value}" for key, value in here.items())]) == 0
     assert "train_c" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
