@@ -202,6 +202,7 @@ def test_a_kill_at_every_touch_of_a_repair_leaves_nothing_that_claims_more_than_
 
 
 def test_a_kill_at_every_touch_of_gc_leaves_nothing_that_claims_more_than_is_there(tmp_path):
+    # It was over 60 touches before storage and claims came together; why it is 25 now has not been found out.
     assert swept(tmp_path, BUILD + GC) > 20
 
 
