@@ -114,7 +114,7 @@ def test_a_steps_log_that_finds_no_room_is_told_once(disk, capsys):
     with logging_to(str(disk / "logs/step.log"), told.append):
         fill(disk)
         for _ in range(200):
-            logging.getLogger("pipeline.test").info("x" * 200)
+            logging.getLogger("pipeline").info("x" * 200)
     assert len(told) == 1
     assert "step.log is not complete: no space is left there" in told[0]
     assert "Traceback" not in capsys.readouterr().err
