@@ -1,30 +1,16 @@
 """Settings of the data plane, checked when they are built. Imports nothing heavy: `plan` stays quick."""
 
-import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from datasets.buckets import Frame
+from settings import FILES, MANNER, PLACE, TABLE, Count, Settings, Share, Text
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
-
-def _says_something(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is blank; give a text, or null where there may be none")
-    if CONTROL.search(text):
-        raise ValueError("holds a control character; leave it out")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_says_something)]  # a path, a URI, a name
-Count = Annotated[int, Field(ge=1, le=10**9)]
 Side = Annotated[int, Field(ge=1, le=10**6)]  # px
 Bytes = Annotated[int, Field(ge=1, le=10**12)]
 Pixels = Annotated[int, Field(ge=1, le=10**10)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Aspect = Annotated[float, Field(ge=1.0, le=1000.0)]  # of the longer to the shorter side
 Score = Annotated[float, Field(ge=-1000.0, le=1000.0)]
 Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
@@ -39,15 +25,6 @@ NO_SCORES = (
 
 class DataError(ValueError):
     """Metadata, filters or sizes cannot give a data set; the message names the config key and the remedy."""
-
-
-MANNER = "manner"  # marks a field that decides how something is done, not what comes out: no fingerprint has it
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused, the text under a field is its description."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Thresholds(Settings):
@@ -188,7 +165,7 @@ class OpenMojiConfig(Settings):
 class FolderConfig(Settings):
     """One's own pictures with captions."""
 
-    path: Text
+    path: Annotated[Text, PLACE]
     """A local folder: x.jpg with x.txt beside it, or a metadata.csv or metadata.jsonl with file_name and text."""
     licence: Text | None = None
     """Licence of the pictures for the model card, an identifier such as cc-by-4.0; null: not stated."""
@@ -199,22 +176,22 @@ class FolderConfig(Settings):
 class CocoCaptionsConfig(Settings):
     """COCO's captions and where their pictures come from."""
 
-    annotations: Text
+    annotations: Annotated[Text, PLACE]
     """Files `captions_*.json`: one, a folder, a pattern, or a URI."""
     url: Literal["coco_url", "flickr_url"] = "coco_url"
     """Which of a picture's two URLs is fetched: that of COCO's server, or Flickr's, the original, often gone."""
-    pictures: Text | None = None
+    pictures: Annotated[Text | None, PLACE] = None
     """A local folder that holds the pictures by their file_name, at any depth; null: they are fetched."""
 
 
 class LocalizedNarrativesConfig(Settings):
     """Localized Narratives and where the pictures that they describe come from."""
 
-    annotations: Text
+    annotations: Annotated[Text, PLACE]
     """Files `*.jsonl`: one, a folder, a pattern, or a URI."""
     images: dict[Text, Text]
     """By dataset_id, a template of a picture's URL, or of its name below `pictures`; `{image_id}` stands for the ID."""
-    pictures: Text | None = None
+    pictures: Annotated[Text | None, PLACE] = None
     """A local folder of pictures, for Flickr30k and ADE20k, which are not on the web by their IDs; null: none."""
 
     @model_validator(mode="after")
@@ -232,7 +209,7 @@ class LocalizedNarrativesConfig(Settings):
 class WebdatasetConfig(Settings):
     """Existing tar shards."""
 
-    path: Text
+    path: Annotated[Text, PLACE]
     """Tars: a file, a folder, a pattern, or a URI."""
     max_bytes: Bytes
     """Largest picture that is read, bytes; larger ones are left out."""
@@ -245,9 +222,9 @@ class WebdatasetConfig(Settings):
 class ScorerConfig(Settings):
     """LAION's aesthetic predictor: a CLIP, and a head on its embedding of a picture."""
 
-    clip_weights: Text
+    clip_weights: Annotated[Text, FILES]
     """Path or URI of the CLIP (safetensors or torch), under open_clip's names or transformers'."""
-    head_weights: Text
+    head_weights: Annotated[Text, FILES]
     """Path or URI of the head; thresholds are on its scale."""
     model: Text = "ViT-L-14-quickgelu"
     """open_clip's name of the CLIP that the head is for; LAION's are for OpenAI's ViT-L/14."""
@@ -263,17 +240,17 @@ class DataConfig(Settings):
 
     source: Literal["openmoji", "laion_aesthetic", "folder", "coco_captions", "localized_narratives", "webdataset"]
     """Where rows and pictures come from, as `data=` chooses it; its own settings are the section of that name."""
-    metadata: Text | None
+    metadata: Annotated[Text | None, TABLE]
     """Parquet with LAION's columns: a file, a folder, a pattern, or a URI; null: the source's own rows.
 
     `laion_aesthetic` has none of its own."""
-    scores: Text | None = None
+    scores: Annotated[Text | None, TABLE] = None
     """Parquet with URL and AESTHETIC_SCORE, whose scores count; null: the metadata's own.
 
     Scores are joined by URL; rows that it does not name are left out."""
     scorer: ScorerConfig | None = None
     """Scores computed from the stored pictures, which views take in place of the plan's; null: none are."""
-    removed: Text | None = None
+    removed: Annotated[Text | None, FILES] = None
     """Removal list: a text file with a key or a URL a line, which are not planned; null: none."""
     limit: Annotated[int, Field(ge=1, le=10**12)] | None
     """Rows to plan, drawn by the seed from those that pass the filters; null: all of them."""

@@ -16,6 +16,7 @@ from pipeline.plan.dag import Planned
 from pipeline.settings.config import Config
 from pipeline.settings.keys import is_below
 from pipeline.settings.sections import STAGES
+from settings import FILES
 
 WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
 
@@ -132,7 +133,7 @@ def check_precision(config: Config, planned: list[Planned], kind: str) -> None:
 def _needed_weights(config: Config, planned: list[Planned]) -> dict[str, str]:
     """Paths, by key, of the weights and pictures that steps to do will read."""
     read = [key for item in planned if item.state != "done" for key in item.step.reads]
-    needed = {name: path for name, path in config.existing().items() if any(is_below(name, key) for key in read)}
+    needed = {name: path for name, path in config.paths(FILES).items() if any(is_below(name, key) for key in read)}
     if not config.stage_a.loss.perceptual:
         needed = {name: path for name, path in needed.items() if not name.startswith("stage_a.loss.")}
     if config.stage_b.weights:  # which may hold the compressor

@@ -40,6 +40,7 @@ from pipeline.store.provenance import provenance
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
+from settings import FILES
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -176,7 +177,7 @@ class _Session:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "outcome": "running",
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
-            "paths": sorted(map(storage.absolute, self.config.existing().values())),
+            "paths": sorted(map(storage.absolute, self.config.paths(FILES).values())),
             "steps": {},
         }
         self._write_record()

@@ -36,7 +36,7 @@ from pipeline.settings.sections import (
     Tracking,
 )
 from pipeline.store import identity
-from stages.settings.base import Settings, Text, manners
+from settings import FILES, PLACE, TABLE, Settings, Text, manners, paths
 from stages.settings.models import TextConfig
 from stages.settings.training import TrainingConfig
 
@@ -231,43 +231,21 @@ class Config(Settings):
         """Artifacts of the views that a training step uses."""
         return tuple(sorted({f"view_{view}" for _, view in self.stretches_of(step) if view}))
 
-    def existing(self) -> dict[str, str]:
-        """Paths of the existing weights, and of a rival's pictures, that this config names, by their dotted keys."""
-        loss, pickscore = self.stage_a.loss, self.eval.pickscore
-        found = {f"text.{name}.weights": getattr(tower, "weights", None) for name, tower in self.text.items()}
-        found["stage_a.loss.perceptual_weights"] = loss.perceptual_weights
-        found["stage_a.loss.perceptual_heads"] = loss.perceptual_heads
-        found |= {f"{section}.weights": getattr(self, section).weights for section in (*STAGES, "compressor")}
-        if self.between:
-            found |= self.between.paths
-        if scorer := self.data.scorer:
-            found |= {f"data.scorer.{name}": getattr(scorer, name) for name in ("clip_weights", "head_weights")}
-        if pickscore:
-            found["eval.pickscore.weights"] = pickscore.weights
-            found["eval.pickscore.rival"] = None if pickscore.rival == BASELINE else pickscore.rival
-        return {key: path for key, path in found.items() if path}
+    def paths(self, *marks: str) -> dict[str, str]:
+        """What this config names with these marks (see `settings`), by dotted key: files, tables, places."""
+        return {key: path for key, path in paths(self, *marks).items() if path != BASELINE}  # which is trained here
 
     def with_absolute_paths(self) -> "Config":
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""
         tree = self.model_dump()
-        paths = {f"data.{name}": getattr(self.data, name) for name in ("metadata", "scores", "removed")}
-        settings = tree["data"].get(self.data.source) or {}
-        paths |= {f"data.{self.data.source}.{name}": settings.get(name) for name in ("path", "annotations", "pictures")}
-        paths["cluster.cache.folder"] = self.cluster.cache.folder
-        for key, path in (self.existing() | paths).items():
-            if path:
-                _put(tree, key, storage.absolute(path))
+        for key, path in self.paths(FILES, TABLE, PLACE).items():
+            _put(tree, key, storage.absolute(path))
         return Config.model_validate(tree)
 
     def inputs(self) -> dict[str, Input]:
         """What this config names that lies outside of it, by dotted key, but for the source's own settings."""
-        data = self.data
-        tables = {f"data.{name}": path for name in ("metadata", "scores") if (path := getattr(data, name))}
-        wholes = self.existing() | ({"data.removed": data.removed} if data.removed else {})
-        return {
-            **{key: Whole(path) for key, path in wholes.items()},
-            **{key: Rows(path, ".parquet") for key, path in tables.items()},
-        }
+        wholes: dict[str, Input] = {key: Whole(path) for key, path in self.paths(FILES).items()}
+        return wholes | {key: Rows(path, ".parquet") for key, path in self.paths(TABLE).items()}
 
     def lookup(self, key: str, identify: Callable[[Input], Any] = identity.of) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it.

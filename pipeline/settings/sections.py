@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from stages.settings.base import MANNER, Precision, Settings, Share, Text, manners
+from settings import FILES, MANNER, PLACE, Settings, Share, Text, manners
+from stages.settings.base import Precision
 from stages.settings.losses import BaselineLoss, CompressorWarmupLoss, PreviewerLoss, StageALoss, StageBLoss, StageCLoss
 from stages.settings.models import (
     BaselineConfig,
@@ -29,7 +30,7 @@ class StageA(Settings):
 
     model: StageAConfig
     """Its architecture."""
-    weights: Text | None = None
+    weights: Annotated[Text | None, FILES] = None
     """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones."""
     loss: StageALoss
     """What its training minimises."""
@@ -51,7 +52,7 @@ class Compressor(Settings):
 
     model: CompressorConfig
     """Its architecture."""
-    weights: Text | None
+    weights: Annotated[Text | None, FILES]
     """ImageNet weights of the backbone, or a whole compressor: path or URI; null: random ones.
 
     A whole one goes with `stage_b.weights` where those hold none."""
@@ -66,7 +67,7 @@ class StageB(Settings):
 
     model: StageBConfig
     """Its architecture."""
-    weights: Text | None = None
+    weights: Annotated[Text | None, FILES] = None
     """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones.
 
     Their compressor belongs to them, or `compressor.weights` is one."""
@@ -83,7 +84,7 @@ class StageC(Settings):
 
     model: StageCConfig
     """Its architecture."""
-    weights: Text | None = None
+    weights: Annotated[Text | None, FILES] = None
     """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones."""
     loss: StageCLoss
     """What its training minimises."""
@@ -140,11 +141,11 @@ class Interpolation(Settings):
     Two phases of no training say nothing: `stage_c.weights` then count.
     """
 
-    first: Annotated[int, Field(ge=1, le=1000)] | Text
+    first: Annotated[Annotated[int, Field(ge=1, le=1000)] | Text, FILES]
     """Weights of a Stage C: a file, folder or URI, or the number of a phase of `stage_c.train`, from 1.
 
     A phase stands for the weights after it."""
-    second: Annotated[int, Field(ge=1, le=1000)] | Text
+    second: Annotated[Annotated[int, Field(ge=1, le=1000)] | Text, FILES]
     """Weights of another Stage C of the same size, named like the first."""
     share: Share = 0.5
     """Share of the second: the weights are (1 - share) x first + share x second."""
@@ -220,9 +221,9 @@ class Sampling(SamplingConfig):
 class PickScore(Settings):
     """PickScore, a learned preference, of our pictures against a rival's."""
 
-    weights: Text
+    weights: Annotated[Text, FILES]
     """Path of the PickScore_v1 checkpoint (open_clip's ViT-H-14, or Hugging Face's layout; safetensors)."""
-    rival: Text
+    rival: Annotated[Text, FILES]
     """Folder of pictures by another model, named as in `samples/generated`; or `baseline`, the one trained here."""
 
 
@@ -261,7 +262,7 @@ class Encoders(Settings):
 class Cache(Settings):
     """Files of artifacts on the own disk of each node that trains, hashed once a node."""
 
-    folder: Text | None = None
+    folder: Annotated[Text | None, PLACE] = None
     """A local folder on each node; null: no cache.
 
     Without one, local files are read in place, those of an object store anew each epoch."""

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.settings.base import Channels, Heads, Layers, Settings, Share, Text
+from settings import FILES, Settings, Share, Text
+from stages.settings.base import Channels, Heads, Layers
 
 CODE_STRIDE = 32  # px that the compressor's backbone turns into one position
 LATENT_SIDE_MULTIPLE = 32  # sides of Stage A's latents: pictures come in steps of 128 px
@@ -241,7 +242,7 @@ class ClipTextConfig(Settings):
 
     model: Literal["ViT-H-14", "ViT-bigG-14"]
     """open_clip's name of the model: ViT-H-14 (width 1024), or ViT-bigG-14 (width 1280), that of the public Stage C."""
-    weights: Text
+    weights: Annotated[Text, FILES]
     """Path or URI of its open_clip weights (safetensors)."""
 
     @property

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.settings.base import Precision, Settings, TimeSampling
+from settings import Settings
+from stages.settings.base import Precision, TimeSampling
 
 Sampler = Literal["ddpm", "ddim"]
 

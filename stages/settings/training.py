@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.settings.base import MANNER, Batch, Count, Precision, Settings, Steps, manners
+from settings import MANNER, Count, Settings, manners
+from stages.settings.base import Batch, Precision, Steps
 
 
 class Phase(Settings):

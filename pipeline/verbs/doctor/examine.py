@@ -20,7 +20,7 @@ from pipeline.terminal import print_json, print_table
 from pipeline.tracking.mlflow_store import locate_store
 from pipeline.verbs.doctor import conf, machine
 from pipeline.verbs.doctor.finding import Asked, Check, Finding
-from stages.settings.base import Settings
+from settings import Settings
 
 S = TypeVar("S", bound=Settings)
 

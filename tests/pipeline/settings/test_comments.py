@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from pipeline.settings import compose
 from pipeline.settings.comments import WIDTH, commented_yaml
 from pipeline.settings.config import Config
-from stages.settings.base import Settings
+from settings import Settings
 from tests.pipeline.settings.loading import GROUPS, load
 
 NAMES = {"rates", "images"}  # mappings by names, which the mapping's own comment explains

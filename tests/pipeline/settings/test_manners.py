@@ -10,7 +10,7 @@ from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
-from stages.settings.base import MANNER
+from settings import MANNER
 
 # Sections that say where and how a run is done, and what of it is wanted: no step reads them.
 HOW = ("targets", "workers", "cluster", "tracking", "data.download", "data.source")

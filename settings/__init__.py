@@ -1,0 +1,83 @@
+"""What the settings of all packages are made of: their base, kinds of values, and marks that say what a field is.
+
+The typed configs are `stages.settings`, `datasets.config` and, of a whole experiment, `pipeline.settings`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _says_something(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; give a text, or null where there may be none")
+    if CONTROL.search(text):
+        raise ValueError("holds a control character; leave it out")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_says_something)]  # a path, a URI, a name
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+# Marks: `batch: Annotated[Count, MANNER]`.
+MANNER = "manner"  # decides how something is done, not what comes out: no fingerprint has it
+FILES = "files"  # a path of files that are read as they are: weights, pictures, a list
+TABLE = "table"  # a path of Parquet, whose rows count, in whatever files they are
+PLACE = "place"  # a path of which others say what counts: the owner of the section, or nobody
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused, the text under a field is its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def manners(settings: BaseModel) -> dict[str, Any]:
+    """The fields that are manners, of these settings and all below, as pydantic's `exclude` takes them.
+
+    They are marked in the typed config; what settings leave idle (a property of that name) counts too.
+    """
+    idle: frozenset[str] = getattr(settings, "idle", frozenset())
+    found: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        below = True if MANNER in field.metadata or name in idle else _below(getattr(settings, name))
+        if below:
+            found[name] = below
+    return found
+
+
+def _below(value: Any) -> dict[Any, Any]:
+    match value:
+        case BaseModel():
+            return manners(value)
+        case dict():
+            return {key: found for key, part in value.items() if (found := _below(part))}
+        case tuple():
+            return {place: found for place, part in enumerate(value) if (found := _below(part))}
+    return {}
+
+
+def paths(settings: BaseModel, *marks: str) -> dict[str, str]:
+    """What the fields with one of these marks name, by dotted key, of these settings and all below.
+
+    A field that holds null, or no text where it may hold something else, names nothing.
+    """
+    return dict(_paths(settings, frozenset(marks), ""))
+
+
+def _paths(value: Any, marks: frozenset[str], key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            found = getattr(value, name)
+            if marks.isdisjoint(field.metadata):
+                yield from _paths(found, marks, f"{key}{name}.")
+            elif isinstance(found, str):
+                yield f"{key}{name}", found
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _paths(part, marks, f"{key}{name}.")
