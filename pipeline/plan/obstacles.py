@@ -95,14 +95,11 @@ def every(config: Config, planned: list[Planned], ask_stores: bool = False) -> l
 
 
 def check_weights(config: Config, planned: list[Planned]) -> None:
-    """Refuse a config whose steps need weights or pictures that are not there, before anything runs.
+    """Read whole the weights that steps to do need, before anything runs; that they are there is one of `every`.
 
     Raises:
-        UsageError: there is nothing at a path.
-        BadWeights: the weights there are another model's, or damaged.
+        BadWeights: they are another model's, or damaged.
     """
-    if missing := missing_weights(config, planned):
-        raise UsageError(missing)
     made = {item.step.output for item in planned if item.state != "done"}
     if config.data.scorer and "aesthetic" in made:
         from pipeline.models.loading import check_scorer

@@ -49,10 +49,9 @@ T = TypeVar("T")
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
+    if found := obstacles.every(config, planned):
+        raise UsageError(found[0])
     obstacles.check_weights(config, planned)
-    checks = (obstacles.missing_rows, obstacles.missing_scores, obstacles.too_large_batches)
-    if found := next(filter(None, (check(config, planned) for check in checks)), None):
-        raise UsageError(found)
     check_carried_out(root)
     check_writable(root, "root")
     earlier.keep(root, names_of_inputs(config, root, [item.step for item in planned]))
@@ -214,7 +213,8 @@ class _Session:
         log_path = storage.join(self.root, "logs", self.id, f"{output}.log")
         self.record["steps"][output] = {"state": "running", "log": log_path, "artifact": path}
         self._write_record()
-        label = name if name != "encode_text" else output
+        alone = [other.step.name for other in self.planned].count(name) == 1  # a step that makes no other artifact
+        label = name if alone else output
         progress = StepProgress(label, position.replace("[", "\\["))
         outcome = "failed"
         begun = time.monotonic()

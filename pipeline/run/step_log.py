@@ -66,9 +66,10 @@ def logging_to(path: str, warn: Callable[[str], None]) -> Iterator[None]:
         handler = persistently(path, lambda: _LogFile(file, warn))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("pipeline")
+        before = logger.level, logger.propagate
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
-        logger.propagate = False
+        logger.propagate = False  # the screen has words of its own
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as error:
@@ -79,6 +80,8 @@ def logging_to(path: str, warn: Callable[[str], None]) -> Iterator[None]:
             raise
         finally:
             logger.removeHandler(handler)
+            logger.setLevel(before[0])
+            logger.propagate = before[1]
             handler.close()
             if storage.is_remote(path):
                 try:
