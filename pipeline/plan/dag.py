@@ -113,11 +113,16 @@ def _judge(step: Step, fingerprint: Fingerprint, store: Store) -> Planned:
         return Planned(step, fingerprint, "done", "manifest found", artifact)
     if store.started(step.output, digest):
         return Planned(step, fingerprint, "resume", "an unfinished build is there")
-    others = [other.manifest for other in store.finished(step.output)]
-    if others:
-        changes = min((differences(other, fingerprint) for other in reversed(others)), key=len)
+    if others := list(store.finished(step.output)):
+        _, changes = closest(others, fingerprint)
         return Planned(step, fingerprint, "stale", "; ".join(changes), changes=tuple(changes))
     return Planned(step, fingerprint, "run", "never built here")
+
+
+def closest(others: list[Artifact], wanted: Fingerprint) -> tuple[Artifact, list[str]]:
+    """The artifact with the fewest differences from a wanted one, the newest of several, and the differences."""
+    told = ((other, differences(other.manifest, wanted)) for other in reversed(others))
+    return min(told, key=lambda pair: len(pair[1]))
 
 
 def differences(manifest: dict[str, Any], fingerprint: Fingerprint) -> list[str]:

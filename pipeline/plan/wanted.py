@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.errors import NotBuilt
 from pipeline.plan import dag
-from pipeline.plan.dag import Planned, Step, differences, fingerprints, order
+from pipeline.plan.dag import Planned, Step, closest, fingerprints, order
 from pipeline.plan.table import table
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
@@ -70,8 +70,7 @@ def _missing(name: str, store: Store, wanted: Fingerprint, seed_word: str) -> st
     if not others:
         return f"{text} (no {name} exists there at all)"
     listed = ", ".join(other.manifest["fingerprint"] for other in others)
-    nearest = min((other.manifest for other in reversed(others)), key=lambda other: len(differences(other, wanted)))
-    text += f". There are: {listed}; the nearest, {nearest['fingerprint']}, differs in "
-    text += "; ".join(differences(nearest, wanted))
-    seed = nearest["settings"].get("seed")
+    nearest, changes = closest(others, wanted)
+    text += f". There are: {listed}; the nearest, {nearest.manifest['fingerprint']}, differs in {'; '.join(changes)}"
+    seed = nearest.manifest["settings"].get("seed")
     return text if seed == wanted.settings.get("seed") else f"{text} (give {seed_word}={seed} for its run's seed)"
