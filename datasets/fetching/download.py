@@ -32,6 +32,13 @@ from datasets.planning import plan
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]  # directives of X-Robots-Tag that we obey
 
 
+OUTAGE = 0.5  # share of a shard's pictures; of links that are dead one by one, fewer fail in ways that may pass
+
+
+class Outage(ConnectionError):
+    """A network or server was away."""
+
+
 @dataclass(frozen=True)
 class Fetched:
     """What became of a row: size (px) and hash of the body as fetched, and the picture as it is stored."""
@@ -73,6 +80,7 @@ def download_shard(
 
     Raises:
         RuntimeError: img2dataset did not account for every row.
+        Outage: most of its pictures were lost for a passing reason; nothing was published.
     """
     clock = Clock()
     opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
@@ -80,6 +88,8 @@ def download_shard(
     fetched, retried = _fetch_all(rows, known, shard, image, download, opener)
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
     kept = [_image_row(planned, result, image.format) for planned, result in results if result.picture]
+    dropped = Counter(str(result.outcome) for _, result in results if not result.picture)
+    _check_outage(shard, dropped, rows.num_rows, download.max_lost)
     contents = {
         shards.image_name(shard): shards.write_images(kept),
         shards.index_name(shard): shards.table_bytes([_index_row(*result) for result in results], INDEX),
@@ -91,11 +101,23 @@ def download_shard(
         rows_out=len(kept),
         files={name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()},
         clock=clock,
-        dropped=Counter(str(result.outcome) for _, result in results if not result.picture),
+        dropped=dropped,
         retried=retried,
         bucket=_bucket(rows),
         fence=fence,
     )
+
+
+def _check_outage(shard: int, dropped: Counter[str], planned: int, max_lost: float) -> None:
+    """Refuse to call a shard done that was fetched while a network or server was away: a receipt would be for ever."""
+    passing = {cause: count for cause, count in dropped.most_common() if cause in PASSING}
+    if sum(passing.values()) > max(OUTAGE, max_lost) * planned:
+        causes = ", ".join(f"{cause} {count}" for cause, count in passing.items())
+        raise Outage(
+            f"shard {shard}: {sum(passing.values())} of {planned} pictures were lost for a reason that may pass "
+            f"({causes}), so it is not done; look at the network and start the same command again, or raise "
+            f"data.download.max_lost={max_lost} to go on without them"
+        )
 
 
 def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) -> dict[int, Fetched]:

@@ -112,7 +112,7 @@ def verify(content: bytes | memoryview, path: str, expect: FileEntry) -> None:
     if entry_of(content) != expect:
         raise CorruptFile(
             f"{path} does not hold the {expect.bytes} bytes that its manifest names; "
-            "delete its artifact's folder and run the same command again"
+            "`python -m pipeline data repair` makes it anew"
         )
 
 

@@ -266,6 +266,7 @@ class _Session:
         if item.again or item.reason == "forced":
             neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
             deleting.discard(path, claim.fence)
+        deleting.drop_lost(path, claim.fence)
         begun = time.monotonic()
         self.memory.lap()
         with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked:

@@ -106,5 +106,6 @@ def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:
     if lost > max_lost * planned:
         raise BudgetExceeded(
             f"{lost} of {planned} planned pictures are lost, more than data.download.max_lost={max_lost} allows: "
-            f"{causes}; to try again: --force download"
+            f"{causes}; raise it to what you can bear and start again: nothing is fetched twice, and `data retry` then "
+            "asks again for what may pass"
         )

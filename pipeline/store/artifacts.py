@@ -6,6 +6,7 @@
         forgotten.json      what was taken out of the files since, if anything was: laid over the manifest
         receipts/           what each shard holds
         building/           checkpoints of an unfinished build; gone once the manifest stands
+            repair.json     the content of an artifact that was finished, of which some shards are made anew
 
 A fingerprint is the hash of what a step does: its name and version, the settings it reads, and its parents'
 fingerprints. Equal fingerprints mean equal content, so a finished artifact is never built twice.
@@ -13,7 +14,7 @@ fingerprints. Equal fingerprints mean equal content, so a finished artifact is n
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ NAMED = 3  # files, in a message
 MANIFEST = "manifest.json"
 FORGOTTEN = "forgotten.json"
 BUILDING = "building"
+REPAIR = f"{BUILDING}/repair.json"  # what a finished artifact was of which some shards are made anew
 DIGEST = "[0-9a-f]{16}"
 
 
@@ -68,6 +70,11 @@ class Artifact:
     def files(self) -> dict[str, FileEntry]:
         """Relative file names with sizes and hashes."""
         return {name: FileEntry(**entry) for name, entry in self.manifest["files"].items()}
+
+    @property
+    def called(self) -> tuple[str, str]:
+        """Its name and fingerprint, by which a store finds it."""
+        return self.name, self.manifest["fingerprint"]
 
     def read(self, name: str) -> bytes:
         """One of its files, verified against the manifest."""
@@ -117,7 +124,8 @@ class Store:
         """Write the manifest of a completely built artifact, under the claim on it; None: nobody else can build it.
 
         `facts["files"]` maps relative names to `FileEntry`; the other facts (rows, seconds, metrics, ...) are kept
-        as they are. The content hash leaves out the files named in `facts["timed"]`: they tell of times.
+        as they are. The content hash leaves out the files named in `facts["timed"]`: they tell of times. An artifact
+        that was repaired keeps the one that it had.
 
         Raises:
             InfrastructureError: a file is missing or cut short, so that it has to be built again.
@@ -133,7 +141,8 @@ class Store:
             **facts,
             "files": files,
             "bytes": sum(entry["bytes"] for entry in files.values()),
-            "content": content_hash({file: entry for file, entry in files.items() if file not in facts["timed"]}),
+            "content": _before_repair(path)
+            or content_hash({file: entry for file, entry in files.items() if file not in facts["timed"]}),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         if told := lacking(path, facts["files"]):
@@ -147,6 +156,11 @@ class Store:
         return Artifact(name, path, json.loads(text))
 
 
+def _before_repair(path: str) -> str | None:
+    """The content hash that an artifact had before some of its shards were made anew; None where none were."""
+    return json_files.read(storage.join(path, REPAIR), lambda told: str(told["content"]))
+
+
 def lacking(path: str, files: Mapping[str, FileEntry]) -> str | None:
     """Which files of an artifact are missing or have another size, in words; None where all are there."""
     sizes = storage.sizes(path)
@@ -155,6 +169,16 @@ def lacking(path: str, files: Mapping[str, FileEntry]) -> str | None:
         return None
     more = ", ..." if len(found) > NAMED else ""
     return f"{len(found)} of {len(files)} files in {path} are missing or cut short: {', '.join(found[:NAMED])}{more}"
+
+
+def descendants(parent: Artifact, finished: Iterable[Artifact]) -> list[Artifact]:
+    """The finished artifacts that were made from another one, directly or not."""
+    digests, found, left = {parent.manifest["fingerprint"]}, list[Artifact](), list(finished)
+    while new := [artifact for artifact in left if digests.intersection(artifact.manifest["parents"].values())]:
+        digests |= {artifact.manifest["fingerprint"] for artifact in new}
+        found += new
+        left = [artifact for artifact in left if artifact not in new]
+    return found
 
 
 def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -249,7 +273,9 @@ def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | Non
     content = storage.read(path)
     found = vars(storage.entry_of(content))
     if found not in (entry, removed.before.get(name)):
-        raise CorruptFile(f"{path} does not hold the bytes that its manifest names; delete its artifact's folder")
+        raise CorruptFile(
+            f"{path} does not hold the bytes that its manifest names; delete its artifact's folder, and go on"
+        )
     new = change(content)
     if new == content:
         return False

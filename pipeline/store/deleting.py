@@ -14,16 +14,18 @@ taken over. A commit refuses what lacks files, and a run that reads such an arti
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.files.fence import Fence
 from datasets.formats import shards
 from datasets.formats.shards import Receipt
-from pipeline.errors import LeaseHeld, UsageError
+from pipeline.errors import LeaseHeld
 from pipeline.store import claims
-from pipeline.store.artifacts import BUILDING, MANIFEST, Artifact, Store
+from pipeline.store.artifacts import BUILDING, MANIFEST, REPAIR, Artifact, Store
 
 TIDIED, DELETED, CHANGED = "tidied", "deleted", "changed"  # what is done to something that is claimed
 RESULT = f"{BUILDING}/result.json"
@@ -62,33 +64,61 @@ def drop_shard(folder: str, receipt: Receipt, fence: Fence) -> int:
     return len(receipt.files)
 
 
-def reopen(artifact: Artifact, damaged: Collection[str], fence: Fence) -> int:
-    """Make an unfinished build of a finished artifact, without its damaged shards; the next run makes just these anew.
+class Shard(NamedTuple):
+    """A shard of an artifact: the folder in it ("", or a family's), and its number."""
 
-    Returns how many they are.
+    folder: str
+    number: int
 
-    Raises:
-        UsageError: a file belongs to no shard; nothing was deleted.
+
+def shard_of(name: str) -> Shard | None:
+    """The shard that a file of an artifact would be of, by its name."""
+    file = PurePosixPath(name)
+    if file.suffix not in (".tar", ".parquet") or not file.stem.isdigit():
+        return None
+    return Shard("" if str(file.parent) == "." else str(file.parent), int(file.stem))
+
+
+def receipt_folders(artifact: Artifact) -> set[str]:
+    """Folders inside an artifact whose shards have receipts, so that one can be made anew without the others."""
+    names = (name.rpartition("/")[0] for name in storage.listing(artifact.path))
+    held = (name for name in names if PurePosixPath(name).name == shards.RECEIPTS)
+    return {name.removesuffix(shards.RECEIPTS).removesuffix("/") for name in held}
+
+
+def reopen(artifact: Artifact, lost: Iterable[Shard], fence: Fence) -> None:
+    """Make an unfinished build of a finished artifact, without some of its shards; the next run makes just these anew.
+
+    It goes on as the same artifact: what its content was is kept for the next manifest, so that nothing that was made
+    from it counts as stale. Killed once the manifest is gone, the next builder goes on with `drop_lost`.
     """
-    hit, held = [], set[str]()
-    for folder in shard_folders(artifact):
-        prefix = f"{folder}/" if folder else ""
-        where = storage.join(artifact.path, folder) if folder else artifact.path
-        for receipt in shards.finished(where).values():
-            names = {prefix + name for name in receipt.files}
-            if not names.isdisjoint(damaged):
-                hit.append((where, receipt))
-                held |= names
-    if alone := sorted(set(damaged) - held):
-        raise UsageError(
-            f"{', '.join(alone)} of {artifact.path} belong to no shard that could be made anew by itself: "
-            f"run again with --force {artifact.manifest['step']}"
-        )
+    _note(artifact.path, {"content": artifact.manifest["content"], "lost": sorted(lost)}, fence)
     fence()
     storage.remove(storage.join(artifact.path, MANIFEST))
-    for where, receipt in hit:
-        drop_shard(where, receipt, fence)
-    return len(hit)
+    drop_lost(artifact.path, fence)
+
+
+def drop_lost(path: str, fence: Fence) -> None:
+    """Delete the shards for which an unfinished build was reopened, if they have not been deleted yet."""
+    kept = json_files.read(storage.join(path, REPAIR), _repair)
+    if kept is None or not kept["lost"]:
+        return
+    for folder, number in kept["lost"]:
+        where = storage.join(path, *([folder] if folder else []))
+        fence()
+        storage.remove(shards.receipt_path(where, number))
+        for name in {shards.image_name(number), shards.tensor_name(number)}:
+            storage.remove(storage.join(where, name))
+    _note(path, {**kept, "lost": []}, fence)
+
+
+def _note(path: str, kept: dict[str, Any], fence: Fence) -> None:
+    fence()
+    storage.publish(json.dumps(kept).encode(), storage.join(path, REPAIR))
+
+
+def _repair(told: dict[str, Any]) -> dict[str, Any]:
+    return {"content": str(told["content"]), "lost": [Shard(*shard) for shard in told["lost"]]}
 
 
 def shard_folders(artifact: Artifact) -> list[str]:

@@ -1,7 +1,6 @@
 """The verb `data`: what became of the pictures, whether the bytes are still theirs, and where one of them is."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -18,18 +17,16 @@ from pipeline.errors import UsageError
 from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import planned_steps, prints_of, wanted
-from pipeline.run import invocation
+from pipeline.run import invocation, repairing
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Artifact, Store
-from pipeline.store.removal_list import listed, names_of, requests
+from pipeline.store.removal_list import check_carried_out, listed, names_of, requests
 from pipeline.terminal import console, out, print_json, print_table
 from pipeline.verbs import forgetting
 from pipeline.verbs.configured import command, configured
-
-READERS = 8  # files that are verified at a time
 
 
 def handle(words: Words) -> None:
@@ -45,7 +42,9 @@ def handle(words: Words) -> None:
         case ["funnel"]:
             funnel(loaded, root, words.json)
         case ["verify"]:
-            verify(loaded, root, words.json)
+            verify(loaded, root, words)
+        case ["repair"]:
+            repair(loaded, root, words, command())
         case ["retry"]:
             retry(loaded, root, words, command())
         case ["dedup"]:
@@ -53,7 +52,7 @@ def handle(words: Words) -> None:
         case ["trace", key]:
             trace(loaded, root, key, words.json)
         case _:
-            raise UsageError("data needs one of: funnel, verify, trace KEY, retry, dedup, forget")
+            raise UsageError("data needs one of: funnel, verify, repair, trace KEY, retry, dedup, forget")
 
 
 def funnel(config: Config, root: str, as_json: bool) -> None:
@@ -92,34 +91,77 @@ def _level(name: str, rows: int, lost: dict[str, int], of: dict[str, Any] | None
     return {"level": name, "rows": rows, "lost": lost}
 
 
-def verify(config: Config, root: str, as_json: bool) -> None:
+def verify(config: Config, root: str, words: Words) -> None:
     """Read every file of this config's finished artifacts again and compare it with its manifest.
 
     Raises:
-        CorruptFile: some are missing or hold other bytes; the first of them are named.
+        CorruptFile: some are missing or hold other bytes; the first of them are named. Or a repair has not ended.
     """
-    files = [(artifact, name) for artifact in _finished(config, root).values() for name in artifact.files]
-    if not files:
+    artifacts = _finished(config, root)
+    count = sum(len(artifact.files) for artifact in artifacts.values())
+    waiting = _waiting(config, root)
+    if not count and not waiting:
         raise UsageError(f"root={root} has no finished artifact of this conf yet")
-    with ThreadPoolExecutor(READERS) as pool:
-        damaged = [path for path in pool.map(lambda file: _damaged(*file), files) if path]
-    if as_json:
-        print_json({"root": root, "files": len(files), "damaged": damaged})
+    damaged = [storage.join(artifact.path, name) for artifact, name in repairing.damaged(artifacts.values())]
+    if words.json:
+        print_json({"root": root, "files": count, "damaged": damaged})
     if damaged:
         raise CorruptFile(
-            f"{len(damaged)} of {len(files)} files are missing or damaged: {', '.join(damaged[:3])}"
-            f"{', ...' if len(damaged) > 3 else ''}; delete their artifacts' folders and run again"
+            f"{len(damaged)} of {count} files are missing or damaged: {', '.join(damaged[:3])}"
+            f"{', ...' if len(damaged) > 3 else ''}; mend them: python -m pipeline data repair {words.same}"
         )
-    if not as_json:
-        out.print(f"all {len(files)} files hold the bytes that their manifests name")
+    if waiting:
+        raise CorruptFile(
+            f"the repair of {', '.join(waiting)} has not come to its end; go on with it: "
+            f"python -m pipeline data repair {words.same}"
+        )
+    if not words.json:
+        out.print(f"all {count} files hold the bytes that their manifests name")
 
 
-def _damaged(artifact: Artifact, name: str) -> str | None:
-    try:
-        artifact.read(name)
-    except (CorruptFile, OSError):
-        return storage.join(artifact.path, name)
-    return None
+def repair(config: Config, root: str, words: Words, command: str) -> None:
+    """Make the damaged shards of this config's artifacts anew, with what was made from them shard by shard.
+
+    Raises:
+        CorruptFile: other files are damaged that belong to no shard; says what to do about them.
+        UsageError: nothing can be made anew before one of those is there again; nothing was changed.
+    """
+    check_carried_out(root)
+    found = repairing.damaged(_finished(config, root).values())
+    alone = repairing.of_no_shard(found)
+    opened = repairing.open_damaged(Store(root), [file for file in found if file not in alone], alone)
+    waiting = _waiting(config, root)
+    if waiting:
+        planned = planned_steps(config, root, Selection())
+        ours = [item for item in planned if item.state == "done" or item.step.output in waiting]
+        invocation.run(config, words.required_conf(), root, ours, command)
+    others = [it.artifact.path for it in opened if Store(root).find(*it.artifact.called) is None]
+    shards_of = {it.artifact.name: sorted({shard.number for shard in it.shards}) for it in opened}
+    left = [storage.join(artifact.path, name) for artifact, name in alone]
+    if words.json:
+        print_json({"root": root, "repaired": waiting, "shards": shards_of, "others": others, "left": left})
+    else:
+        for name in waiting:
+            out.print(f"{name} is whole again{_numbered(shards_of.get(name, []))}")
+        if others:
+            out.print(f"made from the same pictures by another conf, whose next run mends them: {', '.join(others)}")
+        if not (waiting or alone):
+            out.print("nothing to repair: all files hold the bytes that their manifests name")
+    if alone:
+        told = (f"{storage.join(it.path, name)} belongs to no shard: {repairing.remedy(it)}" for it, name in alone)
+        raise CorruptFile("; ".join(told))
+
+
+def _numbered(shards: list[int]) -> str:
+    """Which shards were made anew, the first of many, in words."""
+    named = ", ".join(map(str, shards[:10]))
+    return f": shards {named}{', ...' if len(shards) > 10 else ''} were made anew" if shards else ""
+
+
+def _waiting(config: Config, root: str) -> list[str]:
+    """The artifacts of a config whose repair has begun and not come to its end."""
+    prints = prints_of(config, root, order(table(config), config.targets))
+    return [name for name, print_ in prints.items() if repairing.is_open(Store(root), name, print_.digest)]
 
 
 def trace(config: Config, root: str, key: str, as_json: bool) -> None:

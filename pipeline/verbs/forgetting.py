@@ -30,7 +30,7 @@ from pipeline.errors import LeaseHeld
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 from pipeline.store import claims, deleting, removal_list
-from pipeline.store.artifacts import Artifact, Removals, Store, rewrite
+from pipeline.store.artifacts import Artifact, Removals, Store, descendants, rewrite
 from pipeline.store.deleting import RESULT, shard_folders
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console
@@ -158,7 +158,7 @@ def _from_everything(
     outcome.pictures |= stored
     if stored:
         _from_mlflow(store.root, outcome)
-    made = _descendants(images, finished)
+    made = descendants(images, finished)
     for artifact in made if stored else ():
         if artifact.name.startswith(("stage_", "previewer", "baseline")) and artifact.name != "baseline_samples":
             outcome.trained.add(artifact.name)
@@ -329,13 +329,3 @@ def _made_from(parent: Artifact, finished: Iterable[Artifact], name: str) -> lis
     """The finished artifacts of a name that were made from another one directly."""
     digest = parent.manifest["fingerprint"]
     return [other for other in finished if other.name == name and other.manifest["parents"].get(parent.name) == digest]
-
-
-def _descendants(parent: Artifact, finished: Iterable[Artifact]) -> list[Artifact]:
-    """The finished artifacts that were made from another one, directly or not."""
-    digests, found, left = {parent.manifest["fingerprint"]}, [], list(finished)
-    while new := [artifact for artifact in left if digests.intersection(artifact.manifest["parents"].values())]:
-        digests |= {artifact.manifest["fingerprint"] for artifact in new}
-        found += new
-        left = [artifact for artifact in left if artifact not in new]
-    return found

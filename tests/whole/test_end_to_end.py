@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -262,6 +263,44 @@ def test_a_forgotten_picture_leaves_a_root_that_verifies_and_says_when(micro_roo
     assert not list(root.rglob(f"{key}.png"))
     planned = json.loads(pipeline("plan", *MICRO, f"root={root}", "--json").stdout)
     assert planned["forgotten"] == 2  # its key and its URL
+    assert {step["state"] for step in planned["steps"]} == {"done"}
+
+
+def test_a_repair_makes_the_damaged_shard_anew_and_what_was_made_from_it_and_nothing_else(
+    micro_root, pipeline, artifacts, tmp_path
+):
+    """As `data verify` advises; pictures that come again as they were leave every byte as it was."""
+    root = tmp_path / "root"
+    shutil.copytree(micro_root, root)
+
+    def files() -> dict[str, tuple[int, int, bytes]]:
+        found = (file for file in (root / "artifacts").rglob("*") if file.is_file())
+        return {str(file): (file.stat().st_ino, file.stat().st_mtime_ns, file.read_bytes()) for file in found}
+
+    below = {name: root / Path(artifact.path).relative_to(micro_root) for name, artifact in artifacts.items()}
+    tar = below["images"] / shards.image_name(2)
+    before = files()
+    content = bytearray(tar.read_bytes())
+    content[1000] ^= 1
+    tar.write_bytes(content)
+    told = pipeline("data", "verify", *MICRO, f"root={root}", check=False)
+    assert told.returncode == 2
+    advice = shlex.split(told.stderr.partition("mend them: python -m pipeline ")[2])
+    assert advice[:2] == ["data", "repair"]
+    assert "images is whole again: shards 2 were made anew" in pipeline(*advice).stdout
+    after = files()
+    hit = {str(tar), str(below["images"] / shards.index_name(2)), str(below["text_tiny"] / shards.tensor_name(2))}
+    hit |= {str(below[name] / "128" / shards.tensor_name(2)) for name in ("latents_a", "latents_c")}
+    marks = (
+        "manifest.json",
+        "00002.json",
+        "tower.safetensors",
+        "null_text.safetensors",
+    )  # the tower is put there again
+    assert {name for name in after if after[name][:2] != before[name][:2] and not name.endswith(marks)} == hit
+    assert {name: after[name][2] for name in hit} == {name: before[name][2] for name in hit}
+    assert "hold the bytes" in pipeline("data", "verify", *MICRO, f"root={root}").stdout
+    planned = json.loads(pipeline("plan", *MICRO, f"root={root}", "--json").stdout)
     assert {step["state"] for step in planned["steps"]} == {"done"}
 
 

@@ -10,7 +10,7 @@ import pytest
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shards import Clock, ImageRow
-from pipeline.errors import ClaimLost, LeaseHeld, UsageError
+from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
 
@@ -107,7 +107,7 @@ def test_nothing_goes_once_somebody_else_has_taken_over(tmp_path, deletion):
         "discard": lambda: deleting.discard(artifact.path, closed),
         "tidy": lambda: deleting.tidy(artifact, closed),
         "drop_shard": lambda: deleting.drop_shard(artifact.path, shards.receipt(artifact.path, 0), closed),
-        "reopen": lambda: deleting.reopen(artifact, ["00000.parquet"], closed),
+        "reopen": lambda: deleting.reopen(artifact, [deleting.Shard("", 0)], closed),
     }
     with pytest.raises(ClaimLost):
         calls[deletion]()
@@ -177,16 +177,26 @@ def test_only_damaged_shards_are_dropped(tmp_path, removed, folders):
     artifact = built(tmp_path, *folders)
     prefix = f"{folders[-1]}/" if folders[-1] else ""
     removed.clear()
-    assert deleting.reopen(artifact, [f"{prefix}00001.parquet"], open_fence) == 1
-    assert removed == ["manifest.json", f"{prefix}receipts/00001.json", f"{prefix}00001.parquet"]
+    assert deleting.receipt_folders(artifact) == set(folders)
+    shard = deleting.shard_of(f"{prefix}00001.parquet")
+    assert shard
+    deleting.reopen(artifact, [shard], open_fence)
+    assert removed[:2] == ["manifest.json", f"{prefix}receipts/00001.json"]
+    left = {name for name in artifact.files if storage.exists(f"{artifact.path}/{name}")}
+    assert artifact.files.keys() - left == {f"{prefix}00001.parquet"}
     assert Store(str(tmp_path)).find("latents_a", PRINT.digest) is None
 
 
-def test_what_belongs_to_no_shard_is_not_dropped(tmp_path):
+def test_an_artifact_that_is_repaired_counts_as_what_it_was(tmp_path):
+    """What was made from it must not be built again because of it; one that is built anew counts by its bytes."""
     artifact = built(tmp_path)
-    with pytest.raises(UsageError, match=r"tower.safetensors of .* belong to no shard .* --force encode_a"):
-        deleting.reopen(artifact, ["00000.parquet", "tower.safetensors"], open_fence)
-    assert Store(str(tmp_path)).find("latents_a", PRINT.digest) is not None
+    deleting.reopen(artifact, [deleting.Shard("", 1)], open_fence)
+    facts = {"files": {"00000.parquet": artifact.files["00000.parquet"]}, "timed": [], "rows": 3, "created": "now"}
+    again = Store(str(tmp_path)).commit("latents_a", PRINT, facts)
+    assert again.manifest["content"] == artifact.manifest["content"]
+    deleting.tidy(again, open_fence)
+    built_anew = Store(str(tmp_path)).commit("latents_a", PRINT, facts)
+    assert built_anew.manifest["content"] != artifact.manifest["content"]
 
 
 def test_a_shard_goes_with_its_receipt_first(tmp_path, removed):

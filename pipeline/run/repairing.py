@@ -1,0 +1,137 @@
+"""Repairing: which files are damaged, and how the shards that they belong to are made anew, and nothing else.
+
+A shard of images that is made anew may come out otherwise: a picture is gone from the web. So the same shard of all
+that was made from it shard by shard is made anew too, and the views, which name pictures. Trainings and what was drawn
+stay: they were made of what was there then. What is damaged and belongs to no shard stays as it is, and is named.
+
+Opening an artifact takes its mark away, so a repair that is killed leaves unfinished builds, which `data repair` or the
+next run goes on with. Images are opened last: until then their damage is still found.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from datasets.files import storage
+from datasets.files.storage import CorruptFile
+from pipeline.errors import UsageError
+from pipeline.run import neighbours
+from pipeline.store import claims, deleting
+from pipeline.store.artifacts import REPAIR, Artifact, Store, descendants
+from pipeline.store.deleting import Shard, receipt_folders, shard_of
+from pipeline.store.removal_list import check_carried_out
+
+READERS = 8  # files that are verified at a time
+REPAIRED = "repaired"  # what is done to an artifact meanwhile
+BY_SHARD = ("text_", "latents_", "aesthetic", "duplicates")  # names of what is made from images, shard by shard
+OF_ALL = ("view_", "held_out")  # and at once from all of them, within seconds
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An artifact of which some shards are gone, to be made anew."""
+
+    artifact: Artifact
+    shards: set[Shard]
+
+
+def damaged(artifacts: Iterable[Artifact]) -> list[tuple[Artifact, str]]:
+    """The files of finished artifacts that are missing or hold other bytes than their manifests say.
+
+    Raises:
+        StorageError: the storage is away, so nobody knows.
+    """
+    files = [(artifact, name) for artifact in artifacts for name in artifact.files]
+    with ThreadPoolExecutor(READERS) as pool:
+        return [file for file, wrong in zip(files, pool.map(_is_damaged, files), strict=True) if wrong]
+
+
+def _is_damaged(file: tuple[Artifact, str]) -> bool:
+    artifact, name = file
+    try:
+        artifact.read(name)
+    except (CorruptFile, FileNotFoundError):
+        return True
+    return False
+
+
+def of_no_shard(files: Iterable[tuple[Artifact, str]]) -> list[tuple[Artifact, str]]:
+    """Those of some files that cannot be made anew by themselves."""
+    folders: dict[str, set[str]] = {}
+    alone = []
+    for artifact, name in files:
+        known = folders.setdefault(artifact.path, receipt_folders(artifact))
+        if (shard := shard_of(name)) is None or shard.folder not in known:
+            alone.append((artifact, name))
+    return alone
+
+
+def open_damaged(
+    store: Store, files: Sequence[tuple[Artifact, str]], alone: Sequence[tuple[Artifact, str]]
+) -> list[Opened]:
+    """Make unfinished builds of all artifacts that have to be repaired; returns them, images last.
+
+    Args:
+        store: where they lie; what other configs made of the same images is opened too.
+        files: the damaged files that belong to shards.
+        alone: those that do not.
+
+    Raises:
+        UsageError: what would be made anew is made from something that is damaged too; nothing was changed.
+        LeaseHeld: another run reads or changes one of them; those before it are opened.
+    """
+    own = f"repair-{uuid.uuid4().hex[:8]}"
+    with claims.at_work(store.root, own):
+        check_carried_out(store.root)  # whoever writes a request now sees that somebody is at work
+        found = _hit(store, files)
+        _check_inputs(found, alone)
+        for opened in found:
+            neighbours.check_unread(store, *opened.artifact.called, own)
+        for opened in found:
+            what = claims.artifact(*opened.artifact.called)
+            with claims.hold(store.root, what, neighbours.tell, REPAIRED) as claim:
+                if artifact := store.find(*opened.artifact.called):  # else somebody else was as fast
+                    deleting.reopen(artifact, opened.shards, claim.fence)
+    return found
+
+
+def is_open(store: Store, name: str, digest: str) -> bool:
+    """Whether a repair of an artifact has begun and not come to its end."""
+    return store.find(name, digest) is None and storage.exists(storage.join(store.path(name, digest), REPAIR))
+
+
+def remedy(artifact: Artifact) -> str:
+    """What to do about a damaged file of an artifact that belongs to no shard."""
+    return f"put it back from a copy, or make all of {artifact.name} anew: run --force {artifact.manifest['step']}"
+
+
+def _check_inputs(found: Iterable[Opened], alone: Iterable[tuple[Artifact, str]]) -> None:
+    needed = {
+        digest: opened.artifact.name for opened in found for digest in opened.artifact.manifest["parents"].values()
+    }
+    for artifact, name in alone:
+        if asked := needed.get(artifact.manifest["fingerprint"]):
+            raise UsageError(
+                f"{storage.join(artifact.path, name)} is damaged, and {asked} is made from it: {remedy(artifact)}; "
+                "nothing was changed"
+            )
+
+
+def _hit(store: Store, files: Iterable[tuple[Artifact, str]]) -> list[Opened]:
+    """The artifacts to be opened, with the shards to be made anew; images last."""
+    lost: dict[str, Opened] = {}
+
+    def lose(artifact: Artifact, shards: Iterable[Shard]) -> None:
+        lost.setdefault(artifact.path, Opened(artifact, set())).shards.update(shards)
+
+    for artifact, name in files:
+        lose(artifact, filter(None, [shard_of(name)]))
+    for images in [opened for opened in lost.values() if opened.artifact.name == "images"]:
+        numbers = {shard.number for shard in images.shards}
+        for artifact in descendants(images.artifact, store.finished()):
+            if artifact.name.startswith(BY_SHARD):
+                lose(artifact, {Shard(folder, number) for folder in receipt_folders(artifact) for number in numbers})
+            if artifact.name.startswith(OF_ALL):
+                lose(artifact, ())
+    return sorted(lost.values(), key=lambda opened: opened.artifact.name == "images")

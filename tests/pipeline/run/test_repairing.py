@@ -1,0 +1,123 @@
+"""Repairs: which artifacts are opened for which damaged files, what is refused, and in which order."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.files import storage
+from datasets.formats import shards
+from datasets.formats.shards import Clock, ImageRow
+from pipeline.errors import LeaseHeld, UsageError
+from pipeline.run import repairing
+from pipeline.store import claims, removal_list
+from pipeline.store.artifacts import Artifact, Fingerprint, Store
+from pipeline.store.deleting import Shard
+from tests.pipeline.verbs.test_gc import record
+
+FOLDERS = {"images": ("",), "latents_a": ("128", "256"), "text_tiny": ("",)}
+
+
+def commit(store: Store, name: str, *parents: Artifact, setting: int = 0) -> Artifact:
+    """A finished artifact with two shards in each of its folders, and a file that belongs to none."""
+    fingerprint = Fingerprint(f"make_{name}", 1, {"setting": setting}, dict(parent.called for parent in parents))
+    path = store.path(name, fingerprint.digest)
+    files = {"file": storage.publish(b"a file", f"{path}/file")}
+    for folder in FOLDERS.get(name, ()):
+        where = storage.join(path, *([folder] if folder else []))
+        for shard in range(2):
+            rows = [ImageRow(0, f"{shard:032x}", "u", "c", "png", b"x")]
+            content = shards.write_tensors(rows, "text", np.full((1, 2), shard, np.float16))
+            file = shards.tensor_name(shard)
+            entry = storage.publish(content, storage.join(where, file))
+            shards.publish_receipt(where, shard, rows_in=1, rows_out=1, files={file: entry}, clock=Clock())
+            files[f"{folder}/{file}" if folder else file] = entry
+    facts = {"files": files, "timed": [], "rows": 2, "notes": {}, "created": "2026-01-01"}
+    return store.commit(name, fingerprint, facts)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> dict[str, Artifact]:
+    """Images, and all kinds of things that are made from them, latents by two confs."""
+    store = Store(str(tmp_path))
+    metadata = commit(store, "metadata")
+    images = commit(store, "images", metadata)
+    found = {"metadata": metadata, "images": images}
+    for name in ("text_tiny", "view_all", "held_out", "stage_a"):
+        found[name] = commit(store, name, images)
+    found["latents_a"] = commit(store, "latents_a", images, found["stage_a"])
+    found["others"] = commit(store, "latents_a", images, found["stage_a"], setting=1)
+    found["samples"] = commit(store, "samples", images, found["stage_a"])
+    return found
+
+
+def damage(artifact: Artifact, name: str) -> tuple[Artifact, str]:
+    file = Path(artifact.path) / name
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    return artifact, name
+
+
+def finished(root: Path) -> set[str]:
+    return {artifact.path for artifact in Store(str(root)).finished()}
+
+
+def test_damage_is_found_and_told_from_what_is_whole(tmp_path, made):
+    assert repairing.damaged(made.values()) == []
+    hit = [damage(made["latents_a"], "128/00001.parquet"), damage(made["stage_a"], "file")]
+    gone = made["text_tiny"], "00000.parquet"
+    (Path(made["text_tiny"].path) / "00000.parquet").unlink()
+    found = repairing.damaged(made.values())
+    assert sorted(found, key=str) == sorted([*hit, gone], key=str)
+    assert repairing.of_no_shard(found) == [hit[1]]
+
+
+def test_parts_of_a_plan_are_no_shards(tmp_path, made):
+    """They are numbered, but no receipt vouches for one alone."""
+    storage.publish(b"rows", f"{made['metadata'].path}/plan/00000.parquet")
+    assert repairing.of_no_shard([(made["metadata"], "plan/00000.parquet")])
+
+
+def test_of_what_is_not_images_only_the_damaged_shard_is_opened(tmp_path, made):
+    before = finished(tmp_path)
+    (opened,) = repairing.open_damaged(Store(str(tmp_path)), [damage(made["latents_a"], "128/00001.parquet")], [])
+    assert opened.shards == {Shard("128", 1)}
+    assert before - finished(tmp_path) == {made["latents_a"].path}
+    assert sorted(shards.finished(f"{made['latents_a'].path}/128")) == [0]
+    assert sorted(shards.finished(f"{made['latents_a'].path}/256")) == [0, 1]
+    assert repairing.is_open(Store(str(tmp_path)), *made["latents_a"].called)
+    assert not repairing.is_open(Store(str(tmp_path)), *made["images"].called)
+
+
+def test_with_a_shard_of_images_goes_what_was_made_from_it_of_any_conf(tmp_path, made):
+    before = finished(tmp_path)
+    opened = repairing.open_damaged(Store(str(tmp_path)), [damage(made["images"], "00001.parquet")], [])
+    assert opened[-1].artifact.name == "images", "or a kill before it would hide the damage"
+    hit = {"images", "text_tiny", "latents_a", "others", "view_all", "held_out"}
+    assert before - finished(tmp_path) == {made[name].path for name in hit}
+    for name in ("latents_a", "others"):
+        assert sorted(shards.finished(f"{made[name].path}/256")) == [0]
+    assert storage.exists(f"{made['view_all'].path}/file")
+
+
+def test_what_could_not_be_made_anew_is_not_opened(tmp_path, made):
+    before = finished(tmp_path)
+    hit, alone = damage(made["latents_a"], "128/00001.parquet"), damage(made["stage_a"], "file")
+    with pytest.raises(UsageError, match=r"stage_a/\w+/file is damaged, and latents_a is made from it: .*make_stage_a"):
+        repairing.open_damaged(Store(str(tmp_path)), [hit], [alone])
+    assert finished(tmp_path) == before
+    repairing.open_damaged(Store(str(tmp_path)), [hit], [damage(made["samples"], "file")])
+    assert before - finished(tmp_path) == {made["latents_a"].path}
+
+
+def test_nothing_is_opened_that_a_run_reads_or_while_a_removal_waits(tmp_path, made):
+    before = finished(tmp_path)
+    record(tmp_path, 1, "run conf=stage_c", made["latents_a"], outcome="running", process={"host": "h", "pid": 1})
+    files = [damage(made["images"], "00001.parquet")]
+    with claims.at_work(str(tmp_path), "1"), pytest.raises(LeaseHeld, match="is in use by run 1"):
+        repairing.open_damaged(Store(str(tmp_path)), files, [])
+    removal_list.add(str(tmp_path), {"0" * 32})
+    with pytest.raises(UsageError, match="go on with it: python -m pipeline data forget"):
+        repairing.open_damaged(Store(str(tmp_path)), files, [])
+    assert finished(tmp_path) == before
