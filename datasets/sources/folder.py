@@ -16,8 +16,9 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -114,17 +115,19 @@ def serving(path: str | None, key: str) -> Iterator[Hosts]:
 def serve(path: str, key: str) -> Iterator[Address]:
     """Serve a folder's pictures by their names on loopback, and nothing else; yields the server's address.
 
+    Each is looked for when it is asked for: a download's tasks have no need of the whole folder's listing.
+
     Raises:
-        DataError: names `key`; the folder is not there, cannot be read, or holds no pictures.
+        DataError: names `key`; the folder is not there, or no local one.
     """
-    files, _ = listing(path, key)
     root = _root(path, key)
+    if not root.is_dir():
+        raise DataError(f"{key}: there is no folder {path} on this machine; give a local folder that every node has")
+    spelt = lru_cache(maxsize=None)(_spelt)
 
     def body(name: str) -> bytes | None:
-        file = files.get(unquote(name, errors="surrogateescape"))
-        if file is None or not is_picture(file.name) or not file.is_file() or not _inside(file, root):
-            return None
-        return file.read_bytes()
+        file = _served(root, unquote(name, errors="surrogateescape"), spelt)
+        return file.read_bytes() if file else None
 
     with loopback.serve(body) as address:
         yield address
@@ -200,6 +203,25 @@ def _rows(table: Path) -> Iterator[tuple[str, str]]:
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         reason = f"no column {error}" if isinstance(error, KeyError) else error
         raise DataError(f"data.folder.path: {table} is no table of file_name and text: {reason}") from error
+
+
+def _served(root: Path, name: str, spelt: Callable[[Path], dict[str, str]]) -> Path | None:
+    """The picture of a name that `listing` would give, if there is one; None for all else."""
+    parts = name.split("/")
+    if not is_picture(name) or _visible(parts) != parts or not all(parts):
+        return None
+    file = root
+    for part in parts:
+        if file.is_symlink() and file != root:  # a folder that `listing` does not enter
+            return None
+        file = file / part if (file / part).exists() else file / spelt(file).get(part, part)
+    return file if file.is_file() and _inside(file, root) else None
+
+
+def _spelt(folder: Path) -> dict[str, str]:
+    """Names in a folder as they are spelt there, by their NFC, where that differs."""
+    names = os.listdir(folder) if folder.is_dir() else ()
+    return {nfc: name for name in names if (nfc := unicodedata.normalize("NFC", name)) != name}
 
 
 def _root(path: str, key: str) -> Path:

@@ -30,7 +30,12 @@ def deduplicate(build: Build) -> Facts:
         done[receipt.shard] = receipt
         build.report.progress(len(done), len(total), "shards")
     hashed = {f"{HASHES}/{name}": entry for receipt in done.values() for name, entry in receipt.files.items()}
-    files, counts, pid = build.call(_find, images, build.path, hashed)
+    files, counts, crowded, pid = build.call(_find, images, build.path, hashed)
+    if crowded:
+        build.report.warning(
+            f"{crowded:,} pictures, such as nearly flat ones, have something of more than {duplicates.CROWD} others "
+            "and were compared with the nearest of these alone: duplicates among them may be left"
+        )
     if SHEET in files:
         build.report.image(build.step.output, storage.read(storage.join(build.path, SHEET)), 0)
     return Facts(
@@ -38,7 +43,7 @@ def deduplicate(build: Build) -> Facts:
         rows=sum(counts.values()),
         call="numpy.bitwise_count",
         workers=sorted({pid, *(receipt.pid for receipt in done.values())}),
-        notes={"duplicates": counts},
+        notes={"duplicates": counts, "crowded": crowded},
     )
 
 
@@ -52,13 +57,14 @@ def _hash(images: Artifact, shard: int, folder: str, fence: Fence) -> Receipt:
 
 def _find(
     images: Artifact, path: str, hashed: dict[str, FileEntry]
-) -> tuple[dict[str, FileEntry], dict[str, int], int]:
-    """The table, the sheet where there is something to show, and counts by kind."""
+) -> tuple[dict[str, FileEntry], dict[str, int], int, int]:
+    """The table, the sheet where there is something to show, counts by kind, and of pictures not compared with all."""
     from stages.sampling.grid import grid
 
     numbers = {int(name.removeprefix(f"{HASHES}/").removesuffix(".parquet")): name for name in hashed}
     tables = {shard: storage.read(storage.join(path, name), hashed[name]) for shard, name in numbers.items()}
-    found = duplicates.find(tables)
+    outcome = duplicates.find(tables)
+    found = outcome.table
     contents = {duplicates.FILE: shards.parquet_bytes(found)}
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for row in found.to_pylist():
@@ -78,4 +84,4 @@ def _find(
         contents[SHEET] = grid(("kept", *["duplicate"] * (SHEET_PICTURES - 1)), sheet)
     counts = {kind: pc.sum(pc.equal(found["kind"], kind)).as_py() or 0 for kind in ("exact", "perceptual")}
     files = {name: storage.publish(content, storage.join(path, name)) for name, content in contents.items()}
-    return files, counts, os.getpid()
+    return files, counts, outcome.crowded, os.getpid()

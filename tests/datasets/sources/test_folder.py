@@ -267,6 +267,27 @@ def test_nothing_outside_the_folder_is_ever_served(tmp_path):
             urllib.request.urlopen(f"http://{host}:{port}/x.png")
 
 
+def test_a_download_looks_at_its_own_pictures_and_lists_no_folder(tmp_path, monkeypatch):
+    for number in range(8):
+        captioned(tmp_path / "mine" / f"sub/{number}.png")
+    looks: list[object] = []
+    for name in ("walk", "scandir", "listdir"):
+        monkeypatch.setattr(folder.os, name, lambda place, *_, **__: looks.append(place))
+    with folder.serve(str(tmp_path / "mine"), folder.KEY) as (host, port):
+        for number in range(8):
+            urllib.request.urlopen(f"http://{host}:{port}/sub/{number}.png").read()
+    assert looks == []
+
+
+def test_a_name_that_came_from_a_mac_is_served_by_the_one_that_listing_gives(tmp_path):
+    spelt = unicodedata.normalize("NFD", "Übung/Größe.png")
+    made = captioned(tmp_path / spelt)
+    (name,) = (url for url in read(tmp_path)[0])
+    with folder.serve(str(tmp_path), folder.KEY) as (host, port):
+        path = name.removeprefix(f"http://{folder.HOST}/")
+        assert urllib.request.urlopen(f"http://{host}:{port}/{path}").read() == made.read_bytes()
+
+
 # ----------------------------------------------------------------------------------------------- fingerprints
 
 
