@@ -126,11 +126,11 @@ def _prepare_tower(
     A seeded tower is centred on these captions: random weights say nearly the same of every caption, and Stage C needs
     the difference.
     """
-    import safetensors.torch
     import torch
 
     from pipeline.models import loading
     from stages.settings.models import SeededTextConfig
+    from stages.state_dicts import serialized
 
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
@@ -138,7 +138,7 @@ def _prepare_tower(
         tower.centre(_mean_state(tower, captions))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()
-    contents = {loading.TOWER: loading.weights(tower), loading.NULL_TEXT: safetensors.torch.save({"null_text": null})}
+    contents = {loading.TOWER: loading.weights(tower), loading.NULL_TEXT: serialized({"null_text": null})}
     label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
     return files, {"tower": label}
