@@ -5,16 +5,16 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 GROUP = stat.S_IRGRP | stat.S_IWGRP
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
-def publish(data: bytes, target: Path) -> None:
-    """Put `data` at `target` in one step, in place of what is there."""
-    with _beside(data, target) as temporary:
+def publish(pieces: Iterable[bytes | memoryview], target: Path) -> None:
+    """Put what pieces hold at `target` in one step, in place of what is there."""
+    with _beside(pieces, target) as temporary:
         os.replace(temporary, target)
     _sync_folder(target.parent)
 
@@ -25,7 +25,7 @@ def create(data: bytes, target: Path) -> bool:
     Some file systems (FAT, some network and user-space ones) know no hard links. There the name is taken first and the
     content follows: for a moment, or for ever if this process dies in it, the file is empty.
     """
-    with _beside(data, target) as temporary:
+    with _beside([data], target) as temporary:
         try:
             _link(temporary, target)
         except FileExistsError:
@@ -90,13 +90,13 @@ def _link(temporary: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _beside(data: bytes, target: Path) -> Iterator[Path]:
-    """A file with `data`, on the disk, in the same folder; gone after the block unless it was moved."""
+def _beside(pieces: Iterable[bytes | memoryview], target: Path) -> Iterator[Path]:
+    """A file with what pieces hold, on the disk, in the same folder; gone after the block unless it was moved."""
     make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with open(temporary, "xb") as stream:
-            stream.write(data)
+            stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
             _share(stream.fileno(), target.parent)

@@ -9,13 +9,13 @@ with the path; where a file is missing, a `FileNotFoundError` too.
 
 import errno
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -32,6 +32,14 @@ READERS = 32  # threads, for small files
 ONE_REQUEST = 10 << 20  # bytes; that many or more are uploaded in parts
 
 
+class Pieces(Protocol):
+    """The content of a file in pieces, which can be gone through any number of times; `len` is of bytes."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[memoryview]: ...
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """What a manifest keeps of one file: its size in bytes and the sha256 of its content, in hex."""
@@ -44,9 +52,16 @@ class CorruptFile(ValueError):
     """A file's content is not what its manifest says."""
 
 
-def entry_of(content: bytes | memoryview) -> FileEntry:
+def entry_of(content: bytes | memoryview | Pieces) -> FileEntry:
     """Size and sha256 of a file's content."""
-    return FileEntry(len(content), hashlib.sha256(content).hexdigest())
+    found = hashlib.sha256()
+    for piece in _pieces(content):
+        found.update(piece)
+    return FileEntry(len(content), found.hexdigest())
+
+
+def _pieces(content: bytes | memoryview | Pieces) -> Iterable[bytes | memoryview]:
+    return [content] if isinstance(content, bytes | memoryview) else content
 
 
 def join(base: str, *parts: str) -> str:
@@ -154,13 +169,16 @@ def local_copy(path: str, folder: Path) -> Path:
     return target
 
 
-def publish(content: bytes | Path, path: str) -> FileEntry:
-    """Put `content` (bytes, or a local file) at `path` in one step and return its size and sha256."""
-    data = content if isinstance(content, bytes) else content.read_bytes()
+def publish(content: bytes | Pieces | Path, path: str) -> FileEntry:
+    """Put `content` (bytes, in pieces too, or a local file) at `path` in one step and return its size and sha256.
+
+    While pieces are written and hashed, other threads go on.
+    """
+    data = content.read_bytes() if isinstance(content, Path) else content
     if is_remote(path):
         _ask(path, lambda filesystem, inner: _upload(data, filesystem, inner), _tries(data))
     else:
-        persistently(path, lambda: local.publish(data, Path(absolute(path))))
+        persistently(path, lambda: local.publish(_pieces(data), Path(absolute(path))))
     return entry_of(data)
 
 
@@ -309,10 +327,11 @@ def _files(folder: str) -> dict[str, pafs.FileInfo]:
     return _ask(folder, found, LISTING_TRIES)
 
 
-def _tries(data: bytes) -> int:
+def _tries(data: bytes | Pieces) -> int:
     return 1 if len(data) < ONE_REQUEST else QUIET_TRIES
 
 
-def _upload(data: bytes, filesystem: pafs.FileSystem, inner: str) -> None:
+def _upload(data: bytes | Pieces, filesystem: pafs.FileSystem, inner: str) -> None:
     with filesystem.open_output_stream(inner) as stream:
-        stream.write(data)
+        for piece in _pieces(data):
+            stream.write(piece)

@@ -9,13 +9,14 @@ step whose checkpoint is kept along with its own: the best one so far.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from datasets.files import json_files, storage
 from datasets.files.fence import Fence, unfenced
-from datasets.files.storage import CorruptFile, FileEntry
+from datasets.files.storage import CorruptFile, FileEntry, Pieces
 
 KEEP = 2
 
@@ -30,6 +31,19 @@ class Saved:
     def name(self, part: int, suffix: str) -> str:
         """File of a part (`safetensors`) or of its marker (`json`)."""
         return f"{self.step:09d}-{part}of{self.parts}.{suffix}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that can be read: its parts, in their order, each once."""
+
+    saved: Saved
+    parts: Sequence[Callable[[], bytes]]
+
+
+def _alone(own: Any) -> list[Any]:
+    """What one rank tells all ranks."""
+    return [own]
 
 
 class Checkpoints:
@@ -47,7 +61,7 @@ class Checkpoints:
         self.folder, self.part, self.parts, self.milestones = folder, part, parts, milestones
         self.warn, self.fence = warn, fence
 
-    def save(self, step: int, data: bytes, recipe: Mapping[str, object], best: int | None = None) -> None:
+    def save(self, step: int, data: bytes | Pieces, recipe: Mapping[str, object], best: int | None = None) -> None:
         """Publish our part of the state after `step` steps, to be kept together with that after `best` steps.
 
         The first part's rank drops all but the newest few, the best one that each of these names, and milestones.
@@ -72,24 +86,33 @@ class Checkpoints:
                     storage.remove(self._path(old, part, "json"))
                     storage.remove(self._path(old, part, "safetensors"))
 
-    def newest(self) -> Saved | None:
-        """The newest checkpoint that is whole and valid, or None."""
-        for saved in sorted(self._markers(), reverse=True):
-            try:
-                for part in range(saved.parts):
-                    self._read(saved, part)
-                return saved
-            except (CorruptFile, FileNotFoundError) as error:
-                self.warn(f"checkpoint of step {saved.step} skipped: {error}")
+    def newest(self, rank: int = 0, world: int = 1, told: Callable[[Any], list[Any]] = _alone) -> Found | None:
+        """The newest checkpoint that is whole and valid, or None.
+
+        Where several ranks ask together, and get the same one, each reads its share of the parts, and keeps them until
+        they are asked for. `told` gives what each rank tells all others.
+        """
+        for saved in told(sorted(self._markers(), reverse=True))[0]:
+            held = self._valid(saved, range(rank, saved.parts, world))
+            if all(told(held is not None)):
+                return Found(saved, [partial((held or {}).pop, part) for part in range(saved.parts)])
         return None
+
+    def _valid(self, saved: Saved, parts: Iterable[int]) -> dict[int, bytes] | None:
+        """Parts of a checkpoint by number; nothing, said so, where one of them is not whole and valid."""
+        try:
+            return {part: self._read(saved, part) for part in parts}
+        except (CorruptFile, FileNotFoundError) as error:
+            self.warn(f"checkpoint of step {saved.step} skipped: {error}")
+            return None
 
     def recipes(self) -> list[Mapping[str, object]]:
         """Which training each checkpoint is of, as far as its marker can be read."""
         told = [self._told(saved, "recipe") for saved in sorted(self._markers())]
         return [recipe for recipe in told if recipe]
 
-    def after(self, step: int) -> Saved:
-        """The checkpoint of the state after `step` steps.
+    def after(self, step: int) -> Found:
+        """The checkpoint of the state after `step` steps, none of which is read yet.
 
         Raises:
             CorruptFile: it is not there, or not whole.
@@ -97,19 +120,7 @@ class Checkpoints:
         found = [saved for saved, parts in self._markers().items() if saved.step == step and len(parts) == saved.parts]
         if not found:
             raise CorruptFile(f"{self.folder} has lost the checkpoint of step {step}; --force the training")
-        return found[0]
-
-    def read(self, saved: Saved) -> Iterator[bytes]:
-        """The parts of a checkpoint that this rank needs: its own where it was written by as many, else all."""
-        if saved.parts == self.parts:
-            yield self._read(saved, self.part)
-        else:
-            yield from self.read_all(saved)
-
-    def read_all(self, saved: Saved) -> Iterator[bytes]:
-        """All parts of a checkpoint, in their order."""
-        for part in range(saved.parts):
-            yield self._read(saved, part)
+        return Found(found[0], [partial(self._read, found[0], part) for part in range(found[0].parts)])
 
     def _read(self, saved: Saved, part: int) -> bytes:
         entry = FileEntry(**self._marker(saved, part)["file"])

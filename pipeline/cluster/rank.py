@@ -8,14 +8,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 import ray.train
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -31,8 +30,9 @@ from pipeline.models.loading import weights
 from pipeline.models.training_data import EncodedBatches, TrainingData
 from pipeline.store.deleting import RESULT
 from stages.settings.training import Phase, TrainingConfig
+from stages.state_dicts import Serialized, serialized
 from stages.training import checkpoint, loop
-from stages.training.callbacks import Callbacks
+from stages.training.callbacks import Callbacks, Parts
 from stages.training.validation import Validation
 
 KEYS_SHOWN = 8  # of a bad batch
@@ -53,7 +53,7 @@ class Rank:
             self.device = torch.device("cpu")
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         torch.set_float32_matmul_precision("high")
-        self.pids = self._every_pid()
+        self.pids = sorted(self.told(os.getpid()))
         self.files: dict[str, FileEntry] = {}
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
         self.states: Checkpoints  # of what was trained last
@@ -100,15 +100,15 @@ class Rank:
         self.publish(f"{name}.safetensors", lambda: weights(model))
         for number, step in enumerate(self.states.milestones[:-1], start=1):
             try:
-                parts = self.states.read_all(self.states.after(step))
-                every = checkpoint.final_weights(map(checkpoint.load, parts))
+                parts = self.states.after(step).parts
+                every = checkpoint.final_weights(checkpoint.load(read()) for read in parts)
             except CorruptFile as error:
                 self.warn(f"{name}: the weights after phase {number} are not kept: {error}")
                 continue
             ours = {key.removeprefix(f"{name}."): every[key] for key in every if key.startswith(f"{name}.")}
-            self.publish(phase_file(name, number), partial(safetensors.torch.save, ours))
+            self.publish(phase_file(name, number), partial(serialized, ours))
 
-    def publish(self, name: str, make: Callable[[], bytes]) -> None:
+    def publish(self, name: str, make: Callable[[], bytes | Serialized]) -> None:
         """Make a file and put it into the artifact (rank 0 only)."""
         if self.rank == 0:
             self.fence()
@@ -139,13 +139,12 @@ class Rank:
                         f"{', '.join(small)}; a smaller data.image.max_aspect has fewer buckets"
                     )
 
-    def _every_pid(self) -> list[int]:
-        """The processes of all ranks."""
-        if self.world == 1:
-            return [os.getpid()]
-        pids: list[Any] = [None] * self.world
-        dist.all_gather_object(pids, os.getpid())
-        return sorted(pids)
+    def told(self, own: Any) -> list[Any]:
+        """What each rank tells all others, in their order."""
+        every = [own] * self.world
+        if self.world > 1:
+            dist.all_gather_object(every, own)
+        return every
 
     def warn(self, text: str) -> None:
         """Tell the driver of something that was got over."""
@@ -162,10 +161,9 @@ class RankCallbacks(Callbacks):
         self, rank: Rank, name: str, config: TrainingConfig, data: TrainingData, panel: Callable[[], bytes] | None
     ) -> None:
         self._rank, self._name, self._config, self._data, self._panel = rank, name, config, data, panel
-        folder = checkpoints_of(rank.building, name)
-        self.states = Checkpoints(
-            folder, rank.warn, rank.rank % config.shard, config.shard, config.phase_ends, rank.fence
-        )
+        folder, (replica, place) = checkpoints_of(rank.building, name), divmod(rank.rank, config.shard)
+        part = place * (rank.world // config.shard) + replica  # in the order of the rows that each rank saves
+        self.states = Checkpoints(folder, rank.warn, part, rank.world, config.phase_ends, rank.fence)
         if config.validation and data.held_out:
             self.validation = Validation(data.held_out.read, data.held_out.rows)
         if config.panel_every and panel:
@@ -182,25 +180,23 @@ class RankCallbacks(Callbacks):
         with self._reading:
             return self._batches(step).read(self._config.images_after(step) + rank.rank * rows, rows)
 
-    def newest_state(self) -> Iterator[bytes] | None:
+    def newest_state(self) -> Parts | None:
         """See `Callbacks`; tells the board where the training goes on."""
         rank = self._rank
-        newest = [self.states.newest() if rank.rank == 0 else None]
-        if rank.world > 1:  # all ranks go on from the same one
-            dist.broadcast_object_list(newest)
+        newest = self.states.newest(rank.rank, rank.world, rank.told)
         if rank.rank == 0 and not self._begun:  # later it is asked to rewind bad steps, which does none of them again
-            step = newest[0].step if newest[0] else 0
+            step = newest.saved.step if newest else 0
             rank.board.post({"kind": "resumed", "training": self._name, "step": step})
         self._begun = True
-        return self.states.read(newest[0]) if newest[0] else None
+        return newest.parts if newest else None
 
-    def state_after(self, step: int) -> Iterator[bytes]:
+    def state_after(self, step: int) -> Parts:
         """See `Callbacks`."""
-        return self.states.read(self.states.after(step))
+        return self.states.after(step).parts
 
-    def save_state(self, step: int, data: bytes) -> None:
+    def save_state(self, step: int, data: Serialized) -> None:
         """See `Callbacks`; with what was logged up to that step."""
-        best = checkpoint.best(data) if self._config.keeps_best else None
+        best = checkpoint.best(data.header) if self._config.keeps_best else None
         entries = {entry: self._logged.pop(entry) for entry in sorted(self._logged) if entry <= step}
         if self._rank.rank == 0:  # no checkpoint without its log: the driver may be dead, and the next one asks for it
             folder = log_of(self._rank.building, self._name)

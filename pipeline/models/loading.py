@@ -39,7 +39,7 @@ from stages.settings.models import (
     StageCConfig,
     TextConfig,
 )
-from stages.state_dicts import read
+from stages.state_dicts import Serialized, read, serialized
 from stages.weight_files import BadWeights
 from stages.weights import pretrained
 from stages.weights.pretrained import Found, Model
@@ -61,10 +61,9 @@ def device(kind: str) -> torch.device:
     return torch.device(kind)
 
 
-def weights(module: nn.Module) -> bytes:
-    """A module's parameters and buffers as safetensors bytes, on the CPU."""
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    return safetensors.torch.save(state)
+def weights(module: nn.Module) -> Serialized:
+    """A module's parameters and buffers as a safetensors file, in memory."""
+    return serialized(module.state_dict())
 
 
 def _filled(module: M, artifact: Artifact, name: str) -> M:

@@ -4,11 +4,13 @@ Tensors never travel through Ray: an actor reads a shard of images, encodes it a
 (not normalised), with the same rows and keys. What that rounded off is measured and stands in the manifest.
 """
 
+import functools
+import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +30,16 @@ from pipeline.store.artifacts import Artifact
 from stages.settings.base import Precision
 from stages.settings.models import TextConfig
 
+if TYPE_CHECKING:  # import torch, which a plan can do without
+    from torch import Tensor
+
+    from stages.models.text import TextTower
+
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
 Read = Callable[[list[shards.ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
+CENTRED = (
+    1024  # captions at a time to centre a seeded tower on: other than a tower's other batches, it changes rounding
+)
 CHANNEL = {"text": 2, "latents_a": 1, "latents_c": 1}  # axis of the channels
 
 
@@ -116,22 +126,29 @@ def _prepare_tower(
     A seeded tower is centred on these captions: random weights say nearly the same of every caption, and Stage C needs
     the difference.
     """
-    import safetensors.torch
     import torch
 
     from pipeline.models import loading
     from stages.settings.models import SeededTextConfig
+    from stages.state_dicts import serialized
 
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
         captions = [row.caption for shard in sorted(shards.receipts(images.path)) for row in _rows(images, shard)]
-        tower.centre(tower.encode(captions)[0].mean(dim=(0, 1)))
+        tower.centre(_mean_state(tower, captions))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()
-    contents = {loading.TOWER: loading.weights(tower), loading.NULL_TEXT: safetensors.torch.save({"null_text": null})}
+    contents = {loading.TOWER: loading.weights(tower), loading.NULL_TEXT: serialized({"null_text": null})}
     label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
     return files, {"tower": label}
+
+
+def _mean_state(tower: "TextTower", captions: list[str]) -> "Tensor":
+    """The mean of the hidden states of captions over all positions, (width,) fp32."""
+    batches = [captions[start : start + CENTRED] for start in range(0, len(captions), CENTRED)]
+    shares = (tower.encode(batch)[0].mean(dim=(0, 1)) * (len(batch) / len(captions)) for batch in batches)
+    return functools.reduce(operator.add, shares)
 
 
 def _rows(images: Artifact, shard: int) -> list[shards.ImageRow]:

@@ -99,7 +99,7 @@ class Painter:
         if not self.board.stopping():
             started = shards.Clock()
             rows = self.prompts[chunk * CHUNK : (chunk + 1) * CHUNK]
-            originals = self._originals({row["shard"] for row in rows})
+            originals = self._originals(rows)
             drawn = self.draw(rows, np.stack([originals[row["key"]] for row in rows]))
             files: dict[str, FileEntry] = {}
             for folder, pictures in drawn.items():
@@ -113,11 +113,14 @@ class Painter:
             self.board.post({"kind": "advance", "count": count, "total": total, "unit": "pictures"})
         return {"shard": [chunk]}
 
-    def _originals(self, numbers: set[int]) -> dict[str, np.ndarray]:
+    def _originals(self, prompts: list[Prompt]) -> dict[str, np.ndarray]:
+        """The pictures of prompts, by key: no others of their shards are decoded."""
+        keys = {prompt["key"] for prompt in prompts}
         return {
             row.key: row.pixels(self.square)
-            for number in numbers
+            for number in {prompt["shard"] for prompt in prompts}
             for row in shards.read_images(self.images.read(shards.image_name(number)))
+            if row.key in keys
         }
 
 

@@ -1,10 +1,13 @@
 """What a training calls back: those around it, who keep its states, hear its figures and may ask for its end."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 from stages.settings.training import Phase
+from stages.state_dicts import Serialized
 from stages.training.activity import Activity
 from stages.training.validation import Validation
+
+Parts = Sequence[Callable[[], bytes]]  # reads each part of a state, in the order of the ranks that saved them
 
 
 class Callbacks:
@@ -20,21 +23,22 @@ class Callbacks:
     def __init__(self) -> None:
         self.doing = Activity()
 
-    def newest_state(self) -> Iterable[bytes] | None:
-        """All parts of the newest saved state, the same one on all ranks; None: there is none.
+    def newest_state(self) -> Parts | None:
+        """How to read the newest saved state, the same one on all ranks; None: there is none.
 
-        Every rank is asked at the start, and again where bad steps are rewound.
+        Every rank is asked at the start, and again where bad steps are rewound. Each reads the parts whose number is
+        its own, or that with the number of ranks added once or more; these then pass them on to each other.
         """
         return None
 
-    def state_after(self, step: int) -> Iterable[bytes]:
-        """All parts of the state that was saved after `step` steps; at the end, where the best one is to be kept."""
+    def state_after(self, step: int) -> Parts:
+        """How to read the state that was saved after `step` steps; at the end, where the best one is to be kept."""
         raise NotImplementedError
 
-    def save_state(self, step: int, data: bytes) -> None:
+    def save_state(self, step: int, data: Serialized) -> None:
         """Keep a part of the state after `step` steps; whatever this raises ends the training.
 
-        Called on the first `config.shard` ranks, with a part each, in a background thread.
+        Called on all ranks, with a part each, in a background thread. The memory of `data` is used again afterwards.
         """
 
     def should_stop(self) -> bool:

@@ -1,8 +1,8 @@
-"""One training state as byte strings: weights, optimiser moments, moving average, step.
+"""One training state as safetensors files: weights, optimiser moments, moving average, step.
 
-Each is a safetensors file, so loading runs no code, and the same state always gives the same bytes. A training whose
-ranks share a copy of the weights writes a part for each of them; any number of ranks can read them again. Everything
-else about a training is a pure function of the step (see `stages.training.loop`), hence no random state is kept.
+So loading runs no code, and the same state always gives the same bytes. Each rank of a training writes a part, some of
+the rows; any number of ranks can read them again. Everything else about a training is a pure function of the step (see
+`stages.training.loop`), hence no random state is kept.
 """
 
 import json
@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from stages.state_dicts import Serialized
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's AdamW keeps for one parameter
 
@@ -56,19 +58,22 @@ class Checkpoint:
     best: Best | None = None  # None: never validated
 
 
-def dump(checkpoint: Checkpoint) -> bytes:
-    """Return the checkpoint as a safetensors byte string, equal bytes for equal states."""
+def dump(checkpoint: Checkpoint, place: Serialized | None = None) -> Serialized:
+    """Return a copy of the checkpoint as a safetensors file, equal bytes for equal states.
+
+    place: where to put it; what it held, an earlier state of the same training, is overwritten.
+    """
     # A single metadata entry: the order of several is not fixed by the format's writer.
     rows = {key: [part.start, part.total] for key, part in checkpoint.rows.items()}
     about = {"step": checkpoint.step, "recipe": checkpoint.recipe, "rows": rows, "notes": checkpoint.notes}
     if checkpoint.best:
         about["best"] = vars(checkpoint.best)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.tensors.items()}
-    return safetensors.torch.save(tensors, metadata={"checkpoint": json.dumps(about, sort_keys=True)})
+    metadata = {"checkpoint": json.dumps(about, sort_keys=True)}
+    return (place or Serialized(checkpoint.tensors)).fill(checkpoint.tensors, metadata)
 
 
 def load(data: bytes) -> Checkpoint:
-    """Read what `dump` wrote; tensors lie on the CPU. Raises `CheckpointMismatch` for any other bytes."""
+    """Read the bytes that `dump` made; tensors lie on the CPU. Raises `CheckpointMismatch` for any others."""
     try:
         tensors = safetensors.torch.load(data)
         about = _about(data)
@@ -79,7 +84,7 @@ def load(data: bytes) -> Checkpoint:
 
 
 def best(data: bytes) -> Best | None:
-    """The best step that a checkpoint tells of, from its header alone."""
+    """The best step that a checkpoint tells of, of which the header is enough."""
     return _best(_about(data))
 
 
@@ -123,7 +128,7 @@ class State:
     trained: Mapping[str, nn.Parameter]
     optimizer: torch.optim.AdamW
     average: Mapping[str, Tensor] | None
-    rows: Mapping[str, Rows] = field(default_factory=dict)  # of `model` and `average`; none = whole
+    rows: Mapping[str, Rows] = field(default_factory=dict)  # of parameters in `model` and `average`; none = whole
 
     def snapshot(self) -> dict[str, Tensor]:
         """Name every tensor that a training must remember; they are references, not copies."""
@@ -141,6 +146,18 @@ class State:
         for moment in ("exp_avg", "exp_avg_sq"):
             found |= {f"optimizer.{key}.{moment}": part for key, part in self.rows.items() if key in self.trained}
         return found
+
+    def share(self, number: int, of: int) -> tuple[dict[str, Tensor], dict[str, Rows]]:
+        """What one of several ranks that keep the same is to save: its share of all rows, and which these are.
+
+        What is no parameter may differ from rank to rank, and is in all shares.
+        """
+        tensors, rows = self.snapshot(), {}
+        for key, part in self.parts().items():
+            held = len(tensors[key])
+            start, stop = (min(place * -(-held // of), held) for place in (number, number + 1))
+            tensors[key], rows[key] = tensors[key][start:stop], Rows(part.start + start, part.total)
+        return tensors, rows
 
     def restore(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Put what `snapshot` named back in place, from all parts of a checkpoint, whatever rows each has.

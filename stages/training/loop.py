@@ -69,7 +69,7 @@ def train(
     doing = callbacks.doing
     with (
         closing(read_ahead(read_batch, range(trainer.step, config.num_steps), device)) as batches,
-        closing(Saver(callbacks.save_state)) as saver,
+        closing(Saver(callbacks.save_state, device)) as saver,
     ):
         while not trainer.at_end:
             doing.begin(trainer.step, activity.READING)
@@ -81,7 +81,7 @@ def train(
             stops = not trainer.at_end and wish.is_there(logs)
             if stops and report.unread:
                 report.write(_measured(trainer, report, saver, callbacks))
-            if trainer.replica.writes and (stops or trainer.due(config.checkpoint_every)):
+            if stops or trainer.due(config.checkpoint_every):
                 doing.begin(trainer.step, activity.SAVING)
                 saver.save(trainer.checkpoint())
             if stops:

@@ -6,7 +6,7 @@ tensors by name, so that optimiser, average and checkpoints need not know of any
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -22,6 +22,8 @@ from stages.models.layers import Block
 from stages.settings.base import Precision
 from stages.training.checkpoint import Rows
 
+_PASSED_ON = 64 << 20  # bytes at a time from one rank to all
+
 
 class Replica:
     """An objective on a device, as this rank trains it.
@@ -34,7 +36,7 @@ class Replica:
         self, objective: nn.Module, device: torch.device, rank: int, world: int, shard: int, reduce: Precision
     ):
         self.device, self.world, self.parts, self.part = device, world, shard, rank % shard
-        self.writes = rank < shard  # the first replica's ranks write the checkpoints, a part each
+        self.number = rank // shard  # of the replica that this rank is in
         self._whole = objective
         self._module = copy.deepcopy(objective) if shard > 1 else objective  # sharding a module is for good
         self._module.to(device)
@@ -150,10 +152,12 @@ class Replica:
         return {name: _local(value) for name, value in self._module.state_dict().items()}
 
     def rows(self) -> dict[str, Rows]:
-        """Of each tensor of `state` that is spread over ranks: which rows of it lie here."""
+        """Of each parameter that has rows: which of them lie here; of one rank none is told, it has all."""
+        if self.world == 1:
+            return {}
         found = {}
-        for name, value in self._module.state_dict().items():
-            if isinstance(value, DTensor):
+        for name, value in self._module.named_parameters():
+            if value.dim():
                 each = -(-value.shape[0] // self.parts)  # as torch.chunk cuts
                 found[name] = Rows(min(self.part * each, value.shape[0]), value.shape[0])
         return found
@@ -181,6 +185,23 @@ def most(value: float, world: int, device: torch.device) -> float:
     found = torch.tensor(float(value), device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return found.item()
+
+
+def shared(read: Callable[[], bytes], owner: int, rank: int, world: int, device: torch.device) -> bytes:
+    """What the rank `owner` reads, on all ranks."""
+    content = read() if rank == owner else b""
+    if world == 1:
+        return content
+    size = torch.tensor(len(content), device=device)
+    dist.broadcast(size, owner)
+    pieces = []
+    for start in range(0, int(size), _PASSED_ON):
+        piece = content[start : start + _PASSED_ON] or bytes(min(_PASSED_ON, int(size) - start))
+        there = torch.frombuffer(bytearray(piece), dtype=torch.uint8).to(device)
+        dist.broadcast(there, owner)
+        if rank != owner:
+            pieces.append(there.cpu().numpy().tobytes())
+    return content or b"".join(pieces)
 
 
 def pieces(rows: int, micro_batch: int | None) -> list[slice]:

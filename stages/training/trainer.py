@@ -1,7 +1,7 @@
 """Where a training stands on one rank, and what takes it further: a step, a look at it, an older state."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,8 +15,9 @@ from stages.training import checkpoint
 from stages.training.activity import Activity
 from stages.training.background import Batch
 from stages.training.bad_steps import BadSteps, BadStepsWatch
+from stages.training.callbacks import Parts
 from stages.training.checkpoint import Best, Checkpoint, State
-from stages.training.parallel import Replica, most
+from stages.training.parallel import Replica, most, shared
 from stages.training.update import Optimizer, average_of, follow, learning_rate_factor, update
 from stages.training.validation import Validation
 
@@ -88,17 +89,18 @@ class Trainer:
                         show(self.step, name)
 
     def checkpoint(self) -> Checkpoint:
-        """All that the training goes on from; its tensors are references."""
-        now = self._state()
-        return Checkpoint(self.step, self.recipe, now.snapshot(), now.parts(), self.watch.notes(), self.best)
+        """This rank's part of all that the training goes on from; its tensors are references."""
+        replicas = self.world // self.config.shard
+        tensors, rows = self._state().share(self.replica.number, replicas)
+        return Checkpoint(self.step, self.recipe, tensors, rows, self.watch.notes(), self.best)
 
-    def restore(self, parts: Iterable[bytes]) -> Checkpoint:
-        """Put a saved state's tensors in place; returns one of its parts."""
+    def restore(self, parts: Parts) -> Checkpoint:
+        """Put a saved state's tensors in place; returns one of its parts. Each part is read by one rank."""
         found = []
 
         def checked() -> Iterator[Checkpoint]:
-            for data in parts:
-                saved = checkpoint.load(data)
+            for number, read in enumerate(parts):
+                saved = checkpoint.load(shared(read, number % self.world, self.rank, self.world, self.device))
                 checkpoint.require_recipe(saved.recipe, self.recipe)
                 found.append(replace(saved, tensors={}))
                 yield saved
@@ -106,14 +108,14 @@ class Trainer:
         self._state().restore(checked())
         return found[0]
 
-    def resume(self, parts: Iterable[bytes] | None) -> None:
+    def resume(self, parts: Parts | None) -> None:
         """Go on from a saved state, if there is one."""
         if parts is not None:
             saved = self.restore(parts)
             self.step, self.best = saved.step, saved.best
             self.watch.restore(saved.notes)
 
-    def rewind(self, parts: Iterable[bytes] | None, bad: int) -> None:
+    def rewind(self, parts: Parts | None, bad: int) -> None:
         """Take the weights of a saved state, but go on from this step: what lies between is left out."""
         if parts is None:
             raise BadSteps(f"step {bad + 1} went wrong before the first checkpoint to rewind to")

@@ -24,6 +24,7 @@ from stages.settings.base import Precision
 from stages.settings.losses import StageBLoss, StageCLoss
 from stages.settings.models import CompressorConfig, StageBConfig, StageCConfig
 from stages.settings.training import Phase, TrainingConfig
+from stages.state_dicts import Serialized
 from stages.training import loop
 from stages.training.callbacks import Callbacks
 from tests.bench.figures import Line, at_most
@@ -169,7 +170,7 @@ class Kept(Callbacks):
         self.sizes: list[int] = []
         self._flops = flops_of_image
 
-    def save_state(self, step: int, data: bytes) -> None:
+    def save_state(self, step: int, data: Serialized) -> None:
         self.sizes.append(len(data))
 
     def log(self, step: int, values: dict[str, float]) -> None:

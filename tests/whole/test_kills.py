@@ -199,9 +199,9 @@ def content(step, part):
 def train(root):
     ranks = [Checkpoints(str(root / "states"), lambda text: None, part, parts=2) for part in (0, 1)]
     newest, noted = ranks[0].newest(), root / "noted"
-    done = newest.step if newest else 0
+    done = newest.saved.step if newest else 0
     assert done >= (int(noted.read_text()) if noted.exists() else 0), "a saved state is lost"
-    assert newest is None or list(ranks[0].read_all(newest)) == [content(done, part) for part in (0, 1)]
+    assert newest is None or [read() for read in newest.parts] == [content(done, part) for part in (0, 1)]
     for step in range(done + 1, 6):
         for part in sorted((0, 1), reverse=bool(step % 2)):
             ranks[part].save(step, content(step, part), {"seed": 1})

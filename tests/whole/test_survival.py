@@ -192,12 +192,13 @@ def test_a_checkpoint_of_another_training_is_refused_once_and_in_a_sentence(tmp_
     finally:
         driver.kill()
     (folder,) = root.glob("artifacts/stage_c/*/building/checkpoints/stage_c")
-    states = Checkpoints(str(folder), warn=print)
-    newest = states.newest()
+    newest = Checkpoints(str(folder), warn=print).newest()
     assert newest
-    (state,) = (checkpoint.load(data) for data in states.read(newest))
-    other = replace(state, recipe={**state.recipe, "learning_rate": 7.0})
-    states.save(state.step + 1, checkpoint.dump(other), other.recipe)
+    for part, read in enumerate(newest.parts):
+        state = checkpoint.load(read())
+        other = replace(state, recipe={**state.recipe, "learning_rate": 7.0})
+        states = Checkpoints(str(folder), print, part, len(newest.parts))
+        states.save(state.step + 1, checkpoint.dump(other), other.recipe)
     said = finish(start(root), 2)
     assert "train_c: the checkpoint was trained with learning_rate = 7.0, this training has 0.002; remove " in said
     assert "trying again" not in said

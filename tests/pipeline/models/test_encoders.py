@@ -37,6 +37,7 @@ from pipeline.store import deleting
 from pipeline.store.artifacts import Artifact, Store
 from stages.models.compressor import Compressor
 from stages.models.stage_a import StageA
+from stages.state_dicts import Serialized
 
 CAPTIONS = ("red heart", "", "a very long caption of " + 20 * "many words ", "Fuß über Zürich")
 ROWS = (5, 3, 0, 4)  # of each shard
@@ -158,7 +159,7 @@ def tars() -> dict[int, tuple[bytes, int]]:
     }
 
 
-def trained(make: Callable[[], torch.nn.Module], seed: int) -> bytes:
+def trained(make: Callable[[], torch.nn.Module], seed: int) -> Serialized:
     """Weights of a model whose every parameter matters."""
     torch.manual_seed(seed)
     module = make()

@@ -1,7 +1,6 @@
 """Phases: a training goes through sizes and views, keeps the weights after each, and ends between two of them."""
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,9 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.store.artifacts import Store
 from stages.settings.training import TrainingConfig
+from stages.state_dicts import Serialized
 from stages.training import checkpoint
-from stages.training.callbacks import Callbacks
+from stages.training.callbacks import Callbacks, Parts
 from stages.training.checkpoint import Checkpoint, Rows
 from stages.training.loop import Outcome, train
 from tests.stages.training.test_loop import Denoise
@@ -103,11 +103,11 @@ class Kept(Callbacks):
         self.states = Checkpoints(str(folder), warnings.append, milestones=config.phase_ends)
         self.recipe, self.stop_after, self.done = config.recipe(0), stop_after, 0
 
-    def newest_state(self) -> Iterable[bytes] | None:
+    def newest_state(self) -> Parts | None:
         newest = self.states.newest()
-        return self.states.read(newest) if newest else None
+        return newest.parts if newest else None
 
-    def save_state(self, step: int, data: bytes) -> None:
+    def save_state(self, step: int, data: Serialized) -> None:
         self.states.save(step, data, self.recipe)
 
     def should_stop(self) -> bool:
@@ -118,7 +118,7 @@ class Kept(Callbacks):
 
 
 def weights_after(states: Checkpoints, step: int) -> dict[str, Tensor]:
-    return checkpoint.final_weights(map(checkpoint.load, states.read_all(states.after(step))))
+    return checkpoint.final_weights(checkpoint.load(read()) for read in states.after(step).parts)
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -163,7 +163,7 @@ def test_weights_are_put_together_from_the_rows_of_all_parts():
         )
         for start, end in ((0, 2), (2, 4), (4, 5), (5, 5))
     ]
-    found = checkpoint.final_weights(checkpoint.load(checkpoint.dump(part)) for part in parts)
+    found = checkpoint.final_weights(checkpoint.load(bytes(checkpoint.dump(part))) for part in parts)
     assert_same(found, {"a": whole, "b": torch.tensor(0)})
 
 

@@ -31,6 +31,7 @@ from stages.settings.models import (
 )
 from stages.settings.sampling import SamplingConfig
 from stages.settings.training import TrainingConfig
+from stages.state_dicts import Serialized
 from stages.training.bad_steps import BadSteps
 from stages.training.callbacks import Callbacks
 from stages.training.loop import train
@@ -351,7 +352,7 @@ class RootOf(nn.Module):
 class Neither(Callbacks):
     """Of which nothing may be saved or logged."""
 
-    def save_state(self, step: int, data: bytes) -> None:
+    def save_state(self, step: int, data: Serialized) -> None:
         pytest.fail("saved")
 
     def log(self, step: int, values: dict[str, float]) -> None:

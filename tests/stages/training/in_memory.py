@@ -1,6 +1,9 @@
 """What tests put around a training: its states and figures stay in memory."""
 
-from stages.training.callbacks import Callbacks
+from functools import partial
+
+from stages.state_dicts import Serialized
+from stages.training.callbacks import Callbacks, Parts
 from stages.training.meter import SPEED
 
 
@@ -13,11 +16,11 @@ class InMemory(Callbacks):
         self.saved: dict[int, bytes] = {}
         self.logged: dict[int, dict[str, float]] = {}
 
-    def newest_state(self) -> list[bytes] | None:
-        return [self.state] if self.state else None
+    def newest_state(self) -> Parts | None:
+        return [partial(bytes, self.state)] if self.state else None
 
-    def save_state(self, step: int, data: bytes) -> None:
-        self.saved[step] = data
+    def save_state(self, step: int, data: Serialized) -> None:
+        self.saved[step] = bytes(data)
 
     def should_stop(self) -> bool:
         return self.stop_after in self.logged

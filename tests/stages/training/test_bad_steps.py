@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from stages.draws import Draws
 from stages.settings.training import BadStepsConfig, Phase, TrainingConfig
+from stages.state_dicts import Serialized
 from stages.training import activity, checkpoint
 from stages.training.activity import Activity
 from stages.training.bad_steps import BadSteps, BadStepsWatch
-from stages.training.callbacks import Callbacks
+from stages.training.callbacks import Callbacks, Parts
 from stages.training.loop import train
 from stages.training.meter import means
 
@@ -102,11 +104,11 @@ class Run(Callbacks):
     def flops_of(self, phase: Phase) -> float:
         return 1e9
 
-    def newest_state(self) -> list[bytes] | None:
-        return [self.saved[max(self.saved)]] if self.saved else None
+    def newest_state(self) -> Parts | None:
+        return [partial(bytes, self.saved[max(self.saved)])] if self.saved else None
 
-    def save_state(self, step: int, state: bytes) -> None:
-        self.saved[step] = state
+    def save_state(self, step: int, data: Serialized) -> None:
+        self.saved[step] = bytes(data)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -232,16 +234,16 @@ def test_a_jump_is_measured_against_the_usual_loss() -> None:
 
 
 class SharedRun(Run):
-    """A rank's; the first one's states are files that all read."""
+    """A rank's; parts of states are files that all can read."""
 
     folder: Path
 
-    def newest_state(self) -> list[bytes] | None:
+    def newest_state(self) -> Parts | None:
         found = sorted(self.folder.iterdir())
-        return [found[-1].read_bytes()] if found else None
+        return [path.read_bytes for path in found[-2:]] or None
 
-    def save_state(self, step: int, state: bytes) -> None:
-        (self.folder / f"{step:02d}").write_bytes(state)
+    def save_state(self, step: int, data: Serialized) -> None:
+        (self.folder / f"{step:02d}-{self.rank}").write_bytes(bytes(data))
 
 
 def _rank(rank: int, folder: Path) -> None:

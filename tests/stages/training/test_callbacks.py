@@ -2,7 +2,7 @@
 
 import torch
 
-from stages.training.callbacks import Callbacks
+from stages.training.callbacks import Callbacks, Parts
 from stages.training.loop import Outcome, train
 from tests.stages.training.test_loop import Denoise, Run, config, rows, weights
 
@@ -23,7 +23,7 @@ class Diary(Run):
         super().__init__(config(log_every=3, checkpoint_every=6, panel_every=6, **changes))
         self.lines: list[str] = []
 
-    def newest_state(self) -> list[bytes] | None:
+    def newest_state(self) -> Parts | None:
         self.lines.append("newest state")
         return super().newest_state()
 

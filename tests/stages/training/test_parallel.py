@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from stages.models.stage_c import StageC, StageCObjective
 from stages.settings.losses import StageCLoss
 from stages.settings.models import StageCConfig
 from stages.settings.training import TrainingConfig
+from stages.state_dicts import Serialized
 from stages.training import checkpoint
-from stages.training.callbacks import Callbacks
+from stages.training.callbacks import Callbacks, Parts
 from stages.training.loop import Outcome, train
 from stages.training.parallel import Replica, pieces
 from stages.training.validation import Validation
@@ -49,9 +51,10 @@ class Run(Callbacks):
         super().__init__()
         self.folder, self.rank, self.world = folder, rank, world
         self.config = recipe(**changes)
-        self.part = f"{rank}of{self.config.shard}"
+        replica, place = divmod(rank, self.config.shard)
+        self.part = f"{place * (world // self.config.shard) + replica}of{world}"
         self.resume: Sequence[Path] = ()
-        self.stop_after = STEPS
+        self.stop_after, self.bytes_read = STEPS, 0
         if self.config.validation:
             self.validation = self.held_out()
         torch.manual_seed(0)
@@ -102,14 +105,18 @@ class Run(Callbacks):
         assert outcome == Outcome(stop_after, finished=stop_after == STEPS, best=outcome.best)
         return self.objective.state_dict()
 
-    def newest_state(self) -> list[bytes] | None:
-        return [path.read_bytes() for path in self.resume] or None
+    def newest_state(self) -> Parts | None:
+        return [partial(self.read_part, path) for path in self.resume] or None
 
-    def state_after(self, step: int) -> list[bytes]:
-        return [path.read_bytes() for path in parts(self.folder, step)]
+    def read_part(self, path: Path) -> bytes:
+        self.bytes_read += path.stat().st_size
+        return path.read_bytes()
 
-    def save_state(self, step: int, data: bytes) -> None:
-        (self.folder / f"{step}-{self.part}").write_bytes(data)
+    def state_after(self, step: int) -> Parts:
+        return [path.read_bytes for path in parts(self.folder, step)]
+
+    def save_state(self, step: int, data: Serialized) -> None:
+        (self.folder / f"{step}-{self.part}").write_bytes(bytes(data))
 
     def should_stop(self) -> bool:
         return max(self.losses, default=0) >= self.stop_after  # only rank 0 has losses
@@ -145,6 +152,7 @@ def _rank(rank: int, folder: Path) -> None:
     def resumed(name: str, world: int, of: str, **changes: object) -> None:
         run = Run(folder / name, rank, world, **changes)
         _together(rank, world, folder, name, lambda: run.train(resume=parts(folder / of, 6)))
+        (folder / f"{name}.{rank}.read").write_text(str(run.bytes_read))
         if rank == 0:
             (folder / f"{name}.json").write_text(json.dumps(run.losses))
 
@@ -177,6 +185,8 @@ def _rank(rank: int, folder: Path) -> None:
     resumed("by_three", 3, "spread", shard=3)
     resumed("by_copies", 2, "spread")
     resumed("from_one", 4, "one", shard=4)
+    resumed("copied_again", 2, "copied")
+    resumed("hybrid_again", 4, "hybrid", shard=2)
     _together(rank, 2, folder, "everywhere", everywhere)
     validated("loss_of_one", 1)
     validated("loss_of_two", 2)
@@ -225,8 +235,9 @@ def test_resumed_after_every_step_is_the_straight_run_to_the_bit(ranks: Path) ->
         for rank in range(2):
             found = weights(ranks, f"again-{stop}", rank)
             assert all(torch.equal(found[key], value) for key, value in weights(ranks, "copied", rank).items()), stop
-        again, straight = (parts(ranks / name, STEPS)[0].read_bytes() for name in (f"again-{stop}", "copied"))
-        assert again == straight
+        again, straight = (parts(ranks / name, STEPS) for name in (f"again-{stop}", "copied"))
+        assert [path.read_bytes() for path in again] == [path.read_bytes() for path in straight]
+        assert len(straight) == 2
 
 
 def test_a_spread_training_resumes_to_the_bit(ranks: Path) -> None:
@@ -240,6 +251,32 @@ def test_another_number_of_ranks_goes_on_from_it(ranks: Path, name: str) -> None
     rest = {step: loss for step, loss in losses(ranks, "one").items() if int(step) > 6}
     assert losses(ranks, name) == pytest.approx(rest, rel=1e-5)
     torch.testing.assert_close(weights(ranks, name), weights(ranks, "one"), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("spread_resumed", "spread"),
+        ("by_one", "spread"),
+        ("by_three", "spread"),
+        ("by_copies", "spread"),
+        ("from_one", "one"),
+        ("copied_again", "copied"),
+        ("hybrid_again", "hybrid"),
+    ],
+)
+def test_all_ranks_together_read_each_byte_of_a_state_once(ranks: Path, name: str, of: str) -> None:
+    read = [int((ranks / f"{name}.{rank}.read").read_text()) for rank in range(WORLD)]
+    assert sum(read) == sum(path.stat().st_size for path in parts(ranks / of, 6))
+
+
+@pytest.mark.parametrize("name", ["copied", "hybrid"])
+def test_copies_save_a_part_each_and_resume_to_the_bit(ranks: Path, name: str) -> None:
+    there, here = parts(ranks / name, STEPS), parts(ranks / f"{name}_again", STEPS)
+    assert [path.read_bytes() for path in there] == [path.read_bytes() for path in here]
+    largest = max(path.stat().st_size for path in there)
+    (whole,) = parts(ranks / "one", STEPS)
+    assert largest < whole.stat().st_size * {"copied": 0.6, "hybrid": 0.4}[name]  # names and shapes are in each
 
 
 @pytest.mark.parametrize(("name", "world"), [("two", 2), ("spread", 4)])
@@ -270,9 +307,10 @@ def test_a_spread_training_gives_back_its_best_weights(ranks: Path) -> None:
         assert torch.equal(value, torch.cat(average) if f"average.{key}" in kept[0].rows else average[0])
 
 
-def test_the_parts_of_a_checkpoint_hold_each_row_once(ranks: Path) -> None:
+@pytest.mark.parametrize("name", ["copied", "spread", "hybrid"])
+def test_the_parts_of_a_checkpoint_hold_each_row_once(ranks: Path, name: str) -> None:
     (whole,) = [checkpoint.load(path.read_bytes()) for path in parts(ranks / "one", 6)]
-    spread = [checkpoint.load(path.read_bytes()) for path in parts(ranks / "spread", 6)]
+    spread = [checkpoint.load(path.read_bytes()) for path in parts(ranks / name, 6)]
     held = sum(sum(tensor.numel() for tensor in part.tensors.values()) for part in spread)
     assert held < 1.1 * sum(tensor.numel() for tensor in whole.tensors.values())
     for key, rows in spread[0].rows.items():

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +34,9 @@ from stages.models.discriminator import Discriminator
 from stages.models.stage_a import StageA, StageAObjective
 from stages.settings.losses import StageALoss
 from stages.settings.training import TrainingConfig
+from stages.state_dicts import Serialized
 from stages.training import checkpoint
-from stages.training.callbacks import Callbacks
+from stages.training.callbacks import Callbacks, Parts
 from stages.training.checkpoint import Best
 from stages.training.loop import Outcome, train
 from stages.training.meter import SPEED
@@ -263,14 +265,14 @@ class Run(Callbacks):
 
         return train(self.objective, read, self.config, self, seed=0, device=CPU)
 
-    def newest_state(self) -> list[bytes] | None:
+    def newest_state(self) -> Parts | None:
         return None if self.newest is None else self.state_after(self.newest)
 
-    def state_after(self, step: int) -> list[bytes]:
-        return [self.states[step]]
+    def state_after(self, step: int) -> Parts:
+        return [partial(bytes, self.states[step])]
 
-    def save_state(self, step: int, data: bytes) -> None:
-        self.states[step] = data
+    def save_state(self, step: int, data: Serialized) -> None:
+        self.states[step] = bytes(data)
 
     def should_stop(self) -> bool:
         return max(self.logged) >= self.stop
@@ -380,6 +382,6 @@ def test_the_best_of_each_kept_checkpoint_is_kept(tmp_path: Path) -> None:
         states.save(step, b"%d" % step, {}, marked)
         left.append({int(name.split("-")[0]) for name in storage.listing(str(tmp_path)) if name.endswith("tensors")})
     assert left == [{10}, {10, 20}, {20, 30}, {20, 30, 40}, {20, 40, 50}, {50, 60}, {50, 60, 70}]
-    assert list(states.read(states.after(50))) == [b"50"]
+    assert [read() for read in states.after(50).parts] == [b"50"]
     with pytest.raises(storage.CorruptFile, match="has lost the checkpoint of step 40"):
         states.after(40)
