@@ -3,7 +3,7 @@
 0  done
 2  UsageError, and every other ValueError: bad config, usage or input; StorageError: a place without room or rights
 3  BudgetExceeded: more rows lost or quarantined than the config allows
-4  LeaseHeld: another run is building the same artifact, or (ClaimLost) has taken it over from this one
+4  LeaseHeld: another run is building the same artifact; ClaimLost: it has taken it over from this one
 5  RetriesExhausted: a step kept failing; StoreAway: the root's storage did
 130, 143  Interrupted by SIGINT or SIGTERM after a clean save; 141 where nobody reads stdout any more
 """
@@ -35,7 +35,7 @@ class LeaseHeld(RuntimeError):
     """Another live run is building this artifact; the message says whose."""
 
 
-class ClaimLost(LeaseHeld):
+class ClaimLost(RuntimeError):
     """Another run has taken over what this one was building, as it heard nothing from it; the message says whose."""
 
 
@@ -78,6 +78,7 @@ def exit_code(error: BaseException) -> int | None:
         (ValueError, 2),
         (BudgetExceeded, 3),
         (LeaseHeld, 4),
+        (ClaimLost, 4),
         (RetriesExhausted, 5),
         (StoreAway, 5),
         (StorageError, 2),

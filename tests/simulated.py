@@ -5,11 +5,12 @@ is an event, and the earliest goes next. Equal seeds give equal schedules.
 """
 
 import contextlib
+import errno
 import heapq
 import itertools
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,11 +170,16 @@ class World:
         return True
 
     def move(self, source: str, target: str) -> None:
+        """A file, or a folder, for which its place must be free."""
         self.touch()
-        if source not in self.files:
+        doomed = [source] if source in self.files else self._below(source)
+        if not doomed:
             raise told(FileNotFoundError(source), source)
+        if source not in self.files and self._below(target):
+            raise told(OSError(errno.ENOTEMPTY, "not empty"), target)
         self.on_last_word(target)
-        self.files[target] = self.files.pop(source)
+        for path in doomed:
+            self.files[target + path.removeprefix(source)] = self.files.pop(path)
         self.touch()
 
     def listing(self, folder: str) -> list[str]:
@@ -193,7 +199,11 @@ class World:
             self.files.pop(name, None)
         self.touch()
 
-    def sweep(self, folder: str) -> None:
+    def remove_all(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self.remove(path)
+
+    def sweep(self, folder: str, fence: Callable[[], None]) -> None:
         """Nothing is ever half-written here."""
 
     @contextlib.contextmanager
@@ -217,7 +227,18 @@ class World:
     def in_place(self) -> Iterator[None]:
         """Let the store and the threads of heartbeats be this world's."""
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("exists", "read", "publish", "create", "move", "listing", "sizes", "remove", "sweep"):
+            for name in (
+                "exists",
+                "read",
+                "publish",
+                "create",
+                "move",
+                "listing",
+                "sizes",
+                "remove",
+                "remove_all",
+                "sweep",
+            ):
                 patch.setattr(storage, name, getattr(self, name))
             patch.setattr(claims, "_beating", self.beating)
             patch.setattr(ProcessId, "own", classmethod(lambda cls: self.process.id))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datasets.files import notices, storage
-from datasets.files.errors import StorageError
+from datasets.files.errors import StorageError, reason_of
 from datasets.files.retrying import persistently
 from datasets.files.storage import FileEntry
 
@@ -52,6 +52,16 @@ class VerifiedFiles:
         return content
 
     def _kept(self, place: Path, path: str, expect: FileEntry) -> memoryview:
+        """A file by way of the folder; where that cannot be used, reading is slower, and nothing ends."""
+        try:
+            return self._from_folder(place, path, expect)
+        except StorageError:  # of the file itself
+            raise
+        except OSError as error:
+            notices.tell(notices.PassedOver(str(place), f"not kept: {reason_of(error)}"))
+        return memoryview(storage.read(path, expect))
+
+    def _from_folder(self, place: Path, path: str, expect: FileEntry) -> memoryview:
         if (content := _hit(place, expect)) is not None:
             return content
         place.parent.mkdir(parents=True, exist_ok=True)

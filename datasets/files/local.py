@@ -29,17 +29,18 @@ def create(data: bytes, target: Path) -> bool:
         try:
             _link(temporary, target)
         except FileExistsError:
-            if not os.path.samefile(temporary, target):  # as of NFS, where the answer to our own first try was lost
+            if not _same(temporary, target):  # it is, as of NFS, where the answer to our own first try was lost
                 return False
     _sync_folder(target.parent)
     return True
 
 
 def move(source: Path, target: Path) -> None:
-    """Put what lies at `source` at `target` in one step, in place of what is there."""
+    """Put the file or folder at `source` at `target` in one step, in place of a file that is there."""
     make_folder(target.parent)
     os.replace(source, target)
-    _sync_folder(target.parent)
+    for folder in {target.parent, source.parent}:
+        _sync_folder(folder)
 
 
 def remove(target: Path) -> None:
@@ -76,6 +77,13 @@ def make_folder(folder: Path) -> None:
     if _group_writes(folder.parent):
         with contextlib.suppress(PermissionError):
             os.chmod(folder, stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXG)
+
+
+def _same(temporary: Path, target: Path) -> bool:
+    try:
+        return os.path.samefile(temporary, target)
+    except FileNotFoundError:  # somebody was before us, and has deleted it since
+        return False
 
 
 def _link(temporary: Path, target: Path) -> None:

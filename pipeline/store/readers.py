@@ -1,20 +1,25 @@
 """Who wants what lies below a root: the runs there, those at work and those before, as their records tell.
 
 A run wants the artifacts that its config asked for, those in whose folders it read weights or pictures by their path
-(`interpolate.first=...`), and all that these were made from. Runs of other roots are not known here.
+(`interpolate.first=...`), and all that these were made from. So does who reads without being a run, as `sample` and
+`export` do. Runs of other roots are not known here.
 """
 
 import re
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
 from datasets.files import json_files, storage
+from datasets.files.errors import StoreRefuses
 from datasets.files.storage import CorruptFile
+from pipeline.errors import LeaseHeld
 from pipeline.store import claims, ledger
-from pipeline.store.artifacts import Store
+from pipeline.store.artifacts import DIGEST, Artifact, Store
 from pipeline.store.process import ProcessId
 
 FOLDER = "invocations"
@@ -47,7 +52,27 @@ def runs(root: str, notify: Callable[[str], None], pace: claims.Pace = claims.PA
     found = json_files.read_each(storage.join(root, FOLDER), RECORD, _record)
     records = sorted(found.values(), key=lambda record: str(record["started"]))
     at_work = claims.runs_at_work(root, notify, pace)
-    return [_run(root, record, record["id"] in at_work) for record in records]
+    others = [_reader(run, owner) for run, owner in at_work.items() if owner.reads]
+    return [*(_run(root, record, record["id"] in at_work) for record in records), *others]
+
+
+@contextmanager
+def reading(store: Store, artifacts: Collection[Artifact], notify: Callable[[str], None]) -> Iterator[None]:
+    """Show during the block that these artifacts are read, by who is no run and leaves no record.
+
+    Raises:
+        LeaseHeld: one was deleted before that could be seen.
+    """
+    with ExitStack() as exits:
+        try:
+            paths = [artifact.path for artifact in artifacts]
+            exits.enter_context(claims.at_work(store.root, f"reader-{uuid.uuid4().hex[:12]}", reads=paths))
+        except StoreRefuses as error:  # somebody else's root, which may be read all the same
+            notify(f"nobody sees that it is read, so gc may delete it meanwhile: {error}")
+        for artifact in artifacts:
+            if store.find(*artifact.called) is None:
+                raise LeaseHeld(f"{artifact.path} was deleted a moment ago; call this again")
+        yield
 
 
 def check_records(root: str) -> None:
@@ -63,9 +88,10 @@ def check_records(root: str) -> None:
 
 
 def record_files(root: str) -> list[str]:
-    """Paths of the records; each run adds one before it looks at what it is going to read."""
-    folder = storage.join(root, FOLDER)
-    return [storage.join(folder, name) for name in storage.listing(folder) if re.fullmatch(RECORD, name)]
+    """Paths of the records; each run adds one before it looks at what it is going to read, and so do other readers."""
+    folders = storage.join(root, FOLDER), storage.join(root, claims.FOLDER, claims.RUNS)
+    names = ((folder, name) for folder in folders for name in storage.listing(folder))
+    return [storage.join(folder, name) for folder, name in names if re.fullmatch(RECORD, name)]
 
 
 class Wants:
@@ -92,10 +118,8 @@ class Wants:
         built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
         names = {**built, **record.get("fingerprints", {})}
         found = list(names.items())
-        folder = storage.join(self._root, "artifacts", "")
-        for path in (path for path in record.get("paths", ()) if path.startswith(folder)):
-            name, _, rest = path.removeprefix(folder).partition("/")
-            found.append((name, rest.partition("/")[0]))
+        for path in record.get("paths", ()):  # of any root: this one may have been moved since
+            found += re.findall(f"/artifacts/([^/]+)/({DIGEST})(?=/|$)", path)
         if "images" in names and self._find("images", names["images"]) is None:
             earlier = (images.manifest for images in self._images())
             metadata = names.get("metadata")
@@ -109,9 +133,16 @@ def _record(told: dict[str, Any]) -> dict[str, Any]:
     return {"steps": {}, **told, "id": str(told["id"])}
 
 
+def _reader(name: str, owner: claims.Owner) -> Run:
+    """Who reads without being a run, as a run that wants just that."""
+    now = datetime.now(UTC)
+    record = {"id": name, "user": owner.user, "command": owner.doing, "started": now.isoformat(), "outcome": "running"}
+    return Run({**record, "steps": {}, "paths": list(owner.reads)}, True, now)
+
+
 def _run(root: str, record: dict[str, Any], at_work: bool) -> Run:
     if record["outcome"] == "running":
-        process = ProcessId(**record["process"])
+        process = ProcessId.of(record["process"])
         at_work = at_work or (process.is_local and not process.is_dead())
     if at_work:  # a training may take longer than the days that somebody asks for
         return Run(record, True, datetime.now(UTC))

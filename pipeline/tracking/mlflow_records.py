@@ -136,7 +136,7 @@ class Recorder:
         """End the runs of this host's dead processes, which MLflow would show as running for ever."""
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
             process = run.data.tags.get(PROCESS)
-            if process and ProcessId(**json.loads(process)).is_dead():
+            if process and ProcessId.of(json.loads(process)).is_dead():
                 self._client.set_tag(run.info.run_id, END_REASON, "process died")
                 self._client.set_terminated(run.info.run_id, "KILLED")
 

@@ -8,6 +8,7 @@ something else once a conf has changed, so those before it count for nothing.
 import contextlib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -85,7 +86,7 @@ def _command(run: Run) -> tuple[str, ...]:
     whose = (run.user, str(run.record.get("checkout", "")))
     try:
         words = parse(shlex.split(run.record["command"])[3:])
-    except UsageError:  # by a version with other verbs
+    except ValueError:  # by a version with other verbs, or of no run
         return (*whose, run.record["command"])
     return (*whose, words.verb, *words.rest, words.conf or "", *sorted(words.overrides))
 
@@ -115,7 +116,16 @@ def unwanted(root: str, runs: Sequence[Run], keeping: Sequence[Run]) -> list[Unw
         elif MANIFEST in sizes and left:
             path = storage.join(path, BUILDING)
             found.append(Unwanted(name, digest, path, "left by the build of a finished one", sum(left.values())))
-    return sorted(found, key=lambda item: -item.bytes)
+    return sorted([*found, *_aside(root)], key=lambda item: -item.bytes)
+
+
+def _aside(root: str) -> list[Unwanted]:
+    """What killed deletions have moved aside."""
+    folder, sizes = storage.join(root, deleting.ASIDE), Counter[str]()
+    for file, size in storage.sizes(folder).items():
+        sizes[file.partition("/")[0]] += size
+    left = "left by a deletion"
+    return [Unwanted(deleting.ASIDE, name, storage.join(folder, name), left, size) for name, size in sizes.items()]
 
 
 def _reason(asker: Run | None, keeping: Sequence[Run]) -> str:
@@ -131,6 +141,9 @@ def _reason(asker: Run | None, keeping: Sequence[Run]) -> str:
 
 def _delete(root: str, item: Unwanted, records: Collection[str]) -> bool:
     """Delete a folder unless somebody is building there, or a run has begun that may want it."""
+    if item.name == deleting.ASIDE:  # nobody's
+        storage.remove(item.path)
+        return True
     whole = not item.path.endswith(f"/{BUILDING}")
     try:
         with claims.hold(root, claims.artifact(item.name, item.fingerprint), _tell, deleting.DELETED) as claim:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from pipeline.settings.compose import explain
 from pipeline.settings.config import Config
 from pipeline.settings.sections import Sampling
 from pipeline.settings.words import Words
+from pipeline.store import readers
+from pipeline.store.artifacts import Store
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 from pipeline.verbs.configured import configured
@@ -78,7 +81,8 @@ def sample(config: Config, root: str, words: dict[str, str]) -> None:
     from pipeline.models import loading
 
     origin = sorted(artifact.manifest["fingerprint"] for artifact in artifacts.values())
-    _draw(request, picture, words, config, origin, lambda where: loading.everything(config, artifacts, where))
+    with readers.reading(Store(root), artifacts.values(), partial(console.print, markup=False)):
+        _draw(request, picture, words, config, origin, lambda where: loading.everything(config, artifacts, where))
 
 
 def check_overrides_of_release(overridden: set[str]) -> None:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from datasets.files import json_files, storage
 from pipeline.settings.words import Words
-from pipeline.store import readers
+from pipeline.store import claims, readers
 from pipeline.store.artifacts import Store
 from pipeline.store.process import ProcessId
 from pipeline.terminal import out, print_json, print_table
@@ -58,10 +58,22 @@ def _told(root: str, run: dict[str, Any]) -> dict[str, Any]:
         _ = step["state"]
         for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
             step[key] = storage.join(root, *step[key].split("/")[-3:])
-    if run["outcome"] == "running" and ProcessId(**run["process"]).is_dead():
+    if run["outcome"] == "running" and (ended := _ended(root, run)):
         steps = {
-            name: {**step, "state": "killed"} if step["state"] == "running" else step
+            name: {**step, "state": ended} if step["state"] == "running" else step
             for name, step in run["steps"].items()
         }
-        return {**run, "outcome": "killed", "steps": steps}
+        return {**run, "outcome": ended, "steps": steps}
     return run
+
+
+def _ended(root: str, run: dict[str, Any]) -> str | None:
+    """What became of a run that says it is running; None where it is."""
+    process = ProcessId.of(run["process"])
+    if process.is_local:
+        return "killed" if process.is_dead() else None
+    sign = storage.join(root, claims.FOLDER, claims.RUNS, f"{run['id']}.json")
+    if not storage.exists(sign):
+        return "killed"
+    silent = storage.age_s(sign)
+    return f"silent for {silent / 60:.0f} minutes" if silent > claims.PACE.silence_s else None

@@ -81,7 +81,7 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
 
 def _open_elsewhere(note: Path) -> str | None:
     """The URL of the server that another process of this machine keeps open on the same store."""
-    said = json_files.read(str(note), lambda told: (str(told.pop("url")), ProcessId(**told)))
+    said = json_files.read(str(note), lambda told: (str(told.pop("url")), ProcessId.of(told)))
     return said[0] if said and said[1].is_local and not said[1].is_dead() else None
 
 

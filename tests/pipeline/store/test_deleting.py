@@ -1,9 +1,10 @@
 """Deletions: marks first, under a fence, and of a finished artifact only what is damaged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ def open_fence() -> None:
     """Nobody has taken over."""
 
 
-def built(root: Path, *folders: str) -> Artifact:
+def built(root: Path | str, *folders: str) -> Artifact:
     """A finished artifact with two shards in each folder and the tower that all of them share."""
     store = Store(str(root))
     path = store.path("latents_a", PRINT.digest)
@@ -59,39 +60,92 @@ def removed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_an_artifact_goes_with_its_marks_first(tmp_path, removed):
-    artifact = built(tmp_path, "128", "256")
+MARKS = (
+    "manifest.json",
+    "building/result.json",
+    *(f"{size}/receipts/0000{shard}.json" for size in (128, 256) for shard in (0, 1)),
+    "building/checkpoints/a/1.json",
+    "building/log/a/1.json",
+)
+
+
+@pytest.fixture
+def store_root() -> Iterator[str]:
+    """A root in an object store."""
+    yield "memory://deleting"
+    memory = fsspec.filesystem("memory")
+    if memory.exists("/deleting"):
+        memory.rm("/deleting", recursive=True)
+
+
+def test_objects_of_an_artifact_go_with_its_marks_first(store_root, removed):
+    artifact = built(store_root, "128", "256")
     leftovers(artifact)
     storage.publish(b"{}", f"{artifact.path}/forgotten.json")
     removed.clear()
     deleting.discard(artifact.path, open_fence)
-    assert removed == [
-        "manifest.json",
-        "building/result.json",
-        "128/receipts",
-        "256/receipts",
-        "building/checkpoints/a/1.json",
-        "building/log/a/1.json",
-        "",
-    ]
-    assert not Path(artifact.path).exists()
+    assert (removed[0], removed[1], set(removed[2:8])) == (*MARKS[:2], set(MARKS[2:]))
+    assert storage.listing(artifact.path) == []
 
 
-def test_leftovers_go_with_their_marks_first(tmp_path, removed):
-    artifact = built(tmp_path)
+def test_objects_that_a_build_has_left_go_with_their_marks_first(store_root, removed):
+    artifact = built(store_root)
     leftovers(artifact)
     removed.clear()
     deleting.tidy(artifact, open_fence)
-    assert removed == [
-        "building/result.json",
-        "building/checkpoints/a/1.json",
-        "building/log/a/1.json",
-        "building",
-    ]
+    assert (removed[0], set(removed[1:3])) == (MARKS[1], set(MARKS[-2:]))
+    assert storage.listing(f"{artifact.path}/building") == []
     assert lacking(artifact.path, artifact.files) is None
-    removed.clear()
+
+
+def test_of_many_objects_only_so_many_go_between_two_looks(store_root, monkeypatch):
+    """Who wakes up in the middle deletes no more than that of who has taken over."""
+    monkeypatch.setattr(deleting, "FENCED", 3)
+    path, looks = f"{store_root}/artifacts/latents_a/0123456789abcdef", iter(range(100))
+    for number in range(20):
+        storage.publish(b"x", f"{path}/{number:02}")
+
+    def fence() -> None:
+        if next(looks) == 5:
+            raise ClaimLost("gone")
+
+    with pytest.raises(ClaimLost):
+        deleting.discard(path, fence)
+    assert storage.listing(path) == [f"{number:02}" for number in range(6, 20)]  # three looks were for marks
+
+
+def test_a_local_folder_goes_in_one_step(tmp_path, monkeypatch):
+    artifact = built(tmp_path)
+    leftovers(artifact)
+    storage.publish(b"{}", f"{artifact.path}/.lost.tmp")
+    seen: list[bool] = []
+    remove = storage.remove
+    monkeypatch.setattr(storage, "remove", lambda path: (seen.append(Path(artifact.path).exists()), remove(path)))
     deleting.tidy(artifact, open_fence)
-    assert removed == []
+    assert lacking(artifact.path, artifact.files) is None
+    deleting.discard(artifact.path, open_fence)
+    assert seen == [True, False]
+    assert storage.listing(f"{tmp_path}/deleted") == []
+    deleting.discard(artifact.path, open_fence)  # nothing is there
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_who_moved_aside_what_has_passed_to_another_puts_it_back(tmp_path, begun):
+    """As it was; unless that one has begun something new there by now."""
+    artifact = built(tmp_path)
+    looks = iter([None, ClaimLost("gone")])
+
+    def fence() -> None:
+        if error := next(looks):
+            if begun:
+                storage.publish(b"new", f"{artifact.path}/new")
+            raise error
+
+    with pytest.raises(ClaimLost):
+        deleting.discard(artifact.path, fence)
+    assert ("new" in storage.listing(artifact.path)) == begun
+    assert (lacking(artifact.path, artifact.files) is None) == (not begun)
+    assert bool(storage.listing(f"{tmp_path}/deleted")) == begun
 
 
 @pytest.mark.parametrize("deletion", ["discard", "tidy", "drop_shard", "reopen"])
@@ -112,24 +166,6 @@ def test_nothing_goes_once_somebody_else_has_taken_over(tmp_path, deletion):
     with pytest.raises(ClaimLost):
         calls[deletion]()
     assert storage.listing(artifact.path) == before
-
-
-def test_a_deletion_stops_where_it_is_overtaken(tmp_path):
-    """The fence is asked before each kind of file, not only once."""
-    artifact = built(tmp_path)
-    leftovers(artifact)
-    asked = iter([None, None])
-
-    def fence() -> None:
-        if next(asked, "over") == "over":
-            raise ClaimLost("gone")
-
-    with pytest.raises(ClaimLost):
-        deleting.discard(artifact.path, fence)
-    left = storage.listing(artifact.path)
-    assert "manifest.json" not in left
-    assert "building/result.json" not in left
-    assert {"receipts/00000.json", "00000.parquet"} <= set(left)
 
 
 def test_who_tidies_up_alone_leaves_what_somebody_else_claims(tmp_path):

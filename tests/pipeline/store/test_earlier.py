@@ -1,5 +1,6 @@
 """Roots from before inputs counted by content: used as they are where that is safe, and named where it is not."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,19 @@ def test_what_a_run_has_written_down_holds_by_content_from_then_on(source, input
 def test_nothing_is_written_into_a_root_that_knows_its_inputs(tmp_path):
     earlier.keep(str(tmp_path), [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_many_write_down_at_once_is_all_kept(tmp_path, monkeypatch):
+    """Each of them has read before the others wrote; and a root of before has all names in one file."""
+    found = [(f"data.{number}", "sha256 0", f"/data/{number}") for number in range(3)]
+    storage.publish(json.dumps({"names": [found[0]]}).encode(), f"{tmp_path}/{earlier.FILE}")
+    before = earlier._read(str(tmp_path))
+    monkeypatch.setattr(earlier, "_read", lambda _: before)
+    for name in found:
+        earlier.keep(str(tmp_path), [name])
+    monkeypatch.undo()
+    assert sorted(earlier._read(str(tmp_path))) == found
+    assert len(storage.listing(f"{tmp_path}/{earlier.FOLDER}")) == 2
 
 
 @pytest.mark.parametrize("torn", ["", "[]", "{", '{"names": 1}'])

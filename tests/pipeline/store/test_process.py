@@ -30,16 +30,40 @@ def test_this_process_is_local_exact_and_alive():
 def test_one_that_is_gone_is_dead_and_one_that_took_its_number_is_not_it():
     own = ProcessId.own()
     assert replace(own, pid=NOBODY).is_dead()
-    assert replace(own, started=own.started - 3).is_dead()
-    assert not replace(own, started=own.started - 1).is_dead()  # clocks drift
+    before = replace(own, ticks=0)  # by a version that did not know them
+    assert replace(before, started=own.started - 3).is_dead()
+    assert not replace(before, started=own.started - 1).is_dead()  # clocks drift
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are ticks known")
+def test_a_clock_that_is_set_kills_nobody_and_a_number_taken_within_a_second_is_another():
+    own = ProcessId.own()
+    assert own.ticks > 0
+    assert not replace(own, started=own.started - 3600).is_dead()
+    assert replace(own, ticks=own.ticks + 1).is_dead()
+
+
+@pytest.mark.parametrize("name", ["a) b (c", "(", ") R 1 1 1 1 1"])
+def test_ticks_are_found_whatever_the_process_is_called(name, monkeypatch):
+    fields = " ".join(["S", *map(str, range(4, 30))])
+    monkeypatch.setattr(process.Path, "read_bytes", lambda _: f"7 ({name}) {fields}".encode())
+    assert process._ticks(7) == 22
+
+
+def test_a_record_by_another_version_is_read_as_far_as_it_goes():
+    own = ProcessId.own()
+    assert ProcessId.of({**vars(own), "cgroup": "a later field"}) == own
+    assert ProcessId.of({"host": own.host, "pid": own.pid, "started": 5}) == ProcessId(own.host, own.pid, 5)
+    nobody = ProcessId.of({"pid": "seven", "started": None, "boot": 1})
+    assert nobody == ProcessId.of({})
+    assert not nobody.is_dead()
 
 
 def test_one_that_nobody_has_waited_for_is_dead():
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert replace(
-            ProcessId.own(), pid=child.pid, started=process.psutil.Process(child.pid).create_time()
-        ).is_dead()
+        started, ticks = process.psutil.Process(child.pid).create_time(), process._ticks(child.pid)
+        assert replace(ProcessId.own(), pid=child.pid, started=started, ticks=ticks).is_dead()
 
 
 @pytest.mark.parametrize("of", [{"boot": "another"}, {"namespace": "pid:[1]"}])

@@ -1,5 +1,6 @@
 """gc: what runs at work, of the last days, or the last by a command want stays; why all else may go."""
 
+import errno
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 from datasets.files import storage
+from datasets.files.errors import StoreRefuses
 from pipeline.__main__ import main
-from pipeline.store import claims
+from pipeline.errors import ClaimLost, LeaseHeld
+from pipeline.store import claims, readers
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 from pipeline.store.process import ProcessId
 from pipeline.verbs import gc
@@ -286,3 +289,47 @@ def test_leftovers_are_not_taken_from_under_a_build_that_has_begun_anew(root, ca
     monkeypatch.setattr(gc.claims, "hold", slowly)
     collect(root, capsys, "--yes")
     assert storage.exists(checkpoint)
+
+
+def test_what_a_killed_deletion_has_moved_aside_goes(root, capsys):
+    storage.publish(bytes(10), str(root / "deleted/0123/receipts/00000.json"))
+    storage.publish(bytes(5), str(root / "deleted/0123/00000.tar"))
+    listed = [item for item in collect(root, capsys)["unwanted"] if item["name"] == "deleted"]
+    assert [(item["path"], item["bytes"]) for item in listed] == [(str(root / "deleted/0123"), 15)]
+    assert str(root / "deleted/0123") in collect(root, capsys, "--yes")["deleted"]
+    assert not (root / "deleted/0123").exists()
+
+
+def test_what_was_wanted_by_its_path_stays_after_the_root_was_moved(root, capsys, two):
+    record(root, 3, "run conf=interpolate", two[1], paths=[two[0].path.replace(str(root), "/before") + "/file"])
+    assert reasons(root, capsys) == {}
+
+
+def test_what_is_drawn_with_or_copied_stays(root, capsys, two):
+    """By who is no run, and leaves no record when it ends."""
+    with readers.reading(Store(str(root)), [two[0]], print):
+        assert reasons(root, capsys) == {}
+        assert reasons(root, capsys, "days=0").keys() == {two[1].path}
+    assert reasons(root, capsys).keys() == {two[0].path}
+    storage.remove(two[0].path)
+    with pytest.raises(LeaseHeld, match="was deleted a moment ago"), readers.reading(Store(str(root)), [two[0]], print):
+        raise AssertionError
+
+
+def test_a_root_that_may_only_be_read_is_read_all_the_same(root, two, monkeypatch):
+    def refuses(content: bytes, path: str) -> None:
+        raise StoreRefuses(errno.EROFS, "the file system is read-only", path)
+
+    monkeypatch.setattr(storage, "publish", refuses)
+    said: list[str] = []
+    with readers.reading(Store(str(root)), [two[0]], said.append):
+        assert "so gc may delete it meanwhile" in said[0]
+
+
+def test_who_loses_a_claim_while_collecting_hears_it(root, capsys, monkeypatch):
+    def taken(path: str, fence: Any) -> None:
+        raise ClaimLost(f"{path} was taken over by anna")
+
+    monkeypatch.setattr(gc.deleting, "discard", taken)
+    assert main(["gc", f"root={root}", "--yes"]) == 4
+    assert "was taken over by anna" in capsys.readouterr().err
