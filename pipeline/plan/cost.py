@@ -116,9 +116,18 @@ def _larger_than(gib: float, planned: Sequence[Planned], config: Config) -> Iter
 
 
 def memory(step: str, config: Config) -> Memory | None:
-    """What a worker of a training step needs, at its largest, encoders included; None for other steps."""
+    """What a worker of a training step needs, at its largest, encoders and panels included; None for other steps."""
     need = _training(step, config)
-    return replace(need, encoders=_encoders(step, config)) if need else None
+    if need is None:
+        return None
+    return replace(need, encoders=_encoders(step, config), activations=max(need.activations, _panel(step, config)))
+
+
+def _panel(step: str, config: Config) -> int:
+    """Bytes of Stage A where a training shows by it what it can do: one of its largest pictures at a time."""
+    side = max(frame.size for frame in config.frames_of(step))
+    shows = step in ("train_a", "train_b", "train_baseline")
+    return memory_estimate.encode_a(config.stage_a.model, side, rows=1) if shows else 0
 
 
 def _encoders(step: str, config: Config) -> int:

@@ -93,6 +93,7 @@ class Painter:
         self.square = Size(config.data.image.size, config.data.image.size)
         self.draw = make(config, inputs, loading.device(device))
         self.fence, self.board = fence, BoardClient(board)
+        self._last: tuple[int, list[shards.ImageRow]] = (-1, [])
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         chunk = int(batch["shard"][0])
@@ -116,12 +117,14 @@ class Painter:
     def _originals(self, prompts: list[Prompt]) -> dict[str, np.ndarray]:
         """The pictures of prompts, by key: no others of their shards are decoded."""
         keys = {prompt["key"] for prompt in prompts}
-        return {
-            row.key: row.pixels(self.square)
-            for number in {prompt["shard"] for prompt in prompts}
-            for row in shards.read_images(self.images.read(shards.image_name(number)))
-            if row.key in keys
-        }
+        numbers = sorted({prompt["shard"] for prompt in prompts})
+        return {row.key: row.pixels(self.square) for number in numbers for row in self._rows(number) if row.key in keys}
+
+    def _rows(self, shard: int) -> list[shards.ImageRow]:
+        """The pictures of a shard, not decoded; the last one's stay, since the next prompts are mostly of it too."""
+        if self._last[0] != shard:
+            self._last = shard, shards.read_images(self.images.read(shards.image_name(shard)))
+        return self._last[1]
 
 
 def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:

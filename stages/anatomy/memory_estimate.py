@@ -3,11 +3,13 @@
 Weights, gradients and moments follow exactly from the parameters of the network's blocks. Activations are what autograd
 keeps of them for the backward pass. The tests hold them to within 20 % of what torch keeps on a CPU. Kernels of a GPU
 differ by a few per cent (attention there stays in half precision, dropout keeps one byte an element); `RUNTIME` stands
-for what is not counted.
+for what is not counted. What runs between two steps, a validation or a panel, has the room that activations leave, and
+counts where it takes more.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from stages.anatomy import architectures, parameters
 from stages.anatomy.blocks import FP32, HALF, Block
@@ -26,6 +28,9 @@ from stages.settings.training import Phase, TrainingConfig
 GIB = 1 << 30
 RUNTIME = GIB  # CUDA's context and kernels, workspaces of its libraries, the slack of torch's allocator
 LOOKUP_ROWS = 1 << 14  # positions that Stage A compares with its codebook at a time
+VALIDATED = 16  # samples that a validation takes through a model at a time
+SHOWN = 2  # those of a panel: one, in fp32
+WIDEST_A = 12  # times the features at Stage A's first level, what a pass through it alone takes: the MLP of its block
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,16 @@ class Memory:
         return sum(getattr(self, part.name) for part in fields(self))
 
 
+class Sample(NamedTuple):
+    """Bytes that a sample takes: what a training keeps of it, and what a forward pass alone does.
+
+    That is what the widest block would keep, and as much again: what lies beside it until a later block asks for it.
+    """
+
+    kept: float
+    passing: int
+
+
 def train_a(config: StageAConfig, loss: StageALoss, train: TrainingConfig, workers: int) -> Memory:
     """Stage A, with the discriminator and VGG16 where its loss has them.
 
@@ -57,15 +72,15 @@ def train_a(config: StageAConfig, loss: StageALoss, train: TrainingConfig, worke
     beside = judged * 2 * FP32 * parameters.discriminator()
     beside += seen * parameters.vgg16() * (FP32 + HALF * (train.precision == "bf16"))
 
-    def kept(phase: Phase) -> float:
+    def sample(phase: Phase) -> Sample:
         side = loss.crop or phase.size
-        own = _kept(architectures.stage_a(config, side, side), train)
-        looked_up = min(LOOKUP_ROWS * workers / phase.batch_size, (side >> config.levels) ** 2)
-        judges = judged * _kept(architectures.discriminator(side, pictures=3), train)
-        judges += seen * _kept(architectures.vgg16(side), train)
-        return own + looked_up * config.codebook_size * FP32 + judges
+        own = _sample(architectures.stage_a(config, side, side), train)
+        looked_up = min(LOOKUP_ROWS / _at_once(phase, train, workers), (side >> config.levels) ** 2)
+        judges = judged * _sample(architectures.discriminator(side, pictures=3), train).kept
+        judges += seen * _sample(architectures.vgg16(side), train).kept
+        return Sample(own.kept + looked_up * config.codebook_size * FP32 + judges, own.passing)
 
-    return _memory(count, [kept(phase) for phase in train.phases], train, workers, beside=beside)
+    return _memory(count, [sample(phase) for phase in train.phases], train, workers, beside=beside)
 
 
 def train_b(
@@ -78,8 +93,8 @@ def train_b(
         yield from architectures.compressor(compressor, compressor.seen_side(size) if joint else 0)
         yield from architectures.stage_b(config, size // 4, size // 4, tokens)
 
-    kept = [_kept(network(phase.size), train) for phase in train.phases]
-    return _memory(own + other, kept, train, workers, _fixed(compressor) if joint else other)
+    samples = [_sample(network(phase.size), train) for phase in train.phases]
+    return _memory(own + other, samples, train, workers, _fixed(compressor) if joint else other)
 
 
 def warm_up(config: CompressorConfig, width: int, latent_channels: int, train: TrainingConfig, workers: int) -> Memory:
@@ -91,8 +106,8 @@ def warm_up(config: CompressorConfig, width: int, latent_channels: int, train: T
         yield from architectures.warm_up_decoder(*channels, size // 32)
 
     count = parameters.compressor(config) + parameters.warm_up_decoder(*channels)
-    kept = [_kept(network(phase.size), train) for phase in train.phases]
-    return _memory(count, kept, train, workers, _fixed(config))
+    samples = [_sample(network(phase.size), train) for phase in train.phases]
+    return _memory(count, samples, train, workers, _fixed(config))
 
 
 def train_c(
@@ -100,8 +115,8 @@ def train_c(
 ) -> Memory:
     """Stage C on the compressor's codes, with captions of `tokens` tokens."""
     sides = [compressor.code_side(phase.size) for phase in train.phases]
-    kept = [_kept(architectures.stage_c(config, side, side, tokens), train) for side in sides]
-    return _memory(parameters.stage_c(config), kept, train, workers)
+    samples = [_sample(architectures.stage_c(config, side, side, tokens), train) for side in sides]
+    return _memory(parameters.stage_c(config), samples, train, workers)
 
 
 def train_previewer(
@@ -109,15 +124,15 @@ def train_previewer(
 ) -> Memory:
     """The previewer on the compressor's codes."""
     sides = [compressor.code_side(phase.size) for phase in train.phases]
-    kept = [_kept(architectures.previewer(config, side, side), train) for side in sides]
-    return _memory(parameters.previewer(config), kept, train, workers)
+    samples = [_sample(architectures.previewer(config, side, side), train) for side in sides]
+    return _memory(parameters.previewer(config), samples, train, workers)
 
 
 def train_baseline(config: BaselineConfig, tokens: int, train: TrainingConfig, workers: int) -> Memory:
     """The baseline on Stage A's latents, with captions of `tokens` tokens."""
     sides = [phase.size // 4 for phase in train.phases]
-    kept = [_kept(architectures.baseline(config, side, side, tokens), train) for side in sides]
-    return _memory(parameters.baseline(config), kept, train, workers)
+    samples = [_sample(architectures.baseline(config, side, side, tokens), train) for side in sides]
+    return _memory(parameters.baseline(config), samples, train, workers)
 
 
 def encode_text(config: TextConfig, rows: int) -> int:
@@ -126,8 +141,9 @@ def encode_text(config: TextConfig, rows: int) -> int:
 
 
 def encode_a(config: StageAConfig, side: int, rows: int) -> int:
-    """Stage A, which encodes `rows` pictures of `side` px at a time."""
-    return FP32 * (parameters.stage_a(config) + rows * 8 * architectures.levels_a(config, side, side)[0].numbers)
+    """Stage A, which encodes, or decodes, `rows` pictures of `side` px at a time."""
+    widest = WIDEST_A * architectures.levels_a(config, side, side)[0].numbers
+    return FP32 * (parameters.stage_a(config) + rows * widest)
 
 
 def encode_c(config: CompressorConfig, side: int, rows: int) -> int:
@@ -137,9 +153,9 @@ def encode_c(config: CompressorConfig, side: int, rows: int) -> int:
 
 
 def _memory(
-    count: int, kept: Sequence[float], train: TrainingConfig, workers: int, frozen: int = 0, beside: int = 0
+    count: int, samples: Sequence[Sample], train: TrainingConfig, workers: int, frozen: int = 0, beside: int = 0
 ) -> Memory:
-    """AdamW in fp32 (two moments a weight), and the largest phase's activations; `kept` are a sample's bytes of each.
+    """AdamW in fp32 (two moments a weight), and the largest phase's activations, of which `samples` tells a sample's.
 
     count, frozen: parameters of all modules, and those of them that are not trained. beside: bytes of further weights.
 
@@ -149,28 +165,40 @@ def _memory(
     """
     trained, half = count - frozen, HALF * count * (train.precision == "bf16")
     averaged = train.ema is not None and train.ema.device == "model"
-    rows = [phase.batch_size // workers for phase in train.phases]
-    at_once = [min(most, train.micro_batch or most) for most in rows]
-    whole = FP32 * trained if train.shard > 1 and at_once != rows else 0
+    at_once = [_at_once(phase, train, workers) for phase in train.phases]
+    in_pieces = at_once != [phase.batch_size // workers for phase in train.phases]
+    whole = FP32 * trained if train.shard > 1 and in_pieces else 0
+    validated = min(VALIDATED, train.micro_batch or VALIDATED) if train.validation else 0
+    between = max(validated, SHOWN)
     return Memory(
         weights=FP32 * count // train.shard + (FP32 * count if train.shard > 1 else 0) + half + beside,
         gradients=FP32 * trained // train.shard + whole,
         moments=2 * FP32 * trained // train.shard,
         average=FP32 * count // train.shard if averaged else 0,
-        activations=max(int(most * sample) for most, sample in zip(at_once, kept, strict=True)),
+        activations=max(
+            int(max(rows * sample.kept, between * sample.passing))
+            for rows, sample in zip(at_once, samples, strict=True)
+        ),
     )
 
 
-def _kept(blocks: Iterable[Block], train: TrainingConfig) -> int:
-    """Bytes that a training keeps of a sample; where it recomputes blocks, also those of the largest meanwhile."""
-    autocast, total, largest = train.precision == "bf16", 0, 0
+def _at_once(phase: Phase, train: TrainingConfig, workers: int) -> int:
+    """Rows that a worker takes through the model at a time."""
+    rows = phase.batch_size // workers
+    return min(rows, train.micro_batch or rows)
+
+
+def _sample(blocks: Iterable[Block], train: TrainingConfig) -> Sample:
+    """Bytes of a sample; where a training recomputes blocks, it keeps also those of the largest meanwhile."""
+    autocast, total, largest, widest = train.precision == "bf16", 0, 0, 0
     for block in blocks:
         kept = block.bytes_kept(autocast)
+        widest = max(widest, kept)
         if train.checkpointing and block.recomputed:
             largest = max(largest, kept)
             kept = Block(kept=block.recomputed).bytes_kept(autocast)
         total += kept
-    return total + largest
+    return Sample(total + largest, 2 * widest)
 
 
 def _fixed(config: CompressorConfig) -> int:

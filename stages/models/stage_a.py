@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.anatomy.memory_estimate import LOOKUP_ROWS
 from stages.draws import Draws
 from stages.models.discriminator import Discriminator, adversarial_loss, discriminator_loss
 from stages.models.geometry import BadImageSize
@@ -29,7 +30,6 @@ from stages.settings.losses import StageALoss
 from stages.settings.models import StageAConfig
 
 COMMITMENT = 0.25  # weight of the commitment loss beside the codebook loss (arXiv 1711.00937, eq. 3)
-LOOKUP_ROWS = 1 << 14  # rows compared with the codebook at a time: bounds the memory of a lookup
 
 
 class ReplicationPad(nn.ReplicationPad2d):

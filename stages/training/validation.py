@@ -14,12 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stages.anatomy.memory_estimate import VALIDATED
 from stages.draws import Draws, derived_seed
 from stages.settings.training import TrainingConfig
 from stages.training.meter import quotients
 from stages.training.parallel import Replica
-
-PIECE = 16  # samples that go through the model at a time, on any number of ranks: so that their losses are the same
 
 
 class SampleDraws(Draws):
@@ -86,7 +85,8 @@ class Validation:
         began = time.monotonic()
         total = min(config.validation.samples, self._rows)
         if self._pieces is None:
-            self._pieces = self._share(total, min(PIECE, config.micro_batch or PIECE), rank, replica.world)
+            # so many on any number of ranks: so that their losses are the same
+            self._pieces = self._share(total, min(VALIDATED, config.micro_batch or VALIDATED), rank, replica.world)
         found = _means(replica, None, self._pieces, total, config, "")
         if average is not None:
             found |= _means(replica, average, self._pieces, total, config, "_ema")

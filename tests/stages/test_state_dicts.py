@@ -68,6 +68,12 @@ def test_the_same_memory_is_filled_again() -> None:
     assert other == safetensors.torch.save(second, {"step": "10"})
 
 
+def test_no_piece_is_large() -> None:
+    pieces = [len(piece) for piece in serialized({"a": torch.zeros(5, 1 << 20), "b": torch.zeros(0)})]
+    assert max(pieces) == 8 << 20  # other threads go on after each
+    assert sum(pieces[1:]) == 20 << 20
+
+
 MEMORY = """
 import hashlib, resource, sys, tempfile, torch
 from stages.state_dicts import Serialized

@@ -116,8 +116,8 @@ def test_the_loop_against_others(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_saving() -> None:
-    (line,) = loop.saving(TINY_C)
-    assert "s a GB" in line.figure
+    for line in loop.saving(TINY_C):
+        assert "s a GB" in line.figure
 
 
 def test_full_size_in_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Sampling: which pictures of a shard are decoded for the prompts of a chunk."""
 
 import io
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,19 @@ def test_only_the_pictures_of_the_prompts_are_decoded(monkeypatch: pytest.Monkey
         return pixels(row, *arguments)
 
     monkeypatch.setattr(ImageRow, "pixels", noted)
+    read: list[str] = []
+
+    class Images:
+        def read(self, name: str) -> bytes:
+            read.append(name)
+            return files[name]
+
     painter = Painter.__new__(Painter)  # whose making loads models
-    painter.images, painter.square = SimpleNamespace(read=files.__getitem__), Size(SIDE, SIDE)  # type: ignore[assignment]
-    prompts = [{"key": rows[row].key, "shard": row // 20} for row in (3, 19, 20)]
-    found = painter._originals(prompts)
-    assert decoded == [prompt["key"] for prompt in prompts]
-    assert {key: values[0, 0, 0] for key, values in found.items()} == {rows[row].key: row for row in (3, 19, 20)}
+    painter.images, painter.square, painter._last = Images(), Size(SIDE, SIDE), (-1, [])  # type: ignore[assignment]
+    found = {}
+    for chunk in ((3, 5), (7, 19, 20), (21, 22)):
+        found |= painter._originals([{"key": rows[row].key, "shard": row // 20} for row in chunk])
+    wanted = (3, 5, 7, 19, 20, 21, 22)
+    assert decoded == [rows[row].key for row in wanted]
+    assert {key: values[0, 0, 0] for key, values in found.items()} == {rows[row].key: row for row in wanted}
+    assert read == [*files]  # each shard once

@@ -1,14 +1,19 @@
 """The memory estimate against the models themselves: weights as they are, activations as torch keeps them."""
 
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.models.vgg import cfgs, make_layers
 
-from stages.anatomy import memory_estimate
+from stages.anatomy import architectures, memory_estimate
+from stages.anatomy.blocks import Block
 from stages.anatomy.memory_estimate import FP32, Memory
 from stages.draws import Draws
 from stages.models.baseline import Baseline, BaselineObjective
@@ -156,7 +161,94 @@ def test_the_largest_phase_counts_by_what_one_worker_sees():
     assert activations((8, 256), workers=4) == activations((2, 256))
 
 
+# ------------------------------------------------------------------------------------------- between two steps
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that tensors made within it have at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.held:
+                storage = tensor.untyped_storage()
+                self.held[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.held.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self.held.values()))
+        return made
+
+
+def peak(work: Callable[[], object]) -> int:
+    with Live() as live:
+        work()
+    return live.peak
+
+
+def within(found: int, peak: int) -> None:
+    """A bound that is not far off."""
+    assert peak <= found < 4 * peak
+
+
+@pytest.mark.parametrize("side", [128, 256])
+@torch.no_grad()
+def test_a_pass_through_stage_a_alone(side):
+    stage_a, pictures = StageA(A).eval(), torch.rand(2, 3, side, side)
+    found = memory_estimate.encode_a(A, side, rows=2) - FP32 * count(stage_a)
+    assert found == pytest.approx(peak(lambda: stage_a.decode(stage_a.encode(pictures))), rel=0.05)
+    quantised = peak(lambda: stage_a.decode_quantised(stage_a.encode(pictures)))
+    assert found == pytest.approx(quantised, rel=0.05)
+
+
+@pytest.mark.parametrize("size", [512, 768])  # of smaller ones, copies of weights are most of it
+@torch.no_grad()
+def test_a_pass_through_the_others_alone(size):
+    def passing(blocks: Iterable[Block]) -> int:
+        return BATCH * memory_estimate._sample(blocks, training()).passing
+
+    side, code, seen = size // 4, SMALL.code_side(size), SMALL.seen_side(size)
+    b, c, baseline, compressor = StageB(B).eval(), StageC(C).eval(), Baseline(BASELINE).eval(), Compressor(SMALL).eval()
+    given, t = batch(size), torch.full((BATCH,), 0.5)
+    pictures = given["image"] / 255
+    latents, codes, text = given["latents_a"], given["latents_c"], given["text"]
+    within(passing(architectures.stage_b(B, side, side, TOKENS)), peak(lambda: b(latents, t, codes, text)))
+    within(passing(architectures.stage_c(C, code, code, TOKENS)), peak(lambda: c(codes, t, text)))
+    within(passing(architectures.baseline(BASELINE, side, side, TOKENS)), peak(lambda: baseline(latents, t, text)))
+    within(passing(architectures.compressor(SMALL, seen)), peak(lambda: compressor(pictures)))
+
+
+def test_a_validation_counts_where_it_takes_more_than_a_step():
+    def activations(rows: int, **changes: Any) -> int:
+        train = training(phases=[{"steps": 1, "batch_size": rows, "size": SIZE}], **changes)
+        return memory_estimate.train_b(B, SMALL, False, TOKENS, train, workers=1).activations
+
+    watched = {"validation": {"every": 1}}
+    assert activations(1, **watched) > activations(1)
+    assert activations(1, **watched) == activations(2, **watched)
+    assert activations(64, **watched) == activations(64)
+    assert activations(1, **watched, micro_batch=1) == activations(1)  # it goes by that too
+
+
 # ----------------------------------------------------------------------------------------------- activations
+
+
+def test_the_codebook_is_searched_for_what_goes_through_at_once():
+    large = A.model_copy(update={"hidden": 8, "codebook_size": 4096})
+
+    def activations(rows: int, micro_batch: int | None) -> int:
+        train = training(phases=[{"steps": 1, "batch_size": rows, "size": SIZE}], micro_batch=micro_batch)
+        return memory_estimate.train_a(large, StageALoss(), train, workers=1).activations
+
+    assert activations(64, 1) == activations(1, None)
+    assert activations(64, 16) == activations(16, None)
+    objective = StageAObjective(StageA(large), StageALoss())
+    draws = Draws(0, 0, 0, BATCH, BATCH, torch.device("cpu"))
+    real = peak(lambda: objective(batch(), draws))
+    assert real <= activations(64, BATCH) < 1.5 * real
 
 
 def close(found: Memory, kept: int) -> None:

@@ -279,11 +279,12 @@ def test_what_one_rank_sees_all_ranks_decide_alike(two_ranks: Path, then: str) -
 
 def test_the_speed_of_a_training_is_logged() -> None:
     run = Run("raise", clean).train()
-    for values in run.logged.values():
+    for step, values in run.logged.items():
         assert values["speed/images_per_second"] > 0
         assert values["speed/tflops"] == pytest.approx(values["speed/images_per_second"] * 1e9 / 1e12)
         assert 0 <= values["speed/waiting_for_data"] < 1
         assert 0 <= values["speed/saving"] < 1
+        assert (values["speed/saving"] > 0) == (step - 2 in run.saved)  # the copy, by the entry after it
         assert values["speed/memory_gib"] > 0.05
         assert "speed/mfu" not in values  # nobody knows a CPU's peak
 
