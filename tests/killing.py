@@ -61,6 +61,10 @@ from datasets.files import storage
 def missing(root):
     "Files that something below a root says are there, with their sizes."
     from pipeline.store.artifacts import read_manifest
+    from pipeline.store.artifacts import Artifact
+    def files_of(folder):
+        artifact = Artifact("", str(folder), read_manifest(str(folder)))
+        return {name: vars(entry) for name, entry in artifact.files.items()}
     found = []
     def look(mark, folder, files):
         for name, entry in files.items():
@@ -69,7 +73,7 @@ def missing(root):
                 found.append(f"{mark.relative_to(root)} names {name}")
     for mark in (root / "artifacts").rglob("*.json"):
         if mark.name == "manifest.json":
-            look(mark, mark.parent, read_manifest(str(mark.parent))["files"])
+            look(mark, mark.parent, files_of(mark.parent))
         elif mark.parent.name == "receipts":
             look(mark, mark.parents[1], json.loads(mark.read_bytes())["files"])
         elif mark.name == "result.json":

@@ -29,13 +29,20 @@ def read(path: str, make: Make[T]) -> T | None:
     return _passing(path, content, make)
 
 
-def read_each(folder: str, name: str, make: Make[T], also: str = "", last: int | None = None) -> dict[str, T]:
+def read_each(
+    folder: str,
+    name: str,
+    make: Make[T],
+    also: str = "",
+    last: int | None = None,
+    wanted: Callable[[str], bool] = bool,
+) -> dict[str, T]:
     """What `make` makes of each file of a folder whose name matches the pattern `name`, by their sorted names.
 
-    All other files are passed over; those that match `also` belong there, so nothing is told of them. With `last`, only
-    so many of the last names are read.
+    All other files are passed over; those that match `also` belong there, so nothing is told of them. Of ours only the
+    `wanted` are read, and with `last` only so many of the last names.
     """
-    found = {file: _passing(path, content, make) for file, path, content in _contents(folder, name, also, last)}
+    found = {file: _passing(path, content, make) for file, path, content in _contents(folder, name, also, last, wanted)}
     return {file: made for file, made in found.items() if made is not None}
 
 
@@ -72,13 +79,15 @@ def lines(content: bytes, make: Make[T]) -> Iterator[T | None]:
             yield None
 
 
-def _contents(folder: str, name: str, also: str, last: int | None = None) -> Iterator[tuple[str, str, bytes]]:
+def _contents(
+    folder: str, name: str, also: str, last: int | None = None, wanted: Callable[[str], bool] = bool
+) -> Iterator[tuple[str, str, bytes]]:
     """Name, path and content of each file of ours; others are passed over."""
     names = storage.listing(folder)
     for other in names:
         if not re.fullmatch(f"{name}|{also}", other):
             notices.tell(notices.PassedOver(storage.join(folder, other), "none of our files"))
-    ours = [file for file in names if re.fullmatch(name, file)][-last if last else 0 :]
+    ours = [file for file in names if re.fullmatch(name, file) and wanted(file)][-last if last else 0 :]
     paths = [storage.join(folder, file) for file in ours]
     return zip(ours, paths, storage.read_all(paths), strict=True)
 

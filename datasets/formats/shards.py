@@ -15,7 +15,7 @@ import re
 import socket
 import tarfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -331,9 +331,16 @@ def receipt_path(folder: str, shard: int) -> str:
     return storage.join(folder, RECEIPTS, f"{shard:05d}.json")
 
 
-def finished(folder: str) -> dict[int, Receipt]:
-    """Receipts of the shards of an unfinished artifact that are done, by shard number; a damaged one's shard is not."""
-    found = json_files.read_each(storage.join(folder, RECEIPTS), RECEIPT, _receipt)
+def finished(folder: str, among: Container[int] | None = None) -> dict[int, Receipt]:
+    """Receipts of the shards of an unfinished artifact that are done, by shard number; a damaged one's shard is not.
+
+    All of them, or those of some shards.
+    """
+
+    def wanted(name: str) -> bool:
+        return among is None or int(name.removesuffix(".json")) in among
+
+    found = json_files.read_each(storage.join(folder, RECEIPTS), RECEIPT, _receipt, wanted=wanted)
     return {receipt.shard: receipt for receipt in found.values()}
 
 

@@ -20,8 +20,9 @@ from datasets.buckets import Size
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.cache import VerifiedFiles
-from datasets.files.storage import CorruptFile, FileEntry
+from datasets.files.storage import CorruptFile
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.formats.shards import ImageRow
 from datasets.reading.views import View
 
@@ -33,14 +34,18 @@ DECODED_BYTES = 64 << 20  # decoded pictures that are kept of a shard
 class Source:
     """A field of the batches: `image` for a folder of tars, else the name of the tensors in Parquet files.
 
-    `files` are the artifact's files by name; a shard that is not what they say is refused. Pictures are cropped and
-    resized to `size`; None takes them as they are stored.
+    A shard whose file is not what `shards` say of it is refused. Pictures are cropped and resized to `size`; None takes
+    them as they are stored.
     """
 
     field: str
-    folder: str
-    files: Mapping[str, FileEntry]
+    shards: Shards
     size: Size | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where the shards lie."""
+        return self.shards.folder
 
 
 class Batches:
@@ -217,14 +222,7 @@ class _Pictures:
 
 def _common_counts(sources: Sequence[Source], bucket: str | None) -> dict[int, int]:
     """Rows of each shard that has any, by shard number, of one bucket or all; the same in all sources."""
-    counts = [
-        {
-            shard: receipt.rows_out
-            for shard, receipt in sorted(shards.receipts(source.folder).items())
-            if bucket in (None, receipt.bucket)
-        }
-        for source in sources
-    ]
+    counts = [source.shards.counts(bucket) for source in sources]
     for source, other in zip(sources, counts, strict=True):
         if other != counts[0]:
             raise CorruptFile(
@@ -236,7 +234,7 @@ def _common_counts(sources: Sequence[Source], bucket: str | None) -> dict[int, i
 def _read(source: Source, shard: int, count: int, files: VerifiedFiles) -> tuple[list[str], _Samples]:
     """Keys and samples of one field of a shard."""
     name = shards.image_name(shard) if source.field == "image" else shards.tensor_name(shard)
-    content = files.read(storage.join(source.folder, name), source.files[name])
+    content = files.read(storage.join(source.folder, name), source.shards[shard].files[name])
     if source.field == "image":
         rows = shards.read_images(content.tobytes(), count)
         return [row.key for row in rows], _Pictures(rows, source.size)

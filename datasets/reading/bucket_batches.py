@@ -16,7 +16,6 @@ import numpy as np
 from datasets.buckets import Frame, Size
 from datasets.config import DataError
 from datasets.files.cache import VerifiedFiles
-from datasets.formats import shards
 from datasets.reading.batches import WINDOW, Batches, Source
 from datasets.reading.views import View
 
@@ -34,7 +33,7 @@ class BucketBatches:
     """Batches of one bucket each; their pictures have that size of `frame` which is nearest to the bucket.
 
     Args:
-        sources: as for `Batches`; every shard's receipt names its bucket.
+        sources: as for `Batches`; every shard has a bucket.
         spans: all phases of the training that read buckets, in their order; each goes on where the one before ended.
         view: the pictures to choose; None = all.
 
@@ -52,10 +51,9 @@ class BucketBatches:
         files: VerifiedFiles | None = None,
         view: View | None = None,
     ):
-        receipts = shards.receipts(sources[0].folder)
-        stored = {shard: receipt.rows_out for shard, receipt in receipts.items()}
+        stored, buckets = sources[0].shards.counts(), sources[0].shards.buckets()
         counts = stored if view is None else view.counts(stored)
-        found = sorted({bucket for shard, rows in counts.items() if rows and (bucket := receipts[shard].bucket)})
+        found = sorted({bucket for shard, rows in counts.items() if rows and (bucket := buckets[shard])})
         if not found:
             raise DataError(f"{sources[0].folder} holds no pictures in aspect-ratio buckets: set data.image.max_aspect")
         window = max(1, WINDOW // len(found))  # so that all buckets together hold as many shards as one sequence

@@ -1,5 +1,6 @@
 """The board: one small actor through which workers tell the driver how far they are, and hear whether to stop."""
 
+import pickle
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -98,14 +99,15 @@ def heard(board: Any, work: Callable[..., T], *arguments: Any) -> T:
 
 
 class HeardActor:
-    """A `worker(*arguments)` whose driver is told what the storage has to get over while it works."""
+    """A `worker(*arguments)` for one pickled shard a batch, whose driver is told what the storage has to get over."""
 
     def __init__(self, board: Any, worker: type, *arguments: Any):
         self._board = board
         self._work = heard(board, worker, *arguments)
 
-    def __call__(self, batch: Any) -> Any:
-        return heard(self._board, self._work, batch)
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bool]]:
+        heard(self._board, self._work, pickle.loads(batch["shard"][0]))
+        return {"done": [True]}
 
 
 def _teller(board: Any) -> Callable[[Notice], None]:

@@ -4,9 +4,11 @@ Ray's blocking calls run in a thread, so that the driver's main thread stays fre
 back through one small actor, the board: progress, metrics, and the wish to stop.
 """
 
+import collections
 import itertools
 import logging
 import os
+import pickle
 import secrets
 import signal
 import threading
@@ -194,15 +196,16 @@ class Cluster:
         return max(1, self.cpus // workers) if self.config.address is None else self.config.cpus_per_worker
 
     def map_shards(
-        self, worker: type, arguments: tuple[Any, ...], shards: Sequence[int], tick: Callable[[], None]
-    ) -> list[dict[str, Any]]:
-        """Ray Data over shard numbers: a pool of `worker(*arguments)` actors maps each to a small result row.
+        self, worker: type, arguments: tuple[Any, ...], shards: Sequence[Any], tick: Callable[[], None]
+    ) -> None:
+        """Ray Data over shards: a pool of `worker(*arguments)` actors, one of which is called with each.
 
-        `worker.__call__(batch)` gets `{"shard": array([number])}`. Tensors never travel through the object store.
+        What stands for a shard is small; tensors never travel through the object store.
         """
         most, cpus = self._pool(len(shards))
         least = min(self.config.encoders.min, most)
-        data = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        sent = [{"shard": pickle.dumps(shard)} for shard in shards]  # bytes have a column of their own in any block
+        data = ray.data.from_items(sent, override_num_blocks=len(shards))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Ray has no other way to say max_restarts yet
             mapped = data.map_batches(
@@ -214,7 +217,7 @@ class Cluster:
                 num_gpus=self.config.encoders.gpus if self.device == "cuda" else 0,
                 max_restarts=0,  # a dead actor fails the map; the step's next attempt goes on with what is left
             )
-        return _patiently(lambda: list(mapped.iter_rows()), tick)
+        _patiently(lambda: collections.deque(mapped.iter_rows(), maxlen=0), tick)
 
     def train(
         self,

@@ -57,7 +57,7 @@ def _with_volume(
     """An estimate with the bytes and objects that the step stores, and what its encoder would cost online instead."""
     if item.artifact:
         manifest = item.artifact.manifest
-        stored: Volume | None = Volume(manifest["bytes"], len(manifest["files"]))
+        stored: Volume | None = Volume(manifest["bytes"], manifest.get("objects", len(manifest["files"])))
     else:
         stored = volume.stored(item.step.name, item.step.output, config, rows) if rows else None
     encoder = None

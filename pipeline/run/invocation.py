@@ -292,6 +292,7 @@ class _Session:
         spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
         told = {
             "files": facts.files,
+            "shards": facts.shards,
             "rows": facts.rows,
             "metrics": facts.metrics,
             "notes": facts.notes,

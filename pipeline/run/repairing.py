@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from datasets.files import storage
 from datasets.files.storage import CorruptFile
+from datasets.formats import shard_table
 from pipeline.errors import UsageError
 from pipeline.run import neighbours
 from pipeline.store import claims, deleting
@@ -61,6 +62,8 @@ def of_no_shard(files: Iterable[tuple[Artifact, str]]) -> list[tuple[Artifact, s
     folders: dict[str, set[str]] = {}
     alone = []
     for artifact, name in files:
+        if name == shard_table.FILE:  # made from the receipts, when its artifact is finished again
+            continue
         known = folders.setdefault(artifact.path, receipt_folders(artifact))
         if (shard := shard_of(name)) is None or shard.folder not in known:
             alone.append((artifact, name))
@@ -127,7 +130,7 @@ def _hit(store: Store, files: Iterable[tuple[Artifact, str]]) -> list[Opened]:
 
     for artifact, name in files:
         lose(artifact, filter(None, [shard_of(name)]))
-    for images in [opened for opened in lost.values() if opened.artifact.name == "images"]:
+    for images in [opened for opened in lost.values() if opened.artifact.name == "images" and opened.shards]:
         numbers = {shard.number for shard in images.shards}
         for artifact in descendants(images.artifact, store.finished()):
             if artifact.name.startswith(BY_SHARD):

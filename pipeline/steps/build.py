@@ -5,7 +5,7 @@ artifact's folder, and returns what the manifest shall say. The engine around it
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from datasets.files import notices, storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
+from datasets.formats.shards import Receipt
 from pipeline.cluster.interruptions import Interruptions
 from pipeline.errors import Interrupted
 from pipeline.plan.dag import Step
@@ -36,6 +37,7 @@ CPU = "cpu"  # the ledger's kind of device of what runs on CPUs, also where ther
 class Facts:
     """What a step reports of a finished build.
 
+    `shards` are the receipts of what it made in shards, by the folder below the artifact's, `files` all other files.
     `call` names the library call that did the work, `workers` the process ids that it ran in, `metrics` what was
     measured, `notes` anything else worth keeping (counts by cause, licences, labels), `timed` the files that tell of
     times and so differ from build to build.
@@ -48,6 +50,7 @@ class Facts:
     metrics: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     timed: list[str] = field(default_factory=list)
+    shards: dict[str, list[Receipt]] = field(default_factory=dict)
 
 
 class Reporter(Protocol):
@@ -116,31 +119,32 @@ class Build:
         self,
         worker: type,
         arguments: tuple[Any, ...],
-        total: Sequence[int],
+        total: Mapping[int, Any],
         rows: int,
         unit: str,
         folder: str | None = None,
-    ) -> list[shards.Receipt]:
+    ) -> list[Receipt]:
         """Map the shards without a receipt in `folder` with actors `worker(*arguments, folder, fence, board)`.
 
-        `folder` is the artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the
-        receipts of all shards in the order of `total`, whoever made them.
+        `total` has by number what an actor is called with for that shard, no more than it needs. `folder` is the
+        artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the receipts of all
+        shards in the order of `total`, whoever made them.
         """
         folder = folder or self.path
         finished = self.finished_shards(folder)
         self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
-        todo = [shard for shard in total if shard not in finished]
+        todo = {shard: work for shard, work in total.items() if shard not in finished}
         if todo:
             with self.lease(self.cluster.reserved(len(todo)), self.cluster.kind):
                 about = (*arguments, folder, self.claim.fence, self.cluster.board)
-                self.cluster.map_shards(worker, about, todo, self.tick)
+                self.cluster.map_shards(worker, about, list(todo.values()), self.tick)
             self.raise_if_stopped()
-            finished = shards.finished(folder)
+            finished |= shards.finished(folder, todo)
         missing = [shard for shard in total if shard not in finished]
         assert not missing, f"shards {missing} have no receipt, yet the map over them succeeded"
         return [finished[shard] for shard in total]
 
-    def finished_shards(self, folder: str) -> dict[int, shards.Receipt]:
+    def finished_shards(self, folder: str) -> dict[int, Receipt]:
         """Receipts of the shards in a folder of this artifact that are done, with all their files.
 
         Whose files are not there, or cut short, loses its receipt and is made anew: a deletion may have been killed.

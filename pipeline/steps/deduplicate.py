@@ -9,6 +9,7 @@ from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import removal, shards
+from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Clock, Receipt
 from datasets.reading import duplicates
 from pipeline.steps.build import Build, Facts
@@ -23,12 +24,13 @@ def deduplicate(build: Build) -> Facts:
     """images -> duplicates: hashes of every picture, the table of duplicates, and a contact sheet of some."""
     images = build.inputs["images"]
     folder = storage.join(build.path, HASHES)
-    total = sorted(shards.receipts(images.path))
+    stored = images.shards()
     done = build.finished_shards(folder)
-    todo = [shard for shard in total if shard not in done]
-    for receipt in build.call_each(_hash, ((images, shard, folder, build.claim.fence) for shard in todo), len(todo)):
+    todo = [number for number in stored if number not in done]
+    items = ((stored[number], folder, build.claim.fence) for number in todo)
+    for receipt in build.call_each(_hash, items, len(todo)):
         done[receipt.shard] = receipt
-        build.report.progress(len(done), len(total), "shards")
+        build.report.progress(len(done), len(stored), "shards")
     hashed = {f"{HASHES}/{name}": entry for receipt in done.values() for name, entry in receipt.files.items()}
     files, counts, crowded, pid = build.call(_find, images, build.path, hashed)
     if crowded:
@@ -39,7 +41,8 @@ def deduplicate(build: Build) -> Facts:
     if SHEET in files:
         build.report.image(build.step.output, storage.read(storage.join(build.path, SHEET)), 0)
     return Facts(
-        files=hashed | files,
+        files=files,
+        shards={HASHES: list(done.values())},
         rows=sum(counts.values()),
         call="numpy.bitwise_count",
         workers=sorted({pid, *(receipt.pid for receipt in done.values())}),
@@ -47,9 +50,9 @@ def deduplicate(build: Build) -> Facts:
     )
 
 
-def _hash(images: Artifact, shard: int, folder: str, fence: Fence) -> Receipt:
-    clock, name = Clock(), shards.tensor_name(shard)
-    rows = shards.read_images(images.read(shards.image_name(shard)))
+def _hash(images: Shard, folder: str, fence: Fence) -> Receipt:
+    clock, shard, rows = Clock(), images.number, images.images()
+    name = shards.tensor_name(shard)
     files = {name: storage.publish(duplicates.hashes(rows), storage.join(folder, name))}
     count = len(rows)
     return shards.publish_receipt(folder, shard, rows_in=count, rows_out=count, files=files, clock=clock, fence=fence)
@@ -63,7 +66,7 @@ def _find(
 
     numbers = {int(name.removeprefix(f"{HASHES}/").removesuffix(".parquet")): name for name in hashed}
     tables = {shard: storage.read(storage.join(path, name), hashed[name]) for shard, name in numbers.items()}
-    outcome = duplicates.find(tables)
+    stored, outcome = images.shards(), duplicates.find(tables)
     found = outcome.table
     contents = {duplicates.FILE: shards.parquet_bytes(found)}
     groups: defaultdict[str, list[str]] = defaultdict(list)
@@ -77,7 +80,7 @@ def _find(
             row.key: row
             for shard, content in tables.items()
             if removal.holds(content, wanted)
-            for row in shards.read_images(images.read(shards.image_name(shard)))
+            for row in stored[shard].images()
             if row.key in wanted
         }
         sheet = [(rows[kept].caption, [rows[key].pixels() for key in keys]) for kept, keys in shown.items()]

@@ -1,7 +1,7 @@
 """download: fetch the planned pictures, one Ray task a shard, img2dataset's Downloader inside."""
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 import pyarrow as pa
@@ -10,12 +10,12 @@ from datasets.config import DataConfig
 from datasets.fetching.download import download_shard, results
 from datasets.files.fence import Fence
 from datasets.formats import shards
+from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Receipt
 from datasets.planning import plan
 from datasets.sources import table
 from pipeline.errors import BudgetExceeded
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact
 
 
 def download(build: Build) -> Facts:
@@ -33,7 +33,7 @@ def download(build: Build) -> Facts:
     count = sum(-(-rows // data.shard_rows) for rows in buckets.values())
     earlier = _earlier(build)
     todo = (
-        (rows, shard, build.path, data, slots, build.forgotten, earlier, build.claim.fence)
+        (rows, shard, build.path, data, slots, _among(rows, build.forgotten), earlier.get(shard), build.claim.fence)
         for part in sorted(metadata.files)
         for shard, rows in plan.shards(metadata.read(part))
         if shard not in finished
@@ -49,7 +49,8 @@ def download(build: Build) -> Facts:
         dropped.update(receipt.dropped)
     _check_losses(dropped, metadata.manifest["rows"], data.download.max_lost)
     return Facts(
-        files={name: entry for receipt in receipts for name, entry in receipt.files.items()},
+        files={},
+        shards={"": receipts},
         rows=sum(receipt.rows_out for receipt in receipts),
         call="img2dataset.downloader.Downloader.download_shard",
         workers=sorted({receipt.pid for receipt in receipts}),
@@ -57,16 +58,22 @@ def download(build: Build) -> Facts:
     )
 
 
-def _earlier(build: Build) -> Artifact | None:
-    """The images of the attempt before this one."""
+def _among(rows: pa.Table, forgotten: frozenset[str]) -> Set[str]:
+    """Of what is forgotten the names of some planned rows: a task is sent no more than it needs."""
+    return forgotten and {name for key in plan.NAMES for name in rows[key].to_pylist()} & forgotten
+
+
+def _earlier(build: Build) -> Mapping[int, Shard]:
+    """The shards of images of the attempt before this one."""
     attempt = build.config.data.attempt
     if attempt == 1:
-        return None
+        return {}
     data = build.config.data.model_copy(update={"attempt": attempt - 1})
     found = build.made_with(build.config.model_copy(update={"data": data}))
     if found is None:
         build.report.warning(f"download: there is no attempt {attempt - 1} to take over from; everything is fetched")
-    return found
+        return {}
+    return found.shards()
 
 
 def _download(
@@ -76,7 +83,7 @@ def _download(
     data: DataConfig,
     slots: Any,
     forgotten: Set[str],
-    earlier: Artifact | None,
+    earlier: Shard | None,
     fence: Fence,
 ) -> Receipt:
     from pipeline.cluster.slots import SlotsClient

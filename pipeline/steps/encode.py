@@ -21,6 +21,7 @@ from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
+from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Receipt
 from pipeline.models import encoders
 from pipeline.models.encoders import Encoder
@@ -81,7 +82,7 @@ def _families(build: Build, training: str, encoder: Encoder, settings: Encoding)
     for frame in frames:
         folder = storage.join(build.path, frame.name)
         read = partial(_pictures, frame)
-        families[f"{frame.name}/"] = _encode(build, folder, encoder, settings, read, passes=len(frames))
+        families[frame.name] = _encode(build, folder, encoder, settings, read, passes=len(frames))
     return _facts(build, encoder, settings, families)
 
 
@@ -95,25 +96,25 @@ def _encode(
 ) -> list[Receipt]:
     """Encode all images once; `passes` is how often the step does so, for the progress."""
     images = build.inputs["images"]
-    total = sorted(shards.receipts(images.path))
     rows = passes * images.manifest["rows"]
     dtype = None if settings.online else settings.dtype
-    arguments = (encoder, dtype, read, build.cluster.device, images, rows)
-    return build.map_shards(ShardEncoder, arguments, total, rows, "images", folder)
+    arguments = (encoder, dtype, read, build.cluster.device, rows)
+    return build.map_shards(ShardEncoder, arguments, images.shards(), rows, "images", folder)
 
 
 def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[str, list[Receipt]]) -> Facts:
-    """The manifest's facts of receipts by folder (a prefix of file names)."""
-    every = [(prefix, receipt) for prefix, receipts in families.items() for receipt in receipts]
-    notes: dict[str, Any] = dict(sum((Counter(receipt.counts) for _, receipt in every), Counter()))
+    """The manifest's facts of receipts by folder."""
+    every = [receipt for receipts in families.values() for receipt in receipts]
+    notes: dict[str, Any] = dict(sum((Counter(receipt.counts) for receipt in every), Counter()))
     if not settings.online:
-        lost = sum((receipt.rounding for _, receipt in every if receipt.rounding), Rounding(0.0, 0.0, 0.0))
+        lost = sum((receipt.rounding for receipt in every if receipt.rounding), Rounding(0.0, 0.0, 0.0))
         notes["rounding"] = {"max_abs": lost.max_abs, "relative_rms": lost.relative_rms}
     return Facts(
-        files={prefix + name: entry for prefix, receipt in every for name, entry in receipt.files.items()},
+        files={},
+        shards=families,
         rows=build.inputs["images"].manifest["rows"],
         call="ray.data.Dataset.map_batches",
-        workers=sorted({receipt.pid for _, receipt in every}),
+        workers=sorted({receipt.pid for receipt in every}),
         notes={**notes, "spec": encoder.spec(encoder.reads if settings.online else settings.dtype)},
     )
 
@@ -134,7 +135,7 @@ def _prepare_tower(
 
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
-        captions = [row.caption for shard in sorted(shards.receipts(images.path)) for row in _rows(images, shard)]
+        captions = [row.caption for shard in images.shards().values() for row in shard.images()]
         tower.centre(_mean_state(tower, captions))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()
@@ -151,10 +152,6 @@ def _mean_state(tower: "TextTower", captions: list[str]) -> "Tensor":
     return functools.reduce(operator.add, shares)
 
 
-def _rows(images: Artifact, shard: int) -> list[shards.ImageRow]:
-    return shards.read_images(images.read(shards.image_name(shard)))
-
-
 class ShardEncoder:
     """An actor: reads a shard of images, publishes a shard of tensors, then its receipt.
 
@@ -167,7 +164,6 @@ class ShardEncoder:
         dtype: Dtype | None,
         read: Callable[[], Read],
         device: str,
-        images: Artifact,
         total_rows: int,
         path: str,
         fence: Fence,
@@ -176,17 +172,15 @@ class ShardEncoder:
         from pipeline.cluster.board import BoardClient
         from pipeline.models import loading
 
-        self.encoder, self.dtype, self.images, self.total_rows, self.path = encoder, dtype, images, total_rows, path
+        self.encoder, self.dtype, self.total_rows, self.path = encoder, dtype, total_rows, path
         self.fence, self.board = fence, BoardClient(board)
         self.read = read()
         self.encode = encoder.load(loading.device(device)) if dtype else None
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
-        shard = int(batch["shard"][0])
+    def __call__(self, images: Shard) -> None:
         if not self.board.stopping():
             clock = shards.Clock()
-            rows = _rows(self.images, shard)
-            bucket = shards.receipt(self.images.path, shard).bucket
+            shard, bucket, rows = images.number, images.bucket, images.images()
             files, counts, rounding = self._publish(shard, rows, bucket) if rows else ({}, None, None)
             shards.publish_receipt(
                 self.path,
@@ -201,7 +195,6 @@ class ShardEncoder:
                 fence=self.fence,
             )
             self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
-        return {"shard": [shard]}
 
     def _publish(
         self, shard: int, rows: list[shards.ImageRow], bucket: str | None

@@ -12,6 +12,7 @@ from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
+from datasets.formats.shard_table import Shard
 from pipeline.models.drawing import caption_seed, drawn
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
@@ -20,7 +21,7 @@ from stages.sampling.grid import grid, png
 
 CHUNK = 8  # captions between two receipts
 GRID_ROWS = 64
-Prompt = dict[str, Any]  # key, caption, seed, shard
+Prompt = dict[str, Any]  # key, caption, seed, shard (that has the picture)
 Pictures = Iterable[np.ndarray]  # uint8 (H, W, 3) each
 Draw = Callable[[list[Prompt], np.ndarray], dict[str, Pictures]]  # prompts, originals (B, H, W, 3) -> by folder
 
@@ -45,8 +46,8 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
     """Draw all prompts with `make(config, inputs, device)`; titles of the grid's columns by the artifact's folders."""
     config = build.config
     prompts = build.call(_prompts, build.inputs["images"], config.sample.limit, config.seed)
-    chunks = list(range(-(-len(prompts) // CHUNK)))
-    arguments = (make, config, build.inputs, prompts, build.cluster.device)
+    chunks = {n: (n, prompts[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(prompts) // CHUNK))}
+    arguments = (make, config, build.inputs, len(prompts), build.cluster.device)
     receipts = build.map_shards(Painter, arguments, chunks, len(prompts), "pictures")
     files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
     files |= build.call(_tables, build.path, prompts, files, titles)
@@ -62,8 +63,8 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
 def _prompts(images: Artifact, limit: int, seed: int) -> list[Prompt]:
     """The first captions of the images: key, caption, seed, shard."""
     prompts = []
-    for shard in sorted(shards.receipts(images.path)):
-        for row in shards.read_images(images.read(shards.image_name(shard))):
+    for shard in images.shards().values():
+        for row in shard.images():
             prompts.append(
                 {"key": row.key, "caption": row.caption, "seed": caption_seed(seed, row.caption), "shard": shard}
             )
@@ -80,7 +81,7 @@ class Painter:
         make: Callable[..., Draw],
         config: Config,
         inputs: dict[str, Artifact],
-        prompts: list[Prompt],
+        total: int,
         device: str,
         path: str,
         fence: Fence,
@@ -89,17 +90,16 @@ class Painter:
         from pipeline.cluster.board import BoardClient
         from pipeline.models import loading
 
-        self.images, self.prompts, self.path = inputs["images"], prompts, path
+        self.total, self.path = total, path
         self.square = Size(config.data.image.size, config.data.image.size)
         self.draw = make(config, inputs, loading.device(device))
         self.fence, self.board = fence, BoardClient(board)
         self._last: tuple[int, list[shards.ImageRow]] = (-1, [])
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
-        chunk = int(batch["shard"][0])
+    def __call__(self, numbered: tuple[int, list[Prompt]]) -> None:
+        chunk, rows = numbered
         if not self.board.stopping():
             started = shards.Clock()
-            rows = self.prompts[chunk * CHUNK : (chunk + 1) * CHUNK]
             originals = self._originals(rows)
             drawn = self.draw(rows, np.stack([originals[row["key"]] for row in rows]))
             files: dict[str, FileEntry] = {}
@@ -107,23 +107,27 @@ class Painter:
                 for row, pixels in zip(rows, pictures, strict=True):
                     file = f"{folder}/{row['key']}.png"
                     files[file] = storage.publish(png(pixels), storage.join(self.path, file))
-            count, total = len(rows), len(self.prompts)
+            count = len(rows)
             shards.publish_receipt(
                 self.path, chunk, rows_in=count, rows_out=count, files=files, clock=started, fence=self.fence
             )
-            self.board.post({"kind": "advance", "count": count, "total": total, "unit": "pictures"})
-        return {"shard": [chunk]}
+            self.board.post({"kind": "advance", "count": count, "total": self.total, "unit": "pictures"})
 
     def _originals(self, prompts: list[Prompt]) -> dict[str, np.ndarray]:
         """The pictures of prompts, by key: no others of their shards are decoded."""
         keys = {prompt["key"] for prompt in prompts}
-        numbers = sorted({prompt["shard"] for prompt in prompts})
-        return {row.key: row.pixels(self.square) for number in numbers for row in self._rows(number) if row.key in keys}
+        stored = {prompt["shard"].number: prompt["shard"] for prompt in prompts}
+        return {
+            row.key: row.pixels(self.square)
+            for _, shard in sorted(stored.items())
+            for row in self._rows(shard)
+            if row.key in keys
+        }
 
-    def _rows(self, shard: int) -> list[shards.ImageRow]:
+    def _rows(self, shard: Shard) -> list[shards.ImageRow]:
         """The pictures of a shard, not decoded; the last one's stay, since the next prompts are mostly of it too."""
-        if self._last[0] != shard:
-            self._last = shard, shards.read_images(self.images.read(shards.image_name(shard)))
+        if self._last[0] != shard.number:
+            self._last = shard.number, shard.images()
         return self._last[1]
 
 

@@ -10,9 +10,9 @@ from datasets.config import DataError, ScorerConfig
 from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.formats import shards
+from datasets.formats.shard_table import Shard
 from datasets.reading import aesthetic
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact
 
 PREPROCESS = "PIL's bicubic to the tower's short side, centre crop, CLIP's mean and standard deviation; fp32"
 
@@ -21,11 +21,12 @@ def score(build: Build) -> Facts:
     """images -> aesthetic: fp32 scores in a table a shard, and how many pictures have about which."""
     scorer, images = build.config.data.scorer, build.inputs["images"]
     assert scorer is not None
-    total, rows = sorted(shards.receipts(images.path)), images.manifest["rows"]
-    receipts = build.map_shards(ShardScorer, (scorer, build.cluster.device, images, rows), total, rows, "images")
+    arguments, rows = (scorer, build.cluster.device, images.manifest["rows"]), images.manifest["rows"]
+    receipts = build.map_shards(ShardScorer, arguments, images.shards(), rows, "images")
     found = sum((Counter(receipt.counts) for receipt in receipts), Counter[str]())
     return Facts(
-        files={name: entry for receipt in receipts for name, entry in receipt.files.items()},
+        files={},
+        shards={"": receipts},
         rows=sum(receipt.rows_out for receipt in receipts),
         call="ray.data.Dataset.map_batches",
         workers=sorted({receipt.pid for receipt in receipts}),
@@ -43,7 +44,6 @@ class ShardScorer:
         self,
         scorer: ScorerConfig,
         device: str,
-        images: Artifact,
         total_rows: int,
         path: str,
         fence: Fence,
@@ -52,16 +52,15 @@ class ShardScorer:
         from pipeline.cluster.board import BoardClient
         from pipeline.models import loading
 
-        self.images, self.total_rows, self.path, self.batch = images, total_rows, path, scorer.batch
+        self.total_rows, self.path, self.batch = total_rows, path, scorer.batch
         self.fence = fence
         self.board = BoardClient(board)
         self.scorer = loading.scorer(scorer, loading.device(device))
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
-        shard = int(batch["shard"][0])
+    def __call__(self, images: Shard) -> None:
         if not self.board.stopping():
-            clock, name = shards.Clock(), shards.tensor_name(shard)
-            rows = shards.read_images(self.images.read(shards.image_name(shard)))
+            clock, shard = shards.Clock(), images.number
+            name, rows = shards.tensor_name(shard), images.images()
             parts = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
             scores = [self.scorer.score([row.pixels() for row in part]) for part in parts]
             values = np.concatenate([np.empty(0, np.float32), *scores])
@@ -79,4 +78,3 @@ class ShardScorer:
                 fence=self.fence,
             )
             self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
-        return {"shard": [shard]}

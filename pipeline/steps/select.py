@@ -63,8 +63,8 @@ def _hold_out(share: float, images: Artifact, path: str) -> tuple[FileEntry, int
 
 def held_out(share: float, images: Artifact) -> views.View:
     """A view of the pictures that are held out at a share."""
-    stored = sorted(shards.receipts(images.path))
-    return views.hold_out(stored, lambda shard: images.read(shards.index_name(shard)), share)
+    stored = images.shards()
+    return views.hold_out(stored, lambda shard: stored[shard].read(shards.index_name(shard)), share)
 
 
 def make(

@@ -120,7 +120,7 @@ def _reading(build: Build, fields: tuple[str, ...], tower: str | None) -> "Readi
 
 
 def _source(artifact: Artifact, field: str) -> Source:
-    return Source(field=field, folder=artifact.path, files=artifact.files)
+    return Source(field, artifact.shards())
 
 
 def _images(build: Build, frame: Frame) -> Source:
@@ -131,9 +131,7 @@ def _images(build: Build, frame: Frame) -> Source:
 
 def _family(artifact: Artifact, field: str, frame: Frame) -> Source:
     """The latents of one frame."""
-    prefix = f"{frame.name}/"
-    files = {name.removeprefix(prefix): entry for name, entry in artifact.files.items() if name.startswith(prefix)}
-    return Source(field=field, folder=storage.join(artifact.path, frame.name), files=files)
+    return Source(field, artifact.shards(frame.name))
 
 
 def _train(build: Build, settings: Any, fields: tuple[str, ...], tower: str | None = None) -> Facts:

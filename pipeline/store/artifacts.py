@@ -2,6 +2,7 @@
 
     <root>/artifacts/<name>/<fingerprint>/
         manifest.json       files with sizes and sha256, rows, parents, settings, seconds, device-seconds, metrics
+        shards.parquet      the same of its shards' files, where it has shards: a manifest stays small
         ...                 the files themselves
         forgotten.json      what was taken out of the files since, if anything was: laid over the manifest
         receipts/           what each shard holds
@@ -14,17 +15,26 @@ fingerprints. Equal fingerprints mean equal content, so a finished artifact is n
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from datasets.files import json_files, storage
+from datasets.files import json_files, notices, storage
 from datasets.files.fence import Fence, unfenced
+from datasets.files.notices import PassedOver
 from datasets.files.storage import CorruptFile, FileEntry
+from datasets.formats import shard_table
+from datasets.formats.shard_table import Shards
+from datasets.formats.shards import Receipt
 from pipeline.errors import InfrastructureError
 from pipeline.store.claims import OLD_LEASE, Claim
 
-FORMAT = 1
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 2
+READ = (1, FORMAT)  # before, a manifest named the files of shards too
 NAMED = 3  # files, in a message
 MANIFEST = "manifest.json"
 FORGOTTEN = "forgotten.json"
@@ -60,16 +70,20 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact: where it lies and what its manifest says."""
+    """A finished artifact: where it lies and what its manifest says; sent elsewhere, no more than that."""
 
     name: str
     path: str
     manifest: dict[str, Any]
 
-    @property
+    @cached_property
     def files(self) -> dict[str, FileEntry]:
-        """Relative file names with sizes and hashes."""
-        return {name: FileEntry(**entry) for name, entry in self.manifest["files"].items()}
+        """Relative file names with sizes and hashes, those of shards included."""
+        found: dict[str, FileEntry] = {}
+        for folder in self.manifest.get("shards", ()):
+            prefix = f"{folder}/" if folder else ""
+            found |= {prefix + name: entry for name, entry in self.shards(folder).files().items()}
+        return found | {name: FileEntry(**entry) for name, entry in self.manifest["files"].items()}
 
     @property
     def called(self) -> tuple[str, str]:
@@ -78,7 +92,34 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """One of its files, verified against the manifest."""
-        return storage.read(storage.join(self.path, name), expect=self.files[name])
+        named = self.manifest["files"].get(name)
+        entry = FileEntry(**named) if named else self.files[name]
+        return storage.read(storage.join(self.path, name), expect=entry)
+
+    def shards(self, folder: str = "") -> Shards:
+        """The shards in its own folder, or in one below it."""
+        if self._shard_table is not None:
+            return shard_table.within(self._shard_table, self.path, folder)
+        return Shards.gathered(storage.join(self.path, *filter(None, [folder])))
+
+    @cached_property
+    def _shard_table(self) -> "pa.Table | None":
+        """The table of its shards; None, which is told, where there is none, or a damaged one, or a removal goes on.
+
+        `data repair` makes a damaged one from the receipts.
+        """
+        try:
+            if shard_table.FILE in self.manifest["files"]:
+                return shard_table.load(self.read(shard_table.FILE))
+            reason = "there is none"
+        except (CorruptFile, FileNotFoundError):
+            reason = "it is damaged"
+        path = storage.join(self.path, shard_table.FILE)
+        notices.tell(PassedOver(path, f"{reason}: all receipts are read"))
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Artifact, (self.name, self.path, self.manifest)
 
     def parent(self, name: str) -> "Artifact | None":
         """The artifact of that name that this one was made from, as it stands now."""
@@ -123,29 +164,40 @@ class Store:
     ) -> Artifact:
         """Write the manifest of a completely built artifact, under the claim on it; None: nobody else can build it.
 
-        `facts["files"]` maps relative names to `FileEntry`; the other facts (rows, seconds, metrics, ...) are kept
-        as they are. The content hash leaves out the files named in `facts["timed"]`: they tell of times. An artifact
-        that was repaired keeps the one that it had.
+        `facts["files"]` maps relative names to `FileEntry`, `facts["shards"]`, where it has any, folders to the
+        receipts of the shards there; their files come into a table of their own, which is written before. The other
+        facts (rows, seconds, metrics, ...) are kept as they are. The content hash leaves out that table, which says no
+        more than they do, and the files named in `facts["timed"]`: they tell of times. An artifact that was repaired
+        keeps the one that it had.
 
         Raises:
             InfrastructureError: a file is missing or cut short, so that it has to be built again.
             ClaimLost: so is the claim; nothing was written.
         """
         path = self.path(name, fingerprint.digest)
-        files = {file: vars(entry) for file, entry in sorted(facts["files"].items())}
+        every, shards = dict(facts["files"]), facts.get("shards", {})
+        for folder, receipts in shards.items():
+            prefix = f"{folder}/" if folder else ""
+            every |= {prefix + file: entry for receipt in receipts for file, entry in receipt.files.items()}
+        files = dict(facts["files"])
+        table = shard_table.dump(shards) if shards else None
+        if table is not None:
+            files[shard_table.FILE] = storage.entry_of(table)
         manifest = {
             "format": FORMAT,
             "name": name,
             "fingerprint": fingerprint.digest,
             **fingerprint.as_dict(),
             **facts,
-            "files": files,
-            "bytes": sum(entry["bytes"] for entry in files.values()),
+            "files": {file: vars(entry) for file, entry in sorted(files.items())},
+            "shards": sorted(shards),
+            "objects": len({**every, **files}),
+            "bytes": sum(entry.bytes for entry in {**every, **files}.values()),
             "content": _before_repair(path)
-            or content_hash({file: entry for file, entry in files.items() if file not in facts["timed"]}),
+            or content_hash({file: entry for file, entry in every.items() if file not in facts["timed"]}),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        if told := lacking(path, facts["files"]):
+        if told := lacking(path, every):
             raise InfrastructureError(told)
         fence = claim.fence if claim else unfenced
         if claim:
@@ -154,6 +206,8 @@ class Store:
         if storage.exists(storage.join(path, FORGOTTEN)):  # of an earlier build, whose discarding was killed
             fence()
             storage.remove(storage.join(path, FORGOTTEN))
+        if table is not None:
+            storage.publish(table, storage.join(path, shard_table.FILE))
         publish = claim.publish if claim else storage.publish
         publish(text.encode(), storage.join(path, MANIFEST))
         return Artifact(name, path, json.loads(text))
@@ -184,9 +238,9 @@ def descendants(parent: Artifact, finished: Iterable[Artifact]) -> list[Artifact
     return found
 
 
-def content_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
+def content_hash(files: Mapping[str, FileEntry]) -> str:
     """sha256 over the sorted (file name, sha256) pairs: equal for two builds with equal bytes."""
-    lines = "".join(f"{name} {entry['sha256']}\n" for name, entry in sorted(files.items()))
+    lines = "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -200,15 +254,15 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
     manifest = json_files.read(path, _whole)
     if manifest is None:
         return None
-    if manifest["format"] != FORMAT:
-        raise CorruptFile(f"{path} has format {manifest['format']}; this version reads format {FORMAT}")
+    if manifest["format"] not in READ:
+        raise CorruptFile(f"{path} has format {manifest['format']}; this version reads formats up to {FORMAT}")
     removed = Removals.found(folder)
     return _without(manifest, removed) if removed else None
 
 
 def _whole(told: dict[str, Any]) -> dict[str, Any]:
     """A manifest that says what every reader asks for; KeyError for another."""
-    if told["format"] == FORMAT:
+    if told["format"] in READ:
         for key in ("name", "fingerprint", "step", "settings", "parents", "files", "rows", "bytes", "created"):
             _ = told[key]
     return told
@@ -226,6 +280,7 @@ class Removals:
     before: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: int | None = None
     forgotten: int = 0
+    bytes: int | None = None  # of all files; earlier versions did not say
 
     @classmethod
     def read(cls, folder: str) -> "Removals":
@@ -240,6 +295,21 @@ class Removals:
         path = storage.join(folder, FORGOTTEN)
         return json_files.read(path, lambda told: cls(**told)) if storage.exists(path) else cls()
 
+    def recorded(self, artifact: Artifact, name: str) -> dict[str, Any] | None:
+        """A file of the artifact, as it is or is about to be; None where it is not there any more."""
+        if name in self.files:
+            return self.files[name]
+        entry = artifact.files.get(name)
+        return vars(entry) if entry else None
+
+    def record(self, artifact: Artifact, name: str, entry: dict[str, Any] | None) -> None:
+        """What a file is from now on."""
+        self.rows = artifact.manifest["rows"] if self.rows is None else self.rows
+        before = artifact.manifest["bytes"] if self.bytes is None else self.bytes
+        sizes = [told["bytes"] if told else 0 for told in (self.recorded(artifact, name), entry)]
+        self.bytes = before - sizes[0] + sizes[1]
+        self.files[name] = entry
+
     def publish(self, folder: str) -> None:
         """Write them beside the manifest."""
         storage.publish(json.dumps(vars(self), indent=1).encode(), storage.join(folder, FORGOTTEN))
@@ -253,22 +323,30 @@ def _without(manifest: dict[str, Any], removed: Removals) -> dict[str, Any]:
     notes = dict(manifest["notes"])
     if "lost" in notes:
         notes["lost"] = {**notes["lost"], "forgotten": notes["lost"].get("forgotten", 0) + removed.forgotten}
-    now = {"files": files, "bytes": sum(entry["bytes"] for entry in files.values()), "rows": removed.rows}
+    size = sum(entry["bytes"] for entry in files.values()) if removed.bytes is None else removed.bytes
+    now = {"files": files, "bytes": size, "rows": removed.rows}
     return {**manifest, **now, "notes": notes, "forgotten": removed.forgotten}
 
 
-def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | None], fence: Fence = unfenced) -> bool:
+def rewrite(
+    artifact: Artifact,
+    name: str,
+    change: Callable[[bytes], bytes | None],
+    fence: Fence = unfenced,
+    *,
+    shard: bool = False,
+) -> bool:
     """Replace a file of a finished artifact by what `change` makes of it (None: delete it); False where it is the same.
 
     The removals are recorded first; killed in between, the same call goes on. The caller holds the artifact's claim,
-    with this fence.
+    with this fence. With that of a `shard` the table of shards is out of force until `tabulate`.
 
     Raises:
         CorruptFile: the file holds neither what it should nor what it held before.
     """
     path = storage.join(artifact.path, name)
     removed = Removals.read(artifact.path)
-    entry = artifact.manifest["files"].get(name)
+    entry = removed.recorded(artifact, name)
     if entry is None:  # gone, or about to be
         fence()
         storage.remove(path)
@@ -282,9 +360,10 @@ def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | Non
     new = change(content)
     if new == content:
         return False
-    removed.files[name] = vars(storage.entry_of(new)) if new is not None else None
+    if shard:
+        removed.record(artifact, shard_table.FILE, None)
+    removed.record(artifact, name, vars(storage.entry_of(new)) if new is not None else None)
     removed.before[name] = found
-    removed.rows = artifact.manifest["rows"] if removed.rows is None else removed.rows
     fence()
     removed.publish(artifact.path)
     if new is None:
@@ -292,3 +371,16 @@ def rewrite(artifact: Artifact, name: str, change: Callable[[bytes], bytes | Non
     else:
         storage.publish(new, path)
     return True
+
+
+def tabulate(artifact: Artifact, receipts: Mapping[str, Sequence[Receipt]], fence: Fence = unfenced) -> None:
+    """Put the table of a finished artifact's shards into force again, from their receipts by folder, after a `rewrite`.
+
+    Killed in between, the table counts for nothing, and the receipts are read in its place.
+    """
+    removed = Removals.read(artifact.path)
+    if shard_table.FILE in removed.files and removed.files[shard_table.FILE] is None:
+        fence()
+        entry = storage.publish(shard_table.dump(receipts), storage.join(artifact.path, shard_table.FILE))
+        removed.record(artifact, shard_table.FILE, vars(entry))
+        removed.publish(artifact.path)

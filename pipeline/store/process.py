@@ -41,7 +41,7 @@ class ProcessId:
     def of(cls, record: Mapping[str, Any]) -> "ProcessId":
         """What a record says, by this version or another: more is passed over; what lacks is of nobody known."""
         nobody = cls("an unknown host", 0, 0.0)
-        told = {field.name: record.get(field.name) for field in fields(cls)}
+        told: dict[str, Any] = {field.name: record.get(field.name) for field in fields(cls)}
         return replace(nobody, **{name: value for name, value in told.items() if _fits(value, getattr(nobody, name))})
 
     @property

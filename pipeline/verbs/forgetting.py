@@ -30,7 +30,7 @@ from pipeline.errors import LeaseHeld
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 from pipeline.store import claims, deleting, removal_list
-from pipeline.store.artifacts import Artifact, Removals, Store, descendants, rewrite
+from pipeline.store.artifacts import Artifact, Removals, Store, descendants, rewrite, tabulate
 from pipeline.store.deleting import RESULT, shard_folders
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console
@@ -59,9 +59,9 @@ class _Held:
     outcome: Outcome
     fence: Fence
 
-    def rewrite(self, name: str, change: Callable[[bytes], bytes | None]) -> None:
-        """Replace a file by what `change` makes of it; None: delete it."""
-        if rewrite(self.artifact, name, change, self.fence):
+    def rewrite(self, name: str, change: Callable[[bytes], bytes | None], *, shard: bool = False) -> None:
+        """Replace a file, or one of a shard, by what `change` makes of it; None: delete it."""
+        if rewrite(self.artifact, name, change, self.fence, shard=shard):
             left = storage.exists(storage.join(self.artifact.path, name))
             self.outcome.files["rewritten" if left else "deleted"] += 1
 
@@ -174,9 +174,13 @@ def _from_everything(
                 for folder in shard_folders(artifact):
                     for shard, keys in by_shard.items():
                         _from_shard(held, folder, shard, keys)
+                receipts = {
+                    folder: list(shards.receipts(storage.join(artifact.path, *filter(None, [folder]))).values())
+                    for folder in shard_folders(artifact)
+                }
+                tabulate(artifact, receipts, held.fence)
                 if artifact.name != "duplicates":
-                    receipts = shards.receipts(storage.join(artifact.path, *shard_folders(artifact)[:1]))
-                    held.settle(sum(receipt.rows_out for receipt in receipts.values()))
+                    held.settle(sum(receipt.rows_out for receipt in next(iter(receipts.values()))))
     now = store.find("images", images.manifest["fingerprint"])
     assert now is not None, "the images were there a moment ago"
     for artifact in made:
@@ -249,7 +253,7 @@ def _from_shard(held: _Held, folder: str, shard: int, keys: Set[str]) -> None:
         return
     for name, function in changes.items():
         file = f"{folder}/{name}" if folder else name
-        held.rewrite(file, partial(function, keys=keys))
+        held.rewrite(file, partial(function, keys=keys), shard=True)
     contents = {name: storage.read(storage.join(where, name)) for name in changes}
     table = contents[shards.tensor_name(shard)]
     rows = len(views.stored_keys(table)) if downloaded else removal.count(table)

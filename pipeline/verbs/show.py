@@ -27,7 +27,7 @@ def show(config: Config, root: str, name: str | None, as_json: bool) -> None:
     artifact = wanted(config, root, [name])[name]
     manifest = artifact.manifest | {"path": artifact.path}
     if as_json:
-        print_json(manifest)
+        print_json(manifest | {"files": {name: vars(entry) for name, entry in sorted(artifact.files.items())}})
         return
     if name == "scores":
         lines = Table("metric", "value", box=None, pad_edge=False)
@@ -43,7 +43,7 @@ def show(config: Config, root: str, name: str | None, as_json: bool) -> None:
         return
     shown = {key: value for key, value in manifest.items() if key != "files"}
     out.print_json(json.dumps(shown, ensure_ascii=False))
-    out.print(f"{files(len(manifest['files']))} in {artifact.path}")
+    out.print(f"{files(len(artifact.files))} in {artifact.path}")
 
 
 def files(count: int) -> str:

@@ -32,12 +32,12 @@ from datasets.fetching import download, web
 from datasets.files import storage
 from datasets.files.fence import unfenced
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.formats.shards import ImageRow
 from datasets.planning import plan
 from datasets.reading.batches import Batches, Source
 from pipeline.models.encoders import Encoder
 from pipeline.steps import encode
-from pipeline.store.artifacts import Artifact
 from stages.models.compressor import Compressor
 from stages.models.layers import to_unit_range
 from stages.settings.models import CompressorConfig
@@ -95,7 +95,6 @@ def reader(rows: int, num_shards: int, pairs: int) -> Iterator[Line]:
 
 def _samples(folder: Path, rows: int, num_shards: int) -> list[Source]:
     generator = np.random.default_rng(0)
-    files: dict[str, dict[str, storage.FileEntry]] = {field: {} for field in FIELDS}
     for shard in range(num_shards):
         images = [ImageRow(row, f"{shard * rows + row:032x}", "", "", "png", b"") for row in range(rows)]
         values = {
@@ -108,11 +107,10 @@ def _samples(folder: Path, rows: int, num_shards: int) -> list[Source]:
             shards.publish_receipt(
                 str(folder / field), shard, rows_in=rows, rows_out=rows, files={name: entry}, clock=shards.Clock()
             )
-            files[field][name] = entry
         with webdataset.TarWriter(str(folder / f"{shard:05d}.tar"), encoder=False) as tar:
             for row, image in enumerate(images):
                 tar.write({"__key__": image.key, **{field: values[field][row].tobytes() for field in FIELDS}})
-    return [Source(field, str(folder / field), files[field]) for field in FIELDS]
+    return [Source(field, Shards.gathered(str(folder / field))) for field in FIELDS]
 
 
 def _read_epoch(batches: Batches, epoch: int) -> None:
@@ -159,15 +157,13 @@ def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pair
             "latents_c", "image", lambda _: lambda image: model(to_unit_range(image)), "fp32", ENCODED, "", {}
         )
         read = partial(encode._pictures, Frame(size))
-        actor = encode.ShardEncoder(
-            encoder, "fp16", read, "cpu", images, rows * num_shards, f"{folder}/codes", unfenced, None
-        )
+        actor = encode.ShardEncoder(encoder, "fp16", read, "cpu", rows * num_shards, f"{folder}/codes", unfenced, None)
         actor.board = _NoBoard()  # type: ignore[assignment]
         steps = num_shards * -(-rows // ENCODED)
 
         def ours() -> None:
             for shard in range(num_shards):
-                actor({"shard": np.array([shard])})
+                actor(images[shard])
 
         def bare() -> None:
             for _ in range(steps):
@@ -180,8 +176,7 @@ def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pair
     yield ratio(f"encoding / its model alone, {size} px", encoded, alone, ENCODING, note)
 
 
-def _images(folder: Path, size: int, rows: int, num_shards: int) -> Artifact:
-    files = {}
+def _images(folder: Path, size: int, rows: int, num_shards: int) -> Shards:
     for shard in range(num_shards):
         content = shards.write_images(
             ImageRow(row, f"{shard * rows + row:032x}", "", "x", "jpg", photo(size, row)) for row in range(rows)
@@ -191,8 +186,7 @@ def _images(folder: Path, size: int, rows: int, num_shards: int) -> Artifact:
         shards.publish_receipt(
             str(folder), shard, rows_in=rows, rows_out=rows, files={name: entry}, clock=shards.Clock()
         )
-        files[name] = vars(entry)
-    return Artifact("images", str(folder), {"files": files, "rows": rows * num_shards})
+    return Shards.gathered(str(folder))
 
 
 def photo(side: int, seed: int) -> bytes:

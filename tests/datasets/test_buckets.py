@@ -22,6 +22,7 @@ from datasets.config import DataConfig, DataError, ImageConfig
 from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow, Receipt
 from datasets.outcomes import Lost, Outcome
 from datasets.planning import plan
@@ -209,7 +210,7 @@ def publish(path: Path, field: str, shard: int, content: bytes, rows: int, bucke
 
 def source(path: Path, field: str) -> Source:
     receipts = shards.finished(str(path)).values()
-    return Source(field, str(path), {name: entry for receipt in receipts for name, entry in receipt.files.items()})
+    return Source(field, Shards.told(str(path), receipts))
 
 
 @pytest.fixture
@@ -314,7 +315,7 @@ def test_a_bucket_smaller_than_a_batch_repeats_its_pictures_in_it(sources):
 
 
 def test_squares_of_the_same_pictures_come_in_one_sequence(sources):
-    squares = [Source("image", sources[0].folder, sources[0].files, Size(256, 256)), sources[1]]
+    squares = [Source("image", sources[0].shards, Size(256, 256)), sources[1]]
     batch = Batches(squares, seed=0).read(0, 18)
     assert batch["image"].shape == (18, 3, 256, 256)
     assert len(set(keys(batch))) == 18

@@ -48,9 +48,9 @@ def build(root, name="latents", fingerprint=PRINT):
             states.save(1, b"state", {})
             result = {"weights": vars(storage.publish(b"weights", storage.join(path, "weights")))}
             storage.publish(json.dumps({"files": result}).encode(), storage.join(path, deleting.RESULT))
-            files = {name: entry for receipt in shards.finished(path).values() for name, entry in receipt.files.items()}
-            files["weights"] = storage.entry_of(b"weights")
-            facts = {"files": files, "rows": 12, "timed": [], "created": "now"}
+            files = {"weights": storage.entry_of(b"weights")}
+            receipts = list(shards.finished(path).values())
+            facts = {"files": files, "shards": {"": receipts}, "rows": 12, "timed": [], "created": "now"}
             artifact = store.commit(name, fingerprint, facts, claim)
         deleting.tidy(artifact, claim.fence)
 

@@ -10,6 +10,7 @@ from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
 from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.planning import plan
 from datasets.reading.batches import Batches, Source
 from datasets.sources import openmoji
@@ -30,7 +31,6 @@ def test_pictures_of_1024_px_become_latents_and_codes_of_the_papers_shapes(tmp_p
     table = openmoji.metadata(config)
     torch.manual_seed(0)
     encoders = {"latents_a": StageA(StageAConfig()).eval().encode, "latents_c": Compressor(CompressorConfig()).eval()}
-    files: dict[str, dict[str, storage.FileEntry]] = {field: {} for field in encoders}
     with openmoji.serve(SIDE) as address:
         for shard, (url, text) in enumerate(zip(table["URL"].to_pylist(), table["TEXT"].to_pylist(), strict=True)):
             key = plan.key_of(url, text)
@@ -50,8 +50,10 @@ def test_pictures_of_1024_px_become_latents_and_codes_of_the_papers_shapes(tmp_p
                 image, _ = encode._pictures(Frame(SIDE))(kept, None)
                 with torch.inference_mode():
                     values = model(to_unit_range(torch.from_numpy(image))).half().numpy()
-                publish(str(tmp_path / field), shard, field, kept, values, files[field])
-    batch = Batches([Source(field, str(tmp_path / field), files[field]) for field in encoders], seed=0).read(0, SHARDS)
+                publish(str(tmp_path / field), shard, field, kept, values)
+    batch = Batches([Source(field, Shards.gathered(str(tmp_path / field))) for field in encoders], seed=0).read(
+        0, SHARDS
+    )
     assert batch["latents_a"].shape == (SHARDS, 4, 256, 256)
     assert batch["latents_c"].shape == (SHARDS, 16, 24, 24)
     for field in encoders:
@@ -59,8 +61,7 @@ def test_pictures_of_1024_px_become_latents_and_codes_of_the_papers_shapes(tmp_p
         assert len(np.unique(batch[field])) > 100
 
 
-def publish(folder, shard, field, rows, values, files):
+def publish(folder, shard, field, rows, values):
     name = shards.tensor_name(shard)
-    files[name] = storage.publish(shards.write_tensors(rows, field, values), storage.join(folder, name))
-    made = {name: files[name]}
+    made = {name: storage.publish(shards.write_tensors(rows, field, values), storage.join(folder, name))}
     shards.publish_receipt(folder, shard, rows_in=len(rows), rows_out=len(rows), files=made, clock=shards.Clock())

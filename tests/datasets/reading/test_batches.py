@@ -13,8 +13,10 @@ from PIL import Image
 
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.files.fence import unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow
 from datasets.reading import batches
 from datasets.reading.batches import Batches, Source, mixed_rows, shard_windows
@@ -35,9 +37,7 @@ def publish(folder: str, shard: int, name: str, content: bytes, count: int) -> N
 
 
 def source(folder: str, field: str) -> Source:
-    receipts = shards.finished(folder).values()
-    files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
-    return Source(field, folder, files)
+    return Source(field, Shards.gathered(folder))
 
 
 @pytest.fixture
@@ -176,15 +176,16 @@ def test_artifacts_with_other_keys_are_not_joined(sources):
     text = sources[1]
     name = shards.tensor_name(0)
     entry: FileEntry = storage.publish(content, storage.join(text.folder, name))
-    wrong = dataclasses.replace(text, files={**text.files, name: entry})
+    told = dataclasses.replace(shards.receipt(text.folder, 0), files={name: entry})
+    shards.put_receipt(text.folder, told, unfenced)
     with pytest.raises(CorruptFile, match="keys"):
-        Batches([sources[0], wrong], seed=0).read(0, NUM_ROWS)
+        Batches([sources[0], source(text.folder, "text")], seed=0).read(0, NUM_ROWS)
 
 
 def test_artifacts_with_other_shards_are_not_joined(sources):
     storage.remove(storage.join(sources[1].folder, shards.RECEIPTS, "00003.json"))
     with pytest.raises(CorruptFile, match="differ in their shards"):
-        Batches(sources, seed=0)
+        Batches([sources[0], source(sources[1].folder, "text")], seed=0)
 
 
 def shards_in_order(seed: int) -> list[int]:

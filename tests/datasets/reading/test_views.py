@@ -11,6 +11,7 @@ from datasets.config import ViewConfig
 from datasets.files import storage
 from datasets.files.storage import CorruptFile
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.formats.shards import INDEX, Clock, ImageRow
 from datasets.planning import plan
 from datasets.reading import views
@@ -52,18 +53,15 @@ def make(duplicates: dict[int, pa.Array] | None = None, **bounds: Any) -> tuple[
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     """Tensors of the stored pictures, whose value is the last byte of the key."""
-    files = {}
     for shard in range(3):
         keys = views.stored_keys(index(shard)).to_pylist()
         rows = [ImageRow(0, stored, "", "", "png", b"") for stored in keys]
         values = np.array([[int(stored, 16)] for stored in keys], np.float16)
         name = shards.tensor_name(shard)
         content = shards.write_tensors(rows, "text", values)
-        files[name] = storage.publish(content, storage.join(str(tmp_path), name))
-        shards.publish_receipt(
-            str(tmp_path), shard, rows_in=len(keys), rows_out=len(keys), files={name: files[name]}, clock=Clock()
-        )
-    return Source("text", str(tmp_path), files)
+        files = {name: storage.publish(content, storage.join(str(tmp_path), name))}
+        shards.publish_receipt(str(tmp_path), shard, rows_in=len(keys), rows_out=len(keys), files=files, clock=Clock())
+    return Source("text", Shards.gathered(str(tmp_path)))
 
 
 def test_a_view_holds_the_stored_pictures_within_the_bounds_and_counts_the_others():

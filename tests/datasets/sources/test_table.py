@@ -25,6 +25,7 @@ from datasets.config import DataConfig, DataError
 from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.files.inputs import Input
+from datasets.formats.shard_table import Shards
 from datasets.planning import plan, scores
 from datasets.reading import batches
 from datasets.sources import loopback, table
@@ -69,14 +70,12 @@ def planned(data: DataConfig) -> Planned:
 
 def batch(data: DataConfig, rows: pa.Table, out: Path, web: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Colour of every picture by its caption, as a training gets them: downloaded, stored, read as one batch."""
-    files = {}
     with table.hosts(data) as own:
         for shard, part in plan.shards(plan.parquet_bytes(rows, data.shard_rows)):
             common = {"image": data.image, "download": data.download, "hosts": {**own, **web}}
             receipt = download_shard(part, shard=shard, folder=str(out), **common)
             assert receipt.dropped == {}
-            files |= receipt.files
-    read = batches.Batches([batches.Source("image", str(out), files)], seed=0).read(0, rows.num_rows)
+    read = batches.Batches([batches.Source("image", Shards.gathered(str(out)))], seed=0).read(0, rows.num_rows)
     captions = dict(zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True))
     assert read["image"].shape == (rows.num_rows, 3, SIZE, SIZE)
     return {

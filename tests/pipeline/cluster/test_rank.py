@@ -13,6 +13,7 @@ from datasets.buckets import Frame
 from datasets.files import storage
 from datasets.files.fence import unfenced
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow
 from datasets.reading.batches import Batches, Source
 from pipeline.cluster.board import Board
@@ -61,7 +62,7 @@ def data(folder: Path, poor: int | None = None) -> TrainingData:
         values[poor, 3] = np.nan
     entry = storage.publish(shards.write_tensors(rows, "x", values), storage.join(str(folder), name))
     shards.publish_receipt(str(folder), 0, rows_in=PICTURES, rows_out=PICTURES, files={name: entry}, clock=Clock())
-    stored = Batches([Source("x", str(folder), {name: entry})], seed=0)
+    stored = Batches([Source("x", Shards.gathered(str(folder)))], seed=0)
     return TrainingData({(frame, None): EncodedBatches(stored, frame, ("x",), [])}, held_out=None)
 
 

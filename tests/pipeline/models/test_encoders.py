@@ -75,12 +75,10 @@ class Here:
     def call(self, function: Callable[..., Any], *arguments: Any, gpus: int, tick: Callable[[], None]) -> Any:
         return function(*arguments)
 
-    def map_shards(
-        self, worker: type, arguments: tuple[Any, ...], numbers: list[int], tick: Callable[[], None]
-    ) -> None:
+    def map_shards(self, worker: type, arguments: tuple[Any, ...], items: list[Any], tick: Callable[[], None]) -> None:
         actor = worker(*arguments)
-        for number in numbers:
-            actor({"shard": np.array([number])})
+        for item in items:
+            actor(item)
 
     def reserved(self, items: int) -> float:
         return 1.0
@@ -182,13 +180,14 @@ def weigh(root: Root, output: str, seed: int = 0) -> Artifact:
 
 def download(root: Root, tars: dict[int, tuple[bytes, int]]) -> None:
     build = root.build("images")
-    every = {}
+    made = []
     for shard, (tar, count) in tars.items():
         name = shards.image_name(shard)
         files = {name: storage.publish(tar, storage.join(build.path, name))}
-        shards.publish_receipt(build.path, shard, rows_in=count, rows_out=count, files=files, clock=Clock())
-        every |= files
-    root.commit(build, Facts(every, rows=sum(ROWS), call="", workers=[]))
+        made.append(
+            shards.publish_receipt(build.path, shard, rows_in=count, rows_out=count, files=files, clock=Clock())
+        )
+    root.commit(build, Facts({}, rows=sum(ROWS), call="", workers=[], shards={"": made}))
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +437,7 @@ def test_a_shard_whose_run_has_lost_its_claim_gets_no_receipt(prepared):
     images, path = root.artifact("images"), root.store.path("latents_c", "lost")
     read = partial(encode._pictures, root.config.frames_of("train_c")[0])
     encoder = Encoder("latents_c", "image", lambda _: pytest.fail("online"), "fp32", 2, "", {})
-    actor = encode.ShardEncoder(encoder, None, read, "cpu", images, sum(ROWS), path, closed, Board())
+    actor = encode.ShardEncoder(encoder, None, read, "cpu", sum(ROWS), path, closed, Board())
     with pytest.raises(ClaimLost):
-        actor({"shard": np.array([0])})
+        actor(images.shards()[0])
     assert shards.finished(path) == {}

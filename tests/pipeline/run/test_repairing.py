@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from datasets.files import storage
-from datasets.formats import shards
-from datasets.formats.shards import Clock, ImageRow
+from datasets.formats import shard_table, shards
+from datasets.formats.shards import Clock, ImageRow, Receipt
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.run import repairing
 from pipeline.store import claims, removal_list
@@ -23,6 +23,7 @@ def commit(store: Store, name: str, *parents: Artifact, setting: int = 0) -> Art
     fingerprint = Fingerprint(f"make_{name}", 1, {"setting": setting}, dict(parent.called for parent in parents))
     path = store.path(name, fingerprint.digest)
     files = {"file": storage.publish(b"a file", f"{path}/file")}
+    receipts: dict[str, list[Receipt]] = {}
     for folder in FOLDERS.get(name, ()):
         where = storage.join(path, *([folder] if folder else []))
         for shard in range(2):
@@ -31,8 +32,8 @@ def commit(store: Store, name: str, *parents: Artifact, setting: int = 0) -> Art
             file = shards.tensor_name(shard)
             entry = storage.publish(content, storage.join(where, file))
             shards.publish_receipt(where, shard, rows_in=1, rows_out=1, files={file: entry}, clock=Clock())
-            files[f"{folder}/{file}" if folder else file] = entry
-    facts = {"files": files, "timed": [], "rows": 2, "notes": {}, "created": "2026-01-01"}
+        receipts[folder] = list(shards.finished(where).values())
+    facts = {"files": files, "shards": receipts, "timed": [], "rows": 2, "notes": {}, "created": "2026-01-01"}
     return store.commit(name, fingerprint, facts)
 
 
@@ -71,6 +72,25 @@ def test_damage_is_found_and_told_from_what_is_whole(tmp_path, made):
     found = repairing.damaged(made.values())
     assert sorted(found, key=str) == sorted([*hit, gone], key=str)
     assert repairing.of_no_shard(found) == [hit[1]]
+
+
+@pytest.mark.parametrize("name", ["images", "latents_a"])
+def test_a_damaged_table_of_shards_costs_no_shard(tmp_path, made, name):
+    """It says no more than the receipts do: it is made from them when the artifact is finished again."""
+    before = finished(tmp_path)
+    hit = damage(made[name], shard_table.FILE)
+    again = Store(str(tmp_path)).find(*made[name].called)
+    assert again is not None
+    assert repairing.damaged([again]) == [(again, shard_table.FILE)]
+    assert again.files == made[name].files
+    assert repairing.of_no_shard([hit]) == []
+    (opened,) = repairing.open_damaged(Store(str(tmp_path)), [hit], [])
+    assert opened.shards == set()
+    assert before - finished(tmp_path) == {made[name].path}
+    assert (
+        sum(len(shards.finished(storage.join(made[name].path, *filter(None, [f])))) for f in FOLDERS[name])
+        == len(FOLDERS[name]) * 2
+    )
 
 
 def test_parts_of_a_plan_are_no_shards(tmp_path, made):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datasets.files import storage
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow
 from datasets.reading import views
 from datasets.reading.batches import Batches, Source
@@ -70,7 +71,7 @@ def stretches(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str |
         shards.publish_receipt(folder, 0, rows_in=PICTURES, rows_out=PICTURES, files={name: entry}, clock=Clock())
         for view in (None, "even"):
             chosen = views.View({0: (PICTURES, bits)}) if view else None
-            found[size, view] = Batches([Source("x", folder, {name: entry})], seed=0, view=chosen)
+            found[size, view] = Batches([Source("x", Shards.gathered(folder))], seed=0, view=chosen)
     return found
 
 

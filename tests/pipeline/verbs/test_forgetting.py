@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 
 from datasets.config import DataError, ViewConfig
 from datasets.files import storage
-from datasets.files.storage import CorruptFile
-from datasets.formats import shards
-from datasets.formats.shards import INDEX, Clock, ImageRow
+from datasets.files.storage import CorruptFile, FileEntry
+from datasets.formats import shard_table, shards
+from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.planning import plan
 from datasets.reading import duplicates, views
 from datasets.reading.batches import Batches, Source
@@ -66,30 +67,51 @@ def index(shard: int) -> bytes:
     return shards.table_bytes(rows, INDEX)
 
 
-def commit(store: Store, name: str, files: dict[str, bytes], rows: int, *parents: Artifact, **about: Any) -> Artifact:
-    """A finished artifact of these files."""
-    settings = about.pop("settings", {})
+def commit(
+    store: Store,
+    name: str,
+    files: dict[str, bytes],
+    rows: int,
+    *parents: Artifact,
+    sharded: str | None = None,
+    lost: int = 0,
+    earlier: bool = False,
+    **about: Any,
+) -> Artifact:
+    """A finished artifact of these files, some of them of shards in a folder; without their table, as it once was."""
+    settings, notes = about.pop("settings", {}), about.pop("notes", about)
     fingerprint = Fingerprint(name, 1, settings, {parent.name: parent.manifest["fingerprint"] for parent in parents})
     path = store.path(name, fingerprint.digest)
     entries = {file: storage.publish(content, storage.join(path, file)) for file, content in files.items()}
-    facts = {"files": entries, "timed": [], "rows": rows, "notes": about, "created": f"{len(list(store.finished()))}"}
+    facts = {"files": entries, "timed": [], "rows": rows, "notes": notes, "created": f"{len(list(store.finished()))}"}
+    if sharded is not None:
+        made = receipts(path, entries, sharded, lost)
+        if not earlier:
+            theirs = {f"{sharded}/{name}".removeprefix("/") for receipt in made for name in receipt.files}
+            facts["shards"] = {sharded: made}
+            facts["files"] = {file: entry for file, entry in entries.items() if file not in theirs}
     return store.commit(name, fingerprint, facts)
 
 
-def receipts(artifact: Artifact, folder: str = "", lost: int = 0) -> None:
+def receipts(path: str, entries: dict[str, FileEntry], folder: str, lost: int) -> list[Receipt]:
+    made = []
     for shard in range(2):
         prefix = f"{folder}/{shard:05d}." if folder else f"{shard:05d}."
-        files = {name.rpartition("/")[2]: entry for name, entry in artifact.files.items() if name.startswith(prefix)}
-        where = storage.join(artifact.path, folder) if folder else artifact.path
+        files = {name.rpartition("/")[2]: entry for name, entry in entries.items() if name.startswith(prefix)}
+        where = storage.join(path, folder) if folder else path
         kept, dropped = ROWS - 1, {"gone": 1} if lost else {}
-        shards.publish_receipt(
-            where, shard, rows_in=kept + lost, rows_out=kept, files=files, clock=Clock(), dropped=dropped
+        made.append(
+            shards.publish_receipt(
+                where, shard, rows_in=kept + lost, rows_out=kept, files=files, clock=Clock(), dropped=dropped
+            )
         )
+    return made
 
 
-def built(root: Path) -> Store:
-    """A root with one artifact of each kind that holds pictures, or something made of them."""
+def built(root: Path, earlier: bool = False) -> Store:
+    """A root with one artifact of each kind that holds pictures, or something made of them; by an earlier version."""
     store = Store(str(root))
+    sharded = partial(commit, store, earlier=earlier)
     planned = [
         {"key": key, "url": url, "caption": caption(key), "shard": shard, "row": row, "aesthetic": float(row)}
         | {"origin": ORIGIN if key == GONE else None}
@@ -100,18 +122,17 @@ def built(root: Path) -> Store:
     metadata = commit(store, "metadata", {"plan/00000.parquet": plan.parquet_bytes(rows, ROWS)}, 2 * ROWS)
     tars = {shards.image_name(shard): shards.write_images(image_rows(shard)) for shard in range(2)}
     indexes = {shards.index_name(shard): index(shard) for shard in range(2)}
-    images = commit(store, "images", tars | indexes, 2 * (ROWS - 1), metadata, lost={"gone": 2})
-    receipts(images, lost=1)
+    about = {"notes": {"lost": {"gone": 2}}}
+    images = sharded("images", tars | indexes, 2 * (ROWS - 1), metadata, sharded="", lost=1, **about)
     values = {shards.tensor_name(shard): tensors(shard) for shard in range(2)}
-    text = commit(store, "text_tiny", {**values, "tower.safetensors": b"weights"}, 2 * (ROWS - 1), images)
-    receipts(text)
+    text = sharded("text_tiny", {**values, "tower.safetensors": b"weights"}, 2 * (ROWS - 1), images, sharded="")
     sized = {f"128/{name}": content for name, content in values.items()}
-    receipts(commit(store, "latents_c", sized, 2 * (ROWS - 1), images), "128")
+    sharded("latents_c", sized, 2 * (ROWS - 1), images, sharded="128")
     hashed = {f"hashes/{name}": content for name, content in values.items()}  # another table with keys
     twins = [{"shard": 0, "key": KEYS[0][2], "of": GONE, "kind": "exact"}]
     table = shards.parquet_bytes(pa.Table.from_pylist(twins, schema=duplicates.SCHEMA))
-    repeated = commit(store, "duplicates", {**hashed, duplicates.FILE: table, "groups.png": PNG}, 1, images)
-    receipts(repeated, "hashes")
+    seen = {**hashed, duplicates.FILE: table, "groups.png": PNG}
+    repeated = sharded("duplicates", seen, 1, images, sharded="hashes")
     bounds: dict[str, Any] = {"min_aesthetic": 1.0, "duplicates": "drop"}
     content, chosen, _ = make(ViewConfig(**bounds), metadata, images, repeated)
     settings = {"data.views.fine": bounds}
@@ -147,14 +168,15 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def text_source(text: Artifact) -> Source:
-    return Source("text", text.path, text.files)
+    return Source("text", text.shards())
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return built(tmp_path)
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
+    return built(tmp_path, earlier=getattr(request, "param", False))
 
 
+@pytest.mark.parametrize("store", [False, True], indirect=True, ids=["now", "earlier"])
 @pytest.mark.parametrize("by", [GONE, URLS[1][1], ORIGIN], ids=["key", "URL", "origin"])
 def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     before = {name: artifact.manifest for name, artifact in found(store).items()}
@@ -183,7 +205,11 @@ def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     assert [row["key"] for row in json.loads(now["scores"].read("scores.json"))] == [kept]
     assert now["release"].read("README.md").decode() == card("caption")
     assert {*now["stage_c"].files} == {"stage_c.safetensors"}
-    assert {*now["duplicates"].files} == {"hashes/00000.parquet", "hashes/00001.parquet", duplicates.FILE}
+    hashed = {"hashes/00000.parquet", "hashes/00001.parquet"}
+    assert {*now["duplicates"].files} == {*hashed, duplicates.FILE, shard_table.FILE}
+    for name, folder in {"images": "", "text_tiny": "", "latents_c": "128", "duplicates": "hashes"}.items():
+        assert now[name].shards(folder).counts() == {0: 3, 1: 2}
+        assert {*now[name].shards(folder)[1].files.values()} <= {*now[name].files.values()}
     assert now["duplicates"].read("hashes/00001.parquet") == tensors(1, GONE)
     assert duplicates.by_shard(now["duplicates"].read(duplicates.FILE)) == {}
     stored = [path for path, content in contents(Path(store.root)).items() if GONE.encode() in content]

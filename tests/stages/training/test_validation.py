@@ -17,6 +17,7 @@ from datasets.buckets import Frame
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.formats import shards
+from datasets.formats.shard_table import Shards
 from datasets.formats.shards import INDEX, Clock, ImageRow
 from datasets.outcomes import Outcome as Fate
 from datasets.planning.plan import key_of
@@ -69,15 +70,14 @@ def chosen(view: views.View) -> set[str]:
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     """`text` of three shards in two aspect-ratio buckets."""
-    files = {}
     for shard, keys in enumerate(KEYS):
         rows = [ImageRow(number, key, "", "", "png", b"") for number, key in enumerate(keys)]
         content = shards.write_tensors(rows, "text", np.zeros((len(keys), 2), np.float16))
         name = shards.tensor_name(shard)
-        files[name] = storage.publish(content, storage.join(str(tmp_path), name))
-        clock, bucket, entries = Clock(), BUCKETS[shard], {name: files[name]}
+        entries = {name: storage.publish(content, storage.join(str(tmp_path), name))}
+        clock, bucket = Clock(), BUCKETS[shard]
         shards.publish_receipt(str(tmp_path), shard, rows_in=20, rows_out=20, files=entries, clock=clock, bucket=bucket)
-    return Source("text", str(tmp_path), files)
+    return Source("text", Shards.gathered(str(tmp_path)))
 
 
 def seen(batches: Iterable[dict[str, np.ndarray]]) -> set[str]:
