@@ -288,6 +288,8 @@ class DataConfig(Settings):
 
     They are those whose keys, hashes of their content, are the lowest: the same at every seed, limit and number of
     workers."""
+    held_out_captions: tuple[Text, ...] = Field((), max_length=10_000)
+    """Captions of which no training sees a picture, beside those of `holdout`: compositions to ask for later."""
     image: ImageConfig
     """How a picture is stored."""
     attempt: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -305,6 +307,11 @@ class DataConfig(Settings):
     """Settings of `source: localized_narratives`."""
     webdataset: WebdatasetConfig | None = Section
     """Settings of `source: webdataset`."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are pictures that no training sees."""
+        return bool(self.holdout or self.held_out_captions)
 
     @property
     def settings(self) -> Settings | None:

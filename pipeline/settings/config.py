@@ -18,8 +18,9 @@ from pipeline.errors import UsageError
 from pipeline.settings import checks
 from pipeline.settings.keys import is_below
 from pipeline.settings.sections import (
-    BASELINE,
+    HELD_OUT,
     STAGES,
+    TRAINING,
     WARMUP,
     Baseline,
     Cluster,
@@ -89,7 +90,7 @@ class Config(Settings):
     sample: Sampling
     """How pictures are drawn from captions."""
     eval: Eval
-    """What is measured beside retrieval and PSNR."""
+    """On which prompts, by which scorers and against which rivals the model is measured."""
     cluster: Cluster
     """Where the work runs, as `cluster=` chooses it; it changes no result."""
     tracking: Tracking
@@ -113,6 +114,8 @@ class Config(Settings):
         checks.latents_are_a_quarter(self.stage_a.model)
         checks.can_be_released(self.targets, self.stage_c.model)
         checks.samples_are_squares(self.sample)
+        checks.prompt_sets_are_there(self.eval.prompts, self.prompt_sets(), self.data.holds_out)
+        checks.rivals_can_be_judged(self.eval, self.prompt_sets())
         return self
 
     @model_validator(mode="after")
@@ -146,7 +149,7 @@ class Config(Settings):
         trainings = self.trainings()
         losses = {f"{key}.train": getattr(self, key).loss for key in ("stage_b", "stage_c", "baseline")}
         adaptive = {key for key, loss in losses.items() if loss.weight == "adaptive"}
-        checks.best_can_be_told(trainings, self.data.holdout, adaptive)
+        checks.best_can_be_told(trainings, self.data.holds_out, adaptive)
         checks.panels_can_be_drawn(trainings)
         checks.blocks_can_be_recomputed(trainings)
         checks.fewer_workers_are_fewer(self.cluster.min_workers, self.workers)
@@ -231,9 +234,22 @@ class Config(Settings):
         """Artifacts of the views that a training step uses."""
         return tuple(sorted({f"view_{view}" for _, view in self.stretches_of(step) if view}))
 
+    def prompt_sets(self) -> dict[str, str]:
+        """The prompt sets by name: paths of files, `held_out` or `training`; of the last all know that it is memory."""
+        default = HELD_OUT if self.data.holds_out else TRAINING
+        return dict(self.eval.prompts) or {default: default}
+
+    def drawn_sets(self) -> dict[str, str]:
+        """The prompt sets that are drawn: also the training's captions where nobody compares on them."""
+        return {TRAINING: TRAINING} | self.prompt_sets()
+
+    def prompt_files(self) -> dict[str, str]:
+        """Those of the configured prompt sets that are files."""
+        return {name: place for name, place in self.eval.prompts.items() if place not in (HELD_OUT, TRAINING)}
+
     def existing(self) -> dict[str, str]:
         """Paths of the existing weights, and of a rival's pictures, that this config names, by their dotted keys."""
-        loss, pickscore = self.stage_a.loss, self.eval.pickscore
+        loss = self.stage_a.loss
         found = {f"text.{name}.weights": getattr(tower, "weights", None) for name, tower in self.text.items()}
         found["stage_a.loss.perceptual_weights"] = loss.perceptual_weights
         found["stage_a.loss.perceptual_heads"] = loss.perceptual_heads
@@ -242,9 +258,8 @@ class Config(Settings):
             found |= self.between.paths
         if scorer := self.data.scorer:
             found |= {f"data.scorer.{name}": getattr(scorer, name) for name in ("clip_weights", "head_weights")}
-        if pickscore:
-            found["eval.pickscore.weights"] = pickscore.weights
-            found["eval.pickscore.rival"] = None if pickscore.rival == BASELINE else pickscore.rival
+        found |= {f"eval.scorers.{name}": path for name, path in self.eval.scorers.paths.items()}
+        found |= {f"eval.{key}": path for key, path in self.eval.rival_paths.items()}
         return {key: path for key, path in found.items() if path}
 
     def with_absolute_paths(self) -> "Config":
@@ -254,6 +269,7 @@ class Config(Settings):
         settings = tree["data"].get(self.data.source) or {}
         paths |= {f"data.{self.data.source}.{name}": settings.get(name) for name in ("path", "annotations", "pictures")}
         paths["cluster.cache.folder"] = self.cluster.cache.folder
+        paths |= {f"eval.prompts.{name}": path for name, path in self.prompt_files().items()}
         for key, path in (self.existing() | paths).items():
             if path:
                 _put(tree, key, storage.absolute(path))
@@ -264,6 +280,7 @@ class Config(Settings):
         data = self.data
         tables = {f"data.{name}": path for name in ("metadata", "scores") if (path := getattr(data, name))}
         wholes = self.existing() | ({"data.removed": data.removed} if data.removed else {})
+        wholes |= {f"eval.prompts.{name}": path for name, path in self.prompt_files().items()}
         return {
             **{key: Whole(path) for key, path in wholes.items()},
             **{key: Rows(path, ".parquet") for key, path in tables.items()},

@@ -1,4 +1,5 @@
-"""sample: draw a picture for each caption, and beside it what each stage alone could do; sample_baseline: its rival."""
+"""sample: draw a picture for each prompt of a set, and beside it what each stage alone could do, where there is an
+original; sample_again: the same with other seeds; sample_baseline: their rival."""
 
 import io
 import json
@@ -6,34 +7,42 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from datasets.buckets import Size
+from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
+from pipeline.models import prompt_sets
 from pipeline.models.drawing import caption_seed, drawn
+from pipeline.models.prompt_sets import Prompt
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 from stages.sampling.grid import grid, png
 
-CHUNK = 8  # captions between two receipts
+CHUNK = 8  # prompts between two receipts
 GRID_ROWS = 64
-Prompt = dict[str, Any]  # key, caption, seed, shard
 Pictures = Iterable[np.ndarray]  # uint8 (H, W, 3) each
-Draw = Callable[[list[Prompt], np.ndarray], dict[str, Pictures]]  # prompts, originals (B, H, W, 3) -> by folder
+Draw = Callable[[list[Prompt], np.ndarray | None], dict[str, Pictures]]  # prompts, originals (B, H, W, 3) -> by folder
+TITLES = {
+    "original": "original",
+    "stage_a": "Stage A alone",
+    "stage_b": "Stages B + A",
+    "generated": "from its caption",
+}
 
 
 def sample(build: Build) -> Facts:
-    """images, text, stage_a, stage_b, stage_c -> samples: `generated/<key>.png` etc., `samples.parquet`."""
-    titles = {
-        "original": "original",
-        "stage_a": "Stage A alone",
-        "stage_b": "Stages B + A",
-        "generated": "from its caption",
-    }
-    return _paint(build, _stages, titles)
+    """text, stages, and for captions of the data images -> samples: `generated/<key>.png` etc., `samples.parquet`."""
+    return _paint(build, _stages, TITLES)
+
+
+def sample_again(build: Build) -> Facts:
+    """The same -> null_samples: only `generated/`, with seeds made of those of samples. What chance alone changes."""
+    return _paint(build, _again, {"original": "original", "generated": "with another seed"})
 
 
 def sample_baseline(build: Build) -> Facts:
@@ -44,7 +53,10 @@ def sample_baseline(build: Build) -> Facts:
 def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> Facts:
     """Draw all prompts with `make(config, inputs, device)`; titles of the grid's columns by the artifact's folders."""
     config = build.config
-    prompts = build.call(_prompts, build.inputs["images"], config.sample.limit, config.seed)
+    name = prompt_sets.drawn_for(config, build.step.output)
+    prompts, about = build.call(prompt_sets.read, config, name, build.inputs)
+    if not prompts:
+        raise DataError(f"the prompt set {name} has no prompt: raise data.holdout, or leave {name} out of eval.prompts")
     chunks = list(range(-(-len(prompts) // CHUNK)))
     arguments = (make, config, build.inputs, prompts, build.cluster.device)
     receipts = build.map_shards(Painter, arguments, chunks, len(prompts), "pictures")
@@ -56,20 +68,8 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
         rows=len(prompts),
         call="ray.data.Dataset.map_batches",
         workers=sorted({receipt.pid for receipt in receipts}),
+        notes={"prompts": about},
     )
-
-
-def _prompts(images: Artifact, limit: int, seed: int) -> list[Prompt]:
-    """The first captions of the images: key, caption, seed, shard."""
-    prompts = []
-    for shard in sorted(shards.receipts(images.path)):
-        for row in shards.read_images(images.read(shards.image_name(shard))):
-            prompts.append(
-                {"key": row.key, "caption": row.caption, "seed": caption_seed(seed, row.caption), "shard": shard}
-            )
-            if len(prompts) == limit:
-                return prompts
-    return prompts
 
 
 class Painter:
@@ -89,7 +89,7 @@ class Painter:
         from pipeline.cluster.board import BoardClient
         from pipeline.models import loading
 
-        self.images, self.prompts, self.path = inputs["images"], prompts, path
+        self.images, self.prompts, self.path = inputs.get("images"), prompts, path
         self.square = Size(config.data.image.size, config.data.image.size)
         self.draw = make(config, inputs, loading.device(device))
         self.fence, self.board = fence, BoardClient(board)
@@ -99,12 +99,10 @@ class Painter:
         if not self.board.stopping():
             started = shards.Clock()
             rows = self.prompts[chunk * CHUNK : (chunk + 1) * CHUNK]
-            originals = self._originals({row["shard"] for row in rows})
-            drawn = self.draw(rows, np.stack([originals[row["key"]] for row in rows]))
             files: dict[str, FileEntry] = {}
-            for folder, pictures in drawn.items():
+            for folder, pictures in self.draw(rows, self._originals(rows)).items():
                 for row, pixels in zip(rows, pictures, strict=True):
-                    file = f"{folder}/{row['key']}.png"
+                    file = f"{folder}/{row.key}.png"
                     files[file] = storage.publish(png(pixels), storage.join(self.path, file))
             count, total = len(rows), len(self.prompts)
             shards.publish_receipt(
@@ -113,12 +111,19 @@ class Painter:
             self.board.post({"kind": "advance", "count": count, "total": total, "unit": "pictures"})
         return {"shard": [chunk]}
 
-    def _originals(self, numbers: set[int]) -> dict[str, np.ndarray]:
-        return {
-            row.key: row.pixels(self.square)
+    def _originals(self, rows: list[Prompt]) -> np.ndarray | None:
+        """The pictures of which the prompts are captions, uint8 (B, H, W, 3); None where they are nobody's."""
+        numbers = {row.shard for row in rows} - {None}
+        if self.images is None or not numbers:
+            return None
+        images = self.images
+        found = {
+            image.key: image
             for number in numbers
-            for row in shards.read_images(self.images.read(shards.image_name(number)))
+            if number is not None
+            for image in shards.read_images(images.read(shards.image_name(number)))
         }
+        return np.stack([found[row.key].pixels(self.square) for row in rows])
 
 
 def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
@@ -130,8 +135,11 @@ def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
     loaded = loading.ready(lambda device: loading.everything(config, inputs, device), sampling, where)
     unguided = sampling.model_copy(update={"guidance_b": 1.0})
 
-    def draw(rows: list[Prompt], originals: np.ndarray) -> dict[str, Pictures]:
-        captions, seeds = [row["caption"] for row in rows], [row["seed"] for row in rows]
+    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+        captions, seeds = [row.caption for row in rows], [row.seed for row in rows]
+        generated = drawn(loaded, captions, seeds, sampling, sampling.batch, where)
+        if originals is None:
+            return {"generated": generated}
         image = _resized(originals, sampling.width)
         with on(where, loaded.stage_a) as stage_a:
             from_a = [reconstruct_a(stage_a, one[None].to(where))[0].numpy() for one in image]
@@ -139,8 +147,24 @@ def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
             "original": image.permute(0, 2, 3, 1).numpy(),
             "stage_a": from_a,
             "stage_b": drawn(loaded, captions, seeds, unguided, sampling.batch, where, image),
-            "generated": drawn(loaded, captions, seeds, sampling, sampling.batch, where),
+            "generated": generated,
         }
+
+    return draw
+
+
+def _again(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
+    """Würstchen with other seeds, for what chance alone changes."""
+    from pipeline.models import loading
+
+    sampling = config.sample
+    loaded = loading.ready(lambda device: loading.everything(config, inputs, device), sampling, where)
+
+    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+        seeds = [caption_seed(row.seed, row.caption) for row in rows]
+        captions = [row.caption for row in rows]
+        generated = {"generated": drawn(loaded, captions, seeds, sampling, sampling.batch, where)}
+        return _beside(originals, sampling.width) | generated
 
     return draw
 
@@ -159,9 +183,9 @@ def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
         pixels = generate_baseline(
             stage_a,
             baseline,
-            tower.encode([row["caption"]])[0],
+            tower.encode([row.caption])[0],
             tower.encode([sizes.negative])[0],
-            [row["seed"]],
+            [row.seed],
             width=sizes.width,
             height=sizes.height,
             steps=settings.sample.steps,
@@ -169,11 +193,15 @@ def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
         )
         return pixels[0].numpy()
 
-    def draw(rows: list[Prompt], originals: np.ndarray) -> dict[str, Pictures]:
-        image = _resized(originals, sizes.width)
-        return {"original": image.permute(0, 2, 3, 1).numpy(), "generated": map(one, rows)}
+    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+        return _beside(originals, sizes.width) | {"generated": map(one, rows)}
 
     return draw
+
+
+def _beside(originals: np.ndarray | None, side: int) -> dict[str, Pictures]:
+    """The originals in the size of what is drawn, where there are any."""
+    return {} if originals is None else {"original": _resized(originals, side).permute(0, 2, 3, 1).numpy()}
 
 
 def _resized(originals: np.ndarray, side: int) -> Any:
@@ -196,11 +224,19 @@ def _tables(
         with Image.open(io.BytesIO(storage.read(storage.join(path, file), expect=files[file]))) as image:
             return np.asarray(image.convert("RGB"))
 
-    rows = [{name: prompt[name] for name in ("key", "caption", "seed")} for prompt in prompts]
-    shown = [(row["caption"], [pixels(name, row["key"]) for name in titles]) for row in rows[:GRID_ROWS]]
+    there = {name: title for name, title in titles.items() if f"{name}/{prompts[0].key}.png" in files}
+    rows = [prompt.row() for prompt in prompts]
+    shown = [(row["caption"], [pixels(name, row["key"]) for name in there]) for row in rows[:GRID_ROWS]]
     contents = {
-        "samples.parquet": shards.table_bytes(rows),
+        "samples.parquet": shards.table_bytes(rows, _schema(rows)),
         "captions.json": json.dumps(rows, indent=1, ensure_ascii=False).encode(),
-        "grid.png": grid(tuple(titles.values()), shown, blocks=4),
+        "grid.png": grid(tuple(there.values()), shown, blocks=4),
     }
     return {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
+
+
+def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
+    """Key, caption and seed, and whatever else any row has."""
+    types = {"key": pa.string(), "caption": pa.string(), "seed": pa.int64()}
+    others = sorted({name for row in rows for name in row} - types.keys())
+    return pa.schema(types | dict.fromkeys(others, pa.string()))
