@@ -173,6 +173,8 @@ class OpenMojiConfig(Settings):
 
     captions: Annotated[tuple[Text, ...], Field(min_length=1)] | None
     """Names of the package `emoji`, without skin tones; null takes every picture that has one (about 1,900)."""
+    more_captions: tuple[Text, ...] = Field((), exclude_if=lambda captions: not captions)
+    """Further names, beside `captions`."""
     size: Annotated[int, Field(ge=1, le=8192)]
     """Side at which the pictures are drawn and served, px."""
     similarity: Cosine
@@ -183,6 +185,11 @@ class OpenMojiConfig(Settings):
     """Constant in place of the probability that a picture has a watermark."""
     aesthetic: Score
     """Constant in place of the aesthetic score."""
+
+    @property
+    def named(self) -> tuple[Text, ...] | None:
+        """All captions that are named; None: every picture's."""
+        return None if self.captions is None else (*self.captions, *self.more_captions)
 
 
 class FolderConfig(Settings):
@@ -348,6 +355,6 @@ class DataConfig(Settings):
     def expected_rows(self) -> int | None:
         """Most rows that the plan can have, as far as the config alone tells."""
         generated = self.openmoji is not None and self.metadata is None
-        captions = self.openmoji.captions if self.openmoji and generated else None
-        bounds = [bound for bound in (self.limit, len(captions) if captions else None) if bound is not None]
+        named = self.openmoji.named if self.openmoji and generated else None
+        bounds = [bound for bound in (self.limit, len(named) if named else None) if bound is not None]
         return min(bounds, default=None)
