@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
+from datasets.config import DataError
 from datasets.reading import prompts
 from pipeline.errors import UsageError
 from pipeline.models.prompt_sets import drawn_for
@@ -256,9 +257,12 @@ def _work(planned: Step, config: Config, rows: int | None) -> tuple[int | None, 
 
 
 def _pictures(config: Config, name: str, rows: int | None) -> int:
-    """How many a prompt set asks for, at most; those of files are counted."""
+    """How many a prompt set asks for, at most; those of files are counted, none where there is no good file."""
     if path := config.prompt_files().get(name):
-        return len(prompts.read(path, config.eval.limit, config.seed, f"eval.prompts.{name}").prompts)
+        try:
+            return len(prompts.read(path, config.eval.limit, config.seed, f"eval.prompts.{name}").prompts)
+        except DataError:  # which is told elsewhere
+            return 0
     return min(config.sample.limit, rows or config.sample.limit)
 
 
