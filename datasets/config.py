@@ -150,6 +150,8 @@ class OpenMojiConfig(Settings):
 
     captions: Annotated[tuple[Text, ...], Field(min_length=1)] | None
     """Names of the package `emoji`, without skin tones; null takes every picture that has one (about 1,900)."""
+    more_captions: tuple[Text, ...] = Field((), exclude_if=lambda captions: not captions)
+    """Further names, beside `captions`."""
     size: Annotated[int, Field(ge=1, le=8192)]
     """Side at which the pictures are drawn and served, px."""
     similarity: Cosine
@@ -160,6 +162,11 @@ class OpenMojiConfig(Settings):
     """Constant in place of the probability that a picture has a watermark."""
     aesthetic: Score
     """Constant in place of the aesthetic score."""
+
+    @property
+    def named(self) -> tuple[Text, ...] | None:
+        """All captions that are named; None: every picture's."""
+        return None if self.captions is None else (*self.captions, *self.more_captions)
 
 
 class FolderConfig(Settings):
@@ -265,6 +272,8 @@ class DataConfig(Settings):
 
     They are those whose keys, hashes of their content, are the lowest: the same at every seed, limit and number of
     workers."""
+    held_out_captions: tuple[Text, ...] = Field((), max_length=10_000)
+    """Captions of which no training sees a picture, beside those of `holdout`: compositions to ask for later."""
     image: ImageConfig
     """How a picture is stored."""
     attempt: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -282,6 +291,11 @@ class DataConfig(Settings):
     """Settings of `source: localized_narratives`."""
     webdataset: WebdatasetConfig | None = Section
     """Settings of `source: webdataset`."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are pictures that no training sees."""
+        return bool(self.holdout or self.held_out_captions)
 
     @property
     def settings(self) -> Settings | None:
@@ -318,6 +332,6 @@ class DataConfig(Settings):
     def expected_rows(self) -> int | None:
         """Most rows that the plan can have, as far as the config alone tells."""
         generated = self.openmoji is not None and self.metadata is None
-        captions = self.openmoji.captions if self.openmoji and generated else None
-        bounds = [bound for bound in (self.limit, len(captions) if captions else None) if bound is not None]
+        named = self.openmoji.named if self.openmoji and generated else None
+        bounds = [bound for bound in (self.limit, len(named) if named else None) if bound is not None]
         return min(bounds, default=None)

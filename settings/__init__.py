@@ -65,19 +65,19 @@ def _below(value: Any) -> dict[Any, Any]:
 def paths(settings: BaseModel, *marks: str) -> dict[str, str]:
     """What the fields with one of these marks name, by dotted key, of these settings and all below.
 
-    A field that holds null, or no text where it may hold something else, names nothing.
+    A field that holds names with paths names each of them; one that holds null, or a number where a path may stand too,
+    none.
     """
-    return dict(_paths(settings, frozenset(marks), ""))
+    return {key.removeprefix("."): path for key, path in _paths(settings, frozenset(marks), "", False)}
 
 
-def _paths(value: Any, marks: frozenset[str], key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, BaseModel):
-        for name, field in type(value).model_fields.items():
-            found = getattr(value, name)
-            if marks.isdisjoint(field.metadata):
-                yield from _paths(found, marks, f"{key}{name}.")
-            elif isinstance(found, str):
-                yield f"{key}{name}", found
-    elif isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _paths(part, marks, f"{key}{name}.")
+def _paths(value: Any, marks: frozenset[str], key: str, marked: bool) -> Iterator[tuple[str, str]]:
+    match value:
+        case str() if marked:
+            yield key, value
+        case BaseModel():
+            for name, field in type(value).model_fields.items():
+                yield from _paths(getattr(value, name), marks, f"{key}.{name}", not marks.isdisjoint(field.metadata))
+        case Mapping():
+            for name, part in value.items():
+                yield from _paths(part, marks, f"{key}.{name}", marked)

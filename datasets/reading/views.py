@@ -5,7 +5,7 @@ each of them, in the order in which they are stored. A hundred million pictures 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,8 +110,10 @@ def make(
     return dump(View(chosen)), rows, left_out
 
 
-def hold_out(shards: Iterable[int], read_index: Callable[[int], bytes], share: float) -> View:
-    """The pictures that no training is to see: about that share, by their keys alone.
+def hold_out(
+    shards: Iterable[int], read_index: Callable[[int], bytes], share: float, named: Set[str] = frozenset()
+) -> View:
+    """The pictures that no training is to see: about that share, by their keys alone, and those whose keys are named.
 
     Keys are hashes of the content: a picture that is held out is so in every data set, at every limit and seed, and at
     every larger share. Arguments are as for `make`.
@@ -119,7 +121,10 @@ def hold_out(shards: Iterable[int], read_index: Callable[[int], bytes], share: f
     found = {}
     for shard in shards:
         keys = stored_keys(read_index(shard)).to_pylist()
-        found[shard] = len(keys), _packed(np.array([int(key, 16) < share * 2**128 for key in keys], bool))
+        found[shard] = (
+            len(keys),
+            _packed(np.array([int(key, 16) < share * 2**128 or key in named for key in keys], bool)),
+        )
     return View(found)
 
 

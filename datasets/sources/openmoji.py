@@ -53,13 +53,13 @@ def pictures() -> dict[str, str]:
 
 
 def metadata(config: OpenMojiConfig) -> pa.Table:
-    """The source's rows in LAION's schema, in the order of `config.captions`.
+    """The source's rows in LAION's schema, in the order of `config.named`.
 
     Raises:
         DataError: no picture has a caption of the config, or a caption is named twice.
     """
     known = pictures()
-    captions = list(known) if config.captions is None else list(config.captions)
+    captions = list(known) if config.named is None else list(config.named)
     for caption in captions:
         if caption not in known:
             near = difflib.get_close_matches(caption, known, n=1)

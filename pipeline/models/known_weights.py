@@ -77,6 +77,17 @@ def _row_of(path: str) -> Row | None:
     return next((row for row in table() if row.file in path.split("/")), None)
 
 
+def record(path: Path) -> Path:
+    """Where the sha256 of weights is kept, from their first download or since their owner vouched for them."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def recorded(path: Path) -> str | None:
+    """The sha256 that is kept of one file; of a whole repository there are many."""
+    lines = record(path).read_text("utf-8").splitlines() if record(path).exists() else []
+    return lines[0].partition("  ")[0] if len(lines) == 1 else None
+
+
 def licence(path: str) -> str | None:
     """The licence of the weights at a path, where the table knows them by their file name."""
     row = _row_of(path)

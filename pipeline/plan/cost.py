@@ -5,9 +5,12 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
+from datasets.config import DataError
+from datasets.reading import prompts
 from pipeline.errors import UsageError
+from pipeline.models.prompt_sets import drawn_for
 from pipeline.plan import volume
-from pipeline.plan.dag import Planned, order
+from pipeline.plan.dag import Planned, Step, order
 from pipeline.plan.table import rows as all_steps
 from pipeline.plan.table import table
 from pipeline.plan.volume import Volume
@@ -231,7 +234,7 @@ def _estimate(item: Planned, config: Config, rows: int | None, basis: str) -> di
     if item.state == "done" and item.artifact:
         spent = item.artifact.manifest["device_seconds"]
         return {"work": None, "unit": None, "device_seconds": None, "basis": None, "text": f"spent {_time(spent)}"}
-    work, unit = _work(item.step.name, config, rows)
+    work, unit = _work(item.step, config, rows)
     if work is None:
         unknown = f"{unit} unknown before fetch"
         return {"work": None, "unit": unit, "device_seconds": None, "basis": None, "text": unknown}
@@ -245,18 +248,31 @@ def _estimate(item: Planned, config: Config, rows: int | None, basis: str) -> di
     return {"work": work, "unit": unit, "device_seconds": seconds, "basis": basis, "text": text}
 
 
-def _work(step: str, config: Config, rows: int | None) -> tuple[int | None, str]:
+def _work(planned: Step, config: Config, rows: int | None) -> tuple[int | None, str]:
     """How much a step has to do, and of what; None where only the metadata can tell."""
+    step = planned.name
     trainings = config.trainings_of(step).values()
     if trainings:
         return sum(training.images_after(training.num_steps) for training in trainings), "images seen"
-    if step in ("sample", "sample_baseline", "evaluate"):
-        return min(config.sample.limit, rows or config.sample.limit), "pictures"
+    if step == "evaluate":
+        return sum(_pictures(config, name, rows) for name in config.drawn_sets()), "pictures"
+    if step.startswith("sample"):
+        return _pictures(config, drawn_for(config, planned.output), rows), "pictures"
     if step == "export":
         return 1, "release"
     if step.startswith("import_") or step == "interpolate":
         return 1, "model"
     return rows, "rows"
+
+
+def _pictures(config: Config, name: str, rows: int | None) -> int:
+    """How many a prompt set asks for, at most; those of files are counted, none where there is no good file."""
+    if path := config.prompt_files().get(name):
+        try:
+            return len(prompts.read(path, config.eval.limit, config.seed, f"eval.prompts.{name}").prompts)
+        except DataError:  # which is told elsewhere
+            return 0
+    return min(config.sample.limit, rows or config.sample.limit)
 
 
 def _size(count: int) -> str:

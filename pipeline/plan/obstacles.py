@@ -105,6 +105,10 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
         from pipeline.models.loading import check_scorer
 
         check_scorer(config.data.scorer)
+    if config.eval.scorers.paths and "scores" in made:
+        from pipeline.models.scorers import check
+
+        check(config)
     stages = {stage for stage in STAGES if config.trained(stage) in made}
     if stages and any(not name.startswith(("text.", "eval.", "data.")) for name in _needed_weights(config, planned)):
         from pipeline.models.loading import check_existing

@@ -10,7 +10,8 @@ from functools import partial
 from datasets.config import DataConfig
 from pipeline.plan.dag import Step
 from pipeline.settings.config import Config
-from pipeline.settings.sections import STAGES
+from pipeline.settings.sections import NULL, STAGES, samples_of
+from stages.settings.sampling import SamplingConfig
 
 
 def table(config: Config) -> list[Step]:
@@ -26,8 +27,6 @@ def rows(config: Config) -> list[Step]:
     text_l = f"text_{config.baseline.text}"
     towers = sorted({config.stage_b.text, config.stage_c.text, config.baseline.text})
     texts = tuple(sorted({text_b, text_c}))
-    rivals = ("baseline_samples",) if config.eval.baseline else ()
-    pictures = tuple(f"sample.{key}" for key in ("limit", "width", "height", "negative"))
     learning = tuple(f"baseline.{key}" for key in ("model", "loss", "train", "text"))
     encode = config.encode
     from_a, online_a = _latents(config, "latents_a", "stage_a")
@@ -37,8 +36,11 @@ def rows(config: Config) -> list[Step]:
     later = ("data.attempt",) if config.data.attempt > 1 else ()
     unwanted = {"keep": (), "drop": ("duplicates",)}
     scores = ("aesthetic",) if config.data.scorer else ()
-    held = ("held_out",) if config.data.holdout else ()
+    held = ("held_out",) if config.data.holds_out else ()
+    named = bool(config.data.held_out_captions)
     towers_of = tuple(f"{stage}.text" for stage in _drawn_with_any_text(config))
+    drawings = [step for name in config.drawn_sets() for step in _drawings(config, name, texts, towers_of)]
+    compared = {step.output for step in drawings if step.name != "sample_baseline" or config.eval.baseline}
     views, pieces = partial(_views, config), partial(_pieces, config)
 
     # fmt: off
@@ -52,7 +54,7 @@ def rows(config: Config) -> list[Step]:
         Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *(scores if view.scored else ())), (f"data.views.{v}",), "select:select")
         for v, view in config.data.views.items()),
         *(
-        Step("hold_out",    name,        ("images",),                          ("data.holdout",),                  "select:hold_out")
+        Step("hold_out",    name,        ("images", *["metadata"] * named),    ("data.holdout", *["data.held_out_captions"] * named), "select:hold_out")
         for name in held),
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
@@ -68,12 +70,38 @@ def rows(config: Config) -> list[Step]:
         Step("interpolate", "stage_c",   phases_c,                             ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
         Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, *pieces("train_previewer"), "seed"), "train:train_previewer"),
         Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a", *views("train_baseline")), (*learning, *online_a, "seed"), "train:train_baseline"),
-        Step("sample",      "samples",   ("images", *texts, *STAGES),          ("sample", *towers_of, "seed"),     "sample:sample"),
-        Step("sample_baseline", "baseline_samples", ("images", text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
-        Step("evaluate",    "scores",    ("samples", *rivals),                 ("eval",),                          "evaluate:evaluate"),
+        *drawings,
+        Step("evaluate",    "scores",    tuple(step.output for step in drawings if step.output in compared), ("eval", *_perceptual(config)), "evaluate:evaluate", 2),
         Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample", *towers_of), "export:export", 2),
     ]
     # fmt: on
+
+
+def _drawings(config: Config, name: str, texts: tuple[str, ...], towers_of: tuple[str, ...]) -> list[Step]:
+    """What draws the pictures of a prompt set: our model; again, with other seeds, where models are compared; the
+    baseline."""
+    samples, text_l = samples_of(name), f"text_{config.baseline.text}"
+    asked: tuple[str, ...]
+    if name in config.prompt_files():
+        asked, from_data = (f"eval.prompts.{name}", "eval.limit"), []
+        how = (*asked, *(f"sample.{key}" for key in SamplingConfig.model_fields))
+    else:
+        asked, from_data = ("sample.limit",), ["images", *["held_out"] * config.data.holds_out]
+        how = ("sample",)
+    again = [NULL] if config.eval.compares and name in config.prompt_sets() else []
+    pictures = (*asked, *(f"sample.{key}" for key in ("width", "height", "negative")))
+    return [
+        Step("sample", samples, (*from_data, *texts, *STAGES), (*how, *towers_of, "seed"), "sample:sample"),
+        *(Step("sample_again", f"{null}_{samples}", (*from_data, *texts, *STAGES), (*how, *towers_of, "seed"), "sample:sample_again") for null in again),
+        Step("sample_baseline", f"baseline_{samples}", (*from_data, text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
+    ]  # fmt: skip
+
+
+def _perceptual(config: Config) -> tuple[str, ...]:
+    """What LPIPS is measured with, where both of its files are there."""
+    loss = config.stage_a.loss
+    keys = ("stage_a.loss.perceptual_weights", "stage_a.loss.perceptual_heads")
+    return keys if loss.perceptual_weights and loss.perceptual_heads else ()
 
 
 def _plan(data: DataConfig) -> tuple[str, ...]:
@@ -97,7 +125,7 @@ def _drawn_with_any_text(config: Config) -> list[str]:
 
 def _views(config: Config, step: str) -> tuple[str, ...]:
     """What says which of the pictures a training sees."""
-    return (*config.views_of(step), *(["held_out"] if config.data.holdout else []))
+    return (*config.views_of(step), *(["held_out"] if config.data.holds_out else []))
 
 
 def _pieces(config: Config, step: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
-from pipeline.plan import cost, dag, obstacles
+from pipeline.plan import cost, dag, obstacles, rivals
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, prints_of, reading
@@ -52,6 +52,8 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     if found := obstacles.every(config, planned):
         raise UsageError(found[0])
     obstacles.check_weights(config, planned)
+    for remark in rivals.remarks(config, planned):
+        console.print(remark, style="yellow", markup=False)
     check_carried_out(root)
     check_writable(root, "root")
     earlier.keep(root, names_of_inputs(config, root, [item.step for item in planned]))

@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence, Set
 from datasets.buckets import STEP, Frame
 from datasets.config import ImageConfig, ViewConfig
 from pipeline.settings.sections import (
+    HELD_OUT,
+    NULL,
+    OURS,
+    TRAINING,
     WARMUP,
     WITHOUT_BLOCKS,
     Baseline,
     Compressor,
+    Eval,
     Interpolation,
     Previewer,
     Sampling,
@@ -96,6 +101,32 @@ def samples_are_squares(sample: Sampling) -> None:
         raise ValueError(
             f"sample.width={sample.width}, sample.height={sample.height}: samples are compared with the stored "
             "pictures, which are square; `sample` takes any width= and height="
+        )
+
+
+def prompt_sets_are_there(prompts: Mapping[str, str], sets: Mapping[str, str], holds_out: bool) -> None:
+    """Captions of the data are called what they are, and there are some."""
+    for name, place in prompts.items():
+        if {name, place} & {HELD_OUT, TRAINING} and name != place:
+            raise ValueError(
+                f"eval.prompts.{name}={place}: captions of the data are called what they are; name it {place}"
+            )
+    if HELD_OUT in sets and not holds_out:
+        raise ValueError("eval.prompts.held_out: nothing is held out; give data.holdout, such as 0.01, or another set")
+
+
+def rivals_can_be_judged(settings: Eval, sets: Mapping[str, str]) -> None:
+    """A rival's name is free, its prompt sets are there, and on each something says whose pictures are better."""
+    for name, place in settings.rivals.items():
+        if name in (OURS, NULL):
+            raise ValueError(f"eval.rivals.{name}: this name is that of our own pictures; take another")
+        for unknown in sorted(place.keys() - sets.keys()) if isinstance(place, dict) else ():
+            raise ValueError(f"eval.rivals.{name}.{unknown}: there is no such prompt set; there are {', '.join(sets)}")
+    files = sorted(sets.keys() - {HELD_OUT, TRAINING})
+    if settings.rivals and files and not settings.scorers.paths:
+        raise ValueError(
+            f"eval.rivals: nothing can tell whose pictures for the prompt set {files[0]} are better, which has no "
+            "originals; give a scorer, such as eval.scorers.pickscore=PATH"
         )
 
 
@@ -196,10 +227,10 @@ def latents_suffice(latents: str, teacher: str, stored: Sequence[Frame], student
 # ---------------------------------------------------------------------------------------------- of the trainings
 
 
-def best_can_be_told(trainings: Trainings, holdout: float, adaptive: Set[str]) -> None:
+def best_can_be_told(trainings: Trainings, holds_out: bool, adaptive: Set[str]) -> None:
     """Where the best weights are kept, there is something to measure them on; `adaptive` are keys of such losses."""
     for key, training in trainings.items():
-        if training.keeps_best and not holdout:
+        if training.keeps_best and not holds_out:
             raise ValueError(
                 f"{key}.validation.keep=best needs pictures that no training sees: give data.holdout, such as 0.01, or "
                 "use last"

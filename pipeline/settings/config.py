@@ -18,8 +18,9 @@ from pipeline.errors import UsageError
 from pipeline.settings import checks
 from pipeline.settings.keys import is_below
 from pipeline.settings.sections import (
-    BASELINE,
+    HELD_OUT,
     STAGES,
+    TRAINING,
     WARMUP,
     Baseline,
     Cluster,
@@ -34,6 +35,7 @@ from pipeline.settings.sections import (
     StageB,
     StageC,
     Tracking,
+    is_ours,
 )
 from pipeline.store import identity
 from settings import FILES, PLACE, TABLE, Settings, Text, manners, paths
@@ -89,7 +91,7 @@ class Config(Settings):
     sample: Sampling
     """How pictures are drawn from captions."""
     eval: Eval
-    """What is measured beside retrieval and PSNR."""
+    """On which prompts, by which scorers and against which rivals the model is measured."""
     cluster: Cluster
     """Where the work runs, as `cluster=` chooses it; it changes no result."""
     tracking: Tracking
@@ -113,6 +115,8 @@ class Config(Settings):
         checks.latents_are_a_quarter(self.stage_a.model)
         checks.can_be_released(self.targets, self.stage_c.model)
         checks.samples_are_squares(self.sample)
+        checks.prompt_sets_are_there(self.eval.prompts, self.prompt_sets(), self.data.holds_out)
+        checks.rivals_can_be_judged(self.eval, self.prompt_sets())
         return self
 
     @model_validator(mode="after")
@@ -146,7 +150,7 @@ class Config(Settings):
         trainings = self.trainings()
         losses = {f"{key}.train": getattr(self, key).loss for key in ("stage_b", "stage_c", "baseline")}
         adaptive = {key for key, loss in losses.items() if loss.weight == "adaptive"}
-        checks.best_can_be_told(trainings, self.data.holdout, adaptive)
+        checks.best_can_be_told(trainings, self.data.holds_out, adaptive)
         checks.panels_can_be_drawn(trainings)
         checks.blocks_can_be_recomputed(trainings)
         checks.fewer_workers_are_fewer(self.cluster.min_workers, self.workers)
@@ -233,7 +237,21 @@ class Config(Settings):
 
     def paths(self, *marks: str) -> dict[str, str]:
         """What this config names with these marks (see `settings`), by dotted key: files, tables, places."""
-        return {key: path for key, path in paths(self, *marks).items() if path != BASELINE}  # which is trained here
+        found = paths(self, *marks)
+        return {key: path for key, path in found.items() if not (key.startswith("eval.") and is_ours(path))}
+
+    def prompt_sets(self) -> dict[str, str]:
+        """The prompt sets by name: paths of files, `held_out` or `training`; of the last all know that it is memory."""
+        default = HELD_OUT if self.data.holds_out else TRAINING
+        return dict(self.eval.prompts) or {default: default}
+
+    def drawn_sets(self) -> dict[str, str]:
+        """The prompt sets that are drawn: also the training's captions where nobody compares on them."""
+        return {TRAINING: TRAINING} | self.prompt_sets()
+
+    def prompt_files(self) -> dict[str, str]:
+        """Those of the configured prompt sets that are files."""
+        return {name: place for name, place in self.eval.prompts.items() if not is_ours(place)}
 
     def with_absolute_paths(self) -> "Config":
         """The same config for workers, which may start in another folder; fingerprints are those of the original."""

@@ -1,122 +1,219 @@
-"""evaluate: what the samples are worth."""
+"""evaluate: what the samples are worth, each picture by each scorer, and against the rivals' pictures."""
 
-import io
 import json
 import os
-import tempfile
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from datasets.config import DataError
 from datasets.files import storage
+from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
-from pipeline.settings.sections import BASELINE
-from pipeline.settings.sections import PickScore as PickScoreSettings
+from datasets.formats import shards
+from pipeline.models import contests, score_tables
+from pipeline.models.contests import Contest
+from pipeline.models.score_tables import RECONSTRUCTIONS, RIVAL
+from pipeline.settings.config import Config
+from pipeline.settings.sections import HELD_OUT, TRAINING, samples_of
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
+from stages.sampling.grid import grid
+
+CHUNK = 64  # prompts between two receipts
+MOST_RETRIEVED = 4096  # pictures: each is compared with all originals
+COLUMNS = {"original": "original", "stage_a": "Stage A alone", "stage_b": "Stages B + A", "score": "from its caption"}
 
 
 def evaluate(build: Build) -> Facts:
-    """samples, rivals -> scores: retrieval and PSNR against the originals, PickScore against a rival if configured."""
-    samples = build.inputs["samples"]
-    files, metrics, notes, pid = build.call(
-        _evaluate,
-        samples,
-        build.inputs.get("baseline_samples"),
-        build.config.eval.pickscore,
-        build.path,
-        build.cluster.device,
-        accelerated=build.config.eval.pickscore is not None,
-    )
+    """samples of each prompt set, and of rivals -> scores: a table with a row a prompt and scorer, and its sums."""
+    config, building = build.config, storage.join(build.building, "scores")
+    called, found, notes = build.call(_prepare, config, build.inputs)
+    total = sum(len(contest.rows) for contest in found)
+    workers, parts = set(), []
+    for contest in found:
+        folder = storage.join(building, contest.name)
+        arguments = (config, replace(contest, rows=[]), called, build.cluster.device, total)
+        chunks = {n: (n, contest.rows[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(contest.rows) // CHUNK))}
+        receipts = build.map_shards(Marker, arguments, chunks, total, "pictures", folder)
+        parts += [storage.join(folder, name) for receipt in receipts for name in receipt.files]
+        workers |= {receipt.pid for receipt in receipts}
+    files, rows, metrics, pid = build.call(_publish, found, parts, build.path)
     build.report.metrics(metrics, 0)
     return Facts(
         files=files,
-        rows=samples.manifest["rows"],
-        call="stages.scoring.metrics.retrieval_top1",
-        workers=[pid],
+        rows=rows,
+        call="ray.data.Dataset.map_batches",
+        workers=sorted(workers | {pid}),
         metrics=metrics,
         notes=notes,
     )
 
 
-def _evaluate(
-    samples: Artifact, baseline: Artifact | None, pickscore: PickScoreSettings | None, path: str, device: str
-) -> tuple[dict[str, FileEntry], dict[str, float], dict[str, Any], int]:
-    from stages.scoring.metrics import psnr, retrieval_top1
+def _prepare(config: Config, inputs: Mapping[str, Artifact]) -> tuple[dict[str, str], list[Contest], dict[str, Any]]:
+    """What the scorers are called, who contends on each prompt set, and what there is to say of it.
 
-    rows = json.loads(samples.read("captions.json"))
-    pictures = {name: _pictures(samples, name, rows) for name in ("original", "stage_a", "stage_b", "generated")}
-    metrics = {
-        "retrieval_top1": retrieval_top1(pictures["generated"], pictures["original"]),
-        "retrieval_top1_stage_b": retrieval_top1(pictures["stage_b"], pictures["original"]),
+    Raises:
+        DataError: a rival's pictures are missing or no good.
+    """
+    from pipeline.models import scorers
+
+    found, sets = [], {}
+    for name in config.drawn_sets():
+        contest = contests.contest(config, name, inputs)
+        usable, told = contests.examined(contest, config.eval.allow_missing)
+        found.append(replace(contest, usable=usable))
+        about = inputs[samples_of(name)].manifest["notes"].get("prompts", {"set": name, "n": len(contest.rows)})
+        sets[name] = about | ({"rivals": told} if told else {})
+    notes = {
+        "prompts": sets,
+        "retrieval_top1": "memory: share of the pictures for captions that were trained on whose nearest original (L2 "
+        "of RGB at 32x32) is their own; _heldout: the same of captions that no training saw, among all originals",
     }
-    drawn = ["stage_a", "stage_b", "generated"]
-    if baseline is not None:
-        assert json.loads(baseline.read("captions.json")) == rows, "the baseline drew other captions or seeds"
-        pictures["baseline"] = _pictures(baseline, "generated", rows)
-        metrics["retrieval_top1_baseline"] = retrieval_top1(pictures["baseline"], pictures["original"])
-        drawn.append("baseline")
-    originals = np.stack(pictures["original"])
-    for name in drawn:
-        values = psnr(np.stack(pictures[name]), originals)
-        metrics[f"psnr_{name}"] = float(values.mean())
-        for row, value in zip(rows, values, strict=True):
-            row[f"psnr_{name}"] = float(value)
-    notes: dict[str, Any] = {
-        "retrieval_top1": "share of generated pictures whose nearest original (L2 of RGB at 32x32) is their own",
-        "chance": 1 / len(rows),
+    return scorers.names(config), found, notes
+
+
+class Marker:
+    """An actor: scores the pictures of everybody for one chunk of prompts, publishes their rows, then its receipt."""
+
+    def __init__(
+        self,
+        config: Config,
+        contest: Contest,
+        called: dict[str, str],
+        device: str,
+        total: int,
+        path: str,
+        fence: Fence,
+        board: Any,
+    ):
+        from pipeline.cluster.board import BoardClient
+        from pipeline.models import loading, scorers
+
+        self.contest, self.batch, self.total, self.path = contest, config.eval.batch, total, path
+        self.places = {column: place.open() for column, place in contest.places.items()}
+        self.scorers = scorers.load(config, called, str(loading.device(device)))
+        self.schema = score_tables.schema(list(config.eval.rivals))
+        self.fence, self.board = fence, BoardClient(board)
+
+    def __call__(self, numbered: tuple[int, Sequence[dict[str, Any]]]) -> None:
+        chunk, rows = numbered
+        if not self.board.stopping():
+            clock, name = shards.Clock(), shards.tensor_name(chunk)
+            parts = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
+            lines = [line for part in parts for line in self.marked(part)]
+            entry = storage.publish(shards.table_bytes(lines, self.schema), storage.join(self.path, name))
+            shards.publish_receipt(
+                self.path,
+                chunk,
+                rows_in=len(rows),
+                rows_out=len(rows),
+                files={name: entry},
+                clock=clock,
+                fence=self.fence,
+            )
+            self.board.post({"kind": "advance", "count": len(rows), "total": self.total, "unit": "pictures"})
+
+    def marked(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The table's rows of a batch of prompts: one for each prompt and scorer, prompt by prompt."""
+        wanted = [(row["key"], row["caption"]) for row in rows]
+        original = self.contest.original
+        originals = [original.pixels(one) for one in wanted] if original else None
+        taken = {name: scorer for name, scorer in self.scorers.items() if originals or not scorer.wants_originals}
+        marks: dict[str, dict[str, list[float | None]]] = {name: {} for name in taken}
+        for column, place in self.places.items():
+            there = [at for at, (key, _) in enumerate(wanted) if self.contest.takes(column, key)]
+            pictures = [place.pixels(wanted[at]) for at in there]
+            for name, scorer in taken.items():
+                if there and (scorer.wants_originals or column not in RECONSTRUCTIONS):
+                    values: list[float | None] = [None] * len(rows)
+                    for at, value in zip(
+                        there, self._scores(scorer, name, wanted, there, pictures, originals), strict=True
+                    ):
+                        values[at] = value
+                    marks[name][column] = values
+        about = [{"set": self.contest.name, "prompt": row["caption"], **row} for row in rows]
+        return [
+            {name: row.get(name) for name in self.schema.names}
+            | {"scorer": scorer, "truncated": taken[scorer].is_truncated(row["prompt"])}
+            | {column: values[at] for column, values in columns.items()}
+            for at, row in enumerate(about)
+            for scorer, columns in marks.items()
+        ]
+
+    def _scores(
+        self,
+        scorer: Any,
+        name: str,
+        wanted: Sequence[tuple[str, str]],
+        there: Sequence[int],
+        pictures: list[np.ndarray],
+        originals: list[np.ndarray] | None,
+    ) -> list[float]:
+        like = [originals[at] for at in there] if originals else None
+        if like and scorer.wants_originals:
+            pictures = [contests.fit(picture, other) for picture, other in zip(pictures, like, strict=True)]
+        scores = scorer(pictures, [wanted[at][1] for at in there], like)
+        for at, score in zip(there, scores, strict=True):
+            if not np.isfinite(score):
+                raise DataError(
+                    f"{name} gives {score} to the picture {wanted[at][0]} of {self.contest.name}; look at its weights"
+                )
+        return [float(score) for score in scores]
+
+
+def _publish(
+    found: Sequence[Contest], parts: Sequence[str], path: str
+) -> tuple[dict[str, FileEntry], int, dict[str, float], int]:
+    """Put the parts of the table together, and write what it comes to."""
+    table = pa.concat_tables(pq.read_table(pa.BufferReader(storage.read(part))) for part in parts)
+    lines = score_tables.win_rates(table)
+    metrics = _retrieval(found) | score_tables.metrics(table, lines)
+    contents = {
+        score_tables.FILE: shards.parquet_bytes(table),
+        score_tables.TABLES: json.dumps([asdict(line) for line in lines], indent=1, ensure_ascii=False).encode(),
     }
-    if pickscore is not None:
-        metrics |= _pickscore(samples, baseline, rows, pickscore, device)
-        notes["pickscore_win_rate"] = f"share of captions for which PickScore prefers ours to {pickscore.rival}"
-    table = json.dumps(rows, indent=1, ensure_ascii=False).encode()
-    files = {"scores.json": storage.publish(table, storage.join(path, "scores.json"))}
-    return files, metrics, notes, os.getpid()
+    if sheet := _sheet(found):
+        contents["grid.png"] = sheet
+    files = {name: storage.publish(content, storage.join(path, name)) for name, content in contents.items()}
+    return files, table.num_rows, metrics, os.getpid()
 
 
-def _pickscore(
-    samples: Artifact,
-    baseline: Artifact | None,
-    rows: list[dict[str, Any]],
-    settings: PickScoreSettings,
-    device: str,
-) -> dict[str, float]:
-    """Win rate over the rival's pictures of the same captions, with its 95 % interval."""
-    from stages.scoring.pickscore import compare_folders, load_pickscore
+def _retrieval(found: Sequence[Contest]) -> dict[str, float]:
+    """Whether the nearest original is a picture's own, where there are originals, and few enough to compare all."""
+    from stages.scoring.metrics import retrieved, thumbnail
 
-    with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
-        _unpack(samples, rows, Path(ours))
-        rival = Path(settings.rival)
-        if settings.rival == BASELINE:
-            assert baseline is not None
-            _unpack(baseline, rows, rival := Path(theirs))
-        scorer = load_pickscore(Path(settings.weights), device)
-        prompts = {row["key"]: row["caption"] for row in rows}
-        compared = compare_folders(scorer, Path(ours), rival, prompts)
-    won = compared.win_rate
-    return {
-        "pickscore_win_rate": won.rate,
-        "pickscore_win_low": won.low,
-        "pickscore_win_high": won.high,
-        "pickscore_mean": float(compared.scores_a.mean()),
-        "pickscore_rival_mean": float(compared.scores_b.mean()),
-        "pickscore_truncated_prompts": float(compared.truncated_prompts),
-    }
+    metrics: dict[str, float] = {}
+    others: list[np.ndarray] = []  # the training's originals, among which held-out pictures have to be told too
+    for contest in sorted(found, key=lambda contest: contest.name != TRAINING):
+        if contest.original is None or len(contest.rows) + len(others) > MOST_RETRIEVED:
+            continue
+        wanted = [(row["key"], row["caption"]) for row in contest.rows]
+        originals = [thumbnail(contest.original.pixels(one)) for one in wanted]
+        columns = {"": "score", "_stage_b": "stage_b"}
+        columns |= {"_baseline": f"{RIVAL}baseline"} if f"{RIVAL}baseline" in contest.places else {}
+        for name, column in columns.items():
+            place = contest.places[column].open()
+            hits = retrieved([thumbnail(place.pixels(one)) for one in wanted], [*originals, *others])
+            metrics[f"retrieval_top1{name}{'_heldout' * (contest.name == HELD_OUT)}"] = float(hits.mean())
+        others = originals if contest.name == TRAINING else others
+    return metrics
 
 
-def _unpack(samples: Artifact, rows: list[dict[str, Any]], folder: Path) -> None:
-    """The generated pictures as files of a local folder, named by key."""
-    for row in rows:
-        name = f"{row['key']}.png"
-        (folder / name).write_bytes(samples.read(f"generated/{name}"))
-
-
-def _pictures(samples: Artifact, folder: str, rows: list[dict[str, Any]]) -> list[np.ndarray]:
-    from PIL import Image
-
-    found = []
-    for row in rows:
-        with Image.open(io.BytesIO(samples.read(f"{folder}/{row['key']}.png"))) as image:
-            found.append(np.asarray(image.convert("RGB")))
-    return found
+def _sheet(found: Sequence[Contest]) -> bytes | None:
+    """PNG of held-out captions, labelled, above some that were trained on; None where none are held out."""
+    by_name = {contest.name: contest for contest in found}
+    if HELD_OUT not in by_name or by_name[HELD_OUT].original is None:
+        return None
+    rows = []
+    for contest, label in ((by_name[HELD_OUT], "held out: "), (by_name[TRAINING], "")):
+        for row in contest.rows[:32]:
+            wanted = (row["key"], row["caption"])
+            assert contest.original is not None
+            places = {"original": contest.original, **contest.places}
+            rows.append((label + row["caption"], [places[column].open().pixels(wanted) for column in COLUMNS]))
+    return grid(tuple(COLUMNS.values()), rows, blocks=2)

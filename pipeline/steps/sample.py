@@ -1,4 +1,5 @@
-"""sample: draw a picture for each caption, and beside it what each stage alone could do; sample_baseline: its rival."""
+"""sample: draw a picture for each prompt of a set, and beside it what each stage alone could do, where there is an
+original; sample_again: the same with other seeds; sample_baseline: their rival."""
 
 import io
 import json
@@ -6,35 +7,43 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from datasets.buckets import Size
+from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.shard_table import Shard
+from pipeline.models import prompt_sets
 from pipeline.models.drawing import caption_seed, drawn
+from pipeline.models.prompt_sets import Prompt
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 from stages.sampling.grid import grid, png
 
-CHUNK = 8  # captions between two receipts
+CHUNK = 8  # prompts between two receipts
 GRID_ROWS = 64
-Prompt = dict[str, Any]  # key, caption, seed, shard (that has the picture)
 Pictures = Iterable[np.ndarray]  # uint8 (H, W, 3) each
-Draw = Callable[[list[Prompt], np.ndarray], dict[str, Pictures]]  # prompts, originals (B, H, W, 3) -> by folder
+Draw = Callable[[list[Prompt], np.ndarray | None], dict[str, Pictures]]  # prompts, originals (B, H, W, 3) -> by folder
+TITLES = {
+    "original": "original",
+    "stage_a": "Stage A alone",
+    "stage_b": "Stages B + A",
+    "generated": "from its caption",
+}
 
 
 def sample(build: Build) -> Facts:
-    """images, text, stage_a, stage_b, stage_c -> samples: `generated/<key>.png` etc., `samples.parquet`."""
-    titles = {
-        "original": "original",
-        "stage_a": "Stage A alone",
-        "stage_b": "Stages B + A",
-        "generated": "from its caption",
-    }
-    return _paint(build, _stages, titles)
+    """text, stages, and for captions of the data images -> samples: `generated/<key>.png` etc., `samples.parquet`."""
+    return _paint(build, _stages, TITLES)
+
+
+def sample_again(build: Build) -> Facts:
+    """The same -> null_samples: only `generated/`, with seeds made of those of samples. What chance alone changes."""
+    return _paint(build, _again, {"original": "original", "generated": "with another seed"})
 
 
 def sample_baseline(build: Build) -> Facts:
@@ -45,7 +54,10 @@ def sample_baseline(build: Build) -> Facts:
 def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> Facts:
     """Draw all prompts with `make(config, inputs, device)`; titles of the grid's columns by the artifact's folders."""
     config = build.config
-    prompts = build.call(_prompts, build.inputs["images"], config.sample.limit, config.seed)
+    name = prompt_sets.drawn_for(config, build.step.output)
+    prompts, about = build.call(prompt_sets.read, config, name, build.inputs)
+    if not prompts:
+        raise DataError(f"the prompt set {name} has no prompt: raise data.holdout, or leave {name} out of eval.prompts")
     chunks = {n: (n, prompts[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(prompts) // CHUNK))}
     arguments = (make, config, build.inputs, len(prompts), build.cluster.device)
     receipts = build.map_shards(Painter, arguments, chunks, len(prompts), "pictures")
@@ -57,20 +69,8 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
         rows=len(prompts),
         call="ray.data.Dataset.map_batches",
         workers=sorted({receipt.pid for receipt in receipts}),
+        notes={"prompts": about},
     )
-
-
-def _prompts(images: Artifact, limit: int, seed: int) -> list[Prompt]:
-    """The first captions of the images: key, caption, seed, shard."""
-    prompts = []
-    for shard in images.shards().values():
-        for row in shard.images():
-            prompts.append(
-                {"key": row.key, "caption": row.caption, "seed": caption_seed(seed, row.caption), "shard": shard}
-            )
-            if len(prompts) == limit:
-                return prompts
-    return prompts
 
 
 class Painter:
@@ -100,12 +100,10 @@ class Painter:
         chunk, rows = numbered
         if not self.board.stopping():
             started = shards.Clock()
-            originals = self._originals(rows)
-            drawn = self.draw(rows, np.stack([originals[row["key"]] for row in rows]))
             files: dict[str, FileEntry] = {}
-            for folder, pictures in drawn.items():
+            for folder, pictures in self.draw(rows, self._originals(rows)).items():
                 for row, pixels in zip(rows, pictures, strict=True):
-                    file = f"{folder}/{row['key']}.png"
+                    file = f"{folder}/{row.key}.png"
                     files[file] = storage.publish(png(pixels), storage.join(self.path, file))
             count = len(rows)
             shards.publish_receipt(
@@ -113,16 +111,16 @@ class Painter:
             )
             self.board.post({"kind": "advance", "count": count, "total": self.total, "unit": "pictures"})
 
-    def _originals(self, prompts: list[Prompt]) -> dict[str, np.ndarray]:
-        """The pictures of prompts, by key: no others of their shards are decoded."""
-        keys = {prompt["key"] for prompt in prompts}
-        stored = {prompt["shard"].number: prompt["shard"] for prompt in prompts}
-        return {
-            row.key: row.pixels(self.square)
-            for _, shard in sorted(stored.items())
-            for row in self._rows(shard)
-            if row.key in keys
-        }
+    def _originals(self, prompts: list[Prompt]) -> np.ndarray | None:
+        """The pictures of which the prompts are captions, uint8 (B, H, W, 3); None where they are nobody's.
+
+        No others of their shards are decoded.
+        """
+        stored = {prompt.shard.number: prompt.shard for prompt in prompts if prompt.shard}
+        if not stored:
+            return None
+        found = {row.key: row for _, shard in sorted(stored.items()) for row in self._rows(shard)}
+        return np.stack([found[prompt.key].pixels(self.square) for prompt in prompts])
 
     def _rows(self, shard: Shard) -> list[shards.ImageRow]:
         """The pictures of a shard, not decoded; the last one's stay, since the next prompts are mostly of it too."""
@@ -140,8 +138,11 @@ def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
     loaded = loading.ready(lambda device: loading.everything(config, inputs, device), sampling, where)
     unguided = sampling.model_copy(update={"guidance_b": 1.0})
 
-    def draw(rows: list[Prompt], originals: np.ndarray) -> dict[str, Pictures]:
-        captions, seeds = [row["caption"] for row in rows], [row["seed"] for row in rows]
+    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+        captions, seeds = [row.caption for row in rows], [row.seed for row in rows]
+        generated = drawn(loaded, captions, seeds, sampling, sampling.batch, where)
+        if originals is None:
+            return {"generated": generated}
         image = _resized(originals, sampling.width)
         with on(where, loaded.stage_a) as stage_a:
             from_a = [reconstruct_a(stage_a, one[None].to(where))[0].numpy() for one in image]
@@ -149,8 +150,24 @@ def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
             "original": image.permute(0, 2, 3, 1).numpy(),
             "stage_a": from_a,
             "stage_b": drawn(loaded, captions, seeds, unguided, sampling.batch, where, image),
-            "generated": drawn(loaded, captions, seeds, sampling, sampling.batch, where),
+            "generated": generated,
         }
+
+    return draw
+
+
+def _again(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
+    """Würstchen with other seeds, for what chance alone changes."""
+    from pipeline.models import loading
+
+    sampling = config.sample
+    loaded = loading.ready(lambda device: loading.everything(config, inputs, device), sampling, where)
+
+    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+        seeds = [caption_seed(row.seed, row.caption) for row in rows]
+        captions = [row.caption for row in rows]
+        generated = {"generated": drawn(loaded, captions, seeds, sampling, sampling.batch, where)}
+        return _beside(originals, sampling.width) | generated
 
     return draw
 
@@ -169,9 +186,9 @@ def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
         pixels = generate_baseline(
             stage_a,
             baseline,
-            tower.encode([row["caption"]])[0],
+            tower.encode([row.caption])[0],
             tower.encode([sizes.negative])[0],
-            [row["seed"]],
+            [row.seed],
             width=sizes.width,
             height=sizes.height,
             steps=settings.sample.steps,
@@ -179,11 +196,15 @@ def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
         )
         return pixels[0].numpy()
 
-    def draw(rows: list[Prompt], originals: np.ndarray) -> dict[str, Pictures]:
-        image = _resized(originals, sizes.width)
-        return {"original": image.permute(0, 2, 3, 1).numpy(), "generated": map(one, rows)}
+    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+        return _beside(originals, sizes.width) | {"generated": map(one, rows)}
 
     return draw
+
+
+def _beside(originals: np.ndarray | None, side: int) -> dict[str, Pictures]:
+    """The originals in the size of what is drawn, where there are any."""
+    return {} if originals is None else {"original": _resized(originals, side).permute(0, 2, 3, 1).numpy()}
 
 
 def _resized(originals: np.ndarray, side: int) -> Any:
@@ -206,11 +227,19 @@ def _tables(
         with Image.open(io.BytesIO(storage.read(storage.join(path, file), expect=files[file]))) as image:
             return np.asarray(image.convert("RGB"))
 
-    rows = [{name: prompt[name] for name in ("key", "caption", "seed")} for prompt in prompts]
-    shown = [(row["caption"], [pixels(name, row["key"]) for name in titles]) for row in rows[:GRID_ROWS]]
+    there = {name: title for name, title in titles.items() if f"{name}/{prompts[0].key}.png" in files}
+    rows = [prompt.row() for prompt in prompts]
+    shown = [(row["caption"], [pixels(name, row["key"]) for name in there]) for row in rows[:GRID_ROWS]]
     contents = {
-        "samples.parquet": shards.table_bytes(rows),
+        "samples.parquet": shards.table_bytes(rows, _schema(rows)),
         "captions.json": json.dumps(rows, indent=1, ensure_ascii=False).encode(),
-        "grid.png": grid(tuple(titles.values()), shown, blocks=4),
+        "grid.png": grid(tuple(there.values()), shown, blocks=4),
     }
     return {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
+
+
+def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
+    """Key, caption and seed, and whatever else any row has."""
+    types = {"key": pa.string(), "caption": pa.string(), "seed": pa.int64()}
+    others = sorted({name for row in rows for name in row} - types.keys())
+    return pa.schema(types | dict.fromkeys(others, pa.string()))

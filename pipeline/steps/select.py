@@ -1,6 +1,9 @@
 """select: a view, which of the stored pictures the phases of a training see; hold_out: those that none sees."""
 
 import os
+from collections.abc import Sequence
+
+import pyarrow.compute as pc
 
 from datasets.config import NO_SCORES, DataError, ViewConfig
 from datasets.files import storage
@@ -45,26 +48,46 @@ def _any_score(metadata: Artifact) -> bool:
 
 
 def hold_out(build: Build) -> Facts:
-    """images -> held_out: a view of the pictures that no training sees, for the loss on held-out samples."""
-    share, images = build.config.data.holdout, build.inputs["images"]
-    entry, rows, pid = build.call(_hold_out, share, images, build.path)
+    """images, and metadata where captions are named -> held_out: a view of the pictures that no training sees."""
+    data, images = build.config.data, build.inputs["images"]
+    arguments = (data.holdout, data.held_out_captions, build.inputs.get("metadata"), images, build.path)
+    entry, rows, unknown, pid = build.call(_hold_out, *arguments)
     stored = images.manifest["rows"]
+    asked = f"data.holdout={data.holdout}" + f" with {len(data.held_out_captions)} captions" * bool(
+        data.held_out_captions
+    )
     if rows == stored:
-        raise DataError(f"data.holdout={share} holds out all of {stored} pictures: lower it, or set it to 0")
+        raise DataError(f"{asked} holds out all of {stored} pictures: lower it, or set it to 0")
     if not rows:
-        build.report.warning(f"data.holdout={share} holds out none of {stored} pictures: no training is validated")
+        build.report.warning(f"{asked} holds out none of {stored} pictures: no training is validated")
+    if unknown:
+        build.report.warning(f"data.held_out_captions: no picture has {', '.join(map(repr, unknown))}")
     return Facts(files={views.FILE: entry}, rows=rows, call="datasets.reading.views.hold_out", workers=[pid])
 
 
-def _hold_out(share: float, images: Artifact, path: str) -> tuple[FileEntry, int, int]:
-    view = held_out(share, images)
-    return storage.publish(views.dump(view), storage.join(path, views.FILE)), view.rows, os.getpid()
+def _hold_out(
+    share: float, captions: Sequence[str], metadata: Artifact | None, images: Artifact, path: str
+) -> tuple[FileEntry, int, list[str], int]:
+    found = _captioned(captions, metadata)
+    view = held_out(share, captions, metadata, images)
+    unknown = [caption for caption in captions if caption not in found.values()]
+    return storage.publish(views.dump(view), storage.join(path, views.FILE)), view.rows, unknown, os.getpid()
 
 
-def held_out(share: float, images: Artifact) -> views.View:
-    """A view of the pictures that are held out at a share."""
-    stored = images.shards()
-    return views.hold_out(stored, lambda shard: stored[shard].read(shards.index_name(shard)), share)
+def held_out(share: float, captions: Sequence[str], metadata: Artifact | None, images: Artifact) -> views.View:
+    """A view of the pictures that are held out at a share, and of those that have one of the captions."""
+    stored, named = images.shards(), _captioned(captions, metadata).keys()
+    return views.hold_out(stored, lambda shard: stored[shard].read(shards.index_name(shard)), share, named)
+
+
+def _captioned(captions: Sequence[str], metadata: Artifact | None) -> dict[str, str]:
+    """Captions of the planned pictures that have one of these, by key."""
+    if not captions:
+        return {}
+    assert metadata is not None, "captions stand in the metadata"
+    named = pc.field("caption").isin(list(captions))
+    tables = (rows.filter(named) for part in sorted(metadata.files) for _, rows in plan.shards(metadata.read(part)))
+    return {row["key"]: row["caption"] for rows in tables for row in rows.select(["key", "caption"]).to_pylist()}
 
 
 def make(

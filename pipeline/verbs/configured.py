@@ -5,6 +5,7 @@ import sys
 
 from datasets.files import storage
 from pipeline import terminal
+from pipeline.plan import rivals
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.words import Words
@@ -16,7 +17,7 @@ def configured(words: Words) -> tuple[Config, str]:
     loaded = compose.load(words.required_conf(), words.overrides)
     root = storage.absolute(words.root)
     locate_store(root, loaded.tracking.uri)
-    return loaded, root
+    return rivals.with_runs(loaded, root), root
 
 
 def command() -> str:

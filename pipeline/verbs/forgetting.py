@@ -160,7 +160,7 @@ def _from_everything(
         _from_mlflow(store.root, outcome)
     made = descendants(images, finished)
     for artifact in made if stored else ():
-        if artifact.name.startswith(("stage_", "previewer", "baseline")) and artifact.name != "baseline_samples":
+        if artifact.name.startswith(("stage_", "previewer", "baseline")) and "samples" not in artifact.name:
             outcome.trained.add(artifact.name)
         if artifact.name == "duplicates":
             outcome.alike |= duplicates.alike(storage.read(storage.join(artifact.path, duplicates.FILE)), stored)
@@ -193,7 +193,8 @@ def _from_everything(
                 held.replace(views.FILE, content)
                 held.settle(rows)
         if artifact.name == "held_out":
-            view = held_out(artifact.manifest["settings"]["data.holdout"], now)
+            asked = artifact.manifest["settings"]
+            view = held_out(asked["data.holdout"], asked.get("data.held_out_captions", ()), metadata, now)
             with _held(store, artifact, outcome) as held:
                 held.replace(views.FILE, views.dump(view))
                 held.settle(view.rows)
@@ -234,7 +235,8 @@ def _from_captions(content: bytes, keys: Set[str]) -> bytes:
 TABLES: dict[str, Callable[..., bytes]] = {
     "samples.parquet": removal.from_samples,
     "captions.json": _from_captions,
-    "scores.json": _from_captions,
+    "scores.json": _from_captions,  # of roots from before
+    "scores.parquet": removal.from_tensors,
     duplicates.FILE: removal.from_duplicates,
 }
 
@@ -288,7 +290,7 @@ def _from_build(folder: str, files: list[str], keys: Set[str], outcome: Outcome,
             outcome.files["deleted"] += 1
     receipts = [name for name in files if f"/{shards.RECEIPTS}/" in name]
     for where in sorted({storage.join(folder, name.partition(f"/{shards.RECEIPTS}/")[0]) for name in receipts}):
-        drawn = PurePosixPath(where).parent.name.endswith("samples")
+        drawn = "samples" in PurePosixPath(where).parent.name
         for receipt in shards.finished(where).values():
             if drawn or any(_holds(storage.join(where, name), keys) for name in receipt.files):
                 outcome.files["deleted"] += deleting.drop_shard(where, receipt, fence)

@@ -6,8 +6,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from datasets.config import DataError
 from pipeline.errors import UsageError, nearest
-from pipeline.plan import cost, obstacles
+from pipeline.plan import cost, obstacles, rivals
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings.words import Words
@@ -47,6 +48,12 @@ def handle(words: Words) -> None:
     print_json(words, {"steps": steps, "forgotten": len(forgotten)})
     for sentence in obstacles.every(loaded, planned):
         console.print(f"a run would stop at once: {sentence}", style="yellow", markup=False)
+    try:
+        remarks = rivals.remarks(loaded, planned)
+    except DataError as error:
+        remarks = [f"a run would stop at once: {error}"]
+    for sentence in remarks:
+        console.print(sentence, style="yellow", markup=False)
     for sentence in cost.large_trainings(planned, loaded):
         console.print(sentence, style="yellow", markup=False)
     cost.check_memory(planned, loaded)

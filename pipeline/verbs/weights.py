@@ -25,7 +25,8 @@ from pipeline.terminal import console, print_json, print_table
 
 PATIENCE = 5  # seconds for a source to answer at all; once it has, its library tries again for much longer
 HUB_NOTES = ".cache"  # where the Hub's library keeps its own, and what it cannot use again
-State = Literal["ok", "unrecorded", "missing", "changed"]
+UNRECORDED: Literal["unrecorded"] = "unrecorded"
+State = Literal["ok", "unrecorded", "pinned", "missing", "changed"]
 
 
 def handle(words: Words) -> None:
@@ -34,7 +35,8 @@ def handle(words: Words) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found of one row: `unrecorded` files are there, but nobody knows their sha256."""
+    """What `verify` found of one row: `unrecorded` files are there, but nobody knows their sha256;
+    `pinned` ones are kept to what they are now."""
 
     name: str
     state: State
@@ -89,6 +91,10 @@ def _list(folder: Path, as_json: bool) -> None:
 
 def _verify(rows: list[Row], folder: Path, as_json: bool, wanted: bool) -> None:
     verdicts = [verify(row, folder) for row in rows]
+    if wanted:  # whoever names weights says that they are the right ones
+        verdicts = [
+            _pinned(row, folder) if told.state == UNRECORDED else told for row, told in zip(rows, verdicts, strict=True)
+        ]
     if as_json:
         print_json({"folder": str(folder), "weights": [vars(verdict) for verdict in verdicts]})
     else:
@@ -132,8 +138,7 @@ def _fetch(row: Row, folder: Path, partial: Path) -> None:
         shutil.rmtree(partial)
         raise UsageError(f"weights get {row.name}: {problem}; what came was deleted")
     if not _record(row, folder).exists():
-        lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
-        storage.publish(lines.encode(), str(_record(row, folder)))
+        _put_record(row, folder, sums)
     os.replace(came, folder / row.file)
 
 
@@ -158,18 +163,33 @@ def verify(row: Row, folder: Path) -> Verdict:
     known = _record(row, folder).exists() or (row.sha256 is not None and len(row.sha256) == 64)
     if known:
         return Verdict(row.name, "ok", "")
-    return Verdict(row.name, "unrecorded", "its sha256 is not published, and `weights get` did not bring it")
+    return Verdict(
+        row.name,
+        UNRECORDED,
+        f"its sha256 is not published, and `weights get` did not bring it; `weights verify {row.name}` "
+        "takes it as it is from now on",
+    )
+
+
+def _pinned(row: Row, folder: Path) -> Verdict:
+    """Weights of an unknown sha256 that their owner vouches for: what is there now is what they are to stay."""
+    sums = _sums(folder / row.file, row.file)
+    _put_record(row, folder, sums)
+    return Verdict(row.name, "pinned", f"sha256 of {len(sums)} files kept in {_record(row, folder)}")
+
+
+def _put_record(row: Row, folder: Path, sums: dict[str, str]) -> None:
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    storage.publish(lines.encode(), str(_record(row, folder)))
 
 
 def _record(row: Row, folder: Path) -> Path:
-    return folder / f"{row.file}.sha256"
+    return known_weights.record(folder / row.file)
 
 
 def _recorded(row: Row, folder: Path) -> str | None:
     """The sha256 of a file's first download; of a whole repository there are many."""
-    record = _record(row, folder)
-    lines = record.read_text("utf-8").splitlines() if record.exists() else []
-    return lines[0].partition("  ")[0] if len(lines) == 1 else None
+    return known_weights.recorded(folder / row.file)
 
 
 def _problem(row: Row, folder: Path, sums: dict[str, str]) -> str | None:

@@ -1,4 +1,4 @@
-"""How good pictures are: retrieval, PSNR, PickScore, LAION's aesthetic score, and their statistics.
+"""How good pictures are: scorers on one CLIP, likeness to originals, retrieval; and the statistics of comparisons.
 
-May import `state_dicts`.
+May import `models`, `state_dicts`, `weight_files`, `settings`.
 """

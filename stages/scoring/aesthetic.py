@@ -15,7 +15,7 @@ from open_clip.model import CLIP
 from torch import nn
 
 from stages.scoring import clip
-from stages.scoring.clip import PictureEncoder
+from stages.scoring.clip import Clip
 from stages.state_dicts import read
 from stages.weight_files import BadWeights
 
@@ -29,7 +29,7 @@ class AestheticScorer:
     """Scores pictures with a CLIP and a head on its embeddings; moved to `device`."""
 
     def __init__(self, model: CLIP, head: nn.Sequential, device: str = "cpu") -> None:
-        self._embed = PictureEncoder(model, device)
+        self._embed = Clip(model, device).pictures
         self._head = head.float().to(device).eval()
 
     @torch.inference_mode()

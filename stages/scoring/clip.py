@@ -1,6 +1,6 @@
-"""Whole CLIP models of open_clip: read from a file, and what they make of pictures."""
+"""Whole CLIP models of open_clip: read from a file, and what they make of pictures and texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.models.text import Tokenizer
+from stages.settings.base import Precision
 from stages.state_dicts import read, require_finite
 from stages.weight_files import BadWeights
 
@@ -41,26 +43,47 @@ def load(weights: Path, architecture: str) -> CLIP:
     return model
 
 
-class PictureEncoder:
-    """A CLIP's picture tower with its own preprocessing, in float32.
+class Clip:
+    """A CLIP with its own preprocessing: pictures and texts become embeddings of length 1, in float32.
 
     Args:
-        model: any CLIP of open_clip; its picture tower is moved to `device`.
+        model: any CLIP of open_clip; moved to `device`.
         device: torch device, such as "cpu" or "cuda".
+        precision: of the two towers; normalisation, and whatever is made of the embeddings, is float32 in any case:
+            scores lie near 21, where bfloat16 has steps of 0.125.
     """
 
-    def __init__(self, model: CLIP, device: str) -> None:
-        self._tower = model.visual.float().to(device).eval()
-        self._device = device
+    def __init__(self, model: CLIP, device: str = "cpu", precision: Precision = "fp32") -> None:
+        self._model = model.float().to(device).eval()
+        self._device = torch.device(device)
+        self._half = precision == "bf16"
         # As CLIP's own processor does it: short side to the input size (bicubic), centre crop, normalise.
         self._preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
+        # As transformers' processor does it, with which these models are published; open_clip's repairs texts first.
+        self._tokenize = Tokenizer(model.context_length)
+        self.scale = float(model.logit_scale.detach().exp())
+
+    def pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Embeddings fp32 (N, D) of pictures uint8 RGB (H, W, 3) each; sizes may differ; one forward pass."""
+        inputs = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in pictures])
+        return self._embedded(self._model.encode_image, inputs)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings fp32 (N, D) of texts; what exceeds the context (77 tokens) is cut off."""
+        return self._embedded(self._model.encode_text, self._tokenize(texts).ids)
+
+    def is_truncated(self, text: str) -> bool:
+        """Whether the model sees only the beginning of a text."""
+        return self._tokenize([text]).truncated > 0
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Embeddings of length 1, fp32 (N, D), of pictures uint8 RGB (H, W, 3) each; sizes may differ."""
-        inputs = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in pictures])
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would cut 13 bits off
-            return F.normalize(self._tower(inputs.to(self._device)), dim=-1)
+    def _embedded(self, tower: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        with (
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # TF32 would cut 13 bits off
+            torch.autocast(self._device.type, torch.bfloat16, enabled=self._half),
+        ):
+            found = tower(inputs.to(self._device))
+        return F.normalize(found.float(), dim=-1)
 
 
 def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,23 +1,11 @@
-"""Picture metrics and the statistics around them, in plain numpy: 8-bit pictures or scores in, floats out."""
+"""Picture metrics in plain numpy: 8-bit pictures in, floats out."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 THUMBNAIL = 32  # side in pixels at which retrieval compares pictures
-
-
-@dataclass(frozen=True)
-class WinRate:
-    """How often A beats B: a share with its 95 % interval, all in [0, 1]; `ties` and `n` are comparisons."""
-
-    rate: float
-    low: float
-    high: float
-    ties: int
-    n: int
+WINDOW = 11  # px, of SSIM
 
 
 def psnr(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
@@ -38,68 +26,72 @@ def psnr(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
     return decibel
 
 
-def retrieval_top1(generated: Sequence[np.ndarray], originals: Sequence[np.ndarray]) -> float:
-    """Share in [0, 1] of the generated pictures that are nearer to their own original than to any other.
-
-    Distance is L2 over RGB in [0, 1] after area-down-sampling to 32x32. A tie with another original is no
-    hit, so a model that draws one picture for every caption cannot score by luck. Chance is 1/N.
-
-    Args:
-        generated, originals: N uint8 pictures `[H, W, 3]` each, H and W multiples of 32; `generated[i]` was
-            made for the caption of `originals[i]`.
-    """
-    assert len(generated) == len(originals) > 0, f"{len(generated)} generated, {len(originals)} originals"
-    targets = np.stack([_thumbnail(picture) for picture in originals])
-    hits = 0
-    for row, picture in enumerate(generated):
-        distances = np.square(targets - _thumbnail(picture)).sum(axis=(1, 2, 3))
-        hits += bool((distances[row] < np.delete(distances, row)).all())
-    return hits / len(generated)
-
-
-def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share; `wins` may hold half points, z = 1.96 gives 95 %."""
-    assert n > 0
-    assert 0 <= wins <= n, f"{wins} wins of {n}"
-    share = wins / n
-    shrink = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def win_rate(scores_a: np.ndarray, scores_b: np.ndarray) -> WinRate:
-    """Share of prompts for which A's picture scores strictly higher than B's; a tie counts half.
-
-    This is the "percentage of images preferred" of the paper's Table 1, which says nothing about ties. Half
-    precision is refused: scores lie near 21, where bfloat16 has steps of 0.125 and makes false ties.
-
-    Args:
-        scores_a, scores_b: float32 or float64 `[N]`, entry i of both for prompt i.
-
-    Raises:
-        ValueError: the two differ in length, are empty, or hold a value that is not finite.
-    """
-    for scores in (scores_a, scores_b):
-        assert scores.dtype in (np.float32, np.float64), f"scores are {scores.dtype}"
-    if scores_a.shape != scores_b.shape or scores_a.ndim != 1 or not len(scores_a):
-        raise ValueError(
-            f"a win rate needs a score per prompt on both sides, not {scores_a.shape} and {scores_b.shape}; "
-            "score the same prompts with both models"
-        )
-    if not (np.isfinite(scores_a).all() and np.isfinite(scores_b).all()):
-        raise ValueError("a win rate needs finite scores; look for broken pictures or weights on either side")
-    n = len(scores_a)
-    ties = int((scores_a == scores_b).sum())
-    wins = int((scores_a > scores_b).sum()) + ties / 2
-    return WinRate(wins / n, *wilson_interval(wins, n), ties=ties, n=n)
-
-
-def _thumbnail(picture: np.ndarray) -> np.ndarray:
-    """float64 `[32, 32, 3]` in [0, 1]: each pixel the mean of the block it stands for."""
+def thumbnail(picture: np.ndarray) -> np.ndarray:
+    """float64 `[32, 32, 3]` in [0, 1] of a uint8 picture `[H, W, 3]`, sides multiples of 32: each pixel the mean of the
+    block it stands for."""
     height, width, channels = picture.shape
     assert picture.dtype == np.uint8
     assert height % THUMBNAIL == width % THUMBNAIL == 0, f"{height}x{width} is no multiple of {THUMBNAIL}"
     blocks = picture.reshape(THUMBNAIL, height // THUMBNAIL, THUMBNAIL, width // THUMBNAIL, channels)
-    thumbnail: np.ndarray = blocks.mean(axis=(1, 3), dtype=np.float64) / 255
-    return thumbnail
+    small: np.ndarray = blocks.mean(axis=(1, 3), dtype=np.float64) / 255
+    return small
+
+
+def retrieved(generated: Sequence[np.ndarray], originals: Sequence[np.ndarray]) -> np.ndarray:
+    """Which of the generated pictures are nearer to their own original than to any other: bool `[N]`.
+
+    Distance is L2 over RGB in [0, 1] after area-down-sampling to 32x32. A tie with another original is no
+    hit, so a model that draws one picture for every caption cannot score by luck. Chance is 1/M.
+
+    Args:
+        generated: thumbnails of N pictures.
+        originals: thumbnails of M originals, N or more; `generated[i]` was made for the caption of `originals[i]`.
+    """
+    assert len(originals) >= len(generated) > 0, f"{len(generated)} generated, {len(originals)} originals"
+    targets = np.stack(originals)
+    hits = []
+    for row, picture in enumerate(generated):
+        distances = np.square(targets - picture).sum(axis=(1, 2, 3))
+        hits.append(bool((distances[row] < np.delete(distances, row)).all()))
+    return np.array(hits)
+
+
+def retrieval_top1(generated: Sequence[np.ndarray], originals: Sequence[np.ndarray]) -> float:
+    """Share in [0, 1] of the generated pictures, uint8 `[H, W, 3]` each, that are `retrieved` among the originals."""
+    return float(retrieved(*([thumbnail(picture) for picture in side] for side in (generated, originals))).mean())
+
+
+def ssim(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Structural similarity (Wang et al., 2004) of each picture, 1 where the two are equal.
+
+    A Gaussian window of 11 px and sigma 1.5 on each colour channel in [0, 1], whole windows only; K1 = 0.01, K2 = 0.03.
+
+    Args:
+        generated, originals: uint8 `[N, H, W, 3]`, row by row the same picture, sides 11 px or more.
+
+    Returns:
+        float64 `[N]`: means over channels and places.
+    """
+    assert generated.shape == originals.shape, f"{generated.shape} against {originals.shape}"
+    assert generated.dtype == originals.dtype == np.uint8
+    a, b = generated / 255.0, originals / 255.0
+    mean_a, mean_b = _blurred(a), _blurred(b)
+    variance_a, variance_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
+    covariance = _blurred(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    below = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    similarity: np.ndarray = (above / below).mean(axis=(1, 2, 3))
+    return similarity
+
+
+def _blurred(pictures: np.ndarray) -> np.ndarray:
+    """float64 `[N, H - 10, W - 10, C]`: Gaussian means, along one axis and then the other."""
+    places = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-(places**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    for axis in (1, 2):
+        whole = pictures.shape[axis] - WINDOW + 1
+        parts = [pictures.take(range(start, start + whole), axis) for start in range(WINDOW)]
+        pictures = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    return pictures

@@ -127,7 +127,7 @@ class TrainingConfig(Settings):
     checkpoint_every: Annotated[Count, MANNER]
     """Steps between saved states, a multiple of log_every; the end of each phase is saved too."""
     validation: ValidationConfig | None = None
-    """Loss on held-out samples, where `data.holdout` is above 0; null: none."""
+    """Loss on held-out samples, where `data.holdout` or `data.held_out_captions` hold any out; null: none."""
     panel_every: Annotated[Count | None, MANNER] = None
     """Steps between panels, pictures of how far the training is, a multiple of log_every; null: none."""
 

@@ -32,7 +32,7 @@ STEPS = {
     "latents_c": "ray.data.Dataset.map_batches",
     "stage_c": "ray.train.torch.TorchTrainer.fit",
     "samples": "ray.data.Dataset.map_batches",
-    "scores": "stages.scoring.metrics.retrieval_top1",
+    "scores": "ray.data.Dataset.map_batches",
     "release": "safetensors.torch.save",
 }
 

@@ -172,8 +172,8 @@ def test_a_rank_that_no_longer_reaches_another_is_tried_again(tmp_path):
     ("words", "key"),
     [
         (
-            ["eval=pickscore", "eval.pickscore.weights=none.safetensors", "eval.pickscore.rival=none"],
-            "eval.pickscore.weights",
+            ["eval=pickscore", "eval.scorers.pickscore=none.safetensors", "eval.rivals.other=none"],
+            "eval.scorers.pickscore",
         ),
         (
             ["stage_a.loss.perceptual=0.1", "stage_a.loss.perceptual_weights=none.pth"],

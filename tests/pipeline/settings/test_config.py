@@ -45,7 +45,7 @@ def test_every_conf_is_valid_at_every_scale_on_every_cluster(conf, scale):
         ("data=webdataset", "data.webdataset.path=s3://bucket/tars"),
         ("eval=local",),
         ("eval=baseline",),
-        ("eval=pickscore", "eval.pickscore.weights=w.safetensors", "eval.pickscore.rival=pictures"),
+        ("eval=pickscore", "eval.scorers.pickscore=w.safetensors", "eval.rivals.other=pictures"),
         ("tracking=local",),
         ("tracking=server",),
     ],
@@ -314,7 +314,7 @@ def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
         ("scale=mirco", "scale=mirco: there is no such option (did you mean micro?); scale has "),
         ("cluster=slrum", "(did you mean slurm?)"),
         ("data=laion_aesthetic", "data.metadata is not set"),
-        ("eval=pickscore", "eval.pickscore.weights: a value is needed"),
+        ("eval=pickscore", "eval.scorers.pickscore: a value is needed"),
         ("stage_c.train.phases.0.size=136", "phases.0.size=136: must be a multiple of 128 px"),
         ("stage_c.train.phases.0.size=256", "size=256 is larger than the stored pictures, data.image.size=128"),
         (
@@ -335,7 +335,11 @@ def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
         ("baseline.train.phases.0.size=136", "baseline.train.phases.0.size=136: must be a multiple of 128 px"),
         ("previewer.model.latent_channels=8", "previewer.model.latent_channels=8: what it works on has 16 channels"),
         ("previewer.model.width=6", "previewer.model.width=6: input should be a multiple of 4"),
-        ("eval.rivals=[sdxl]", "eval.rivals.0=sdxl: input should be 'baseline'"),
+        ("eval.rivals.null=pictures", "eval.rivals.null: this name is that of our own pictures"),
+        ("eval.prompts.held_out=held_out", "eval.prompts.held_out: nothing is held out"),
+        ("eval.prompts.mine=training", "eval.prompts.mine=training: captions of the data are called what they are"),
+        ("eval.rivals.x={parti: pictures}", "eval.rivals.x.parti: there is no such prompt set; there are training"),
+        ("eval.scorers.aesthetic=head.pth", "eval.scorers: aesthetic is a head on clip_l, which is null"),
         ("stage_c.model.heads=5", "stage_c.model: heads (5) must divide width (32)"),
         ("stage_a.model.levels=3", "stage_a.model.levels=3: Stage B draws latents of a quarter"),
         ("stage_c.model.scaled_codes=false", "stage_c.model.scaled_codes=false: the stock pipelines"),
@@ -465,20 +469,40 @@ def test_online_a_training_takes_the_encoder_in_place_of_its_latents(before):
 
 
 def test_a_rival_is_an_input_of_the_scores_and_of_nothing_before(before):
-    weights = "eval.pickscore.weights=w.safetensors"
     named = digests("eval=baseline")
-    assert set(named) - set(before) == {"baseline", "baseline_samples"}
+    assert set(named) - set(before) == {"baseline", "baseline_samples", "null_samples"}
     assert {name for name in before if named[name] != before[name]} == {"scores", "release"}
-    assert "baseline_samples" in digests("eval=pickscore", weights, "eval.pickscore.rival=baseline")
-    assert "baseline_samples" not in digests("eval=pickscore", weights, "eval.pickscore.rival=pictures")
+    other = digests("eval.rivals.other=pictures")
+    assert set(other) - set(before) == {"null_samples"}
     slower = digests("eval=baseline", "baseline.sample.steps=3")
     assert {name for name in named if slower[name] != named[name]} == {"baseline_samples", "scores", "release"}
 
 
 def test_the_word_for_the_baseline_is_no_path():
-    words = ("eval=pickscore", "eval.pickscore.weights=w.safetensors", "eval.pickscore.rival=baseline")
-    assert load(*words).with_absolute_paths().eval.pickscore.rival == "baseline"
-    assert load("eval=baseline").with_absolute_paths().eval.rivals == ("baseline",)
+    rivals = load("eval.rivals={baseline: baseline, other: p}").with_absolute_paths().eval.rivals
+    assert rivals == {"baseline": "baseline", "other": str(Path("p").absolute())}
+
+
+def test_a_prompt_set_of_ones_own_is_drawn_without_the_data(tmp_path, before):
+    """What it is fingerprinted by is its content, and the pictures that are in the data are none of its inputs."""
+    (tmp_path / "mine.txt").write_text("a cat")
+    word = f"eval.prompts.mine={tmp_path / 'mine.txt'}"
+    first = digests(word)
+    assert set(first) - set(before) == {"samples_mine"}
+    assert {name for name in before if first[name] != before[name]} == {"scores", "release"}
+    assert digests(word, "sample.limit=2")["samples_mine"] == first["samples_mine"]
+    assert digests(word, "sample.steps_c=3")["samples_mine"] != first["samples_mine"]
+    (tmp_path / "mine.txt").write_text("a dog")
+    assert digests(word)["samples_mine"] != first["samples_mine"]
+
+
+def test_held_out_captions_are_a_prompt_set_of_their_own_and_the_default(before):
+    held = digests("data.held_out_captions=[red heart]")
+    assert set(held) - set(before) == {"held_out", "samples_held_out"}
+    assert held["images"] == before["images"]
+    assert held["samples"] != before["samples"]  # which are of the captions that were trained on
+    share = digests("data.holdout=0.2")
+    assert share["held_out"] != held["held_out"]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_all_links_lead_to_a_heading_of_the_page(page):
     "words",
     [
         ("scale=paper", "data=laion_aesthetic", "data.metadata=x", "data.scorer={clip_weights: a, head_weights: b}"),
-        ("scale=local", "data=openmoji", "eval=pickscore", "eval.pickscore.weights=w", "eval.pickscore.rival=p"),
+        ("scale=local", "data=openmoji", "eval=pickscore", "eval.scorers.pickscore=w", "eval.rivals.other=p"),
         ("data=coco_captions", "data.coco_captions.annotations=x", "eval=baseline"),
         ("data=localized_narratives", "data.localized_narratives.annotations=x"),
         ("data=webdataset", "data.webdataset.path=x"),
@@ -61,7 +61,7 @@ def test_every_key_of_a_config_has_a_row(words, page):
 def row_of(key: str) -> str:
     """The key as the page has it: names of one's own, and trainings together."""
     key = re.sub(r"^(text|data\.views)\.\w+", r"\1.NAME", key)
-    key = re.sub(r"^(rates|data\.localized_narratives\.images)\..*", r"\1", key)
+    key = re.sub(r"^(rates|data\.localized_narratives\.images|eval\.prompts|eval\.rivals)\..*", r"\1", key)
     return re.sub(r"^.*\.(train\.)", r"\1", key)
 
 

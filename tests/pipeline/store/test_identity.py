@@ -179,8 +179,8 @@ def test_every_key_that_names_weights_enters_by_content(tmp_path: Path) -> None:
         "compressor.weights": "stage_b",
         "stage_b.weights": "stage_b",
         "stage_c.weights": "stage_c",
-        "eval.pickscore.weights": "scores",
-        "eval.pickscore.rival": "scores",
+        "eval.scorers.pickscore": "scores",
+        "eval.rivals.other": "scores",
     }
 
     def words(folder: Path) -> list[str]:

@@ -81,10 +81,10 @@ def build_all(root: Path, loaded: Config) -> None:
         (["run", *MICRO, "--only", "train_x"], "--only train_x: this run has no such step"),
         (["run", *MICRO, "--fast"], "run has no flag --fast"),
         (["run", *MICRO, "now"], "'now' is neither a flag nor key=value"),
-        (["run", *MICRO, "eval=pickscore"], "eval.pickscore.weights: a value is needed"),
+        (["run", *MICRO, "eval=pickscore"], "eval.scorers.pickscore: a value is needed"),
         (
-            ["run", *MICRO, "eval=pickscore", "eval.pickscore.weights=w.safetensors", "eval.pickscore.rival=file"],
-            "eval.pickscore.weights: there is nothing at w.safetensors",
+            ["run", *MICRO, "eval=pickscore", "eval.scorers.pickscore=w.safetensors", "eval.rivals.other=file"],
+            "eval.scorers.pickscore: there is nothing at w.safetensors",
         ),
         (["run", "conf=stage_c", "scale=paper"], "data.metadata is not set"),
         (["run", "conf=stage_c", "scale=paper", "data=openmoji"], "text.clip_h.weights: there is nothing at weights/"),

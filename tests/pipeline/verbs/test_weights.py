@@ -282,8 +282,10 @@ def test_list_get_and_verify(one_row: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["weights", "get", "x", folder]) == 2
     assert "delete" in capsys.readouterr().err
     (one_row / "x.pth.sha256").unlink()
-    (unrecorded,) = document("verify", "x")
+    (unrecorded,) = document("verify")
     assert (unrecorded["state"], unrecorded["detail"][:27]) == ("unrecorded", "its sha256 is not published")
+    assert document("verify", "x")[0]["state"] == "pinned"  # who names it vouches for it
+    assert document("verify", "x")[0]["state"] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""Prompt files: what models are compared on beside captions of pictures.
+
+    .tsv    a column Prompt, and where there are any Category and Challenge: Parti's prompts, nothing quoted
+    .txt    a prompt a line
+    .json   COCO's captions_*.json: every annotation's caption
+    .jsonl  Localized Narratives: every line's caption
+
+A prompt that comes again is left out and counted. Where fewer are wanted than there are, a seed draws them: those whose
+hash with it is lowest, so that the draw is the same wherever the file lies and in whatever order it is.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from datasets.config import DataError
+from datasets.files import storage
+
+Entry = tuple[str, str | None, str | None]  # prompt, category, challenge
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with the key of its picture, 32 hex digits of its text's sha256; category and challenge as Parti has."""
+
+    text: str
+    category: str | None = None
+    challenge: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its picture."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """The prompts of a file that are taken, in its order; how many it has, and how many came again."""
+
+    prompts: tuple[Prompt, ...]
+    read: int
+    repeated: int
+
+
+def read(path: str, limit: int | None, seed: int, key: str) -> PromptFile:
+    """The prompts of a file, at most `limit` of them.
+
+    Args:
+        path: a file of one of the forms above, or its URI.
+        key: the config key that names it, for the messages.
+
+    Raises:
+        DataError: it is not there, of another form, or holds no prompt.
+    """
+    form = FORMS.get(PurePosixPath(path).suffix.lower())
+    if form is None:
+        raise DataError(f"{key}: {path} is no prompt file by its name; give one that ends in {', '.join(FORMS)}")
+    if not storage.exists(path):
+        raise DataError(f"{key}: there is no prompt file at {path}; give another path")
+    read, chosen = 0, dict[str, Prompt]()
+    try:
+        with io.TextIOWrapper(io.BytesIO(storage.read(path)), encoding="utf-8-sig", newline="\n") as lines:
+            for text, category, challenge in form(lines):
+                if text := " ".join(text.encode(errors="replace").decode().split()):
+                    read += 1
+                    chosen.setdefault(text, Prompt(text, category or None, challenge or None))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise DataError(
+            f"{key}: {path} is no prompt file of its form ({reason}); see docs/guides/evaluation.md"
+        ) from error
+    if not chosen:
+        raise DataError(f"{key}: {path} holds no prompt; give a file with some")
+    return PromptFile(_drawn(tuple(chosen.values()), limit, seed), read, read - len(chosen))
+
+
+def _drawn(prompts: tuple[Prompt, ...], limit: int | None, seed: int) -> tuple[Prompt, ...]:
+    if limit is None or limit >= len(prompts):
+        return prompts
+    hashes = {one: hashlib.sha256(f"{seed}\0{one.text}".encode()).digest() for one in prompts}
+    last = sorted(hashes.values())[limit - 1]
+    return tuple(one for one in prompts if hashes[one] <= last)
+
+
+def _tsv(lines: io.TextIOWrapper) -> Iterator[Entry]:
+    names = [name.strip().lower() for name in lines.readline().rstrip("\r\n").split("\t")]
+    prompt = names.index("prompt") if "prompt" in names else None
+    if prompt is None:
+        raise ValueError(f"its first line has no column Prompt, but {', '.join(names)}")
+    places = [names.index(name) if name in names else None for name in ("category", "challenge")]
+    for number, line in enumerate(lines, 2):
+        cells = line.rstrip("\r\n").split("\t")
+        if len(cells) <= prompt and line.strip():
+            raise ValueError(f"line {number} is cut short")
+        category, challenge = (
+            cells[place].strip() if place is not None and place < len(cells) else None for place in places
+        )
+        yield cells[prompt] if line.strip() else "", category, challenge
+
+
+def _txt(lines: io.TextIOWrapper) -> Iterator[Entry]:
+    return ((line, None, None) for line in lines)
+
+
+def _coco(lines: io.TextIOWrapper) -> Iterator[Entry]:
+    return ((str(annotation["caption"]), None, None) for annotation in json.load(lines)["annotations"])
+
+
+def _narratives(lines: io.TextIOWrapper) -> Iterator[Entry]:
+    return ((str(json.loads(line)["caption"]), None, None) for line in lines if line.strip())
+
+
+FORMS = {".tsv": _tsv, ".txt": _txt, ".json": _coco, ".jsonl": _narratives}

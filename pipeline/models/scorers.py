@@ -1,0 +1,88 @@
+"""From the config's weights to scorers in memory, under the names that they may bear."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets.files import storage
+from pipeline.models import known_weights, loading
+from pipeline.settings.config import Config
+from pipeline.settings.sections import Scorers
+from pipeline.store import identity
+from stages.scoring import aesthetic
+from stages.scoring import clip as clips
+from stages.scoring.clip import BadClipWeights, Clip
+from stages.scoring.scorers import PictureScorer, PromptScorer, Scorer, likenesses
+from stages.weight_files import BadWeights
+
+if TYPE_CHECKING:
+    from stages.training.perceptual import Perceptual
+
+ARCHITECTURES = {"pickscore": "ViT-H-14", "clip_h": "ViT-H-14", "clip_l": "ViT-L-14-quickgelu"}  # of open_clip
+PICKSCORE = "pickscore"
+
+
+def names(config: Config) -> dict[str, str]:
+    """What the scorers of a config are called in the tables, by their keys.
+
+    A file is called PickScore if its sha256 is the published one, which the table of weights has, or the one that is
+    kept beside it (`weights get`, `weights verify`); else it is `clip:` and the first 8 digits of its own.
+    """
+    found = {name: name for name in config.eval.scorers.paths}
+    if path := config.eval.scorers.pickscore:
+        digest = str(identity.of_path(path)).rpartition(" ")[2]
+        kept = None if storage.is_remote(path) else known_weights.recorded(Path(storage.absolute(path)))
+        vouched = [sha for sha in (known_weights.named(PICKSCORE).sha256, kept) if sha]
+        found[PICKSCORE] = PICKSCORE if any(map(digest.startswith, vouched)) else f"clip:{digest[:8]}"
+    return found
+
+
+def load(config: Config, called: Mapping[str, str], device: str) -> dict[str, Scorer]:
+    """The scorers of a config, likenesses included, as they are `called` (`names`).
+
+    Raises:
+        BadWeights: a file does not hold what it should; the message names key and file.
+    """
+    settings = config.eval.scorers
+    found: dict[str, Scorer] = {}
+    for name, architecture in ARCHITECTURES.items():
+        if name in settings.paths:
+            clip = _clip(settings, name, architecture, device)
+            found[called[name]] = PromptScorer(clip, None if name == PICKSCORE else 100.0)
+    if settings.aesthetic:
+        assert settings.clip_l
+        found[called["aesthetic"]] = PictureScorer(_predictor(settings.clip_l, settings.aesthetic, device))
+    return found | likenesses(_perceptual(config, device), device)
+
+
+def check(config: Config) -> None:
+    """Refuse files that are no weights of their scorers; remote ones are looked at when their step runs."""
+    if not any(map(storage.is_remote, config.eval.scorers.paths.values())):
+        load(config, {name: name for name in config.eval.scorers.paths}, "cpu")
+
+
+def _clip(settings: Scorers, name: str, architecture: str, device: str) -> Clip:
+    try:
+        model = clips.load(loading.local(settings.paths[name]), architecture)
+    except BadClipWeights as error:
+        row = known_weights.named(name)
+        raise BadWeights(f"eval.scorers.{name}: {error}; give {row.file}, from {row.source}") from error
+    return Clip(model, device, settings.precision)
+
+
+def _predictor(clip: str, head: str, device: str) -> aesthetic.AestheticScorer:
+    try:
+        return aesthetic.load(loading.local(clip), loading.local(head), ARCHITECTURES["clip_l"], device)
+    except BadWeights as error:
+        raise BadWeights(str(error).replace("data.scorer.", "eval.scorers.", 1)) from error
+
+
+def _perceptual(config: Config, device: str) -> "Perceptual | None":
+    """LPIPS, where both of its files are there."""
+    loss = config.stage_a.loss
+    if loss.perceptual_weights is None or loss.perceptual_heads is None:
+        return None
+    from stages.training.perceptual import Perceptual
+
+    network, heads = (loading.state_dict(path) for path in (loss.perceptual_weights, loss.perceptual_heads))
+    return Perceptual(network, heads, device)

@@ -1,0 +1,82 @@
+"""What an evaluation to do would find: prompts that come again, rivals' pictures that are missing or no good.
+
+Seen before anything is drawn or scored, as far as it can be: which captions of the data are drawn, only the data tell.
+"""
+
+import json
+from collections.abc import Sequence
+
+from datasets.files import storage
+from datasets.reading import prompts
+from datasets.reading.prompts import PromptFile
+from datasets.reading.rivals import Rival
+from pipeline.errors import UsageError
+from pipeline.models import contests
+from pipeline.plan.dag import Planned
+from pipeline.settings.config import Config
+from pipeline.settings.sections import RUN, samples_of
+from pipeline.store.artifacts import Store
+
+
+def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
+    """What prompt files and rivals lack, in sentences, where an evaluation is to be done.
+
+    Raises:
+        DataError: there are no prompts, or more of a rival's pictures are missing or no good than `eval.allow_missing`.
+    """
+    if not any(item.step.output == "scores" and item.state != "done" for item in planned):
+        return []
+    found, files = [], {}
+    for name, path in config.prompt_files().items():
+        key = f"eval.prompts.{name}"
+        files[name] = file = prompts.read(path, config.eval.limit, config.seed, key)
+        if file.repeated:
+            found.append(f"{key}: {file.repeated} of {file.read:,} prompts at {path} come again and count once")
+    for rival in config.eval.rivals:
+        for name in config.prompt_sets():
+            if place := config.eval.rival_path(rival, name):
+                found += _lacking(config, place, name, files.get(name))
+    return found
+
+
+def _lacking(config: Config, place: tuple[str, str], name: str, file: PromptFile | None) -> list[str]:
+    """What a rival lacks for a prompt set, where it may; for captions of the data, what is wrong with any picture."""
+    key, path = f"eval.{place[0]}", place[1]
+    rival = Rival(path, key)
+    wanted = [(one.key, one.text) for one in file.prompts] if file else rival.everything()
+    findings = rival.examine(wanted)
+    contests.require(findings, key, path, name, len(wanted), config.eval.allow_missing)
+    left = f"{len(findings.usable):,} are compared"
+    return [f"{key}: of {len(wanted):,} pictures for {name}, {findings.told()}; {left}"] * bool(findings.lacking)
+
+
+def with_runs(config: Config, root: str) -> Config:
+    """The same config with the samples of each rival that is another run of the root in its place.
+
+    Raises:
+        UsageError: there is no such run, or it has drawn none of the prompt sets.
+    """
+    rivals = dict(config.eval.rivals)
+    for name, place in rivals.items():
+        if isinstance(place, str) and place.startswith(RUN):
+            rivals[name] = _samples(root, place.removeprefix(RUN), f"eval.rivals.{name}={place}", config)
+    if rivals == config.eval.rivals:
+        return config
+    tree = config.model_dump()
+    tree["eval"]["rivals"] = rivals
+    return Config.model_validate(tree)
+
+
+def _samples(root: str, run: str, asked: str, config: Config) -> dict[str, str]:
+    record = storage.join(root, "invocations", f"{run}.json")
+    if not storage.exists(record):
+        raise UsageError(f"{asked}: root={root} has no run of that ID; `status` lists its runs")
+    digests = json.loads(storage.read(record))["fingerprints"]
+    found = {
+        name: (output, digests[output]) for name in config.prompt_sets() if (output := samples_of(name)) in digests
+    }
+    made = {name: Store(root).find(*which) for name, which in found.items()}
+    places = {name: artifact.path for name, artifact in made.items() if artifact}
+    if not places:
+        raise UsageError(f"{asked}: that run has drawn none of the prompt sets {', '.join(config.prompt_sets())}")
+    return places

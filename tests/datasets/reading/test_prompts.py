@@ -1,0 +1,83 @@
+"""Prompt files of every form: what is taken of them, what comes again, what is drawn, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datasets.config import DataError
+from datasets.reading.prompts import Prompt, read
+
+PARTI = "Prompt\tCategory\tChallenge\tNote\r\n"
+PARTI += '"G I G G L E" painted\tIllustrations\tWriting\t\r\na cat\tAnimals\tBasic\tx\r\n'
+FILES = {
+    "parti.tsv": PARTI,
+    "mine.txt": "\ufeffa  cat \n\nÜber Köln\na cat\n",
+    "captions.json": json.dumps({"annotations": [{"caption": "a cat "}, {"caption": "a dog"}, {"caption": "a cat"}]}),
+    "narratives.jsonl": '{"caption": "In this image, a cat."}\n\n{"caption": "A dog."}\n',
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "repeated"),
+    [
+        ("parti.tsv", ['"G I G G L E" painted', "a cat"], 0),  # nothing is quoted there
+        ("mine.txt", ["a cat", "Über Köln"], 1),
+        ("captions.json", ["a cat", "a dog"], 1),
+        ("narratives.jsonl", ["In this image, a cat.", "A dog."], 0),
+    ],
+)
+def test_every_form_is_read(folder, name, texts, repeated):
+    found = read(str(folder / name), None, 0, "k")
+    assert [prompt.text for prompt in found.prompts] == texts
+    assert (found.read, found.repeated) == (len(texts) + repeated, repeated)
+
+
+def test_partis_categories_come_along(folder):
+    first, second = read(str(folder / "parti.tsv"), None, 0, "k").prompts
+    assert (first.category, first.challenge) == ("Illustrations", "Writing")
+    assert second == Prompt("a cat", "Animals", "Basic")
+    assert second.key == Prompt("a cat").key  # of the text alone: 32 hex digits of its sha256
+    assert (len(second.key), second.key[:8]) == (32, "51e46741")
+
+
+def test_a_draw_is_the_seeds_whatever_the_order_of_the_file(tmp_path):
+    lines = [f"prompt {number}" for number in range(100)]
+    for name, some in (("a.txt", lines), ("b.txt", lines[::-1]), ("c.txt", lines + lines)):
+        (tmp_path / name).write_text("\n".join(some))
+    a, b, c = (read(str(tmp_path / name), 30, 7, "k").prompts for name in ("a.txt", "b.txt", "c.txt"))
+    assert len(a) == 30
+    assert list(a) == [prompt for prompt in read(str(tmp_path / "a.txt"), None, 7, "k").prompts if prompt in a]
+    assert set(a) == set(b) == set(c)
+    assert set(read(str(tmp_path / "a.txt"), 30, 8, "k").prompts) != set(a)
+    assert set(read(str(tmp_path / "a.txt"), 20, 7, "k").prompts) < set(a)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("none.txt", None, "there is no prompt file at"),
+        ("empty.txt", "\n \n", "holds no prompt"),
+        ("empty.json", '{"annotations": []}', "holds no prompt"),
+        ("prompts.csv", "a", "is no prompt file by its name; give one that ends in .tsv, .txt, .json, .jsonl"),
+        ("other.tsv", "Text\tKind\na\tb\n", "its first line has no column Prompt, but text, kind"),
+        ("short.tsv", "Category\tPrompt\nAnimals\n", "line 2 is cut short"),
+        ("instances.json", '{"annotations": [{"bbox": []}]}', "no 'caption'"),
+        ("torn.json", '{"annotations": [', "is no prompt file of its form"),
+        ("list.json", "[1]", "is no prompt file of its form"),
+    ],
+)
+def test_what_is_no_prompt_file_is_refused_in_a_sentence(tmp_path, name, text, told):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"^eval\.prompts\.x: ") as error:
+        read(str(tmp_path / name), None, 0, "eval.prompts.x")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
