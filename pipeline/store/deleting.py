@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 
 from datasets.files import storage
 from datasets.files.fence import Fence
-from datasets.formats import shards
+from datasets.formats import shard_table, shards
 from datasets.formats.shards import Receipt
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.store import claims
@@ -79,7 +79,7 @@ def reopen(artifact: Artifact, damaged: Collection[str], fence: Fence) -> int:
             if not names.isdisjoint(damaged):
                 hit.append((where, receipt))
                 held |= names
-    if alone := sorted(set(damaged) - held):
+    if alone := sorted(set(damaged) - held - {shard_table.FILE}):  # which a commit writes anew
         raise UsageError(
             f"{', '.join(alone)} of {artifact.path} belong to no shard that could be made anew by itself: "
             f"run again with --force {artifact.manifest['step']}"
