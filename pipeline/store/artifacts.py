@@ -77,7 +77,7 @@ class Artifact:
     @cached_property
     def files(self) -> dict[str, FileEntry]:
         """Relative file names with sizes and hashes, those of shards included."""
-        found = {}
+        found: dict[str, FileEntry] = {}
         for folder in self.manifest.get("shards", ()):
             prefix = f"{folder}/" if folder else ""
             found |= {prefix + name: entry for name, entry in self.shards(folder).files().items()}
