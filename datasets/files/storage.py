@@ -9,8 +9,9 @@ with the path; where a file is missing, a `FileNotFoundError` too.
 
 import errno
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -246,6 +247,32 @@ def append(line: str, path: str) -> None:
 def listing(folder: str) -> list[str]:
     """Names of the files below a folder, relative to it and sorted; empty when there is no such folder."""
     return sorted(name for name in _files(folder) if not name.endswith(".tmp"))
+
+
+def children(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the files and of the folders right below a folder, sorted; none where there is no such folder."""
+
+    def found(filesystem: pafs.FileSystem, inner: str) -> tuple[list[str], list[str]]:
+        infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=False, allow_not_found=True))
+        kinds = (pafs.FileType.File, pafs.FileType.Directory)
+        files, folders = (sorted(info.base_name for info in infos if info.type == kind) for kind in kinds)
+        return [name for name in files if not name.endswith(".tmp")], folders
+
+    return _ask(folder, found, LISTING_TRIES)
+
+
+def holds(folder: str, besides: Container[str] = ()) -> bool:
+    """Whether a folder holds any file, however deep, but for some names right in it; in a store it is asked just that.
+
+    In a store no folder is without files, so those names count there too.
+    """
+    if is_remote(folder):
+        return exists(folder)
+    for place, _, names in os.walk(absolute(folder)):
+        top = place == absolute(folder)
+        if any(not name.endswith(".tmp") and not (top and name in besides) for name in names):
+            return True
+    return False
 
 
 def matching(path: str, suffix: str) -> dict[str, str]:

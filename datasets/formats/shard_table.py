@@ -122,10 +122,8 @@ def load(content: bytes) -> pa.Table:
 
 
 def within(table: pa.Table, path: str, folder: str) -> Shards:
-    """The shards of a loaded table in a folder of the artifact at `path`."""
-    return Shards(
-        storage.join(path, *filter(None, [folder])), table.filter(pc.field("folder") == folder).drop_columns("folder")
-    )
+    """The shards of a loaded table in a folder of its artifact, which lies at `path`."""
+    return Shards(path, table.filter(pc.field("folder") == folder).drop_columns("folder"))
 
 
 def _table(receipts: list[Receipt]) -> pa.Table:

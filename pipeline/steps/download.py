@@ -1,7 +1,7 @@
 """download: fetch the planned pictures, one Ray task a shard, img2dataset's Downloader inside."""
 
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from datasets.planning import plan
 from datasets.sources import table
 from pipeline.errors import BudgetExceeded
 from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
 
 
 def download(build: Build) -> Facts:
@@ -31,7 +32,8 @@ def download(build: Build) -> Facts:
     done = sum(receipt.rows_in for receipt in finished.values())
     buckets = metadata.manifest["notes"].get("buckets", {"": metadata.manifest["rows"]})
     count = sum(-(-rows // data.shard_rows) for rows in buckets.values())
-    earlier = _earlier(build)
+    before = _earlier(build)
+    earlier = before.shards() if before else {}
     todo = (
         (rows, shard, build.path, data, slots, _among(rows, build.forgotten), earlier.get(shard), build.claim.fence)
         for part in sorted(metadata.files)
@@ -63,17 +65,16 @@ def _among(rows: pa.Table, forgotten: frozenset[str]) -> Set[str]:
     return forgotten and {name for key in plan.NAMES for name in rows[key].to_pylist()} & forgotten
 
 
-def _earlier(build: Build) -> Mapping[int, Shard]:
-    """The shards of images of the attempt before this one."""
+def _earlier(build: Build) -> Artifact | None:
+    """The images of the attempt before this one."""
     attempt = build.config.data.attempt
     if attempt == 1:
-        return {}
+        return None
     data = build.config.data.model_copy(update={"attempt": attempt - 1})
     found = build.made_with(build.config.model_copy(update={"data": data}))
     if found is None:
         build.report.warning(f"download: there is no attempt {attempt - 1} to take over from; everything is fetched")
-        return {}
-    return found.shards()
+    return found
 
 
 def _download(

@@ -98,24 +98,27 @@ class Artifact:
 
     def shards(self, folder: str = "") -> Shards:
         """The shards in its own folder, or in one below it."""
-        if self._shard_table is not None:
-            return shard_table.within(self._shard_table, self.path, folder)
-        return Shards.gathered(storage.join(self.path, *filter(None, [folder])))
+        if folder not in self._shards:
+            where = storage.join(self.path, *filter(None, [folder]))
+            table = self._shard_table
+            self._shards[folder] = Shards.gathered(where) if table is None else shard_table.within(table, where, folder)
+        return self._shards[folder]
+
+    @cached_property
+    def _shards(self) -> dict[str, Shards]:
+        return {}
 
     @cached_property
     def _shard_table(self) -> "pa.Table | None":
-        """The table of its shards; None, which is told, where there is none, or a damaged one, or a removal goes on.
-
-        `data repair` makes a damaged one from the receipts.
-        """
-        try:
-            if shard_table.FILE in self.manifest["files"]:
+        """The table of its shards; None, which is told, where none is there or in force, or it is damaged."""
+        why = "there is none"
+        if shard_table.FILE in self.manifest["files"]:
+            try:
                 return shard_table.load(self.read(shard_table.FILE))
-            reason = "there is none"
-        except (CorruptFile, FileNotFoundError):
-            reason = "it is damaged"
+            except (CorruptFile, FileNotFoundError) as error:
+                why = str(error)
         path = storage.join(self.path, shard_table.FILE)
-        notices.tell(PassedOver(path, f"{reason}: all receipts are read"))
+        notices.tell(PassedOver(path, f"{why}; the receipts of all shards are read in its place"))
         return None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -145,19 +148,21 @@ class Store:
 
     def started(self, name: str, digest: str) -> bool:
         """Whether an unfinished build has left something to go on from."""
-        files = storage.listing(self.path(name, digest))
-        return any(file != OLD_LEASE for file in files)
+        return storage.holds(self.path(name, digest), besides=(OLD_LEASE,))
 
     def finished(self, name: str | None = None) -> Iterator[Artifact]:
         """Every finished artifact (of one name), oldest first."""
-        folder = storage.join(self.root, "artifacts", *([name] if name else []))
         found = []
-        for file in storage.listing(folder):
-            if file.endswith("/" + MANIFEST) and file.count("/") == (1 if name else 2):
-                path = storage.join(folder, file.removesuffix("/" + MANIFEST))
-                if manifest := read_manifest(path):
-                    found.append(Artifact(manifest["name"], path, manifest))
+        for path in self.folders(name):
+            if manifest := read_manifest(path):
+                found.append(Artifact(manifest["name"], path, manifest))
         return iter(sorted(found, key=lambda artifact: artifact.manifest["created"]))
+
+    def folders(self, name: str | None = None) -> list[str]:
+        """Paths of all artifacts (of one name), finished or not. What lies in them is not listed: it may be a lot."""
+        every = storage.join(self.root, "artifacts")
+        named = [storage.join(every, one) for one in ([name] if name else storage.children(every)[1])]
+        return [storage.join(folder, digest) for folder in named for digest in storage.children(folder)[1]]
 
     def commit(
         self, name: str, fingerprint: Fingerprint, facts: Mapping[str, Any], claim: Claim | None = None

@@ -97,25 +97,17 @@ def unwanted(root: str, runs: Sequence[Run], keeping: Sequence[Run]) -> list[Unw
     wants = readers.Wants(store)
     wanted = wants.of(keeping)
     askers = {name: run for run in runs for name in wants.of([run])}
-    files: dict[Name, dict[str, int]] = {}
-    for file, size in storage.sizes(folder).items():
-        name, _, rest = file.partition("/")
-        digest, slash, inside = rest.partition("/")
-        if slash and re.fullmatch(DIGEST, digest):
-            files.setdefault((name, digest), {})[inside] = size
-        else:
-            notices.tell(notices.PassedOver(storage.join(folder, file), "none of our files"))
     found = []
-    for (name, digest), sizes in files.items():
+    for name, digest in _names(folder):
         path = storage.join(folder, name, digest)
-        left = {file: size for file, size in sizes.items() if file.startswith(f"{BUILDING}/")}
+        left, whole = storage.join(path, BUILDING), storage.exists(storage.join(path, MANIFEST))
         if (name, digest) not in wanted:
             reason = _reason(askers.get((name, digest)), keeping)
-            reason = reason if MANIFEST in sizes else f"an unfinished build; {reason}"
-            found.append(Unwanted(name, digest, path, reason, sum(sizes.values())))
-        elif MANIFEST in sizes and left:
-            path = storage.join(path, BUILDING)
-            found.append(Unwanted(name, digest, path, "left by the build of a finished one", sum(left.values())))
+            reason = reason if whole else f"an unfinished build; {reason}"
+            if size := _bytes(store, name, digest):  # a folder without files is nothing
+                found.append(Unwanted(name, digest, path, reason, size))
+        elif whole and (sizes := storage.sizes(left)):
+            found.append(Unwanted(name, digest, left, "left by the build of a finished one", sum(sizes.values())))
     return sorted([*found, *_aside(root)], key=lambda item: -item.bytes)
 
 
@@ -126,6 +118,29 @@ def _aside(root: str) -> list[Unwanted]:
         sizes[file.partition("/")[0]] += size
     left = "left by a deletion"
     return [Unwanted(deleting.ASIDE, name, storage.join(folder, name), left, size) for name, size in sizes.items()]
+
+
+def _names(folder: str) -> list[Name]:
+    """All artifacts below a folder, finished or not; what else lies there is passed over."""
+    strange, names = storage.children(folder)
+    found = []
+    for name in names:
+        files, digests = storage.children(storage.join(folder, name))
+        ours = [digest for digest in digests if re.fullmatch(DIGEST, digest)]
+        found += [(name, digest) for digest in ours]
+        strange += [f"{name}/{other}" for other in (*files, *digests) if other not in ours]
+    for file in strange:
+        notices.tell(notices.PassedOver(storage.join(folder, file), "none of our files"))
+    return found
+
+
+def _bytes(store: Store, name: str, digest: str) -> int:
+    """What an artifact holds: by its manifest, where it has one, since to list its files may take long."""
+    path = store.path(name, digest)
+    if artifact := store.find(name, digest):
+        manifest = storage.stamps(storage.join(path, MANIFEST))[""]
+        return int(artifact.manifest["bytes"]) + (manifest[0] if manifest else 0)
+    return sum(storage.sizes(path).values())
 
 
 def _reason(asker: Run | None, keeping: Sequence[Run]) -> str:

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,15 +16,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from datasets.buckets import Frame
 from datasets.config import WebdatasetConfig
 from datasets.files import storage
 from datasets.files.fence import unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shards
-from datasets.formats.shards import Clock
+from datasets.formats.shards import Clock, Receipt
+from datasets.reading.batches import Source
+from datasets.reading.bucket_batches import BucketBatches
 from datasets.sources import webdataset
 from pipeline.errors import ClaimLost, LeaseHeld
-from pipeline.store import claims, deleting
+from pipeline.steps.train import _family
+from pipeline.store import artifacts, claims, deleting
 from pipeline.store.artifacts import Fingerprint, Store
 from tests.object_store import serving
 
@@ -31,9 +37,15 @@ BUCKET = "pictures"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[dict[str, str]]:
+def said(tmp_path_factory) -> Path:
+    """A folder for what the server says: a line a request."""
+    return tmp_path_factory.mktemp("moto")
+
+
+@pytest.fixture(scope="module")
+def server(said) -> Iterator[dict[str, str]]:
     """What the environment must hold for Arrow to find the server."""
-    with serving(tmp_path_factory.mktemp("moto"), BUCKET) as environment:
+    with serving(said, BUCKET) as environment:
         yield environment
 
 
@@ -134,6 +146,42 @@ def test_what_a_loser_has_put_beside_its_place_does_not_get_there(folder, monkey
     with pytest.raises(ClaimLost):
         claim.publish(b"manifest", f"{place}/manifest.json")
     assert storage.listing(place) == []
+
+
+@pytest.mark.parametrize("count", [64, 640])
+def test_a_training_asks_the_store_once_for_an_artifact_whatever_its_shards_ranks_frames_and_buckets(
+    server, said, tmp_path, monkeypatch, count
+):
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(artifacts, "lacking", lambda path, files: None)  # the shards themselves are not read here
+    store, frames = Store(f"s3://{BUCKET}/{tmp_path.name}"), [Frame(256, 2.0), Frame(512, 2.0)]
+    folders = {"images": [""], "latents_a": [frame.name for frame in frames]}
+    for name, inside in folders.items():
+        shards_of = {folder: [receipt(number) for number in range(count)] for folder in inside}
+        facts = {"files": {}, "shards": shards_of, "rows": 4 * count, "timed": [], "created": "2026-01-01"}
+        store.commit(name, Fingerprint(name, 1, {}, {}), facts)
+    before = (said / "stderr.txt").read_text()
+    images, latents = (store.find(name, Fingerprint(name, 1, {}, {}).digest) for name in folders)
+    sources = {frame: [Source("image", images.shards()), _family(latents, "latents_a", frame)] for frame in frames}
+    sent = pickle.dumps(sources)
+    for _ in range(4):  # ranks
+        for frame, read in pickle.loads(sent).items():
+            assert BucketBatches(read, frame, 0, []).rows == 4 * count
+    asked = (said / "stderr.txt").read_text().removeprefix(before)
+    assert len(re.findall(r'"GET \S*/shards\.parquet ', asked)) == len(folders)
+    assert "/receipts/" not in asked
+    assert len(re.findall('"(GET|HEAD) ', asked)) <= 6 * len(
+        folders
+    )  # manifest, removals, table: whether there, and what
+    assert len(sent) < 600 * count + 10_000
+
+
+def receipt(number: int) -> Receipt:
+    """Of a shard of four pictures in one of four buckets."""
+    bucket = ("256x256", "192x320", "320x192", "128x384")[number % 4]
+    entry = storage.entry_of(b"%d" % number)
+    return Receipt(number, 4, 4, {}, {shards.tensor_name(number): entry}, 1.0, 1, "host", bucket=bucket)
 
 
 def test_tars_of_others_are_read_and_served_in_place(folder):

@@ -1,16 +1,20 @@
 """Artifacts: what counts as done, what a reader may see, which checkpoint is gone on from."""
 
 import json
+import pickle
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from datasets.files.storage import CorruptFile
+from datasets.formats import removal, shard_table, shards
+from datasets.formats.shards import Clock
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.errors import ClaimLost, InfrastructureError
-from pipeline.store import claims
-from pipeline.store.artifacts import MANIFEST, Fingerprint, Store, rewrite
+from pipeline.store import claims, deleting
+from pipeline.store.artifacts import MANIFEST, Artifact, Fingerprint, Store, rewrite, tabulate
 
 PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
 
@@ -232,3 +236,110 @@ def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage, suffix):
         assert newest(states) == [content + b"1"]
         assert len(warnings) == (0 if (damage, suffix) == ("delete", "json") else number + 1)
         assert states.recipes() == [{"seed": 1}, {"seed": 2}][: 1 if suffix == "json" else 2]
+
+
+# ------------------------------------------------------------------------------------------------------- shards
+
+
+def in_shards(store: Store, count: int = 3, table: bool = True) -> Artifact:
+    """An artifact with shards beside a file of its own; without their table as earlier versions made it."""
+    path = store.path("text", PRINT.digest)
+    files, receipts = {"tower": storage.publish(b"tower", storage.join(path, "tower"))}, []
+    for number in range(count):
+        name = shards.tensor_name(number)
+        entry = storage.publish(b"%d" % number, storage.join(path, name))
+        receipts.append(shards.publish_receipt(path, number, rows_in=4, rows_out=4, files={name: entry}, clock=Clock()))
+        files |= {} if table else {name: entry}
+    told = {"shards": {"": receipts}} if table else {}
+    facts = {"files": files, "timed": [], "rows": 4 * count, "notes": {}, "created": "2026-01-01", **told}
+    store.commit("text", PRINT, facts)
+    found = store.find("text", PRINT.digest)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What the storage passes over."""
+    heard: list[str] = []
+    with notices.heard_by(lambda notice: heard.append(str(notice))):
+        yield heard
+
+
+def test_files_of_shards_stand_in_a_table_and_the_manifest_stays_as_small_as_it_is(store, told):
+    few, many = in_shards(store, 2), in_shards(store, 200)
+    assert many.manifest["files"].keys() == {"tower", shard_table.FILE}
+    assert len(pickle.dumps(many)) < len(pickle.dumps(few)) + 10
+    names = {shards.tensor_name(number) for number in range(200)}
+    assert many.files.keys() == {"tower", shard_table.FILE, *names}
+    assert many.manifest["bytes"] == sum(entry.bytes for entry in many.files.values())
+    assert many.manifest["objects"] == len(many.files)
+    assert many.read("00117.parquet") == b"117"
+    assert len(pickle.dumps(many)) < len(pickle.dumps(few)) + 10  # what was read meanwhile stays here
+    assert told == []
+
+
+def test_an_artifact_of_an_earlier_version_is_the_same_by_its_receipts_which_is_told(store, told):
+    now = in_shards(store)
+    content, counts, files = now.manifest["content"], now.shards().counts(), now.files
+    deleting.discard(now.path, lambda: None)
+    earlier = in_shards(store, table=False)
+    manifest = {key: value for key, value in earlier.manifest.items() if key not in ("shards", "objects")}
+    storage.publish(json.dumps(manifest | {"format": 1}).encode(), storage.join(earlier.path, MANIFEST))
+    found = store.find("text", PRINT.digest)
+    assert (found.manifest["content"], found.shards().counts()) == (content, counts)
+    assert {**found.files, shard_table.FILE: files[shard_table.FILE]} == files
+    assert found.shards()[1].read("00001.parquet") == b"1"
+    assert len(told) == 1
+    assert "there is none; the receipts of all shards are read in its place" in told[0]
+
+
+@pytest.mark.parametrize("damage", [b"other", None], ids=["other bytes", "gone"])
+def test_a_damaged_table_of_shards_is_passed_over_and_made_anew_by_a_repair(store, told, damage):
+    artifact = in_shards(store)
+    path = storage.join(artifact.path, shard_table.FILE)
+    storage.remove(path)
+    if damage:
+        storage.publish(damage, path)
+    assert store.find("text", PRINT.digest).shards().counts() == {0: 4, 1: 4, 2: 4}
+    assert len(told) == 1
+    assert deleting.reopen(store.find("text", PRINT.digest), [shard_table.FILE], lambda: None) == 0
+    assert store.started("text", PRINT.digest)
+    assert sorted(shards.finished(artifact.path)) == [0, 1, 2]
+    assert in_shards(store).shards().counts() == {0: 4, 1: 4, 2: 4}
+
+
+def test_a_table_of_shards_counts_for_nothing_from_the_first_change_of_a_shard_until_it_is_made_anew(store, told):
+    artifact = in_shards(store)
+    assert rewrite(artifact, "00001.parquet", lambda content: b"fewer", shard=True)
+    entry, receipt = storage.entry_of(b"fewer"), shards.receipt(artifact.path, 1)
+    meanwhile = store.find("text", PRINT.digest)
+    assert meanwhile.files["00001.parquet"] == entry
+    assert shard_table.FILE not in meanwhile.files
+    fewer = removal.from_receipt(receipt, {"00001.parquet": entry}, 3, downloaded=False)
+    shards.put_receipt(artifact.path, fewer, lambda: None)
+    assert store.find("text", PRINT.digest).shards().counts() == {0: 4, 1: 3, 2: 4}
+    assert len(told) == 2
+    tabulate(artifact, {"": list(shards.receipts(artifact.path).values())})
+    after = store.find("text", PRINT.digest)
+    assert after.shards().counts() == {0: 4, 1: 3, 2: 4}
+    assert after.shards()[1].read("00001.parquet") == b"fewer"
+    assert after.manifest["bytes"] == sum(entry.bytes for entry in after.files.values())
+    assert len(told) == 2
+
+
+def test_who_looks_for_artifacts_lists_nothing_inside_of_them(store, monkeypatch):
+    listed: list[str] = []
+    children = storage.children
+    monkeypatch.setattr(storage, "children", lambda folder: listed.append(folder) or children(folder))
+    monkeypatch.setattr(storage, "_files", lambda folder: pytest.fail(f"{folder} was listed whole"))
+    for name in ("one", "two"):
+        entry = storage.publish(b"x", storage.join(store.path(name, PRINT.digest), "x"))
+        manifest = {"format": 2, "name": name, "fingerprint": PRINT.digest, **PRINT.as_dict()}
+        manifest |= {"files": {"x": vars(entry)}, "rows": 1, "bytes": 1, "created": name}
+        storage.publish(json.dumps(manifest).encode(), storage.join(store.path(name, PRINT.digest), MANIFEST))
+    assert [artifact.name for artifact in store.finished()] == ["one", "two"]
+    assert store.started("one", PRINT.digest)
+    assert not store.started("three", PRINT.digest)
+    folder = storage.join(store.root, "artifacts")
+    assert listed == [folder, storage.join(folder, "one"), storage.join(folder, "two")]

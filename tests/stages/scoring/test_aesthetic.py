@@ -209,7 +209,7 @@ def root(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
 
 
 def scores_of(artifact: Artifact) -> dict[str, float]:
-    tables = [pq.read_table(pa.BufferReader(artifact.read(name))) for name in sorted(artifact.files)]
+    tables = [pq.read_table(pa.BufferReader(artifact.read(name))) for name in sorted(artifact.shards().files())]
     assert all(table.schema.equals(aesthetic.SCHEMA) for table in tables)
     return {row["key"]: row["aesthetic"] for table in tables for row in table.to_pylist()}
 
