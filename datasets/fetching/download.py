@@ -13,6 +13,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,8 @@ import pyarrow.parquet as pq
 from datasets.buckets import Size
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching import web
+from datasets.fetching.names import Names
+from datasets.fetching.pace import HostSlots, Pace, Patience
 from datasets.files import storage
 from datasets.files.fence import Fence, unfenced
 from datasets.formats import shards
@@ -29,7 +32,7 @@ from datasets.outcomes import PASSING, Lost, Outcome
 from datasets.pictures import stored
 from datasets.planning import plan
 
-OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]  # directives of X-Robots-Tag that we obey
+BRIEF_S = 1.0  # longest wait for a host in the first pass: others are asked meanwhile
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def download_shard(
     image: ImageConfig,
     download: DownloadConfig,
     hosts: web.Hosts,
-    gate: web.Gate | None = None,
+    pace: Pace | None = None,
+    names: Names | None = None,
     forgotten: Set[str] = frozenset(),
     earlier: Mapping[int, Fetched] | None = None,
     fence: Fence = unfenced,
@@ -66,7 +70,8 @@ def download_shard(
         rows: planned rows of the shard, as in `plan.SCHEMA`, all of one bucket, where they have any.
         folder: the artifact's folder, a local path or URI.
         hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
-        gate: slots of each host, shared with other shards; None: `download.per_host` for this shard alone.
+        pace: turns at each host, shared with other shards; None: `download.per_host` for this shard alone.
+        names: looks hosts up, for other shards too; None: for this one alone.
         forgotten: keys, URLs and origins of pictures that are not asked for.
         earlier: what another download has made of its rows; those that it lost for a passing reason are fetched.
         fence: asked right before the receipt.
@@ -75,7 +80,8 @@ def download_shard(
         RuntimeError: img2dataset did not account for every row.
     """
     clock = Clock()
-    opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
+    names = names or Names(download.lookup_s, download.lookups)
+    opener = web.Opener(download, hosts, pace or HostSlots(download.per_host, download.max_wait_s), names)
     known = _known(rows, forgotten, earlier or {})
     fetched, retried = _fetch_all(rows, known, shard, image, download, opener)
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
@@ -156,24 +162,32 @@ def _fetch_all(
     download: DownloadConfig,
     opener: web.Opener,
 ) -> tuple[dict[int, Fetched], int]:
-    """Try the rows of which nothing is known, and again those that failed for a passing reason; how often again."""
-    fetched, retried = dict(known), 0
-    for attempt in range(1 + download.retries):
-        settled = [row for row, result in fetched.items() if result.outcome not in PASSING]
+    """Try the rows of which nothing is known, and again those that failed for a passing reason; how often again.
+
+    In the first pass nobody waits for a host that has enough: others are asked meanwhile.
+    """
+    fetched, retried, passing = dict(known), 0, PASSING
+    opener.patience = Patience(min(BRIEF_S, download.max_wait_s), BRIEF_S)
+    for _ in range(1 + max(1, download.retries)):
+        settled = [row for row, result in fetched.items() if result.outcome not in passing]
         wanted = rows.filter(~pc.field("row").isin(settled))
         if not wanted.num_rows:
             break
-        if attempt:
-            retried += wanted.num_rows
-            opener.wait()
+        retried += sum(
+            fetched[row].outcome is not Outcome.THROTTLED for row in wanted["row"].to_pylist() if row in fetched
+        )
         fetched |= _fetch(wanted, shard, image, download, opener)
-    return fetched, retried
+        opener.patience = Patience(download.max_wait_s)
+        passing = PASSING if download.retries else frozenset({Outcome.THROTTLED})
+    return fetched, retried + opener.again
 
 
 def _fetch(
     rows: pa.Table, shard: int, image: ImageConfig, download: DownloadConfig, opener: web.Opener
 ) -> dict[int, Fetched]:
     """Try every row once: what became of it, by row."""
+    hosts = list(dict.fromkeys(urlsplit(url).hostname or "" for url in rows["url"].to_pylist()))
+    opener.expect(hosts)
     collector = _Collector()
     bucket = _bucket(rows)
     with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener):
@@ -184,7 +198,7 @@ def _fetch(
         downloader = _downloader_class()(
             sample_writer_class=lambda *_: collector,
             resizer=_Resizer(image, Size.parse(bucket) if bucket else None),
-            thread_count=download.threads,
+            thread_count=min(download.threads, download.per_host * len(hosts)),  # so many may be asked at a time
             save_caption=False,
             extract_exif=False,
             output_folder=scratch,  # for its statistics, which ours replace
@@ -196,8 +210,8 @@ def _fetch(
             verify_hash_type=None,
             encode_format=image.format,
             retries=0,  # its own would be immediate, uncounted, and for dead links too
-            user_agent_token=download.user_agent.partition("/")[0],
-            disallowed_header_directives=OPT_OUTS,
+            user_agent_token=None,  # ours are the opener's, and so is what servers forbid
+            disallowed_header_directives=None,
         )
         downloader.download_shard((shard, str(feather)))
     missing = set(rows["row"].to_pylist()) - collector.fetched.keys()
@@ -241,7 +255,7 @@ class _Collector:
         """Note one row; `meta` holds its columns and img2dataset's verdict."""
         error = meta["error_message"]
         self.fetched[meta["row"]] = Fetched(
-            Outcome.OK if picture is not None else _outcome(error),
+            Outcome.OK if picture is not None else Outcome(error.partition(":")[0]),  # as `Lost` has it
             error,
             picture,
             meta["original_width"],
@@ -251,10 +265,3 @@ class _Collector:
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-def _outcome(error: str) -> Outcome:
-    """The outcome in a message of `Lost`, or in img2dataset's own about a header that forbids the use."""
-    if "X-Robots-Tag" in error:
-        return Outcome.OPTED_OUT
-    return Outcome(error.partition(":")[0])

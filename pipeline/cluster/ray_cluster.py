@@ -25,10 +25,10 @@ from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datasets.fetching.pace import HostSlots
 from datasets.files import retrying, storage
 from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause, get
-from pipeline.cluster.slots import Slots
 from pipeline.environment import quiet_environment, ray_folder
 from pipeline.errors import InfrastructureError, UsageError
 from pipeline.settings.sections import Cluster as ClusterConfig
@@ -101,9 +101,9 @@ class Cluster:
             kind = "GPUs" if self.gpus else "CPU cores"
             raise UsageError(f"workers={workers}: this machine has {kind} for {room}; lower workers")
 
-    def slots(self, each: int, held_s: float) -> Any:
-        """New `Slots` for the workers of this cluster, for their `SlotsClient`."""
-        return ray.remote(num_cpus=0)(Slots).remote(each, held_s)
+    def slots(self, each: int, patience_s: float, held_s: float) -> Any:
+        """New `HostSlots` for the workers of this cluster, for their `SlotsClient`."""
+        return ray.remote(num_cpus=0)(HostSlots).remote(each, patience_s, held_s)
 
     def exchange(self, stop: bool) -> list[dict[str, Any]]:
         """Tell the workers whether to stop; returns what they posted since the last time."""
