@@ -9,7 +9,7 @@ import io
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Fetched:
     sha256: str | None = None
 
 
+def _unheard(_: int) -> None:
+    """Nobody wants to know."""
+
+
 def download_shard(
     rows: pa.Table,
     *,
@@ -59,6 +63,8 @@ def download_shard(
     names: Names | None = None,
     forgotten: Set[str] = frozenset(),
     earlier: Mapping[int, Fetched] | None = None,
+    replaced: Receipt | None = None,
+    settled: Callable[[int], None] = _unheard,
     fence: Fence = unfenced,
 ) -> Receipt:
     """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.
@@ -74,6 +80,8 @@ def download_shard(
         names: looks hosts up, for other shards too; None: for this one alone.
         forgotten: keys, URLs and origins of pictures that are not asked for.
         earlier: what another download has made of its rows; those that it lost for a passing reason are fetched.
+        replaced: the receipt in this folder of the download that `earlier` tells of; it stays where nothing is gained.
+        settled: told of so many more rows of which it is known, at least for now, what became of them.
         fence: asked right before the receipt.
 
     Raises:
@@ -83,9 +91,16 @@ def download_shard(
     names = names or Names(download.lookup_s, download.lookups)
     opener = web.Opener(download, hosts, pace or HostSlots(download.per_host, download.max_wait_s), names)
     known = _known(rows, forgotten, earlier or {})
-    fetched, retried = _fetch_all(rows, known, shard, image, download, opener)
+    settled(len(known))
+    fetched, retried = _fetch_all(rows, known, shard, image, download, opener, settled)
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
     kept = [_image_row(planned, result, image.format) for planned, result in results if result.picture]
+    dropped = Counter(str(result.outcome) for _, result in results if not result.picture)
+    if replaced:
+        if dropped == replaced.dropped:
+            return replaced
+        fence()
+        storage.remove(shards.receipt_path(folder, shard))  # before it tells of files that are there no more
     contents = {
         shards.image_name(shard): shards.write_images(kept),
         shards.index_name(shard): shards.table_bytes([_index_row(*result) for result in results], INDEX),
@@ -97,7 +112,7 @@ def download_shard(
         rows_out=len(kept),
         files={name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()},
         clock=clock,
-        dropped=Counter(str(result.outcome) for _, result in results if not result.picture),
+        dropped=dropped,
         retried=retried,
         bucket=_bucket(rows),
         fence=fence,
@@ -136,6 +151,14 @@ def results(tar: bytes, index: bytes) -> dict[int, Fetched]:
     }
 
 
+def losses(rows: pa.Table, index: bytes) -> Iterator[tuple[str, str, str]]:
+    """Of each lost picture of a shard, planned in `rows`: its URL, the cause, and what else is known, in words."""
+    urls = dict(zip(rows["row"].to_pylist(), rows["url"].to_pylist(), strict=True))
+    for row in pq.read_table(pa.BufferReader(index)).to_pylist():
+        if row["status"] != Outcome.OK:
+            yield urls[row["row"]], row["status"], (row["error"] or "").partition(": ")[2]
+
+
 def _image_row(planned: dict[str, Any], result: Fetched, extension: str) -> ImageRow:
     assert result.picture is not None
     texts = {name: planned[name] for name in ("key", "url", "caption")}
@@ -161,6 +184,7 @@ def _fetch_all(
     image: ImageConfig,
     download: DownloadConfig,
     opener: web.Opener,
+    settled: Callable[[int], None],
 ) -> tuple[dict[int, Fetched], int]:
     """Try the rows of which nothing is known, and again those that failed for a passing reason; how often again.
 
@@ -169,26 +193,32 @@ def _fetch_all(
     fetched, retried, passing = dict(known), 0, PASSING
     opener.patience = Patience(min(BRIEF_S, download.max_wait_s), BRIEF_S)
     for _ in range(1 + max(1, download.retries)):
-        settled = [row for row, result in fetched.items() if result.outcome not in passing]
-        wanted = rows.filter(~pc.field("row").isin(settled))
+        over = [row for row, result in fetched.items() if result.outcome not in passing]
+        wanted = rows.filter(~pc.field("row").isin(over))
         if not wanted.num_rows:
             break
         retried += sum(
             fetched[row].outcome is not Outcome.THROTTLED for row in wanted["row"].to_pylist() if row in fetched
         )
-        fetched |= _fetch(wanted, shard, image, download, opener)
+        fetched |= _fetch(wanted, shard, image, download, opener, settled)
+        settled = _unheard  # the rows of a further pass have been counted
         opener.patience = Patience(download.max_wait_s)
         passing = PASSING if download.retries else frozenset({Outcome.THROTTLED})
     return fetched, retried + opener.again
 
 
 def _fetch(
-    rows: pa.Table, shard: int, image: ImageConfig, download: DownloadConfig, opener: web.Opener
+    rows: pa.Table,
+    shard: int,
+    image: ImageConfig,
+    download: DownloadConfig,
+    opener: web.Opener,
+    settled: Callable[[int], None],
 ) -> dict[int, Fetched]:
     """Try every row once: what became of it, by row."""
     hosts = list(dict.fromkeys(urlsplit(url).hostname or "" for url in rows["url"].to_pylist()))
     opener.expect(hosts)
-    collector = _Collector()
+    collector = _Collector(settled)
     bucket = _bucket(rows)
     with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener):
         feather = Path(scratch, "rows.feather")
@@ -248,8 +278,9 @@ class _Resizer:
 class _Collector:
     """img2dataset's writer interface: keeps what became of each row, whatever the order of arrival."""
 
-    def __init__(self) -> None:
+    def __init__(self, settled: Callable[[int], None]) -> None:
         self.fetched: dict[int, Fetched] = {}
+        self._settled = settled
 
     def write(self, picture: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
         """Note one row; `meta` holds its columns and img2dataset's verdict."""
@@ -262,6 +293,7 @@ class _Collector:
             meta["original_height"],
             meta["sha256"],
         )
+        self._settled(1)
 
     def close(self) -> None:
         """Nothing to close."""

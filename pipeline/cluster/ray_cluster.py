@@ -123,16 +123,23 @@ class Cluster:
     def call_each(
         self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], tick: Callable[[], None]
     ) -> Iterator[T]:
-        """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time."""
+        """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time.
+
+        What `tick` raises ends the tasks, and so does a caller that takes no more results.
+        """
         task = ray.remote(num_cpus=1, max_retries=0)(heard).options(name=function.__name__)
         coming = (task.remote(self.board, function, *item) for item in items)
         running = list(itertools.islice(coming, self.cpus))
-        while running:
-            done, running = ray.wait(running, timeout=POLL_S)
-            running += itertools.islice(coming, len(done))
-            tick()
-            for reference in done:
-                yield get(reference)
+        try:
+            while running:
+                done, running = ray.wait(running, timeout=POLL_S)
+                running += itertools.islice(coming, len(done))
+                tick()
+                for reference in done:
+                    yield get(reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
 
     def reserved(self, items: int) -> float:
         """Devices that an encoding pool over that many shards holds: GPUs, or CPUs where there are none."""

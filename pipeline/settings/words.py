@@ -61,7 +61,7 @@ VERBS: dict[str, Verb] = {
         "`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False, bare=True
     ),
     "data": Verb(
-        "`data funnel`, `verify`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE): of the pictures",
+        "`data funnel`, `lost`, `verify`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE): of pictures",
         ("keys", "urls", "from"),
         ("--json",),
         bare=True,

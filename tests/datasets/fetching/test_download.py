@@ -25,7 +25,7 @@ from PIL import Image
 from datasets import pictures
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
 from datasets.fetching import web
-from datasets.fetching.download import download_shard, results
+from datasets.fetching.download import download_shard, losses, results
 from datasets.files import storage
 from datasets.formats import removal, shards
 from datasets.formats.shards import INDEX, Receipt
@@ -455,3 +455,32 @@ def test_a_later_attempt_asks_again_for_passing_losses_only_and_keeps_every_othe
     again = download(rows.slice(0, 1), tmp_path / "same", server, earlier={0: results(tar, index)[0]})
     assert again.rows_out == 1
     assert shards.read_images((tmp_path / "same" / shards.image_name(7)).read_bytes()) == before
+
+
+def test_asked_again_in_its_own_folder_a_shard_keeps_what_it_has(server, tmp_path):
+    """Where nothing is gained its files stay as they are; the old receipt never stands beside new files."""
+    rows = planned("good", "late", "down")
+    once = DOWNLOAD.model_copy(update={"retries": 0})
+    first = download(rows, tmp_path, server, download=once)
+    assert first.dropped == {"server_error": 2}
+    server.RequestHandlerClass.seen[:] = []
+    files = [tmp_path / name for name in (shards.image_name(7), shards.index_name(7))]
+
+    def known() -> Any:
+        return results(*(file.read_bytes() for file in files))
+
+    counts: list[int] = []
+    same = download(rows, tmp_path, server, download=once, earlier=known(), replaced=first, settled=counts.append)
+    assert same is first
+    assert sum(counts) == 3
+    server.RequestHandlerClass.seen[:] = ["late"]
+
+    def fence() -> None:
+        assert len(shards.read_images(files[0].read_bytes())) == 1 or shards.finished(str(tmp_path)) == {}
+
+    better = download(rows, tmp_path, server, download=once, earlier=known(), replaced=first, fence=fence)
+    assert better.dropped == {"server_error": 1}
+    assert shards.finished(str(tmp_path)) == {7: better}
+    assert sorted(server.RequestHandlerClass.seen) == ["down", "late", "late"]
+    lost = list(losses(rows, files[1].read_bytes()))
+    assert lost == [(f"http://{HOST}/down", "server_error", "HTTP Error 500: Internal Server Error")]
