@@ -44,7 +44,7 @@ DOWNLOAD = DownloadConfig(
     user_agent="test/1 (a@b.invalid)",
     max_lost=1.0,
 )
-HOST = "pictures.invalid"
+HOST, BUSY = "pictures.invalid", "busy.invalid"
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -218,7 +218,11 @@ def planned(*names: str) -> pa.Table:
 
 
 def download(rows: pa.Table, folder: Any, server: Any, **changes: Any) -> Receipt:
-    settings = {"image": IMAGE, "download": DOWNLOAD, "hosts": {HOST: server.server_address}} | changes
+    settings = {
+        "image": IMAGE,
+        "download": DOWNLOAD,
+        "hosts": dict.fromkeys((HOST, BUSY), server.server_address),
+    } | changes
     return download_shard(rows, shard=7, folder=str(folder), **settings)
 
 
@@ -232,7 +236,7 @@ EXPECTED = {
     "good-too": Outcome.OK,
     "missing": Outcome.GONE,
     "private": Outcome.DENIED,
-    "busy": Outcome.THROTTLED,
+    f"http://{BUSY}/busy": Outcome.THROTTLED,
     "teapot": Outcome.HTTP_ERROR,
     "flaky": Outcome.OK,
     "down": Outcome.SERVER_ERROR,

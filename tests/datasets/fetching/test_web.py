@@ -158,7 +158,7 @@ LINK_LOCAL_AND_METADATA = """
 
 
 @pytest.mark.parametrize("host", LINK_LOCAL_AND_METADATA.split())
-def test_link_local_and_metadata_addresses_are_asked_whatever_is_allowed_never(dialled, host):
+def test_link_local_and_metadata_addresses_are_never_asked_whatever_is_allowed(dialled, host):
     everything = ("0.0.0.0/0", "::/0", "metadata.example")
     for changes in ({"allow": everything}, {"private_addresses": True}, {"allow": everything, "proxy": PROXY}):
         assert lost(f"http://{host}/x.png", **changes) in (Outcome.FORBIDDEN, Outcome.DNS)
