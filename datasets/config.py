@@ -2,10 +2,17 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from datasets.addresses import Allowed
 from datasets.buckets import Frame
 from settings import FILES, MANNER, PLACE, TABLE, Count, Settings, Share, Text
+
+
+def _allowed(entry: str) -> str:
+    Allowed([entry])
+    return entry
+
 
 Side = Annotated[int, Field(ge=1, le=10**6)]  # px
 Bytes = Annotated[int, Field(ge=1, le=10**12)]
@@ -130,13 +137,28 @@ class DownloadConfig(Settings):
     max_seconds: Seconds = 60.0
     """Longest time for one picture, seconds, redirects included."""
     per_host: Annotated[int, Field(ge=1, le=10_000)] = 8
-    """Connections to one host at a time, over all workers."""
+    """Connections to one host at a time, over all workers, at most; fewer where it bears fewer."""
+    allow: tuple[Annotated[Text, AfterValidator(_allowed)], ...] = ()
+    """Hosts, addresses and networks (`10.0.0.0/8`) of one's own that may be asked beside the public ones: mirrors.
+
+    Never link-local ones, nor those at which clouds tell their machines' keys."""
     private_addresses: bool = False
-    """Whether hosts on private and loopback addresses may be asked: for mirrors on one's own network."""
+    """Whether hosts on all private and loopback addresses may be asked; `allow` names single ones."""
+    proxy: Annotated[str, Field(pattern=r"^http://[^\s/@?#]+:[0-9]+/?$", max_length=500)] | None = None
+    """Proxy that is asked for what is on public addresses, `http://HOST:PORT`; null: none, also of the environment.
+
+    Names that do not resolve here are left to it."""
+    lookup_s: Annotated[float, Field(gt=0.0, le=600.0)] = 5.0
+    """Longest time to look a host's name up, seconds; one that takes longer counts as unknown."""
+    lookups: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Names looked up at a time, by one worker."""
     retries: Annotated[int, Field(ge=0, le=100)]
     """Further passes over the pictures that failed for a passing reason."""
     max_wait_s: Annotated[float, Field(ge=0.0, le=86_400.0)] = 60.0
-    """Longest wait before a further pass for a server that asks for patience (Retry-After), seconds."""
+    """Longest time that a picture waits for a server that has enough (429, 503, Retry-After), seconds.
+
+    One that answers nothing else for so long is left alone for ten times as long; its pictures are lost meanwhile, as
+    `throttled`, which passes."""
     max_bytes: Bytes = 20 * 1024 * 1024
     """Longest answer of a server that is read, bytes."""
     user_agent: Annotated[str, Field(pattern=r"^[\x21-\x7e][\x20-\x7e]*$", max_length=500)]

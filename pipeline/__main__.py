@@ -19,7 +19,7 @@ if not all(map(find_spec, ("pyarrow", "pydantic", "hydra"))):
 from datasets.files import local, notices, storage
 from pipeline import __version__
 from pipeline.environment import name_and_home
-from pipeline.errors import NotBuilt, UsageError, as_told, exit_code
+from pipeline.errors import BudgetExceeded, NotBuilt, UsageError, as_told, exit_code
 from pipeline.settings.words import Words, parse, usage
 from pipeline.terminal import Notices, console, escape_what_cannot_be_shown
 
@@ -89,9 +89,16 @@ def _handle(words: Words) -> None:
     try:
         importlib.import_module(f"pipeline.verbs.{HANDLERS[words.verb]}").handle(words)
     except NotBuilt as error:
-        overrides = [*words.overrides, error.override] if error.override else words.overrides
-        same = replace(words, overrides=overrides).same
-        raise UsageError(f"{error}; build it with: python -m pipeline run {same}") from None
+        raise UsageError(f"{error}; build it with: {_run(words, error.override)}") from None
+    except BudgetExceeded as error:
+        ways = "".join(f"; {remedy}: {_run(words, override)}" for remedy, override in error.ways)
+        raise BudgetExceeded(f"{error}{ways}") from None
+
+
+def _run(words: Words, override: str | None) -> str:
+    """The command of a run with the same words, and an override more."""
+    overrides = [*words.overrides, override] if override else words.overrides
+    return f"python -m pipeline run {replace(words, overrides=overrides).same}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from datasets.files.errors import StorageError, StoreAway, refusal
 
@@ -28,7 +28,14 @@ class NotBuilt(UsageError):
 
 
 class BudgetExceeded(RuntimeError):
-    """More rows were lost than the configured budget; nothing was committed."""
+    """More rows were lost than the configured budget; nothing was committed, and what there is stays.
+
+    The command line adds its words to each of `ways`, a remedy and an override that it needs.
+    """
+
+    def __init__(self, message: str, ways: Sequence[tuple[str, str | None]] = ()):
+        super().__init__(message)
+        self.ways = ways
 
 
 class LeaseHeld(RuntimeError):

@@ -9,10 +9,11 @@ import io
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,8 @@ import pyarrow.parquet as pq
 from datasets.buckets import Size
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching import web
+from datasets.fetching.names import Names
+from datasets.fetching.pace import HostSlots, Pace, Patience
 from datasets.files import storage
 from datasets.files.fence import Fence, unfenced
 from datasets.formats import shards
@@ -29,14 +32,7 @@ from datasets.outcomes import PASSING, Lost, Outcome
 from datasets.pictures import stored
 from datasets.planning import plan
 
-OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]  # directives of X-Robots-Tag that we obey
-
-
-OUTAGE = 0.5  # share of a shard's pictures; of links that are dead one by one, fewer fail in ways that may pass
-
-
-class Outage(ConnectionError):
-    """A network or server was away."""
+BRIEF_S = 1.0  # longest wait for a host in the first pass: others are asked meanwhile
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,10 @@ class Fetched:
     sha256: str | None = None
 
 
+def _unheard(_: int) -> None:
+    """Nobody wants to know."""
+
+
 def download_shard(
     rows: pa.Table,
     *,
@@ -59,9 +59,12 @@ def download_shard(
     image: ImageConfig,
     download: DownloadConfig,
     hosts: web.Hosts,
-    gate: web.Gate | None = None,
+    pace: Pace | None = None,
+    names: Names | None = None,
     forgotten: Set[str] = frozenset(),
     earlier: Mapping[int, Fetched] | None = None,
+    replaced: Receipt | None = None,
+    settled: Callable[[int], None] = _unheard,
     fence: Fence = unfenced,
 ) -> Receipt:
     """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.
@@ -73,23 +76,31 @@ def download_shard(
         rows: planned rows of the shard, as in `plan.SCHEMA`, all of one bucket, where they have any.
         folder: the artifact's folder, a local path or URI.
         hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
-        gate: slots of each host, shared with other shards; None: `download.per_host` for this shard alone.
+        pace: turns at each host, shared with other shards; None: `download.per_host` for this shard alone.
+        names: looks hosts up, for other shards too; None: for this one alone.
         forgotten: keys, URLs and origins of pictures that are not asked for.
         earlier: what another download has made of its rows; those that it lost for a passing reason are fetched.
+        replaced: the receipt in this folder of the download that `earlier` tells of; it stays where nothing is gained.
+        settled: told of so many more rows of which it is known, at least for now, what became of them.
         fence: asked right before the receipt.
 
     Raises:
         RuntimeError: img2dataset did not account for every row.
-        Outage: most of its pictures were lost for a passing reason; nothing was published.
     """
     clock = Clock()
-    opener = web.Opener(download, hosts, gate or web.HostSlots(download.per_host))
+    names = names or Names(download.lookup_s, download.lookups)
+    opener = web.Opener(download, hosts, pace or HostSlots(download.per_host, download.max_wait_s), names)
     known = _known(rows, forgotten, earlier or {})
-    fetched, retried = _fetch_all(rows, known, shard, image, download, opener)
+    settled(len(known))
+    fetched, retried = _fetch_all(rows, known, shard, image, download, opener, settled)
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
     kept = [_image_row(planned, result, image.format) for planned, result in results if result.picture]
     dropped = Counter(str(result.outcome) for _, result in results if not result.picture)
-    _check_outage(shard, dropped, rows.num_rows, download.max_lost)
+    if replaced:
+        if dropped == replaced.dropped:
+            return replaced
+        fence()
+        storage.remove(shards.receipt_path(folder, shard))  # before it tells of files that are there no more
     contents = {
         shards.image_name(shard): shards.write_images(kept),
         shards.index_name(shard): shards.table_bytes([_index_row(*result) for result in results], INDEX),
@@ -106,18 +117,6 @@ def download_shard(
         bucket=_bucket(rows),
         fence=fence,
     )
-
-
-def _check_outage(shard: int, dropped: Counter[str], planned: int, max_lost: float) -> None:
-    """Refuse to call a shard done that was fetched while a network or server was away: a receipt would be for ever."""
-    passing = {cause: count for cause, count in dropped.most_common() if cause in PASSING}
-    if sum(passing.values()) > max(OUTAGE, max_lost) * planned:
-        causes = ", ".join(f"{cause} {count}" for cause, count in passing.items())
-        raise Outage(
-            f"shard {shard}: {sum(passing.values())} of {planned} pictures were lost for a reason that may pass "
-            f"({causes}), so it is not done; look at the network and start the same command again, or raise "
-            f"data.download.max_lost={max_lost} to go on without them"
-        )
 
 
 def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) -> dict[int, Fetched]:
@@ -152,6 +151,14 @@ def results(tar: bytes, index: bytes) -> dict[int, Fetched]:
     }
 
 
+def losses(rows: pa.Table, index: bytes) -> Iterator[tuple[str, str, str]]:
+    """Of each lost picture of a shard, planned in `rows`: its URL, the cause, and what else is known, in words."""
+    urls = dict(zip(rows["row"].to_pylist(), rows["url"].to_pylist(), strict=True))
+    for row in pq.read_table(pa.BufferReader(index)).to_pylist():
+        if row["status"] != Outcome.OK:
+            yield urls[row["row"]], row["status"], (row["error"] or "").partition(": ")[2]
+
+
 def _image_row(planned: dict[str, Any], result: Fetched, extension: str) -> ImageRow:
     assert result.picture is not None
     texts = {name: planned[name] for name in ("key", "url", "caption")}
@@ -177,26 +184,41 @@ def _fetch_all(
     image: ImageConfig,
     download: DownloadConfig,
     opener: web.Opener,
+    settled: Callable[[int], None],
 ) -> tuple[dict[int, Fetched], int]:
-    """Try the rows of which nothing is known, and again those that failed for a passing reason; how often again."""
-    fetched, retried = dict(known), 0
-    for attempt in range(1 + download.retries):
-        settled = [row for row, result in fetched.items() if result.outcome not in PASSING]
-        wanted = rows.filter(~pc.field("row").isin(settled))
+    """Try the rows of which nothing is known, and again those that failed for a passing reason; how often again.
+
+    In the first pass nobody waits for a host that has enough: others are asked meanwhile.
+    """
+    fetched, retried, passing = dict(known), 0, PASSING
+    opener.patience = Patience(min(BRIEF_S, download.max_wait_s), BRIEF_S)
+    for _ in range(1 + max(1, download.retries)):
+        over = [row for row, result in fetched.items() if result.outcome not in passing]
+        wanted = rows.filter(~pc.field("row").isin(over))
         if not wanted.num_rows:
             break
-        if attempt:
-            retried += wanted.num_rows
-            opener.wait()
-        fetched |= _fetch(wanted, shard, image, download, opener)
-    return fetched, retried
+        retried += sum(
+            fetched[row].outcome is not Outcome.THROTTLED for row in wanted["row"].to_pylist() if row in fetched
+        )
+        fetched |= _fetch(wanted, shard, image, download, opener, settled)
+        settled = _unheard  # the rows of a further pass have been counted
+        opener.patience = Patience(download.max_wait_s)
+        passing = PASSING if download.retries else frozenset({Outcome.THROTTLED})
+    return fetched, retried + opener.again
 
 
 def _fetch(
-    rows: pa.Table, shard: int, image: ImageConfig, download: DownloadConfig, opener: web.Opener
+    rows: pa.Table,
+    shard: int,
+    image: ImageConfig,
+    download: DownloadConfig,
+    opener: web.Opener,
+    settled: Callable[[int], None],
 ) -> dict[int, Fetched]:
     """Try every row once: what became of it, by row."""
-    collector = _Collector()
+    hosts = list(dict.fromkeys(urlsplit(url).hostname or "" for url in rows["url"].to_pylist()))
+    opener.expect(hosts)
+    collector = _Collector(settled)
     bucket = _bucket(rows)
     with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener):
         feather = Path(scratch, "rows.feather")
@@ -206,7 +228,7 @@ def _fetch(
         downloader = _downloader_class()(
             sample_writer_class=lambda *_: collector,
             resizer=_Resizer(image, Size.parse(bucket) if bucket else None),
-            thread_count=download.threads,
+            thread_count=min(download.threads, download.per_host * len(hosts)),  # so many may be asked at a time
             save_caption=False,
             extract_exif=False,
             output_folder=scratch,  # for its statistics, which ours replace
@@ -218,8 +240,8 @@ def _fetch(
             verify_hash_type=None,
             encode_format=image.format,
             retries=0,  # its own would be immediate, uncounted, and for dead links too
-            user_agent_token=download.user_agent.partition("/")[0],
-            disallowed_header_directives=OPT_OUTS,
+            user_agent_token=None,  # ours are the opener's, and so is what servers forbid
+            disallowed_header_directives=None,
         )
         downloader.download_shard((shard, str(feather)))
     missing = set(rows["row"].to_pylist()) - collector.fetched.keys()
@@ -256,27 +278,22 @@ class _Resizer:
 class _Collector:
     """img2dataset's writer interface: keeps what became of each row, whatever the order of arrival."""
 
-    def __init__(self) -> None:
+    def __init__(self, settled: Callable[[int], None]) -> None:
         self.fetched: dict[int, Fetched] = {}
+        self._settled = settled
 
     def write(self, picture: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
         """Note one row; `meta` holds its columns and img2dataset's verdict."""
         error = meta["error_message"]
         self.fetched[meta["row"]] = Fetched(
-            Outcome.OK if picture is not None else _outcome(error),
+            Outcome.OK if picture is not None else Outcome(error.partition(":")[0]),  # as `Lost` has it
             error,
             picture,
             meta["original_width"],
             meta["original_height"],
             meta["sha256"],
         )
+        self._settled(1)
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-def _outcome(error: str) -> Outcome:
-    """The outcome in a message of `Lost`, or in img2dataset's own about a header that forbids the use."""
-    if "X-Robots-Tag" in error:
-        return Outcome.OPTED_OUT
-    return Outcome(error.partition(":")[0])

@@ -3,43 +3,51 @@
 img2dataset fetches with `urllib.request.urlopen`, which asks the opener that the process has installed. Ours knows http
 and https and nothing else: with the standard one, a list of URLs could name `file:///etc/passwd`. It resolves a name,
 checks the addresses, and connects to those that it has checked, for every redirect anew: a name server that answers
-differently the second time gains nothing.
+differently the second time gains nothing. A host that has enough is asked again in its own pace (`pace`).
 """
 
+import contextlib
 import email.utils
 import http.client
 import io
-import ipaddress
+import re
 import socket
 import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.response import addinfourl
 
+from datasets.addresses import Allowed, is_public
 from datasets.config import DownloadConfig
+from datasets.fetching import rights
+from datasets.fetching.names import Names, Place
+from datasets.fetching.pace import Heard, HostSlots, Pace, Patience
 from datasets.outcomes import Lost, Outcome
-from datasets.sources.loopback import Address, Hosts
+from datasets.sources.loopback import Hosts
 
-Gate = Callable[[str], AbstractContextManager[None]]  # a host's name -> one of its slots, for the time of a connection
-GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291, 2.4: nothing else of IPv6 is out there
-NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last four bytes are an IPv4 address
-PROTOCOL = ipaddress.ip_network("192.0.0.0/24")  # RFC 6890: for protocols; Python takes parts of it for global
+__all__ = ["HostSlots", "Opener", "installed", "outcome_of"]
+
 CHUNK = 1 << 16
 MAX_REDIRECTS = 5
+MAX_TRIES = 10  # of a URL, where its host has enough
+PACKED = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}  # zlib's names of the formats that a coding may mean
 _STATUS = {401: Outcome.DENIED, 403: Outcome.DENIED, 404: Outcome.GONE, 410: Outcome.GONE}
 _STATUS |= {429: Outcome.THROTTLED, 451: Outcome.DENIED}
+_ENOUGH = (429, 503)  # what a server answers that is asked too often
+_ON_THE_WEB = re.compile(r"([a-z0-9_-]+\.)+(?!local$|localdomain$|internal$|arpa$|lan$|home$|corp$)[a-z][a-z0-9-]*")
 _ONE_AT_A_TIME = threading.Lock()
 
 
-@contextmanager
+@contextlib.contextmanager
 def installed(opener: urllib.request.OpenerDirector) -> Iterator[None]:
     """Let `urllib.request.urlopen` of the whole process use `opener`, by one caller at a time."""
     with _ONE_AT_A_TIME:
@@ -50,32 +58,28 @@ def installed(opener: urllib.request.OpenerDirector) -> Iterator[None]:
             urllib.request.install_opener(None)  # the next call makes the standard one
 
 
-def is_public(address: str) -> bool:
-    """Whether an IP address, and every IPv4 address that is packed into it, belongs to the public internet."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv4Address):
-        return ip.is_global and not ip.is_multicast and ip not in PROTOCOL
-    if ip.ipv4_mapped or ip in NAT64:
-        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-    packed = (inner for inner in (ip.sixtofour, *(ip.teredo or ())) if inner)
-    return ip in GLOBAL_UNICAST and ip.is_global and all(is_public(str(inner)) for inner in packed)
-
-
 class Opener(urllib.request.OpenerDirector):
     """Opens http and https URLs, following up to five redirects.
 
-    Proxies of the environment are not asked: they would connect to any address.
+    Proxies of the environment are not asked: they would connect to any address. `download.proxy` is, for what has only
+    public addresses.
 
     Args:
         download: limits, and how we introduce ourselves.
         hosts: addresses of reserved host names, used when connecting and nowhere else; they need not be public.
-        gate: gives out the slots of each host, the same for all that share its limit.
+        pace: gives out turns at each host, the same for all that share its limit.
+        names: looks names up; None: for this opener alone.
+
+    Attributes:
+        patience: how long one URL waits for hosts' turns.
+        again: how often a host was asked again that had enough.
     """
 
-    def __init__(self, download: DownloadConfig, hosts: Hosts, gate: Gate):
+    def __init__(self, download: DownloadConfig, hosts: Hosts, pace: Pace, names: Names | None = None):
         super().__init__()
         self._user_agent = download.user_agent
-        self._http = _Http(download, hosts, gate)
+        self.patience, self.again = Patience(download.max_wait_s), 0
+        self._http = _Http(download, hosts, pace, names or Names(download.lookup_s, download.lookups), self)
         for handler in (
             self._http,
             _Redirects(),
@@ -84,6 +88,10 @@ class Opener(urllib.request.OpenerDirector):
             urllib.request.UnknownHandler(),
         ):
             self.add_handler(handler)
+
+    def expect(self, hosts: Iterable[str]) -> None:
+        """Look hosts up that will be asked, ahead."""
+        self._http.expect(hosts)
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
         """The answer to a request, its body read to the end.
@@ -99,10 +107,6 @@ class Opener(urllib.request.OpenerDirector):
             raise
         except Exception as error:  # servers send all kinds of nonsense; it costs one picture
             raise Lost(outcome_of(error), str(error) or type(error).__name__) from error
-
-    def wait(self) -> None:
-        """Sleep until every host that asked for patience (Retry-After) may be asked again, up to `max_wait_s`."""
-        time.sleep(max([0.0, *(moment - time.monotonic() for moment in self._http.not_before.values())]))
 
 
 def outcome_of(error: Exception) -> Outcome:
@@ -132,25 +136,18 @@ def outcome_of(error: Exception) -> Outcome:
             return Outcome.HTTP_ERROR
 
 
-class HostSlots:
-    """A `Gate` for the threads of one process: at most so many connections to a host at a time."""
-
-    def __init__(self, per_host: int):
-        self._slots: defaultdict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(per_host))
-        self._lock = threading.Lock()
-
-    def __call__(self, host: str) -> AbstractContextManager[None]:
-        with self._lock:
-            return self._slots[host]  # type: ignore[return-value]  # entering a semaphore yields True
-
-
 class _Http(urllib.request.AbstractHTTPHandler):
     """Makes http and https requests and reads their answers, all within the limits."""
 
-    def __init__(self, download: DownloadConfig, hosts: Hosts, gate: Gate):
+    def __init__(self, download: DownloadConfig, hosts: Hosts, pace: Pace, names: Names, opener: Opener):
         super().__init__()
-        self._download, self._hosts, self._gate = download, hosts, gate
-        self.not_before: dict[str, float] = {}  # host -> when it may be asked again, on the monotonic clock
+        self._download, self._hosts, self._pace, self._names, self._opener = download, hosts, pace, names, opener
+        self._allowed = Allowed(download.allow, download.private_addresses)
+        self._product = rights.product_of(download.user_agent)
+
+    def expect(self, hosts: Iterable[str]) -> None:
+        """Look up those that are not reserved."""
+        self._names.expect(host for host in hosts if host not in self._hosts)
 
     def http_open(self, request: Any) -> addinfourl:
         return self._answer(_Connection, request)
@@ -161,52 +158,76 @@ class _Http(urllib.request.AbstractHTTPHandler):
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
     def _answer(self, connection: Any, request: Any) -> addinfourl:
-        host = request.host.rpartition("@")[2].partition(":")[0].lower()
-        if self.not_before.get(host, 0.0) > time.monotonic():
-            raise Lost(Outcome.THROTTLED, f"{host} asked for patience")
-        with self._gate(host):
-            if not hasattr(request, "deadline"):  # a redirect has what is left of the first request's
-                request.deadline = time.monotonic() + self._download.max_seconds
-            dial = partial(self._dial, deadline=request.deadline)
-            made = partial(connection, dial=dial, deadline=request.deadline)
-            with self.do_open(made, request) as response:
-                self._note_patience(host, response)
-                if "1" in response.headers.get_all("TDM-Reservation", ()):
-                    raise Lost(Outcome.OPTED_OUT, "TDM-Reservation: 1")
-                body = self._body(response)
-                answer = addinfourl(io.BytesIO(body), response.headers, response.url, response.status)
-                answer.msg = response.reason  # type: ignore[attr-defined]  # read by HTTPErrorProcessor
+        """The answer of a host that has not enough of us; where it has, it is asked again when it is ready."""
+        host, port = _host_and_port(request)
+        if not hasattr(request, "left_s"):  # a redirect has what is left of the first request's
+            request.left_s, request.patience = self._download.max_seconds, replace(self._opener.patience)
+        places = self._route(request, host, port)
+        for tries in range(1, MAX_TRIES + 1):
+            heard, after_s = Heard.NOTHING, 0.0
+            turn = request.patience.turn(self._pace, host)
+            try:
+                answer = self._exchange(connection, request, places)
+                after_s = min(_seconds(answer.headers.get("Retry-After", "0")), float(2**31))
+                heard = Heard.REFUSAL if answer.status in _ENOUGH else Heard.ANSWER
+                if heard is Heard.ANSWER:
+                    return answer
+            except Exception as error:
+                if isinstance(error, Lost):  # an answer that is no picture
+                    heard = Heard.ANSWER
+                if not _may_be_one_too_many(error, alone=turn.together == 1, first=tries == 1):
+                    raise
+                heard = Heard.REFUSAL
+            finally:
+                self._pace.give_back(host, turn, heard, after_s)
+            self._opener.again += 1
+        raise Lost(Outcome.THROTTLED, f"{host} answers others, but has had enough of this one {MAX_TRIES} times")
+
+    def _exchange(self, connection: Any, request: Any, places: list[Place]) -> addinfourl:
+        """One request and its whole answer."""
+        deadline = time.monotonic() + request.left_s
+        made = partial(connection, dial=partial(_dial, places, deadline=deadline), deadline=deadline)
+        with self.do_open(made, request) as response:
+            if response.status < 400 and (reserved := rights.reservation(response.headers, self._product)):
+                raise Lost(Outcome.OPTED_OUT, reserved)
+            body = self._body(response)
+            answer = addinfourl(io.BytesIO(body), response.headers, response.url, response.status)
+            answer.msg = response.reason  # type: ignore[attr-defined]  # read by HTTPErrorProcessor
+        if response.status not in _ENOUGH:
+            request.left_s = deadline - time.monotonic()
         return answer
 
-    def _dial(self, address: Address, timeout: float | None, _: object = None, *, deadline: float) -> socket.socket:
-        """Connect to the first address of a host that is public and answers; all have until `deadline`."""
-        host, port = address
-        if reserved := self._hosts.get(host):
-            return socket.create_connection(reserved, timeout)
-        anywhere = self._download.private_addresses
-        failure: Exception = Lost(Outcome.FORBIDDEN, f"{host} has no public address")
-        for family, kind, protocol, _name, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            if not (anywhere or is_public(str(place[0]))):
-                continue
-            if (left := deadline - time.monotonic()) <= 0:  # a name server may tell any number of addresses
-                raise TimeoutError("none of the addresses answered in time")
-            connection = socket.socket(family, kind, protocol)
-            try:
-                connection.settimeout(left if timeout is None else min(left, timeout))
-                connection.connect(place)
-                connection.settimeout(timeout)
-                return connection
-            except OSError as error:
-                connection.close()
-                failure = error
-        raise failure
+    def _route(self, request: Any, host: str, port: int) -> list[Place]:
+        """Where to connect: to the allowed ones of the host's addresses, or to the proxy, which is told whom to ask.
 
-    def _note_patience(self, host: str, response: http.client.HTTPResponse) -> None:
-        if response.status in (429, 503) and (asked := response.headers.get("Retry-After")):
-            seconds = min(_seconds(asked), self._download.max_wait_s)
-            self.not_before[host] = max(self.not_before.get(host, 0.0), time.monotonic() + seconds)
+        Raises:
+            Lost: no address is allowed, or known; whom a proxy would ask is not on the web.
+        """
+        if reserved := self._hosts.get(host):
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", reserved)]
+        proxy = self._download.proxy
+        try:
+            places = self._names.places(host, port)
+        except Lost:  # behind a proxy the names of the web are often not known
+            if proxy is None or not _ON_THE_WEB.fullmatch(host):
+                raise
+            places = []
+        admitted = [place for place in places if self._allowed.admits(host, str(place[4][0]))]
+        public = [is_public(str(place[4][0])) for place in places]
+        if places and not (admitted and (proxy is None or all(public) or not any(public))):
+            raise Lost(Outcome.FORBIDDEN, f"{host} has no public address")
+        if proxy is None or not all(public):
+            return admitted
+        gate = urllib.request.Request(proxy)
+        request.set_proxy(gate.host, "http")
+        return self._names.places(*_host_and_port(gate))
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
+        """The body, unpacked where it is packed though we asked for no encoding.
+
+        Raises:
+            Lost: it is too big, packed or not, or shorter than announced.
+        """
         parts, size, limit = [], 0, self._download.max_bytes
         while part := response.read1(CHUNK):
             parts.append(part)
@@ -216,16 +237,69 @@ class _Http(urllib.request.AbstractHTTPHandler):
         announced = response.headers.get("Content-Length")
         if announced is not None and size < int(announced):  # such reads do not complain themselves
             raise Lost(Outcome.TRUNCATED, f"{size} of {announced} bytes")
-        return b"".join(parts)
+        body = b"".join(parts)
+        for coding in reversed(response.headers.get("Content-Encoding", "").lower().split(",")):
+            body = _unpacked(body, coding.strip(), limit)
+        return body
+
+
+def _may_be_one_too_many(error: Exception, alone: bool, first: bool) -> bool:
+    """Whether a connection that failed was ended because its host has others; which came first there, nobody knows."""
+    dropped = isinstance(getattr(error, "reason", error), ConnectionResetError)
+    return outcome_of(error) is Outcome.CONNECTION and (not alone or (first and dropped))
+
+
+def _host_and_port(request: urllib.request.Request) -> tuple[str, int]:
+    """Whom a request is for, in lower case and without brackets; the scheme's port where none is named."""
+    place = urlsplit(f"//{request.host}")
+    return place.hostname or "", place.port or (443 if request.type == "https" else 80)
+
+
+def _dial(
+    places: list[Place], _: object, timeout: float | None, __: object = None, *, deadline: float
+) -> socket.socket:
+    """Connect to the first of some places that answers; all have until `deadline`."""
+    failure: Exception = OSError("no address is known")
+    for family, kind, protocol, _name, place in places:
+        if (left := deadline - time.monotonic()) <= 0:  # a name server may tell any number of addresses
+            raise TimeoutError("none of the addresses answered in time")
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(left if timeout is None else min(left, timeout))
+            connection.connect(place)
+            connection.settimeout(timeout)
+            return connection
+        except OSError as error:
+            connection.close()
+            failure = error
+    raise failure
+
+
+def _unpacked(body: bytes, coding: str, limit: int) -> bytes:
+    """A body without its content coding (RFC 9110, 8.4.1), up to so many bytes; as it is, where it is not packed so.
+
+    Raises:
+        Lost: it is longer, or ends too early.
+    """
+    for form in PACKED.get(coding, ()):
+        unpacker = zlib.decompressobj(form)
+        with contextlib.suppress(zlib.error):  # many a server says so of what it sends as it is
+            content = unpacker.decompress(body, limit + 1)
+            if len(content) > limit:
+                raise Lost(Outcome.TOO_BIG, f"more than {limit} bytes when unpacked")
+            if not unpacker.eof:
+                raise Lost(Outcome.TRUNCATED, f"{len(body)} bytes of {coding} without their end")
+            return content
+    return body
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = MAX_REDIRECTS
 
     def redirect_request(self, req: Any, *arguments: Any) -> Any:
-        request = super().redirect_request(req, *arguments)
+        request: Any = super().redirect_request(req, *arguments)
         if request is not None:
-            request.deadline = req.deadline  # type: ignore[attr-defined]
+            request.left_s, request.patience = req.left_s, req.patience
         return request
 
 

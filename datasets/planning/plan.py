@@ -170,6 +170,11 @@ def parquet_bytes(rows: pa.Table, shard_rows: int) -> bytes:
     return content
 
 
+def parts(files: Iterable[str]) -> list[str]:
+    """Of the names of a plan's files those of its parts, in their order."""
+    return sorted(name for name in files if name.startswith("plan/"))
+
+
 def shards(content: bytes) -> Iterator[tuple[int, pa.Table]]:
     """Each shard's number and its planned rows, from the bytes of a part of a plan."""
     rows = pq.read_table(pa.BufferReader(content))

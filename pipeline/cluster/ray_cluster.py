@@ -27,10 +27,10 @@ from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datasets.fetching.pace import HostSlots
 from datasets.files import retrying, storage
 from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause, get
-from pipeline.cluster.slots import Slots
 from pipeline.environment import quiet_environment, ray_folder
 from pipeline.errors import InfrastructureError, UsageError
 from pipeline.settings.sections import Cluster as ClusterConfig
@@ -103,9 +103,9 @@ class Cluster:
             kind = "GPUs" if self.gpus else "CPU cores"
             raise UsageError(f"workers={workers}: this machine has {kind} for {room}; lower workers")
 
-    def slots(self, each: int, held_s: float) -> Any:
-        """New `Slots` for the workers of this cluster, for their `SlotsClient`."""
-        return ray.remote(num_cpus=0)(Slots).remote(each, held_s)
+    def slots(self, each: int, patience_s: float, held_s: float) -> Any:
+        """New `HostSlots` for the workers of this cluster, for their `SlotsClient`."""
+        return ray.remote(num_cpus=0)(HostSlots).remote(each, patience_s, held_s)
 
     def exchange(self, stop: bool) -> list[dict[str, Any]]:
         """Tell the workers whether to stop; returns what they posted since the last time."""
@@ -125,16 +125,23 @@ class Cluster:
     def call_each(
         self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], tick: Callable[[], None]
     ) -> Iterator[T]:
-        """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time."""
+        """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time.
+
+        What `tick` raises ends the tasks, and so does a caller that takes no more results.
+        """
         task = ray.remote(num_cpus=1, max_retries=0)(heard).options(name=function.__name__)
         coming = (task.remote(self.board, function, *item) for item in items)
         running = list(itertools.islice(coming, self.cpus))
-        while running:
-            done, running = ray.wait(running, timeout=POLL_S)
-            running += itertools.islice(coming, len(done))
-            tick()
-            for reference in done:
-                yield get(reference)
+        try:
+            while running:
+                done, running = ray.wait(running, timeout=POLL_S)
+                running += itertools.islice(coming, len(done))
+                tick()
+                for reference in done:
+                    yield get(reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
 
     def reserved(self, items: int) -> float:
         """Devices that an encoding pool over that many shards holds: GPUs, or CPUs where there are none."""

@@ -16,7 +16,7 @@ from datasets.files.retrying import persistently
 from pipeline.errors import Interrupted
 from pipeline.run.progress import StepProgress
 
-LOG_EVERY_S = 30.0  # between lines of progress in a step's log
+LOG_EVERY_S = 5.0  # between lines of progress in a step's log
 
 log = logging.getLogger(__name__)
 

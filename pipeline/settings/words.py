@@ -61,7 +61,7 @@ VERBS: dict[str, Verb] = {
         "`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False, bare=True
     ),
     "data": Verb(
-        "`data funnel`, `verify`, `repair`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE)",
+        "`data funnel`, `lost`, `verify`, `repair`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE)",
         ("keys", "urls", "from"),
         ("--json",),
         bare=True,

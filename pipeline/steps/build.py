@@ -111,9 +111,7 @@ class Build:
         """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
         if count:
             with self.lease(min(count, self.cluster.cpus), CPU):
-                for result in self.cluster.call_each(function, items, self.tick):
-                    yield result
-                    self.raise_if_stopped()
+                yield from self.cluster.call_each(function, items, self._tick_or_stop)
 
     def map_shards(
         self,

@@ -1,62 +1,80 @@
 """download: fetch the planned pictures, one Ray task a shard, img2dataset's Downloader inside."""
 
-from collections import Counter
-from collections.abc import Set
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Set
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
 
 from datasets.config import DataConfig
-from datasets.fetching.download import download_shard, results
+from datasets.fetching.download import Fetched, download_shard, losses, results
+from datasets.fetching.names import Names
+from datasets.files import notices, storage
 from datasets.files.fence import Fence
+from datasets.files.notices import PassedOver
+from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Receipt
+from datasets.outcomes import PASSING
 from datasets.planning import plan
 from datasets.sources import table
 from pipeline.errors import BudgetExceeded
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact
+from pipeline.store import deleting
+
+NAMED = 3  # lost pictures of a cause, on the screen
+AWAY = 0.5  # share of a shard's pictures; of links that are dead one by one, fewer fail in ways that may pass
+POST_EVERY_S = 1.0  # of a worker, that pictures are done
+Lost = dict[str, list[str]]  # by cause: URLs with sentences, some of them
 
 
 def download(build: Build) -> Facts:
     """metadata -> images: tar shards in plan order; every planned row is kept or lost for a counted cause.
 
-    A later attempt takes over what the one before it has kept, byte for byte, where that one stands.
+    A later attempt takes over what the one before it has kept, byte for byte, where that one stands. A build that an
+    earlier run gave up for its losses asks again for those that may pass.
     """
     metadata = build.inputs["metadata"]
-    data = build.config.data
-    limit = data.download
-    slots = build.cluster.slots(limit.per_host, held_s=2 * limit.max_seconds)  # twice as long as the longest picture
+    data, planned = build.config.data, metadata.manifest["rows"]
     finished = build.finished_shards(build.path)
-    done = sum(receipt.rows_in for receipt in finished.values())
-    buckets = metadata.manifest["notes"].get("buckets", {"": metadata.manifest["rows"]})
+    buckets = metadata.manifest["notes"].get("buckets", {"": planned})
     count = sum(-(-rows // data.shard_rows) for rows in buckets.values())
-    before = _earlier(build)
-    earlier = before.shards() if before else {}
-    todo = (
-        (rows, shard, build.path, data, slots, _among(rows, build.forgotten), earlier.get(shard), build.claim.fence)
-        for part in sorted(metadata.files)
-        for shard, rows in plan.shards(metadata.read(part))
-        if shard not in finished
-    )
-    for receipt in build.call_each(_download, todo, count - len(finished)):
-        finished[receipt.shard] = receipt
-        done += receipt.rows_in
-        build.report.progress(done, metadata.manifest["rows"], "pictures")
+    again = {shard for shard, receipt in finished.items() if not PASSING.isdisjoint(receipt.dropped)}
+    lost: Lost = defaultdict(list)
+    _ask(build, finished, set(range(count)) - finished.keys(), lost)
+    poor = set(_away(finished, data.download.max_lost))  # at once, for the network may be back
+    if _budget(_dropped(finished), planned, data.download.max_lost, lost):
+        poor |= again
+    if poor:
+        asked = sum(finished[shard].dropped.get(cause, 0) for shard in poor for cause in PASSING)
+        build.report.warning(f"download: {asked:,} pictures that were lost for a passing cause are asked for again")
+        _ask(build, finished, poor, lost)
     assert sorted(finished) == list(range(count)), "a shard of the plan has no receipt"
+    dropped = _dropped(finished)
+    if told := _budget(dropped, planned, data.download.max_lost, lost):
+        raise told
+    if away := _away(finished, data.download.max_lost):
+        raise BudgetExceeded(
+            f"most pictures of {len(away)} of {count} shards are lost for a cause that may pass, the network or a "
+            f"server being away: shards {', '.join(map(str, away[:NAMED]))}{', ...' * (len(away) > NAMED)}",
+            [
+                ("to ask again for these, and keep all others", None),
+                ("to go on without them", "data.download.max_lost=1.0"),
+            ],
+        )
+    _tell(build, dropped, lost)
     receipts = [finished[shard] for shard in range(count)]
-    dropped: Counter[str] = Counter()
-    for receipt in receipts:
-        dropped.update(receipt.dropped)
-    _check_losses(dropped, metadata.manifest["rows"], data.download.max_lost)
     return Facts(
         files={},
         shards={"": receipts},
         rows=sum(receipt.rows_out for receipt in receipts),
         call="img2dataset.downloader.Downloader.download_shard",
         workers=sorted({receipt.pid for receipt in receipts}),
-        notes={"planned": metadata.manifest["rows"], "lost": dict(dropped)},
+        notes={"planned": planned, "lost": dict(dropped)},
     )
 
 
@@ -65,55 +83,182 @@ def _among(rows: pa.Table, forgotten: frozenset[str]) -> Set[str]:
     return forgotten and {name for key in plan.NAMES for name in rows[key].to_pylist()} & forgotten
 
 
-def _earlier(build: Build) -> Artifact | None:
-    """The images of the attempt before this one."""
+def _ask(build: Build, finished: dict[int, Receipt], wanted: Set[int], lost: Lost) -> None:
+    """Download the wanted shards; those that are finished are asked again for what may pass."""
+    metadata, data = build.inputs["metadata"], build.config.data
+    limit, total = data.download, metadata.manifest["rows"]
+    done = sum(receipt.rows_in for shard, receipt in finished.items() if shard not in wanted)
+    build.report.progress(done, total, "pictures")
+    held_s = 2 * limit.max_seconds  # twice as long as the longest picture
+    slots = build.cluster.slots(limit.per_host, limit.max_wait_s, held_s)
+    earlier = _earlier(build)
+    todo = (
+        (
+            rows,
+            shard,
+            finished.get(shard),
+            build.path,
+            data,
+            slots,
+            _among(rows, build.forgotten),
+            earlier.get(shard),
+            build.claim.fence,
+            build.cluster.board,
+            total,
+        )
+        for part in plan.parts(metadata.files)
+        for shard, rows in plan.shards(metadata.read(part))
+        if shard in wanted
+    )
+    for receipt, found in build.call_each(_download, todo, len(wanted)):
+        finished[receipt.shard] = receipt
+        for cause, examples in found.items():
+            lost[cause] += examples[: NAMED - len(lost[cause])]
+
+
+def _earlier(build: Build) -> Mapping[int, Shard]:
+    """The shards of the attempt before this one; none where there was none."""
     attempt = build.config.data.attempt
     if attempt == 1:
-        return None
+        return {}
     data = build.config.data.model_copy(update={"attempt": attempt - 1})
     found = build.made_with(build.config.model_copy(update={"data": data}))
     if found is None:
         build.report.warning(f"download: there is no attempt {attempt - 1} to take over from; everything is fetched")
-    return found
+        return {}
+    return found.shards()
 
 
 def _download(
     rows: pa.Table,
     shard: int,
+    before: Receipt | None,
     path: str,
     data: DataConfig,
     slots: Any,
     forgotten: Set[str],
     earlier: Shard | None,
     fence: Fence,
-) -> Receipt:
+    board: Any,
+    total: int,
+) -> tuple[Receipt, Lost]:
+    from pipeline.cluster.board import BoardClient
     from pipeline.cluster.slots import SlotsClient
 
-    files = (shards.image_name(shard), shards.index_name(shard))
-    known = results(*map(earlier.read, files)) if earlier else None
+    def post(count: int) -> None:
+        client.post({"kind": "advance", "count": count, "total": total, "unit": "pictures"})
+
+    client = BoardClient(board)
+    known = _known(path, before, fence) if before else None
+    if earlier and not before:
+        known = results(*map(earlier.read, _files(shard)))
     with table.hosts(data) as hosts:
-        return download_shard(
+        receipt = download_shard(
             rows,
             shard=shard,
             folder=path,
             image=data.image,
             download=data.download,
             hosts=hosts,
-            gate=SlotsClient(slots),
+            pace=SlotsClient(slots),
+            names=_names(data.download.lookup_s, data.download.lookups),
             forgotten=forgotten,
             earlier=known,
+            replaced=before if known else None,
+            settled=_Told(post, rows.num_rows),
             fence=fence,
         )
+    return receipt, _examples(rows, path, receipt) if receipt.dropped else {}
 
 
-def _check_losses(dropped: Counter[str], planned: int, max_lost: float) -> None:
+@cache
+def _names(deadline_s: float, at_once: int) -> Names:
+    """What is known of names is known to every shard of a process."""
+    return Names(deadline_s, at_once)
+
+
+class _Told:
+    """Passes counts on that add up to `total`, not more often than every second."""
+
+    def __init__(self, tell: Callable[[int], None], total: int):
+        self._tell, self._left = tell, total
+        self._count, self._told = 0, time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        self._count += count
+        if self._count and (time.monotonic() - self._told > POST_EVERY_S or self._count == self._left):
+            self._tell(self._count)
+            self._left -= self._count
+            self._count, self._told = 0, time.monotonic()
+
+
+def _files(shard: int) -> tuple[str, str]:
+    return shards.image_name(shard), shards.index_name(shard)
+
+
+def _known(path: str, before: Receipt, fence: Fence) -> dict[int, Fetched] | None:
+    """What an earlier run has made of a shard in this folder; None where its files are damaged: they are deleted."""
+    files = {name: storage.join(path, name) for name in _files(before.shard)}
+    try:
+        return results(*(storage.read(file, expect=before.files[name]) for name, file in files.items()))
+    except CorruptFile as error:
+        notices.tell(PassedOver(path, str(error)))
+        deleting.drop_shard(path, before, fence)
+        return None
+
+
+def _examples(rows: pa.Table, path: str, receipt: Receipt) -> Lost:
+    """The first lost pictures of each cause."""
+    index = storage.read(storage.join(path, shards.index_name(receipt.shard)))
+    found: Lost = defaultdict(list)
+    for url, cause, sentence in losses(rows, index):
+        if len(found[cause]) < NAMED:
+            found[cause].append(f"{url} ({sentence})" if sentence else url)
+    return dict(found)
+
+
+def _dropped(finished: dict[int, Receipt]) -> Counter[str]:
+    dropped: Counter[str] = Counter()
+    for shard in sorted(finished):
+        dropped.update(finished[shard].dropped)
+    return dropped
+
+
+def _away(finished: Mapping[int, Receipt], max_lost: float) -> list[int]:
+    """The shards that were fetched while the network or a server was away: a receipt would make that final."""
+    most = max(AWAY, max_lost)
+    lost = {shard: sum(receipt.dropped.get(cause, 0) for cause in PASSING) for shard, receipt in finished.items()}
+    return [shard for shard in sorted(lost) if lost[shard] > most * finished[shard].rows_in]
+
+
+def _tell(build: Build, dropped: Counter[str], lost: Lost) -> None:
+    """What was lost, with the first pictures of each cause."""
+    if not dropped:
+        return
+    causes = ", ".join(f"{cause} {count:,}" for cause, count in dropped.most_common())
+    build.report.warning(f"download: {dropped.total():,} pictures are lost ({causes}); `data lost` lists them")
+    for cause, examples in sorted(lost.items()):
+        build.report.warning(f"download: {cause}: {', '.join(examples)}")
+
+
+def _budget(dropped: Counter[str], planned: int, max_lost: float, named: Lost) -> BudgetExceeded | None:
+    """The refusal of a download that has lost too much, with the ways to go on; None where it has not."""
     lost = dropped.total() - dropped["forgotten"]
+    none = dropped.total() == planned
+    if not none and lost <= max_lost * planned:
+        return None
     causes = ", ".join(f"{cause} {count}" for cause, count in dropped.most_common())
-    if dropped.total() == planned:
-        raise BudgetExceeded(f"none of {planned} planned pictures could be kept: {causes}")
-    if lost > max_lost * planned:
-        raise BudgetExceeded(
-            f"{lost} of {planned} planned pictures are lost, more than data.download.max_lost={max_lost} allows: "
-            f"{causes}; raise it to what you can bear and start again: nothing is fetched twice, and `data retry` then "
-            "asks again for what may pass"
+    if first := ", ".join(f"{cause}: {found[0]}" for cause, found in sorted(named.items()) if found):
+        causes += f" (the first: {first}; `data lost` lists all)"
+    passing = sum(dropped[cause] for cause in PASSING)
+    ways: list[tuple[str, str | None]] = []
+    if passing:
+        ways.append(
+            (f"to ask again for the {passing} that were lost for a cause that may pass, and keep all others", None)
         )
+    if not none:
+        ways.append(("to go on without them", f"data.download.max_lost={math.ceil(100 * lost / planned) / 100}"))
+    told = (
+        f"{lost} of {planned} planned pictures are lost, more than data.download.max_lost={max_lost} allows: {causes}"
+    )
+    return BudgetExceeded(f"none of {planned} planned pictures could be kept: {causes}" if none else told, ways)

@@ -6,7 +6,7 @@ from collections import Counter
 import pyarrow as pa
 
 from datasets.config import DataConfig
-from datasets.fetching.download import OPT_OUTS
+from datasets.fetching.rights import OPT_OUTS
 from datasets.files import storage
 from datasets.files.storage import FileEntry
 from datasets.planning import plan

@@ -1,6 +1,8 @@
 """The verb `data`: what became of the pictures, whether the bytes are still theirs, and where one of them is."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -8,13 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
 
+from datasets.fetching.download import losses
 from datasets.files import storage
 from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.outcomes import PASSING
 from datasets.planning import plan
 from pipeline.errors import UsageError
-from pipeline.plan.dag import order
+from pipeline.plan.dag import Planned, order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import planned_steps, prints_of, wanted
 from pipeline.run import invocation, repairing
@@ -27,6 +30,9 @@ from pipeline.store.removal_list import check_carried_out, listed, names_of, req
 from pipeline.terminal import console, out, print_json, print_table
 from pipeline.verbs import forgetting
 from pipeline.verbs.configured import command, configured
+
+LEFT_OUT = "left_out.parquet"  # of a plan: rows of source, place, cause, sentence
+Row = tuple[str, str, str, str]
 
 
 def handle(words: Words) -> None:
@@ -45,6 +51,8 @@ def handle(words: Words) -> None:
             verify(loaded, root, words)
         case ["repair"]:
             repair(loaded, root, words, command())
+        case ["lost"]:
+            lost(loaded, root, words.json)
         case ["retry"]:
             retry(loaded, root, words, command())
         case ["dedup"]:
@@ -52,7 +60,7 @@ def handle(words: Words) -> None:
         case ["trace", key]:
             trace(loaded, root, key, words.json)
         case _:
-            raise UsageError("data needs one of: funnel, verify, repair, trace KEY, retry, dedup, forget")
+            raise UsageError("data needs one of: funnel, lost, verify, repair, trace KEY, retry, dedup, forget")
 
 
 def funnel(config: Config, root: str, as_json: bool) -> None:
@@ -89,6 +97,48 @@ def _level(name: str, rows: int, lost: dict[str, int], of: dict[str, Any] | None
     if of is not None and rows + sum(lost.values()) != of["rows"]:
         raise CorruptFile(f"{of['rows']} rows were {of['level']}, but {rows} are {name} and {sum(lost.values())} lost")
     return {"level": name, "rows": rows, "lost": lost}
+
+
+def lost(config: Config, root: str, as_json: bool) -> None:
+    """Every row that the plan or the download has left out: source, place (a file or URL), cause, and a sentence.
+
+    A download that has lost too much, and so is not finished, is told of too.
+
+    Raises:
+        UsageError: nothing is planned yet.
+    """
+    metadata = wanted(config, root, ["metadata"])["metadata"]
+    print_ = prints_of(config, root, order(table(config), ["images"]))["images"]
+    rows = [*_left_out(metadata), *_not_stored(metadata, Store(root).path("images", print_.digest))]
+    if as_json:
+        names = ("source", "place", "cause", "sentence")
+        print_json({"root": root, "rows": [dict(zip(names, row, strict=True)) for row in rows]})
+        return
+    for row in rows:
+        print("\t".join(row))
+
+
+def _left_out(metadata: Artifact) -> Iterator[Row]:
+    """What the plan has left out: row by row where it has kept a list of them, else how many they are."""
+    listed: list[Row] = []
+    if LEFT_OUT in metadata.files:
+        listed = [tuple(row.values()) for row in pq.read_table(pa.BufferReader(metadata.read(LEFT_OUT))).to_pylist()]
+    yield from listed
+    known = {cause for _, _, cause, _ in listed}
+    for cause, count in metadata.manifest["notes"]["rejected"].items():
+        if count and cause not in known:
+            yield "plan", "", cause, f"{count:,} rows, of which only the number is kept"
+
+
+def _not_stored(metadata: Artifact, folder: str) -> Iterator[Row]:
+    """What a download has lost, of the shards that are done."""
+    done = {shard: receipt for shard, receipt in shards.finished(folder).items() if receipt.dropped}
+    for part in plan.parts(metadata.files if done else ()):
+        for shard, rows in plan.shards(metadata.read(part)):
+            if shard in done:
+                name = shards.index_name(shard)
+                index = storage.read(storage.join(folder, name), expect=done[shard].files[name])
+                yield from (("download", *loss) for loss in losses(rows, index))
 
 
 def verify(config: Config, root: str, words: Words) -> None:
@@ -206,30 +256,50 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
 def retry(config: Config, root: str, words: Words, command: str) -> None:
     """Download once more what was lost for a passing reason, as the next attempt, which takes over all the others.
 
+    A download that was given up for its losses is gone on with instead: that asks again for them.
+
     Raises:
         UsageError: nothing is downloaded yet.
     """
-    images = wanted(config, root, ["images"])["images"].manifest
-    passing = {cause: count for cause, count in images["notes"]["lost"].items() if cause in PASSING}
-    attempt, rows = config.data.attempt, images["rows"]
-    if passing:
+    planned = planned_steps(config, root, Selection(until="download"))
+    download = next(item for item in planned if item.step.output == "images")
+    given_up = download.state == "resume"
+    lost, before = _downloaded(root, download) if given_up else _images(config, root)
+    passing = {cause: count for cause, count in lost.items() if cause in PASSING}
+    attempt, again, rows = config.data.attempt, config, before
+    if passing and not given_up:
         attempt += 1
-        asked = ", ".join(f"{cause} {count:,}" for cause, count in sorted(passing.items(), key=lambda item: -item[1]))
-        console.print(f"asking again for {sum(passing.values()):,} pictures ({asked}) with data.attempt={attempt}")
         again = compose.load(words.required_conf(), [*words.overrides, f"data.attempt={attempt}"])
         planned = planned_steps(again, root, Selection(until="download"))
+    if passing or given_up:
+        asked = ", ".join(f"{cause} {count:,}" for cause, count in sorted(passing.items(), key=lambda item: -item[1]))
+        console.print(f"asking again for {sum(passing.values()):,} pictures ({asked}) with data.attempt={attempt}")
         if any(item.state != "done" for item in planned):
             invocation.run(again, words.required_conf(), root, planned, command)
-        rows = wanted(again, root, ["images"])["images"].manifest["rows"]
+        _, rows = _images(again, root)
     if words.json:
-        told = {"asked": passing, "gained": rows - images["rows"], "rows": rows, "attempt": attempt}
+        told = {"asked": passing, "gained": rows - before, "rows": rows, "attempt": attempt}
         print_json({"root": root, **told})
-    elif passing:
-        out.print(
-            f"{rows - images['rows']:,} pictures gained, {rows:,} in all; give data.attempt={attempt} from now on"
-        )
+    elif passing or given_up:
+        later = "" if given_up else f"; give data.attempt={attempt} from now on"
+        out.print(f"{rows - before:,} pictures gained, {rows:,} in all{later}")
     else:
         out.print("nothing to retry: no picture was lost for a reason that may pass")
+
+
+def _images(config: Config, root: str) -> tuple[dict[str, int], int]:
+    """Pictures lost by cause, and how many are stored, of a finished download."""
+    images = wanted(config, root, ["images"])["images"].manifest
+    return images["notes"]["lost"], images["rows"]
+
+
+def _downloaded(root: str, download: Planned) -> tuple[dict[str, int], int]:
+    """The same of one that is not finished."""
+    done = shards.finished(Store(root).path("images", download.fingerprint.digest)).values()
+    lost: Counter[str] = Counter()
+    for receipt in done:
+        lost.update(receipt.dropped)
+    return lost, sum(receipt.rows_out for receipt in done)
 
 
 def dedup(config: Config, root: str, words: Words, command: str) -> None:
@@ -285,7 +355,7 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
 
 
 def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:
-    rows = (_row(metadata.read(name), key) for name in sorted(metadata.files))
+    rows = (_row(metadata.read(name), key) for name in plan.parts(metadata.files))
     return next((row for row in rows if row), None)
 
 

@@ -225,6 +225,7 @@ def test_data_tells_counts_bytes_and_one_pictures_way(micro_root, pipeline, arti
     assert levels["planned"] == {"level": "planned", "rows": 16, "lost": {"limit": 48}}
     assert levels["kept"]["rows"] == levels["encoded: latents_c"]["rows"] == 16
     assert ask("verify")["damaged"] == []
+    assert {row["source"] for row in ask("lost")["rows"]} <= {"plan", "openmoji"}  # nothing is lost on loopback
     assert ask("retry") == {"root": str(micro_root), "asked": {}, "gained": 0, "rows": 16, "attempt": 1}
     key = json.loads(artifacts["samples"].read("captions.json"))[0]["key"]
     told = ask("trace", key)

@@ -12,6 +12,7 @@ import struct
 import threading
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,7 +25,7 @@ from PIL import Image
 from datasets import pictures
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
 from datasets.fetching import web
-from datasets.fetching.download import download_shard, results
+from datasets.fetching.download import download_shard, losses, results
 from datasets.files import storage
 from datasets.formats import removal, shards
 from datasets.formats.shards import INDEX, Receipt
@@ -35,9 +36,15 @@ from datasets.sources import openmoji
 SIZE = 32
 IMAGE = ImageConfig(size=SIZE, format="png")
 DOWNLOAD = DownloadConfig(
-    threads=4, timeout_s=60, retries=1, max_bytes=100_000, user_agent="test/1 (a@b.invalid)", max_lost=1.0
+    threads=4,
+    timeout_s=60,
+    retries=1,
+    max_wait_s=5.0,
+    max_bytes=100_000,
+    user_agent="test/1 (a@b.invalid)",
+    max_lost=1.0,
 )
-HOST = "pictures.invalid"
+HOST, BUSY = "pictures.invalid", "busy.invalid"
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -55,6 +62,7 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "busy": (429, b"", {}),
     "teapot": (418, b"", {}),
     "flaky": (503, b"", {}),  # at first
+    "late": (500, b"", {}),  # at first
     "down": (500, b"", {}),
     "optout": (200, PICTURE, {"X-Robots-Tag": "noai"}),
     "truncated": (200, PICTURE[:200], {"Content-Length": str(len(PICTURE))}),
@@ -75,6 +83,7 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str]]] = {
 OK = b"HTTP/1.1 200 OK\r\n"
 LENGTH = b"Content-Length: %d\r\n" % len(PICTURE)
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n"
+PACKED = gzip.compress(PICTURE)
 IN_CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(PICTURE), PICTURE)
 RAW = {  # answers, byte by byte, after which the server hangs up
     "chunks": CHUNKED + b"\r\n" + IN_CHUNKS,
@@ -95,7 +104,13 @@ RAW = {  # answers, byte by byte, after which the server hangs up
     "nowhere": b"HTTP/1.1 302 Found\r\n\r\n",
     "promises": b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + OK + LENGTH + b"\r\n" + PICTURE,
     "other-bytes": OK + b"X-\xff\xfe: \xe9\0\r\n" + LENGTH + b"\r\n" + PICTURE,
-    "encoded": OK + b"Content-Encoding: gzip\r\nContent-Length: 200\r\n\r\n" + gzip.compress(bytes(1 << 20))[:200],
+    "packed": OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(PACKED), PACKED),
+    "packed-twice": OK + b"Content-Encoding: deflate, X-GZIP\r\n\r\n" + gzip.compress(zlib.compress(PICTURE)),
+    "packed-raw": OK + b"Content-Encoding: deflate\r\n\r\n" + zlib.compress(PICTURE, wbits=-15),
+    "packed-not": OK + b"Content-Encoding: gzip\r\n" + LENGTH + b"\r\n" + PICTURE,
+    "packed-cut": OK + b"Content-Encoding: gzip\r\n\r\n" + PACKED[:-20],
+    "packed-bomb": OK + b"Content-Encoding: gzip\r\nContent-Length: 200\r\n\r\n" + gzip.compress(bytes(1 << 20))[:200],
+    "packed-otherwise": OK + b"Content-Encoding: br\r\n\r\n" + PACKED,
     "robots-others": OK + b"X-Robots-Tag: otherbot: noai\r\n" + LENGTH + b"\r\n" + PICTURE,
     "robots-twice": OK + b"X-Robots-Tag: all\r\nX-Robots-Tag: nosnippet, NoAI\r\n" + LENGTH + b"\r\n" + PICTURE,
     "robots-ours": OK + b"X-Robots-Tag: TEST: noindex\r\n" + LENGTH + b"\r\n" + PICTURE,
@@ -121,7 +136,13 @@ RAW_EXPECTED = {
     "nowhere": Outcome.HTTP_ERROR,
     "promises": Outcome.OK,
     "other-bytes": Outcome.OK,
-    "encoded": Outcome.NOT_AN_IMAGE,
+    "packed": Outcome.OK,
+    "packed-twice": Outcome.OK,
+    "packed-raw": Outcome.OK,
+    "packed-not": Outcome.OK,
+    "packed-cut": Outcome.TRUNCATED,
+    "packed-bomb": Outcome.TOO_BIG,
+    "packed-otherwise": Outcome.NOT_AN_IMAGE,
     "robots-others": Outcome.OK,
     "robots-twice": Outcome.OPTED_OUT,
     "robots-ours": Outcome.OPTED_OUT,
@@ -151,7 +172,7 @@ class Servers(BaseHTTPRequestHandler):
         if name in ("reset", "stays", *RAW):
             self.raw(name)
             return
-        again = name == "flaky" and self.seen.count("flaky") > 1
+        again = name in ("flaky", "late") and self.seen.count(name) > 1
         status, body, headers = ANSWERS["good" if again else name]
         self.send_response(status)
         for key, value in ({"Content-Length": str(len(body))} | headers).items():
@@ -197,7 +218,11 @@ def planned(*names: str) -> pa.Table:
 
 
 def download(rows: pa.Table, folder: Any, server: Any, **changes: Any) -> Receipt:
-    settings = {"image": IMAGE, "download": DOWNLOAD, "hosts": {HOST: server.server_address}} | changes
+    settings = {
+        "image": IMAGE,
+        "download": DOWNLOAD,
+        "hosts": dict.fromkeys((HOST, BUSY), server.server_address),
+    } | changes
     return download_shard(rows, shard=7, folder=str(folder), **settings)
 
 
@@ -211,7 +236,7 @@ EXPECTED = {
     "good-too": Outcome.OK,
     "missing": Outcome.GONE,
     "private": Outcome.DENIED,
-    "busy": Outcome.THROTTLED,
+    f"http://{BUSY}/busy": Outcome.THROTTLED,
     "teapot": Outcome.HTTP_ERROR,
     "flaky": Outcome.OK,
     "down": Outcome.SERVER_ERROR,
@@ -418,14 +443,14 @@ def test_a_forgotten_picture_is_not_asked_for_and_taken_out_later_leaves_the_sam
 
 
 def test_a_later_attempt_asks_again_for_passing_losses_only_and_keeps_every_other_byte(server, tmp_path):
-    rows = planned("good", "flaky", "missing", "down")
+    rows = planned("good", "late", "missing", "down")
     once = DOWNLOAD.model_copy(update={"retries": 0})
     first = download(rows, tmp_path / "first", server, download=once)
     assert first.dropped == {"gone": 1, "server_error": 2}
     tar, index = ((tmp_path / "first" / name).read_bytes() for name in (shards.image_name(7), shards.index_name(7)))
-    server.RequestHandlerClass.seen[:] = ["flaky"]
+    server.RequestHandlerClass.seen[:] = ["late"]
     second = download(rows, tmp_path / "second", server, download=once, earlier=results(tar, index))
-    assert sorted(server.RequestHandlerClass.seen) == ["down", "flaky", "flaky"]
+    assert sorted(server.RequestHandlerClass.seen) == ["down", "late", "late"]
     assert second.dropped == {"gone": 1, "server_error": 1}
     before = shards.read_images(tar)
     after = shards.read_images((tmp_path / "second" / shards.image_name(7)).read_bytes())
@@ -434,3 +459,32 @@ def test_a_later_attempt_asks_again_for_passing_losses_only_and_keeps_every_othe
     again = download(rows.slice(0, 1), tmp_path / "same", server, earlier={0: results(tar, index)[0]})
     assert again.rows_out == 1
     assert shards.read_images((tmp_path / "same" / shards.image_name(7)).read_bytes()) == before
+
+
+def test_asked_again_in_its_own_folder_a_shard_keeps_what_it_has(server, tmp_path):
+    """Where nothing is gained its files stay as they are; the old receipt never stands beside new files."""
+    rows = planned("good", "late", "down")
+    once = DOWNLOAD.model_copy(update={"retries": 0})
+    first = download(rows, tmp_path, server, download=once)
+    assert first.dropped == {"server_error": 2}
+    server.RequestHandlerClass.seen[:] = []
+    files = [tmp_path / name for name in (shards.image_name(7), shards.index_name(7))]
+
+    def known() -> Any:
+        return results(*(file.read_bytes() for file in files))
+
+    counts: list[int] = []
+    same = download(rows, tmp_path, server, download=once, earlier=known(), replaced=first, settled=counts.append)
+    assert same is first
+    assert sum(counts) == 3
+    server.RequestHandlerClass.seen[:] = ["late"]
+
+    def fence() -> None:
+        assert len(shards.read_images(files[0].read_bytes())) == 1 or shards.finished(str(tmp_path)) == {}
+
+    better = download(rows, tmp_path, server, download=once, earlier=known(), replaced=first, fence=fence)
+    assert better.dropped == {"server_error": 1}
+    assert shards.finished(str(tmp_path)) == {7: better}
+    assert sorted(server.RequestHandlerClass.seen) == ["down", "late", "late"]
+    lost = list(losses(rows, files[1].read_bytes()))
+    assert lost == [(f"http://{HOST}/down", "server_error", "HTTP Error 500: Internal Server Error")]

@@ -71,7 +71,7 @@ EXPECTED = {
     "text": Outcome.NOT_AN_IMAGE,
     "texts": Outcome.NOT_AN_IMAGE,
     "animation": Outcome.TOO_MANY_PIXELS,
-    "zipped": Outcome.NOT_AN_IMAGE,  # as it comes: we ask for no encoding, and undo none
+    "zipped": Outcome.TOO_BIG,  # unpacked, up to as many bytes as a picture may have
     "endless-body": Outcome.TOO_BIG,
     "endless-chunks": Outcome.TOO_BIG,
     "one-huge-chunk": Outcome.TOO_BIG,

@@ -1,0 +1,212 @@
+"""How often each host is asked, and over how many connections: what it bears is learned from its answers.
+
+A host that has enough says so: with 429 or 503, with Retry-After, or by dropping a connection while it has others. Then
+either the connections were more than it bears, which may be where it has never answered over so many, or they came too
+fast. The first lowers a ceiling of connections. The second fills a bucket of tokens at the rate at which it has
+answered, pauses included, which is the rate that it bears, whatever the window by which it counts. Both rise again.
+"""
+
+import itertools
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from datasets.outcomes import Lost, Outcome
+
+POLL_S = 0.05  # between two looks whether a connection is free
+FIRST_PAUSE_S = 0.2  # of a host that says not how long; each further one is twice as long
+LIFT_S = 1.0  # until one more connection is tried; after each failure twice as long
+LIFT_PAUSES = 5  # or so many times as long as the host asked for patience then
+MARGIN = 0.9  # of the rate that a host has borne
+GROWTH = 0.05  # of a rate in a second, where it is used to the full; faster for each second without a refusal
+FASTEST_AFTER_S = 20.0
+BURST_S = 0.1  # seconds of its rate that a host is asked at once after a while without
+UNPROVEN = 1 / 8  # of the patience with others, for a host that has never answered
+CLOSED = 10  # times the patience, for a host with which it has come to an end
+
+
+class Heard(Enum):
+    """How a host has answered."""
+
+    ANSWER = auto()
+    REFUSAL = auto()  # it has enough
+    NOTHING = auto()  # what says nothing of its pace
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn at a host: a ticket and the number of connections to it, this one included; or seconds to wait for one.
+
+    `queued` says that the connections that it bears are taken, otherwise it is asked later.
+    """
+
+    ticket: int | None
+    together: int = 0
+    wait_s: float = 0.0
+    queued: bool = False
+
+
+class Pace(Protocol):
+    """Gives out turns at hosts, to the threads of one process or to all workers of a job."""
+
+    def take(self, host: str) -> Turn:
+        """A turn, or how long to wait before the next question for one."""
+
+    def give_back(self, host: str, turn: Turn, heard: Heard, after_s: float) -> None:
+        """End a turn, with what was heard; a refusal may have asked for `after_s` seconds of patience."""
+
+
+@dataclass
+class _Host:
+    """What is known of a host. Moments are on the clock of its `HostSlots`."""
+
+    ceiling: int  # connections that it is asked over
+    borne: int = field(default=0, kw_only=True)  # connections over which it has answered
+    asked: float  # since when it is, without an answer
+    proven: bool = False  # it has answered
+    held: dict[int, tuple[float, int, float]] = field(default_factory=dict)  # ticket -> lapse, connections, beginning
+    rate: float = math.inf  # requests a second that it bears
+    tokens: float = 1.0
+    filled: float = 0.0
+    closed_until: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    reacted: float = -math.inf  # to a refusal: those of requests from before are of the same cause
+    since: float = 0.0  # answers are counted from then on; at each count they and the time are halved
+    answers: float = 0.0
+    counted: bool = True  # there was none since the last count
+    lift_at: float = 0.0
+    lift_s: float = LIFT_S
+
+
+class HostSlots:
+    """The pace of each host, by name. Runs in a worker for itself, or for a whole job as an actor.
+
+    Args:
+        each: connections to one host at a time, at most.
+        patience_s: seconds for which a host may have enough without an answer; then it is left alone.
+        held_s: after so long a turn that nobody has given back is free again: its holder is dead.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, each: int, patience_s: float = 60.0, held_s: float = math.inf, clock: Callable[[], float] = time.monotonic
+    ):
+        self._each, self._patience_s, self._held_s, self._clock = each, patience_s, held_s, clock
+        self._hosts: dict[str, _Host] = {}
+        self._tickets = itertools.count()
+        self._lock = threading.Lock()
+
+    def take(self, name: str) -> Turn:
+        """A turn, or how long to wait before the next question for one."""
+        with self._lock:
+            now, host = self._clock(), self._host(name)
+            host.held = {ticket: one for ticket, one in host.held.items() if one[0] > now}
+            if wait_s := self._wait(host, now):
+                return Turn(None, wait_s=wait_s)
+            if len(host.held) >= host.ceiling:
+                return Turn(None, wait_s=POLL_S, queued=True)
+            ticket, together = next(self._tickets), len(host.held) + 1
+            host.held[ticket] = (now + self._held_s, together, now)
+            host.tokens -= 1
+            return Turn(ticket, together)
+
+    def give_back(self, name: str, turn: Turn, heard: Heard = Heard.NOTHING, after_s: float = 0.0) -> None:
+        """End a turn, with what was heard; a refusal may have asked for `after_s` seconds of patience."""
+        with self._lock:
+            now, host = self._clock(), self._host(name)
+            assert turn.ticket is not None
+            _, together, began = host.held.pop(turn.ticket, (now, turn.together, now))
+            if heard is Heard.ANSWER:
+                self._answered(host, now, together)
+            elif heard is Heard.REFUSAL:
+                self._refused(host, now, together, began, after_s)
+            if not host.held and host.reacted == -math.inf:
+                del self._hosts[name]  # of millions of hosts, those that bear anything need not be remembered
+
+    def _host(self, name: str) -> _Host:
+        now = self._clock()
+        return self._hosts.setdefault(name, _Host(self._each, now, since=now))
+
+    def _wait(self, host: _Host, now: float) -> float:
+        """Seconds until a host may be asked, as far as it is known; 0: now."""
+        if now < host.closed_until:
+            return host.closed_until - now
+        if host.ceiling < self._each and now >= host.lift_at:
+            host.ceiling += 1
+            host.lift_at = now + host.lift_s
+        if host.rate == math.inf:
+            host.tokens = 1.0
+        else:
+            host.tokens = min(1.0 + BURST_S * host.rate, host.tokens + (now - host.filled) * host.rate)
+        host.filled = now
+        return max(0.0, 1.0 - host.tokens) / host.rate
+
+    def _answered(self, host: _Host, now: float, together: int) -> None:
+        host.borne = max(host.borne, together)
+        host.asked, host.proven, host.pause_s = now, True, FIRST_PAUSE_S
+        host.answers += 1
+        host.counted = False
+        host.rate += GROWTH * (1.0 + min(now - host.reacted, FASTEST_AFTER_S))
+
+    def _refused(self, host: _Host, now: float, together: int, began: float, after_s: float) -> None:
+        too_many = together > max(1, host.borne)
+        if too_many:
+            self._lower(host, now, together - 1, after_s)
+        if began < host.reacted:
+            return
+        host.reacted = now
+        if after_s or not too_many:
+            host.closed_until = max(host.closed_until, now + (after_s or host.pause_s))
+        if not too_many:
+            self._slow_down(host, now)
+        if now - host.asked > self._patience_s * (1 if host.proven else UNPROVEN):
+            host.closed_until = max(host.closed_until, now + CLOSED * self._patience_s)
+
+    def _lower(self, host: _Host, now: float, ceiling: int, after_s: float) -> None:
+        """Ask a host over no more than so many connections for a while; longer, where more were tried in vain."""
+        if ceiling < host.ceiling:
+            longer = 2 * host.lift_s if host.ceiling < self._each else LIFT_S
+            host.lift_s = min(max(longer, LIFT_PAUSES * after_s), self._patience_s)
+            host.ceiling = ceiling
+        host.lift_at = now + host.lift_s
+
+    def _slow_down(self, host: _Host, now: float) -> None:
+        """Take for a host's rate that at which it has answered, pauses included."""
+        host.pause_s = min(2 * host.pause_s, max(FIRST_PAUSE_S, self._patience_s / 4))
+        if not host.counted:
+            seconds = max(now - host.since, 1e-3)
+            host.rate = min(host.rate, MARGIN * host.answers / seconds)
+            host.answers, host.since, host.counted = host.answers / 2, now - seconds / 2, True
+        host.tokens = 0.0
+
+
+@dataclass
+class Patience:
+    """Seconds that somebody still waits for hosts: for one that has enough, and for one whose connections are taken."""
+
+    with_refusals_s: float
+    in_queues_s: float = math.inf
+
+    def turn(self, pace: Pace, host: str) -> Turn:
+        """Wait for a turn at a host.
+
+        Raises:
+            Lost: as soon as it is clear that there will be none in time.
+        """
+        while self.with_refusals_s >= 0 and self.in_queues_s >= 0:
+            turn = pace.take(host)
+            if turn.ticket is not None:
+                return turn
+            seconds = turn.wait_s * random.uniform(1.0, 1.5)
+            if turn.queued:
+                self.in_queues_s -= seconds
+            else:
+                self.with_refusals_s -= seconds
+            if self.with_refusals_s >= 0:
+                time.sleep(seconds)
+        raise Lost(Outcome.THROTTLED, f"{host} asked for patience, for longer than there is")
