@@ -1,11 +1,15 @@
 """What a download says of its losses, and the ways to go on that it names."""
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from datasets.formats.shards import Receipt
 from pipeline.errors import BudgetExceeded
 from pipeline.settings.words import parse
+from pipeline.steps import download as steps
 from pipeline.steps.download import _budget, _Told
 
 
@@ -48,3 +52,45 @@ def test_progress_is_told_now_and_then_and_adds_up(monkeypatch):
         now[0] = moment
         progress(count)
     assert told == [4, 6]
+
+
+def receipt(shard: int, **dropped: int) -> Receipt:
+    kept = 10 - sum(dropped.values())
+    return Receipt(shard, 10, kept, dropped, {}, 0.0, 1, "here")
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "answers", "ways"),
+    [
+        ({}, [{0, 1, 2}], [{0: {}, 1: {"gone": 6}, 2: {"dns": 1}}], None),  # links that are dead, one by one
+        ({}, [{0, 1, 2}, {1}], [{0: {}, 1: {"dns": 9}, 2: {"dns": 1}}, {1: {"dns": 1}}], None),  # away for a moment
+        ({}, [{0, 1, 2}, {1}], [{0: {}, 1: {"dns": 9}, 2: {}}, {1: {"dns": 9}}], [None, "data.download.max_lost=1.0"]),
+        ({0: {}, 1: {"timeout": 10}, 2: {}}, [set(), {1}], [{}, {1: {}}], None),  # by an earlier run
+        ({0: {"dns": 1}, 1: {}}, [{2}], [{2: {}}], None),  # few enough: `data retry` is there for these
+        ({0: {"dns": 5}, 1: {"dns": 5}}, [{2}, {0, 1}], [{2: {"gone": 10}}, {0: {}, 1: {}}], None),
+    ],
+)
+def test_what_an_outage_took_is_asked_for_again_and_never_final(monkeypatch, before, asked, answers, ways):
+    calls: list[set[int]] = []
+
+    def ask(build: object, finished: dict[int, Receipt], wanted: set[int], lost: object) -> None:
+        finished |= {shard: receipt(shard, **dropped) for shard, dropped in answers[len(calls)].items()}
+        calls.append(set(wanted))
+
+    monkeypatch.setattr(steps, "_ask", ask)
+    metadata = SimpleNamespace(manifest={"rows": 30, "notes": {}})
+    build: Any = SimpleNamespace(
+        inputs={"metadata": metadata},
+        config=SimpleNamespace(data=SimpleNamespace(shard_rows=10, download=SimpleNamespace(max_lost=0.4))),
+        finished_shards=lambda path: {shard: receipt(shard, **dropped) for shard, dropped in before.items()},
+        path="images",
+        report=SimpleNamespace(warning=lambda text: None),
+    )
+    if ways is None:
+        facts = steps.download(build)
+        assert [one.shard for one in facts.shards[""]] == [0, 1, 2]
+    else:
+        with pytest.raises(BudgetExceeded, match=r"most pictures of 1 of 3 shards .* being away: shards 1") as caught:
+            steps.download(build)
+        assert [override for _, override in caught.value.ways] == ways
+    assert calls == asked
