@@ -24,7 +24,7 @@ from PIL import Image
 from datasets import pictures
 from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
 from datasets.fetching import web
-from datasets.fetching.download import download_shard, results
+from datasets.fetching.download import Outage, download_shard, results
 from datasets.files import storage
 from datasets.formats import removal, shards
 from datasets.formats.shards import INDEX, Receipt
@@ -434,3 +434,22 @@ def test_a_later_attempt_asks_again_for_passing_losses_only_and_keeps_every_othe
     again = download(rows.slice(0, 1), tmp_path / "same", server, earlier={0: results(tar, index)[0]})
     assert again.rows_out == 1
     assert shards.read_images((tmp_path / "same" / shards.image_name(7)).read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("lost", "max_lost", "done"), [(3, 0.0, False), (2, 0.0, True), (3, 0.7, False), (3, 0.8, True)]
+)
+def test_a_shard_that_was_fetched_in_an_outage_is_not_done(tmp_path, server, lost, max_lost, done):
+    """Most of its pictures fail in ways that may pass; a receipt would say so for ever. Causes that stay count for
+    nothing here, and who can bear the loss says so."""
+    names = [*("down", "busy", "truncated")[:lost], *("missing", "good")[: 4 - lost]]
+    rows, bearing = planned(*names), DOWNLOAD.model_copy(update={"max_lost": max_lost})
+    if done:
+        dropped = download(rows, tmp_path, server, download=bearing).dropped
+        assert sum(dropped.values()) == 4 - names.count("good")
+        return
+    told = r"shard 7: 3 of 4 pictures were lost .*server_error 1.*start the same command again"
+    with pytest.raises(Outage, match=told):
+        download(rows, tmp_path, server, download=bearing)
+    assert shards.finished(str(tmp_path)) == {}
+    assert list(tmp_path.iterdir()) == []
