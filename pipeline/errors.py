@@ -4,7 +4,7 @@
 2  UsageError, and every other ValueError: bad config, usage or input; StorageError: a place without room or rights
 3  BudgetExceeded: more rows lost or quarantined than the config allows
 4  LeaseHeld: another run is building the same artifact; ClaimLost: it has taken it over from this one
-5  RetriesExhausted: a step kept failing; StoreAway: the root's storage did
+5  RetriesExhausted: a step kept failing, or Ray did not start; StoreAway: the root's storage did
 130, 143  Interrupted by SIGINT or SIGTERM after a clean save; 141 where nobody reads stdout any more
 """
 
@@ -47,7 +47,7 @@ class ClaimLost(RuntimeError):
 
 
 class RetriesExhausted(RuntimeError):
-    """A step failed more often than `cluster.retries` allows."""
+    """A step failed more often than `cluster.retries` allows, or Ray did not start."""
 
 
 class InfrastructureError(RuntimeError):

@@ -3,17 +3,22 @@
 import io
 import json
 import os
+import re
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.table import Table
+from rich.text import Text
 
 from datasets.files.notices import Notice, Retry
 
 COLUMNS = 120  # of a table where there is no terminal
 NAMED = 10  # of the files that were passed over
+HEEDED = re.compile(  # controls but line ends and tabs, and what turns the direction of writing
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
 QUIET_S = 60.0  # between two lines about a store that keeps failing
 
 
@@ -21,11 +26,20 @@ class Console(RichConsole):
     """Rich's, where it goes into a pipe that nobody reads any more: an answer ends there, as with `print`; work goes
     on without being watched."""
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As Rich does, of a text that cannot move the cursor, change colours or turn others around."""
+        return super().render_str(printable(text), **options)
+
     def on_broken_pipe(self) -> None:
         if not self.stderr:
             raise BrokenPipeError
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def printable(text: str) -> str:
+    """A text with escapes in place of what a terminal would heed: servers, captions, file names may hold anything."""
+    return HEEDED.sub(lambda sign: repr(sign[0])[1:-1], text)
 
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -47,7 +61,8 @@ def print_table(table: Table, file: TextIO | None = None) -> None:
 def print_json(document: object) -> None:
     """Print a document on stdout, with the letters that its encoding has and escapes for all others."""
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    print(json.dumps(document, indent=1, ensure_ascii=not unicode))
+    text = json.dumps(document, indent=1, ensure_ascii=not unicode)
+    print(HEEDED.sub(lambda sign: json.dumps(sign[0])[1:-1], text))
 
 
 def escape_what_cannot_be_shown() -> None:

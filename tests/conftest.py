@@ -16,6 +16,12 @@ hypothesis.settings.load_profile("ours")
 
 CHECKOUT = Path(__file__).parent.parent
 MICRO = ("conf=stage_c", "scale=micro")
+CANARIES = {
+    "CANARY": "canary-by-interpolation",
+    "AWS_SECRET_ACCESS_KEY": "canary-of-aws",
+    "MLFLOW_TRACKING_PASSWORD": "canary-of-mlflow",
+    "HF_TOKEN": "canary-of-the-hub",
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,9 +38,10 @@ def _quiet_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 def pipeline() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m pipeline WORDS...` in a process of its own, from the checkout."""
 
-    def call(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def call(*words: object, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pipeline", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
+        environment = {**os.environ, **variables}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=environment)
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -53,7 +60,9 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def micro_root(tmp_path_factory: pytest.TempPathFactory, pipeline: Callable[..., object]) -> Path:
-    """A root in which the whole DAG has been run at micro scale, through real Ray, HTTP and MLflow."""
+    """A root in which the whole DAG has been run at micro scale, through real Ray, HTTP and MLflow; with secrets in
+    the environment, and in a URL of the config, from there and from the command line."""
     root = tmp_path_factory.mktemp("micro")
-    pipeline("run", *MICRO, f"root={root}")
+    url = "https://a.invalid/?token=${oc.env:CANARY}&signature=canary-in-a-word"
+    pipeline("run", *MICRO, f"root={root}", f"data.download.user_agent='test/1 ({url})'", **CANARIES)
     return root

@@ -32,7 +32,7 @@ from datasets.files import retrying, storage
 from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause, get
 from pipeline.environment import quiet_environment, ray_folder
-from pipeline.errors import InfrastructureError, UsageError
+from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError
 from pipeline.settings.sections import Cluster as ClusterConfig
 
 T = TypeVar("T")
@@ -64,6 +64,15 @@ class Cluster:
             )
         except ConnectionError as error:
             raise UsageError(f"cluster.address={config.address}: no Ray answers there ({error})") from None
+        except (ValueError, TypeError, AssertionError):  # ours
+            raise
+        except Exception as error:  # Ray raises a plain one where its processes do not answer in time
+            ray.shutdown()
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RetriesExhausted(
+                f"Ray did not start ({why}): the machine is very busy, or its memory or the disk of {ray_folder()} is "
+                "full; start the same command again once it is not"
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         for number, handler in handlers.items():  # Ray takes SIGTERM for itself and would end without saving

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import UsageError, nearest
 from pipeline.settings.config import Config
 from pipeline.settings.keys import flatten
+from pipeline.store.redact import holds_password
 
 CONF = Path(__file__).parents[2] / "conf"
 PLAINER = {  # than pydantic's own words
@@ -52,10 +53,25 @@ def check(tree: dict[str, Any]) -> Config:
     Raises:
         UsageError: unknown key, wrong type, or values that do not fit together.
     """
+    for key, value in flatten(tree).items():
+        check_no_password(key, value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UsageError(explain(error, tree)) from None
+
+
+def check_no_password(key: str, value: Any) -> None:
+    """Refuse a URI with a password in it: whatever a config says is written into manifests, records and MLflow.
+
+    Raises:
+        UsageError: says where it belongs, and not what it is.
+    """
+    if holds_password(value):
+        raise UsageError(
+            f"{key}: a URI must not hold a password or a secret key; leave it out and give it in the environment "
+            "(AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; MLFLOW_TRACKING_USERNAME and _PASSWORD)"
+        )
 
 
 def compose(conf: str, overrides: list[str]) -> dict[str, Any]:

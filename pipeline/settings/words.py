@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.errors import UsageError, nearest
-from pipeline.settings.compose import groups, names
+from pipeline.settings.compose import check_no_password, groups, names
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
 STEP_FLAGS = ("--from", "--until", "--only", "--force", "--why")  # each takes the name of a step
+FREE_TEXTS = ("prompt", "negative", "urls")  # what is drawn, and pictures to be forgotten, wherever they lay
 SAMPLE_WORDS = (
     "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b",
     "image", "strength", "preview", "from", "run_seed", "out",
@@ -163,6 +164,8 @@ class _Taken:
 
     def pair(self, key: str, value: str) -> None:
         """A word `key=value`: one of the verb's own, or an override."""
+        if key not in FREE_TEXTS:
+            check_no_password(key, value)
         if key in self.known:
             if key in self.own:
                 raise UsageError(f"{key}= is given twice")

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ class ProcessId:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "ProcessId":
         """What a record says, by this version or another: more is passed over; what lacks is of nobody known."""
-        nobody = cls("an unknown host", 0, 0.0)
-        told: dict[str, Any] = {field.name: record.get(field.name) for field in fields(cls)}
-        return replace(nobody, **{name: value for name, value in told.items() if _fits(value, getattr(nobody, name))})
+        nobody = vars(cls("an unknown host", 0, 0.0))
+        told = {name: record[name] for name in nobody if name in record and _fits(record[name], nobody[name])}
+        return cls(**nobody | told)
 
     @property
     def is_exact(self) -> bool:

@@ -8,6 +8,8 @@ SECRET = re.compile(
     r"(^|_)(token|secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private|account)_?key)(_|$)"
 )
 
+PASSWORD = re.compile(r"(?<=\w://)[^/\s@:]+:(?!\d+/)[^\s@]+@")  # a secret key may have slashes; a port has one after it
+
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy without the values of telling keys, the passwords in URLs, and URLs' queries (signatures)."""
@@ -35,6 +37,15 @@ def redact_text(word: str) -> str:
     return f"{key}=***" if separator and value and _is_secret(key) else _without_urls(word)
 
 
+def holds_password(value: Any) -> bool:
+    """Whether a value, or one in it, has a URI with a password in it, such as `s3://KEY:SECRET@bucket`."""
+    if isinstance(value, Mapping):
+        return any(map(holds_password, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(holds_password, value))
+    return isinstance(value, str) and bool(PASSWORD.search(value))
+
+
 def _without_urls(text: str) -> str:
-    text = re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
+    text = re.sub(r"(?<=://)[^/\s@]+@", "***@", PASSWORD.sub("***@", text))
     return re.sub(r"(\w://[^\s?#]*)\?[^\s#]+", r"\1?***", text)

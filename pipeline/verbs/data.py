@@ -177,7 +177,10 @@ def repair(config: Config, root: str, words: Words, command: str) -> None:
         UsageError: nothing can be made anew before one of those is there again; nothing was changed.
     """
     check_carried_out(root)
-    found = repairing.damaged(_finished(config, root).values())
+    finished = _finished(config, root)
+    if not finished and not _waiting(config, root):
+        raise UsageError(f"root={root} has no finished artifact of this conf yet")
+    found = repairing.damaged(finished.values())
     alone = repairing.of_no_shard(found)
     opened = repairing.open_damaged(Store(root), [file for file in found if file not in alone], alone)
     waiting = _waiting(config, root)

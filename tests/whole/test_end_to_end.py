@@ -58,6 +58,16 @@ def test_every_file_is_in_its_manifest_and_is_what_it_says(artifacts):
             artifact.read(name)
 
 
+def test_no_file_of_a_run_holds_a_secret(micro_root):
+    """Of those that `micro_root` planted; the config and the command that they stand in are told, in MLflow too."""
+    contents = {
+        str(file.relative_to(micro_root)): file.read_bytes() for file in micro_root.rglob("*") if file.is_file()
+    }
+    assert [name for name, content in contents.items() if b"canary" in content] == []
+    told = [name for name, content in contents.items() if b"https://a.invalid/?***" in content]
+    assert {name.partition("/")[0] for name in told} >= {"artifacts", "invocations", "mlflow"}
+
+
 def test_all_artifacts_of_the_images_share_keys_and_shards(artifacts):
     images = artifacts["images"]
     for shard in shards.finished(images.path):

@@ -1,5 +1,6 @@
 """Files read again and again: hashed once, kept within a budget, fetched once by all processes of a node."""
 
+import errno
 import os
 import threading
 import time
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from datasets.files.cache import VerifiedFiles
+from datasets.files.errors import StorageError
 from datasets.files.storage import CorruptFile, FileEntry
 
 REMOTE = "memory://cache-test"
@@ -121,3 +123,24 @@ def test_files_that_vanish_while_room_is_made_do_no_harm(tmp_path):
         finally:
             over.set()
         churning.result()
+
+
+@pytest.mark.parametrize("broken", ["a file in its place", "no rights"])
+def test_a_folder_that_cannot_be_used_makes_reading_slower_and_ends_nothing(tmp_path, monkeypatch, broken, fetched):
+    if broken == "no rights":
+
+        def refuses(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "mkdir", refuses)
+    else:
+        (tmp_path / "cache").write_text("")
+    path, entry = put("unkept", b"content")
+    told: list[notices.Notice] = []
+    with notices.heard_by(told.append):
+        for _ in range(2):
+            assert VerifiedFiles(str(tmp_path / "cache"), 100).read(path, entry).tobytes() == b"content"
+    assert len(fetched) == 2
+    assert ["not kept: " in str(notice) for notice in told] == [True, True]
+    with pytest.raises(StorageError, match="there is no such file"):
+        VerifiedFiles(str(tmp_path / "cache"), 100).read(f"{path}-none", entry)

@@ -105,6 +105,15 @@ def test_a_link_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
     assert not storage.create(b"theirs", str(tmp_path / "claim"))
 
 
+def test_a_name_that_was_taken_and_given_back_meanwhile_was_not_ours(tmp_path, monkeypatch):
+    def taken(*_: str) -> None:
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "link", taken)
+    assert not storage.create(b"mine", str(tmp_path / "claim"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_failures_to_link_are_told(tmp_path, monkeypatch):
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,8 +1,11 @@
 """The command line's grammar."""
 
+import re
+
 import pytest
 
 from pipeline.errors import UsageError
+from pipeline.settings import compose
 from pipeline.settings.words import parse
 
 
@@ -56,3 +59,27 @@ def test_flags():
 def test_what_does_not_fit_is_named(line, message):
     with pytest.raises(UsageError, match=message):
         parse(line.split())
+
+
+SECRETS = ("s3://AKIA:sEcReT@bucket/rows", "s3://AKIA:sE/cR+eT@bucket", "[s3://b/x, 'https://anna:sEcReT@host/x']")
+
+
+@pytest.mark.parametrize("value", SECRETS)
+@pytest.mark.parametrize("word", ["data.metadata", "root", "tracking.uri"])
+def test_a_password_in_a_uri_is_refused_and_not_repeated(word, value):
+    with pytest.raises(UsageError, match=rf"^{word}: a URI must not hold a password .*AWS_PROFILE") as caught:
+        parse(["run", "conf=stage_c", f"{word}={value}"])
+    assert not re.search("AKIA|sE|cR", str(caught.value))
+
+
+def test_so_is_one_that_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("BUCKET", SECRETS[0])
+    with pytest.raises(UsageError, match=r"^data.metadata: a URI must not hold a password") as caught:
+        compose.load("stage_c", ["data.metadata=${oc.env:BUCKET}"])
+    assert "sEcReT" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["s3://bucket/a:b@2x", "http://host:5000/a@2x.png", "https://anna@host/x", "a:b@c"])
+def test_no_other_uri_is_taken_for_one_with_a_password(value):
+    assert parse(["run", "conf=stage_c", f"data.metadata={value}"]).overrides == [f"data.metadata={value}"]
+    assert parse(["sample", "conf=stage_c", f"prompt={SECRETS[0]}"]).own["prompt"] == SECRETS[0]
