@@ -25,10 +25,7 @@ from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from tests.pipeline.models.test_encoders import ROWS, Root, download, tars, trained  # noqa: F401
 
-HELD = (
-    "00000000000000000000000000000001",
-    "00000000000000000000000000000006",
-)  # keys of pictures; the second is shard 1's
+HELD = tuple(f"{number:032x}" for number in (1, 6))  # keys of pictures, of shards 0 and 1
 
 
 @pytest.fixture(autouse=True)
