@@ -81,7 +81,8 @@ def examined(found: Contest, allowed: float) -> tuple[dict[str, frozenset[str]],
     Raises:
         DataError: more of a rival's pictures are missing or no good than the share that is allowed.
     """
-    usable, told = {}, {}
+    usable: dict[str, frozenset[str]] = {}
+    told: dict[str, str] = {}
     wanted = [(row["key"], row["caption"]) for row in found.rows]
     for column, place in found.places.items():
         if place.outside:

@@ -5,7 +5,7 @@ scorer, truncated                             by whom, and whether it saw only t
 score, null, rival_<name>, stage_a, stage_b   ours; ours with another seed; the rivals'; reconstructions
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ class Line:
     p: float
 
 
-def schema(rivals: Sequence[str]) -> pa.Schema:
+def schema(rivals: Iterable[str]) -> pa.Schema:
     """Of the table, for rivals of these names."""
     texts = {name: pa.string() for name in ("set", "key", "prompt", "category", "challenge")}
     scored = ("score", NULL, *(f"{RIVAL}{name}" for name in sorted(rivals)), *RECONSTRUCTIONS)
@@ -53,7 +53,7 @@ def win_rates(table: pa.Table) -> list[Line]:
     """Every win rate that a table of scores holds: over all prompts of a set, and by their category and challenge."""
     rivals = [name for name in table.column_names if name.startswith(RIVAL)]
     columns = [*rivals, *([NULL] if NULL in table.column_names else [])]
-    found = []
+    found: list[Line] = []
     for prompts, scorer, rows in _by_set_and_scorer(table):
         for column in columns:
             both = rows.filter(pc.field("score").is_valid() & pc.field(column).is_valid())

@@ -294,7 +294,7 @@ class Eval(Settings):
     @property
     def rival_paths(self) -> dict[str, str]:
         """Paths of rivals' pictures by their keys below `eval`: `rivals.<name>`, or `rivals.<name>.<prompt set>`."""
-        found = {}
+        found: dict[str, str] = {}
         for name, place in self.rivals.items():
             places = (
                 {f".{prompts}": path for prompts, path in place.items()} if isinstance(place, dict) else {"": place}

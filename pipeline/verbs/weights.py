@@ -25,7 +25,7 @@ from pipeline.terminal import console, print_json, print_table
 
 PATIENCE = 5  # seconds for a source to answer at all; once it has, its library tries again for much longer
 HUB_NOTES = ".cache"  # where the Hub's library keeps its own, and what it cannot use again
-UNRECORDED = "unrecorded"
+UNRECORDED: Literal["unrecorded"] = "unrecorded"
 State = Literal["ok", "unrecorded", "pinned", "missing", "changed"]
 
 
