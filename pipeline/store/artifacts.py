@@ -71,7 +71,8 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """One of its files, verified against the manifest."""
-        return storage.read(storage.join(self.path, name), expect=self.files[name])
+        entry = FileEntry(**self.manifest["files"][name])  # not by `files`: there may be as many as pictures
+        return storage.read(storage.join(self.path, name), expect=entry)
 
     def parent(self, name: str) -> "Artifact | None":
         """The artifact of that name that this one was made from, as it stands now."""
