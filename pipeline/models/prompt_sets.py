@@ -11,7 +11,7 @@ from datasets.reading import prompts as files
 from datasets.reading import views
 from pipeline.models.drawing import caption_seed
 from pipeline.settings.config import Config
-from pipeline.settings.sections import HELD_OUT, TRAINING, samples_of
+from pipeline.settings.sections import BASELINE, HELD_OUT, NULL, TRAINING, samples_of
 from pipeline.store.artifacts import Artifact
 
 
@@ -34,7 +34,8 @@ class Prompt:
 
 def drawn_for(config: Config, output: str) -> str:
     """Name of the prompt set that an artifact of samples, ours or a rival's, is of."""
-    return next(name for name in reversed(config.drawn_sets()) if output.endswith(samples_of(name)))
+    ours = output.removeprefix(f"{NULL}_").removeprefix(f"{BASELINE}_")
+    return next(name for name in config.drawn_sets() if samples_of(name) == ours)
 
 
 def read(config: Config, name: str, inputs: dict[str, Artifact]) -> tuple[list[Prompt], dict[str, Any]]:

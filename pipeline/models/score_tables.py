@@ -5,7 +5,7 @@ scorer, truncated                             by whom, and whether it saw only t
 score, null, rival_<name>, stage_a, stage_b   ours; ours with another seed; the rivals'; reconstructions
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ class Line:
     p: float
 
 
-def schema(rivals: Sequence[str]) -> pa.Schema:
+def schema(rivals: Iterable[str]) -> pa.Schema:
     """Of the table, for rivals of these names."""
     texts = {name: pa.string() for name in ("set", "key", "prompt", "category", "challenge")}
     scored = ("score", NULL, *(f"{RIVAL}{name}" for name in sorted(rivals)), *RECONSTRUCTIONS)

@@ -81,13 +81,10 @@ def _drawings(config: Config, name: str, texts: tuple[str, ...], towers_of: tupl
     """What draws the pictures of a prompt set: our model; again, with other seeds, where models are compared; the
     baseline."""
     samples, text_l = samples_of(name), f"text_{config.baseline.text}"
-    asked: tuple[str, ...]
-    if name in config.prompt_files():
-        asked, from_data = (f"eval.prompts.{name}", "eval.limit"), []
-        how = (*asked, *(f"sample.{key}" for key in SamplingConfig.model_fields))
-    else:
-        asked, from_data = ("sample.limit",), ["images", *["held_out"] * config.data.holds_out]
-        how = ("sample",)
+    from_file = name in config.prompt_files()
+    asked = (f"eval.prompts.{name}", "eval.limit") if from_file else ("sample.limit",)
+    from_data = () if from_file else ("images", *(["held_out"] if config.data.holds_out else []))
+    how = (*asked, *(f"sample.{key}" for key in SamplingConfig.model_fields)) if from_file else ("sample",)
     again = [NULL] if config.eval.compares and name in config.prompt_sets() else []
     pictures = (*asked, *(f"sample.{key}" for key in ("width", "height", "negative")))
     return [

@@ -85,7 +85,8 @@ def _cell(line: dict[str, Any] | None) -> str:
     if line is None:
         return ""
     low, high = 100 * line["low"], 100 * line["high"]
-    return f"{100 * line['rate']:.1f} % [{low:.1f}, {high:.1f}] n {line['n']}, p {line['p']:.2g}, {line['margin']:+.3g}"
+    p = f"{line['p']:.2g}" if line["p"] >= 1e-4 else "<0.0001"
+    return f"{100 * line['rate']:.1f} % [{low:.1f}, {high:.1f}] n {line['n']:,} p {p}"
 
 
 def files(count: int) -> str:

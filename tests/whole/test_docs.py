@@ -135,6 +135,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(folder / "DIR/0.tar", "w") as tar:
         for file in ("x.png", "x.txt"):
             tar.add(folder / "DIR" / file, file)
+    (folder / "DIR/prompts.csv").write_text("file,prompt\nx.png,a red square\n")
+    (folder / "PartiPrompts.tsv").write_text("Prompt\tCategory\na red square\tAbstract\n")
+    (folder / "captions_val2014.json").write_text('{"annotations": [{"caption": "a red square"}]}')
+    (folder / "coco.jsonl").write_text('{"caption": "In this image there is a red square."}\n')
     (folder / "PICTURE").write_bytes((folder / "DIR/x.png").read_bytes())
     (folder / "FILE").write_bytes(b"weights")
     (folder / "LIST").write_text(f"{'0' * 32}\nhttps://example.org/a.jpg\n")

@@ -8,8 +8,11 @@ import pytest
 from datasets.config import DataError
 from datasets.reading.prompts import Prompt, read
 
-PARTI = "Prompt\tCategory\tChallenge\tNote\r\n"
-PARTI += '"G I G G L E" painted\tIllustrations\tWriting\t\r\na cat\tAnimals\tBasic\tx\r\n'
+PARTI = """\
+Prompt\tCategory\tChallenge\tNote
+"G I G G L E" painted\tIllustrations\tWriting\t
+a cat\tAnimals\tBasic\tx
+""".replace("\n", "\r\n")
 FILES = {
     "parti.tsv": PARTI,
     "mine.txt": "\ufeffa  cat \n\nÜber Köln\na cat\n",

@@ -97,6 +97,9 @@ class Report:
     def advance(self, count: int, total: int, unit: str) -> None:
         pass
 
+    def image(self, name: str, png: bytes, step: int) -> None:
+        pass
+
     def warning(self, text: str) -> None:
         self.warnings.append(text)
 

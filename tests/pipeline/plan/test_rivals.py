@@ -1,0 +1,82 @@
+"""What is wrong with prompts and rivals is found before anything is drawn; a run of the root can be a rival."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from datasets.config import DataError
+from datasets.files import storage
+from datasets.reading.prompts import Prompt
+from pipeline.errors import UsageError
+from pipeline.plan.rivals import remarks, with_runs
+from pipeline.plan.wanted import planned_steps
+from pipeline.settings import compose
+from pipeline.settings.config import Config
+from pipeline.settings.selection import Selection
+from pipeline.steps.build import Facts
+from tests.pipeline.models.test_encoders import Root
+
+TEXTS = [f"prompt {number}" for number in range(10)]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A prompt set in which two come again, and a rival that has a picture for each but the last."""
+    (tmp_path / "mine.txt").write_text("\n".join([*TEXTS, *TEXTS[:2]]))
+    (tmp_path / "w.safetensors").write_text("weights")
+    (tmp_path / "rival").mkdir()
+    for text in TEXTS[:-1]:
+        Image.new("RGB", (64, 64)).save(tmp_path / f"rival/{Prompt(text).key}.png")
+    return tmp_path
+
+
+def load(files: Path, *words: str) -> Config:
+    named = (f"eval.prompts.mine={files}/mine.txt", f"eval.scorers.clip_h={files}/w.safetensors")
+    return compose.load("evaluate", ["scale=micro", *named, *words])
+
+
+def told(config: Config, root: Path) -> list[str]:
+    return remarks(config, planned_steps(config, str(root), Selection()))
+
+
+def test_prompts_that_come_again_are_told(files):
+    repeated = f"eval.prompts.mine: 2 of 12 prompts at {files}/mine.txt come again and count once"
+    assert told(load(files), files / "root") == [repeated]
+
+
+def test_a_rival_that_lacks_pictures_is_refused_beforehand_or_told(files):
+    rival = f"eval.rivals.other={files}/rival"
+    with pytest.raises(DataError, match=r"^eval\.rivals\.other: of 10 .* at \S*rival, 1 missing \('prompt 9'\)"):
+        told(load(files, rival), files / "root")
+    allowed = told(load(files, rival, "eval.allow_missing=0.1"), files / "root")
+    assert allowed[1] == "eval.rivals.other: of 10 pictures for mine, 1 missing ('prompt 9'); 9 are compared"
+    elsewhere = told(load(files, f"eval.rivals.other.mine={files}/rival", "eval.allow_missing=0.1"), files / "root")
+    assert elsewhere[1].startswith("eval.rivals.other.mine: ")
+
+
+def test_nothing_is_looked_through_where_nothing_is_to_be_evaluated(files):
+    (files / "mine.txt").write_text("")
+    config = load(files, "targets=[stage_c]")
+    assert told(config, files / "root") == []
+    with pytest.raises(DataError, match="holds no prompt"):
+        told(load(files), files / "root")
+
+
+def test_another_run_of_the_root_is_a_rival_by_its_samples(files):
+    root = Root(files / "root", "targets=[scores]")
+    build = root.build("samples")
+    entry = storage.publish(b"x", storage.join(build.path, "captions.json"))
+    samples = root.commit(build, Facts({"captions.json": entry}, rows=1, call="", workers=[]))
+    record = {"fingerprints": {"samples": samples.manifest["fingerprint"]}}
+    storage.publish(json.dumps(record).encode(), str(files / "root/invocations/early.json"))
+    config = compose.load("evaluate", ["scale=micro", "eval.rivals.before='run=early'"])
+    resolved = with_runs(config, str(files / "root"))
+    assert resolved.eval.rivals == {"before": {"training": samples.path}}
+    assert with_runs(resolved, str(files / "root")) is resolved
+    unknown = compose.load("evaluate", ["scale=micro", "eval.rivals.before='run=none'"])
+    with pytest.raises(UsageError, match=r"^eval\.rivals\.before=run=none: root=\S+ has no run of that ID"):
+        with_runs(unknown, str(files / "root"))
+    with pytest.raises(UsageError, match="that run has drawn none of the prompt sets mine"):
+        with_runs(load(files, "eval.rivals.before='run=early'"), str(files / "root"))
