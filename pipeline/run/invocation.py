@@ -7,24 +7,28 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from datasets.files import notices, retrying, storage
 from datasets.files.errors import StoreRefuses
 from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
+from pipeline.cluster.interruptions import Interruptions
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
+from pipeline.hours.paper import compare_with_paper
+from pipeline.hours.spent import totals
 from pipeline.plan import cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, prints_of, reading
 from pipeline.run import neighbours
+from pipeline.run.account import Account, Books
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
@@ -32,15 +36,19 @@ from pipeline.run.step_log import Reporter, logging_to
 from pipeline.run.stopping import Stop, pause, signals
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import claims, deleting, earlier, ledger
-from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
+from pipeline.store import claims, deleting, earlier
+from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store, lacking
 from pipeline.store.claims import Claim
+from pipeline.store.ledger import About
 from pipeline.store.process import ProcessId
 from pipeline.store.provenance import provenance
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 from settings import FILES
+
+if TYPE_CHECKING:
+    from pipeline.tracking.mlflow_runs import StepRun
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,6 +76,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         PeakMemory() as memory,
         _Session(config, conf, root, planned, command, memory, summary) as session,
     ):
+        stopped.watch = session.books.over_budget
         for item in planned:
             if item.state == "done":
                 continue
@@ -78,9 +87,9 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
         if "scores" in session.artifacts:
             summary.metrics = session.artifacts["scores"].manifest["metrics"]
-        spent = ledger.totals(root).steps
+        spent = totals(root).steps
         ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
-        summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
+        summary.paper = [str(found) for found in map(compare_with_paper, ours) if found]
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = memory.peak_bytes
     return summary
@@ -133,14 +142,17 @@ class _Session:
                     conf=self.conf,
                     targets=self.config.targets,
                     invocation=self.id,
+                    command=self.command,
+                    root=self.root,
                     fingerprints={item.step.output: item.fingerprint.digest for item in self.planned},
                     config=self.config.model_dump(mode="json"),
                     say=partial(console.print, style="yellow", markup=False),
                 )
             )
-            self.ledger = ledger.Writer(self.root, self.id)
             self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
+            self.books = self._open_books()
+            exits.push(self._tell)
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
             self._begin_record()
@@ -165,6 +177,22 @@ class _Session:
             raise failures[0]
         for failure in failures:
             console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
+
+    def _open_books(self) -> Books:
+        cluster, keys = self.cluster, [(item.step.name, item.fingerprint.digest) for item in self.planned]
+        about = About(where=cluster.where, room=cluster.gpus or cluster.cpus, price=self.config.cluster.price_per_hour)
+        return Books(self.root, self.id, about, keys, self.config.budget.hours)
+
+    def _tell(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Describe the run in MLflow, which must not change how it ends."""
+        from pipeline.run import telling
+
+        try:
+            leases = self.books.of_run()
+            telling.of_run(self.tracking, self.summary, self.record, self.artifacts, leases, error)
+        except Exception as failure:
+            log.exception("the run could not be described")
+            self.summary.warnings.append(f"MLflow has no description of this run: {failure}")
 
     def _begin_record(self) -> None:
         self.record: dict[str, Any] = {
@@ -211,7 +239,7 @@ class _Session:
         path = self.store.path(output, digest)
         position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
         log_path = storage.join(self.root, "logs", self.id, f"{output}.log")
-        self.record["steps"][output] = {"state": "running", "log": log_path, "artifact": path}
+        self.record["steps"][output] = {"state": "running", "log": log_path, "artifact": path, "step": name}
         self._write_record()
         alone = [other.step.name for other in self.planned].count(name) == 1  # a step that makes no other artifact
         label = name if alone else output
@@ -268,7 +296,8 @@ class _Session:
             deleting.discard(path, claim.fence)
         begun = time.monotonic()
         self.memory.lap()
-        with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked:
+        account = self.books.open(item)
+        with self._tracked(item, account) as tracked:
             build = Build(
                 config=self.config.with_absolute_paths(),
                 step=step,
@@ -277,18 +306,37 @@ class _Session:
                 inputs=self._inputs(item),
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
-                lease=lambda devices, kind: self.ledger.lease(step.name, fingerprint.digest, devices, kind),
-                report=Reporter(progress, tracked, self.summary.warnings),
-                stop_signal=stopped,
+                lease=account.lease,
+                report=Reporter(progress, tracked, self.summary.warnings, hours=lambda: account.of_build() / 3600),
+                stopped=stopped,
             )
             artifact = self._attempt(step.call, build, lambda facts: self._commit(item, build, facts, begun))
             deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
+            tracked.end = artifact
         return artifact
+
+    @contextlib.contextmanager
+    def _tracked(self, item: Planned, account: Account) -> Iterator["StepRun"]:
+        """The step's run in MLflow, which tells in the end what became of it."""
+        from pipeline.run import telling
+
+        output, fingerprint, build = item.step.output, item.fingerprint, account.about.build
+        reached = Interruptions.read(storage.join(self.store.path(output, fingerprint.digest), BUILDING)).reached
+        about = {"build": build, "settings": fingerprint.settings, "reached": reached}
+        with self.tracking.step(item.step.name, output, fingerprint.digest, **about) as tracked:
+            try:
+                yield tracked
+            except BaseException as error:
+                tracked.end = error
+                raise
+            finally:
+                ours = [lease for lease in self.books.leases() if lease.about.build == build]
+                telling.of_step(tracked, ours, self.cluster.kind, self.record["steps"][output]["log"])
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
-        spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
+        spent = totals(self.root).steps.get((step.name, fingerprint.digest))
         told = {
             "files": facts.files,
             "rows": facts.rows,
@@ -358,5 +406,5 @@ class _Session:
                     ) from error
                 seconds = 2.0 ** (failures - 1)
                 console.print(f"{function}: {error}; trying again in {seconds:.0f} s", style="yellow", markup=False)
-                pause(seconds, build.stop_signal)
+                pause(seconds, build.stopped)
             build.raise_if_stopped()

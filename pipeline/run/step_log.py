@@ -29,6 +29,7 @@ class Reporter:
     tracked: Any
     warnings: list[str]
     logged: float = field(default_factory=time.monotonic)  # when progress was logged last
+    hours: Callable[[], float] | None = None  # device-hours of the build so far
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self.screen.update(done, total, unit)
@@ -40,7 +41,7 @@ class Reporter:
         self.progress(self.screen.done + count, total, unit)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        self.tracked.metrics(values, step)
+        self.tracked.metrics({**values, "hours/so_far": self.hours()} if self.hours else values, step)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def image(self, name: str, png: bytes, step: int) -> None:

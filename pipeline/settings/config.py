@@ -22,6 +22,7 @@ from pipeline.settings.sections import (
     STAGES,
     WARMUP,
     Baseline,
+    Budget,
     Cluster,
     Compressor,
     Encode,
@@ -92,6 +93,8 @@ class Config(Settings):
     """What is measured beside retrieval and PSNR."""
     cluster: Cluster
     """Where the work runs, as `cluster=` chooses it; it changes no result."""
+    budget: Budget = Budget()
+    """What a run may cost; it changes no result."""
     tracking: Tracking
     """MLflow, as `tracking=` chooses it."""
     rates: dict[Text, Annotated[float, Field(gt=0.0, le=10.0**9)]]
