@@ -1,7 +1,6 @@
 """Where a rank's time goes, by the ledger's phases."""
 
 import time
-from collections import Counter
 
 import psutil
 
@@ -28,7 +27,7 @@ class Spending:
     def __init__(self) -> None:
         self._made = time.monotonic()
         self._age = max(0.0, time.time() - psutil.Process().create_time())  # when this was made
-        self._before = Counter({STARTUP: self._age})
+        self._before = {STARTUP: self._age}
         self._doing: Activity | None = None
 
     @property
@@ -38,13 +37,13 @@ class Spending:
 
     def follow(self, doing: Activity) -> None:
         """A training begins, which tells what it does."""
-        self._before = Counter(self.seconds())
+        self._before = self.seconds()
         self._doing = doing
 
     def seconds(self) -> dict[str, float]:
         """By phase so far; what belongs to none is left out."""
-        found = Counter(self._before)
+        found = dict(self._before)
         for doing, seconds in (self._doing.seconds_in_all() if self._doing else {}).items():
             if doing in PHASES:
-                found[PHASES[doing]] += seconds
-        return dict(found)
+                found[PHASES[doing]] = found.get(PHASES[doing], 0.0) + seconds
+        return found

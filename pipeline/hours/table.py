@@ -99,7 +99,7 @@ def _row(
 ) -> Row:
     stands_on = lineage(hours.fingerprint, parents)
     artifact, cost = made.get(hours.fingerprint), spent(group)
-    output = next((lease.about.output for lease in group if lease.about.output), artifact and artifact.name)
+    output = next((lease.about.output for lease in group if lease.about.output), artifact.name if artifact else None)
     why_not = _why_not(hours.step, artifact)
     return Row(
         hours,

@@ -7,28 +7,27 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from datasets.files import notices, retrying, storage
 from datasets.files.errors import StoreRefuses
 from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
-from pipeline.cluster.interruptions import Interruptions
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.hours.paper import compare_with_paper
 from pipeline.hours.spent import totals
-from pipeline.plan import cost, dag, obstacles
+from pipeline.plan import budget, cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, prints_of, reading
 from pipeline.run import neighbours
-from pipeline.run.account import Account, Books
+from pipeline.run.account import Books
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
@@ -37,7 +36,7 @@ from pipeline.run.stopping import Stop, pause, signals
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
 from pipeline.store import claims, deleting, earlier
-from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store, lacking
+from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
 from pipeline.store.claims import Claim
 from pipeline.store.ledger import About
 from pipeline.store.process import ProcessId
@@ -46,9 +45,6 @@ from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 from settings import FILES
-
-if TYPE_CHECKING:
-    from pipeline.tracking.mlflow_runs import StepRun
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,7 +63,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     if config.cluster.address is None:
         private_ray()
     started = time.monotonic()
-    summary = Summary()
+    summary = Summary(predicted_hours=budget.predicted(planned, config, Store(root).finished()))
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
         retrying.patient(config.cluster.storage_s),
@@ -288,6 +284,8 @@ class _Session:
         )
 
     def _build_under_claim(self, item: Planned, claim: Claim, progress: StepProgress, stopped: Stop) -> Artifact:
+        from pipeline.run import telling
+
         step, fingerprint = item.step, item.fingerprint
         path = self.store.path(step.output, fingerprint.digest)
         self._check_unchanged(item)
@@ -297,7 +295,8 @@ class _Session:
         begun = time.monotonic()
         self.memory.lap()
         account = self.books.open(item)
-        with self._tracked(item, account) as tracked:
+        told = self.tracking, item, account.about.build, path, self.record["steps"][step.output]["log"]
+        with telling.step_run(*told, self.cluster.kind, self.books.leases) as tracked:
             build = Build(
                 config=self.config.with_absolute_paths(),
                 step=step,
@@ -310,29 +309,14 @@ class _Session:
                 report=Reporter(progress, tracked, self.summary.warnings, hours=lambda: account.of_build() / 3600),
                 stopped=stopped,
             )
+            tracked.reads(build.inputs)
             artifact = self._attempt(step.call, build, lambda facts: self._commit(item, build, facts, begun))
             deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
+            if "README.md" in artifact.files:
+                tracked.release(artifact, artifact.read("README.md").decode())
             tracked.end = artifact
         return artifact
-
-    @contextlib.contextmanager
-    def _tracked(self, item: Planned, account: Account) -> Iterator["StepRun"]:
-        """The step's run in MLflow, which tells in the end what became of it."""
-        from pipeline.run import telling
-
-        output, fingerprint, build = item.step.output, item.fingerprint, account.about.build
-        reached = Interruptions.read(storage.join(self.store.path(output, fingerprint.digest), BUILDING)).reached
-        about = {"build": build, "settings": fingerprint.settings, "reached": reached}
-        with self.tracking.step(item.step.name, output, fingerprint.digest, **about) as tracked:
-            try:
-                yield tracked
-            except BaseException as error:
-                tracked.end = error
-                raise
-            finally:
-                ours = [lease for lease in self.books.leases() if lease.about.build == build]
-                telling.of_step(tracked, ours, self.cluster.kind, self.record["steps"][output]["log"])
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint

@@ -17,6 +17,8 @@ from pipeline.errors import Interrupted
 from pipeline.run.progress import StepProgress
 
 LOG_EVERY_S = 30.0  # between lines of progress in a step's log
+SO_FAR = "hours/so_far"  # device-hours of the build, so that any curve can be read against cost
+WARMUP = "compressor"  # whose steps begin anew with the training that follows it
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ class Reporter:
         self.progress(self.screen.done + count, total, unit)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        self.tracked.metrics({**values, "hours/so_far": self.hours()} if self.hours else values, step)
+        training = next(iter(values), "").partition("/")[0]
+        told = {f"{SO_FAR}/{training}" if training == WARMUP else SO_FAR: self.hours()} if self.hours else {}
+        self.tracked.metrics(values | told, step)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def image(self, name: str, png: bytes, step: int) -> None:

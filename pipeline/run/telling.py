@@ -1,15 +1,18 @@
 """What a run tells of itself in MLflow: its card and few figures, and those of its steps, also where they failed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from datasets.files import storage
+from pipeline.cluster.interruptions import Interruptions
 from pipeline.hours.paper import hours_unit
 from pipeline.hours.spent import spent
+from pipeline.plan.dag import Planned
 from pipeline.run.last_screen import Summary
-from pipeline.store.artifacts import Artifact
+from pipeline.store.artifacts import BUILDING, Artifact
 from pipeline.store.ledger import Lease
 from pipeline.tracking import card
 from pipeline.tracking.card import Story
@@ -49,8 +52,30 @@ def of_run(
     tracking.describe(card.of_command(story), card.verdict(story) | _seen(artifacts))
 
 
-def of_step(run: StepRun, leases: Sequence[Lease], kind: str, log_path: str) -> None:
-    """Describe a step that was built, or ended without; `leases` are those of its build."""
+@contextmanager
+def step_run(
+    tracking: Tracking,
+    item: Planned,
+    build: str | None,
+    path: str,
+    log_path: str,
+    kind: str,
+    leases: Callable[[], list[Lease]],
+) -> Iterator[StepRun]:
+    """The run of a step's build in MLflow, which tells in the end what became of it; the ledger has its `leases`."""
+    names = item.step.name, item.step.output, item.fingerprint.digest
+    reached = Interruptions.read(storage.join(path, BUILDING)).reached
+    with tracking.step(*names, build=build, settings=item.fingerprint.settings, reached=reached) as tracked:
+        try:
+            yield tracked
+        except BaseException as error:
+            tracked.end = error
+            raise
+        finally:
+            _describe(tracked, [lease for lease in leases() if lease.about.build == build], kind, log_path)
+
+
+def _describe(run: StepRun, leases: Sequence[Lease], kind: str, log_path: str) -> None:
     end, cost, unit = run.end, spent(leases), hours_unit(kind)
     if isinstance(end, Artifact):
         time = timedelta(seconds=round(end.manifest["seconds"]))

@@ -21,15 +21,16 @@ from datasets.files import storage
 from pipeline.store import ledger
 from pipeline.store.process import ProcessId
 from pipeline.tracking import outbox, projection
-from pipeline.tracking.mlflow_store import MlflowStore, connect
+from pipeline.tracking.mlflow_store import MlflowStore, NeedsMending, connect, require_active
 from pipeline.tracking.outbox import Record
 from pipeline.tracking.projection import KEY
 
 log = logging.getLogger(__name__)
 
 MetricRow = tuple[str, float, int, int]  # name, value, step, time
-KINDS = ("end_lost", "start", "config", "metrics", "hours", "image", "tags", "end")
+KINDS = ("end_lost", "start", "config", "inputs", "metrics", "hours", "image", "tags", "release", "end")
 PROCESS = "wst.process"
+CONTENT = "wst.content"  # the hash of an artifact's content
 END_REASON = "wst.end_reason"  # of a run that did not come to its end
 _NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # MLflow's codes for what no later try can mend
 
@@ -51,7 +52,10 @@ class Recorder:
         from mlflow.exceptions import MlflowException
 
         if self._client is None:
-            self._client, self._experiment_id = connect(self._store, self._experiment)
+            try:
+                self._client, self._experiment_id = connect(self._store, self._experiment)
+            except MlflowException as error:
+                raise _mendable(error) from error
         ours = [record for record in records if record.get("kind") in KINDS]
         self.refused += len(records) - len(ours)
         for (kind, run), group in groupby(ours, lambda record: (record["kind"], record.get("run"))):
@@ -60,7 +64,8 @@ class Recorder:
                     self._put(kind, run, record)
                 except MlflowException as error:
                     if error.error_code not in _NEVER:
-                        raise
+                        raise _mendable(error) from error
+                    require_active(self._client.get_experiment(self._experiment_id), self._store)
                     self.refused += 1
                     log.warning("MLflow refuses a record (%s) of run %s: %s", kind, run, error)
 
@@ -83,6 +88,10 @@ class Recorder:
             self._image(run_id, record)
         elif kind == "tags":
             self._tags(run_id, record["tags"])
+        elif kind == "inputs":
+            self._inputs(run_id, record["datasets"])
+        elif kind == "release":
+            self._release(run_id, record)
         else:
             assert kind == "end", kind
             self._client.set_terminated(run_id, record["status"], end_time=record["time"])
@@ -141,6 +150,31 @@ class Recorder:
 
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def _inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tags = [InputTag("mlflow.data.context", "read")]
+        inputs = [DatasetInput(Dataset(**dataset), tags) for dataset in datasets]
+        self._client.log_inputs(run_id, datasets=inputs)
+
+    def _release(self, run_id: str, record: Record) -> None:
+        """Register a release as a version of the one model, unless it is one already.
+
+        MLflow itself calls the newest `latest`, in `models:/<name>/latest`: nobody can give that alias.
+        """
+        from mlflow.exceptions import MlflowException
+
+        name = record["model"]
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = self._client.search_model_versions(f"name='{name}'")
+        if all(found.tags.get(CONTENT) != record["content"] for found in known):
+            about = {"tags": {CONTENT: record["content"]}, "description": record["card"]}
+            self._client.create_model_version(name, record["source"], run_id, **about)
+
     def _end_lost(self) -> None:
         """End the runs of this host's dead processes, which MLflow would show as running for ever."""
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
@@ -153,10 +187,12 @@ class Recorder:
     def rebuild(self) -> int:
         """Make the hours of every run what the ledger says; returns how many runs there are."""
         self._client, self._experiment_id = connect(self._store, self._experiment)
-        runs, token = list[str](), ""
+        runs: list[str] = []
+        token: str | None = ""
         while token is not None:
             page = self._client.search_runs([self._experiment_id], max_results=1000, page_token=token or None)
-            runs, token = runs + [run.info.run_id for run in page], page.token or None
+            runs += [run.info.run_id for run in page]
+            token = page.token or None
         self._hours(runs)
         return len(runs)
 
@@ -174,6 +210,16 @@ class Recorder:
             changed = {name: value for name, value in (now | gone).items() if run.data.metrics.get(name) != value}
             at = time.time_ns() // 1_000_000
             self._metrics(run_id, [(name, value, 0, at) for name, value in changed.items()])
+
+
+def _mendable(error: Exception) -> Exception:
+    """What a person has to do about an error of MLflow's, where they can; else the error itself."""
+    if re.search(r"error code 40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED", str(error)):
+        return NeedsMending(
+            "the server refuses this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN"
+        )
+    return error
 
 
 def _together(measurements: Sequence[Record]) -> Record:

@@ -29,6 +29,9 @@ from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
 from pipeline.tracking.mlflow_store import MlflowStore
 from pipeline.tracking.outbox import Outbox, left_behind
 
+MODEL = "wuerstchen"  # of which each release is a version
+DIGEST = 32  # digits of a dataset's content that MLflow takes
+LONGEST_CARD = 4000  # characters of a model card that MLflow takes as a description
 NOTE = "mlflow.note.content"  # the description of a run
 END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
 
@@ -220,6 +223,27 @@ class StepRun:
             **{f"wst.{name}": str(manifest[name]) for name in ("rows", "bytes", "seconds", "peak_bytes", "attempts")},
         }
         self._tracking.record("tags", run=self.key, tags=tags)
+
+    def reads(self, inputs: Mapping[str, Artifact]) -> None:
+        """Record the data that the step reads; models among its inputs are told by their fingerprints."""
+        datasets = [
+            {
+                "name": name,
+                "digest": artifact.manifest["content"][:DIGEST],
+                "source_type": "local" if "://" not in artifact.path else artifact.path.partition("://")[0],
+                "source": json.dumps({"uri": artifact.path}),
+                "profile": json.dumps({"rows": artifact.manifest["rows"], "bytes": artifact.manifest["bytes"]}),
+            }
+            for name, artifact in inputs.items()
+            if not name.startswith(("stage_", "baseline"))
+        ]
+        if datasets:
+            self._tracking.record("inputs", run=self.key, datasets=datasets)
+
+    def release(self, artifact: Artifact, card: str) -> None:
+        """Register a release as a version of the model."""
+        about = {"source": artifact.path, "content": artifact.manifest["content"], "card": card[:LONGEST_CARD]}
+        self._tracking.record("release", run=self.key, model=MODEL, **about)
 
     def describe(self, card: str) -> None:
         """What is to be seen first of this step, Markdown."""

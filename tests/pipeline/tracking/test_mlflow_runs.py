@@ -19,9 +19,11 @@ from PIL import Image
 
 from pipeline.environment import QUIET
 from pipeline.errors import Interrupted, UsageError
+from pipeline.hours.spent import totals
 from pipeline.store.artifacts import Artifact
+from pipeline.store.ledger import About, Writer
 from pipeline.store.redact import redact
-from pipeline.tracking.mlflow_runs import Tracking, git_tags
+from pipeline.tracking.mlflow_runs import Tracking, git_tags, rebuild_hours, send_unsent
 from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
 from pipeline.verbs.ui import serve_ui
 
@@ -204,6 +206,116 @@ def test_what_mlflow_never_takes_is_dropped_counted_and_holds_nothing_up(store: 
     assert "refused 2 records for good" in warning  # the point, and the end of the run
 
 
+def test_a_build_that_goes_on_does_so_in_its_own_run(store: MlflowStore) -> None:
+    def stopped() -> None:
+        with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc", build="b1") as run:
+            run.metrics({"stage_c/loss": 3.0}, 1)
+            run.metrics({"stage_c/loss": 2.0}, 2)
+            raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        stopped()
+    with (
+        _tracking(store) as tracking,
+        tracking.step("train_c", "stage_c", "abc", build="b1", reached={"stage_c": 2}) as run,
+    ):
+        run.metrics({"stage_c/loss": 2.0}, 2)  # done again
+        run.metrics({"stage_c/loss": 1.0}, 3)
+    client, experiment = connect(store, "wuerstchen")
+    (child,) = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
+    points = client.get_metric_history(child.info.run_id, "stage_c/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert child.info.status == "FINISHED"
+    newest = client.search_runs([experiment], "tags.`wst.kind` = 'pipeline'", order_by=["start_time DESC"])[0]
+    assert child.data.tags["mlflow.parentRunId"] == newest.info.run_id
+    assert tracking.warnings == []
+
+
+def test_a_step_shows_what_it_reads_and_a_command_what_was_typed(store: MlflowStore) -> None:
+    settings = {"stage_c": {"train": {"lr": 1e-4}, "text": "clip_h", "token": "canary-4"}}
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc", settings=settings) as run:
+        run.reads({"latents_c": Artifact("latents_c", "/root/latents_c", MANIFEST)})
+        run.reads({"stage_b": Artifact("stage_b", "/root/stage_b", MANIFEST)})  # a model
+        run.describe("what became of it")
+        tracking.describe("**it went well**", {"retrieval_top1 of 64": 1.0})
+    runs = _runs(store)
+    child, parent = runs[CHILD], runs[PARENT]
+    assert child.data.params == {"stage_c.train.lr": "0.0001", "stage_c.text": "clip_h", "stage_c.token": "***"}
+    (read,) = child.inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("latents_c", "c0ffee")
+    assert child.data.tags["mlflow.note.content"] == "what became of it"
+    assert (parent.data.tags["mlflow.note.content"], parent.data.metrics["retrieval_top1 of 64"]) == (
+        "**it went well**",
+        1.0,
+    )
+    assert tracking.warnings == []
+
+
+def test_a_release_is_a_version_of_the_one_model_and_only_once(store: MlflowStore) -> None:
+    for content in ("one", "two", "two"):
+        with _tracking(store) as tracking, tracking.step("export", "release", "abc") as run:
+            run.release(Artifact("release", "/root/release", {**MANIFEST, "content": content}), "# The card")
+        assert tracking.warnings == []
+    client, _ = connect(store, "wuerstchen")
+    versions = client.search_model_versions("name='wuerstchen'")
+    assert sorted((version.tags["wst.content"], version.description) for version in versions) == [
+        ("one", "# The card"),
+        ("two", "# The card"),
+    ]
+    (newest,) = client.get_latest_versions("wuerstchen")
+    assert newest.tags["wst.content"] == "two"
+
+
+def test_the_hours_are_those_of_the_ledger_and_can_be_made_anew(store: MlflowStore) -> None:
+    root = str(store.database.parent.parent)
+    with (
+        _tracking(store) as tracking,
+        tracking.step("train_c", "stage_c", "abc", build="b1"),
+        Writer(root, "20261121-1").lease("train_c", "abc", 4, "cpu", About(build="b1")),
+    ):
+        pass
+    total = totals(root).steps["train_c", "abc"].device_seconds / 3600
+    assert total > 0
+    assert [_runs(store)[name].data.metrics["hours/total"] for name in (PARENT, CHILD)] == [total, total]
+    client, _ = connect(store, "wuerstchen")
+    client.log_metric(_runs(store)[CHILD].info.run_id, "hours/total", 99.0)
+    client.log_metric(_runs(store)[CHILD].info.run_id, "hours/saving", 99.0)
+    assert rebuild_hours(store, "wuerstchen", root) == 2
+    metrics = _runs(store)[CHILD].data.metrics
+    assert (metrics["hours/total"], metrics["hours/saving"]) == (total, 0.0)
+
+
+def test_the_records_of_a_deleted_experiment_wait_until_it_is_back(
+    store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.mlflow_runs.END_PATIENCE_S", 20)
+    client, experiment = connect(store, "wuerstchen")
+    client.delete_experiment(experiment)
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        run.metrics({"loss": 1.0}, step=1)
+    (warning,) = tracking.warnings
+    assert f"mlflow experiments restore --experiment-id {experiment}" in warning
+    assert "or choose another with tracking.experiment=" in warning
+    client.restore_experiment(experiment)
+    assert "has taken what earlier runs could not send" in (send_unsent(store, "wuerstchen", "/nowhere") or "")
+    assert _runs(store)[CHILD].data.metrics == {"loss": 1.0}
+
+
+def test_an_experiment_that_is_deleted_meanwhile_loses_nothing(
+    store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.mlflow_runs.END_PATIENCE_S", 20)
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        assert tracking.flush(60)
+        client, experiment = connect(store, "wuerstchen")
+        client.delete_experiment(experiment)
+        run.metrics({"loss": 1.0}, step=1)
+    assert "restore --experiment-id" in tracking.warnings[0]
+    client.restore_experiment(experiment)
+    send_unsent(store, "wuerstchen", "/nowhere")
+    assert _runs(store)[CHILD].data.metrics == {"loss": 1.0}
+
+
 def _python(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program), *arguments],
@@ -288,7 +400,8 @@ def test_the_ui_answers_once_and_ends_with_its_verb(store: MlflowStore) -> None:
     url = f"http://127.0.0.1:{port}"
     try:
         assert verb.stderr is not None
-        assert url in verb.stderr.readline()
+        said = verb.stderr.readline()
+        assert f"{url}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART" in said
         with serve_ui(store, 1) as open_already:  # whoever asks for another port gets the open one
             assert open_already == url
         with urllib.request.urlopen(url, timeout=30) as page:
