@@ -36,9 +36,12 @@ class Comparison:
     why_not: str | None = None
 
     def __str__(self) -> str:
+        paper = f"{self.paper_hours:,.0f} A100-hours"
+        if self.why_not:
+            ours = f"{self.hours:.4g} {self.unit.partition(',')[0]}"
+            return f"{self.step}: {ours}; not beside the paper's {paper}: {self.why_not}"
         share = "" if self.ratio is None else f" ({self.ratio:.2g} of the paper's)"
-        apart = f", not to be compared: {self.why_not}" if self.why_not else ""
-        return f"{self.step}: {self.hours:.4g} {self.unit}{share}; paper: {self.paper_hours:,.0f} A100-hours{apart}"
+        return f"{self.step}: {self.hours:.4g} {self.unit}{share}; paper: {paper}"
 
 
 @cache

@@ -1,11 +1,12 @@
 """The table of hours of a root: its steps parents first, what each has cost alone and with all that it stands on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pipeline.hours.paper import PAPER, Comparison, compare_with_paper, differs
-from pipeline.hours.spent import Spent, StepHours, by_step, grouped, overlapping, spent
+from pipeline.hours.spent import Spent, StepHours, by_step, grouped, overlapping, spent, totals
 from pipeline.settings import compose
 from pipeline.store import ledger
 from pipeline.store.artifacts import Artifact, Store
@@ -98,18 +99,29 @@ def _row(
     by_print: Mapping[str, Sequence[Lease]],
 ) -> Row:
     stands_on = lineage(hours.fingerprint, parents)
-    artifact, cost = made.get(hours.fingerprint), spent(group)
+    artifact = made.get(hours.fingerprint)
     output = next((lease.about.output for lease in group if lease.about.output), artifact.name if artifact else None)
-    why_not = _why_not(hours.step, artifact)
     return Row(
         hours,
         output,
-        cost,
+        spent(group),
         lineage=spent(lease for digest in sorted(stands_on) for lease in by_print.get(digest, ())),
         foreign=any(_is_foreign(made[digest].manifest) for digest in stands_on if digest in made),
-        comparison=compare_with_paper(hours, why_not),
+        comparison=_compared(hours, artifact),
         mfu=_mfu(artifact, hours),
     )
+
+
+def beside_paper(root: str, made: Iterable[Artifact]) -> list[str]:
+    """Trainings of a root beside the paper's, in words, where they are the same."""
+    spent = totals(root).steps
+    keys = {(artifact.manifest["step"], artifact.manifest["fingerprint"]): artifact for artifact in made}
+    found = [_compared(spent[key], artifact) for key, artifact in keys.items() if key in spent]
+    return [str(comparison) for comparison in found if comparison and comparison.why_not is None]
+
+
+def _compared(hours: StepHours, artifact: Artifact | None) -> Comparison | None:
+    return compare_with_paper(hours, _why_not(hours.step, artifact))
 
 
 def _why_not(step: str, artifact: Artifact | None) -> str | None:
@@ -123,6 +135,7 @@ def _why_not(step: str, artifact: Artifact | None) -> str | None:
     return differs(step, artifact.manifest["settings"], _papers())
 
 
+@cache
 def _papers() -> dict[str, Any]:
     """The settings of the paper's trainings."""
     loaded = compose.load("stage_c", ["scale=paper", "data.metadata=none.parquet"])  # nobody reads the pictures

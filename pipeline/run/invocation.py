@@ -20,8 +20,8 @@ from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
-from pipeline.hours.paper import compare_with_paper
 from pipeline.hours.spent import totals
+from pipeline.hours.table import beside_paper
 from pipeline.plan import budget, cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
@@ -83,9 +83,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
         if "scores" in session.artifacts:
             summary.metrics = session.artifacts["scores"].manifest["metrics"]
-        spent = totals(root).steps
-        ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
-        summary.paper = [str(found) for found in map(compare_with_paper, ours) if found]
+        summary.paper = beside_paper(root, session.artifacts.values())
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = memory.peak_bytes
     return summary

@@ -242,6 +242,8 @@ def _fold(events: Sequence[Mapping[str, Any]]) -> Lease | None:
     closing = next((event for event in events if event["event"] == "lease_close"), None)
     if opening is None:
         return None
+    # Until its devices are there a lease counts all as waiting; then it knows since when they were.
+    latest = max(events, key=lambda event: (event["held_s"], event.get("queued_s", 0.0)))
     told: defaultdict[str, float] = defaultdict(float)
     for event in events:
         for phase, seconds in event.get("phases", {}).items():
@@ -253,8 +255,8 @@ def _fold(events: Sequence[Mapping[str, Any]]) -> Lease | None:
         opened=opening["time"],
         kind=opening["kind"],
         devices=opening["devices"],
-        seconds=split(max(event["held_s"] for event in events), told),
-        queued_s=max(event.get("queued_s", 0.0) for event in events),
+        seconds=split(latest["held_s"], told),
+        queued_s=latest.get("queued_s", 0.0),
         outcome=closing["outcome"] if closing else "open",
         about=About(**{known.name: opening[known.name] for known in fields(About) if known.name in opening}),
     )

@@ -128,6 +128,7 @@ def test_waiting_costs_nothing_and_is_told():
     events = lines("a", 8, 2)
     for event in events:
         event["queued_s"] = 500.0
+    events.append({**events[1], "held_s": 0.0, "queued_s": 600.0})  # nobody had heard yet that they were there
     found = spent(ledger.leases(events))
     assert (found.total, found.queued_s) == (160.0, 500.0)
 
