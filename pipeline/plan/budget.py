@@ -98,7 +98,8 @@ def _training(
             hours=hours,
             wall_h=hours / (config.workers * max(1, config.cluster.gpus_per_worker)),
             stored_bytes=FP32 * count,
-            **_footprint(hours, basis, config),
+            kg=_kg(hours, basis),
+            cost=_cost(hours, config),
             basis=basis,
         )
 
@@ -127,17 +128,19 @@ def _other(step: str, config: Config, estimate: Mapping[str, Any]) -> Line:
         hours=hours,
         wall_h=None if hours is None else hours / (config.cluster.encoders.max * config.cluster.encoders.gpus),
         stored_bytes=estimate["bytes"],
-        **({} if hours is None else _footprint(hours, basis, config)),
+        kg=None if hours is None else _kg(hours, basis),
+        cost=None if hours is None else _cost(hours, config),
         basis=basis if hours is not None else "",
     )
 
 
-def _footprint(hours: float, basis: str, config: Config) -> dict[str, float | None]:
+def _kg(hours: float, basis: str) -> float | None:
+    return None if basis.endswith(CPU) else paper_kg(hours)
+
+
+def _cost(hours: float, config: Config) -> float | None:
     price = config.cluster.price_per_hour
-    return {
-        "kg": None if basis.endswith(CPU) else paper_kg(hours),
-        "cost": None if price is None else hours * price,
-    }
+    return None if price is None else hours * price
 
 
 def _parameters(training: str, config: Config) -> int:

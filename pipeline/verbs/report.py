@@ -34,7 +34,8 @@ def rebuild(words: Words, root: str) -> None:
     tracking = compose.load(words.conf or "stage_c", words.overrides).tracking
     store = locate_store(root, tracking.uri)
     if store.artifacts is not None and not store.database.exists():
-        raise UsageError(f"--rebuild-mlflow: there is no MLflow store {store.database}; a run makes one")
+        console.print(f"there is no MLflow store {store.database} yet: nothing to make anew", markup=False)
+        return
     count = rebuild_hours(store, tracking.experiment, root)
     console.print(f"the hours of {count} runs in MLflow are the ledger's", markup=False)
 
