@@ -55,7 +55,8 @@ class Recorder:
             try:
                 self._client, self._experiment_id = connect(self._store, self._experiment)
             except MlflowException as error:
-                raise _mendable(error) from error
+                _raise_if_mendable(error)
+                raise
         ours = [record for record in records if record.get("kind") in KINDS]
         self.refused += len(records) - len(ours)
         for (kind, run), group in groupby(ours, lambda record: (record["kind"], record.get("run"))):
@@ -64,7 +65,8 @@ class Recorder:
                     self._put(kind, run, record)
                 except MlflowException as error:
                     if error.error_code not in _NEVER:
-                        raise _mendable(error) from error
+                        _raise_if_mendable(error)
+                        raise
                     require_active(self._client.get_experiment(self._experiment_id), self._store)
                     self.refused += 1
                     log.warning("MLflow refuses a record (%s) of run %s: %s", kind, run, error)
@@ -212,14 +214,13 @@ class Recorder:
             self._metrics(run_id, [(name, value, 0, at) for name, value in changed.items()])
 
 
-def _mendable(error: Exception) -> Exception:
-    """What a person has to do about an error of MLflow's, where they can; else the error itself."""
+def _raise_if_mendable(error: Exception) -> None:
+    """Say what a person has to do about an error of MLflow's, where they can."""
     if re.search(r"error code 40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED", str(error)):
-        return NeedsMending(
+        raise NeedsMending(
             "the server refuses this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
             "MLFLOW_TRACKING_TOKEN"
-        )
-    return error
+        ) from error
 
 
 def _together(measurements: Sequence[Record]) -> Record:

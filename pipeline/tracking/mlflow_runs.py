@@ -259,7 +259,7 @@ def rebuild_hours(store: MlflowStore, experiment: str, root: str) -> int:
     return Recorder(store, experiment, root).rebuild()
 
 
-def send_unsent(store: MlflowStore, experiment: str, root: str) -> str | None:
+def send_unsent(store: MlflowStore, experiment: str, root: str | None = None) -> str | None:
     """Send what ended runs could not, without a run of one's own; returns what became of that, if there was any."""
     folder = _unsent(store, experiment)
     if not any(left_behind(folder)):
