@@ -40,6 +40,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "doctor": "doctor.examine",
 }
 _stopped: list[bool] = []
+SAVED = 6  # the budget is used up, which is no error
 NO_READER = 128 + signal.SIGPIPE  # what stdout went to has ended, as `head` does
 
 
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> int:
         code = exit_code(error)
         if code is None:
             raise
-        console.print(str(error) or "stopped" if code > 128 else f"error: {error}", markup=False)
+        console.print(str(error) or "stopped" if code > 128 or code == SAVED else f"error: {error}", markup=False)
         return code
     finally:
         told.say_what_was_passed_over()

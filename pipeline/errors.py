@@ -5,6 +5,7 @@
 3  BudgetExceeded: more rows lost or quarantined than the config allows
 4  LeaseHeld: another run is building the same artifact; ClaimLost: it has taken it over from this one
 5  RetriesExhausted: a step kept failing, or Ray did not start; StoreAway: the root's storage did
+6  BudgetSpent: the device-hours of `budget.hours` are used up; what was done is saved
 130, 143  Interrupted by SIGINT or SIGTERM after a clean save; 141 where nobody reads stdout any more
 """
 
@@ -64,6 +65,19 @@ class Interrupted(RuntimeError):
     def __init__(self, signal_number: int):
         super().__init__("interrupted; the same command goes on from here")
         self.exit_code = 128 + signal_number
+
+
+class BudgetSpent(Interrupted):
+    """`budget.hours` is used up; everything worth keeping has been saved."""
+
+    exit_code = 6
+
+    def __init__(self, spent: float, budget: float):
+        RuntimeError.__init__(
+            self,
+            f"budget.hours={budget:g} is used up: {spent:.4g} device-hours are spent, and what was done is saved; "
+            "the same command with a larger budget.hours= goes on from here",
+        )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

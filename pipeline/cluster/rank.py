@@ -25,6 +25,7 @@ from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
 from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.spending import Spending
 from pipeline.cluster.watchdog import Watchdog
 from pipeline.models.loading import weights
 from pipeline.models.training_data import EncodedBatches, TrainingData
@@ -47,6 +48,9 @@ class Rank:
         self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
         self.flops, self.stall_s, self.fence = payload["flops"], payload["stall_s"], payload["fence"]
         self.board = BoardClient(payload["board"], payload["job"])
+        self.spending = Spending()
+        if self.rank == 0:  # all of them are there
+            self.board.post({"kind": "held", "seconds": self.spending.age})
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
         else:
@@ -86,6 +90,7 @@ class Rank:
                 world=self.world,
             )
         self.metrics["training_seconds"] += time.monotonic() - began
+        self.tell_spent(name, outcome.step)
         if outcome.best:
             self.metrics[f"{name}/best_step"] = outcome.best.step
             self.metrics[f"{name}/best_validation_loss"] = outcome.best.loss
@@ -146,6 +151,12 @@ class Rank:
             dist.all_gather_object(every, own)
         return every
 
+    def tell_spent(self, training: str, step: int) -> None:
+        """Tell the driver where the time went until a step (rank 0 only)."""
+        if self.rank == 0:
+            spent = {"seconds": self.spending.seconds(), "age": self.spending.age}
+            self.board.post({"kind": "spent", "training": training, "step": step, **spent})
+
     def warn(self, text: str) -> None:
         """Tell the driver of something that was got over."""
         self.board.post({"kind": "warning", "text": text})
@@ -173,6 +184,7 @@ class RankCallbacks(Callbacks):
         self._logged: dict[int, dict[str, float]] = {}  # since the last saved state
         self._reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
         super().__init__()  # what goes on is timed from here
+        rank.spending.follow(self.doing)
 
     def read_batch(self, step: int) -> dict[str, np.ndarray]:
         """This rank's rows of a step's batch."""
@@ -215,6 +227,7 @@ class RankCallbacks(Callbacks):
         name, post = self._name, self._rank.board.post
         post({"kind": "progress", "done": step, "total": self._config.num_steps, "unit": f"{name} steps"})
         post({"kind": "reached", "training": name, "step": step})
+        self._rank.tell_spent(name, step)
         named = {f"{name}/{key}": value for key, value in values.items()}
         post({"kind": "metrics", "values": named, "step": step})
         self._rank.metrics.update(named)

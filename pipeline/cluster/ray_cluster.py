@@ -11,6 +11,7 @@ import os
 import pickle
 import secrets
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -92,6 +93,8 @@ class Cluster:
         ).remote()
         self._jobs = 0  # trainings so far, attempts counted
         names = [name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")]
+        # Leases on one machine, or on one cluster, share its devices.
+        self.where = ray.get_runtime_context().gcs_address if config.address else socket.gethostname()
         self.kind = f"cuda:{'+'.join(sorted(names)) or 'GPU'}" if self.gpus else "cpu"
 
     def close(self) -> None:

@@ -20,11 +20,14 @@ from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
-from pipeline.plan import cost, dag, obstacles, rivals
+from pipeline.hours.spent import totals
+from pipeline.hours.table import beside_paper
+from pipeline.plan import budget, cost, dag, obstacles, rivals
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, prints_of, reading
 from pipeline.run import neighbours
+from pipeline.run.account import Books
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
@@ -32,9 +35,10 @@ from pipeline.run.step_log import Reporter, logging_to
 from pipeline.run.stopping import Stop, pause, signals
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import claims, deleting, earlier, ledger
+from pipeline.store import claims, deleting, earlier
 from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
 from pipeline.store.claims import Claim
+from pipeline.store.ledger import About
 from pipeline.store.process import ProcessId
 from pipeline.store.provenance import provenance
 from pipeline.store.removal_list import check_carried_out, names_of, requests
@@ -61,7 +65,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     if config.cluster.address is None:
         private_ray()
     started = time.monotonic()
-    summary = Summary()
+    summary = Summary(predicted_hours=budget.predicted(planned, config, Store(root).finished()))
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
         retrying.patient(config.cluster.storage_s),
@@ -70,6 +74,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         PeakMemory() as memory,
         _Session(config, conf, root, planned, command, memory, summary) as session,
     ):
+        stopped.watch = session.books.over_budget
         for item in planned:
             if item.state == "done":
                 continue
@@ -80,9 +85,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
         if "scores" in session.artifacts:
             summary.metrics = session.artifacts["scores"].manifest["metrics"]
-        spent = ledger.totals(root).steps
-        ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
-        summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]
+        summary.paper = beside_paper(root, session.artifacts.values())
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = memory.peak_bytes
     return summary
@@ -135,14 +138,17 @@ class _Session:
                     conf=self.conf,
                     targets=self.config.targets,
                     invocation=self.id,
+                    command=self.command,
+                    root=self.root,
                     fingerprints={item.step.output: item.fingerprint.digest for item in self.planned},
                     config=self.config.model_dump(mode="json"),
                     say=partial(console.print, style="yellow", markup=False),
                 )
             )
-            self.ledger = ledger.Writer(self.root, self.id)
             self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
+            self.books = self._open_books()
+            exits.push(self._tell)
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
             self._begin_record()
@@ -167,6 +173,22 @@ class _Session:
             raise failures[0]
         for failure in failures:
             console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
+
+    def _open_books(self) -> Books:
+        cluster, keys = self.cluster, [(item.step.name, item.fingerprint.digest) for item in self.planned]
+        about = About(where=cluster.where, room=cluster.gpus or cluster.cpus, price=self.config.cluster.price_per_hour)
+        return Books(self.root, self.id, about, keys, self.config.budget.hours)
+
+    def _tell(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Describe the run in MLflow, which must not change how it ends."""
+        from pipeline.run import telling
+
+        try:
+            leases = self.books.of_run()
+            telling.of_run(self.tracking, self.summary, self.record, self.artifacts, leases, error)
+        except Exception as failure:
+            log.exception("the run could not be described")
+            self.summary.warnings.append(f"MLflow has no description of this run: {failure}")
 
     def _begin_record(self) -> None:
         self.record: dict[str, Any] = {
@@ -213,7 +235,7 @@ class _Session:
         path = self.store.path(output, digest)
         position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
         log_path = storage.join(self.root, "logs", self.id, f"{output}.log")
-        self.record["steps"][output] = {"state": "running", "log": log_path, "artifact": path}
+        self.record["steps"][output] = {"state": "running", "log": log_path, "artifact": path, "step": name}
         self._write_record()
         alone = [other.step.name for other in self.planned].count(name) == 1  # a step that makes no other artifact
         label = name if alone else output
@@ -262,6 +284,8 @@ class _Session:
         )
 
     def _build_under_claim(self, item: Planned, claim: Claim, progress: StepProgress, stopped: Stop) -> Artifact:
+        from pipeline.run import telling
+
         step, fingerprint = item.step, item.fingerprint
         path = self.store.path(step.output, fingerprint.digest)
         self._check_unchanged(item)
@@ -271,7 +295,9 @@ class _Session:
         deleting.drop_lost(path, claim.fence)
         begun = time.monotonic()
         self.memory.lap()
-        with self.tracking.step(step.name, step.output, fingerprint.digest) as tracked:
+        account = self.books.open(item)
+        told = self.tracking, item, account.about.build, path, self.record["steps"][step.output]["log"]
+        with telling.step_run(*told, self.cluster.kind, self.books.leases) as tracked:
             build = Build(
                 config=self.config.with_absolute_paths(),
                 step=step,
@@ -280,18 +306,22 @@ class _Session:
                 inputs=self._inputs(item),
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
-                lease=lambda devices, kind: self.ledger.lease(step.name, fingerprint.digest, devices, kind),
-                report=Reporter(progress, tracked, self.summary.warnings),
-                stop_signal=stopped,
+                lease=account.lease,
+                report=Reporter(progress, tracked, self.summary.warnings, hours=lambda: account.of_build() / 3600),
+                stopped=stopped,
             )
+            tracked.reads(build.inputs)
             artifact = self._attempt(step.call, build, lambda facts: self._commit(item, build, facts, begun))
             deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
+            if "README.md" in artifact.files:
+                tracked.release(artifact, artifact.read("README.md").decode())
+            tracked.end = artifact
         return artifact
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
-        spent = ledger.totals(self.root).steps.get((step.name, fingerprint.digest))
+        spent = totals(self.root).steps.get((step.name, fingerprint.digest))
         told = {
             "files": facts.files,
             "shards": facts.shards,
@@ -362,5 +392,5 @@ class _Session:
                     ) from error
                 seconds = 2.0 ** (failures - 1)
                 console.print(f"{function}: {error}; trying again in {seconds:.0f} s", style="yellow", markup=False)
-                pause(seconds, build.stop_signal)
+                pause(seconds, build.stopped)
             build.raise_if_stopped()

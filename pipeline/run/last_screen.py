@@ -35,6 +35,7 @@ class Summary:
     seconds: float = 0.0
     peak_bytes: int = 0
     devices: str = "cpu"
+    predicted_hours: float | None = None  # device-hours, of all that was to do
     paper: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -73,6 +74,8 @@ def show_summary(summary: Summary) -> None:
     console.print(f"memory      {summary.peak_bytes / 2**30:.2f} GiB at most (summed PSS of all processes)")
     total = sum(step.device_hours for step in summary.steps)
     console.print(f"device time {total:.3f} {unit} for everything above")
+    if summary.predicted_hours is not None:
+        console.print(f"            predicted {summary.predicted_hours:.3g}, spent {total:.3g}")
     for line in summary.paper:
         console.print(f"            {line}")
     for step in [step for step in summary.steps if step.interruptions]:

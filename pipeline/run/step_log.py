@@ -17,6 +17,8 @@ from pipeline.errors import Interrupted
 from pipeline.run.progress import StepProgress
 
 LOG_EVERY_S = 5.0  # between lines of progress in a step's log
+SO_FAR = "hours/so_far"  # device-hours of the build, so that any curve can be read against cost
+WARMUP = "compressor"  # whose steps begin anew with the training that follows it
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class Reporter:
     tracked: Any
     warnings: list[str]
     logged: float = field(default_factory=time.monotonic)  # when progress was logged last
+    hours: Callable[[], float] | None = None  # device-hours of the build so far
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self.screen.update(done, total, unit)
@@ -40,7 +43,9 @@ class Reporter:
         self.progress(self.screen.done + count, total, unit)
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        self.tracked.metrics(values, step)
+        training = next(iter(values), "").partition("/")[0]
+        told = {f"{SO_FAR}/{training}" if training == WARMUP else SO_FAR: self.hours()} if self.hours else {}
+        self.tracked.metrics(values | told, step)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def image(self, name: str, png: bytes, step: int) -> None:

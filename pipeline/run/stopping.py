@@ -20,18 +20,19 @@ POLL_S = 0.2  # between two looks whether somebody asked for the end
 
 @dataclass
 class Stop:
-    """The signal that asked for the end, if one did."""
+    """The signal that asked for the end, if one did; `watch` may find another reason."""
 
     number: int | None = None
     since: float = 0.0
+    watch: Callable[[], Interrupted | None] = lambda: None
 
-    def __call__(self) -> int | None:
-        return self.number
+    def __call__(self) -> Interrupted | None:
+        return self.watch() if self.number is None else Interrupted(self.number)
 
     def raise_if_asked(self) -> None:
         """End the run here."""
-        if self.number is not None:
-            raise Interrupted(self.number)
+        if reason := self():
+            raise reason
 
 
 @contextlib.contextmanager
@@ -66,8 +67,8 @@ def signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def pause(seconds: float, stop_signal: Callable[[], int | None]) -> None:
+def pause(seconds: float, stopped: Callable[[], Interrupted | None]) -> None:
     """Wait, or until somebody asks for the end."""
     deadline = time.monotonic() + seconds
-    while stop_signal() is None and (left := deadline - time.monotonic()) > 0:
+    while stopped() is None and (left := deadline - time.monotonic()) > 0:
         time.sleep(min(POLL_S, left))

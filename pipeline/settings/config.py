@@ -23,6 +23,7 @@ from pipeline.settings.sections import (
     TRAINING,
     WARMUP,
     Baseline,
+    Budget,
     Cluster,
     Compressor,
     Encode,
@@ -94,6 +95,8 @@ class Config(Settings):
     """On which prompts, by which scorers and against which rivals the model is measured."""
     cluster: Cluster
     """Where the work runs, as `cluster=` chooses it; it changes no result."""
+    budget: Budget = Budget()
+    """What a run may cost; it changes no result."""
     tracking: Tracking
     """MLflow, as `tracking=` chooses it."""
     rates: dict[Text, Annotated[float, Field(gt=0.0, le=10.0**9)]]

@@ -347,6 +347,8 @@ class Cluster(Settings):
     """GPUs of a training rank, where there are any."""
     gpu_memory_gib: Annotated[float, Field(ge=0.1, le=4096.0)] | None = None
     """Memory of a GPU, GiB, against which `plan` and `run` hold what a training needs; null: unknown, no check."""
+    price_per_hour: Annotated[float, Field(ge=0.0, le=10_000.0)] | None = None
+    """Price of a device-hour, in any currency, for what `plan` and `report hours` tell; null: unknown."""
     encoders: Encoders
     """The pool of encoding and sampling actors."""
     cache: Cache = Cache()
@@ -364,6 +366,15 @@ class Cluster(Settings):
     """Fewest ranks that a training goes on with once nodes are lost; null: `workers`, it waits for new nodes."""
     replacement_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 600.0
     """Seconds that lost nodes have to be replaced in, before a training goes on with fewer ranks."""
+
+
+class Budget(Settings):
+    """What a run may cost. Nothing here changes a result, so nothing here enters a fingerprint."""
+
+    hours: Annotated[float, Field(gt=0.0, le=10.0**9)] | None = None
+    """Device-hours for all that the targets need, those of runs before included; null: as many as it takes.
+
+    Once they are used up, the run saves and ends with exit code 6; with a larger budget it goes on."""
 
 
 class Tracking(Settings):

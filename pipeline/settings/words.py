@@ -59,7 +59,9 @@ VERBS: dict[str, Verb] = {
         bare=True,
     ),
     "report": Verb(
-        "`report hours`: the device-hour table beside the paper's", flags=("--json",), config=False, bare=True
+        "`report hours`: device-hours, beside the paper's; --rebuild-mlflow: MLflow's made what they are",
+        flags=("--json", "--rebuild-mlflow"),
+        bare=True,
     ),
     "data": Verb(
         "`data funnel`, `lost`, `verify`, `repair`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE)",
@@ -95,6 +97,7 @@ class Words:
     why: str | None = None
     json: bool = False
     yes: bool = False
+    rebuild_mlflow: bool = False
 
     def required_conf(self) -> str:
         """The conf's name; the verb cannot do without it."""
@@ -203,6 +206,7 @@ class _Taken:
             why=why,
             json="--json" in self.said,
             yes="--yes" in self.said,
+            rebuild_mlflow="--rebuild-mlflow" in self.said,
         )
 
     def _step(self, flag: str) -> str | None:

@@ -24,13 +24,13 @@ from pipeline.settings.config import Config
 from pipeline.store import deleting
 from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store
 from pipeline.store.claims import Claim
+from pipeline.store.ledger import CPU, Held
 
 if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
     from pipeline.cluster.ray_cluster import Cluster
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-CPU = "cpu"  # the ledger's kind of device of what runs on CPUs, also where there are GPUs
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,11 @@ class Build:
     claim: Claim  # on it
     inputs: dict[str, Artifact]
     cluster: "Cluster"
-    lease: Callable[[float, str], AbstractContextManager[None]]  # devices reserved, and of what kind -> the ledger
+    lease: Callable[..., AbstractContextManager[Held]]  # devices, of what kind, `queued` for? -> the ledger
     report: Reporter
     forgotten: frozenset[str]  # keys and URLs of pictures that this root has been asked to forget
-    stop_signal: Callable[[], int | None]  # the signal that asked for the end, if one did
+    stopped: Callable[[], Interrupted | None]  # why the run should end, if it should
+    held: list[Held] = field(default_factory=list)  # by the training that goes on
 
     @property
     def building(self) -> str:
@@ -160,7 +161,8 @@ class Build:
         workers = self._workers()
         self.interruptions.begun += 1
         self.interruptions.write(self.building)
-        with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind):
+        with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind, queued=True) as held:
+            self.held[:] = [held]
             self.cluster.train(
                 loop,
                 {
@@ -202,8 +204,12 @@ class Build:
         """Pass on what the workers said, and tell them whether to stop. Raises ClaimLost."""
         self.claim.raise_if_lost()
         heard = False
-        for message in self.cluster.exchange(stop=self.stop_signal() is not None):
+        for message in self.cluster.exchange(stop=self.stopped() is not None):
             match message.pop("kind"):
+                case "held":
+                    self.held[0].begin(message["seconds"])
+                case "spent":
+                    self._spent(**message)
                 case "resumed":
                     self._resumed(**message)
                     heard = True
@@ -222,13 +228,18 @@ class Build:
         self.tick()
         self.raise_if_stopped()
 
+    def _spent(self, training: str, step: int, seconds: dict[str, float], age: float) -> None:
+        (held,) = self.held
+        held.begin(age)
+        held.phases.add(training, step, seconds)
+
     def _resumed(self, training: str, step: int) -> None:
+        self.held[0].phases.goes_on(training, step, self.interruptions.reached.get(training, 0))
         again = self.interruptions.resumed(training, step)
         if self.interruptions.begun > 1:
             log.info("%s goes on from step %d: %d steps are done again", training, step, again)
 
     def raise_if_stopped(self) -> None:
-        """End the run here if a signal asked for it; what is committed stays."""
-        signal_number = self.stop_signal()
-        if signal_number is not None:
-            raise Interrupted(signal_number)
+        """End the run here if it should; what is committed stays."""
+        if reason := self.stopped():
+            raise reason

@@ -161,7 +161,19 @@ def _train(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
         rows=found["rows"],
         call=CALL,
         workers=found["pids"],
-        metrics=found["metrics"] | build.interruptions.metrics(),
+        metrics=found["metrics"] | build.interruptions.metrics() | {"model_flops": _model_flops(build)},
+    )
+
+
+def _model_flops(build: Build) -> float:
+    """FLOPs of the models over all images that the step's trainings see, forward and backward."""
+    each = training_flops.per_picture(build.step.name, build.config)
+    return float(
+        sum(
+            phase.steps * phase.batch_size * each[name][phase.size]
+            for name, training in build.config.trainings_of(build.step.name).items()
+            for phase in training.phases
+        )
     )
 
 

@@ -4,7 +4,8 @@
 
 A lease is a number of devices reserved for a step, busy or not. `lease_open` starts it, a `heartbeat` follows
 every ten seconds, `lease_close` ends it. A process that is killed leaves no closing line; its lease ends at
-the last heartbeat and is marked as estimated. These files are the truth; MLflow and the last screen show it.
+the last heartbeat and is marked as estimated. While its devices are still waited for, a lease holds nothing.
+These files are the truth; MLflow and the last screen show it.
 """
 
 import contextlib
@@ -16,22 +17,69 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
-
-import yaml
 
 from datasets.files import json_files, notices, storage
 from pipeline.errors import Interrupted
+from pipeline.store.phases import Phases, split
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 REMOTE_HEARTBEAT_S = 60.0  # on an object store each heartbeat is an upload
-REFERENCES = Path(__file__).parents[2] / "conf" / "reference" / "gpu_hours.yaml"
 WRITERS = r"[^.][^/]*\.jsonl"  # names of files
-CPU_UNIT = "cpu-hours, not comparable to A100-hours"
+CPU = "cpu"  # the kind of device of what runs on CPUs, also where there are GPUs
+
+
+@dataclass(frozen=True)
+class About:
+    """What a lease's first line says beside its step and devices, as far as it is known.
+
+    `build` names the build of the artifact, over all runs that go on with it; `output` and `parents` are its name and
+    the fingerprints of what it is made from. `where` names the machine or cluster that has `room` devices of the kind,
+    `price` is that of a device-hour.
+    """
+
+    build: str | None = None
+    output: str | None = None
+    parents: Mapping[str, str] = field(default_factory=dict)
+    where: str | None = None
+    room: float | None = None
+    price: float | None = None
+
+
+class Held:
+    """A lease while it lasts: what it holds, and where the time goes."""
+
+    def __init__(self, devices: float, kind: str, queued: bool) -> None:
+        self.devices, self.kind = devices, kind
+        self.phases = Phases()
+        self._begun = time.monotonic()
+        self._since = None if queued else self._begun
+        self._ended: float | None = None
+
+    def begin(self, before_s: float = 0.0) -> None:
+        """The devices are there, and have been for some seconds; nothing where that was said before."""
+        if self._since is None:
+            self._since = max(self._begun, time.monotonic() - before_s)
+
+    def end(self) -> None:
+        """The devices are given back."""
+        self._ended = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """For how long the devices have been held."""
+        return 0.0 if self._since is None else (self._ended or time.monotonic()) - self._since
+
+    def line(self) -> dict[str, Any]:
+        """What each of the lease's lines tells of the time."""
+        now = self._ended or time.monotonic()
+        since = now if self._since is None else self._since
+        queued = {"queued_s": round(since - self._begun, 3)} if since > self._begun else {}
+        told = self.phases.told()
+        return {"held_s": round(now - since, 3), **queued, **({"phases": told} if told else {})}
 
 
 class Writer:
@@ -53,10 +101,20 @@ class Writer:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def lease(self, step: str, fingerprint: str, devices: float, kind: str) -> Iterator[None]:
+    def lease(
+        self,
+        step: str,
+        fingerprint: str,
+        devices: float,
+        kind: str,
+        about: About | None = None,
+        *,
+        queued: bool = False,
+    ) -> Iterator[Held]:
         """Account for devices of a kind ("cuda:<name>" or "cpu"; fractions count as such) during the block.
 
-        The leases of a step belong to one attempt until one of them fails; the next begins another attempt.
+        Those that are `queued` for are not there yet: they count from `Held.begin`. The leases of a step belong to one
+        attempt until one of them fails; the next begins another attempt.
 
         Raises:
             OSError: the opening line cannot be written. Of later lines it is only a warning, since the ledger
@@ -66,13 +124,28 @@ class Writer:
             "lease": uuid.uuid4().hex[:12],
             "attempt": f"{self._name}/{self._failures[step, fingerprint]}",
         }
-        begun = time.monotonic()
+        held = Held(devices, kind, queued)
 
         def record(event: str, **fields: Any) -> None:
-            held = round(time.monotonic() - begun, 3)
-            self._write({"event": event, **identity, "held_s": held, "time": round(time.time(), 3), **fields})
+            self._write({"event": event, **identity, **held.line(), "time": round(time.time(), 3), **fields})
 
-        record("lease_open", step=step, fingerprint=fingerprint, devices=devices, kind=kind)
+        told = {name: value for name, value in vars(about or About()).items() if value not in (None, {})}
+        record("lease_open", step=step, fingerprint=fingerprint, devices=devices, kind=kind, **told)
+        outcome = "failed"
+        try:
+            with self._beating(record):
+                yield held
+            outcome = "done"
+        except (Interrupted, KeyboardInterrupt):
+            outcome = "interrupted"
+            raise
+        finally:
+            held.end()
+            self._failures[step, fingerprint] += outcome != "done"
+            _or_warn(record, "lease_close", outcome=outcome)
+
+    @contextlib.contextmanager
+    def _beating(self, record: Callable[..., None]) -> Iterator[None]:
         stop = threading.Event()
 
         def beat() -> None:
@@ -81,18 +154,11 @@ class Writer:
 
         thread = threading.Thread(target=beat, name="ledger", daemon=True)
         thread.start()
-        outcome = "failed"
         try:
             yield
-            outcome = "done"
-        except (Interrupted, KeyboardInterrupt):
-            outcome = "interrupted"
-            raise
         finally:
             stop.set()
             thread.join()
-            self._failures[step, fingerprint] += outcome != "done"
-            _or_warn(record, "lease_close", outcome=outcome)
 
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps(event) + "\n"
@@ -105,63 +171,47 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class StepHours:
-    """What one step, with one fingerprint, has cost so far, over all its attempts.
+class Lease:
+    """A lease as its lines tell it.
 
-    `failed_attempts` ended with an error or were killed (an interruption with a clean save is no failure).
-    `estimated` says that some attempt has no closing line: it was killed, or is the latest and still running;
-    its time counts up to its last heartbeat.
+    `seconds` are wall seconds by phase. `outcome` is done, failed, interrupted, killed (no closing line, though its
+    step went on without it) or open (none yet: at work, or killed). Of a step that held GPUs its leases of CPUs do not
+    `count`: they are small change, which stays in the table but is not added. What a lease of an earlier build made was
+    thrown away: it is not `lasting`.
     """
 
     step: str
     fingerprint: str
-    attempts: int
-    failed_attempts: int
-    estimated: bool
-    device_seconds_by_kind: dict[str, float]
+    attempt: str
+    opened: float  # Unix time
+    kind: str
+    devices: float
+    seconds: Mapping[str, float]
+    queued_s: float
+    outcome: str
+    about: About
+    counts: bool = True
+    lasting: bool = True
 
     @property
-    def device_seconds(self) -> float:
-        """Devices reserved times wall seconds: of the GPUs where the step held any, else of the CPUs."""
-        return sum(self._counted.values())
+    def run(self) -> str:
+        """The writer of its lines, which is the run."""
+        return self.attempt.rpartition("/")[0]
 
     @property
-    def kind(self) -> str:
-        """The kind of device that counts; kinds joined by a plus where attempts ran on different ones."""
-        return " + ".join(sorted(self._counted))
+    def phases(self) -> dict[str, float]:
+        """Device-seconds by phase."""
+        return {phase: self.devices * seconds for phase, seconds in self.seconds.items()}
 
     @property
-    def _counted(self) -> dict[str, float]:
-        """CPU-seconds beside GPU-seconds are small change: they stay in the table, but are not added to them."""
-        gpus = {kind: seconds for kind, seconds in self.device_seconds_by_kind.items() if kind != "cpu"}
-        return gpus or self.device_seconds_by_kind
+    def held(self) -> tuple[float, float]:
+        """Unix times between which the devices were held, by the clock of when it was opened."""
+        begun = self.opened + self.queued_s
+        return begun, begun + sum(self.seconds.values())
 
 
-@dataclass(frozen=True)
-class Totals:
-    """The whole ledger by (step, fingerprint), and how many lines a crash left incomplete."""
-
-    steps: dict[tuple[str, str], StepHours]
-    torn_lines: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Our hours of a training beside the paper's; `ratio` is ours / theirs where both are A100-hours."""
-
-    step: str
-    hours: float
-    unit: str
-    paper_hours: float
-    ratio: float | None
-
-    def __str__(self) -> str:
-        share = "" if self.ratio is None else f" ({self.ratio:.2g} of the paper's)"
-        return f"{self.step}: {self.hours:.4g} {self.unit}{share}; paper: {self.paper_hours:,.0f} A100-hours"
-
-
-def totals(root: str) -> Totals:
-    """Read every writer's file below a root and add it up."""
+def read(root: str) -> tuple[list[Lease], int]:
+    """Every lease below a root, and how many lines a crash left incomplete."""
     folder = storage.join(root, "ledger")
     names = storage.listing(folder)
     ours = [name for name in names if re.fullmatch(WRITERS, name)]
@@ -169,7 +219,62 @@ def totals(root: str) -> Totals:
         notices.tell(notices.PassedOver(storage.join(folder, other), "none of our files"))
     contents = storage.read_all([storage.join(folder, name) for name in ours])
     events = [event for content in contents for event in json_files.lines(content, _event)]
-    return Totals(reduce_events(filter(None, events)), events.count(None))
+    return leases(filter(None, events)), events.count(None)
+
+
+def leases(events: Iterable[Mapping[str, Any]]) -> list[Lease]:
+    """The leases that events tell of, by step and fingerprint; neither their order nor repetitions matter.
+
+    One whose opening line was torn is left out: nobody knows whose it was.
+    """
+    by_lease: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for event in events:
+        by_lease[event["lease"]].append(event)
+    by_step: defaultdict[tuple[str, str], list[Lease]] = defaultdict(list)
+    for _, group in sorted(by_lease.items()):
+        if lease := _fold(group):
+            by_step[lease.step, lease.fingerprint].append(lease)
+    return [lease for _, group in sorted(by_step.items()) for lease in _judged(group)]
+
+
+def _fold(events: Sequence[Mapping[str, Any]]) -> Lease | None:
+    opening = next((event for event in events if event["event"] == "lease_open"), None)
+    closing = next((event for event in events if event["event"] == "lease_close"), None)
+    if opening is None:
+        return None
+    # Until its devices are there a lease counts all as waiting; then it knows since when they were.
+    latest = max(events, key=lambda event: (event["held_s"], event.get("queued_s", 0.0)))
+    told: defaultdict[str, float] = defaultdict(float)
+    for event in events:
+        for phase, seconds in event.get("phases", {}).items():
+            told[phase] = max(told[phase], seconds)
+    return Lease(
+        step=opening["step"],
+        fingerprint=opening["fingerprint"],
+        attempt=opening["attempt"],
+        opened=opening["time"],
+        kind=opening["kind"],
+        devices=opening["devices"],
+        seconds=split(latest["held_s"], told),
+        queued_s=latest.get("queued_s", 0.0),
+        outcome=closing["outcome"] if closing else "open",
+        about=About(**{known.name: opening[known.name] for known in fields(About) if known.name in opening}),
+    )
+
+
+def _judged(group: Sequence[Lease]) -> Iterator[Lease]:
+    """The leases of one step, with what only all of them tell."""
+    # One run at a time builds an artifact, so whatever is open and has a successor was killed.
+    latest = max(group, key=lambda lease: lease.opened)
+    gpus = any(lease.kind != CPU for lease in group)
+    for lease in group:
+        killed = lease.outcome == "open" and lease.attempt != latest.attempt
+        yield replace(
+            lease,
+            outcome="killed" if killed else lease.outcome,
+            counts=lease.kind != CPU or not gpus,
+            lasting=lease.about.build == latest.about.build,
+        )
 
 
 def last_sign(root: str, name: str) -> float | None:
@@ -188,90 +293,6 @@ def _event(told: dict[str, Any]) -> dict[str, Any]:
     if missing := needed - told.keys():
         raise KeyError(*missing)
     return told
-
-
-def reduce_events(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], StepHours]:
-    """Add up events by (step, fingerprint); neither their order nor repetitions matter."""
-    by_lease: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for event in events:
-        by_lease[event["lease"]].append(event)
-    by_step: defaultdict[tuple[str, str], list[_Lease]] = defaultdict(list)
-    for _, group in sorted(by_lease.items()):
-        if lease := _fold(group):
-            by_step[lease.step, lease.fingerprint].append(lease)
-    return {key: _add_up(leases) for key, leases in sorted(by_step.items())}
-
-
-def compare_with_paper(spent: StepHours, references: Path = REFERENCES) -> Comparison | None:
-    """A training beside the same model's in the paper (Stage C: 24,602); None where that reports nothing."""
-    model = {
-        "train_a": ("Würstchen", "A"),
-        "train_b": ("Würstchen", "B"),
-        "train_c": ("Würstchen", "C"),
-        "train_baseline": ("Baseline LDM", None),
-    }.get(spent.step)
-    rows = yaml.safe_load(references.read_text("utf-8"))["rows"]
-    paper = [row["gpu_hours"] for row in rows if (row["model"], row["stage"]) == model]
-    if not paper or paper[0] is None:
-        return None
-    hours, unit = spent.device_seconds / 3600, hours_unit(spent.kind)
-    return Comparison(spent.step, hours, unit, paper[0], hours / paper[0] if unit == "A100-hours" else None)
-
-
-def hours_unit(kind: str) -> str:
-    """What an hour on this kind of device is called, so that nobody compares what cannot be compared."""
-    if kind == "cpu":
-        return CPU_UNIT
-    return "A100-hours" if "A100" in kind and "+" not in kind else f"hours on {kind.removeprefix('cuda:')}"
-
-
-@dataclass(frozen=True)
-class _Lease:
-    step: str
-    fingerprint: str
-    attempt: str
-    opened: float  # Unix time
-    kind: str
-    device_seconds: float
-    outcome: str  # done | failed | interrupted | open
-
-
-def _fold(events: Sequence[Mapping[str, Any]]) -> _Lease | None:
-    """One lease from its events; None when its opening line was torn: nobody knows whose it was."""
-    opening = next((event for event in events if event["event"] == "lease_open"), None)
-    closing = next((event for event in events if event["event"] == "lease_close"), None)
-    if opening is None:
-        return None
-    return _Lease(
-        step=opening["step"],
-        fingerprint=opening["fingerprint"],
-        attempt=opening["attempt"],
-        opened=opening["time"],
-        kind=opening["kind"],
-        device_seconds=opening["devices"] * max(event["held_s"] for event in events),
-        outcome=closing["outcome"] if closing else "open",
-    )
-
-
-def _add_up(leases: Sequence[_Lease]) -> StepHours:
-    # One run at a time builds an artifact, so whatever is open and has a successor was killed.
-    latest = max(leases, key=lambda lease: lease.opened).attempt
-    failed = {
-        lease.attempt
-        for lease in leases
-        if lease.outcome == "failed" or (lease.outcome == "open" and lease.attempt != latest)
-    }
-    seconds: defaultdict[str, float] = defaultdict(float)
-    for lease in leases:
-        seconds[lease.kind] += lease.device_seconds
-    return StepHours(
-        leases[0].step,
-        leases[0].fingerprint,
-        attempts=len({lease.attempt for lease in leases}),
-        failed_attempts=len(failed),
-        estimated=any(lease.outcome == "open" for lease in leases),
-        device_seconds_by_kind=dict(seconds),
-    )
 
 
 def _or_warn(record: Callable[..., None], event: str, **fields: Any) -> None:

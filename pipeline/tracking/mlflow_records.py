@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,38 +18,45 @@ from typing import Any
 from PIL import Image
 
 from datasets.files import storage
+from pipeline.store import ledger
 from pipeline.store.process import ProcessId
-from pipeline.tracking import outbox
-from pipeline.tracking.mlflow_store import MlflowStore, connect
+from pipeline.tracking import outbox, projection
+from pipeline.tracking.mlflow_store import MlflowStore, NeedsMending, connect, require_active
 from pipeline.tracking.outbox import Record
+from pipeline.tracking.projection import KEY
 
 log = logging.getLogger(__name__)
 
 MetricRow = tuple[str, float, int, int]  # name, value, step, time
-KINDS = ("end_lost", "start", "config", "metrics", "image", "tags", "end")
-KEY = "wst.run"  # the tag that holds our key of a run
+KINDS = ("end_lost", "start", "config", "inputs", "metrics", "hours", "image", "tags", "release", "end")
 PROCESS = "wst.process"
+CONTENT = "wst.content"  # the hash of an artifact's content
 END_REASON = "wst.end_reason"  # of a run that did not come to its end
 _NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # MLflow's codes for what no later try can mend
 
 
 class Recorder:
-    """Puts records into a store; connects to it at the first one."""
+    """Puts records into a store; connects to it at the first one. What runs have cost, the root's ledger tells."""
 
-    def __init__(self, store: MlflowStore, experiment: str):
+    def __init__(self, store: MlflowStore, experiment: str, root: str | None = None):
         self.refused = 0  # records that MLflow will never take, such as those of a run that somebody deleted
         self._store = store
         self._experiment = experiment
         self._client: Any = None
         self._experiment_id = ""
         self._ids: dict[str, str] = {}
+        self._root = root
 
     def __call__(self, records: Sequence[Record]) -> None:
         """Put records there in their order; measurements of a run that follow each other go together."""
         from mlflow.exceptions import MlflowException
 
         if self._client is None:
-            self._client, self._experiment_id = connect(self._store, self._experiment)
+            try:
+                self._client, self._experiment_id = connect(self._store, self._experiment)
+            except MlflowException as error:
+                _raise_if_mendable(error)
+                raise
         ours = [record for record in records if record.get("kind") in KINDS]
         self.refused += len(records) - len(ours)
         for (kind, run), group in groupby(ours, lambda record: (record["kind"], record.get("run"))):
@@ -57,7 +65,9 @@ class Recorder:
                     self._put(kind, run, record)
                 except MlflowException as error:
                     if error.error_code not in _NEVER:
+                        _raise_if_mendable(error)
                         raise
+                    require_active(self._client.get_experiment(self._experiment_id), self._store)
                     self.refused += 1
                     log.warning("MLflow refuses a record (%s) of run %s: %s", kind, run, error)
 
@@ -74,19 +84,28 @@ class Recorder:
             self._config(run_id, record["text"], record["params"])
         elif kind == "metrics":
             self._metrics(run_id, record["rows"])
+        elif kind == "hours":
+            self._hours([run_id])
         elif kind == "image":
             self._image(run_id, record)
         elif kind == "tags":
             self._tags(run_id, record["tags"])
+        elif kind == "inputs":
+            self._inputs(run_id, record["datasets"])
+        elif kind == "release":
+            self._release(run_id, record)
         else:
             assert kind == "end", kind
             self._client.set_terminated(run_id, record["status"], end_time=record["time"])
 
     def _start(self, run: str, record: Record) -> None:
-        if self._find(run) is None:
-            tags = {**record["tags"], KEY: run}
-            if record["parent"]:
-                tags["mlflow.parentRunId"] = self._id(record["parent"])
+        tags = {**record["tags"], KEY: run}
+        if record["parent"]:
+            tags["mlflow.parentRunId"] = self._id(record["parent"])
+        if found := self._find(run):  # a step that goes on: in its own run, below who does it now
+            self._client.update_run(found, status="RUNNING")
+            self._tags(found, tags)
+        else:
             made = self._client.create_run(self._experiment_id, record["time"], tags, record["name"])
             self._ids[run] = made.info.run_id
 
@@ -108,7 +127,8 @@ class Recorder:
     def _config(self, run_id: str, text: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        self._client.log_text(run_id, text, "config.yaml")
+        if text:
+            self._client.log_text(run_id, text, "config.yaml")
         # Parameters are for comparing runs; MLflow cuts them at 6,000 characters, the file above is whole.
         self._client.log_batch(run_id, params=[Param(legal_name(key), value) for key, value in params.items()])
 
@@ -132,6 +152,31 @@ class Recorder:
 
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def _inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tags = [InputTag("mlflow.data.context", "read")]
+        inputs = [DatasetInput(Dataset(**dataset), tags) for dataset in datasets]
+        self._client.log_inputs(run_id, datasets=inputs)
+
+    def _release(self, run_id: str, record: Record) -> None:
+        """Register a release as a version of the one model, unless it is one already.
+
+        MLflow itself calls the newest `latest`, in `models:/<name>/latest`: nobody can give that alias.
+        """
+        from mlflow.exceptions import MlflowException
+
+        name = record["model"]
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = self._client.search_model_versions(f"name='{name}'")
+        if all(found.tags.get(CONTENT) != record["content"] for found in known):
+            about = {"tags": {CONTENT: record["content"]}, "description": record["card"]}
+            self._client.create_model_version(name, record["source"], run_id, **about)
+
     def _end_lost(self) -> None:
         """End the runs of this host's dead processes, which MLflow would show as running for ever."""
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
@@ -139,6 +184,43 @@ class Recorder:
             if process and ProcessId.of(json.loads(process)).is_dead():
                 self._client.set_tag(run.info.run_id, END_REASON, "process died")
                 self._client.set_terminated(run.info.run_id, "KILLED")
+                self._hours([run.info.run_id])
+
+    def rebuild(self) -> int:
+        """Make the hours of every run what the ledger says; returns how many runs there are."""
+        self._client, self._experiment_id = connect(self._store, self._experiment)
+        runs: list[str] = []
+        token: str | None = ""
+        while token is not None:
+            page = self._client.search_runs([self._experiment_id], max_results=1000, page_token=token or None)
+            runs += [run.info.run_id for run in page]
+            token = page.token or None
+        self._hours(runs)
+        return len(runs)
+
+    def _hours(self, run_ids: Sequence[str]) -> None:
+        """What runs have cost by now, each where that is not what MLflow has."""
+        if self._root is None:
+            return
+        leases, _ = ledger.read(self._root)
+        for run_id in run_ids:
+            run = self._client.get_run(run_id)
+            parent = run.data.tags.get("mlflow.parentRunId")
+            above = self._client.get_run(parent).data.tags if parent else {}
+            now = projection.hours(run.data.tags, above, leases)
+            gone = {name: 0.0 for name in run.data.metrics if name in projection.NAMES and name not in now}
+            changed = {name: value for name, value in (now | gone).items() if run.data.metrics.get(name) != value}
+            at = time.time_ns() // 1_000_000
+            self._metrics(run_id, [(name, value, 0, at) for name, value in changed.items()])
+
+
+def _raise_if_mendable(error: Exception) -> None:
+    """Say what a person has to do about an error of MLflow's, where they can."""
+    if re.search(r"error code 40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED", str(error)):
+        raise NeedsMending(
+            "the server refuses this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN"
+        ) from error
 
 
 def _together(measurements: Sequence[Record]) -> Record:

@@ -1,8 +1,9 @@
 """MLflow runs: what a reviewer of experiments sees of a pipeline run.
 
-One parent run for each invocation that does work, one child run for each step that it builds; a step's
-retries stay in its child, so the list of runs reads like the DAG. Only the driver records; workers hand it
-their numbers. MLflow is a view: a run never waits for it, and what it could not take is sent by the next run.
+One parent run for each invocation that does work, one child run for each step that it builds; a step's retries stay in
+its child, and so does what later invocations do to go on with its build: one curve, one cost. Only the driver records;
+workers hand it their numbers. MLflow is a view: a run never waits for it, and what it could not take is sent by the
+next run. What runs have cost is the ledger's (`projection`).
 """
 
 import base64
@@ -19,15 +20,19 @@ from typing import Any
 import yaml
 
 from pipeline.errors import Interrupted
-from pipeline.settings.keys import flatten
 from pipeline.store.artifacts import Artifact
 from pipeline.store.process import ProcessId, user_name
 from pipeline.store.provenance import commit
 from pipeline.store.redact import redact
+from pipeline.tracking import names
 from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
 from pipeline.tracking.mlflow_store import MlflowStore
 from pipeline.tracking.outbox import Outbox, left_behind
 
+MODEL = "wuerstchen"  # of which each release is a version
+DIGEST = 32  # digits of a dataset's content that MLflow takes
+LONGEST_CARD = 4000  # characters of a model card that MLflow takes as a description
+NOTE = "mlflow.note.content"  # the description of a run
 END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
 
 
@@ -37,7 +42,8 @@ class Tracking:
     Args:
         store: from `locate_store`.
         experiment: name of the MLflow experiment, created where it is missing.
-        conf, targets, invocation: what was asked for, and the id of this invocation.
+        conf, targets, command, invocation: what was asked for, as it was typed, and the id of this invocation.
+        root: whose ledger tells what runs have cost; None: nobody does.
         fingerprints: artifact -> fingerprint of everything that the targets need.
         config: the resolved config; secrets are taken out before it is stored.
         say: is told at once, from another thread, when MLflow does not take what it is given.
@@ -51,13 +57,16 @@ class Tracking:
         conf: str,
         targets: Sequence[str],
         invocation: str,
+        command: str = "",
+        root: str | None = None,
         fingerprints: Mapping[str, str],
         config: Mapping[str, Any],
         say: Callable[[str], None] = lambda sentence: None,
     ):
         self.warnings: list[str] = []  # what could not be recorded, once the context has been left
         self._store = store
-        self._name = conf
+        self._name = names.of_command(conf, command, invocation)
+        self._typed = names.typed(command) | {"conf": conf}
         self._invocation = invocation
         self._config = redact(config)
         self._tags = {
@@ -68,7 +77,7 @@ class Tracking:
             **{f"wst.fingerprint.{name}": digest for name, digest in fingerprints.items()},
             **git_tags(Path(__file__).parent),
         }
-        self._recorder = Recorder(store, experiment)
+        self._recorder = Recorder(store, experiment, root)
         self._unsent = _unsent(store, experiment)
         self._say = say
         self._outbox: Outbox | None = None
@@ -82,24 +91,39 @@ class Tracking:
             self.warnings.append(f"MLflow gets nothing of this run: {error}")
         self.record("end_lost")
         self._parent = self._start(self._name, "", self._tags)
-        values = {key: json.dumps(value, ensure_ascii=False) for key, value in flatten(self._config).items()}
         text = yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True)
-        self.record("config", run=self._parent, text=text, params=values)
+        self.record("config", run=self._parent, text=text, params=self._typed)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.record("hours", run=self._parent)
         self._end(self._parent, error)
         if self._outbox:
             left = self._outbox.close(END_PATIENCE_S)
             self.warnings += self._complaints(self._outbox, left)
 
     @contextlib.contextmanager
-    def step(self, name: str, output: str, fingerprint: str) -> Iterator["StepRun"]:
-        """The child run of a step that builds the artifact `output`, around all its attempts."""
+    def step(
+        self,
+        name: str,
+        output: str,
+        fingerprint: str,
+        *,
+        build: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        reached: Mapping[str, int] | None = None,
+    ) -> Iterator["StepRun"]:
+        """The child run of a step that builds the artifact `output`, around all its attempts.
+
+        A `build` that another invocation has begun goes on in the run that it had then; of its trainings, steps that
+        they had `reached` keep their points. `settings` are what the step reads.
+        """
         tags = {"wst.kind": "step", "wst.step": name, "wst.output": output, "wst.fingerprint": fingerprint}
-        run = StepRun(self, self._start(f"{name} ({output})", self._parent, tags))
+        key = self._start(names.of_step(name, fingerprint), self._parent, tags, build)
+        self.record("config", run=key, text="", params=names.plain(redact(settings or {})))
+        run = StepRun(self, key, reached or {})
         caught: BaseException | None = None
         try:
             yield run
@@ -107,7 +131,13 @@ class Tracking:
             caught = error
             raise
         finally:
+            self.record("hours", run=run.key)
             self._end(run.key, caught)
+
+    def describe(self, card: str, verdict: Mapping[str, float]) -> None:
+        """What is to be seen first of this invocation: its card (Markdown), and few figures."""
+        self.record("tags", run=self._parent, tags={NOTE: card})
+        self.record("metrics", run=self._parent, rows=[(name, value, 0, _now()) for name, value in verdict.items()])
 
     def flush(self, patience_s: float) -> bool:
         """Wait until MLflow has all that was recorded so far; False where it does not in that time."""
@@ -138,7 +168,7 @@ class Tracking:
         if self._outbox:
             self._outbox.add({"kind": kind, **content})
 
-    def _start(self, name: str, parent: str, tags: Mapping[str, str]) -> str:
+    def _start(self, name: str, parent: str, tags: Mapping[str, str], key: str | None = None) -> str:
         """Begin a run; returns our key of it."""
         common = {
             "mlflow.user": user_name(),
@@ -146,7 +176,7 @@ class Tracking:
             "mlflow.source.type": "LOCAL",
             PROCESS: json.dumps(vars(ProcessId.own())),
         }
-        key = uuid.uuid4().hex
+        key = key or uuid.uuid4().hex
         self.record("start", run=key, parent=parent, name=name, tags={**common, **tags}, time=_now())
         return key
 
@@ -160,14 +190,17 @@ class Tracking:
 class StepRun:
     """A step's child run."""
 
-    def __init__(self, tracking: Tracking, key: str):
+    def __init__(self, tracking: Tracking, key: str, reached: Mapping[str, int]):
         self.key = key
+        self.end: Artifact | BaseException | None = None  # what became of the step
         self._tracking = tracking
+        self._reached = {f"{training}/": step for training, step in reached.items()}
         self._last: dict[str, int] = {}  # name -> step of its newest point
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Take measurements at a training step; steps that a later attempt does again keep their first points."""
-        new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
+        before = max((then for name, then in self._reached.items() if any(map(_starts(name), values))), default=-1)
+        new = {name: value for name, value in values.items() if step > self._last.get(name, before)}
         self._last.update(dict.fromkeys(new, step))
         if new:
             rows = [(name, value, step, _now()) for name, value in new.items()]
@@ -179,29 +212,60 @@ class StepRun:
         self._tracking.record("image", run=self.key, name=name, png=content, step=step, time=_now())
 
     def finish(self, artifact: Artifact) -> None:
-        """Record what the finished artifact's manifest says: hours, attempts, sizes, final metrics."""
+        """Record what the finished artifact's manifest says, and the figures of a step that measures."""
         manifest = artifact.manifest
-        hours = "gpu_hours" if manifest["devices"].startswith("cuda") else "cpu_hours"
-        values = {name: manifest[name] for name in ("rows", "bytes", "seconds", "peak_bytes")}
-        values |= {name: manifest[name] for name in ("attempts", "failed_attempts")}
-        values |= {f"{hours}/allocated": manifest["device_seconds"] / 3600}
-        values |= {f"final/{name}": value for name, value in manifest["metrics"].items()}
-        self.metrics(values, step=0)
+        if not self._last:  # no training, whose curves tell more
+            self.metrics(manifest["metrics"], step=0)
         tags = {
             "wst.artifact": artifact.path,
             "wst.content": manifest["content"],
             "wst.devices": manifest["devices"],
+            **{f"wst.{name}": str(manifest[name]) for name in ("rows", "bytes", "seconds", "peak_bytes", "attempts")},
         }
         self._tracking.record("tags", run=self.key, tags=tags)
 
+    def reads(self, inputs: Mapping[str, Artifact]) -> None:
+        """Record the data that the step reads; models among its inputs are told by their fingerprints."""
+        datasets = [
+            {
+                "name": name,
+                "digest": artifact.manifest["content"][:DIGEST],
+                "source_type": "local" if "://" not in artifact.path else artifact.path.partition("://")[0],
+                "source": json.dumps({"uri": artifact.path}),
+                "profile": json.dumps({"rows": artifact.manifest["rows"], "bytes": artifact.manifest["bytes"]}),
+            }
+            for name, artifact in inputs.items()
+            if not name.startswith(("stage_", "baseline"))
+        ]
+        if datasets:
+            self._tracking.record("inputs", run=self.key, datasets=datasets)
 
-def send_unsent(store: MlflowStore, experiment: str) -> str | None:
+    def release(self, artifact: Artifact, card: str) -> None:
+        """Register a release as a version of the model."""
+        about = {"source": artifact.path, "content": artifact.manifest["content"], "card": card[:LONGEST_CARD]}
+        self._tracking.record("release", run=self.key, model=MODEL, **about)
+
+    def describe(self, card: str) -> None:
+        """What is to be seen first of this step, Markdown."""
+        self._tracking.record("tags", run=self.key, tags={NOTE: card})
+
+
+def _starts(prefix: str) -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefix)
+
+
+def rebuild_hours(store: MlflowStore, experiment: str, root: str) -> int:
+    """Make the hours of every run of an experiment what the root's ledger says; returns how many runs there are."""
+    return Recorder(store, experiment, root).rebuild()
+
+
+def send_unsent(store: MlflowStore, experiment: str, root: str | None = None) -> str | None:
     """Send what ended runs could not, without a run of one's own; returns what became of that, if there was any."""
     folder = _unsent(store, experiment)
     if not any(left_behind(folder)):
         return None
     try:
-        outbox = Outbox(folder, f"nothing-to-do-{uuid.uuid4().hex[:8]}", Recorder(store, experiment))
+        outbox = Outbox(folder, f"nothing-to-do-{uuid.uuid4().hex[:8]}", Recorder(store, experiment, root))
         outbox.close(END_PATIENCE_S)
         reason = outbox.last_error or "another run is at work, or there was no answer in time"
     except OSError as error:

@@ -17,6 +17,7 @@ from pipeline.environment import home_folder, quiet_environment
 from pipeline.errors import UsageError
 
 SQLITE = "sqlite:///"
+LOOPBACK = ("127.0.0.1", "localhost")
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,13 @@ def folder_of(root: str) -> Path:
 
 
 def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:
-    """An `MlflowClient` and the experiment's id; store and experiment are created where they are missing."""
+    """An `MlflowClient` and the experiment's id; store and experiment are created where they are missing.
+
+    Raises:
+        NeedsMending: the experiment was deleted.
+    """
     quiet_environment()
+    no_proxy_here()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven by default: minutes for each call
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
@@ -93,9 +99,33 @@ def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:
         client = MlflowClient(store.uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None:
+            require_active(found, store)
             return client, found.experiment_id
         # Without a location of its own, MLflow would put files into ./mlruns of whoever comes first.
         return client, client.create_experiment(experiment, store.location)
+
+
+class NeedsMending(RuntimeError):
+    """MLflow takes nothing until somebody has done what the message says; what is recorded waits."""
+
+    is_told_whole = True
+
+
+def require_active(experiment: Any, store: MlflowStore) -> None:
+    """Refuse an experiment that somebody has deleted in the UI: MLflow would refuse every record of it, for good."""
+    if experiment.lifecycle_stage != "active":
+        raise NeedsMending(
+            f"the experiment {experiment.name} was deleted; bring it back with: MLFLOW_TRACKING_URI={store.uri} "
+            f"mlflow experiments restore --experiment-id {experiment.experiment_id}; or choose another with "
+            "tracking.experiment="
+        )
+
+
+def no_proxy_here() -> None:
+    """Keep proxies out of what goes to this machine's loopback address."""
+    for name in ("no_proxy", "NO_PROXY"):
+        others = [place for place in os.environ.get(name, "").split(",") if place not in ("", *LOOPBACK)]
+        os.environ[name] = ",".join([*others, *LOOPBACK])
 
 
 def relocate(store: MlflowStore) -> None:

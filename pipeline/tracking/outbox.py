@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 BATCH = 500  # records sent at once
+LONGEST = 500  # characters of a reason that is told; MLflow's remedy for an old database takes 300
 PAUSES_S = (1.0, 2.0, 5.0, 15.0, 30.0)  # after a failure and further ones in a row; the last one from there on
 
 
@@ -164,11 +165,14 @@ class Outbox:
 
 
 def _in_short(error: BaseException) -> str:
-    """What the error at the bottom of others says, in a line: those above repeat it among addresses and objects."""
-    while cause := error.__cause__ or error.__context__:
+    """What the error at the bottom of others says, in a line: those above repeat it among addresses and objects.
+
+    One that tells a remedy (a word of MLflow's, or `NeedsMending`) is told whole.
+    """
+    while (cause := error.__cause__ or error.__context__) and not getattr(error, "is_told_whole", False):
         error = cause
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return textwrap.shorten(text, 100, placeholder=" ...")
+    return textwrap.shorten(text, LONGEST, placeholder=" ...")
 
 
 def drop(folder: Path, kind: str) -> int:

@@ -1,6 +1,6 @@
 """`plan`: what a run would do with each step and why, what it costs, what would stop it; nothing is started."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -8,10 +8,12 @@ from rich.table import Table
 
 from datasets.config import DataError
 from pipeline.errors import UsageError, nearest
-from pipeline.plan import cost, obstacles, rivals
+from pipeline.plan import budget, cost, obstacles, rivals
+from pipeline.plan.budget import Line
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings.words import Words
+from pipeline.store.artifacts import Store
 from pipeline.store.provenance import other_versions
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console, print_table
@@ -24,11 +26,13 @@ def handle(words: Words) -> None:
     loaded, root = configured(words)
     planned = planned_steps(loaded, root, words.selection)
     costs = cost.estimates(planned, loaded)
+    lines = budget.lines(planned, costs, loaded, Store(root).finished())
     forgotten = names_of(requests(root))
     if words.why is not None:
         tell_why(planned, words.why)
     elif not words.json:
         show_plan(planned, costs)
+        show_budget(lines)
         if others := other_versions(item.artifact.manifest for item in planned if item.artifact):
             console.print(f"built by other versions, and used as it is: {', '.join(others)}", markup=False)
         if forgotten:
@@ -42,10 +46,11 @@ def handle(words: Words) -> None:
             "changes": item.changes,
             "fingerprint": item.fingerprint.digest,
             "cost": estimate,
+            "budget": [vars(line) for line in lines if line.step == item.step.name],
         }
         for item, estimate in zip(planned, costs, strict=True)
     ]
-    print_json(words, {"steps": steps, "forgotten": len(forgotten)})
+    print_json(words, {"steps": steps, "budget": vars(budget.total(lines)), "forgotten": len(forgotten)})
     for sentence in obstacles.every(loaded, planned):
         console.print(f"a run would stop at once: {sentence}", style="yellow", markup=False)
     try:
@@ -97,3 +102,49 @@ def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> No
     for item, estimate in zip(planned, costs, strict=True):
         if len(estimate["phases"]) > 1:
             print(f"{item.step.name} in {len(estimate['phases'])} phases: {'; '.join(estimate['phases'])}")
+
+
+def show_budget(lines: Sequence[Line]) -> None:
+    """Print what the steps would take, a line a phase, and the total, without columns of which nothing is known."""
+    if not any(line.hours for line in lines):
+        return
+    columns: dict[str, Callable[[Line], str]] = {
+        "step": lambda line: line.step,
+        "phase": lambda line: line.phase,
+        "params": lambda line: _count(line.parameters),
+        "GiB/rank": lambda line: "" if line.rank_bytes is None else f"{line.rank_bytes / 2**30:.1f}",
+        "FLOP/img": lambda line: _count(line.flops),
+        "images": lambda line: _count(line.images),
+        "dev-hours": lambda line: _number(line.hours),
+        "wall h": lambda line: _number(line.wall_h),
+        "stored": lambda line: "" if line.stored_bytes is None else _count(line.stored_bytes) + "B",
+        "kg CO2": lambda line: _number(line.kg),
+        "cost": lambda line: _number(line.cost),
+        "rate from": lambda line: line.basis,
+    }
+    rows = [*lines, budget.total(lines)]
+    told = {name: [cell(line) for line in rows] for name, cell in columns.items()}
+    kept = {name: cells for name, cells in told.items() if any(cells)}
+    table = Table(*kept, box=None, header_style="bold", pad_edge=False)
+    for row in zip(*kept.values(), strict=True):
+        table.add_row(*row)
+    print()
+    print_table(table)
+    print(f"rate from: {budget.BASES}")
+
+
+def _count(value: int | None) -> str:
+    """Three digits and a letter."""
+    if value is None:
+        return ""
+    number, letters = float(value), iter(" kMGTPE")
+    letter = next(letters)
+    while number >= 1000:
+        number, letter = number / 1000, next(letters)
+    return f"{number:.3g}{letter}".strip()
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -19,7 +19,7 @@ def handle(words: Words) -> None:
     todo = [item for item in planned if item.state != "done"]
     if not todo:
         console.print(f"nothing to do: all {len(planned)} steps of conf={words.conf} are done in {root}", markup=False)
-        if told := send_unsent(locate_store(root, loaded.tracking.uri), loaded.tracking.experiment):
+        if told := send_unsent(locate_store(root, loaded.tracking.uri), loaded.tracking.experiment, root):
             console.print(told, markup=False)
         print_json(words, {"outcome": "nothing to do", "steps": [item.step.output for item in planned]})
         return

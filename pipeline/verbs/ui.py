@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,21 +21,22 @@ from pipeline.settings import compose
 from pipeline.settings.words import Words
 from pipeline.store.process import ProcessId
 from pipeline.terminal import console
-from pipeline.tracking.mlflow_store import MlflowStore, locate_store, relocate
+from pipeline.tracking.mlflow_store import MlflowStore, locate_store, no_proxy_here, relocate
 
 START_S = 120.0
 STOP_S = 10.0
+HEALTH_S = 5.0  # for an answer
 
 
 def handle(words: Words) -> None:
     port = words.own.get("port", "5000")
     if not port.isdigit():
         raise UsageError(f"port={port}: not a number")
-    uri = compose.load(words.conf, words.overrides).tracking.uri if words.conf else None
-    store = locate_store(storage.absolute(words.root), uri)
+    tracking = compose.load(words.conf or "stage_c", words.overrides).tracking
+    store = locate_store(storage.absolute(words.root), tracking.uri if words.conf else None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive us
     with contextlib.suppress(KeyboardInterrupt), serve_ui(store, int(port)) as url:
-        console.print(f"MLflow: {url} (Ctrl-C ends it)")
+        console.print(f"MLflow: {url}{runs_page(url, tracking.experiment)} (Ctrl-C ends it)", soft_wrap=True)
         threading.Event().wait()
 
 
@@ -60,6 +62,7 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
         return
     _check_port(port)
     # One worker and no job runner: a third of the memory that MLflow's defaults take.
+    no_proxy_here()
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", store.uri]
     command += ["--no-serve-artifacts", "--default-artifact-root", str(store.location)]
@@ -77,6 +80,23 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     finally:
         note.unlink(missing_ok=True)
         _stop(server)
+
+
+def runs_page(url: str, experiment: str) -> str:
+    """What follows a server's address, to see the runs of an experiment; nothing where the server tells of none.
+
+    Alone, the address shows a page of other uses of MLflow.
+    """
+    no_proxy_here()
+    query = urllib.parse.urlencode({"experiment_name": experiment})
+    try:
+        with urllib.request.urlopen(
+            f"{url}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=HEALTH_S
+        ) as answer:
+            number = json.load(answer)["experiment"]["experiment_id"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return f"/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 
 def _open_elsewhere(note: Path) -> str | None:
@@ -97,7 +117,7 @@ def _check_port(port: int) -> None:
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], output: Path) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=HEALTH_S):
             return
         time.sleep(0.3)
     raise UsageError(f"the MLflow UI did not start; {output} says why")

@@ -14,6 +14,7 @@ from datasets.files.cache import VerifiedFiles
 from datasets.files.errors import StoreRefuses
 from datasets.files.notices import PassedOver
 from pipeline.__main__ import main
+from pipeline.hours.spent import totals
 from pipeline.run.step_log import logging_to
 from pipeline.store import ledger
 from pipeline.store.artifacts import Store
@@ -130,7 +131,7 @@ def test_a_ledger_that_finds_no_room_does_not_end_the_work(disk, caplog):
             except OSError:
                 pass
     assert "missed a lease_close: " in caplog.text
-    assert ledger.totals(str(disk)).steps["train_c", "0" * 16].estimated
+    assert totals(str(disk)).steps["train_c", "0" * 16].estimated
 
 
 # ------------------------------------------------------------------------------------------------------------ runs

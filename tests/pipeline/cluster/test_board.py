@@ -63,7 +63,7 @@ def test_the_driver_tells_them_on_and_counts_the_retries(capsys, caplog):
     messages = [{"kind": "notice", "notice": RETRY} for _ in range(3)]
     messages.append({"kind": "notice", "notice": PassedOver("/cache/x", "not kept")})
     object.__setattr__(build, "cluster", SimpleNamespace(exchange=lambda stop: messages))
-    object.__setattr__(build, "stop_signal", lambda: None)
+    object.__setattr__(build, "stopped", lambda: None)
     object.__setattr__(build, "claim", SimpleNamespace(raise_if_lost=lambda: None))
     summary = Summary()
 

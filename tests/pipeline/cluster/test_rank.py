@@ -18,6 +18,7 @@ from datasets.formats.shards import Clock, ImageRow
 from datasets.reading.batches import Batches, Source
 from pipeline.cluster.board import Board
 from pipeline.cluster.rank import Rank, RankCallbacks, checkpoints_of, log_of
+from pipeline.cluster.spending import Spending
 from pipeline.models.training_data import EncodedBatches, TrainingData
 from stages.draws import Draws
 from stages.settings.training import TrainingConfig
@@ -72,7 +73,7 @@ class Attempt(RankCallbacks):
     def __init__(self, folder: Path, config: TrainingConfig, poor: int | None = None, panel: Any = None) -> None:
         rank = Rank.__new__(Rank)  # whose making needs a job of Ray Train
         rank.rank, rank.world, rank.seed, rank.building = 0, 1, 0, str(folder / "building")
-        rank.fence = unfenced
+        rank.fence, rank.spending = unfenced, Spending()
         rank.flops, rank.metrics = {"toy": {64: 1000}}, {}
         board: Any = Board()
         rank.board = board

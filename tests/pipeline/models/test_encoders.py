@@ -124,7 +124,7 @@ class Root:
             cluster=Here(),
             lease=lambda devices, kind: nullcontext(),
             report=self.report,
-            stop_signal=lambda: None,
+            stopped=lambda: None,
             forgotten=frozenset(),
         )
 

@@ -68,7 +68,7 @@ def attempt(
     monkeypatch.setattr(fetch, "fetch", fails_first)
     session: Any = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(retries=2)))
     build = object.__new__(Build)
-    object.__setattr__(build, "stop_signal", lambda: signal_number)
+    object.__setattr__(build, "stopped", lambda: signal_number and Interrupted(signal_number))
     object.__setattr__(build, "interruptions", SimpleNamespace(preemptions=0, write=lambda _: None))
     object.__setattr__(build, "path", "")
     object.__setattr__(build, "claim", SimpleNamespace(fence=fence))

@@ -15,11 +15,11 @@ from pipeline.run.stopping import STOPPING_S, Stop, pause, signals
 def test_a_signal_ends_a_pause(monkeypatch):
     asked = []
 
-    def stop_signal() -> int | None:
+    def stopped() -> Interrupted | None:
         asked.append(True)
-        return signal.SIGINT if len(asked) == 3 else None
+        return Interrupted(signal.SIGINT) if len(asked) == 3 else None
 
-    pause(3600, stop_signal)
+    pause(3600, stopped)
     assert len(asked) == 3
 
 

@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Interrupted
+from pipeline.hours.spent import reduce_events, totals
 from pipeline.run.memory import PeakMemory, tree_bytes
-from pipeline.store.ledger import CPU_UNIT, StepHours, Writer, compare_with_paper, hours_unit, reduce_events, totals
+from pipeline.store.ledger import Writer
 
 CHECKOUT = Path(__file__).parents[3]
 PATIENCE_S = 120
@@ -180,48 +181,6 @@ def test_kinds_of_device_are_kept_apart() -> None:
     spent = reduce_events(events)[KEY]
     assert spent.device_seconds_by_kind == {"cpu": 10, "cuda:NVIDIA H200": 10}
     assert (spent.kind, spent.device_seconds) == ("cuda:NVIDIA H200", 10)
-
-
-@pytest.mark.parametrize(
-    ("kind", "unit"),
-    [
-        ("cpu", CPU_UNIT),
-        ("cuda:NVIDIA A100-SXM4-80GB", "A100-hours"),
-        ("cuda:NVIDIA H200", "hours on NVIDIA H200"),
-        ("cuda:NVIDIA A100-SXM4-80GB + cuda:NVIDIA H200", "hours on NVIDIA A100-SXM4-80GB + cuda:NVIDIA H200"),
-    ],
-)
-def test_only_a100_hours_are_called_so(kind: str, unit: str) -> None:
-    assert hours_unit(kind) == unit
-
-
-def _spent(step: str, hours: float, kind: str) -> StepHours:
-    return StepHours(step, "abc123", 1, 0, False, {kind: hours * 3600})
-
-
-def test_stage_c_is_compared_with_the_papers_hours() -> None:
-    ours = compare_with_paper(_spent("train_c", 2460.2, "cuda:NVIDIA A100-SXM4-80GB"))
-    assert ours is not None
-    assert (ours.paper_hours, ours.ratio) == (24_602, pytest.approx(0.1))
-    assert str(ours) == "train_c: 2460 A100-hours (0.1 of the paper's); paper: 24,602 A100-hours"
-
-
-def test_the_baseline_is_compared_with_the_papers_baseline() -> None:
-    ours = compare_with_paper(_spent("train_baseline", 2500, "cuda:NVIDIA A100-SXM4-80GB"))
-    assert ours is not None
-    assert (ours.paper_hours, ours.ratio) == (25_000, pytest.approx(0.1))
-
-
-def test_cpu_hours_are_not_compared() -> None:
-    ours = compare_with_paper(_spent("train_c", 0.1, "cpu"))
-    assert ours is not None
-    assert ours.ratio is None
-    assert "not comparable to A100-hours" in str(ours)
-
-
-@pytest.mark.parametrize("step", ["train_a", "train_previewer", "encode_text"])
-def test_what_the_paper_does_not_report_is_not_compared(step: str) -> None:
-    assert compare_with_paper(_spent(step, 1, "cpu")) is None
 
 
 CHILD = "import sys; block = b'x' * int(sys.argv[1]); print('ready', flush=True); sys.stdin.read()"

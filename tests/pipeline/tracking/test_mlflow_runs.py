@@ -19,12 +19,15 @@ from PIL import Image
 
 from pipeline.environment import QUIET
 from pipeline.errors import Interrupted, UsageError
+from pipeline.hours.spent import totals
 from pipeline.store.artifacts import Artifact
+from pipeline.store.ledger import About, Writer
 from pipeline.store.redact import redact
-from pipeline.tracking.mlflow_runs import Tracking, git_tags
+from pipeline.tracking.mlflow_runs import Tracking, git_tags, rebuild_hours, send_unsent
 from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
 from pipeline.verbs.ui import serve_ui
 
+PARENT, CHILD = "learning_rate=2e-4 · stage_c micro · 21-1", "train_c · abc"
 CONFIG = {
     "seed": 0,
     "stage_c": {"train": {"lr": 1e-4, "phases": [{"steps": 10}]}},
@@ -59,6 +62,8 @@ def _tracking(store: MlflowStore) -> Tracking:
         conf="stage_c",
         targets=["stage_c", "samples"],
         invocation="20261121-1",
+        command="python -m pipeline run conf=stage_c scale=micro root=/r stage_c.train.learning_rate=2e-4",
+        root=str(store.database.parent.parent),
         fingerprints={"stage_c": "abc", "samples": "def"},
         config=CONFIG,
     )
@@ -85,13 +90,13 @@ def test_each_step_is_a_child_of_the_invocation(store: MlflowStore) -> None:
         with tracking.step("sample", "samples", "def"):
             pass
     runs = _runs(store)
-    assert sorted(runs) == ["sample (samples)", "stage_c", "train_c (stage_c)"]
+    assert sorted(runs) == [PARENT, "sample · def", CHILD]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    tags = runs["stage_c"].data.tags
+    tags = runs[PARENT].data.tags
     assert tags["wst.targets"] == "stage_c samples"
     assert (tags["wst.fingerprint.stage_c"], tags["wst.fingerprint.samples"]) == ("abc", "def")
-    child = runs["train_c (stage_c)"].data.tags
-    assert child["mlflow.parentRunId"] == runs["stage_c"].info.run_id
+    child = runs[CHILD].data.tags
+    assert child["mlflow.parentRunId"] == runs[PARENT].info.run_id
     assert (child["wst.step"], child["wst.fingerprint"]) == ("train_c", "abc")
     assert tracking.warnings == []
 
@@ -99,9 +104,8 @@ def test_each_step_is_a_child_of_the_invocation(store: MlflowStore) -> None:
 def test_the_config_is_kept_without_its_secrets(store: MlflowStore) -> None:
     with _tracking(store) as tracking:
         pass
-    run = _runs(store)["stage_c"]
-    assert run.data.params["stage_c.train.lr"] == "0.0001"
-    assert run.data.params["stage_c.train.phases"] == '[{"steps": 10}]'
+    run = _runs(store)[PARENT]
+    assert run.data.params == {"conf": "stage_c", "scale": "micro", "stage_c.train.learning_rate": "2e-4"}
     assert store.artifacts
     (file,) = store.artifacts.rglob("config.yaml")
     assert "hub_token: '***'" in file.read_text()
@@ -142,9 +146,9 @@ def test_a_finished_artifact_shows_its_manifest(store: MlflowStore) -> None:
     with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
         run.metrics({"loss": 1.0}, step=9)
         run.finish(Artifact("stage_c", "/root/artifacts/stage_c/abc", MANIFEST))
-    data = _runs(store)["train_c (stage_c)"].data
-    assert (data.metrics["cpu_hours/allocated"], data.metrics["failed_attempts"]) == (2.0, 1.0)
-    assert (data.metrics["loss"], data.metrics["final/loss"]) == (1.0, 0.25)
+    data = _runs(store)[CHILD].data
+    assert data.metrics == {"loss": 1.0}  # of the curve; what the manifest repeats of it is no chart of its own
+    assert (data.tags["wst.rows"], data.tags["wst.attempts"]) == ("64", "2")
     assert (data.tags["wst.artifact"], data.tags["wst.content"]) == ("/root/artifacts/stage_c/abc", "c0ffee")
     assert tracking.warnings == []
 
@@ -165,7 +169,7 @@ def test_how_a_run_ended_is_recorded(store: MlflowStore, error: BaseException, s
     assert {run.info.status for run in runs.values()} == {status}
     reason = "stopped on request" if status == "KILLED" else None
     assert {run.data.tags.get("wst.end_reason") for run in runs.values()} == {reason}
-    assert runs["train_c (stage_c)"].data.metrics == {"loss": 1.0}
+    assert runs[CHILD].data.metrics == {"loss": 1.0}
 
 
 def test_a_broken_store_does_not_stop_the_run(store: MlflowStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +178,7 @@ def test_a_broken_store_does_not_stop_the_run(store: MlflowStore, monkeypatch: p
     with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
         run.metrics({"loss": 1.0}, step=1)
     (warning,) = tracking.warnings
-    assert "did not take 7 records" in warning
+    assert "did not take 10 records" in warning
     assert "not a database" in warning
     (kept,) = store.unsent.rglob("*.jsonl")
     assert str(kept) in warning
@@ -197,9 +201,119 @@ def test_what_mlflow_never_takes_is_dropped_counted_and_holds_nothing_up(store: 
         (child,) = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
         client.delete_run(child.info.run_id)
         run.metrics({"loss": 1.0}, step=1)
-    assert _runs(store)["stage_c"].info.status == "FINISHED"
+    assert _runs(store)[PARENT].info.status == "FINISHED"
     (warning,) = tracking.warnings
     assert "refused 2 records for good" in warning  # the point, and the end of the run
+
+
+def test_a_build_that_goes_on_does_so_in_its_own_run(store: MlflowStore) -> None:
+    def stopped() -> None:
+        with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc", build="b1") as run:
+            run.metrics({"stage_c/loss": 3.0}, 1)
+            run.metrics({"stage_c/loss": 2.0}, 2)
+            raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        stopped()
+    with (
+        _tracking(store) as tracking,
+        tracking.step("train_c", "stage_c", "abc", build="b1", reached={"stage_c": 2}) as run,
+    ):
+        run.metrics({"stage_c/loss": 2.0}, 2)  # done again
+        run.metrics({"stage_c/loss": 1.0}, 3)
+    client, experiment = connect(store, "wuerstchen")
+    (child,) = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
+    points = client.get_metric_history(child.info.run_id, "stage_c/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert child.info.status == "FINISHED"
+    newest = client.search_runs([experiment], "tags.`wst.kind` = 'pipeline'", order_by=["start_time DESC"])[0]
+    assert child.data.tags["mlflow.parentRunId"] == newest.info.run_id
+    assert tracking.warnings == []
+
+
+def test_a_step_shows_what_it_reads_and_a_command_what_was_typed(store: MlflowStore) -> None:
+    settings = {"stage_c": {"train": {"lr": 1e-4}, "text": "clip_h", "token": "canary-4"}}
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc", settings=settings) as run:
+        run.reads({"latents_c": Artifact("latents_c", "/root/latents_c", MANIFEST)})
+        run.reads({"stage_b": Artifact("stage_b", "/root/stage_b", MANIFEST)})  # a model
+        run.describe("what became of it")
+        tracking.describe("**it went well**", {"retrieval_top1 of 64": 1.0})
+    runs = _runs(store)
+    child, parent = runs[CHILD], runs[PARENT]
+    assert child.data.params == {"stage_c.train.lr": "0.0001", "stage_c.text": "clip_h", "stage_c.token": "***"}
+    (read,) = child.inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("latents_c", "c0ffee")
+    assert child.data.tags["mlflow.note.content"] == "what became of it"
+    assert (parent.data.tags["mlflow.note.content"], parent.data.metrics["retrieval_top1 of 64"]) == (
+        "**it went well**",
+        1.0,
+    )
+    assert tracking.warnings == []
+
+
+def test_a_release_is_a_version_of_the_one_model_and_only_once(store: MlflowStore) -> None:
+    for content in ("one", "two", "two"):
+        with _tracking(store) as tracking, tracking.step("export", "release", "abc") as run:
+            run.release(Artifact("release", "/root/release", {**MANIFEST, "content": content}), "# The card")
+        assert tracking.warnings == []
+    client, _ = connect(store, "wuerstchen")
+    versions = client.search_model_versions("name='wuerstchen'")
+    assert sorted((version.tags["wst.content"], version.description) for version in versions) == [
+        ("one", "# The card"),
+        ("two", "# The card"),
+    ]
+    (newest,) = client.get_latest_versions("wuerstchen")
+    assert newest.tags["wst.content"] == "two"
+
+
+def test_the_hours_are_those_of_the_ledger_and_can_be_made_anew(store: MlflowStore) -> None:
+    root = str(store.database.parent.parent)
+    with (
+        _tracking(store) as tracking,
+        tracking.step("train_c", "stage_c", "abc", build="b1"),
+        Writer(root, "20261121-1").lease("train_c", "abc", 4, "cpu", About(build="b1")),
+    ):
+        pass
+    total = totals(root).steps["train_c", "abc"].device_seconds / 3600
+    assert total > 0
+    assert [_runs(store)[name].data.metrics["hours/total"] for name in (PARENT, CHILD)] == [total, total]
+    client, _ = connect(store, "wuerstchen")
+    client.log_metric(_runs(store)[CHILD].info.run_id, "hours/total", 99.0)
+    client.log_metric(_runs(store)[CHILD].info.run_id, "hours/saving", 99.0)
+    assert rebuild_hours(store, "wuerstchen", root) == 2
+    metrics = _runs(store)[CHILD].data.metrics
+    assert (metrics["hours/total"], metrics["hours/saving"]) == (total, 0.0)
+
+
+def test_the_records_of_a_deleted_experiment_wait_until_it_is_back(
+    store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.mlflow_runs.END_PATIENCE_S", 20)
+    client, experiment = connect(store, "wuerstchen")
+    client.delete_experiment(experiment)
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        run.metrics({"loss": 1.0}, step=1)
+    (warning,) = tracking.warnings
+    assert f"mlflow experiments restore --experiment-id {experiment}" in warning
+    assert "or choose another with tracking.experiment=" in warning
+    client.restore_experiment(experiment)
+    assert "has taken what earlier runs could not send" in (send_unsent(store, "wuerstchen", "/nowhere") or "")
+    assert _runs(store)[CHILD].data.metrics == {"loss": 1.0}
+
+
+def test_an_experiment_that_is_deleted_meanwhile_loses_nothing(
+    store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tracking.mlflow_runs.END_PATIENCE_S", 20)
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        assert tracking.flush(60)
+        client, experiment = connect(store, "wuerstchen")
+        client.delete_experiment(experiment)
+        run.metrics({"loss": 1.0}, step=1)
+    assert "restore --experiment-id" in tracking.warnings[0]
+    client.restore_experiment(experiment)
+    send_unsent(store, "wuerstchen", "/nowhere")
+    assert _runs(store)[CHILD].data.metrics == {"loss": 1.0}
 
 
 def _python(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -235,10 +349,10 @@ def test_runs_of_a_killed_process_are_ended_by_the_next(store: MlflowStore) -> N
     with _tracking(store):
         pass
     runs = _runs(store)
-    for name in ("lost", "train_c (stage_c)"):
+    for name in ("lost · 1", CHILD):
         assert runs[name].info.status == "KILLED"
         assert runs[name].data.tags["wst.end_reason"] == "process died"
-    assert runs["stage_c"].info.status == "FINISHED"
+    assert runs[PARENT].info.status == "FINISHED"
 
 
 def test_processes_may_create_the_store_together(tmp_path: Path) -> None:
@@ -286,7 +400,8 @@ def test_the_ui_answers_once_and_ends_with_its_verb(store: MlflowStore) -> None:
     url = f"http://127.0.0.1:{port}"
     try:
         assert verb.stderr is not None
-        assert url in verb.stderr.readline()
+        said = verb.stderr.readline()
+        assert f"{url}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART" in said
         with serve_ui(store, 1) as open_already:  # whoever asks for another port gets the open one
             assert open_already == url
         with urllib.request.urlopen(url, timeout=30) as page:

@@ -157,7 +157,7 @@ def _check(store: MlflowStore, points: list[int]) -> None:
     children = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
     assert {run.info.status for run in [*parents, *children]} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {run.info.run_id for run in parents}
-    assert all(run.data.params == {"seed": "0"} for run in parents)
+    assert all(run.data.params == {"conf": "stage_c"} for run in parents)
     found = [p.step for run in children for p in client.get_metric_history(run.info.run_id, "loss")]
     assert sorted(found) == points
     pictures = [file.path for run in children for file in client.list_artifacts(run.info.run_id, "images")]

@@ -188,7 +188,7 @@ class Root:
             cluster=Here(),
             lease=lambda devices, kind: nullcontext(),
             report=Report(),
-            stop_signal=lambda: None,
+            stopped=lambda: None,
             forgotten=frozenset(),
         )
         return self.finish(name, function(build))

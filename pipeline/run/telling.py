@@ -1,0 +1,113 @@
+"""What a run tells of itself in MLflow: its card and few figures, and those of its steps, also where they failed."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from datasets.files import storage
+from pipeline.cluster.interruptions import Interruptions
+from pipeline.hours.paper import hours_unit
+from pipeline.hours.spent import spent
+from pipeline.plan.dag import Planned
+from pipeline.run.last_screen import Summary
+from pipeline.store.artifacts import BUILDING, Artifact
+from pipeline.store.ledger import Lease
+from pipeline.tracking import card
+from pipeline.tracking.card import Story
+from pipeline.tracking.mlflow_runs import StepRun, Tracking
+
+
+def of_run(
+    tracking: Tracking,
+    summary: Summary,
+    record: Mapping[str, Any],
+    artifacts: Mapping[str, Artifact],
+    leases: Sequence[Lease],
+    error: BaseException | None,
+) -> None:
+    """Describe a run that ends; `leases` are its own, `record` is the one that `status` reads."""
+    held = {artifact: 0.0 for artifact in record["steps"]}
+    for lease in leases:
+        if lease.counts and lease.about.output in held:
+            held[lease.about.output] += sum(lease.phases.values()) / 3600
+    steps = []
+    for output, step in record["steps"].items():
+        state = {"done": "built"}.get(step["state"], step["state"])
+        steps.append(card.StepLine(step["step"], output, state, held[output], step["artifact"]))
+    scores, images = artifacts.get("scores"), artifacts.get("images")
+    story = Story(
+        unit=hours_unit(summary.devices),
+        cost=spent(leases),
+        steps=steps,
+        scores=_told(scores),
+        population=scores.manifest["rows"] if scores else 0,
+        data=f"{images.manifest['rows']:,} pictures, content {images.manifest['content'][:12]}" if images else "",
+        error=_sentence(error),
+        warnings=summary.warnings,
+        pictures=[path for artifact in artifacts.values() for path in _sheets(artifact)],
+        command=record["command"],
+    )
+    tracking.describe(card.of_command(story), card.verdict(story) | _seen(artifacts))
+
+
+@contextmanager
+def step_run(
+    tracking: Tracking,
+    item: Planned,
+    build: str | None,
+    path: str,
+    log_path: str,
+    kind: str,
+    leases: Callable[[], list[Lease]],
+) -> Iterator[StepRun]:
+    """The run of a step's build in MLflow, which tells in the end what became of it; the ledger has its `leases`."""
+    names = item.step.name, item.step.output, item.fingerprint.digest
+    reached = Interruptions.read(storage.join(path, BUILDING)).reached
+    with tracking.step(*names, build=build, settings=item.fingerprint.settings, reached=reached) as tracked:
+        try:
+            yield tracked
+        except BaseException as error:
+            tracked.end = error
+            raise
+        finally:
+            _describe(tracked, [lease for lease in leases() if lease.about.build == build], kind, log_path)
+
+
+def _describe(run: StepRun, leases: Sequence[Lease], kind: str, log_path: str) -> None:
+    end, cost, unit = run.end, spent(leases), hours_unit(kind)
+    if isinstance(end, Artifact):
+        time = timedelta(seconds=round(end.manifest["seconds"]))
+        run.describe(card.of_end(f"{end.manifest['rows']:,} rows in {time}", [], cost, unit))
+    else:
+        run.describe(card.of_end(_sentence(end) or "", _last_lines(log_path), cost, unit))
+
+
+def _sentence(error: BaseException | None) -> str | None:
+    return None if error is None else str(error) or type(error).__name__
+
+
+def _last_lines(path: str) -> list[str]:
+    """The end of a step's log; a remote one is written when the step has ended."""
+    if storage.is_remote(path) or not Path(path).exists():
+        return []
+    return Path(path).read_text("utf-8", errors="replace").splitlines()[-card.LOG_LINES :]
+
+
+def _told(scores: Artifact | None) -> dict[str, float]:
+    return dict(scores.manifest["metrics"]) if scores else {}
+
+
+def _seen(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
+    """Images that each training has seen."""
+    found = {}
+    for artifact in artifacts.values():
+        for name, value in artifact.manifest.get("metrics", {}).items():
+            if name.endswith("/images"):
+                found[f"images/{name.removesuffix('/images')}"] = value
+    return found
+
+
+def _sheets(artifact: Artifact) -> list[str]:
+    return [storage.join(artifact.path, name) for name in ("grid.png", "panel.png") if name in artifact.files]

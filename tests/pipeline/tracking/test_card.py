@@ -1,0 +1,47 @@
+"""Descriptions: the verdict, the data, the cost and what is wrong come first, in four lines."""
+
+from dataclasses import replace
+
+from pipeline.hours.spent import Spent
+from pipeline.tracking import card
+from pipeline.tracking.card import StepLine, Story
+
+COST = Spent(7200, {"other": 7200}, {"cpu": 7200}, 3600, 0, 0, 0, 0.5, None)
+STORY = Story(
+    unit="A100-hours",
+    cost=COST,
+    steps=[
+        StepLine("train_c", "stage_c", "built", 1.5, "/root/stage_c"),
+        StepLine("sample", "samples", "failed", 0.5, "/x"),
+    ],
+    scores={"retrieval_top1": 0.75},
+    population=64,
+    data="1,000 pictures",
+    command="python -m pipeline run conf=stage_c",
+)
+
+
+def test_four_lines_say_what_matters():
+    first = card.of_command(STORY).splitlines()[:4]
+    assert [line.strip() for line in first] == [
+        "**retrieval_top1 0.75 (of 64 pictures)**",
+        "Data: 1,000 pictures",
+        "Cost: 2 A100-hours (1 failed), 50% in steps that lasted",
+        "Wrong with it: nothing known",
+    ]
+    assert "| train_c | stage_c | built | 1.5000 | `/root/stage_c` |" in card.of_command(STORY)
+    assert card.verdict(STORY) == {"retrieval_top1 of 64": 0.75}
+
+
+def test_a_run_that_failed_says_so_first():
+    text = card.of_command(replace(STORY, error="sample failed 3 times", warnings=["a disk was full"], scores={}))
+    assert text.startswith("**not finished: 1 of 2 steps built**")
+    assert "Wrong with it: sample failed 3 times; a disk was full" in text
+
+
+def test_a_step_that_failed_tells_its_sentence_its_hours_and_the_end_of_its_log():
+    text = card.of_end("a node left", [f"line {n}" for n in range(100)], COST, "A100-hours")
+    assert text.startswith("**a node left**")
+    assert "2 A100-hours" in text
+    assert "line 99" in text
+    assert text.count("line ") == card.LOG_LINES

@@ -1,0 +1,37 @@
+"""What runs are called: what was typed."""
+
+import pytest
+
+from pipeline.tracking import names
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("python -m pipeline run conf=stage_c", "stage_c · 3fa2"),
+        ("python -m pipeline run conf=stage_c scale=micro root='/a b' workers=2", "stage_c micro · 3fa2"),
+        (
+            "python -m pipeline run conf=stage_c scale=micro stage_c.train.learning_rate=2e-4 seed=1",
+            "learning_rate=2e-4 seed=1 · stage_c micro · 3fa2",
+        ),
+        ("python -m pipeline run conf=stage_c --force train_c", "force=train_c · stage_c · 3fa2"),
+        ("python -m pipeline run conf=stage_c data.hub_token=canary", "hub_token=*** · stage_c · 3fa2"),
+        ("", "stage_c · 3fa2"),
+    ],
+)
+def test_a_run_is_called_what_was_typed(command, name):
+    assert names.of_command("stage_c", command, "20261129-215150-3fa2") == name
+
+
+def test_a_step_is_told_from_others_of_its_name():
+    assert names.of_step("train_c", "6e3b000000000000") == "train_c · 6e3b"
+
+
+def test_settings_are_parameters_as_one_would_type_them():
+    settings = {"stage_c": {"text": "clip_h", "train": {"lr": 1e-4, "phases": [{"steps": 1}]}}, "seed": 0}
+    assert names.plain(settings) == {
+        "stage_c.text": "clip_h",
+        "stage_c.train.lr": "0.0001",
+        "stage_c.train.phases": '[{"steps": 1}]',
+        "seed": "0",
+    }
