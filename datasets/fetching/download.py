@@ -26,6 +26,7 @@ from datasets.fetching.names import Names
 from datasets.fetching.pace import HostSlots, Pace, Patience
 from datasets.files import storage
 from datasets.files.fence import Fence, unfenced
+from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.outcomes import PASSING, Lost, Outcome
@@ -88,35 +89,42 @@ def download_shard(
         RuntimeError: img2dataset did not account for every row.
     """
     clock = Clock()
-    names = names or Names(download.lookup_s, download.lookups)
     opener = web.Opener(download, hosts, pace or HostSlots(download.per_host, download.max_wait_s), names)
     known = _known(rows, forgotten, earlier or {})
     settled(len(known))
     fetched, retried = _fetch_all(rows, known, shard, image, download, opener, settled)
-    results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
-    kept = [_image_row(planned, result, image.format) for planned, result in results if result.picture]
-    dropped = Counter(str(result.outcome) for _, result in results if not result.picture)
+    dropped = Counter(str(result.outcome) for result in fetched.values() if not result.picture)
+    if replaced and dropped == replaced.dropped:
+        return replaced
     if replaced:
-        if dropped == replaced.dropped:
-            return replaced
         fence()
         storage.remove(shards.receipt_path(folder, shard))  # before it tells of files that are there no more
-    contents = {
-        shards.image_name(shard): shards.write_images(kept),
-        shards.index_name(shard): shards.table_bytes([_index_row(*result) for result in results], INDEX),
-    }
+    files = _publish(folder, shard, rows, fetched, image.format)
     return shards.publish_receipt(
         folder,
         shard,
         rows_in=rows.num_rows,
-        rows_out=len(kept),
-        files={name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()},
+        rows_out=rows.num_rows - dropped.total(),
+        files=files,
         clock=clock,
         dropped=dropped,
         retried=retried,
         bucket=_bucket(rows),
         fence=fence,
     )
+
+
+def _publish(
+    folder: str, shard: int, rows: pa.Table, fetched: Mapping[int, Fetched], extension: str
+) -> dict[str, FileEntry]:
+    """The files of a shard: its tar, and what became of each planned row."""
+    results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
+    kept = [_image_row(planned, result, extension) for planned, result in results if result.picture]
+    contents = {
+        shards.image_name(shard): shards.write_images(kept),
+        shards.index_name(shard): shards.table_bytes([_index_row(*result) for result in results], INDEX),
+    }
+    return {name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()}
 
 
 def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) -> dict[int, Fetched]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
-from tests.bench import data, figures, loop, models, plan_memory
+from tests.bench import data, figures, large_root, loop, models, plan_memory
 
 CPU = torch.device("cpu")
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32)
@@ -90,6 +90,13 @@ def test_planning(tmp_path: Path) -> None:
     found = plan_memory.measured(tmp_path, 500)
     assert found["planned"] == 500
     assert found["cpu_seconds"] > 0
+
+
+def test_very_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_root, "VERBS", (("plan", *large_root.WORDS),))
+    found = by_name(large_root.lines(tmp_path, 3))
+    assert float(found["plan: CPU seconds"]) > 0
+    assert found["  taken up by a rank"].endswith("for 3,000 rows")
 
 
 def test_a_bar_is_met_or_missed_by_the_median() -> None:
