@@ -1,21 +1,33 @@
 """Pictures: from what a server sent to what is stored, and from that to pixels. Pillow decodes, torch resizes."""
 
+import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from datasets.buckets import Size
 from datasets.config import ImageConfig
 from datasets.outcomes import Lost, Outcome
 
-FETCHED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # the first picture of an animation; Pillow knows 40 more
+FETCHED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")  # the first picture of an animation; Pillow knows 40 more
+HEIF = "HEIF"  # one more where a decoder is installed: `_formats`
 STORED_FORMATS = ("PNG", "JPEG")
 SRGB = ImageCms.createProfile("sRGB")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".avif"),
+    *(".heic", ".heif", ".bmp", ".tif", ".tiff", ".jp2", ".jxl"),  # pictures too, if unreadable ones
+)
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MAY_TELL_ORIENTATION = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG
+_METADATA_BYTES = 64 << 20  # of a PNG's profile and texts, unpacked: Pillow's limit of 1 MB refuses real pictures
+Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, whatever Pillow takes for a bomb
+PngImagePlugin.MAX_TEXT_CHUNK = _METADATA_BYTES
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,9 @@ def stored(body: bytes, image: ImageConfig, bucket: Size | None = None) -> Store
         raise Lost(Outcome.WRONG_ASPECT, f"{upright.width} x {upright.height} px, planned as {bucket}")
     shorter = min(upright.size)
     width, height = (round(image.size * min(side / shorter, image.max_aspect)) for side in upright.size)
-    picture = Image.fromarray(fitted(_on_white(_in_srgb(upright)), width, height))  # without profiles and comments
+    picture = Image.fromarray(
+        fitted(_on_white(_in_srgb(_in_channels(upright))), width, height)
+    )  # without profiles and comments
     buffer = io.BytesIO()
     if image.format == "png":
         picture.save(buffer, "PNG")
@@ -59,6 +73,8 @@ def size(file: BinaryIO) -> tuple[int, int]:
     Raises:
         Lost: the file is no picture that we take.
     """
+    if (known := _png_size(file)) is not None:
+        return known
     with _opened(file) as picture:
         try:
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
@@ -73,7 +89,7 @@ def opened(body: bytes, max_pixels: int = 64 * 1024 * 1024) -> Image.Image:
     Raises:
         Lost: the body is no picture that we take.
     """
-    return _on_white(_in_srgb(_upright(body, max_pixels)))
+    return _on_white(_in_srgb(_in_channels(_upright(body, max_pixels))))
 
 
 def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
@@ -101,16 +117,50 @@ def pixels(content: bytes, size: Size | None = None) -> np.ndarray:
     return np.asarray(whole) if size in (None, whole.size) else fitted(whole, *size)
 
 
+def _png_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Width and height (px) of a PNG from its IHDR; None of one that tells an orientation, and of what is no PNG.
+
+    Pillow decodes all of it to look for an orientation behind the pixels; here they are skipped.
+    """
+    file.seek(0)
+    head = file.read(len(_PNG) + 16)
+    if not head.startswith(_PNG) or head[12:16] != b"IHDR":
+        return None
+    width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+    place, kind = len(_PNG), b""
+    while kind != b"IEND":
+        file.seek(place)
+        start = file.read(8)
+        if len(start) < 8:
+            return None  # cut short: let Pillow tell
+        length, kind = int.from_bytes(start[:4], "big"), start[4:]
+        if kind in _MAY_TELL_ORIENTATION:
+            return None
+        place += 12 + length
+    return (width, height) if width and height else None
+
+
 def _opened(file: BinaryIO) -> Image.Image:
     """A picture of which only the header has been read."""
     file.seek(0)
     try:
-        return Image.open(file, formats=FETCHED_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise Lost(Outcome.TOO_MANY_PIXELS, str(error)) from error
+        return Image.open(file, formats=_formats())
     except Exception as error:
         file.seek(0)
-        raise Lost(Outcome.NOT_AN_IMAGE, f"starts with {file.read(8)!r}") from error
+        start = file.read(12)
+        hint = ""
+        if start[4:8] == b"ftyp" and HEIF not in _formats():
+            hint = "; HEIC needs the package pillow-heif"
+        raise Lost(Outcome.NOT_AN_IMAGE, f"starts with {start[:8]!r}{hint}") from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are read here: HEIC's decoder is a package of its own, which one may install."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return FETCHED_FORMATS
+    importlib.import_module("pillow_heif").register_heif_opener()
+    return (*FETCHED_FORMATS, HEIF)
 
 
 def _upright(body: bytes, max_pixels: int) -> Image.Image:
@@ -139,6 +189,23 @@ def _or_broken(convert: Callable[[Image.Image], Image.Image]) -> Callable[[Image
 
 
 @_or_broken
+def _in_channels(picture: Image.Image) -> Image.Image:
+    """The same picture with 8 bits a channel, without a palette, and with an alpha channel for a colour that is clear."""
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        values = np.asarray(picture, np.uint32)
+        grey = Image.fromarray((values // 257).astype(np.uint8))
+        if (clear := picture.info.get("transparency")) is not None:
+            grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        grey.info["icc_profile"] = picture.info.get("icc_profile")
+        return grey
+    if picture.mode in ("P", "PA", "1") or "transparency" in picture.info:
+        grey = picture.mode in ("1", "L")
+        clear = picture.has_transparency_data
+        return picture.convert(("LA" if clear else "L") if grey else ("RGBA" if clear else "RGB"))
+    return picture
+
+
+@_or_broken
 def _in_srgb(picture: Image.Image) -> Image.Image:
     """The same colours without a profile; a profile that is broken or of another mode's is left out of account."""
     profile = picture.info.get("icc_profile")
@@ -160,8 +227,6 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
 @_or_broken
 def _on_white(picture: Image.Image) -> Image.Image:
     """8-bit RGB; what shines through becomes white."""
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        return Image.fromarray((np.asarray(picture, np.uint32) // 257).astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     layer = picture.convert("RGBA")

@@ -18,8 +18,9 @@ from datasets.files import notices, retrying, storage
 from datasets.files.errors import StoreRefuses
 from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
+from datasets.planning import preview
 from pipeline.environment import private_ray, quiet_environment
-from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
+from pipeline.errors import BudgetExceeded, InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.plan import cost, dag, obstacles
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
@@ -52,6 +53,8 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     checks = (obstacles.missing_rows, obstacles.missing_scores, obstacles.too_large_batches)
     if found := next(filter(None, (check(config, planned) for check in checks)), None):
         raise UsageError(found)
+    if (counts := obstacles.ahead(config, planned)) and (beyond := preview.beyond_budget(config.data, counts)):
+        raise BudgetExceeded(beyond)
     check_carried_out(root)
     check_writable(root, "root")
     earlier.keep(root, names_of_inputs(config, root, [item.step for item in planned]))

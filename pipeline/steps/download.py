@@ -34,7 +34,7 @@ def download(build: Build) -> Facts:
     earlier = _earlier(build)
     todo = (
         (rows, shard, build.path, data, slots, build.forgotten, earlier, build.claim.fence)
-        for part in sorted(metadata.files)
+        for part in plan.parts(metadata.files)
         for shard, rows in plan.shards(metadata.read(part))
         if shard not in finished
     )

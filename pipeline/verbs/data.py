@@ -243,7 +243,7 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
 
 
 def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:
-    rows = (_row(metadata.read(name), key) for name in sorted(metadata.files))
+    rows = (_row(metadata.read(name), key) for name in plan.parts(metadata.files))
     return next((row for row in rows if row), None)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from datasets.planning import preview
 from pipeline.errors import UsageError, nearest
 from pipeline.plan import cost, obstacles
 from pipeline.plan.dag import Planned
@@ -45,7 +46,10 @@ def handle(words: Words) -> None:
         for item, estimate in zip(planned, costs, strict=True)
     ]
     print_json(words, {"steps": steps, "forgotten": len(forgotten)})
-    for sentence in obstacles.every(loaded, planned):
+    counts = obstacles.ahead(loaded, planned)
+    for sentence in preview.told(loaded.data, counts) if counts else ():
+        console.print(sentence, markup=False)
+    for sentence in obstacles.every(loaded, planned, counts):
         console.print(f"a run would stop at once: {sentence}", style="yellow", markup=False)
     for sentence in cost.large_trainings(planned, loaded):
         console.print(sentence, style="yellow", markup=False)
