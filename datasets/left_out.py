@@ -50,7 +50,7 @@ class LeftOut:
         return [f"{place}: {sentence}" for rows in listed for place, sentence in rows[:each]]
 
     def table(self, source: str) -> bytes:
-        """The list as a Parquet file of `SCHEMA`; a cause of which more than `LISTED` are left out ends with their number."""
+        """The list as a Parquet file of `SCHEMA`; of a cause with more than `LISTED` rows, the last tells the rest."""
         rows = []
         for (cause, kind), listed in self._listed.items():
             rows += [(source, place, cause, sentence) for place, sentence in listed]

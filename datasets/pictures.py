@@ -190,7 +190,7 @@ def _or_broken(convert: Callable[[Image.Image], Image.Image]) -> Callable[[Image
 
 @_or_broken
 def _in_channels(picture: Image.Image) -> Image.Image:
-    """The same picture with 8 bits a channel, without a palette, and with an alpha channel for a colour that is clear."""
+    """The same picture with 8 bits a channel, without a palette, and with alpha in place of a colour that is clear."""
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         values = np.asarray(picture, np.uint32)
         grey = Image.fromarray((values // 257).astype(np.uint8))
@@ -199,9 +199,8 @@ def _in_channels(picture: Image.Image) -> Image.Image:
         grey.info["icc_profile"] = picture.info.get("icc_profile")
         return grey
     if picture.mode in ("P", "PA", "1") or "transparency" in picture.info:
-        grey = picture.mode in ("1", "L")
-        clear = picture.has_transparency_data
-        return picture.convert(("LA" if clear else "L") if grey else ("RGBA" if clear else "RGB"))
+        mode = "L" if picture.mode in ("1", "L") else "RGB"
+        return picture.convert(mode + "A" if picture.has_transparency_data else mode)
     return picture
 
 

@@ -88,8 +88,8 @@ def accept(rows: pa.Table, rules: Sequence[Rule], left_out: LeftOut | None = Non
 def urls(rows: pa.Table) -> Iterator[str]:
     """The URLs of rows, as they were read or normalised; decoded one by one, as they are asked for."""
     for url in rows["url"]:
-        value = url.as_py() or b""
-        yield value.decode(errors="replace") if isinstance(value, bytes) else value
+        value = url.as_py()
+        yield value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
 
 
 def _rules(config: Thresholds, measures: Measures) -> list[Rule]:

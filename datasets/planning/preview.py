@@ -1,5 +1,7 @@
 """What a plan would leave out, said before anything runs, and whether it is too much."""
 
+from typing import Any
+
 import pyarrow as pa
 
 from datasets.config import DataConfig
@@ -35,6 +37,19 @@ def told(config: DataConfig, counts: Counts) -> list[str]:
         fit = counts.planned + beyond
         sentences.append(f"data.limit={config.limit}: {counts.planned:,} of {fit:,} rows are taken; null takes all")
     return sentences
+
+
+def document(counts: Counts) -> dict[str, Any]:
+    """The counts for a JSON document; `listed` are the first rows of each cause that are left out."""
+    passed_over, listed = dict(counts.left_out.others), counts.left_out.examples(EXAMPLES)
+    rejected = {cause: count for cause, count in counts.rejected.items() if count}
+    return {
+        "planned": counts.planned,
+        "read": counts.read,
+        "left_out": rejected,
+        "passed_over": passed_over,
+        "listed": listed,
+    }
 
 
 def beyond_budget(config: DataConfig, counts: Counts) -> str | None:

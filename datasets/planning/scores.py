@@ -39,7 +39,7 @@ def joined(tables: Iterable[pa.Table], path: str, left_out: LeftOut) -> Iterator
             places = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
             known = hashes[places] == wanted
             without = table.filter(pa.array(~known))
-            left_out.add_all("no_score", urls(without), without.num_rows, f"{path} has no score of it")
+            left_out.add_all("no_score", urls(without), without.num_rows, f"{KEY} has no score of it")
             column = pa.array(scores[places[known]], pa.float64())
             yield table.filter(pa.array(known)).set_column(table.column_names.index("aesthetic"), "aesthetic", column)
 

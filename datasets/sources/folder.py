@@ -32,7 +32,7 @@ from datasets.sources.loopback import Address, Hosts
 
 HOST = "folder.invalid"
 KEY = "data.folder.path"
-_SCHEMA = pa.schema([("URL", pa.string()), ("TEXT", pa.string()), ("WIDTH", pa.int64()), ("HEIGHT", pa.int64())])
+_SCHEMA = pa.schema([("URL", pa.string()), ("TEXT", pa.binary()), ("WIDTH", pa.int64()), ("HEIGHT", pa.int64())])
 
 
 def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
@@ -55,7 +55,8 @@ def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
         if name not in sizes:
             sizes[name] = _size(name, files[name], left_out)
         if size := sizes[name]:
-            rows.append({"URL": url(name), "TEXT": caption, "WIDTH": size[0], "HEIGHT": size[1]})
+            text = caption.encode(errors="replace")  # JSON can spell halves of characters
+            rows.append({"URL": url(name), "TEXT": text, "WIDTH": size[0], "HEIGHT": size[1]})
     if not rows:
         raise DataError(
             f"{KEY}: no picture in {config.path} can be used ({left_out.told()}); {folder_captions.HELP}; the first: "
@@ -152,7 +153,7 @@ def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool =
         folders[:] = [
             name for name in sorted(folders) if _is_entered(Path(place, name), root, entered, follow, left_out)
         ]
-        for file in (Path(place, name) for name in names):
+        for file in (Path(place, name) for name in sorted(names)):
             name = unicodedata.normalize("NFC", file.relative_to(root).as_posix())
             if file.name.startswith("."):
                 left_out.pass_over("hidden", name, "hidden files are passed over")
@@ -166,7 +167,7 @@ def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool =
             else:
                 files[name] = file
     if not any(map(is_picture, files)):
-        found = ", ".join(f"{kind} {count:,}" for kind, count in (left_out + left_out.others).items())
+        found = ", ".join(f"{kind} {count:,}" for kind, count in (left_out.counts + left_out.others).items())
         told = f" ({found})" if found else ""
         raise DataError(f"{key}: there are no pictures in {path}{told}; give the folder that holds them")
     return files
@@ -185,7 +186,7 @@ def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> I
         named.add(name)
         yield from ((name, caption) for caption in captions)
     texts = folder_captions.beside(files, found, named, config, left_out)
-    for name in found.keys() - named:
+    for name in sorted(found.keys() - named):
         if name in texts:
             yield from ((name, caption) for caption in texts[name])
             continue
@@ -245,7 +246,7 @@ def _is_entered(folder: Path, root: Path, entered: set[Path], follow: bool, left
     if not follow:
         left_out.add("link", name, "it leads to a folder; to follow it: data.folder.follow_links=true")
     elif target.is_relative_to(here) or here.is_relative_to(target) or any(map(target.is_relative_to, entered)):
-        left_out.add("link", name, f"it leads to {target}, which is listed without it, or holds this folder")
+        left_out.add("link", name, "it leads to a folder that is listed without it, or that holds this one")
     else:
         entered.add(target)
         return True

@@ -1,4 +1,4 @@
-"""Captions as they lie in a folder of pictures: in text files beside them, or in tables (Hugging Face's imagefolder form).
+"""Captions as they lie in a folder of pictures: in text files beside them, or in tables (Hugging Face's imagefolder).
 
 x.txt, x.caption           beside x.jpg; x.jpg.txt too
 metadata.csv, .tsv         with a header; commas, semicolons or tabs

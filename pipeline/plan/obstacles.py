@@ -60,7 +60,7 @@ def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = Fals
 
 
 def ahead(config: Config, planned: list[Planned]) -> Counts | None:
-    """What a source on this machine would give, if it is still to be read, and its settings bound what it may leave out.
+    """What a source on this machine would give, if it is still to be read and may leave out so much only.
 
     Raises:
         DataError: it cannot be read, or gives nothing.

@@ -45,8 +45,9 @@ def handle(words: Words) -> None:
         }
         for item, estimate in zip(planned, costs, strict=True)
     ]
-    print_json(words, {"steps": steps, "forgotten": len(forgotten)})
     counts = obstacles.ahead(loaded, planned)
+    document = {"steps": steps, "forgotten": len(forgotten)}
+    print_json(words, document | ({"data": preview.document(counts)} if counts else {}))
     for sentence in preview.told(loaded.data, counts) if counts else ():
         console.print(sentence, markup=False)
     for sentence in obstacles.every(loaded, planned, counts):
