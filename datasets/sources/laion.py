@@ -40,6 +40,10 @@ _HELP = {
 }
 
 
+class OtherColumns(DataError):
+    """A Parquet file is there and whole, but its columns are not those that are needed."""
+
+
 def tables(
     path: str,
     needed: Set[str],
@@ -146,13 +150,13 @@ def _present(path: str, schema: pa.Schema, needed: Set[str], key: str) -> dict[s
     present = _taken(schema.names)
     missing = [COLUMNS[ours] for ours in COLUMNS if ours in needed and ours not in present]
     if missing:
-        raise DataError(
+        raise OtherColumns(
             f"{key}: {path} has no column {', '.join(missing)}, only {', '.join(schema.names)}; {_HELP[key]}"
         )
     for ours, name in present.items():
         kind, wanted = schema.field(name).type, "text" if ours in _TEXTS else "number"
         if not _fits(kind, ours):
-            raise DataError(f"{key}: the column {name} of {path} is {kind}, no {wanted}; {_HELP[key]}")
+            raise OtherColumns(f"{key}: the column {name} of {path} is {kind}, no {wanted}; {_HELP[key]}")
     return present
 
 
@@ -172,7 +176,7 @@ def _fits(kind: pa.DataType, ours: str) -> bool:
     if pa.types.is_null(kind) or (ours == "licence" and number):
         return True
     if ours not in _TEXTS:
-        return bool(number)
+        return bool(number) or _is_text(kind)  # of digits, as tables that came from CSV have
     return _is_text(kind) or (ours == "caption" and _is_list(kind) and _is_text(kind.value_type))
 
 

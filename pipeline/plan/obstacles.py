@@ -49,11 +49,17 @@ def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
 
 
 def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
-    """That Parquet files, still to be read, are not there or no good, as a sentence; URIs are good unless asked."""
+    """That Parquet files, still to be read, are not there or damaged, as a sentence; URIs are good unless asked.
+
+    Raises:
+        OtherColumns: they are there, and of another kind: these will not come yet, or come again.
+    """
     if not _to_fetch(planned):
         return None
     try:
         plan.check(config.data, ask_stores)
+    except laion.OtherColumns:
+        raise
     except DataError as error:
         return str(error)
     return None

@@ -129,7 +129,7 @@ def _dotted(item: Any, tree: dict[str, Any]) -> str:
     node: Any = tree
     parts = []
     for part in item["loc"]:
-        if (isinstance(node, list) and isinstance(part, int)) or (isinstance(node, dict) and part in node):
+        if (isinstance(node, list) and part in range(len(node))) or (isinstance(node, dict) and part in node):
             node = node[part]
             parts.append(str(part))
     if item["type"] == "missing":
