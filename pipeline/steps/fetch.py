@@ -41,6 +41,8 @@ def fetch(build: Build) -> Facts:
         notes["constants"] = {name: getattr(data.openmoji, name) for name in CONSTANTS}
     if data.metadata and (taken := laion.spelled_otherwise(data.metadata)):
         notes["columns"] = taken
+        told = ", ".join(f"{ours} is taken from {name}" for ours, name in taken.items())
+        build.report.warning(f"data.metadata: {told}")
     if others := dict(counts.left_out.others):
         notes["passed_over"] = others
     for sentence in preview.told(data, counts):
