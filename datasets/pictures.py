@@ -102,7 +102,7 @@ def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
     scale = min(picture.width / width, picture.height / height)
     shown = round(width * scale), round(height * scale)
     left, top = (picture.width - shown[0]) // 2, (picture.height - shown[1]) // 2
-    centre = np.array(picture)[top : top + shown[1], left : left + shown[0]]
+    centre = np.array(np.asarray(picture)[top : top + shown[1], left : left + shown[0]])  # a copy of that alone
     if shown == (width, height):
         return centre
     batch = torch.from_numpy(centre)[None].permute(0, 3, 1, 2)
