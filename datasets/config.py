@@ -14,6 +14,14 @@ def _allowed(entry: str) -> str:
     return entry
 
 
+def _is_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ValueError("is no encoding that Python knows; give utf-8, cp1252, utf-16 or the like") from None
+    return name
+
+
 Side = Annotated[int, Field(ge=1, le=10**6)]  # px
 Bytes = Annotated[int, Field(ge=1, le=10**12)]
 Pixels = Annotated[int, Field(ge=1, le=10**10)]
@@ -195,7 +203,21 @@ class FolderConfig(Settings):
     """One's own pictures with captions."""
 
     path: Annotated[Text, PLACE]
-    """A local folder: x.jpg with x.txt beside it, or a metadata.csv or metadata.jsonl with file_name and text."""
+    """A local folder: x.jpg with x.txt or x.caption beside it, or metadata.csv, .tsv, .jsonl or .parquet.
+
+    Tables have the columns file_name and text (or caption); a list of captions gives a row for each."""
+    encoding: Annotated[str, AfterValidator(_is_encoding)] = "utf-8"
+    """Encoding of captions in text files, CSV and JSON Lines, such as cp1252 or utf-16; a byte order mark may lead."""
+    caption_lines: Literal["joined", "each"] = "joined"
+    """Lines of a caption's text file: joined, one caption; or each a caption of its own, a row each."""
+    uncaptioned: Literal["left_out", "file_name", "folder_name"] = "left_out"
+    """What becomes of a picture without a caption: left out, or captioned by the name of its file or folder."""
+    follow_links: bool = True
+    """Whether links out of the folder, and those to folders, are followed: into a cache, say.
+
+    Give false for a folder by strangers: a link may lead anywhere on this machine."""
+    max_left_out: Annotated[Share, MANNER] = 0.5
+    """Largest share of the pictures, captions and rows of the folder that may be left out; `plan` lists it."""
     licence: Text | None = None
     """Licence of the pictures for the model card, an identifier such as cc-by-4.0; null: not stated."""
     attribution: Text | None = None

@@ -1,7 +1,7 @@
 """Which file system a path lies on, and how object stores are asked: the options of their clients, in one place."""
 
+import os
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +20,11 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Make a local path absolute (Ray changes the working directory of its workers); leave a URI as it is."""
-    return path.rstrip("/") if is_remote(path) else str(Path(path.removeprefix("file://")).expanduser().resolve())
+    """Make a local path absolute (Ray changes the working directory of its workers); leave a URI as it is.
+
+    Links are not followed: what they lead to may have another name, without the suffix that tells what it is.
+    """
+    return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
 
 
 def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSystem, str]:

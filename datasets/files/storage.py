@@ -275,10 +275,11 @@ def holds(folder: str, besides: Container[str] = ()) -> bool:
     return False
 
 
-def matching(path: str, suffix: str) -> dict[str, str]:
+def matching(path: str, suffix: str | tuple[str, ...]) -> dict[str, str]:
     """The files that a file, folder, pattern (`*`) or URI stands for, sorted: path by name relative to the folder.
 
-    A folder stands for all files below it that end in `suffix`; empty where there is none.
+    A folder stands for all files below it that end in `suffix`, or one of several; empty where there is none. A file
+    without any suffix may be of that kind. Hidden files, and those in hidden folders, are none unless they are named.
     """
     path = absolute(path)
     if "*" in path:
@@ -287,10 +288,10 @@ def matching(path: str, suffix: str) -> dict[str, str]:
         names = [name for name in listing(folder) if _matches(name, f"{start}*{pattern}")]
     elif is_file(path):
         folder, _, name = path.rpartition("/")
-        names = [name] if name.endswith(suffix) else []
+        return {name: path} if name.endswith(suffix) or "." not in name else {}
     else:
         folder, names = path, [name for name in listing(path) if name.endswith(suffix)]
-    return {name: join(folder, name) for name in names}
+    return {name: join(folder, name) for name in names if not any(part[0] == "." for part in name.split("/"))}
 
 
 def is_file(path: str) -> bool:

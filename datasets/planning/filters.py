@@ -4,22 +4,24 @@ A rule is named after its key in `data.filters` or in a view, and compares one m
 row is charged to the first rule that it fails, so the counts add up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.config import FilterConfig, Thresholds
+from datasets.left_out import LeftOut
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A reason to reject a row: the columns it looks at, and what a row must fulfil to stay."""
+    """A reason to reject a row: the columns it looks at, what a row must fulfil to stay, and that in words."""
 
     name: str
     columns: tuple[str, ...]
     keep: pc.Expression
+    told: str
 
 
 Measures = Mapping[str, tuple[tuple[str, ...], pc.Expression]]  # by rule: columns, what is compared
@@ -46,7 +48,7 @@ _OF_CAPTIONS: Measures = {
 
 def sized() -> Rule:
     """The rule of plans with buckets, which need every row's width and height."""
-    return Rule("no_size", _SIDES, _SHORTER > 0)
+    return Rule("no_size", _SIDES, _SHORTER > 0, "its size is not known, which shapes by buckets need")
 
 
 def picture_rules(config: Thresholds) -> list[Rule]:
@@ -66,17 +68,28 @@ def caps(config: FilterConfig) -> list[tuple[str, tuple[str, int]]]:
     return [(name, (column, limit)) for name, column, limit in limits if limit is not None]
 
 
-def accept(rows: pa.Table, rules: Sequence[Rule]) -> tuple[pa.Table, dict[str, int]]:
+def accept(rows: pa.Table, rules: Sequence[Rule], left_out: LeftOut | None = None) -> tuple[pa.Table, dict[str, int]]:
     """The rows that fulfil every rule, and how many each rule rejected; a null fulfils none.
 
-    NaN must come as null: Arrow's smaller one of NaN and 900 is 900.
+    With `left_out`, rejected rows are counted there too, and named by their `url`. NaN must come as null: Arrow's
+    smaller one of NaN and 900 is 900.
     """
     rejected = {}
     for rule in rules:
         kept = rows.filter(rule.keep)
         rejected[rule.name] = rows.num_rows - kept.num_rows
+        if left_out and rejected[rule.name]:
+            gone = rows.filter(pc.coalesce(~rule.keep, pc.scalar(True)))
+            left_out.add_all(rule.name, urls(gone), gone.num_rows, rule.told)
         rows = kept
     return rows, rejected
+
+
+def urls(rows: pa.Table) -> Iterator[str]:
+    """The URLs of rows, as they were read or normalised; decoded one by one, as they are asked for."""
+    for url in rows["url"]:
+        value = url.as_py()
+        yield value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
 
 
 def _rules(config: Thresholds, measures: Measures) -> list[Rule]:
@@ -85,5 +98,6 @@ def _rules(config: Thresholds, measures: Measures) -> list[Rule]:
         bound = getattr(config, name)
         if bound is not None:
             keep = measure >= bound if name.startswith("min_") else measure <= bound
-            rules.append(Rule(name, columns, keep))
+            told = f"its {' and '.join(columns)} do not fulfil {name}={bound:g}"
+            rules.append(Rule(name, columns, keep, told))
     return rules

@@ -20,11 +20,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.buckets import Frame
 from datasets.config import DataConfig, DataError
 from datasets.files import storage
+from datasets.left_out import LeftOut
 from datasets.planning import filters, scores
 from datasets.planning.spill import Cap, Spill
 from datasets.sources import laion, table
@@ -60,14 +62,15 @@ class Counts:
     """How many rows were planned of those that were read, and what became of all others.
 
     `rejected` counts by reason: the filters' names, `url`, `caption`, `removed`, `duplicate`, `limit`, and what
-    the source itself could not use. Together with the planned rows they make up the `read` ones. `buckets` counts the
-    planned rows by bucket, where there are any.
+    the source itself could not use. Together with the planned rows they make up the `read` ones. `left_out` names them,
+    and what a source passed over. `buckets` counts the planned rows by bucket, where there are any.
     """
 
     planned: int
     read: int
     rejected: dict[str, int]
     buckets: dict[str, int]
+    left_out: LeftOut
 
 
 def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Counts:
@@ -83,25 +86,26 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
     frame = config.image.frame
     picture_rules = _picture_rules(config)
     caption_rules = filters.caption_rules(config.filters)
-    unusable, rejected = Counter[str](), Counter[str]()
-    read, passed = 0, 0
+    left_out, passed = LeftOut(), 0
+    rejected = left_out.counts
+    rules = [rule.name for rule in (*picture_rules, *caption_rules)]
+    rejected.update(dict.fromkeys((*rules, "url", "caption", "removed", "duplicate", "limit"), 0))
     removed = removals(config.removed)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
         spill = stack.enter_context(Spill(folder, "lot"))
         caps = [stack.enter_context(Cap(folder, name, limit)) for name, limit in filters.caps(config.filters)]
-        for table in _source(config, unusable):
-            read += table.num_rows
-            pictures, bad_pictures = filters.accept(table, picture_rules)
-            readable, bad_texts = _clean(pictures, seed, removed)  # the slow part: after the filters that drop most
-            kept, bad_captions = filters.accept(readable, caption_rules)
-            rejected.update(bad_pictures | bad_texts | bad_captions)
+        for table in _source(config, left_out):
+            rejected_before = rejected.total()
+            pictures, _ = filters.accept(table, picture_rules, left_out)
+            readable = _clean(pictures, seed, removed, left_out)  # the slow part: after the filters that drop most
+            kept, _ = filters.accept(readable, caption_rules, left_out)
+            assert kept.num_rows + rejected.total() - rejected_before == table.num_rows
             passed += kept.num_rows
             spill.add(kept)
             for cap in caps:
                 cap.add(kept)
-        read += unusable.total()
-        rejected.update(unusable)
+        read = passed + rejected.total()
         if read == 0:
             raise DataError(f"data.metadata: {config.metadata or config.source} holds no rows")
         if passed == 0:
@@ -112,15 +116,15 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
         layout = _Layout(frame, config.shard_rows, config.limit, keep)
         for first, rows in spill.buckets():
             unique = _unique(rows)
-            rejected["duplicate"] += rows.num_rows - unique.num_rows
+            _leave_out("duplicate", rows, unique, "another row has the same URL and caption", left_out)
             for cap in caps:
                 fair = cap.kept(first, unique)
-                rejected[cap.name] += unique.num_rows - fair.num_rows
+                _leave_out(cap.name, unique, fair, f"more rows than data.filters.{cap.name} have the same", left_out)
                 unique = fair
             rejected["limit"] += layout.add(unique.sort_by("lot"))
         layout.close()
     assert layout.rows + rejected.total() == read
-    return Counts(layout.rows, read, dict(rejected), dict(layout.buckets))
+    return Counts(layout.rows, read, dict(rejected), dict(layout.buckets), left_out)
 
 
 def check(config: DataConfig, ask_stores: bool) -> None:
@@ -162,17 +166,17 @@ def removals(path: str | None, named_by: str = "data.removed") -> frozenset[str]
     return frozenset(found)
 
 
+def parts(files: Iterable[str]) -> list[str]:
+    """The parts of a plan among the files of its artifact, in their order; beside them lies what was left out."""
+    return sorted(name for name in files if name.startswith("plan/"))
+
+
 def parquet_bytes(rows: pa.Table, shard_rows: int) -> bytes:
     """A part of the plan as a Parquet file, a row group a full shard; equal plans give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", row_group_size=shard_rows)
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def parts(files: Iterable[str]) -> list[str]:
-    """Of the names of a plan's files those of its parts, in their order."""
-    return sorted(name for name in files if name.startswith("plan/"))
 
 
 def shards(content: bytes) -> Iterator[tuple[int, pa.Table]]:
@@ -226,38 +230,47 @@ def _needed(config: DataConfig) -> set[str]:
     return needed - {"aesthetic"} if config.scores else needed
 
 
-def _source(config: DataConfig, unusable: Counter[str]) -> Iterable[pa.Table]:
-    """The source's rows under our names; what it could not even make a row of is counted by reason in `unusable`."""
+def _source(config: DataConfig, left_out: LeftOut) -> Iterable[pa.Table]:
+    """The source's rows under our names; what it could not even make a row of is counted by cause in `left_out`."""
     if config.metadata is not None:
-        tables: Iterable[pa.Table] = laion.tables(config.metadata, _needed(config))
+        tables: Iterable[pa.Table] = laion.tables(config.metadata, _needed(config), left_out=left_out)
     else:
-        tables = map(laion.renamed, table.tables(config, unusable))
-    return scores.joined(tables, config.scores, unusable) if config.scores else tables
+        tables = map(laion.renamed, table.tables(config, left_out))
+    return scores.joined(tables, config.scores, left_out) if config.scores else tables
 
 
-def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict[str, int]]:
-    """Rows with normalised URLs, clean captions, keys and lots; those without, or removed, are counted and left out."""
+def _leave_out(cause: str, rows: pa.Table, kept: pa.Table, sentence: str, left_out: LeftOut) -> None:
+    """Count the rows that are not among those that are kept: `kept` has some of `rows`, in their order."""
+    if count := rows.num_rows - kept.num_rows:
+        keys = Counter(rows["key"].to_pylist())
+        keys.subtract(kept["key"].to_pylist())
+        gone = rows.filter(pc.is_in(rows["key"], pa.array([key for key, more in keys.items() if more])))
+        left_out.add_all(cause, filters.urls(gone), count, sentence)
+
+
+def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut) -> pa.Table:
+    """Rows with normalised URLs, clean captions, keys and lots; those without, or removed, are left out."""
     salt = seed.to_bytes(8, "little")
     places, keys, lots, urls, captions, licences, origins = [], [], [], [], [], [], []
-    rejected = {"url": 0, "caption": 0, "removed": 0}
     raw = (rows[name].to_pylist() for name in ("url", "caption", "licence", "origin"))
     for place, (raw_url, raw_caption, raw_licence, raw_origin) in enumerate(zip(*raw, strict=True)):
         try:
             url = normalised_url((raw_url or b"").decode())
         except ValueError:  # among them: not UTF-8, a host that IDNA refuses, a port that is no number
-            rejected["url"] += 1
+            left_out.add("url", repr(raw_url)[:200], "it is no http(s) URL of a public file")
             continue
         try:
             caption = clean_caption((raw_caption or b"").decode())
+            told = "its caption says nothing"
         except UnicodeDecodeError:
-            caption = ""
+            caption, told = "", "its caption is no UTF-8"
         if not caption:
-            rejected["caption"] += 1
+            left_out.add("caption", url, told)
             continue
         key = key_of(url, caption)
         origin = _normalised_or_none(raw_origin)
         if not removed.isdisjoint((key, url, origin)):
-            rejected["removed"] += 1
+            left_out.add("removed", url, "data.removed names it")
             continue
         places.append(place)
         keys.append(key)
@@ -270,7 +283,7 @@ def _clean(rows: pa.Table, seed: int, removed: Set[str]) -> tuple[pa.Table, dict
     texts = {"key": keys, "url": urls, "caption": captions, "licence": licences, "origin": origins}
     columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
     numbers = pa.array(np.frombuffer(b"".join(lots), ">u8").astype(np.uint64))
-    return pa.table({**columns, "lot": numbers, **{name: kept[name] for name in _PASSED_ON}}), rejected
+    return pa.table({**columns, "lot": numbers, **{name: kept[name] for name in _PASSED_ON}})
 
 
 def _normalised_or_none(url: bytes | None) -> str | None:

@@ -7,7 +7,6 @@ into memory; the rows stream past it.
 
 import hashlib
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,17 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.config import DataError
+from datasets.left_out import LeftOut
+from datasets.planning.filters import urls
 from datasets.planning.spill import Spill
 from datasets.sources import laion
 
 KEY = "data.scores"
 
 
-def joined(tables: Iterable[pa.Table], path: str, unmatched: Counter[str]) -> Iterator[pa.Table]:
+def joined(tables: Iterable[pa.Table], path: str, left_out: LeftOut) -> Iterator[pa.Table]:
     """The rows that have a score in the Parquet files at `path`, with that one as `aesthetic`.
 
     Where the files name a URL several times, the first of its scores counts; a null is no score. Rows without one are
-    left out and counted in `unmatched` as `no_score`. Tables have our column names.
+    left out and counted in `left_out` as `no_score`. Tables have our column names.
 
     Raises:
         DataError: there are no such files, they lack a column, or hold no score.
@@ -37,7 +38,8 @@ def joined(tables: Iterable[pa.Table], path: str, unmatched: Counter[str]) -> It
             wanted = _hashes(table["url"])
             places = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
             known = hashes[places] == wanted
-            unmatched["no_score"] += int(np.count_nonzero(~known))
+            without = table.filter(pa.array(~known))
+            left_out.add_all("no_score", urls(without), without.num_rows, f"{KEY} has no score of it")
             column = pa.array(scores[places[known]], pa.float64())
             yield table.filter(pa.array(known)).set_column(table.column_names.index("aesthetic"), "aesthetic", column)
 

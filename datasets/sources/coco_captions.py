@@ -7,7 +7,6 @@ from a local folder (`datasets.sources.folder`). Each picture's licence stands i
 import codecs
 import json
 import posixpath
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,7 +16,9 @@ import pyarrow as pa
 from datasets.config import CocoCaptionsConfig, DataError
 from datasets.files import storage
 from datasets.files.inputs import Named
+from datasets.left_out import LeftOut
 from datasets.sources import folder
+from datasets.sources.captions import captions, number
 from datasets.sources.loopback import Hosts
 
 KEY = "data.coco_captions"
@@ -31,16 +32,19 @@ LICENCE = {
 _EDGE = 1 << 10  # bytes
 
 
-def tables(config: CocoCaptionsConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
+def tables(config: CocoCaptionsConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     """The captions of one file after the other; see `datasets.sources.table.Source`.
 
-    Left out: `no_picture` (a caption whose image is not listed, or not in the local folder), `no_caption` (an image).
+    Left out: `no_picture` (a caption whose image is not listed, not in the local folder, or without a URL),
+    `no_caption` (an image without annotation, or one as of `captions`), and `no_text`.
     """
     names = _names(config.pictures)
-    for path in _files(config).values():
-        rows = _rows(path, config.url, names, unusable)
+    for file, path in _files(config).items():
+        rows = _rows(file, path, config.url, names, left_out)
         if not rows:
-            raise DataError(f"{KEY}.annotations: {path} holds no caption with its picture; give captions_*.json")
+            raise DataError(
+                f"{KEY}.annotations: {path} holds no caption with its picture ({left_out.told()}); give captions_*.json"
+            )
         yield pa.Table.from_pylist(rows)
 
 
@@ -82,39 +86,56 @@ def _names(pictures: str | None) -> dict[str, str] | None:
     """Where below the local folder each picture lies, by its file name: COCO's are unique."""
     if pictures is None:
         return None
-    files, _ = folder.listing(pictures, f"{KEY}.pictures")
-    return {posixpath.basename(name): name for name in files}
+    files = folder.listing(pictures, f"{KEY}.pictures")
+    return {posixpath.basename(name): name for name in files if folder.is_picture(name)}
 
 
-def _rows(path: str, url: str, names: dict[str, str] | None, unusable: Counter[str]) -> list[dict[str, Any]]:
-    rows = []
+def _rows(file: str, path: str, url: str, names: dict[str, str] | None, left_out: LeftOut) -> list[dict[str, Any]]:
+    """The captions of a file with their pictures."""
+    rows: list[dict[str, Any]] = []
     try:
         content = json.loads(storage.read(path))
         licences = {item["id"]: f"{item['name']} ({item['url']})" for item in content.get("licenses", [])}
         images = {image["id"]: image for image in content["images"]}
         captioned = set()
         for annotation in content["annotations"]:
-            image, caption = images.get(annotation["image_id"]), str(annotation["caption"])
-            name = names.get(image["file_name"]) if names is not None and image else None
-            if image:
-                captioned.add(image["id"])
-            if image is None or (names is not None and name is None):
-                unusable["no_picture"] += 1
+            image, caption = images.get(annotation["image_id"]), annotation["caption"]
+            place = f"{file} annotation {annotation.get('id', len(rows))}"
+            if image is None:
+                left_out.add("no_picture", place, f"its image_id={annotation['image_id']} is not listed")
                 continue
-            rows.append(
-                {
-                    "URL": (folder.url(name) if name else str(image[url])).encode(errors="replace"),
-                    "TEXT": caption.encode(errors="replace"),  # JSON can spell halves of characters
-                    "WIDTH": float(image["width"]),
-                    "HEIGHT": float(image["height"]),
-                    "LICENSE": licences.get(image.get("license")),
-                    "ORIGINAL_URL": image.get(url) if name else None,
-                }
-            )
+            captioned.add(image["id"])
+            about = _about(image, url, names, licences)
+            if about is None:
+                where = f"{url}={image.get(url)}" if names is None else "it is not in the local folder"
+                left_out.add("no_picture", place, f"no picture {image.get('file_name')}: {where}")
+                continue
+            rows += [
+                {**about, "TEXT": text.encode(errors="replace")}  # JSON can spell halves of characters
+                for text in captions(caption, left_out, place)
+            ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise DataError(
             f"{KEY}.annotations: {path} is no JSON of COCO captions ({reason}); give captions_*.json"
         ) from error
-    unusable["no_caption"] += len(images) - len(captioned)
+    for image_id in images.keys() - captioned:
+        left_out.add("no_caption", f"{file} image {image_id}", "no annotation names it")
     return rows
+
+
+def _about(
+    image: dict[str, Any], url: str, names: dict[str, str] | None, licences: dict[Any, str]
+) -> dict[str, Any] | None:
+    """A picture's columns; None where nobody knows where it is."""
+    name = names.get(image.get("file_name") or "") if names is not None else None
+    place = folder.url(name) if name else None if names is not None else image.get(url)
+    if not isinstance(place, str):
+        return None
+    return {
+        "URL": place.encode(errors="replace"),
+        "WIDTH": number(image.get("width")),
+        "HEIGHT": number(image.get("height")),
+        "LICENSE": licences.get(image.get("license")),
+        "ORIGINAL_URL": image.get(url) if name else None,
+    }

@@ -1,17 +1,14 @@
 """One's own pictures: a local folder with captions, as LAION metadata and as a web server (`loopback`).
 
-Captions lie as people have them: in `x.txt` beside `x.jpg`, or in Hugging Face's imagefolder form, a `metadata.csv` or
-`metadata.jsonl` with `file_name`, relative to that file, and `text`. Where a picture has both, the table counts. Hidden
-files are passed over. Names are taken in Unicode's NFC, so that a table finds a file whose name came from a Mac.
+Captions lie as people have them (`folder_captions`). Where a picture has several, a table counts, then .txt. Every file
+is used, or named with its cause; hidden ones are passed over. Names are taken in Unicode's NFC, so that a table finds a
+file whose name came from a Mac.
 
 A picture's URL is its name below the folder, so keys do not tell where the folder lies. On a cluster the folder must be
 at the same path on every node.
 """
 
-import codecs
-import csv
 import hashlib
-import json
 import os
 import posixpath
 import unicodedata
@@ -29,71 +26,65 @@ from datasets import pictures
 from datasets.config import DataError, FolderConfig
 from datasets.files import storage
 from datasets.files.inputs import Named
+from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
-from datasets.sources import loopback
+from datasets.sources import folder_captions, loopback
 from datasets.sources.loopback import Address, Hosts
 
 HOST = "folder.invalid"
 KEY = "data.folder.path"
-_TABLES = ("metadata.csv", "metadata.jsonl")
-_READ = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-_SUFFIXES = (*_READ, ".bmp", ".tif", ".tiff", ".heic", ".avif")  # the others count as unreadable
-_HELP = "put the caption of x.jpg into x.txt beside it, or give a metadata.csv with the columns file_name,text"
+_SCHEMA = pa.schema([("URL", pa.string()), ("TEXT", pa.binary()), ("WIDTH", pa.int64()), ("HEIGHT", pa.int64())])
 
 
-def tables(config: FolderConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
-    """`metadata` as sources give it (`datasets.sources.table`)."""
-    table, counts = metadata(config)
-    unusable.update(counts)
-    yield table
-
-
-def metadata(config: FolderConfig) -> tuple[pa.Table, dict[str, int]]:
+def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     """The folder's rows in LAION's schema, by name of the picture; scores are left out, since there are none.
 
-    Also returns how many pictures and captions are left out, by reason: `no_caption`, `no_picture`, `unreadable`
-    (of no format that we read, or damaged in its header), `duplicate` (the same bytes with the same caption), and
-    `link` (a link to a folder, or out of this one).
+    Left out: `no_caption` and `no_text` (`captions`), `no_picture`, `fields`, `encoding` (`folder_captions`),
+    `unreadable` (of no format that we read, or damaged in its header), `duplicate` (the same bytes with the same
+    caption), and `link` (one that leads nowhere, in circles, or out of the folder where these are not followed).
 
     Raises:
         DataError: the folder is not there, cannot be read, or holds no picture that can be used; a table is damaged.
     """
-    files, links = listing(config.path, KEY)
-    pairs, rejected = _pairs(files)
-    rejected["link"] = links
-    rows, seen = [], set()
-    for name, caption in sorted(pairs):
-        try:
-            with open(files[name], "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-                width, height = pictures.size(file)
-        except (Lost, OSError):
-            rejected["unreadable"] += 1
+    files = listing(config.path, KEY, left_out, config.follow_links)
+    copies = _Copies(files)
+    rows, sizes = [], {}
+    for name, caption in sorted(_pairs(files, config, left_out)):
+        if copies.seen(name, caption):
+            left_out.add("duplicate", name, "another picture of the same bytes has the same caption")
             continue
-        if (digest, caption) in seen:
-            rejected["duplicate"] += 1
-            continue
-        seen.add((digest, caption))
-        rows.append({"URL": url(name), "TEXT": caption, "WIDTH": width, "HEIGHT": height})
-    counts = {reason: count for reason, count in rejected.items() if count}
+        if name not in sizes:
+            sizes[name] = _size(name, files[name], left_out)
+        if size := sizes[name]:
+            text = caption.encode(errors="replace")  # JSON can spell halves of characters
+            rows.append({"URL": url(name), "TEXT": text, "WIDTH": size[0], "HEIGHT": size[1]})
     if not rows:
-        told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-        raise DataError(f"data.folder.path: no picture in {config.path} can be used ({told}); {_HELP}")
-    return pa.Table.from_pylist(rows), counts
+        raise DataError(
+            f"{KEY}: no picture in {config.path} can be used ({left_out.told()}); {folder_captions.HELP}; the first: "
+            f"{'; '.join(left_out.examples(1)[:3])}"
+        )
+    yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def metadata(config: FolderConfig) -> tuple[pa.Table, dict[str, int]]:
+    """All of `tables`, and counts of what is left out."""
+    left_out = LeftOut()
+    return pa.concat_tables(tables(config, left_out)), dict(left_out.counts)
 
 
 def hosts(config: FolderConfig) -> AbstractContextManager[Hosts]:
     """Serve the folder's pictures while a download runs."""
-    return serving(config.path, KEY)
+    return serving(config.path, KEY, config.follow_links)
 
 
 def identity(config: FolderConfig) -> dict[str, Any]:
-    """The settings; for the path, what a plan reads: pictures and captions.
+    """The settings, of the later ones those that are changed; for the path, what a plan reads: pictures and captions.
 
     Raises:
         DataError: the folder is not there, cannot be read, or holds no pictures.
     """
-    return config.model_dump(exclude={"path"}) | {"content": content(config.path, KEY)}
+    changed = config.model_dump(exclude={"path", "max_left_out"}, exclude_defaults=True)
+    return {**licence(config), **changed, "content": content(config.path, KEY, config.follow_links)}
 
 
 def licence(config: FolderConfig) -> dict[str, str | None]:
@@ -102,17 +93,17 @@ def licence(config: FolderConfig) -> dict[str, str | None]:
 
 
 @contextmanager
-def serving(path: str | None, key: str) -> Iterator[Hosts]:
+def serving(path: str | None, key: str, follow: bool = True) -> Iterator[Hosts]:
     """`serve` as a map from host to address; an empty one where there is no folder."""
     if path is None:
         yield {}
     else:
-        with serve(path, key) as address:
+        with serve(path, key, follow) as address:
             yield {HOST: address}
 
 
 @contextmanager
-def serve(path: str, key: str) -> Iterator[Address]:
+def serve(path: str, key: str, follow: bool = True) -> Iterator[Address]:
     """Serve a folder's pictures by their names on loopback, and nothing else; yields the server's address.
 
     Each is looked for when it is asked for: a download's tasks have no need of the whole folder's listing.
@@ -126,7 +117,7 @@ def serve(path: str, key: str) -> Iterator[Address]:
     spelt = lru_cache(maxsize=None)(_spelt)
 
     def body(name: str) -> bytes | None:
-        file = _served(root, unquote(name, errors="surrogateescape"), spelt)
+        file = _served(root, unquote(name, errors="surrogateescape"), spelt, follow)
         return file.read_bytes() if file else None
 
     with loopback.serve(body) as address:
@@ -138,84 +129,144 @@ def url(name: str) -> str:
     return f"http://{HOST}/{quote(name, errors='surrogateescape')}"
 
 
-def content(path: str, key: str) -> Named:
+def content(path: str, key: str, follow: bool = True) -> Named:
     """The pictures and captions of a folder by their relative name; raises as `listing`."""
-    files, _ = listing(path, key)
-    return Named({name: str(file) for name, file in files.items() if is_picture(name) or _is_captions(name)})
+    return Named({name: str(file) for name, file in listing(path, key, follow=follow).items()})
 
 
-def listing(path: str, key: str) -> tuple[dict[str, Path], int]:
-    """Files below a folder by their relative name (NFC), and the number of links that were not followed.
+def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool = True) -> dict[str, Path]:
+    """The pictures and captions below a folder by their relative name (NFC), links to files and folders followed.
+
+    Each folder is entered once, however many links lead to it. With `follow` false, links out of the folder and those
+    to folders are left out.
 
     Raises:
         DataError: names `key`; the folder is not there, cannot be read, or holds no pictures.
     """
-    root, links = _root(path, key), 0
+    left_out = LeftOut() if left_out is None else left_out
+    root = _root(path, key)
     files: dict[str, Path] = {}
+    real, entered = root.resolve(), set[Path]()
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{key}: {error.filename} cannot be read ({error.strerror}); give a local folder")
 
-    for place, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = _visible(folders)
-        links += sum(Path(place, name).is_symlink() for name in folders)  # which os.walk does not enter
-        for file in (Path(place, name) for name in _visible(names)):
-            if not _inside(file, root):
-                links += 1
-            elif file.is_file():
-                files[unicodedata.normalize("NFC", file.relative_to(root).as_posix())] = file
-    if not any(map(is_picture, files)):
-        raise DataError(f"{key}: there are no pictures in {path}; give the folder that holds them")
-    return files, links
-
-
-def _pairs(files: dict[str, Path]) -> tuple[list[tuple[str, bytes]], Counter[str]]:
-    """Names of pictures with their captions, and counts of those that lack the other."""
-    pairs, rejected = [], Counter[str]()
-    for table in (name for name in files if posixpath.basename(name) in _TABLES):
-        for file_name, text in _rows(files[table]):
-            name = posixpath.normpath(posixpath.join(posixpath.dirname(table), unicodedata.normalize("NFC", file_name)))
-            if name in files and is_picture(name):
-                pairs.append((name, text.encode()))
+    for place, folders, names in os.walk(root, onerror=refuse, followlinks=follow):
+        folders[:] = [
+            name for name in sorted(folders) if _is_entered(Path(place, name), root, entered, follow, left_out)
+        ]
+        for file in (Path(place, name) for name in sorted(names)):
+            name = unicodedata.normalize("NFC", file.relative_to(root).as_posix())
+            if file.name.startswith("."):
+                left_out.pass_over("hidden", name, "hidden files are passed over")
+            elif file.is_symlink() and not (file.exists() and (follow or file.resolve().is_relative_to(real))):
+                told = "it leads out of the folder; to follow it: data.folder.follow_links=true"
+                left_out.add("link", name, told if file.exists() else f"it leads nowhere: to {os.readlink(file)}")
+            elif not file.is_file() or not (is_picture(name) or _is_captions(name)):
+                kind = posixpath.splitext(name)[1].lower() or "no suffix"
+                told = f"neither picture ({' '.join(pictures.SUFFIXES)}) nor caption (.txt .caption, metadata.csv)"
+                left_out.pass_over(kind, name, told)
             else:
-                rejected["no_picture"] += 1
-    named = {name for name, _ in pairs}
-    stems = {posixpath.splitext(name)[0] for name in files if is_picture(name)}
-    captions = {posixpath.splitext(name)[0]: files[name] for name in sorted(files) if _is_text(name)}  # .txt after .TXT
-    for name in files:
-        stem, _ = posixpath.splitext(name)
-        if _is_text(name):
-            rejected["no_picture"] += stem not in stems
-        elif is_picture(name) and name not in named:
-            caption = captions.get(stem)
-            pairs.append((name, caption.read_bytes().removeprefix(codecs.BOM_UTF8) if caption else b""))
-    rejected["no_caption"] = sum(not caption.strip() for _, caption in pairs)
-    return [(name, caption) for name, caption in pairs if caption.strip()], rejected
+                files[name] = file
+    if not any(map(is_picture, files)):
+        found = ", ".join(f"{kind} {count:,}" for kind, count in (left_out.counts + left_out.others).items())
+        told = f" ({found})" if found else ""
+        raise DataError(f"{key}: there are no pictures in {path}{told}; give the folder that holds them")
+    return files
 
 
-def _rows(table: Path) -> Iterator[tuple[str, str]]:
-    """`file_name` and `text` of a metadata.csv or metadata.jsonl; a caption that is null counts as empty."""
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture, by its suffix."""
+    return name.lower().endswith(pictures.SUFFIXES)
+
+
+def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> Iterator[tuple[str, str]]:
+    """Names of pictures with their captions, a pair a caption."""
+    found = {name: file for name, file in files.items() if is_picture(name)}
+    named = set()
+    for name, captions in folder_captions.of_tables(files, found, config, left_out):
+        named.add(name)
+        yield from ((name, caption) for caption in captions)
+    texts = folder_captions.beside(files, found, named, config, left_out)
+    for name in sorted(found.keys() - named):
+        if name in texts:
+            yield from ((name, caption) for caption in texts[name])
+            continue
+        caption = config.uncaptioned != "left_out" and folder_captions.of_name(name, config.uncaptioned)
+        if caption:
+            yield name, caption
+        else:
+            left_out.add("no_caption", name, "there is no caption beside it, and none in a table")
+
+
+def _size(name: str, file: Path, left_out: LeftOut) -> tuple[int, int] | None:
+    """Width and height of a picture, px, seen upright; what cannot be read is left out."""
     try:
-        with open(table, encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines) if table.suffix == ".csv" else map(json.loads, filter(str.strip, lines))
-            for row in rows:
-                yield row["file_name"], row["text"] or ""
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        reason = f"no column {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"data.folder.path: {table} is no table of file_name and text: {reason}") from error
+        with file.open("rb") as stream:
+            return pictures.size(stream)
+    except (Lost, OSError) as error:
+        left_out.add("unreadable", name, str(error))
+        return None
 
 
-def _served(root: Path, name: str, spelt: Callable[[Path], dict[str, str]]) -> Path | None:
+class _Copies:
+    """Tells pictures of the same bytes under the same caption; reads only those that are of one length."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._files = files
+        self._lengths = {name: file.stat().st_size for name, file in files.items()}
+        self._common = Counter(self._lengths.values())
+        self._digests: dict[str, bytes] = {}
+        self._seen: set[tuple[bytes, str]] = set()
+
+    def seen(self, name: str, caption: str) -> bool:
+        """Whether the same has come before; it has from now on."""
+        found = (self._digest(name), caption)
+        if found in self._seen:
+            return True
+        self._seen.add(found)
+        return False
+
+    def _digest(self, name: str) -> bytes:
+        if self._common[self._lengths[name]] == 1:
+            return name.encode(errors="surrogateescape")
+        if name not in self._digests:
+            with self._files[name].open("rb") as file:
+                self._digests[name] = hashlib.file_digest(file, "sha256").digest()
+        return self._digests[name]
+
+
+def _is_entered(folder: Path, root: Path, entered: set[Path], follow: bool, left_out: LeftOut) -> bool:
+    """Whether the walk goes into a folder: a visible one, through a link where it does not come otherwise."""
+    name = folder.relative_to(root).as_posix()
+    if folder.name.startswith("."):
+        left_out.pass_over("hidden", name, "hidden folders are passed over")
+        return False
+    if not folder.is_symlink():
+        return True
+    target, here = folder.resolve(), root.resolve()
+    if not follow:
+        left_out.add("link", name, "it leads to a folder; to follow it: data.folder.follow_links=true")
+    elif target.is_relative_to(here) or here.is_relative_to(target) or any(map(target.is_relative_to, entered)):
+        left_out.add("link", name, "it leads to a folder that is listed without it, or that holds this one")
+    else:
+        entered.add(target)
+        return True
+    return False
+
+
+def _served(root: Path, name: str, spelt: Callable[[Path], dict[str, str]], follow: bool) -> Path | None:
     """The picture of a name that `listing` would give, if there is one; None for all else."""
     parts = name.split("/")
-    if not is_picture(name) or _visible(parts) != parts or not all(parts):
+    if not is_picture(name) or any(not part or part.startswith(".") for part in parts):
         return None
     file = root
     for part in parts:
-        if file.is_symlink() and file != root:  # a folder that `listing` does not enter
+        if file.is_symlink() and file != root and not follow:
             return None
         file = file / part if (file / part).exists() else file / spelt(file).get(part, part)
-    return file if file.is_file() and _inside(file, root) else None
+    inside = follow or file.resolve().is_relative_to(root.resolve())
+    return file if inside and file.is_file() else None
 
 
 def _spelt(folder: Path) -> dict[str, str]:
@@ -230,21 +281,5 @@ def _root(path: str, key: str) -> Path:
     return Path(storage.absolute(path))
 
 
-def _inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root)
-
-
-def _visible(names: list[str]) -> list[str]:
-    return [name for name in names if not name.startswith(".")]
-
-
-def is_picture(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
-
-
-def _is_text(name: str) -> bool:
-    return name.lower().endswith(".txt")
-
-
 def _is_captions(name: str) -> bool:
-    return _is_text(name) or posixpath.basename(name) in _TABLES
+    return folder_captions.is_text(name) or folder_captions.is_table(name)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.left_out import LeftOut
 
 # Ours: LAION's, in any mix of cases. `aesthetic`, of the first predictor, is left out: its scale is another.
 COLUMNS = {
@@ -22,6 +23,14 @@ COLUMNS = {
     "licence": "LICENSE",
     "origin": "ORIGINAL_URL",  # not LAION's: of sources that give out copies
 }
+_ALIASES = {  # other names of a column, by ours, which count where LAION's own is not there
+    "url": ("image_url",),
+    "caption": ("caption", "captions"),  # Re-LAION's
+    "width": ("original_width",),
+    "height": ("original_height",),
+    "aesthetic": ("aesthetic_score",),
+    "licence": ("licence",),
+}
 _TEXTS = ("url", "caption", "licence", "origin")
 _BATCH_ROWS = 1 << 16
 _HELP = {
@@ -31,8 +40,17 @@ _HELP = {
 }
 
 
+class OtherColumns(DataError):
+    """A Parquet file is there and whole, but its columns are not those that are needed."""
+
+
 def tables(
-    path: str, needed: Set[str], *, read: Set[str] = COLUMNS.keys(), key: str = "data.metadata"
+    path: str,
+    needed: Set[str],
+    *,
+    read: Set[str] = COLUMNS.keys(),
+    key: str = "data.metadata",
+    left_out: LeftOut | None = None,
 ) -> Iterator[pa.Table]:
     """All rows of a file, folder, pattern (`*`) or URI, in the order of file names, 65,536 at a time.
 
@@ -40,45 +58,84 @@ def tables(
         needed: columns, under our names, that every file must have; others may be missing and come as nulls.
         read: columns that are read where they are there.
         key: of the config, where the path stands.
+        left_out: counts `no_caption`, rows whose list of captions is empty; a list of several gives a row for each.
 
     Raises:
-        DataError: nothing is there, a file is no Parquet, or a needed column is missing.
+        DataError: nothing is there, a file is no Parquet or damaged, a needed column is missing or of another type.
     """
     for place in _files(path, key):
         try:
             with storage.opened(place) as source, pq.ParquetFile(source) as file:
-                theirs = _present(place, file.schema_arrow.names, needed, key)
+                theirs = _present(place, file.schema_arrow, needed, key)
                 chosen = [name for ours, name in theirs.items() if ours in read]
                 for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
-                    yield renamed(pa.table(batch))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                    yield renamed(pa.table(batch), left_out)
+        except pa.ArrowException as error:
             raise _unreadable(place, error, key) from error
+        except OSError as error:
+            storage.sha256(place)  # fails too where it is the store that cannot be read, and not the file
+            raise _unreadable(place, error.__cause__ or error, key) from error
 
 
-def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata") -> set[str]:
-    """Our names of the columns that the first file has, from its last bytes; arguments and errors as of `tables`."""
-    first = _files(path, key)[0]
-    try:
-        with storage.opened(first) as source:
-            names = pq.read_schema(source).names
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(first, error, key) from error
-    return set(_present(first, names, needed, key))
+def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata") -> dict[str, str]:
+    """The columns that are taken: our names and the first file's own.
+
+    Local files are all looked at, by their last bytes. Arguments and errors as of `tables`.
+    """
+    files = _files(path, key)
+    taken = []
+    for place in files[:1] if storage.is_remote(path) else files:
+        try:
+            with storage.opened(place) as source:
+                schema = pq.read_schema(source)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(place, error, key) from error
+        taken.append(_present(place, schema, needed, key))
+    return taken[0]
 
 
-def renamed(table: pa.Table) -> pa.Table:
+def spelled_otherwise(path: str) -> dict[str, str]:
+    """Of the columns that are taken, those that are not named as LAION's: ours and theirs."""
+    return {ours: name for ours, name in columns(path).items() if name.lower() != COLUMNS[ours].lower()}
+
+
+def renamed(table: pa.Table, left_out: LeftOut | None = None) -> pa.Table:
     """A table under our names and types: texts as bytes, numbers as float64, NaN and absent columns as nulls.
 
-    LAION's files differ in their number types, and some texts in them are no valid UTF-8.
+    LAION's files differ in their number types, and some texts in them are no valid UTF-8. Where a caption is a list,
+    each of its texts gets a row.
     """
-    theirs = _by_lower_case(table.column_names)
+    theirs = _taken(table.column_names)
     columns = {}
-    for ours, name in COLUMNS.items():
+    for ours in COLUMNS:
         kind = pa.large_binary() if ours in _TEXTS else pa.float64()
-        found = theirs.get(name.lower())
-        column = pa.nulls(table.num_rows, kind) if found is None else pc.cast(table[found], kind)
-        columns[ours] = column if ours in _TEXTS else pc.if_else(pc.is_nan(column), None, column)
-    return pa.table(columns)
+        column = table[theirs[ours]] if ours in theirs else pa.nulls(table.num_rows, kind)
+        if pa.types.is_dictionary(column.type):
+            column = pc.cast(column, column.type.value_type)
+        if ours in _TEXTS:
+            columns[ours] = column if _is_list(column.type) else _as_bytes(column)
+        else:
+            number = pc.cast(column, pa.float64())
+            columns[ours] = pc.if_else(pc.is_nan(number), None, number)
+    return _a_row_each(pa.table(columns), left_out or LeftOut())
+
+
+def _a_row_each(table: pa.Table, left_out: LeftOut) -> pa.Table:
+    """A table in which each row has one caption."""
+    if not _is_list(table["caption"].type):
+        return table
+    lists = table["caption"].combine_chunks()
+    empty = table.filter(pc.equal(pc.fill_null(pc.list_value_length(lists), 0), 0))
+    urls = ((url or b"").decode(errors="replace") for url in empty["url"].to_pylist())
+    left_out.add_all("no_caption", urls, empty.num_rows, "its list of captions is empty")
+    rows = table.take(pc.list_parent_indices(lists))
+    place = table.column_names.index("caption")
+    return rows.set_column(place, "caption", _as_bytes(pa.chunked_array([pc.list_flatten(lists)])))
+
+
+def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    texts = column if _is_text(column.type) else pc.cast(column, pa.string())  # numbers, as licences may be
+    return pc.cast(texts, pa.large_binary())
 
 
 def _files(path: str, key: str) -> list[str]:
@@ -88,21 +145,54 @@ def _files(path: str, key: str) -> list[str]:
     return list(files.values())
 
 
-def _present(path: str, names: list[str], needed: Set[str], key: str) -> dict[str, str]:
-    theirs = _by_lower_case(names)
-    present = {ours: theirs[name.lower()] for ours, name in COLUMNS.items() if name.lower() in theirs}
+def _present(path: str, schema: pa.Schema, needed: Set[str], key: str) -> dict[str, str]:
+    """The columns of a file that are taken, by our names."""
+    present = _taken(schema.names)
     missing = [COLUMNS[ours] for ours in COLUMNS if ours in needed and ours not in present]
     if missing:
-        raise DataError(f"{key}: {path} has no column {', '.join(missing)}, only {', '.join(names)}; {_HELP[key]}")
+        raise OtherColumns(
+            f"{key}: {path} has no column {', '.join(missing)}, only {', '.join(schema.names)}; {_HELP[key]}"
+        )
+    for ours, name in present.items():
+        kind, wanted = schema.field(name).type, "text" if ours in _TEXTS else "number"
+        if not _fits(kind, ours):
+            raise OtherColumns(f"{key}: the column {name} of {path} is {kind}, no {wanted}; {_HELP[key]}")
     return present
 
 
-def _unreadable(place: str, error: Exception, key: str) -> DataError:
+def _taken(names: list[str]) -> dict[str, str]:
+    """Our names and theirs, in any mix of cases, LAION's own before others."""
+    theirs = {name.lower(): name for name in reversed(names)}
+    spellings = {ours: (name.lower(), *_ALIASES.get(ours, ())) for ours, name in COLUMNS.items()}
+    found = {ours: next((name for name in known if name in theirs), None) for ours, known in spellings.items()}
+    return {ours: theirs[name] for ours, name in found.items() if name is not None}
+
+
+def _fits(kind: pa.DataType, ours: str) -> bool:
+    """Whether a column of a type can be taken as ours."""
+    if pa.types.is_dictionary(kind):
+        return _fits(kind.value_type, ours)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if pa.types.is_null(kind) or (ours == "licence" and number):
+        return True
+    if ours not in _TEXTS:
+        return bool(number) or _is_text(kind)  # of digits, as tables that came from CSV have
+    return _is_text(kind) or (ours == "caption" and _is_list(kind) and _is_text(kind.value_type))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _unreadable(place: str, error: BaseException, key: str) -> DataError:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
     return DataError(
         f"{key}: {place} cannot be read as LAION's Parquet ({reason}); fetch it again, or give other files"
     )
-
-
-def _by_lower_case(names: list[str]) -> dict[str, str]:
-    return {name.lower(): name for name in names}

@@ -7,6 +7,7 @@ lies in a local folder.
 
 import io
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -20,8 +21,10 @@ from datasets import pictures
 from datasets.config import DataError, LocalizedNarrativesConfig
 from datasets.files import storage
 from datasets.files.inputs import Named
+from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.sources import folder
+from datasets.sources.captions import captions
 from datasets.sources.loopback import Hosts
 
 KEY = "data.localized_narratives"
@@ -36,27 +39,28 @@ _BATCH_ROWS = 1 << 14
 _SCHEMA = pa.schema([("URL", pa.binary()), ("TEXT", pa.binary()), ("WIDTH", pa.float64()), ("HEIGHT", pa.float64())])
 
 
-def tables(config: LocalizedNarrativesConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
+def tables(config: LocalizedNarrativesConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     """The narratives, 16,384 at a time; see `datasets.sources.table.Source`.
 
     Left out: `no_template` (its dataset_id has none), `no_picture` (not in the local folder), `unreadable` (there, but
-    of no format that we read).
+    of no format that we read), and captions that are none, as of `captions`.
     """
     _check(config)
-    local = folder.listing(config.pictures, f"{KEY}.pictures")[0] if config.pictures else None
+    local = folder.listing(config.pictures, f"{KEY}.pictures") if config.pictures else None
     unknown = Counter[str]()
     rows: list[dict[str, Any]] = []
     found = 0
     for path in _files(config).values():
-        for dataset, image, caption in _narratives(path):
+        for place, dataset, image, caption in _narratives(path):
             template = config.images.get(dataset)
             if template is None:
                 unknown[dataset] += 1
-                unusable["no_template"] += 1
+                left_out.add("no_template", place, f"data.localized_narratives.images has no template of {dataset}")
                 continue
-            if (row := _row(template.format(image_id=image), caption, local, unusable)) is not None:
-                rows.append(row)
-            if len(rows) == _BATCH_ROWS:
+            about = _about(template.format(image_id=image), local, left_out)
+            texts = captions(caption, left_out, place) if about else []
+            rows += [{**(about or {}), "TEXT": text.encode(errors="replace")} for text in texts]  # halves of characters
+            if len(rows) >= _BATCH_ROWS:
                 found += len(rows)
                 yield pa.Table.from_pylist(rows, schema=_SCHEMA)
                 rows = []
@@ -64,8 +68,7 @@ def tables(config: LocalizedNarrativesConfig, unusable: Counter[str]) -> Iterato
         yield pa.Table.from_pylist(rows, schema=_SCHEMA)
     elif not found:
         told = f"; their dataset_id {', '.join(sorted(unknown)[:5])} has no template" if unknown else ""
-        counts = ", ".join(f"{reason} {count}" for reason, count in unusable.items())
-        raise DataError(f"{KEY}.images: no narrative at {config.annotations} can be used ({counts}){told}")
+        raise DataError(f"{KEY}.images: no narrative at {config.annotations} can be used ({left_out.told()}){told}")
 
 
 def hosts(config: LocalizedNarrativesConfig) -> AbstractContextManager[Hosts]:
@@ -105,26 +108,25 @@ def _check(config: LocalizedNarrativesConfig) -> None:
         )
 
 
-def _row(place: str, caption: str, local: dict[str, Path] | None, unusable: Counter[str]) -> dict[str, Any] | None:
-    """A row for the picture at a URL, or of that name below the local folder."""
-    text = caption.encode(errors="replace")  # JSON can spell halves of characters
+def _about(place: str, local: dict[str, Path] | None, left_out: LeftOut) -> dict[str, Any] | None:
+    """The columns of the picture at a URL, or of that name below the local folder."""
     if place.startswith(("http://", "https://")):
-        return {"URL": place.encode(errors="replace"), "TEXT": text}
+        return {"URL": place.encode(errors="replace")}
     file = (local or {}).get(place)
     if file is None:
-        unusable["no_picture"] += 1
+        left_out.add("no_picture", place, "it is not in data.localized_narratives.pictures")
         return None
     try:
         with file.open("rb") as stream:
             width, height = pictures.size(stream)
-    except (Lost, OSError):
-        unusable["unreadable"] += 1
+    except (Lost, OSError) as error:
+        left_out.add("unreadable", place, str(error))
         return None
-    return {"URL": folder.url(place).encode(), "TEXT": text, "WIDTH": width, "HEIGHT": height}
+    return {"URL": folder.url(place).encode(), "WIDTH": width, "HEIGHT": height}
 
 
-def _narratives(path: str) -> Iterator[tuple[str, str, str]]:
-    """dataset_id, image_id and caption of every line."""
+def _narratives(path: str) -> Iterator[tuple[str, str, str, object]]:
+    """Place, dataset_id, image_id and caption of every line."""
     with storage.streamed(path) as stream, io.TextIOWrapper(stream, encoding="utf-8") as lines:
         count = 0
         try:
@@ -132,7 +134,8 @@ def _narratives(path: str) -> Iterator[tuple[str, str, str]]:
                 count += 1
                 if line.strip():
                     narrative = json.loads(line)
-                    yield str(narrative["dataset_id"]), str(narrative["image_id"]), str(narrative["caption"])
+                    dataset, image = str(narrative["dataset_id"]), str(narrative["image_id"])
+                    yield f"{posixpath.basename(path)} line {count}", dataset, image, narrative["caption"]
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise DataError(

@@ -6,7 +6,6 @@ walks the road that a LAION run walks.
 """
 
 import difflib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +19,7 @@ import resvg_py
 
 from datasets.config import DataError, OpenMojiConfig
 from datasets.files.inputs import Made
+from datasets.left_out import LeftOut
 from datasets.sources import loopback
 from datasets.sources.loopback import Address, Hosts
 
@@ -96,7 +96,7 @@ def rasterise(code: str, size: int) -> bytes:
     return png
 
 
-def tables(config: OpenMojiConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
+def tables(config: OpenMojiConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     """`metadata` as sources give it (`datasets.sources.table`)."""
     yield metadata(config)
 

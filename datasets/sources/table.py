@@ -5,7 +5,6 @@ here and `conf/data/<name>.yaml`. `laion_aesthetic` has no line: Parquet with LA
 source's own rows (`data.metadata`), and its pictures are on the web.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from datasets.config import DataConfig
+from datasets.left_out import LeftOut
 from datasets.sources import coco_captions, folder, localized_narratives, openmoji, webdataset
 from datasets.sources.loopback import Hosts
 
@@ -20,10 +20,10 @@ from datasets.sources.loopback import Hosts
 class Source(Protocol):
     """What a source can do, given its settings, a section of `data`."""
 
-    def tables(self, settings: Any, unusable: Counter[str], /) -> Iterable[pa.Table]:
+    def tables(self, settings: Any, left_out: LeftOut, /) -> Iterable[pa.Table]:
         """Rows in LAION's schema, scores left out where there are none.
 
-        What no row could be made of is counted in `unusable` by reason, complete when the last table has been taken.
+        What no row could be made of is counted in `left_out` by reason, complete when the last table has been taken.
         Raises DataError, naming key and path, for what cannot be read or holds nothing.
         """
 
@@ -49,9 +49,9 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def tables(data: DataConfig, unusable: Counter[str]) -> Iterable[pa.Table]:
+def tables(data: DataConfig, left_out: LeftOut) -> Iterable[pa.Table]:
     """The source's own rows, as `Source.tables`."""
-    return SOURCES[data.source].tables(data.settings, unusable)
+    return SOURCES[data.source].tables(data.settings, left_out)
 
 
 def hosts(data: DataConfig) -> AbstractContextManager[Hosts]:

@@ -1,7 +1,8 @@
 """The source `webdataset`: tar shards that others have made, img2dataset's for one, local or on an object store.
 
-A sample is the members with the same name up to the first dot: a picture, and its caption in .txt or as `caption` in
-.json, where LAION's other columns may stand too; its `url` is the picture's origin, which a removal list may name.
+A sample is the members with the same name but for the suffix: a picture, and its caption in .txt (.cap, .caption) or
+as `caption` in .json, where LAION's other columns may stand too; its `url` is the picture's origin, which a removal
+list may name. A link to an earlier member is that member again.
 
 Nothing in a tar is trusted. It is read, never unpacked; a name is no path; no more than `max_bytes` of a member are in
 memory; whatever is damaged, too big, linked or there twice is counted and left out.
@@ -13,8 +14,8 @@ changed since the plan was made gives no wrong picture: it is counted as gone.
 import hashlib
 import io
 import json
+import posixpath
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,14 +28,19 @@ from datasets import pictures
 from datasets.config import DataError, WebdatasetConfig
 from datasets.files import storage
 from datasets.files.inputs import Named
+from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.sources import laion, loopback
+from datasets.sources.captions import captions, number
 from datasets.sources.loopback import Hosts
 
 HOST = "webdataset.invalid"
 KEY = "data.webdataset.path"
-_PICTURES = ("jpg", "jpeg", "png", "webp", "gif")
-_TEXTS = ("txt", "json")
+_PICTURES = (*pictures.SUFFIXES, ".img")
+_CAPTIONS = (".txt", ".cap", ".caption", ".text")  # the first counts where a picture has several; then .json
+_TEXTS = (*_CAPTIONS, ".json")
+_COMPRESSED = {b"\x1f\x8b": "gzip -d", b"\x28\xb5\x2f\xfd": "zstd -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d"}
+_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _TEXT_BYTES = 1 << 18  # longest caption or JSON, and longest header, that is read
 _READ_AHEAD = 1 << 20
 _SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
@@ -53,25 +59,30 @@ class _Sample:
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)  # px
     texts: dict[str, bytes] = field(default_factory=dict)
-    lost: str | None = None
+    lost: tuple[str, str] | None = None  # cause and sentence
 
 
-def tables(config: WebdatasetConfig, unusable: Counter[str]) -> Iterator[pa.Table]:
+def tables(config: WebdatasetConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     """The samples of one tar after the other; see `datasets.sources.table.Source`.
 
-    Left out: `damaged_tar` (a tar's rest, or all of it: cut short, or none), and samples by reason: `too_big`,
-    `unreadable` (a picture of no format that we read), `no_picture`, `no_caption`, `link` (or another member that is no
-    file), `duplicate` (a second picture of that name, or the same bytes with the same caption in that tar).
+    Left out: `damaged_tar` (a tar's rest, or all of it: cut short, or none), `compressed_tar` (pictures are read in
+    place), and samples by reason: `too_big`, `unreadable` (a picture of no format that we read), `no_picture`,
+    `no_caption`, `no_text`, `encoding`, `link` (out of the tar, or another member that is no file), `duplicate` (a
+    second picture of that name, or the same bytes with the same caption in that tar).
     """
     found = 0
+    for name in _compressed(config):
+        left_out.add("compressed_tar", name, "pictures are read in place; uncompress it first")
     for name, path in _files(config).items():
-        rows = _rows(_samples(name, path, config.max_bytes, unusable), unusable)
+        rows = _rows(name, _samples(name, path, config.max_bytes, left_out), left_out)
         if rows:
             found += len(rows)
             yield pa.Table.from_pylist(rows, schema=_SCHEMA)
     if not found:
-        told = ", ".join(f"{reason} {count}" for reason, count in unusable.items() if count) or "they are empty"
-        raise DataError(f"{KEY}: no picture of the tars at {config.path} can be used ({told})")
+        others = ", ".join(f"{kind} {count:,}" for kind, count in left_out.others.items())
+        told = left_out.told() or (others and f"neither pictures nor captions: {others}") or "they are empty"
+        examples = "".join(f"; {example}" for example in left_out.examples(1)[:3])
+        raise DataError(f"{KEY}: no picture of the tars at {config.path} can be used ({told}){examples}")
 
 
 @contextmanager
@@ -126,20 +137,35 @@ class _Place:
 
 
 def _files(config: WebdatasetConfig) -> dict[str, str]:
-    files = storage.matching(config.path, ".tar")
+    compressed = _compressed(config)
+    files = {name: path for name, path in storage.matching(config.path, ".tar").items() if name not in compressed}
     if not files:
-        raise DataError(f"{KEY}: there is no .tar file at {config.path}; give a tar, a folder, a pattern or a URI")
+        told = f", only {next(iter(compressed))} and the like: uncompress them" if compressed else ""
+        raise DataError(
+            f"{KEY}: there is no .tar file at {config.path}{told}; give a tar, a folder, a pattern or a URI"
+        )
     return files
 
 
-def _samples(name: str, path: str, max_bytes: int, unusable: Counter[str]) -> list[_Sample]:
-    """The samples of a tar, in its order, as far as it can be read."""
+def _compressed(config: WebdatasetConfig) -> list[str]:
+    """Names of what is no tar before it is uncompressed; what only its content tells is found when it is read."""
+    return [name for name in storage.matching(config.path, _COMPRESSED_SUFFIXES) if name.endswith(_COMPRESSED_SUFFIXES)]
+
+
+def _samples(name: str, path: str, max_bytes: int, left_out: LeftOut) -> dict[str, _Sample]:
+    """The samples of a tar by name, in its order, as far as it can be read."""
     samples: dict[str, _Sample] = {}
+    members: dict[str, tarfile.TarInfo] = {}  # files so far, which links may name
     with storage.opened(path) as source, _Limited(source, max_bytes) as file:
+        start = file.peek(max(map(len, _COMPRESSED)))
+        if command := next((command for magic, command in _COMPRESSED.items() if start.startswith(magic)), None):
+            left_out.add("compressed_tar", name, f"pictures are read in place; uncompress it: {command}")
+            return {}
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    _take(member, file, name, max_bytes, samples)
+                    if not member.isdir():
+                        _take(member, members, file, name, max_bytes, samples, left_out)
                     if tar.offset <= member.offset:  # a negative length, which would lead round and round
                         raise tarfile.ReadError("it leads back")
                 file.seek(tar.offset)
@@ -147,68 +173,99 @@ def _samples(name: str, path: str, max_bytes: int, unusable: Counter[str]) -> li
                     raise tarfile.ReadError("no end mark: tarfile takes a damaged header for the end")
         except OSError:  # of the store: it says nothing about the tar
             raise
-        except Exception:  # tarfile raises anything over hostile bytes; it costs the rest of one tar
-            unusable["damaged_tar"] += 1
-    return list(samples.values())
+        except Exception as error:  # tarfile raises anything over hostile bytes; it costs the rest of one tar
+            left_out.add("damaged_tar", name, f"its rest is damaged ({error}), or all of it")
+    return samples
 
 
-def _take(member: tarfile.TarInfo, file: "_Limited", tar: str, max_bytes: int, samples: dict[str, _Sample]) -> None:
-    """Add a member to its sample; what is neither picture nor text is passed over."""
-    folder, _, base = member.name.rpartition("/")
-    stem, _, kind = base.partition(".")
+def _take(
+    member: tarfile.TarInfo,
+    members: dict[str, tarfile.TarInfo],
+    file: "_Limited",
+    tar: str,
+    max_bytes: int,
+    samples: dict[str, _Sample],
+    left_out: LeftOut,
+) -> None:
+    """Add a member to its sample; what is neither picture nor text is passed over, and named."""
+    stem, kind = posixpath.splitext(member.name)
     kind = kind.lower()
-    if not stem or kind not in (*_PICTURES, *_TEXTS):  # hidden files have no stem
+    if posixpath.basename(member.name).startswith("."):
+        left_out.pass_over("hidden", f"{tar}/{member.name}", "hidden files are passed over")
         return
-    sample = samples.setdefault(f"{folder}/{stem}", _Sample())
-    if not member.isreg() or member.issparse():
-        sample.lost = "link"
-    elif member.size > (max_bytes if kind in _PICTURES else _TEXT_BYTES):
-        sample.lost = "too_big"
+    if kind not in (*_PICTURES, *_TEXTS):
+        told = f"neither picture ({' '.join(_PICTURES)}) nor caption ({' '.join(_TEXTS)})"
+        left_out.pass_over(kind or "no suffix", f"{tar}/{member.name}", told)
+        return
+    sample = samples.setdefault(stem, _Sample())
+    held = _held(member, members)
+    if held is None:
+        sample.lost = "link", f"{member.name} is a link to {member.linkname or 'nothing'}, which is no file of the tar"
+        return
+    members[member.name] = held
+    if held.size > (limit := max_bytes if kind in _PICTURES else _TEXT_BYTES):
+        sample.lost = "too_big", f"{member.name} has {held.size:,} bytes, more than {limit:,}"
     elif kind in sample.texts or (sample.url and kind in _PICTURES):
-        sample.lost = "duplicate"
+        sample.lost = "duplicate", f"{member.name} is there twice, or beside another picture of that name"
     else:
-        file.seek(member.offset_data)
-        content = file.read(member.size)
-        if len(content) < member.size:
+        file.seek(held.offset_data)
+        content = file.read(held.size)
+        if len(content) < held.size:
             raise tarfile.ReadError("cut short")
         if kind in _TEXTS:
             sample.texts[kind] = content
             return
         sha256 = hashlib.sha256(content)
         sample.digest = sha256.digest()
-        sample.url = _Place(member.name, member.offset_data, member.size, sha256.hexdigest()).url(tar)
+        sample.url = _Place(member.name, held.offset_data, held.size, sha256.hexdigest()).url(tar)
         try:
             sample.size = pictures.size(io.BytesIO(content))
-        except Lost:
-            sample.lost = "unreadable"
+        except Lost as error:
+            sample.lost = "unreadable", str(error)
 
 
-def _rows(samples: list[_Sample], unusable: Counter[str]) -> list[dict[str, Any]]:
+def _held(member: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The file whose bytes a member has: itself, or an earlier one that it is a link to."""
+    if member.isreg() and not member.issparse():
+        return member
+    if member.islnk():
+        return members.get(member.linkname)
+    if member.issym():
+        return members.get(posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname)))
+    return None
+
+
+def _rows(tar: str, samples: dict[str, _Sample], left_out: LeftOut) -> list[dict[str, Any]]:
     rows, seen = [], set()
-    for sample in samples:
-        about = _about(sample.texts.get("json", b""))
-        caption = sample.texts.get("txt", b"") or _utf_8(about.get("caption") or about.get("text") or "")
-        lost = sample.lost or ("no_picture" if not sample.url else None if caption.strip() else "no_caption")
-        if not lost and (sample.digest, caption) in seen:
-            lost = "duplicate"
+    for name, sample in samples.items():
+        place = f"{tar}/{name}"
+        lost = sample.lost or (None if sample.url else ("no_picture", "there is no picture of that name"))
         if lost:
-            unusable[lost] += 1
+            left_out.add(lost[0], place, lost[1])
             continue
-        seen.add((sample.digest, caption))
-        scores = {name: about.get(laion.COLUMNS[name].lower()) for name in _SCORES}
-        licence = about.get(laion.COLUMNS["licence"].lower()) or ""
-        rows.append(
-            {
-                "URL": sample.url,
-                "TEXT": caption,
-                "WIDTH": sample.size[0],
-                "HEIGHT": sample.size[1],
-                **{laion.COLUMNS[name]: _number(value) for name, value in scores.items()},
-                laion.COLUMNS["licence"]: _utf_8(licence),
-                laion.COLUMNS["origin"]: _utf_8(about.get("url") or ""),
-            }
-        )
+        about = _about(sample.texts.get(".json", b""))
+        scores = {score: about.get(laion.COLUMNS[score].lower()) for score in _SCORES}
+        columns = {
+            "URL": sample.url,
+            "WIDTH": sample.size[0],
+            "HEIGHT": sample.size[1],
+            **{laion.COLUMNS[score]: number(value) for score, value in scores.items()},
+            laion.COLUMNS["licence"]: _utf_8(about.get(laion.COLUMNS["licence"].lower()) or ""),
+            laion.COLUMNS["origin"]: _utf_8(about.get("url") or ""),
+        }
+        for caption in captions(_caption(sample.texts, about), left_out, place):
+            if (sample.digest, caption) in seen:
+                left_out.add("duplicate", place, "another picture of the same bytes has the same caption")
+                continue
+            seen.add((sample.digest, caption))
+            rows.append({**columns, "TEXT": _utf_8(caption)})
     return rows
+
+
+def _caption(texts: dict[str, bytes], about: dict[str, Any]) -> object:
+    """The first text that says something; else what the .json has."""
+    found = (texts[kind] for kind in _CAPTIONS if texts.get(kind, b"").strip())
+    return next(found, None) or next((about[key] for key in ("caption", "text", "captions") if about.get(key)), None)
 
 
 def _about(content: bytes) -> dict[str, Any]:
@@ -218,10 +275,6 @@ def _about(content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return {name.lower(): value for name, value in found.items()} if isinstance(found, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, float | int) and abs(value) < 1e9 else None
 
 
 def _utf_8(value: Any) -> bytes:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from datasets.config import NO_SCORES, DataError
 from datasets.files import storage
-from datasets.planning import plan
+from datasets.planning import plan, preview
+from datasets.planning.plan import Counts
 from datasets.sources import laion
 from pipeline.errors import UsageError
 from pipeline.models.known_weights import how_to_get
@@ -49,14 +50,29 @@ def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
 
 
 def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
-    """That Parquet files, still to be read, are not there or no good, as a sentence; URIs are good unless asked."""
-    if not any(item.step.output == "metadata" and item.state != "done" for item in planned):
+    """That Parquet files, still to be read, are not there or damaged, as a sentence; URIs are good unless asked.
+
+    Raises:
+        OtherColumns: they are there, and of another kind: these will not come yet, or come again.
+    """
+    if not _to_fetch(planned):
         return None
     try:
         plan.check(config.data, ask_stores)
+    except laion.OtherColumns:
+        raise
     except DataError as error:
         return str(error)
     return None
+
+
+def ahead(config: Config, planned: list[Planned]) -> Counts | None:
+    """What a source on this machine would give, if it is still to be read and may leave out so much only.
+
+    Raises:
+        DataError: it cannot be read, or gives nothing.
+    """
+    return preview.ahead(config.data, config.seed) if _to_fetch(planned) else None
 
 
 def missing_scores(config: Config, planned: list[Planned]) -> str | None:
@@ -82,10 +98,11 @@ def too_large_batches(config: Config, planned: list[Planned]) -> str | None:
     return next(filter(None, (batch_sizes.too_large(config, step, lambda _: most, bound=True) for step in todo)), None)
 
 
-def every(config: Config, planned: list[Planned], ask_stores: bool = False) -> list[str]:
-    """What would stop a run at once, as sentences."""
+def every(config: Config, planned: list[Planned], counts: Counts | None, ask_stores: bool = False) -> list[str]:
+    """What would stop a run at once, as sentences; `counts` are those of `ahead`."""
     found = (
         missing_rows(config, planned, ask_stores),
+        counts and preview.beyond_budget(config.data, counts),
         missing_weights(config, planned),
         misfit_weights(config, planned),
         missing_scores(config, planned),
@@ -129,6 +146,10 @@ def check_precision(config: Config, planned: list[Planned], kind: str) -> None:
         raise UsageError(
             f"{' and '.join(sorted(old))} GPUs cannot compute in bf16; give {' '.join(f'{key}=fp32' for key in keys)}"
         )
+
+
+def _to_fetch(planned: list[Planned]) -> bool:
+    return any(item.step.output == "metadata" and item.state != "done" for item in planned)
 
 
 def _needed_weights(config: Config, planned: list[Planned]) -> dict[str, str]:

@@ -18,8 +18,9 @@ from datasets.files import notices, retrying, storage
 from datasets.files.errors import StoreRefuses
 from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
+from datasets.planning import preview
 from pipeline.environment import private_ray, quiet_environment
-from pipeline.errors import InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
+from pipeline.errors import BudgetExceeded, InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
 from pipeline.hours.spent import totals
 from pipeline.hours.table import beside_paper
 from pipeline.plan import budget, cost, dag, obstacles, rivals
@@ -53,11 +54,14 @@ T = TypeVar("T")
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
     """Build every planned step that is not done; returns what the last screen shows."""
     cost.check_memory(planned, config)
-    if found := obstacles.every(config, planned):
+    counts = obstacles.ahead(config, planned)
+    if found := obstacles.every(config, planned, counts):
         raise UsageError(found[0])
     obstacles.check_weights(config, planned)
     for remark in rivals.remarks(config, planned):
         console.print(remark, style="yellow", markup=False)
+    if counts and (beyond := preview.beyond_budget(config.data, counts)):
+        raise BudgetExceeded(beyond)
     check_carried_out(root)
     check_writable(root, "root")
     earlier.keep(root, names_of_inputs(config, root, [item.step for item in planned]))

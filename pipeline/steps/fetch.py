@@ -5,12 +5,14 @@ from collections import Counter
 
 import pyarrow as pa
 
+from datasets import left_out
 from datasets.config import DataConfig
 from datasets.fetching.rights import OPT_OUTS
 from datasets.files import storage
 from datasets.files.storage import FileEntry
-from datasets.planning import plan
-from datasets.sources import table
+from datasets.planning import plan, preview
+from datasets.sources import laion, table
+from pipeline.errors import BudgetExceeded
 from pipeline.steps.build import Build, Facts
 
 CONSTANTS = ("similarity", "punsafe", "pwatermark", "aesthetic")
@@ -30,19 +32,23 @@ def fetch(build: Build) -> Facts:
         "opt_outs": {
             "x_robots_tag": OPT_OUTS,
             "removal_list": data.removed,
-            "removed": counts.rejected["removed"],
+            "removed": counts.rejected.get("removed", 0),
         },
     }
     if counts.buckets:
         notes["buckets"] = counts.buckets
     if data.source == "openmoji" and data.metadata is None and data.openmoji:
         notes["constants"] = {name: getattr(data.openmoji, name) for name in CONSTANTS}
-    left_out = ", ".join(
-        f"{reason} {count:,}" for reason, count in counts.rejected.items() if count and reason != "limit"
-    )
-    if left_out:
-        where = data.metadata or data.source
-        build.report.warning(f"{where}: {counts.planned:,} of {counts.read:,} used; left out: {left_out}")
+    if data.metadata and (taken := laion.spelled_otherwise(data.metadata)):
+        notes["columns"] = taken
+        told = ", ".join(f"{ours} is taken from {name}" for ours, name in taken.items())
+        build.report.warning(f"data.metadata: {told}")
+    if others := dict(counts.left_out.others):
+        notes["passed_over"] = others
+    for sentence in preview.told(data, counts):
+        build.report.warning(sentence)
+    if beyond := preview.beyond_budget(data, counts):
+        raise BudgetExceeded(beyond)
     return Facts(files=files, rows=counts.planned, call="pyarrow.Table.filter", workers=[pid], notes=notes)
 
 
@@ -57,7 +63,13 @@ def _make(data: DataConfig, seed: int, path: str) -> tuple[dict[str, FileEntry],
         licences.update({item["values"] or "not stated": item["counts"] for item in found})
 
     counts = plan.make(data, seed, keep)
+    files[left_out.FILE] = storage.publish(counts.left_out.table(_source(data)), storage.join(path, left_out.FILE))
     return files, counts, _most_common(licences), os.getpid()
+
+
+def _source(data: DataConfig) -> str:
+    """A name of where rows came from that does not tell where it lies."""
+    return "metadata" if data.metadata else data.source
 
 
 def _most_common(licences: Counter[str]) -> dict[str, int]:

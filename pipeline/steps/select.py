@@ -43,7 +43,7 @@ def _select(
 
 def _any_score(metadata: Artifact) -> bool:
     """Whether the plan has an aesthetic score of any picture."""
-    tables = (rows for part in sorted(metadata.files) for _, rows in plan.shards(metadata.read(part)))
+    tables = (rows for part in plan.parts(metadata.files) for _, rows in plan.shards(metadata.read(part)))
     return any(rows["aesthetic"].null_count < rows.num_rows for rows in tables)
 
 
@@ -86,7 +86,7 @@ def _captioned(captions: Sequence[str], metadata: Artifact | None) -> dict[str, 
         return {}
     assert metadata is not None, "captions stand in the metadata"
     named = pc.field("caption").isin(list(captions))
-    tables = (rows.filter(named) for part in sorted(metadata.files) for _, rows in plan.shards(metadata.read(part)))
+    tables = (rows.filter(named) for part in plan.parts(metadata.files) for _, rows in plan.shards(metadata.read(part)))
     return {row["key"]: row["caption"] for rows in tables for row in rows.select(["key", "caption"]).to_pylist()}
 
 
@@ -94,7 +94,7 @@ def make(
     view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None, scores: Artifact | None = None
 ) -> tuple[bytes, int, dict[str, int]]:
     """A view's file, how many of the pictures it chooses, and how many others it leaves out by rule."""
-    planned = (shard for part in sorted(metadata.files) for shard in plan.shards(metadata.read(part)))
+    planned = (shard for part in plan.parts(metadata.files) for shard in plan.shards(metadata.read(part)))
     unwanted = duplicates.by_shard(repeated.read(duplicates.FILE)) if repeated else {}
     content, rows, left_out = views.make(
         planned,

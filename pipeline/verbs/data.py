@@ -27,11 +27,10 @@ from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.removal_list import check_carried_out, listed, names_of, requests
-from pipeline.terminal import console, out, print_json, print_table
+from pipeline.terminal import console, out, print_json, print_table, printable
 from pipeline.verbs import forgetting
 from pipeline.verbs.configured import command, configured
 
-LEFT_OUT = "left_out.parquet"  # of a plan: rows of source, place, cause, sentence
 Row = tuple[str, str, str, str]
 
 
@@ -115,14 +114,16 @@ def lost(config: Config, root: str, as_json: bool) -> None:
         print_json({"root": root, "rows": [dict(zip(names, row, strict=True)) for row in rows]})
         return
     for row in rows:
-        print("\t".join(row))
+        print("\t".join(map(printable, row)))
 
 
 def _left_out(metadata: Artifact) -> Iterator[Row]:
     """What the plan has left out: row by row where it has kept a list of them, else how many they are."""
     listed: list[Row] = []
-    if LEFT_OUT in metadata.files:
-        listed = [tuple(row.values()) for row in pq.read_table(pa.BufferReader(metadata.read(LEFT_OUT))).to_pylist()]
+    if left_out.FILE in metadata.files:
+        listed = [
+            tuple(row.values()) for row in pq.read_table(pa.BufferReader(metadata.read(left_out.FILE))).to_pylist()
+        ]
     yield from listed
     known = {cause for _, _, cause, _ in listed}
     for cause, count in metadata.manifest["notes"]["rejected"].items():

@@ -135,7 +135,7 @@ def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
     """Rows of a plan that are meant: key, URL, origin, caption, shard."""
     columns, found = [*plan.NAMES, "caption", "shard"], []
-    for part in sorted(metadata.files):
+    for part in plan.parts(metadata.files):
         rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=columns, schema=plan.SCHEMA)
         found += rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist()
     return found

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from datasets.config import DataError
+from datasets.planning import preview
 from pipeline.errors import UsageError, nearest
 from pipeline.plan import budget, cost, obstacles, rivals
 from pipeline.plan.budget import Line
@@ -50,8 +51,12 @@ def handle(words: Words) -> None:
         }
         for item, estimate in zip(planned, costs, strict=True)
     ]
-    print_json(words, {"steps": steps, "budget": vars(budget.total(lines)), "forgotten": len(forgotten)})
-    for sentence in obstacles.every(loaded, planned):
+    counts = obstacles.ahead(loaded, planned)
+    document = {"steps": steps, "budget": vars(budget.total(lines)), "forgotten": len(forgotten)}
+    print_json(words, document | ({"data": preview.document(counts)} if counts else {}))
+    for sentence in preview.told(loaded.data, counts) if counts else ():
+        console.print(sentence, markup=False)
+    for sentence in obstacles.every(loaded, planned, counts):
         console.print(f"a run would stop at once: {sentence}", style="yellow", markup=False)
     try:
         remarks = rivals.remarks(loaded, planned)

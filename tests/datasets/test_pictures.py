@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from datasets import pictures
 from datasets.config import ImageConfig
@@ -269,3 +269,106 @@ def test_a_profile_for_another_mode_is_left_out_of_account():
 def test_cmyk_becomes_rgb():
     body = encoded(Image.new("CMYK", (SIZE, SIZE), (0, 255, 255, 0)), "JPEG", quality=100)
     np.testing.assert_allclose(stored_pixels(body)[3, 3].tolist(), (255, 0, 0), atol=3)
+
+
+# ------------------------------------------------------------------------------------- colours by the formula
+
+
+def gamma_profile(space: bytes, gamma: float) -> bytes:
+    """An ICC profile (version 2) of sRGB's primaries, or of grey, with a gamma."""
+
+    def fixed(*values: float) -> bytes:
+        return b"".join(round(value * 65_536).to_bytes(4, "big", signed=True) for value in values)
+
+    curve = b"curv" + bytes(4) + (1).to_bytes(4, "big") + round(gamma * 256).to_bytes(2, "big") + bytes(2)
+    white = (0.9642, 1.0, 0.8249)
+    primaries = {
+        b"r": (0.43607, 0.22250, 0.01393),
+        b"g": (0.38506, 0.71688, 0.09710),
+        b"b": (0.14308, 0.06062, 0.71417),
+    }
+    tags = {b"wtpt": b"XYZ " + bytes(4) + fixed(*white)}
+    if space == b"GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        tags |= {name + b"XYZ": b"XYZ " + bytes(4) + fixed(*place) for name, place in primaries.items()}
+        tags |= {name + b"TRC": curve for name in primaries}
+    place, table = 132 + 12 * len(tags), len(tags).to_bytes(4, "big")
+    for name, content in tags.items():
+        table += name + place.to_bytes(4, "big")
+        table += len(content).to_bytes(4, "big")
+        place += len(content)
+    body = table + b"".join(tags.values())
+    head = (128 + len(body)).to_bytes(4, "big") + bytes(4) + b"\x02\x40\0\0mntr" + space + b"XYZ " + bytes(12)
+    return head + b"acsp" + bytes(28) + fixed(*white) + bytes(48) + body
+
+
+def in_srgb(linear: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1."""
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "P", "RGB", "LA"])
+def test_profiles_are_applied_in_every_mode(mode):
+    ramp = np.linspace(0, 65_535, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
+    eight = np.round(ramp / 257).astype(np.uint8)
+    grey = Image.fromarray(ramp if mode == "I;16" else eight)
+    image = grey if mode in ("L", "I;16") else grey.convert("RGB").quantize(256) if mode == "P" else grey.convert(mode)
+    expected = in_srgb((ramp / 65_535 if mode == "I;16" else eight / 255) ** 1.8)
+    profile = gamma_profile(b"GRAY" if mode in ("L", "LA", "I;16") else b"RGB ", 1.8)
+    found = stored_pixels(encoded(image, icc_profile=profile)).astype(float)
+    np.testing.assert_allclose(found, np.broadcast_to(expected[..., None], found.shape), atol=1.5)
+
+
+@pytest.mark.parametrize(
+    ("image", "clear", "inked"),
+    [
+        (Image.new("RGB", (SIZE, SIZE), (200, 100, 50)), (200, 100, 50), (10, 20, 30)),
+        (Image.new("L", (SIZE, SIZE), 200), 200, 10),
+        (Image.linear_gradient("L").resize((SIZE, SIZE)).convert("RGB").quantize(8), 0, 5),
+        (Image.fromarray(np.full((SIZE, SIZE), 40_000, np.uint16)), 40_000, 10),
+    ],
+    ids=["RGB", "grey", "palette", "16-bit"],
+)
+def test_a_colour_that_is_clear_is_white_beside_a_profile_too(image, clear, inked):
+    image.paste(clear, (0, 0, SIZE, SIZE))
+    image.paste(inked, (0, 0, SIZE, SIZE // 2))
+    grey = image.mode in ("L", "I;16")
+    profile = gamma_profile(b"GRAY" if grey else b"RGB ", 1.8)
+    pixels = stored_pixels(encoded(image, icc_profile=profile, transparency=clear))
+    assert pixels[-3, 3].tolist() == [255, 255, 255]
+    assert pixels[3, 3].max() < 250
+
+
+def test_png_with_megabytes_of_profile_and_text_is_a_picture():
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("parameters", "a cat, " * 400_000, zip=True)
+    body = encoded(halves(), pnginfo=notes, icc_profile=SWAPPED + bytes(2 << 20))
+    assert pictures.size(io.BytesIO(body)) == (SIZE, SIZE)
+    assert stored_pixels(body).shape == (SIZE, SIZE, 3)
+
+
+def test_max_pixels_is_the_limit_whatever_pillow_takes_for_a_bomb(monkeypatch):
+    body = encoded(Image.new("1", (20_000, 10_000)))  # above Pillow's own 179 million
+    assert pictures.size(io.BytesIO(body)) == (20_000, 10_000)
+    assert pictures.opened(body, 200_000_000).size == (20_000, 10_000)
+    with pytest.raises(Lost) as lost:
+        pictures.opened(body, 199_999_999)
+    assert lost.value.outcome is Outcome.TOO_MANY_PIXELS
+
+
+def test_a_pngs_size_is_read_and_not_its_pixels():
+    class Counting(io.BytesIO):
+        taken = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            content = super().read(size)
+            self.taken += len(content)
+            return content
+
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("parameters", "a cat, 20 steps")
+    body = encoded(Image.effect_noise((400, 300), 90).convert("RGB"), pnginfo=notes)
+    file = Counting(body)
+    assert pictures.size(file) == (400, 300)
+    assert file.taken < 1000 < len(body)

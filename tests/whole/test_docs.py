@@ -128,7 +128,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (drawing,) = (content for _, content in blocks("python") if 'Path("my_pictures")' in content)
         exec(drawing, {})
     (folder / "DIR").mkdir()
-    Image.new("RGB", (128, 128), "red").save(folder / "DIR/x.png")
+    Image.new("RGB", (1024, 1024), "red").save(folder / "DIR/x.png")  # as large as any conf takes
     (folder / "DIR/x.txt").write_text("a red square")
     coco = {"images": [{"id": 1, "file_name": "x.png", "coco_url": "http://a.invalid/x.png"}], "annotations": []}
     (folder / "DIR/captions_1.json").write_text(json.dumps(coco))

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from datasets.files.fence import unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shards
 from datasets.formats.shards import Clock, Receipt
+from datasets.left_out import LeftOut
 from datasets.reading.batches import Source
 from datasets.reading.bucket_batches import BucketBatches
 from datasets.sources import webdataset
@@ -195,10 +195,10 @@ def test_tars_of_others_are_read_and_served_in_place(folder):
     storage.publish(members.getvalue(), f"{folder}/tars/deep/0.tar")
     storage.publish(members.getvalue()[:1000], f"{folder}/tars/1.tar")
     config = WebdatasetConfig(path=f"{folder}/tars", max_bytes=1 << 20)
-    unusable: Counter[str] = Counter()
-    (row,) = (row for table in webdataset.tables(config, unusable) for row in table.to_pylist())
+    left_out = LeftOut()
+    (row,) = (row for table in webdataset.tables(config, left_out) for row in table.to_pylist())
     assert (row["TEXT"], row["WIDTH"], row["HEIGHT"]) == (b"a red square", 48, 40)
-    assert unusable == {"damaged_tar": 1, "no_caption": 1}
+    assert left_out.counts == {"damaged_tar": 1, "no_caption": 1}
     with webdataset.hosts(config) as hosts:
         host, port = hosts[webdataset.HOST]
         url = row["URL"].replace(webdataset.HOST, f"{host}:{port}")

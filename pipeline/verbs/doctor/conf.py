@@ -116,7 +116,9 @@ def inputs(asked: Asked) -> Finding | None:
     if asked.config is None:
         return None
     try:
-        found = obstacles.every(asked.config, asked.planned, ask_stores=True)
+        found = obstacles.every(
+            asked.config, asked.planned, obstacles.ahead(asked.config, asked.planned), ask_stores=True
+        )
     except DataError as error:
         found = [str(error)]
     except OSError as error:

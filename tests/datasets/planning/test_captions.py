@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datasets.formats import shards
+from datasets.left_out import LeftOut
 from datasets.planning import plan
 from stages.models.text import END, Tokenizer
 
@@ -30,8 +31,9 @@ def test_whatever_rows_say_goes_unchanged_from_the_plan_to_tars_tables_and_token
     }
     captions = pa.array([text for _, text in rows], pa.large_binary())
     table = {"url": pa.array(urls, pa.large_binary()), "caption": captions, "licence": empty, "origin": empty}
-    kept, rejected = plan._clean(pa.table(table | scores), 0, frozenset())
-    assert kept.num_rows + sum(rejected.values()) == len(rows)
+    left_out = LeftOut()
+    kept = plan._clean(pa.table(table | scores), 0, frozenset(), left_out)
+    assert kept.num_rows + left_out.counts.total() == len(rows)
     stored = [
         shards.ImageRow(place, row["key"], row["url"], row["caption"], "png", b"picture")
         for place, row in enumerate(kept.to_pylist())

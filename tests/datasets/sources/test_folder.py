@@ -48,9 +48,9 @@ def settings(path: Path, **changes: Any) -> DataConfig:
     return DataConfig.model_validate(OmegaConf.to_container(tree, resolve=True)["data"])
 
 
-def read(path: Path) -> tuple[dict[str, str], dict[str, int]]:
+def read(path: Path, **changes: Any) -> tuple[dict[str, str], dict[str, int]]:
     """Captions by URL, and the counts of what is left out."""
-    table, rejected = folder.metadata(FolderConfig(path=str(path)))
+    table, rejected = folder.metadata(FolderConfig(path=str(path), **changes))
     captions = [text.decode() for text in table["TEXT"].to_pylist()]
     return dict(zip(table["URL"].to_pylist(), captions, strict=True)), rejected
 
@@ -251,12 +251,12 @@ def test_nothing_outside_the_folder_is_ever_served(tmp_path):
     (mine / "metadata.csv").write_text(
         "file_name,text\nx.png,a fox\n../secret.png,no\nlink.png,no\nfolder/secret.png,no\n"
     )
-    captions, rejected = read(mine)
+    captions, rejected = read(mine, follow_links=False)
     assert list(captions.values()) == ["a fox"]
     assert rejected == {"no_picture": 3, "link": 2}
     outside = ("../secret.png", "%2e%2e/secret.png", "..%2fsecret.png", "link.png", "folder/secret.png", str(secret))
     within = ("private.key", ".hidden.png", "x.txt", "metadata.csv", "", "x.png?", "x.png/")
-    with folder.serve(str(mine), folder.KEY) as (host, port):
+    with folder.serve(str(mine), folder.KEY, follow=False) as (host, port):
         assert urllib.request.urlopen(f"http://{host}:{port}/x.png").read() == (mine / "x.png").read_bytes()
         for path in (*outside, *within):
             with pytest.raises(urllib.error.HTTPError, match="404"):
@@ -286,6 +286,27 @@ def test_a_name_that_came_from_a_mac_is_served_by_the_one_that_listing_gives(tmp
     with folder.serve(str(tmp_path), folder.KEY) as (host, port):
         path = name.removeprefix(f"http://{folder.HOST}/")
         assert urllib.request.urlopen(f"http://{host}:{port}/{path}").read() == made.read_bytes()
+
+
+def test_links_into_a_cache_are_followed_unless_one_asks_not_to(tmp_path):
+    cache, mine = tmp_path / "blobs", tmp_path / "snapshot"
+    picture(cache / "a.png").rename(cache / "c0ffee")  # as a hub's cache and DVC keep them
+    (cache / "beef").write_text("a fox")
+    captioned(cache / "more" / "y.png", "a dog")
+    mine.mkdir()
+    for name, target in (("x.png", "c0ffee"), ("x.txt", "beef"), ("more", "more"), ("gone.png", "nothing")):
+        (mine / name).symlink_to(Path("..") / "blobs" / target)
+    (mine / "round").symlink_to(mine, target_is_directory=True)
+    assert read(mine)[0] == {"http://folder.invalid/x.png": "a fox", "http://folder.invalid/more/y.png": "a dog"}
+    assert read(mine)[1] == {"link": 2}
+    with folder.serve(str(mine), folder.KEY) as (host, port):
+        assert urllib.request.urlopen(f"http://{host}:{port}/x.png").read() == (cache / "c0ffee").read_bytes()
+    with folder.serve(str(mine), folder.KEY, follow=False) as (host, port):
+        for name in ("x.png", "more/y.png"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://{host}:{port}/{name}")
+    with pytest.raises(DataError, match="there are no pictures"):
+        read(mine, follow_links=False)
 
 
 # ----------------------------------------------------------------------------------------------- fingerprints

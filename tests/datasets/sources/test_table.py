@@ -26,6 +26,7 @@ from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.files.inputs import Input
 from datasets.formats.shard_table import Shards
+from datasets.left_out import LeftOut
 from datasets.planning import plan, scores
 from datasets.reading import batches
 from datasets.sources import loopback, table
@@ -597,14 +598,14 @@ def test_scores_are_joined_by_url_and_what_has_none_is_counted(tmp_path):
         URL=["http://a/", "http://b/", "http://b/", "http://c/", "http://d/", None],
         AESTHETIC_SCORE=[5.0, 6.0, 7.0, None, float("nan"), 8.0],
     )
-    unmatched: dict[str, int] = scores.Counter()
+    unmatched = LeftOut()
     tables = [rows_of(["http://b/", None, "http://a/ "]), rows_of(["http://c/", "http://d/", "http://e/"])]
     joined = pa.concat_tables(scores.joined(tables, path, unmatched))
     assert dict(zip(joined["url"].to_pylist(), joined["aesthetic"].to_pylist(), strict=True)) == {
         b"http://b/": 6.0,
         b"http://a/ ": 5.0,
     }
-    assert unmatched == {"no_score": 4}
+    assert unmatched.counts == {"no_score": 4}
 
 
 def test_a_large_table_of_scores_is_joined_as_a_dictionary_would(tmp_path):
@@ -612,11 +613,11 @@ def test_a_large_table_of_scores_is_joined_as_a_dictionary_would(tmp_path):
     known = {f"http://x/{number}": float(score) for number, score in enumerate(generator.random(20_000))}
     path = table_of(tmp_path / "s.parquet", URL=list(known), AESTHETIC_SCORE=list(known.values()))
     asked: list[str | None] = [f"http://x/{number}" for number in generator.integers(0, 40_000, 5_000)]
-    unmatched: dict[str, int] = scores.Counter()
+    unmatched = LeftOut()
     joined = pa.concat_tables(scores.joined([rows_of(asked)], path, unmatched))
     expected = [known[url] for url in asked if url in known]
     assert joined["aesthetic"].to_pylist() == expected
-    assert unmatched["no_score"] == len(asked) - len(expected) > 0
+    assert unmatched.counts["no_score"] == len(asked) - len(expected) > 0
 
 
 def test_scores_replace_the_column_and_feed_the_filter(tmp_path):

@@ -239,8 +239,9 @@ def test_metadata_without_a_needed_column_are_refused_before_anything_is_created
     table = pa.table({"URL": ["http://a.invalid/1"], "TEXT": ["a caption"]})
     pq.write_table(table, elsewhere / "rows.parquet")
     words = [*MICRO, "data.metadata=rows.parquet", "data.filters.min_side=8"]
-    assert main(["run", *words]) == 2
-    assert "rows.parquet has no column WIDTH, HEIGHT" in capsys.readouterr().err
+    for verb in ("plan", "run"):
+        assert main([verb, *words]) == 2
+        assert "rows.parquet has no column WIDTH, HEIGHT" in capsys.readouterr().err
     assert not (elsewhere / "runs").exists()
     for name in ("WIDTH", "HEIGHT", "punsafe", "pwatermark", "AESTHETIC_SCORE"):
         table = table.append_column(name, [[9]])

@@ -1,0 +1,217 @@
+"""Captions as they lie in a folder of pictures: in text files beside them, or in tables (Hugging Face's imagefolder).
+
+x.txt, x.caption           beside x.jpg; x.jpg.txt too
+metadata.csv, .tsv         with a header; commas, semicolons or tabs
+metadata.jsonl, .parquet   an object or a row a picture
+"""
+
+import csv
+import json
+import posixpath
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.config import DataError, FolderConfig
+from datasets.left_out import LeftOut
+from datasets.sources.captions import captions
+
+TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+TEXTS = (".txt", ".caption")  # the first counts where a picture has several
+FILE_COLUMN = "file_name"
+CAPTION_COLUMNS = ("text", "caption", "captions")  # the first one that a table has
+HELP = (
+    "put the caption of x.jpg into x.txt beside it, or give a metadata.csv with the columns file_name,text, or caption "
+    "pictures by their names: data.folder.uncaptioned=file_name"
+)
+_DELIMITERS = (",", ";", "\t")
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:")
+_BOM = "\ufeff"
+_LONGEST_FIELD = 1 << 24  # characters; csv's own limit refuses long captions
+
+Row = tuple[str, object, object]  # where it stands, its file_name, its caption
+
+
+def is_table(name: str) -> bool:
+    """Whether a file is a table of captions, by its name."""
+    return posixpath.basename(name).lower() in TABLES
+
+
+def is_text(name: str) -> bool:
+    """Whether a file is the caption of a picture, by its name."""
+    return name.lower().endswith(TEXTS)
+
+
+def of_tables(
+    files: Mapping[str, Path], pictures: Mapping[str, Path], config: FolderConfig, left_out: LeftOut
+) -> Iterator[tuple[str, list[str]]]:
+    """Pictures with their captions as the rows of the folder's tables have them.
+
+    Left out: `no_picture`, `fields` (more or fewer than the header), and captions that are none.
+
+    Raises:
+        DataError: a table is damaged, or has no column of files or of captions.
+    """
+    for table in filter(is_table, files):
+        rows = iter(_rows(table, files[table], config.encoding, left_out))
+        for place, file_name, caption in rows:
+            name = _found(file_name, posixpath.dirname(table), pictures) if isinstance(file_name, str) else None
+            if name is None:
+                shown = f"there is no picture {file_name}" if isinstance(file_name, str) else f"file_name={file_name!r}"
+                left_out.add("no_picture", place, f"{shown}; names are relative to the table")
+            else:
+                yield name, captions(caption, left_out, place)
+
+
+def beside(
+    files: Mapping[str, Path], pictures: Mapping[str, Path], named: set[str], config: FolderConfig, left_out: LeftOut
+) -> dict[str, list[str]]:
+    """Captions in text files by their picture, `named` ones, whose captions tables have, left out.
+
+    Left out: `no_picture`, and `encoding` (a file that is no text in `data.folder.encoding`).
+    """
+    stems: dict[str, list[str]] = {}
+    for name in pictures:
+        stems.setdefault(posixpath.splitext(name)[0], []).append(name)
+    best: dict[str, str] = {}  # picture: its text file
+    for text in sorted(filter(is_text, files), key=_rank):
+        stem = posixpath.splitext(text)[0]
+        owners = [stem] if stem in pictures else stems.get(stem, [])
+        if not owners:
+            left_out.add("no_picture", text, "there is no picture of that name beside it")
+        elif all(owner in named or owner in best for owner in owners):
+            left_out.pass_over(
+                "captions", text, "another file has the caption of its picture: tables, then .txt, count"
+            )
+        best |= {owner: text for owner in owners if owner not in best and owner not in named}
+    return {owner: _text(text, files[text], config, left_out) for owner, text in best.items()}
+
+
+def of_name(name: str, which: str) -> str:
+    """A picture's file or folder name as words: `red_fox-2.jpg` says red fox 2."""
+    words = posixpath.splitext(posixpath.basename(name))[0] if which == "file_name" else posixpath.dirname(name)
+    return " ".join(re.split(r"[\s_-]+", posixpath.basename(words))).strip()
+
+
+def _rank(name: str) -> tuple[str, int, bool, str]:
+    stem, suffix = posixpath.splitext(name)
+    return stem, TEXTS.index(suffix.lower()), not suffix.islower(), name
+
+
+def _text(name: str, file: Path, config: FolderConfig, left_out: LeftOut) -> list[str]:
+    try:
+        text = file.read_bytes().decode(config.encoding).removeprefix(_BOM)
+    except (UnicodeError, OSError) as error:
+        left_out.add("encoding", name, f"it is no text in {config.encoding} ({error}); give data.folder.encoding")
+        return []
+    if config.caption_lines == "joined":
+        return captions(text, left_out, name)
+    return captions([line for line in text.splitlines() if line.strip()] or text, left_out, name)
+
+
+def _found(file_name: str, folder: str, pictures: Mapping[str, Path]) -> str | None:
+    """The picture that a table means: relative to the table, or an absolute path, wherever its folder lay once."""
+    written = unicodedata.normalize("NFC", file_name)
+    for path in dict.fromkeys((written, written.replace("\\", "/"))):
+        name = posixpath.normpath(posixpath.join(folder, path))
+        if name in pictures:
+            return name
+        if _ABSOLUTE.match(path):
+            parts = path.split("/")[1:]
+            ends = ("/".join(parts[start:]) for start in range(len(parts)))
+            found = next((end for end in ends if end in pictures), None)
+            if found:
+                return found
+    return None
+
+
+def _rows(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
+    """The rows of a table; one in which nothing has a caption is refused."""
+    kind = posixpath.splitext(name)[1].lower()
+    read = {".parquet": _of_parquet, ".jsonl": _of_json}.get(kind)
+    try:
+        if read:
+            yield from read(name, file, encoding)
+        else:
+            yield from _of_csv(name, file, encoding, left_out)
+    except (KeyError, TypeError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
+        reason = f"no column {error}" if isinstance(error, KeyError) else (str(error).splitlines() or ["?"])[0]
+        hint = "; give data.folder.encoding, such as cp1252" if isinstance(error, UnicodeError) else ""
+        raise DataError(
+            f"data.folder.path: {file} is no table of {FILE_COLUMN} and {CAPTION_COLUMNS[0]}: {reason}{hint}"
+        ) from error
+
+
+def _columns(names: list[str]) -> tuple[str, str]:
+    """A table's columns of files and captions, by its own names."""
+    theirs = {str(name).strip().lower(): name for name in reversed(names)}
+    if FILE_COLUMN not in theirs:
+        raise KeyError(FILE_COLUMN)
+    caption = next((name for name in CAPTION_COLUMNS if name in theirs), None)
+    if caption is None:
+        raise KeyError(CAPTION_COLUMNS[0])
+    return theirs[FILE_COLUMN], theirs[caption]
+
+
+def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with _lines(file, encoding) as lines:
+        first = next(filter(str.strip, lines), "").removeprefix(_BOM)
+        delimiter = max(_DELIMITERS, key=lambda sign: _header(first, sign).count(FILE_COLUMN))
+        header = next(csv.reader([first], delimiter=delimiter), [])
+        place = {column: header.index(column) for column in _columns(header)}
+        file_at, caption_at = place.values()
+        rows = csv.reader(lines, delimiter=delimiter)
+        for row in filter(None, rows):
+            where = f"{name} line {rows.line_num + 1}"
+            if len(row) == len(header):
+                yield where, row[file_at], row[caption_at]
+            else:
+                told = f"it has {len(row)} fields, its header {len(header)}; put quotes around what holds the separator"
+                left_out.add("fields", where, told)
+
+
+def _header(line: str, delimiter: str) -> list[str]:
+    return [field.strip().lower() for field in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _of_json(name: str, file: Path, encoding: str) -> Iterator[Row]:
+    with _lines(file, encoding) as lines:
+        texts = ((number, line.removeprefix(_BOM)) for number, line in enumerate(lines, start=1))
+        rows = ((number, json.loads(text)) for number, text in texts if text.strip())
+        first = next(rows, None)
+        if first is None:
+            return
+        columns: tuple[str, str] | None = None
+        error: KeyError | None = None
+        for number, row in chain([first], rows):
+            if not isinstance(row, dict):
+                raise TypeError(f"line {number} is no object")
+            try:
+                file_column, caption_column = columns = _columns(list(row))
+            except KeyError as missing:  # of this row; it may be the only one
+                error = error or missing
+                file_column, caption_column = FILE_COLUMN, CAPTION_COLUMNS[0]
+            yield f"{name} line {number}", row.get(file_column), row.get(caption_column)
+        if columns is None and error is not None:
+            raise error
+
+
+def _of_parquet(name: str, file: Path, encoding: str) -> Iterator[Row]:
+    with pq.ParquetFile(file) as table:
+        file_column, caption_column = _columns(table.schema_arrow.names)
+        number = 0
+        for batch in table.iter_batches(columns=[file_column, caption_column]):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{name} row {number}", row[file_column], row[caption_column]
+
+
+def _lines(file: Path, encoding: str) -> TextIO:
+    return open(file, encoding=encoding, newline="")

@@ -1,0 +1,31 @@
+"""Captions of foreign values: texts, lists of them, and everything else by cause."""
+
+import pytest
+
+from datasets.left_out import LeftOut
+from datasets.sources.captions import captions
+
+
+@pytest.mark.parametrize(
+    ("value", "texts", "causes"),
+    [
+        ("a cat", ["a cat"], {}),
+        (b"a cat", ["a cat"], {}),
+        (["a cat", "a kitten"], ["a cat", "a kitten"], {}),
+        (["a cat", 3, " "], ["a cat"], {"no_text": 1, "no_caption": 1}),
+        (None, [], {"no_caption": 1}),
+        ([], [], {"no_caption": 1}),
+        (float("nan"), [], {"no_caption": 1}),
+        (" \n", [], {"no_caption": 1}),
+        (42, [], {"no_text": 1}),
+        (True, [], {"no_text": 1}),
+        ({"raw": "a cat"}, [], {"no_text": 1}),
+        ([["a cat"]], [], {"no_text": 1}),
+        (b"B\xe4r", [], {"encoding": 1}),
+    ],
+)
+def test_a_text_is_a_caption_a_list_gives_several_and_the_rest_is_counted(value, texts, causes):
+    left_out = LeftOut()
+    assert captions(value, left_out, "line 1") == texts
+    assert left_out.counts == causes
+    assert all(example.startswith("line 1: ") for example in left_out.examples(9))

@@ -1,0 +1,113 @@
+"""Captions as they lie in folders: files beside pictures, tables in all spellings, names; each used or named."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from datasets.config import FolderConfig
+from datasets.left_out import LeftOut
+from datasets.sources import folder
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A folder of two pictures, one in a sub-folder."""
+    for number, name in enumerate(("x.png", "red_foxes/y-2.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8 + number)).save(tmp_path / name)
+    return tmp_path
+
+
+def read(path, **changes):
+    """Captions by the picture's name, in their order, and what is left out."""
+    left_out = LeftOut()
+    found: dict[str, list[str]] = {}
+    for table in folder.tables(FolderConfig(path=str(path), **changes), left_out):
+        for row in table.to_pylist():
+            found.setdefault(row["URL"].removeprefix("http://folder.invalid/"), []).append(row["TEXT"].decode())
+    return found, left_out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", "file_name;text\nx.png;a cat\nred_foxes/y-2.png;foxes, two\n"),
+        ("metadata.csv", 'File_Name,caption\r\nx.png,a cat\r\nred_foxes\\y-2.png,"foxes, two"\r\n'),
+        ("metadata.csv", "\ufefftext\tfile_name\na cat\t/data/there/x.png\nfoxes, two\tD:\\p\\red_foxes\\y-2.png\n"),
+        ("metadata.tsv", "file_name\ttext\nx.png\ta cat\nred_foxes/y-2.png\tfoxes, two\n"),
+        (
+            "metadata.jsonl",
+            '\ufeff{"file_name": "x.png", "caption": "a cat"}\n\n'
+            '{"file_name": "./red_foxes/y-2.png", "caption": ["foxes, two"]}\n',
+        ),
+    ],
+)
+def test_tables_as_people_write_them(mine, name, content):
+    (mine / name).write_text(content)
+    found, left_out = read(mine)
+    assert found == {"x.png": ["a cat"], "red_foxes/y-2.png": ["foxes, two"]}
+    assert not left_out.counts
+
+
+def test_lists_and_parquet_give_a_row_a_caption(mine):
+    rows = {"file_name": ["x.png", "red_foxes/y-2.png"], "captions": [["a cat", "a kitten"], ["foxes"]]}
+    pq.write_table(pa.table(rows), mine / "metadata.parquet")
+    assert read(mine)[0] == {"x.png": ["a cat", "a kitten"], "red_foxes/y-2.png": ["foxes"]}
+
+
+def test_what_is_no_caption_is_counted_and_named_by_its_line(mine):
+    rows = [{"file_name": "x.png", "text": 3}, {"file_name": None, "text": "nobody's"}, {"file_name": "gone.png"}]
+    rows.append({"file_name": "red_foxes/y-2.png", "text": "foxes"})
+    (mine / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found, left_out = read(mine)
+    assert found == {"red_foxes/y-2.png": ["foxes"]}
+    assert left_out.counts == {"no_text": 1, "no_picture": 2}
+    assert left_out.examples(1)[0] == "metadata.jsonl line 1: its caption is no text but int 3"
+
+
+def test_lines_of_more_or_fewer_fields_than_the_header_train_nothing(mine):
+    (mine / "metadata.csv").write_text("file_name,text\nx.png,1girl, red hair\nred_foxes/y-2.png,foxes\nx.png\n")
+    found, left_out = read(mine)
+    assert found == {"red_foxes/y-2.png": ["foxes"]}
+    assert left_out.counts == {"fields": 2, "no_caption": 1}
+    assert "metadata.csv line 2: it has 3 fields, its header 2" in left_out.examples(1)[0]
+
+
+@pytest.mark.parametrize(("suffix", "encoding"), [(".txt", "cp1252"), (".caption", "utf-16")])
+def test_text_files_in_other_encodings_by_declaration(mine, suffix, encoding):
+    (mine / "x.txt").write_bytes("a cat".encode(encoding))
+    (mine / "red_foxes" / f"y-2{suffix}").write_bytes("zwei Füchse".encode(encoding))
+    assert read(mine, encoding=encoding)[0] == {"x.png": ["a cat"], "red_foxes/y-2.png": ["zwei Füchse"]}
+    (mine / "x.txt").write_text("a cat")
+    found, left_out = read(mine)
+    assert found == {"x.png": ["a cat"]}
+    assert left_out.counts == {"encoding": 1}
+    assert "data.folder.encoding" in left_out.examples(1)[0]
+
+
+def test_each_line_may_be_a_caption_and_names_may_stand_in_for_one(mine):
+    (mine / "x.caption").write_text("a cat\n\na kitten\n")
+    assert read(mine)[0] == {"x.png": ["a cat\n\na kitten\n"]}
+    assert read(mine, caption_lines="each")[0] == {"x.png": ["a cat", "a kitten"]}
+    assert read(mine, uncaptioned="file_name")[0]["red_foxes/y-2.png"] == ["y 2"]
+    assert read(mine, uncaptioned="folder_name")[0]["red_foxes/y-2.png"] == ["red foxes"]
+    (mine / "x.caption").unlink()
+    assert read(mine, uncaptioned="folder_name")[1].counts == {"no_caption": 1}  # the folder itself has no name
+
+
+def test_every_file_is_used_or_named(mine):
+    for name in ("a.jfif", "b.avif", "c.heic", "d.JPE"):
+        kind = {"b.avif": "AVIF", "c.heic": "JPEG"}.get(name, "JPEG")
+        Image.new("RGB", (9, 9), "red").save(mine / name, kind)
+        (mine / name).with_suffix(".txt").write_text(name)
+    (mine / "c.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    for name in ("notes.pdf", "old.PDF", "README", ".DS_Store", "metadata.xml"):
+        (mine / name).write_text("")
+    found, left_out = read(mine, uncaptioned="file_name")
+    assert found.keys() == {"x.png", "red_foxes/y-2.png", "a.jfif", "b.avif", "d.JPE"}
+    assert left_out.counts == {"unreadable": 1}
+    assert "pillow-heif" in left_out.examples(1)[0]
+    assert left_out.others == {".pdf": 2, "no suffix": 1, "hidden": 1, ".xml": 1}

@@ -1,0 +1,104 @@
+"""LAION's Parquet as it comes: other names and types of columns, damaged pages, hidden files, links."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datasets.config import DataError
+from datasets.files import storage
+from datasets.left_out import LeftOut
+from datasets.sources import laion
+
+RE_LAION = {  # its own columns
+    "url": ["http://a/1.jpg", "http://a/2.jpg"],
+    "caption": ["a cat", "a dog"],
+    "similarity": [0.3, 0.4],
+    "hash": [1, 2],
+    "punsafe": [0.01, float("nan")],
+    "pwatermark": [0.1, None],
+    "width": [640, 320],
+    "height": [480, 240],
+}
+
+
+def written(path, columns, **options):
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), path, **options)
+    return str(path)
+
+
+def rows(path, left_out=None):
+    tables = laion.tables(path, {"url", "caption"}, left_out=left_out)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def test_re_laions_columns_are_taken_and_told(tmp_path):
+    path = written(tmp_path / "part.parquet", RE_LAION)
+    first, second = rows(path)
+    assert (first["url"], first["caption"], first["width"]) == (b"http://a/1.jpg", b"a cat", 640.0)
+    assert (second["punsafe"], second["pwatermark"], second["aesthetic"]) == (None, None, None)
+    assert laion.spelled_otherwise(path) == {"caption": "caption"}
+
+
+def test_laions_own_name_of_a_column_counts_before_others(tmp_path):
+    path = written(tmp_path / "x.parquet", {"URL": ["http://a/"], "caption": ["generated"], "TEXT": ["alt"]})
+    assert rows(path)[0]["caption"] == b"alt"
+    assert laion.spelled_otherwise(path) == {}
+
+
+def test_columns_of_other_types(tmp_path):
+    columns = {"URL": ["http://a/", "http://b/", "http://c/"], "LICENSE": [4, None, 7]}
+    columns["TEXT"] = [["a cat", "a kitten"], [], ["a dog"]]
+    left_out = LeftOut()
+    found = rows(written(tmp_path / "x.parquet", columns), left_out)
+    assert [(row["url"], row["caption"], row["licence"]) for row in found] == [
+        (b"http://a/", b"a cat", b"4"),
+        (b"http://a/", b"a kitten", b"4"),
+        (b"http://c/", b"a dog", b"7"),
+    ]
+    assert left_out.counts == {"no_caption": 1}
+    assert left_out.examples(1) == ["http://b/: its list of captions is empty"]
+    coded = pa.table({"URL": ["http://a/"], "TEXT": pa.array(["a cat"]).dictionary_encode()})
+    assert rows(written(tmp_path / "y.parquet", coded))[0]["caption"] == b"a cat"
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"URL": ["http://a/"], "TEXT": [3]}, "the column TEXT of .*b.parquet is int64, no text"),
+        (
+            {"URL": ["http://a/"], "TEXT": ["a"], "WIDTH": [[1]]},
+            "the column WIDTH of .*b.parquet is list.*, no number",
+        ),
+        ({"URL": ["http://a/"]}, "b.parquet has no column TEXT, only URL"),
+    ],
+)
+def test_a_schema_that_does_not_fit_is_told_with_its_file_before_a_row_is_read(tmp_path, columns, told):
+    written(tmp_path / "in" / "a.parquet", RE_LAION)
+    written(tmp_path / "in" / "b.parquet", columns)
+    with pytest.raises(DataError, match=rf"data\.metadata: .*{told}"):
+        laion.columns(str(tmp_path / "in"), {"url", "caption"})
+
+
+def test_a_damaged_page_is_the_files_fault_and_told_with_its_name(tmp_path):
+    path = written(tmp_path / "x.parquet", RE_LAION | {"caption": ["cats " * 300, "dogs " * 300]}, compression="zstd")
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    start = pq.read_metadata(path).row_group(0).column(1).data_page_offset
+    content[start : start + 60] = bytes(60)
+    (tmp_path / "x.parquet").write_bytes(content)
+    assert laion.columns(path)["caption"] == "caption"  # the schema does not tell
+    with pytest.raises(DataError, match=r"data\.metadata: .*x\.parquet cannot be read as LAION's Parquet"):
+        rows(path)
+
+
+def test_hidden_files_are_none_and_links_keep_their_names(tmp_path):
+    blob = written(tmp_path / "blobs" / "c0ffee", RE_LAION)
+    folder = tmp_path / "in"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("._part-0.parquet", ".ipynb_checkpoints/part-0.parquet"):
+        (folder / name).write_bytes(b"of a Mac")
+    (folder / "part-0.parquet").symlink_to(blob)
+    assert list(storage.matching(str(folder), ".parquet")) == ["part-0.parquet"]
+    for path in (folder, folder / "part-0.parquet", f"{folder}/*.parquet", blob):
+        assert len(rows(str(path))) == 2
+    assert storage.absolute(str(folder / "part-0.parquet")) == str(folder / "part-0.parquet")
