@@ -10,7 +10,6 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.outcomes import PASSING, Lost, Outcome
-from datasets.pictures import stored
+from datasets.pictures import one_thread, stored
 from datasets.planning import plan
 
 BRIEF_S = 1.0  # longest wait for a host in the first pass: others are asked meanwhile
@@ -229,7 +228,7 @@ def _fetch(
     opener.expect(hosts)
     collector = _Collector(settled)
     bucket = _bucket(rows)
-    with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener), _one_thread_a_picture():
+    with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener), one_thread():
         feather = Path(scratch, "rows.feather")
         urls = rows.select(["url", "row"])
         with pa.ipc.new_file(str(feather), urls.schema) as writer:
@@ -257,20 +256,6 @@ def _fetch(
     if missing:
         raise RuntimeError(f"shard {shard}: img2dataset lost the rows {sorted(missing)}; its output names the cause")
     return collector.fetched
-
-
-@contextmanager
-def _one_thread_a_picture() -> Iterator[None]:
-    """Torch resizes each picture in the thread that fetched it: helpers of its own only wait for each other, and
-    quadruple the CPU time of a picture."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _downloader_class() -> type:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
 
+from datasets import left_out
 from datasets.fetching.download import losses
 from datasets.files import storage
 from datasets.files.storage import CorruptFile
@@ -121,9 +122,8 @@ def _left_out(metadata: Artifact) -> Iterator[Row]:
     """What the plan has left out: row by row where it has kept a list of them, else how many they are."""
     listed: list[Row] = []
     if left_out.FILE in metadata.files:
-        listed = [
-            tuple(row.values()) for row in pq.read_table(pa.BufferReader(metadata.read(left_out.FILE))).to_pylist()
-        ]
+        kept = pq.read_table(pa.BufferReader(metadata.read(left_out.FILE)))
+        listed = [tuple(row.values()) for row in kept.to_pylist()]
     yield from listed
     known = {cause for _, _, cause, _ in listed}
     for cause, count in metadata.manifest["notes"]["rejected"].items():
