@@ -81,6 +81,8 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
         if "scores" in session.artifacts:
             summary.metrics = session.artifacts["scores"].manifest["metrics"]
+        if samples := session.artifacts.get("samples"):
+            summary.caption = json.loads(samples.read("captions.json"))[0]["caption"]
         spent = ledger.totals(root).steps
         ours = [spent[key] for key in ((i.step.name, i.fingerprint.digest) for i in planned) if key in spent]
         summary.paper = [str(found) for found in map(ledger.compare_with_paper, ours) if found]

@@ -38,6 +38,7 @@ class Summary:
     paper: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    caption: str = ""  # of a picture that was drawn
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)
     storage_tries: int = 0  # requests to the storage that were made again

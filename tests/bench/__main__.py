@@ -3,8 +3,8 @@
 Every ratio is how many times as fast ours is; a bar is met or missed by the median. A busy machine misses some.
 
 The loop is compared with the same model, batches and optimiser in a plain PyTorch loop; the reader with webdataset and
-pyarrow; encoding with its model alone; the download with plain img2dataset; a folder of pictures with a plain loop of Pillow; the
-models with diffusers'.
+pyarrow; encoding with its model alone; the download with plain img2dataset; a folder of pictures with a plain loop of
+Pillow; the models with diffusers'.
 """
 
 import sys
