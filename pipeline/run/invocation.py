@@ -86,9 +86,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
             if session.came_out_the_same(item):
                 continue
             session.build(item, stopped)
-        summary.pictures = [path for path in map(_picture, session.artifacts.values()) if path]
-        if "scores" in session.artifacts:
-            summary.metrics = session.artifacts["scores"].manifest["metrics"]
+        summary.take(session.artifacts)
         summary.paper = beside_paper(root, session.artifacts.values())
     summary.seconds = time.monotonic() - started
     summary.peak_bytes = memory.peak_bytes
@@ -101,12 +99,6 @@ def _hear(summary: Summary, notice: Notice) -> None:
     if isinstance(notice, Retry):
         summary.storage_tries += 1
         summary.storage_reason = notice.reason
-
-
-def _picture(artifact: Artifact) -> str | None:
-    """The path of an artifact's contact sheet, if it has one."""
-    sheet = next((name for name in ("grid.png", "panel.png") if name in artifact.files), None)
-    return storage.join(artifact.path, sheet) if sheet else None
 
 
 @dataclass

@@ -1,12 +1,18 @@
 """What a person sees: progress while a run works, and the last screen. Everything goes to stderr but JSON."""
 
+import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.markup import escape
 from rich.table import Table
 
+from datasets.files import storage
+from pipeline.store.artifacts import Artifact
 from pipeline.terminal import console, print_table
+
+SHEETS = ("grid.png", "panel.png")  # pictures of an artifact for people, the best first
 
 
 @dataclass
@@ -39,6 +45,7 @@ class Summary:
     paper: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    caption: str = ""  # of a picture that was drawn
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)
     storage_tries: int = 0  # requests to the storage that were made again
@@ -49,6 +56,16 @@ class Summary:
         """Share of the wall time in which no training step ran."""
         training = sum(step.training_seconds for step in self.steps)  # some of it, maybe, in a run that was killed
         return max(0.0, 1 - training / max(self.seconds, 1e-9))
+
+    def take(self, artifacts: Mapping[str, Artifact]) -> None:
+        """Note what the run's artifacts have for people: contact sheets, scores, a caption that was drawn."""
+        for artifact in artifacts.values():
+            sheets = [name for name in SHEETS if name in artifact.manifest["files"]]
+            self.pictures += [storage.join(artifact.path, name) for name in sheets[:1]]
+        if scores := artifacts.get("scores"):
+            self.metrics = scores.manifest["metrics"]
+        if samples := artifacts.get("samples"):
+            self.caption = json.loads(samples.read("captions.json"))[0]["caption"]
 
 
 def show_summary(summary: Summary) -> None:

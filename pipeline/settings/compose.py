@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UsageError, nearest
+from pipeline.settings import overrides as overriding
 from pipeline.settings.config import Config
-from pipeline.settings.keys import flatten
+from pipeline.settings.keys import flatten, is_below
 from pipeline.store.redact import holds_password
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -95,10 +96,16 @@ def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
 def _hydra(conf: str, overrides: list[str]) -> Any:
     """Hydra's composition, which takes any key: YAML need not spell out all, and which there are, pydantic knows."""
     from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
 
-    words = [word if word.partition("=")[0] in groups() else f"++{word}" for word in overrides]
+    pairs = [(word, *word.partition("=")[::2]) for word in overrides]
+    texts = {key: value for _, key, value in pairs if overriding.is_literal(key, value)}
+    words = [word if key in groups() else f"++{word}" for word, key, _ in pairs if key not in texts]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(conf, overrides=words)
+        composed = compose(conf, overrides=words)
+    for key, value in texts.items():
+        OmegaConf.update(composed, key, overriding.literal(key, value), force_add=True)
+    return composed
 
 
 def _check_override(word: str) -> None:
@@ -108,6 +115,7 @@ def _check_override(word: str) -> None:
         raise UsageError(f"'{word}' is neither a flag nor key=value")
     if key.startswith(("+", "~", "hydra.")):
         raise UsageError(f"{word}: {key} is no key of the config; give key=value without any prefix")
+    overriding.check_places(key)
     if key in groups() and value not in groups()[key]:
         options = groups()[key]
         raise UsageError(f"{word}: there is no such option{nearest(value, options)}; {key} has {', '.join(options)}")
@@ -127,8 +135,21 @@ def _explain_hydra(error: Exception) -> str:
     unreadable = ambiguous[1] if ambiguous else getattr(error, "override", "").removeprefix("++")
     if unreadable:
         key, _, value = unreadable.partition("=")
-        return f"{unreadable}: not readable; commas, brackets and the like need quotes: \"{key}='{value}'\""
+        return f"{unreadable}: not readable{overriding.hint_at_quotes(key, value, _read)}"
+    if text.startswith(merging := "Error merging override "):
+        return f"{text.removeprefix(merging)}: a list on the way there has no such item"
     return text
+
+
+def _read(word: str) -> Any:
+    """The value in an override, as Hydra reads it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(f"++{word}").value()
+    except HydraException as error:
+        raise ValueError(str(error)) from None
 
 
 def explain(error: ValidationError, tree: dict[str, Any]) -> str:
@@ -156,8 +177,8 @@ def _dotted(item: Any, tree: dict[str, Any]) -> str:
 def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        known = {*_fields(Config), *flatten(tree), *groups()} - {key}
-        return f"{key}: there is no such key{nearest(key, sorted(known))}"
+        known = {name for name in (*_fields(Config), *flatten(tree)) if not is_below(name, key)}
+        return f"{key}: there is no such key{overriding.hint_at_key(key, known, tree, _fits)}"
     if not key:
         return message
     if item["loc"][-1] == "[key]":
@@ -166,6 +187,15 @@ def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
     silent = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict | list)
     value = "" if silent else f"={_shown(item['input'])}"
     return f"{key}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _fits(tree: dict[str, Any], key: str) -> bool:
+    """Whether nothing is said against a key's value."""
+    try:
+        Config.model_validate(tree)
+    except ValidationError as error:
+        return not any(is_below(_dotted(item, tree), key) for item in error.errors())
+    return True
 
 
 def _shown(value: Any) -> str:
@@ -185,4 +215,5 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         for part in (field.annotation, *get_args(field.annotation)):
             if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from _fields(part, f"{prefix}{name}.")
+                item = "0." if get_origin(field.annotation) in (tuple, list) else ""
+                yield from _fields(part, f"{prefix}{name}.{item}")

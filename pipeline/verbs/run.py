@@ -31,6 +31,7 @@ def handle(words: Words) -> None:
 
 def _next_command(words: Words, summary: Summary) -> str:
     """What a person may want to do now, with the same conf, root and overrides."""
-    if summary.metrics:
-        return f'python -m pipeline sample {words.same} prompt="red heart" out=pictures'
+    if summary.caption:
+        prompt = shlex.quote(f"prompt={summary.caption}")
+        return f"python -m pipeline sample {words.same} {prompt} out=pictures"
     return f"python -m pipeline ui root={shlex.quote(words.root)}"

@@ -326,7 +326,7 @@ def test_profiles_are_applied_in_every_mode(mode):
         (Image.new("RGB", (SIZE, SIZE), (200, 100, 50)), (200, 100, 50), (10, 20, 30)),
         (Image.new("L", (SIZE, SIZE), 200), 200, 10),
         (Image.linear_gradient("L").resize((SIZE, SIZE)).convert("RGB").quantize(8), 0, 5),
-        (Image.fromarray(np.full((SIZE, SIZE), 40_000, np.uint16)), 40_000, 10),
+        (Image.fromarray(np.full((SIZE, SIZE), 0x4040, np.uint16)), 0x4040, 0),
     ],
     ids=["RGB", "grey", "palette", "16-bit"],
 )

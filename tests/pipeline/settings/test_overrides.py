@@ -1,0 +1,83 @@
+"""Words of the command line: texts as they are written, places in lists, and hints that hold."""
+
+import re
+import shlex
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.settings import compose
+
+FOLDERS = (
+    "2024",
+    "1e5",
+    "it's",
+    "jörg",
+    "~/x",
+    "a, b (2) [x]",
+    'say "cheese"',
+    "true",
+    "C:\\my pictures\\",
+    "x=y",
+    "[a]",
+)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_texts_are_taken_as_they_are_written(name):
+    config = compose.load("stage_c", ["data=folder", f"data.folder.path={name}", f"data.folder.attribution={name}"])
+    assert config.data.folder is not None
+    assert (config.data.folder.path, config.data.folder.attribution) == (name, name)
+
+
+@pytest.mark.parametrize(("written", "meant"), [("'a b'", "a b"), ('"a b"', "a b"), ("null", None), ("'null'", "null")])
+def test_quotes_around_a_text_are_no_part_of_it_and_null_is_none(written, meant):
+    assert compose.load("stage_c", [f"data.metadata={written}"]).data.metadata == meant
+
+
+def refused(*words):
+    with pytest.raises(UsageError) as caught:
+        compose.load("stage_c", list(words))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("stage_a.train.batch_size=4", "no such key (did you mean stage_a.train.phases.0.batch_size?)"),
+        ("stage_a.train.phases.batch_size=4", "phases is a list; .* such as stage_a.train.phases.0.batch_size"),
+        ("stage_a.train.phases.9.size=4", "stage_a.train.phases.9.size=4: a list on the way there has no such item"),
+        ("targets=it's", "not readable (did you mean 'targets="),
+        ("data.openmoji.captions=red heart, lemon", "not readable (did you mean"),
+        ("seed=a,b", "seed=a,b: not readable"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_a_key_that_does(word, told):
+    assert re.search(told.replace("(did", r"\(did").replace("?)", r"\?\)"), refused(word))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "stage_a.train.batch_size=4",
+        "stage_c.train.lerning_rate=0.1",
+        "stage_c.train.phases.0.batchsize=4",
+        "data.limits=5",
+        "data.openmoji.captions=red heart, lemon",
+        "targets=[stage_a,it's]",
+    ],
+)
+def test_every_hint_holds(word):
+    """What is told is done: the word is accepted then, or refused for another reason than its key or its spelling."""
+    (near,) = re.findall(r"\(did you mean (.*)\?\)", refused(word))
+    (hint,) = shlex.split(near)
+    again = hint if "=" in hint else f"{hint}={word.partition('=')[2]}"
+    try:
+        told = compose.load("stage_c", [again]).seed
+    except UsageError as error:
+        told = error
+    assert not re.search("no such key|not readable", str(told))
+
+
+def test_a_key_that_nothing_near_it_could_stand_for_gets_no_hint():
+    assert "did you mean" not in refused("data.folder_path={a: 1}")
