@@ -169,9 +169,9 @@ def test_a_training_asks_the_store_once_for_an_artifact_whatever_its_shards_rank
         for frame, read in pickle.loads(sent).items():
             assert BucketBatches(read, frame, 0, []).rows == 4 * count
     asked = (said / "stderr.txt").read_text().removeprefix(before)
-    assert len(re.findall(r'"GET \S*/shards\.parquet ', asked)) == len(folders)
+    assert len(re.findall(r"GET \S*/shards\.parquet ", asked)) == len(folders)
     assert "/receipts/" not in asked
-    assert len(re.findall('"(GET|HEAD) ', asked)) <= 6 * len(
+    assert len(re.findall("(GET|HEAD) /", asked)) <= 6 * len(
         folders
     )  # manifest, removals, table: whether there, and what
     assert len(sent) < 600 * count + 10_000
