@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from datasets.buckets import Frame
 from datasets.files import json_files, storage
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
+from pipeline.cluster import devices
 from pipeline.cluster.board import BoardClient
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.spending import Spending
@@ -58,6 +60,8 @@ class Rank:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         torch.set_float32_matmul_precision("high")
         self.pids = sorted(self.told(os.getpid()))
+        self.node = context.get_node_rank()
+        self._uuids = self._node_devices(context)
         self.files: dict[str, FileEntry] = {}
         self.metrics: dict[str, float] = {"training_seconds": 0.0}
         self.states: Checkpoints  # of what was trained last
@@ -150,6 +154,19 @@ class Rank:
         if self.world > 1:
             dist.all_gather_object(every, own)
         return every
+
+    def _node_devices(self, context: Any) -> list[str]:
+        """What NVML calls the GPUs of this node's ranks, for the first of those; none for the others."""
+        if self.device.type != "cuda":
+            return []
+        own = f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
+        here = [uuid for node, uuid in self.told((self.node, own)) if node == self.node]
+        return here if context.get_local_rank() == 0 else []
+
+    def sampled(self) -> AbstractContextManager[None]:
+        """Samples this node's GPUs meanwhile, where this is its first rank and NVML is there."""
+        nvml = devices.library() if self._uuids else None
+        return devices.sampled(nvml, self._uuids, self.node, self.board.post) if nvml else nullcontext()
 
     def tell_spent(self, training: str, step: int) -> None:
         """Tell the driver where the time went until a step (rank 0 only)."""

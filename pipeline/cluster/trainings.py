@@ -76,6 +76,11 @@ class Row:
 def run(payload: dict[str, Any]) -> None:
     """Do the trainings of `payload["order"]` on one rank and publish what came out, or save and stop before the end."""
     rank = Rank(payload)
+    with rank.sampled():
+        _run(rank, payload)
+
+
+def _run(rank: Rank, payload: dict[str, Any]) -> None:
     order: Order = payload["order"]
     online = order.reading.loaded(rank.device)  # for all trainings
     objective, rows = None, 0

@@ -58,7 +58,7 @@ class Spent:
     `phases` sum to `total`. `failed` is what attempts cost that failed, `repeated` what was spent on doing steps again,
     `discarded` what earlier builds cost of artifacts that were built anew. `queued_s` are seconds in which devices were
     waited for; they cost nothing. `goodput` is the share of the steps that lasted. `cost` is in the currency of
-    `cluster.price_per_hour`; None where some device had no price.
+    `cluster.price_per_hour`; None where some device had no price. `joules` are of the `measured` part alone.
     """
 
     total: float
@@ -70,6 +70,8 @@ class Spent:
     queued_s: float
     goodput: float | None
     cost: float | None
+    joules: float | None = None
+    measured: float = 0.0
 
     def as_hours(self) -> dict[str, Any]:
         """The same in hours, as JSON values."""
@@ -78,7 +80,8 @@ class Spent:
         split = {
             name: {key: value / 3600 for key, value in getattr(self, name).items()} for name in ("phases", "by_kind")
         }
-        return told | split | {"goodput": self.goodput, "cost": self.cost}
+        energy = {"joules": self.joules, "measured": self.measured / 3600}
+        return told | split | energy | {"goodput": self.goodput, "cost": self.cost}
 
 
 def totals(root: str) -> Totals:
@@ -141,6 +144,8 @@ def spent(leases: Iterable[Lease]) -> Spent:
         queued_s=sum(lease.queued_s for lease in told),
         goodput=lasting / total if total and phases[STEPS] else None,
         cost=_cost(counted),
+        joules=sum(joules) if (joules := [lease.joules for lease in counted if lease.joules is not None]) else None,
+        measured=_device_seconds(lease for lease in counted if lease.joules is not None),
     )
 
 

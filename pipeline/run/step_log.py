@@ -48,6 +48,9 @@ class Reporter:
         self.tracked.metrics(values | told, step)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
+    def system(self, values: dict[str, float], step: int) -> None:
+        self.tracked.metrics(values, step)
+
     def image(self, name: str, png: bytes, step: int) -> None:
         self.tracked.image(name, png, step)
         log.info("step %d: picture %s", step, name)

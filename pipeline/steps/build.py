@@ -65,6 +65,9 @@ class Reporter(Protocol):
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Measurements at a training step."""
 
+    def system(self, values: dict[str, float], step: int) -> None:
+        """Samples of devices, by a number of their own."""
+
     def image(self, name: str, png: bytes, step: int) -> None:
         """A picture for the reviewers."""
 
@@ -208,6 +211,8 @@ class Build:
             match message.pop("kind"):
                 case "held":
                     self.held[0].begin(message["seconds"])
+                case "energy":
+                    self.held[0].joules[message["node"]] = message["joules"]
                 case "spent":
                     self._spent(**message)
                 case "resumed":

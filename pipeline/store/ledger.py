@@ -55,6 +55,7 @@ class Held:
     def __init__(self, devices: float, kind: str, queued: bool) -> None:
         self.devices, self.kind = devices, kind
         self.phases = Phases()
+        self.joules: dict[int, float] = {}  # of the training that goes on, by node
         self._begun = time.monotonic()
         self._since = None if queued else self._begun
         self._ended: float | None = None
@@ -79,7 +80,8 @@ class Held:
         since = now if self._since is None else self._since
         queued = {"queued_s": round(since - self._begun, 3)} if since > self._begun else {}
         told = self.phases.told()
-        return {"held_s": round(now - since, 3), **queued, **({"phases": told} if told else {})}
+        energy = {"joules": round(sum(self.joules.values()))} if self.joules else {}
+        return {"held_s": round(now - since, 3), **queued, **({"phases": told} if told else {}), **energy}
 
 
 class Writer:
@@ -190,6 +192,7 @@ class Lease:
     queued_s: float
     outcome: str
     about: About
+    joules: float | None = None  # of its devices, where NVML told
     counts: bool = True
     lasting: bool = True
 
@@ -258,6 +261,7 @@ def _fold(events: Sequence[Mapping[str, Any]]) -> Lease | None:
         seconds=split(latest["held_s"], told),
         queued_s=latest.get("queued_s", 0.0),
         outcome=closing["outcome"] if closing else "open",
+        joules=max((event["joules"] for event in events if "joules" in event), default=None),
         about=About(**{known.name: opening[known.name] for known in fields(About) if known.name in opening}),
     )
 

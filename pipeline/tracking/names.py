@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.settings.keys import flatten
 from pipeline.store.redact import redact
 
-PLACES = ("root", "conf", "scale", "cluster", "tracking", "workers")  # said elsewhere, or of no matter for the result
+ELSEWHERE = ("root", "conf", "scale", "cluster", "tracking", "workers", "budget")  # or of no matter for the result
 DIGITS = 4  # of an id or fingerprint, which tell runs of one name apart
 
 
@@ -27,7 +27,9 @@ def typed(command: str) -> dict[str, str]:
 def of_command(conf: str, command: str, invocation: str) -> str:
     """Such as `learning_rate=2e-4 · stage_c micro · 3fa2`."""
     said = typed(command)
-    changed = [f"{key.rpartition('.')[2]}={value}" for key, value in said.items() if key not in PLACES]
+    changed = [
+        f"{key.rpartition('.')[2]}={value}" for key, value in said.items() if key.partition(".")[0] not in ELSEWHERE
+    ]
     what = " ".join([conf, *([said["scale"]] if "scale" in said else [])])
     return " · ".join([*([" ".join(changed)] if changed else []), what, invocation[-DIGITS:]])
 

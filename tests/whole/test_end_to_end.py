@@ -198,7 +198,7 @@ def test_the_export_runs_in_the_stock_pipeline_and_draws_our_picture(micro_root,
     assert difference.max() <= 2
 
 
-def test_mlflow_tells_what_was_done(micro_root, artifacts):
+def test_mlflow_tells_what_was_done(micro_root, pipeline, artifacts):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{micro_root}/mlflow/mlflow.db")
@@ -212,6 +212,11 @@ def test_mlflow_tells_what_was_done(micro_root, artifacts):
     assert parent.data.tags["wst.fingerprint.stage_c"] == artifacts["stage_c"].manifest["fingerprint"]
     losses = client.get_metric_history(children["stage_c"].info.run_id, "stage_c/loss")
     assert [point.step for point in losses] == [1, 2, 3, 4]
+    total = json.loads(pipeline("report", "hours", f"root={micro_root}", "--json").stdout)["total"]
+    assert parent.data.metrics["hours/total"] == pytest.approx(total, rel=1e-9)
+    assert sum(child.data.metrics["hours/total"] for child in children.values()) == pytest.approx(total, rel=1e-9)
+    spent = client.get_metric_history(children["stage_c"].info.run_id, "hours/so_far")
+    assert [point.step for point in spent] == [1, 2, 3, 4]
     images = client.list_artifacts(children["samples"].info.run_id, "images")
     assert images
     assert experiment.artifact_location.startswith(str(micro_root))

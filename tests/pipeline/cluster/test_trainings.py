@@ -1,5 +1,6 @@
 """The table of trainings: each that a config can want has its row, and what a row publishes is in its objective."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,9 @@ class AllSteps:
 
     def __init__(self, payload: dict[str, Any]) -> None:
         self.told: list[Any] = payload["told"]
+
+    def sampled(self) -> nullcontext[None]:
+        return nullcontext()
 
     def train(self, name: str, objective: nn.Module, *_: Any) -> bool:
         self.told.append((name, set(objective.state_dict())))

@@ -16,6 +16,7 @@ from pipeline.tracking import names
         ),
         ("python -m pipeline run conf=stage_c --force train_c", "force=train_c · stage_c · 3fa2"),
         ("python -m pipeline run conf=stage_c data.hub_token=canary", "hub_token=*** · stage_c · 3fa2"),
+        ("python -m pipeline run conf=stage_c budget.hours=3 cluster.price_per_hour=2", "stage_c · 3fa2"),
         ("", "stage_c · 3fa2"),
     ],
 )

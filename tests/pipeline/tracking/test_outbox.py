@@ -180,10 +180,12 @@ def test_a_locked_database_delays_no_step_and_loses_no_point(empty_mlflow: Path,
 
 
 class _Broken(BaseHTTPRequestHandler):
-    """A server that is there, and fails."""
+    """A server that is there, and fails, or knows nobody."""
+
+    code = 500
 
     def do_GET(self) -> None:
-        self.send_error(500)
+        self.send_error(self.code)
 
     do_POST = do_GET
 
@@ -200,7 +202,8 @@ def _away(kind: str, port: int) -> Iterator[None]:
         with socket.create_server(("127.0.0.1", port)):
             yield
     else:
-        with HTTPServer(("127.0.0.1", port), _Broken) as server:
+        handler = type("Handler", (_Broken,), {"code": 401 if kind == "refused" else 500})
+        with HTTPServer(("127.0.0.1", port), handler) as server:
             thread = threading.Thread(target=server.serve_forever, args=(0.05,))
             thread.start()
             yield
@@ -218,6 +221,7 @@ def test_a_server_that_is_away_delays_no_step_and_loses_no_point(
         port = probe.getsockname()[1]
     remote = locate_store(str(tmp_path), f"http://127.0.0.1:{port}")
     reasons = {"refusing": "Connection refused", "silent": "no answer in time", "failing": "500"}
+    reasons |= {"refused": "set MLFLOW_TRACKING_USERNAME"}
     for number, (kind, reason) in enumerate(reasons.items()):
         said: list[str] = []
         with _away(kind, port):
@@ -230,15 +234,15 @@ def test_a_server_that_is_away_delays_no_step_and_loses_no_point(
             (sentence,) = said
             assert sentence.startswith(f"MLflow at http://127.0.0.1:{port} takes nothing (")
             assert reason in sentence
-            assert len(sentence) < 150 + len(str(tmp_path))
+            assert len(sentence) < 250 + len(str(tmp_path))  # with the remedy, where there is one
     monkeypatch.setattr("pipeline.tracking.mlflow_runs.END_PATIENCE_S", 60.0)
     local = locate_store(str(tmp_path / "server"), None)
     local.database.parent.mkdir(parents=True)
     shutil.copy(empty_mlflow, local.database)
     with serve_ui(local, port):
         assert send_unsent(remote, "wuerstchen") == f"MLflow at {remote.uri} has taken what earlier runs could not send"
-        _check(remote, list(range(30)))
-        assert send_unsent(remote, "wuerstchen") is None
-        assert _train(remote, "3", range(30, 40)).warnings == []
         _check(remote, list(range(40)))
+        assert send_unsent(remote, "wuerstchen") is None
+        assert _train(remote, "4", range(40, 50)).warnings == []
+        _check(remote, list(range(50)))
     assert not list(remote.unsent.rglob("*.jsonl"))
