@@ -101,6 +101,13 @@ def alike(content: bytes, keys: Set[str]) -> set[str]:
     return {*found["key"].to_pylist(), *found["of"].to_pylist()} - keys
 
 
+def stand_ins(content: bytes) -> dict[str, str]:
+    """For pictures that look like others, and for those, the key of the one that is kept; from the table's bytes."""
+    table = pq.read_table(pa.BufferReader(content), schema=SCHEMA)
+    kept = table["of"].to_pylist()
+    return dict(zip(table["key"].to_pylist(), kept, strict=True)) | {key: key for key in kept}
+
+
 def by_shard(content: bytes) -> dict[int, pa.Array]:
     """Keys of the duplicates of each shard that has any, from the bytes of their file."""
     table = pq.read_table(pa.BufferReader(content), schema=SCHEMA).sort_by("shard").combine_chunks()

@@ -5,7 +5,7 @@ each of them, in the order in which they are stored. A hundred million pictures 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,11 @@ class View:
     """The chosen pictures of each shard: how many it holds, and their bits (`numpy.packbits`)."""
 
     shards: Mapping[int, tuple[int, bytes]]
+
+    @classmethod
+    def of(cls, chosen: Mapping[int, Sequence[bool]]) -> "View":
+        """The view that says of each picture of each shard, in their order, whether it is chosen."""
+        return cls({shard: (len(bits), _packed(np.array(bits, bool))) for shard, bits in chosen.items()})
 
     def counts(self, stored: Mapping[int, int]) -> dict[int, int]:
         """Chosen pictures of each shard that has any; `stored` are the pictures that the shards hold.
@@ -108,24 +113,6 @@ def make(
         rows += accepted.num_rows
         left_out.update(rejected)
     return dump(View(chosen)), rows, left_out
-
-
-def hold_out(
-    shards: Iterable[int], read_index: Callable[[int], bytes], share: float, named: Set[str] = frozenset()
-) -> View:
-    """The pictures that no training is to see: about that share, by their keys alone, and those whose keys are named.
-
-    Keys are hashes of the content: a picture that is held out is so in every data set, at every limit and seed, and at
-    every larger share. Arguments are as for `make`.
-    """
-    found = {}
-    for shard in shards:
-        keys = stored_keys(read_index(shard)).to_pylist()
-        found[shard] = (
-            len(keys),
-            _packed(np.array([int(key, 16) < share * 2**128 or key in named for key in keys], bool)),
-        )
-    return View(found)
 
 
 def dump(view: View) -> bytes:

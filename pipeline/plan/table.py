@@ -35,6 +35,7 @@ def rows(config: Config) -> list[Step]:
     phases_c = (trained_c,) if trained_c != "stage_c" else ()
     later = ("data.attempt",) if config.data.attempt > 1 else ()
     unwanted = {"keep": (), "drop": ("duplicates",)}
+    repeated = ("duplicates",) if any(view.duplicates == "drop" for view in config.data.views.values()) else ()
     scores = ("aesthetic",) if config.data.scorer else ()
     held = ("held_out",) if config.data.holds_out else ()
     named = bool(config.data.held_out_captions)
@@ -54,7 +55,7 @@ def rows(config: Config) -> list[Step]:
         Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *(scores if view.scored else ())), (f"data.views.{v}",), "select:select")
         for v, view in config.data.views.items()),
         *(
-        Step("hold_out",    name,        ("images", *["metadata"] * named),    ("data.holdout", *["data.held_out_captions"] * named), "select:hold_out")
+        Step("hold_out",    name,        ("metadata", "images", *repeated),    ("data.holdout", *["data.held_out_captions"] * named), "select:hold_out", 2)
         for name in held),
         *(
         Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")

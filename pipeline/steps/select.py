@@ -1,7 +1,7 @@
 """select: a view, which of the stored pictures the phases of a training see; hold_out: those that none sees."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow.compute as pc
 
@@ -10,7 +10,7 @@ from datasets.files import storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.planning import plan
-from datasets.reading import duplicates, views
+from datasets.reading import duplicates, holdout, views
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 
@@ -48,43 +48,52 @@ def _any_score(metadata: Artifact) -> bool:
 
 
 def hold_out(build: Build) -> Facts:
-    """images, and metadata where captions are named -> held_out: a view of the pictures that no training sees."""
-    data, images = build.config.data, build.inputs["images"]
-    arguments = (data.holdout, data.held_out_captions, build.inputs.get("metadata"), images, build.path)
-    entry, rows, unknown, pid = build.call(_hold_out, *arguments)
-    stored = images.manifest["rows"]
-    asked = f"data.holdout={data.holdout}" + f" with {len(data.held_out_captions)} captions" * bool(
-        data.held_out_captions
-    )
+    """metadata, images, and duplicates where some view wants them -> held_out: a view of what no training sees."""
+    data, found = build.config.data, build.inputs
+    inputs = (found["metadata"], found["images"], found.get("duplicates"))
+    entry, rows, unknown, pid = build.call(_hold_out, data.holdout, data.held_out_captions, inputs, build.path)
+    stored = found["images"].manifest["rows"]
+    asked = f"data.holdout={data.holdout}"
+    if data.held_out_captions:
+        asked += f" with {len(data.held_out_captions)} captions"
     if rows == stored:
         raise DataError(f"{asked} holds out all of {stored} pictures: lower it, or set it to 0")
     if not rows:
         build.report.warning(f"{asked} holds out none of {stored} pictures: no training is validated")
     if unknown:
         build.report.warning(f"data.held_out_captions: no picture has {', '.join(map(repr, unknown))}")
-    return Facts(files={views.FILE: entry}, rows=rows, call="datasets.reading.views.hold_out", workers=[pid])
+    return Facts(files={views.FILE: entry}, rows=rows, call="datasets.reading.holdout.hold_out", workers=[pid])
 
 
 def _hold_out(
-    share: float, captions: Sequence[str], metadata: Artifact | None, images: Artifact, path: str
+    share: float, captions: Sequence[str], inputs: tuple[Artifact, Artifact, Artifact | None], path: str
 ) -> tuple[FileEntry, int, list[str], int]:
-    found = _captioned(captions, metadata)
-    view = held_out(share, captions, metadata, images)
-    unknown = [caption for caption in captions if caption not in found.values()]
+    found = set(_captioned(captions, inputs[0]).values())
+    view = held_out(share, captions, *inputs)
+    unknown = [caption for caption in captions if caption not in found]
     return storage.publish(views.dump(view), storage.join(path, views.FILE)), view.rows, unknown, os.getpid()
 
 
-def held_out(share: float, captions: Sequence[str], metadata: Artifact | None, images: Artifact) -> views.View:
-    """A view of the pictures that are held out at a share, and of those that have one of the captions."""
-    stored, named = images.shards(), _captioned(captions, metadata).keys()
-    return views.hold_out(stored, lambda shard: stored[shard].read(shards.index_name(shard)), share, named)
+def held_out(
+    share: float, captions: Sequence[str], metadata: Artifact, images: Artifact, repeated: Artifact | None
+) -> views.View:
+    """A view of the pictures that are held out at a share, of those with one of the captions, and of all copies."""
+    stored = images.shards()
+
+    def rows() -> Iterator[tuple[int, holdout.Rows]]:
+        for part in plan.parts(metadata.files):
+            for shard, planned in plan.shards(metadata.read(part)):
+                if shard in stored:
+                    yield shard, holdout.rows_of(planned, stored[shard].read(shards.index_name(shard)))
+
+    alike = duplicates.stand_ins(repeated.read(duplicates.FILE)) if repeated else None
+    return holdout.hold_out(rows, share, _captioned(captions, metadata).keys(), alike)
 
 
-def _captioned(captions: Sequence[str], metadata: Artifact | None) -> dict[str, str]:
+def _captioned(captions: Sequence[str], metadata: Artifact) -> dict[str, str]:
     """Captions of the planned pictures that have one of these, by key."""
     if not captions:
         return {}
-    assert metadata is not None, "captions stand in the metadata"
     named = pc.field("caption").isin(list(captions))
     tables = (rows.filter(named) for part in plan.parts(metadata.files) for _, rows in plan.shards(metadata.read(part)))
     return {row["key"]: row["caption"] for rows in tables for row in rows.select(["key", "caption"]).to_pylist()}

@@ -25,7 +25,7 @@ from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.formats import removal, shards
 from datasets.planning import plan
-from datasets.reading import duplicates, views
+from datasets.reading import duplicates, holdout, views
 from pipeline.errors import LeaseHeld
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
@@ -186,18 +186,30 @@ def _from_everything(
     for artifact in made:
         if artifact.name.startswith("view_"):
             settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
-            parents = artifact.manifest["parents"]
-            extras = (store.find(name, parents[name]) if name in parents else None for name in EXTRAS)
+            extras = (_parent(store, artifact, name) for name in EXTRAS)
             content, rows, _ = make_view(ViewConfig(**settings), metadata, now, *extras)
             with _held(store, artifact, outcome) as held:
                 held.replace(views.FILE, content)
                 held.settle(rows)
         if artifact.name == "held_out":
-            asked = artifact.manifest["settings"]
-            view = held_out(asked["data.holdout"], asked.get("data.held_out_captions", ()), metadata, now)
+            view = _held_out(artifact, metadata, now, _parent(store, artifact, "duplicates"))
             with _held(store, artifact, outcome) as held:
                 held.replace(views.FILE, views.dump(view))
                 held.settle(view.rows)
+
+
+def _parent(store: Store, artifact: Artifact, name: str) -> Artifact | None:
+    """What an artifact was made from, as it stands now; None where it was made without."""
+    digest = artifact.manifest["parents"].get(name)
+    return store.find(name, digest) if digest else None
+
+
+def _held_out(artifact: Artifact, metadata: Artifact, images: Artifact, repeated: Artifact | None) -> views.View:
+    """What is held out of the pictures that are left, by the rule of the version that made the artifact."""
+    settings, stored = artifact.manifest["settings"], images.shards()
+    if artifact.manifest["version"] == 1:
+        return holdout.by_keys(stored, lambda n: stored[n].read(shards.index_name(n)), settings["data.holdout"])
+    return held_out(settings["data.holdout"], settings.get("data.held_out_captions", ()), metadata, images, repeated)
 
 
 def _from_pictures(held: _Held, keys: Set[str]) -> None:

@@ -16,9 +16,12 @@ from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shard_table, shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.planning import plan
-from datasets.reading import duplicates, views
+from datasets.reading import duplicates, holdout, views
 from datasets.reading.batches import Batches, Source
 from pipeline.errors import ClaimLost, LeaseHeld, UsageError
+from pipeline.models import prompt_sets
+from pipeline.settings import compose
+from pipeline.settings.sections import TRAINING
 from pipeline.steps import sample
 from pipeline.steps.select import held_out, make
 from pipeline.store import claims, deleting
@@ -36,7 +39,6 @@ ROWS = 4  # planned pictures of a shard; the last one of each is lost
 URLS = [[f"http://pictures.invalid/{shard}/{row}.png" for row in range(ROWS)] for shard in range(2)]
 KEYS = [[plan.key_of(url, "caption") for url in urls] for urls in URLS]
 GONE = KEYS[1][1]
-HOLDOUT = int(GONE, 16) / 2**128 + 1e-6  # GONE is the last that is held out
 ORIGIN = "https://original.invalid/1.png"
 PNG = b"\x89PNG..."
 
@@ -76,11 +78,14 @@ def commit(
     sharded: str | None = None,
     lost: int = 0,
     earlier: bool = False,
+    version: int = 1,
     **about: Any,
 ) -> Artifact:
     """A finished artifact of these files, some of them of shards in a folder; without their table, as it once was."""
     settings, notes = about.pop("settings", {}), about.pop("notes", about)
-    fingerprint = Fingerprint(name, 1, settings, {parent.name: parent.manifest["fingerprint"] for parent in parents})
+    fingerprint = Fingerprint(
+        name, version, settings, {parent.name: parent.manifest["fingerprint"] for parent in parents}
+    )
     path = store.path(name, fingerprint.digest)
     entries = {file: storage.publish(content, storage.join(path, file)) for file, content in files.items()}
     facts = {"files": entries, "timed": [], "rows": rows, "notes": notes, "created": f"{len(list(store.finished()))}"}
@@ -106,6 +111,20 @@ def receipts(path: str, entries: dict[str, FileEntry], folder: str, lost: int) -
             )
         )
     return made
+
+
+def hold_out(store: Store, metadata: Artifact, images: Artifact, repeated: Artifact, earlier: bool) -> None:
+    """A share of the pictures, of which `GONE` is the last by its URL's hash; as it once was, by its key."""
+    if earlier:
+        share = int(GONE, 16) / 2**128 + 1e-6
+        view = holdout.by_keys(range(2), index, share)
+        made = partial(commit, store, "held_out", {views.FILE: views.dump(view)}, view.rows, images)
+    else:
+        share = holdout._place(URLS[1][1]) + 1e-6
+        view = held_out(share, (), metadata, images, repeated)
+        parents = (metadata, images, repeated)
+        made = partial(commit, store, "held_out", {views.FILE: views.dump(view)}, view.rows, *parents, version=2)
+    made(settings={"data.holdout": share})
 
 
 def built(root: Path, earlier: bool = False) -> Store:
@@ -137,8 +156,7 @@ def built(root: Path, earlier: bool = False) -> Store:
     content, chosen, _ = make(ViewConfig(**bounds), metadata, images, repeated)
     settings = {"data.views.fine": bounds}
     view = commit(store, "view_fine", {views.FILE: content}, chosen, metadata, images, repeated, settings=settings)
-    held = held_out(HOLDOUT, images)
-    commit(store, "held_out", {views.FILE: views.dump(held)}, held.rows, images, settings={"data.holdout": HOLDOUT})
+    hold_out(store, metadata, images, repeated, earlier)
     stage = commit(store, "stage_c", {"stage_c.safetensors": b"weights", "panel.png": PNG}, 6, text, view)
     captions = [{"key": key, "caption": caption(key), "seed": 1} for key in (GONE, KEYS[0][0])]
     pictures = {f"{folder}/{row['key']}.png": PNG for folder in ("original", "generated") for row in captions}
@@ -230,6 +248,7 @@ def test_trainings_and_their_views_go_on_without_it_and_with_the_one_that_looked
     assert now["view_fine"].manifest["rows"] == 3
 
 
+@pytest.mark.parametrize("store", [False, True], indirect=True, ids=["now", "earlier"])
 def test_what_is_held_out_is_so_afterwards_but_for_the_picture(store):
     def keys(artifact: Artifact) -> list[str]:
         view = views.read(artifact.read(views.FILE))
@@ -238,7 +257,8 @@ def test_what_is_held_out_is_so_afterwards_but_for_the_picture(store):
         return [stored[shard][place] for shard in range(2) for place in view.places(shard)]
 
     before = keys(found(store)["held_out"])
-    assert max(before) == GONE
+    assert len(before) > 1
+    assert GONE in before
     forget(store.root, {GONE})
     now = found(store)["held_out"]
     assert keys(now) == [key for key in before if key != GONE]
@@ -313,17 +333,20 @@ def test_a_shard_of_an_unfinished_build_that_holds_it_is_dropped(store):
 def test_unfinished_samples_are_drawn_anew_for_the_captions_that_are_left(store, monkeypatch):
     path = store.path("samples", "unfinished")
     monkeypatch.setattr(sample, "CHUNK", 1)
-    for chunk, prompt in enumerate(sample._prompts(found(store)["images"], limit=5, seed=0)):
-        name = f"generated/{prompt['key']}.png"
+    config = compose.load("stage_c", ["scale=micro", "sample.limit=5"])
+
+    def prompts() -> list[str]:
+        """Names of the pictures that are drawn, in their order."""
+        found_now, _ = prompt_sets.read(config, TRAINING, {"images": found(store)["images"]})
+        return [f"generated/{prompt.key}.png" for prompt in found_now]
+
+    for chunk, name in enumerate(prompts()):
         entry = storage.publish(PNG, storage.join(path, name))
         shards.publish_receipt(path, chunk, rows_in=1, rows_out=1, files={name: entry}, clock=Clock())
     forget(store.root, {KEYS[0][0]})
     drawn = {name for receipt in shards.finished(path).values() for name in receipt.files}
-    prompts = sample._prompts(found(store)["images"], limit=5, seed=0)
-    todo = [prompt for chunk, prompt in enumerate(prompts) if chunk not in shards.finished(path)]
-    assert drawn | {f"generated/{prompt['key']}.png" for prompt in todo} == {
-        f"generated/{prompt['key']}.png" for prompt in prompts
-    }
+    todo = {name for chunk, name in enumerate(prompts()) if chunk not in shards.finished(path)}
+    assert drawn | todo == set(prompts())
 
 
 def test_a_key_stands_for_its_picture_whatever_else_is_written_about_it(store):

@@ -18,10 +18,9 @@ from datasets.config import DataError
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shard_table import Shards
-from datasets.formats.shards import INDEX, Clock, ImageRow
-from datasets.outcomes import Outcome as Fate
+from datasets.formats.shards import Clock, ImageRow
 from datasets.planning.plan import key_of
-from datasets.reading import views
+from datasets.reading import holdout, views
 from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches, Span
 from pipeline.cluster.checkpoints import Checkpoints
@@ -54,13 +53,9 @@ KEYS = [[key_of(f"http://x.invalid/{shard}-{row}", "caption") for row in range(2
 BUCKETS = ("128x256", "256x128", "128x256")
 
 
-def index(shard: int) -> bytes:
-    rows = [{"key": key, "status": str(Fate.OK)} for key in KEYS[shard]]
-    return shards.table_bytes([dict.fromkeys(INDEX.names) | row for row in rows], INDEX)
-
-
 def hold_out(share: float) -> views.View:
-    return views.hold_out(range(3), index, share)
+    rows = [[(key, f"http://x.invalid/{n}-{row}", None) for row, key in enumerate(KEYS[n])] for n in range(3)]
+    return holdout.hold_out(lambda: enumerate(rows), share)
 
 
 def chosen(view: views.View) -> set[str]:
@@ -84,11 +79,10 @@ def seen(batches: Iterable[dict[str, np.ndarray]]) -> set[str]:
     return {bytes(key).hex() for batch in batches for key in batch["key"]}
 
 
-def test_a_key_alone_decides_what_is_held_out() -> None:
+def test_views_of_what_is_held_out_are_complements() -> None:
     few, more = hold_out(0.1), hold_out(0.3)
     assert chosen(few) < chosen(more)
     assert 0 < few.rows < more.rows < 30
-    assert chosen(more) == {key for keys in KEYS for key in keys if int(key, 16) / 2**128 < 0.3}
     assert chosen(~more) == {key for keys in KEYS for key in keys} - chosen(more)
     assert chosen(more & ~few) == chosen(more) - chosen(few)
     assert chosen(views.read(views.dump(more))) == chosen(more)
@@ -123,9 +117,9 @@ def test_the_step_warns_where_nothing_is_held_out_and_refuses_to_hold_out_all(ro
     warnings: list[str] = []
     build: Any = SimpleNamespace(
         config=compose.load("stage_c", ["scale=micro", "data.holdout=0.2"]),
-        inputs={"images": SimpleNamespace(manifest={"rows": 10})},
+        inputs={"images": SimpleNamespace(manifest={"rows": 10}), "metadata": None},
         path="",
-        call=lambda *_: (storage.entry_of(b""), rows, 1),
+        call=lambda *_: (storage.entry_of(b""), rows, [], 1),
         report=SimpleNamespace(warning=warnings.append),
     )
     if rows == 10:
@@ -148,7 +142,7 @@ def prints(*words: str) -> dict[str, str]:
 
 def test_what_is_held_out_makes_the_trainings_stale_and_no_data() -> None:
     before, after = prints(), prints("data.holdout=0.2")
-    assert after.keys() - before.keys() == {"held_out"}
+    assert after.keys() - before.keys() == {"held_out", "samples_held_out"}
     changed = {name for name in before if before[name] != after[name]}
     assert {"stage_a", "stage_b", "stage_c"} <= changed
     assert changed.isdisjoint({"metadata", "images", "text_tiny"})
