@@ -9,8 +9,7 @@ import io
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from datasets.files.fence import Fence, unfenced
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.outcomes import PASSING, Lost, Outcome
-from datasets.pictures import stored
+from datasets.pictures import one_thread_a_picture, stored
 from datasets.planning import plan
 
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]  # directives of X-Robots-Tag that we obey
@@ -177,7 +176,7 @@ def _fetch(
     """Try every row once: what became of it, by row."""
     collector = _Collector()
     bucket = _bucket(rows)
-    with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener), _one_thread_a_picture():
+    with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener), one_thread_a_picture():
         feather = Path(scratch, "rows.feather")
         urls = rows.select(["url", "row"])
         with pa.ipc.new_file(str(feather), urls.schema) as writer:
@@ -205,20 +204,6 @@ def _fetch(
     if missing:
         raise RuntimeError(f"shard {shard}: img2dataset lost the rows {sorted(missing)}; its output names the cause")
     return collector.fetched
-
-
-@contextmanager
-def _one_thread_a_picture() -> Iterator[None]:
-    """Torch resizes each picture in the thread that fetched it: helpers of its own only wait for each other, and
-    quadruple the CPU time of a picture."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _downloader_class() -> type:
