@@ -142,7 +142,7 @@ def misfit(path: Path, models: Sequence[Model], config: ModelConfig) -> str | No
         if files[0].suffix != SAFE:
             continue
         try:
-            shapes = {key: shape for file in files for key, shape in _header(file).items()}
+            shapes: Shapes = {key: shape for file in files for key, shape in _header(file).items()}
         except BadWeights as error:
             return str(error)
         if other := other_of(shapes):
@@ -151,8 +151,8 @@ def misfit(path: Path, models: Sequence[Model], config: ModelConfig) -> str | No
             found.setdefault(model, (files[0], inside))
     for model in models:
         if model in found:
-            file, shapes = found[model]
-            others = as_words(model, other_sizes(model, shapes, config))
+            file, inside = found[model]
+            others = as_words(model, other_sizes(model, inside, config))
             return f"{file} is not {NAMES[model]} of this config; it is a model of {others}" if others else None
     if not found or any(files[0].suffix != SAFE for files in every):
         return None

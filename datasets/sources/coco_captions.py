@@ -128,7 +128,7 @@ def _about(
     image: dict[str, Any], url: str, names: dict[str, str] | None, licences: dict[Any, str]
 ) -> dict[str, Any] | None:
     """A picture's columns; None where nobody knows where it is."""
-    name = names.get(image.get("file_name")) if names is not None else None
+    name = names.get(image.get("file_name") or "") if names is not None else None
     place = folder.url(name) if name else None if names is not None else image.get(url)
     if not isinstance(place, str):
         return None

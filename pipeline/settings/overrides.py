@@ -69,7 +69,7 @@ def hint_at_quotes(key: str, value: str, read: Callable[[str], Any]) -> str:
     """
     kinds = list(_kinds(key))
     if str in kinds:
-        ways = {f"{quote}{value}{quote}": value for quote in QUOTES}
+        ways: dict[str, Any] = {f"{quote}{value}{quote}": value for quote in QUOTES}
     elif any(get_origin(kind) in (tuple, list) for kind in kinds):
         texts = [text.strip() for text in value.strip("[]").split(",")]
         marks = ["'" if '"' in text else '"' for text in texts]

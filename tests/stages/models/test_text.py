@@ -155,7 +155,7 @@ def test_a_tower_in_transformers_layout_is_taken_from_a_text_model_or_a_whole_cl
     target.load_open_clip(whole | (vision if before else {}))
     assert all(torch.equal(target.state_dict()[key], value) for key, value in source.state_dict().items())
     whole.pop(f"{before}final_layer_norm.bias")
-    with pytest.raises(BadTextWeights, match="lacks .*final_layer_norm.bias"):
+    with pytest.raises(BadTextWeights, match=r"lacks .*final_layer_norm\.bias"):
         target.load_open_clip(whole)
 
 
