@@ -138,6 +138,7 @@ def misfit(path: Path, models: Sequence[Model], config: ModelConfig) -> str | No
     """
     every = places(path)
     found: dict[Model, tuple[Path, Shapes]] = {}
+    foreign: str | None = None
     for files in every:
         if files[0].suffix != SAFE:
             continue
@@ -145,15 +146,16 @@ def misfit(path: Path, models: Sequence[Model], config: ModelConfig) -> str | No
             shapes: Shapes = {key: shape for file in files for key, shape in _header(file).items()}
         except BadWeights as error:
             return str(error)
-        if other := other_of(shapes):
-            return f"{files[0]} holds {other}, which is of another architecture: give Würstchen's"
+        foreign = foreign or other_of(shapes)
         for model, (_, inside) in models_in(shapes).items():
             found.setdefault(model, (files[0], inside))
     for model in models:
         if model in found:
-            file, inside = found[model]
-            others = as_words(model, other_sizes(model, inside, config))
+            file, own = found[model]
+            others = as_words(model, other_sizes(model, own, config))
             return f"{file} is not {NAMES[model]} of this config; it is a model of {others}" if others else None
+    if foreign:
+        return f"{path} holds {foreign}, which is of another architecture: give Würstchen's"
     if not found or any(files[0].suffix != SAFE for files in every):
         return None
     wanted = " or ".join(NAMES[model] for model in models)
