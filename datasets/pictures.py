@@ -111,6 +111,20 @@ def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
     return resized[0].permute(1, 2, 0).numpy()
 
 
+@contextmanager
+def one_thread_a_picture() -> Iterator[None]:
+    """Where threads take a picture each, `fitted` works in these alone: torch's helpers would wait for each other, and
+    quadruple the CPU time of a picture. Of the process; for one that does nothing else meanwhile."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def pixels(content: bytes, size: Size | None = None) -> np.ndarray:
     """A stored picture's pixels, uint8 (H, W, 3) RGB; with a size, its centre at that aspect ratio, resized to it."""
     with Image.open(io.BytesIO(content), formats=STORED_FORMATS) as picture:
@@ -238,17 +252,3 @@ def _on_white(picture: Image.Image) -> Image.Image:
     layer = picture.convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
     return Image.alpha_composite(white, layer).convert("RGB")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Each picture is resized in the thread that asks for it: helpers of torch's own only wait for each other, and
-    quadruple the CPU time of a picture."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -33,7 +33,14 @@ MARKS: dict[Model, tuple[str, str]] = {  # keys that no other model of these has
     "stage_c": ("projection.weight", "cond_mapper.0.weight"),
     "imagenet": ("features.0.0.weight", "classifier.1.weight"),
 }
-WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+# Of another architecture, by names of which one of theirs ends in each
+OTHERS = {
+    "Stable Cascade's Stage B": ("effnet_mapper.0.weight", "pixels_mapper.0.weight"),
+    "Stable Cascade's Stage C": ("clip_txt_pooled_mapper.weight", "clip_img_mapper.weight"),
+}
+WRAPPERS = re.compile(r"\b(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")  # anywhere in a name
+AVERAGED = re.compile(r"(^|_)ema(_|$)")
+DEEPEST = 5  # sections of a file that are looked into
 SAFE = ".safetensors"
 SUFFIXES = (SAFE, ".bin", ".pt", ".pth", ".ckpt")  # the better first
 VARIANT = re.compile(r"(\.(?:fp16|bf16))?(?:-\d{5}-of-(\d{5}))?$")  # diffusers' ends of a file name before its suffix
@@ -70,30 +77,57 @@ def _groups(folder: Path) -> Iterator[tuple[Path, ...]]:
         yield tuple(file for file in variants if rank(file) == rank(variants[0]))
 
 
-def unwrapped(tensors: Mapping[str, V]) -> Mapping[str, V]:
-    """Under the model's own names, where every name has a wrapper's before it."""
-    while wrapper := next(
-        (name for name in WRAPPERS if tensors and all(key.startswith(name) for key in tensors)), None
-    ):
-        tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
-    return tensors
+def models_in(tensors: Mapping[str, V], deepest: int = DEEPEST) -> dict[Model, tuple[str, dict[str, V]]]:
+    """The models among tensors, each with what stands before all of its names, and its tensors without that.
+
+    Such are the entries of a file, and what DistributedDataParallel, Lightning and averages put there (`module.`,
+    `model.`, `ema_model.`). Of two of a model, the moving average counts, as with the released Stage C; else the first.
+    """
+    names = {WRAPPERS.sub("", key): value for key, value in tensors.items()}
+    if model := model_of(names):
+        return {model: ("", {key: value for key, value in names.items() if "." in key})}  # not: n_averaged
+    sections: dict[str, dict[str, V]] = {}
+    for key, value in names.items():
+        first, dot, rest = key.partition(".")
+        if dot:
+            sections.setdefault(first, {})[rest] = value
+    found: dict[Model, tuple[str, dict[str, V]]] = {}
+    for name in sorted(sections, key=lambda name: AVERAGED.search(name) is None) if deepest else ():
+        for model, (before, inside) in models_in(sections[name], deepest - 1).items():
+            found.setdefault(model, (f"{name}.{before}", inside))
+    return found
 
 
 def model_of(tensors: Mapping[str, object]) -> Model | None:
     """Which model has tensors of these names, if one of ours has."""
+    if other_of(tensors):
+        return None
     return next((model for model, marks in MARKS.items() if all(mark in tensors for mark in marks)), None)
 
 
-def other_sizes(model: Model, shapes: Shapes, config: ModelConfig) -> str:
-    """In which sizes that shapes tell a model is another than the configured one, as the overrides that would fit."""
+def other_of(tensors: Mapping[str, object]) -> str | None:
+    """Which known model of another architecture has tensors of these names, if one has."""
+    for name, (first, second) in OTHERS.items():
+        befores = (key.removesuffix(first) for key in tensors if key.endswith(first))
+        if any(f"{before}{second}" in tensors for before in befores):
+            return name
+    return None
+
+
+def other_sizes(model: Model, shapes: Shapes, config: ModelConfig) -> dict[str, Any]:
+    """The settings in which a model is another than the configured one, as far as shapes tell."""
     try:
         sizes = _sizes(model, shapes)
     except (ValueError, IndexError, KeyError):  # they are of no such model
-        return ""
+        return {}
+    return {key: value for key, value in sizes.items() if getattr(config, key) != value}
+
+
+def as_words(model: Model, sizes: Mapping[str, Any]) -> str:
+    """Settings of a model as overrides."""
     return " ".join(
         f"{section(model)}.model.{key}={list(value) if isinstance(value, tuple) else value}"
         for key, value in sizes.items()
-        if getattr(config, key) != value
     )
 
 
@@ -104,21 +138,24 @@ def misfit(path: Path, models: Sequence[Model], config: ModelConfig) -> str | No
     """
     every = places(path)
     found: dict[Model, tuple[Path, Shapes]] = {}
+    foreign: str | None = None
     for files in every:
         if files[0].suffix != SAFE:
             continue
         try:
-            shapes = unwrapped({key: shape for file in files for key, shape in _header(file).items()})
+            shapes: Shapes = {key: shape for file in files for key, shape in _header(file).items()}
         except BadWeights as error:
             return str(error)
-        model = model_of(shapes)
-        if model:
-            found.setdefault(model, (files[0], shapes))
+        foreign = foreign or other_of(shapes)
+        for model, (_, inside) in models_in(shapes).items():
+            found.setdefault(model, (files[0], inside))
     for model in models:
         if model in found:
-            file, shapes = found[model]
-            others = other_sizes(model, shapes, config)
+            file, own = found[model]
+            others = as_words(model, other_sizes(model, own, config))
             return f"{file} is not {NAMES[model]} of this config; it is a model of {others}" if others else None
+    if foreign:
+        return f"{path} holds {foreign}, which is of another architecture: give Würstchen's"
     if not found or any(files[0].suffix != SAFE for files in every):
         return None
     wanted = " or ".join(NAMES[model] for model in models)

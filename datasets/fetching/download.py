@@ -30,7 +30,7 @@ from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.outcomes import PASSING, Lost, Outcome
-from datasets.pictures import one_thread, stored
+from datasets.pictures import one_thread_a_picture, stored
 from datasets.planning import plan
 
 BRIEF_S = 1.0  # longest wait for a host in the first pass: others are asked meanwhile
@@ -228,7 +228,7 @@ def _fetch(
     opener.expect(hosts)
     collector = _Collector(settled)
     bucket = _bucket(rows)
-    with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener), one_thread():
+    with tempfile.TemporaryDirectory(prefix="download-") as scratch, web.installed(opener), one_thread_a_picture():
         feather = Path(scratch, "rows.feather")
         urls = rows.select(["url", "row"])
         with pa.ipc.new_file(str(feather), urls.schema) as writer:

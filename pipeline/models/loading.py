@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=nn.Module)
 TOWER, NULL_TEXT = "tower.safetensors", "null_text.safetensors"
+PUBLIC_COMPRESSOR = "the public one is in dome272's file of Stage B (`weights get stage_b`), diffusers' have none"
 STAGE_A, COMPRESSOR = "stage_a.safetensors", "compressor.safetensors"
 
 
@@ -141,7 +142,7 @@ def existing(stage: Stage, weights: str, compressor: str | None = None, key: str
     if "compressor" not in found | other:
         raise BadWeights(
             f"stage_b.weights={weights} holds no compressor; give the one that Stage B was trained with: "
-            "compressor.weights=PATH (tensors backbone.* and mapper.*)"
+            f"compressor.weights=PATH (tensors backbone.* and mapper.*); {PUBLIC_COMPRESSOR}"
         )
     return {"stage_b": found["stage_b"], "compressor": (other | found)["compressor"]}
 

@@ -1,6 +1,5 @@
 """The verb `import`: existing weights as the artifacts that trainings would have made, through the normal engine."""
 
-import re
 from dataclasses import replace
 
 from pipeline.errors import UsageError
@@ -14,8 +13,6 @@ from pipeline.settings.words import Words
 from pipeline.store.artifacts import Store
 from pipeline.terminal import console
 from pipeline.verbs.configured import command, configured
-
-PLAIN = re.compile(r"[\w./:@-]+")  # what Hydra reads as one word without quotes
 
 
 def handle(words: Words) -> None:
@@ -38,7 +35,7 @@ def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[
     if not source:
         raise UsageError("import needs from=DIR or from=FILE")
     from datasets.files import storage
-    from pipeline.models.loading import local
+    from pipeline.models.loading import PUBLIC_COMPRESSOR, local
     from stages.weights import pretrained
 
     if not storage.exists(source):
@@ -57,6 +54,11 @@ def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[
         path = item.files[0] if len(item.files) == 1 else item.files[0].parent
         return storage.join(source, *path.relative_to(place).parts)
 
+    brought = any(word.startswith("compressor.weights=") for word in overrides)
+    if "stage_b" in found and len(found) > 1 and not brought and not found.keys() & {"compressor", "imagenet"}:
+        left = found.pop("stage_b")
+        told = f"Stage B in {left.files[0]}: with it belongs the compressor that it was trained with"
+        console.print(f"skipped: {told}: compressor.weights=PATH; {PUBLIC_COMPRESSOR}", style="yellow", markup=False)
     stage_b = found.get("stage_b")
     compressor = found.get("compressor") or (None if stage_b else found.get("imagenet"))
     if stage_b and compressor and compressor.files == stage_b.files:
@@ -64,12 +66,14 @@ def composed(conf: str, overrides: list[str], source: str | None) -> tuple[dict[
     words = []
     for model, item in found.items():
         if model in STAGES:
-            words += [f"{model}.weights={_quoted(where(item))}", f"{model}.train=null"]
+            words += [f"{model}.weights={where(item)}", f"{model}.train=null"]
         elif item is compressor:
-            words.append(f"compressor.weights={_quoted(where(item))}")
-    lines = {
-        pretrained.NAMES[model]: f"{', '.join(map(str, item.files))} ({item.layout})" for model, item in found.items()
-    }
+            words.append(f"compressor.weights={where(item)}")
+    lines = {}
+    for model, item in found.items():
+        keys = ", ".join(f"{item.section}.model.{name}" for name in item.assumed)
+        told = f"; nothing in it tells {keys}: taken as the config has it" if keys else ""
+        lines[pretrained.NAMES[model]] = f"{', '.join(map(str, item.files))} ({item.layout}){told}"
     return lines, [*overrides, *words]
 
 
@@ -93,8 +97,3 @@ def bring(config: Config, conf: str, root: str, found: dict[str, str], same: str
         path = Store(root).path(item.step.output, item.fingerprint.digest)
         console.print(f"{item.step.output} is in {path}", markup=False)
     console.print(use, markup=False)
-
-
-def _quoted(path: str) -> str:
-    """A path as a value that Hydra reads as it stands."""
-    return path if PLAIN.fullmatch(path) else "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -87,17 +87,19 @@ class TextTower(TextTransformer):
         return self(tokens.ids.to(self.positional_embedding.device)), tokens.truncated
 
     def load_open_clip(self, checkpoint: dict[str, Tensor], source: object = "the checkpoint") -> None:
-        """Take the text weights out of a whole open_clip model's state dict; errors name it by `source`.
+        """Take the text weights out of a whole CLIP's state dict, under open_clip's names or transformers'; errors name
+        it by `source`.
 
         Raises BadTextWeights where it is another model's, BadWeights where they are not all finite.
         """
+        checkpoint = _under_our_names(checkpoint, source)
         own = self.state_dict()
         for key, value in own.items():
             if key not in checkpoint or checkpoint[key].shape != value.shape:
                 found = tuple(checkpoint[key].shape) if key in checkpoint else "nothing"
                 raise BadTextWeights(
                     f"{source} holds {found} for {key}, not {tuple(value.shape)}: "
-                    f"give the open_clip checkpoint of the model that the config names"
+                    "give the checkpoint of the CLIP that the config names, by open_clip or transformers"
                 )
         state = {key: checkpoint[key] for key in own}
         require_finite(state, source)
@@ -166,6 +168,19 @@ def to_transformers(tower: TextTower) -> tuple[dict[str, Any], dict[str, Tensor]
             state[f"{layer}.mlp.fc1.{kind}"] = getattr(block.mlp.c_fc, kind)
             state[f"{layer}.mlp.fc2.{kind}"] = getattr(block.mlp.c_proj, kind)
     return config, {f"text_model.{key}": value.detach().clone() for key, value in state.items()}
+
+
+def _under_our_names(checkpoint: dict[str, Tensor], source: object) -> dict[str, Tensor]:
+    """A CLIP's or a text model's state dict; of transformers' names, those of the text tower are converted."""
+    mark = "embeddings.token_embedding.weight"
+    before = next((key.removesuffix(mark) for key in checkpoint if key.endswith(mark)), None)
+    if before is None:
+        return checkpoint
+    own = {key.removeprefix(before): value for key, value in checkpoint.items() if key.startswith(before)}
+    try:
+        return from_transformers(own)
+    except KeyError as error:
+        raise BadTextWeights(f"{source} lacks {before}{error.args[0]}") from error
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

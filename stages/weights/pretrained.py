@@ -1,7 +1,7 @@
 """Existing weights of Stage A, B, C and the compressor: who wrote them, which model they are, whether it is ours.
 
-    a file     safetensors or torch's format: a state dict, or dome272/Wuerstchen's entries of one (`state_dict`,
-               `ema_state_dict`, `effnet_state_dict`)
+    a file     safetensors or torch's format: a state dict, or entries that hold some, at any depth: dome272's
+               (`state_dict`, `ema_state_dict`, `effnet_state_dict`), `model`, `ema`, Lightning's
     a folder   such files in it or up to two folders below: diffusers' models and pipelines, sharded ones too, our
                artifacts and releases
 
@@ -10,7 +10,7 @@ ever executed: it is safetensors, or it is read with `weights_only=True`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -19,30 +19,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.models.geometry import CODE_SCALE, CODE_SHIFT
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.state_dicts import content, file_sha256, require_finite
 from stages.weight_files import (
+    DEEPEST,
     NAMES,
     VARIANT,
     BadWeights,
     Model,
     ModelConfig,
-    model_of,
+    as_words,
+    models_in,
+    other_of,
     other_sizes,
     places,
     section,
-    unwrapped,
 )
 from stages.weights import convert
 
 State = Mapping[str, Tensor]
 
-ENTRIES = ("ema_state_dict", "state_dict")  # of one model, the better first: released Stage C is its moving average
-COMPRESSOR_ENTRY = "effnet_state_dict"
+ENTRIES = ("ema_state_dict", "state_dict", "effnet_state_dict")  # dome272's
+GAMMA, BETA = "mapper.1.weight", "mapper.1.bias"  # of the compressor's last BatchNorm
 UNSEEN = {"dropout", "codebook_init", "code_mapper_std"}  # settings of training alone
+ASSUMED: dict[Model, tuple[str, ...]] = {  # no shape shows them
+    "stage_a": ("scale",),
+    "stage_b": ("heads",),
+    "stage_c": ("heads", "scaled_codes"),
+    "compressor": ("input_ratio", "resize"),
+}
 NO_MODEL = "holds none of Stage A, B, C and the compressor, to go by its tensors' names"
 
 
@@ -64,6 +73,11 @@ class Found:
     def section(self) -> str:
         """The config's section of this model."""
         return section(self.model)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Settings that neither tensors nor a config beside them tell, so that the run's own are taken."""
+        return () if self.settings else ASSUMED.get(self.model, ())
 
     def state(self) -> dict[str, Tensor]:
         """State dict under our names, which are dome272's."""
@@ -137,26 +151,34 @@ def _models(files: tuple[Path, ...]) -> list[Found]:
     for file in files:
         entries |= content(file)
     settings = _settings(files[0])
-    entry = next((name for name in ENTRIES if entries.get(name) and isinstance(entries[name], dict)), None)
-    states: dict[str | None, dict[str, Any]] = {entry: entries[entry]} if entry else {None: entries}
-    if isinstance(entries.get(COMPRESSOR_ENTRY), dict):
-        states[COMPRESSOR_ENTRY] = entries[COMPRESSOR_ENTRY]
-    found = []
-    for layout, values in states.items():
-        tensors = unwrapped({key: value for key, value in values.items() if isinstance(value, Tensor)})
-        model = model_of(tensors)
-        if model is not None:
-            found.append(Found(model, _layout(layout, tensors, settings), files, tensors, _of_model(settings, model)))
+    tensors = dict(_tensors(entries))
+    found = [
+        Found(model, _layout(before, inside, settings), files, inside, _of_model(settings, model))
+        for model, (before, inside) in models_in(tensors).items()
+    ]
     if not found:
-        raise OtherModel(f"{files[0]} {NO_MODEL}")
+        other = other_of(tensors)
+        told = f"holds {other}, which is of another architecture: give Würstchen's" if other else NO_MODEL
+        raise OtherModel(f"{files[0]} {told}")
     return found
 
 
-def _layout(entry: str | None, tensors: State, settings: Mapping[str, Any]) -> str:
-    if entry is not None:
+def _tensors(entries: Mapping[str, Any], before: str = "", deepest: int = DEEPEST) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a file by their names, those of entries in entries too."""
+    for key, value in entries.items():
+        if isinstance(value, Tensor):
+            yield f"{before}{key}", value
+        elif isinstance(value, dict) and deepest:
+            yield from _tensors(value, f"{before}{key}.", deepest - 1)
+
+
+def _layout(before: str, tensors: State, settings: Mapping[str, Any]) -> str:
+    entry = before.partition(".")[0]
+    if entry in ENTRIES:
         return f"dome272 {entry}"
     renamed = any(".attention.to_" in key or key.startswith("vquantizer.embedding") for key in tensors)
-    return "diffusers" if renamed or "_class_name" in settings else "dome272 names"
+    names = "diffusers" if renamed or "_class_name" in settings else "dome272 names"
+    return f"{names} below {before.rstrip('.')}" if before else names
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -187,20 +209,36 @@ def _of_model(settings: Mapping[str, Any], model: Model) -> Mapping[str, Any]:
 def require_fit(found: Found, config: ModelConfig) -> None:
     """Raise BadWeights, naming the first difference, unless these are weights of the configured model."""
     given = _ours({key: value.to("meta") for key, value in found.tensors.items()}, found.files[0])
-    model = _blank(config)
     if found.model == "imagenet":
-        assert isinstance(config, CompressorConfig)
         given = {key: value for key, value in given.items() if key.startswith("features.")}
-        expected = {f"features.{key}": value for key, value in model.get_submodule("backbone").state_dict().items()}
-    else:
-        expected = model.state_dict()
-    difference = _first_difference(given, expected) or _stated_difference(found, config)
+    expected = _expected(found.model, config)
+    difference = (
+        _first_difference(given, expected) or _stated_difference(found, config) or _shifted_code(found.tensors, config)
+    )
     if any(value.layout != torch.strided for value in given.values()):
         difference = "it holds sparse tensors"
     if difference:
         sizes = other_sizes(found.model, {key: tuple(value.shape) for key, value in given.items()}, config)
-        hint = f"; it is a model of {sizes}" if sizes else ""
+        fits = sizes and _fits(found, given, config, sizes)
+        hint = f"; it is a model of {as_words(found.model, sizes)}" if fits else ""
         raise BadWeights(f"{found.files[0]} is not {NAMES[found.model]} of this config: {difference}{hint}")
+
+
+def _fits(found: Found, given: State, config: ModelConfig, sizes: Mapping[str, Any]) -> bool:
+    """Whether these are weights of the configured model in other sizes."""
+    try:
+        other = type(config).model_validate(config.model_dump() | dict(sizes))
+    except ValueError:  # sizes that no model has
+        return False
+    return _first_difference(given, _expected(found.model, other)) is None
+
+
+def _expected(model: Model, config: ModelConfig) -> State:
+    """What weights of the configured model have, without memory for them; ImageNet's have the backbone's."""
+    blank = _blank(config)
+    if model != "imagenet":
+        return blank.state_dict()
+    return {f"features.{key}": value for key, value in blank.get_submodule("backbone").state_dict().items()}
 
 
 def fill(module: nn.Module, found: Found, config: ModelConfig) -> None:
@@ -251,6 +289,21 @@ def _first_difference(given: State, expected: State) -> str | None:
             return f"its {key} is {there.dtype}, not {here.dtype}"
     extra = next((key for key in given if key not in expected), None)
     return f"it has {extra}, which the configured model has not" if extra else None
+
+
+def _shifted_code(tensors: State, config: ModelConfig) -> str | None:
+    """That the last BatchNorm's values say otherwise than `batch_norm` whether they are fixed: Stage B's noise on the
+    code is by that."""
+    gamma, beta = tensors.get(GAMMA), tensors.get(BETA)
+    if not isinstance(config, CompressorConfig) or gamma is None or beta is None or gamma.is_meta:
+        return None
+    fixed = bool((gamma == CODE_SCALE).all()) and bool((beta == -CODE_SHIFT).all())
+    if fixed == (config.batch_norm == "fixed"):
+        return None
+    fits = "fixed" if fixed else "affine"
+    return f"its {GAMMA} and {BETA} are {'all' if fixed else 'not all'} {CODE_SCALE:g} and {-CODE_SHIFT:g}, as of " + (
+        f"compressor.model.batch_norm={fits}"
+    )
 
 
 def _stated_difference(found: Found, config: ModelConfig) -> str | None:

@@ -58,7 +58,10 @@ def random_state(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 
 STATE_A, STATE_B, STATE_C = random_state(StageA(A)), random_state(StageB(B)), random_state(StageC(C))
-STATE_X = random_state(Compressor(SMALL))
+STATE_X = random_state(Compressor(SMALL)) | {
+    "mapper.1.weight": torch.full((SMALL.latent_channels,), 42.0),
+    "mapper.1.bias": torch.full((SMALL.latent_channels,), -1.0),
+}
 STATES = {"stage_a": STATE_A, "stage_b": STATE_B, "compressor": STATE_X, "stage_c": STATE_C}
 
 
@@ -148,10 +151,72 @@ def test_every_layout_gives_the_same_four_models(write: Callable[[Path], None], 
         require_fit(item, getattr(MICRO, name).model)
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+WRAPPERS = ["module.", "_orig_mod.", "module._orig_mod.", "model.", "_fsdp_wrapped_module.", "ema_model.", "net.prior."]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_the_names_that_wrappers_give_are_taken_off(wrapper: str, tmp_path: Path) -> None:
     torch.save({"state_dict": {wrapper + key: value for key, value in STATE_C.items()}}, tmp_path / "c.pt")
     assert_equal(find(tmp_path / "c.pt")["stage_c"].state(), STATE_C)
+
+
+WORSE = random_state(StageC(C), seed=1)
+CHECKPOINTS: dict[str, Any] = {
+    "a trainer's": {"model": STATE_C, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}, "step": 7},
+    "with an average": {"model": WORSE, "ema": STATE_C},
+    "with an average in a module": {"ema": {"module": STATE_C, "decay": 0.999}, "model_state_dict": WORSE},
+    "of the tutorials": {"epoch": 3, "model_state_dict": STATE_C, "loss": torch.tensor(0.5)},
+    "Lightning's": {
+        "pytorch-lightning_version": "2.5",
+        "state_dict": {
+            **{f"model.{key}": value for key, value in WORSE.items()},
+            **{f"ema_model.{key}": value for key, value in STATE_C.items()},
+            "loss.weight": torch.ones(3),
+        },
+    },
+    "an average": {"n_averaged": torch.tensor(9), **{f"module.{key}": value for key, value in STATE_C.items()}},
+    "an average's own": {"n_averaged": torch.tensor(9), **STATE_C},
+    "FSDP's": {
+        "_fsdp_wrapped_module." + key.replace("blocks.0.", "blocks.0._fsdp_wrapped_module."): value
+        for key, value in STATE_C.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoints_of_other_trainers_are_read(name: str, tmp_path: Path) -> None:
+    torch.save(CHECKPOINTS[name], tmp_path / "c.ckpt")
+    item = find(tmp_path / "c.ckpt")["stage_c"]
+    assert_equal(item.state(), STATE_C)
+    require_fit(item, C)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (("effnet_mapper.0.weight", "pixels_mapper.0.weight", "clip_mapper.weight", "clf.1.weight"), "Stage B"),
+        (("clip_txt_pooled_mapper.weight", "clip_img_mapper.weight", "clf.1.weight"), "Stage C"),
+    ],
+)
+def test_stable_cascades_files_are_told_as_such(keys: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    file = save({f"model.{key}": torch.zeros(2, 2) for key in keys}, tmp_path / "x.safetensors")
+    for said in (refused(lambda: find(file)), weight_files.misfit(file, ("stage_b",), B)):
+        assert f"holds Stable Cascade's {told}, which is of another architecture" in str(said)
+
+
+def test_the_last_batch_norm_tells_whether_it_was_fixed() -> None:
+    drifted = spoilt(STATE_X, "mapper.1.weight", 41.5)
+    assert "batch_norm=affine" in refused(lambda: require_fit(found("compressor", drifted), SMALL))
+    affine = SMALL.model_copy(update={"batch_norm": "affine"})
+    assert "batch_norm=fixed" in refused(lambda: require_fit(found("compressor", STATE_X), affine))
+    require_fit(found("compressor", drifted), affine)
+
+
+def test_a_size_is_told_only_if_the_file_fits_then() -> None:
+    wider = C.model_copy(update={"width": 64})
+    assert "it is a model of stage_c.model.width=32" in refused(lambda: require_fit(found("stage_c", STATE_C), wider))
+    cut = {key: value for key, value in STATE_C.items() if key != "out_norm.bias" and "blocks.1." not in key}
+    assert "it is a model of" not in refused(lambda: require_fit(found("stage_c", cut), wider))
 
 
 def test_a_files_layout_and_sha256_are_told(tmp_path: Path) -> None:
@@ -669,6 +734,32 @@ def test_a_compressor_alone_is_only_looked_at(
     assert "found the compressor in" in said
     assert "nothing to build by itself; use with run, sample, export: conf=stage_c scale=micro" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_diffusers_decoder_brings_stage_a_and_says_where_a_compressor_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = diffusers_models()
+    for name in ("vqgan", "decoder"):
+        parts[name].save_pretrained(tmp_path / "decoder" / name)
+    lines, overrides = importing.composed("stage_c", [], str(tmp_path / "decoder"))
+    assert overrides == [
+        f"stage_a.weights={tmp_path}/decoder/vqgan/diffusion_pytorch_model.safetensors",
+        "stage_a.train=null",
+    ]
+    assert list(lines) == ["Stage A"]
+    said = capsys.readouterr().err
+    assert "skipped: Stage B in" in said
+    assert "compressor.weights=PATH" in said
+    assert "weights get stage_b" in said
+    words = [f"compressor.weights={save(STATE_X, tmp_path / 'x.safetensors')}"]
+    _, overrides = importing.composed("stage_c", words, str(tmp_path / "decoder"))
+    assert [word.partition("=")[0] for word in overrides[1::2]] == ["stage_b.weights", "stage_a.weights"]
+
+
+def test_what_nothing_tells_is_said_to_be_assumed(tmp_path: Path) -> None:
+    lines, _ = importing.composed("stage_c", [], str(save(STATE_C, tmp_path / "c.safetensors")))
+    assert "stage_c.model.heads, stage_c.model.scaled_codes: taken as the config has it" in lines["Stage C"]
 
 
 def test_files_that_cannot_be_used_do_not_stand_in_the_way_of_an_import(

@@ -146,6 +146,19 @@ def test_a_tower_takes_its_part_of_an_open_clip_checkpoint() -> None:
     assert torch.equal(target.encode(CAPTIONS)[0], source.encode(CAPTIONS)[0])
 
 
+@pytest.mark.parametrize("before", ["text_model.", "", "text_encoder.text_model."])
+def test_a_tower_in_transformers_layout_is_taken_from_a_text_model_or_a_whole_clip(before):
+    source, target = seeded_tower(CONFIG), seeded_tower(CONFIG.model_copy(update={"seed": 7}))
+    theirs = {key.removeprefix("text_model."): value for key, value in to_transformers(source)[1].items()}
+    whole = {before + key: value for key, value in theirs.items()}
+    vision = {"vision_model.encoder.layers.0.layer_norm1.bias": torch.zeros(3), "logit_scale": torch.zeros(())}
+    target.load_open_clip(whole | (vision if before else {}))
+    assert all(torch.equal(target.state_dict()[key], value) for key, value in source.state_dict().items())
+    whole.pop(f"{before}final_layer_norm.bias")
+    with pytest.raises(BadTextWeights, match=r"lacks .*final_layer_norm\.bias"):
+        target.load_open_clip(whole)
+
+
 def test_a_checkpoint_of_another_model_is_refused() -> None:
     wider = seeded_tower(CONFIG.model_copy(update={"width": 64}))
     with pytest.raises(BadTextWeights, match=r"\(16, 64\) for positional_embedding, not \(16, 32\)"):
