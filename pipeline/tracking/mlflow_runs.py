@@ -22,7 +22,7 @@ import yaml
 from pipeline.errors import Interrupted
 from pipeline.store.artifacts import Artifact
 from pipeline.store.process import ProcessId, user_name
-from pipeline.store.provenance import commit
+from pipeline.store.provenance import commit, versions
 from pipeline.store.redact import redact
 from pipeline.tracking import names
 from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
@@ -76,6 +76,7 @@ class Tracking:
             "wst.invocation": invocation,
             **{f"wst.fingerprint.{name}": digest for name, digest in fingerprints.items()},
             **git_tags(Path(__file__).parent),
+            **{f"wst.version.{name}": version for name, version in versions().items()},
         }
         self._recorder = Recorder(store, experiment, root)
         self._unsent = _unsent(store, experiment)

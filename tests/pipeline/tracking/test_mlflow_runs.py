@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def test_each_step_is_a_child_of_the_invocation(store: MlflowStore) -> None:
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     tags = runs[PARENT].data.tags
     assert tags["wst.targets"] == "stage_c samples"
+    assert tags["wst.version.torch"] == version("torch")
     assert (tags["wst.fingerprint.stage_c"], tags["wst.fingerprint.samples"]) == ("abc", "def")
     child = runs[CHILD].data.tags
     assert child["mlflow.parentRunId"] == runs[PARENT].info.run_id
