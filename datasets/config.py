@@ -314,8 +314,8 @@ class DataConfig(Settings):
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the pictures that no training sees, for validation; 0: none, and no validation.
 
-    They are drawn by the hashes of their URLs, the same at every seed, limit and number of workers; with each go all rows
-    that show it: other captions, other URLs of the same bytes, duplicates where they are known."""
+    They are drawn by the hashes of their URLs, the same at every seed, limit and number of workers. With each go all
+    rows that show it: other captions, other URLs of the same bytes, duplicates where they are known."""
     held_out_captions: tuple[Text, ...] = Field((), max_length=10_000)
     """Captions of which no training sees a picture, beside those of `holdout`: compositions to ask for later."""
     image: ImageConfig
