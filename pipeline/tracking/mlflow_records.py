@@ -104,6 +104,8 @@ class Recorder:
             tags["mlflow.parentRunId"] = self._id(record["parent"])
         if found := self._find(run):  # a step that goes on: in its own run, below who does it now
             self._client.update_run(found, status="RUNNING")
+            if END_REASON in self._client.get_run(found).data.tags:  # it has not ended, after all
+                self._client.delete_tag(found, END_REASON)
             self._tags(found, tags)
         else:
             made = self._client.create_run(self._experiment_id, record["time"], tags, record["name"])

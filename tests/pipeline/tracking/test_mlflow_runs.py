@@ -227,7 +227,7 @@ def test_a_build_that_goes_on_does_so_in_its_own_run(store: MlflowStore) -> None
     (child,) = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
     points = client.get_metric_history(child.info.run_id, "stage_c/loss")
     assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0), (3, 1.0)]
-    assert child.info.status == "FINISHED"
+    assert (child.info.status, child.data.tags.get("wst.end_reason")) == ("FINISHED", None)
     newest = client.search_runs([experiment], "tags.`wst.kind` = 'pipeline'", order_by=["start_time DESC"])[0]
     assert child.data.tags["mlflow.parentRunId"] == newest.info.run_id
     assert tracking.warnings == []
