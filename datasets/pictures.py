@@ -28,7 +28,7 @@ _COLOURS = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB"}  # by m
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG; these begin with a keyword
 _ORIENTATIONS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")  # keywords
-_METADATA_BYTES = 64 << 20  # of a PNG's profile and texts, unpacked: Pillow's limit of 1 MB refuses real pictures
+_METADATA_BYTES = 8 << 20  # of a PNG's profile and texts, unpacked: Pillow's limit of 1 MB refuses real pictures
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, whatever Pillow takes for a bomb
 PngImagePlugin.MAX_TEXT_CHUNK = _METADATA_BYTES
 

@@ -40,7 +40,7 @@ from stages.settings.models import (
     TextConfig,
 )
 from stages.state_dicts import Serialized, read, serialized
-from stages.weight_files import BadWeights
+from stages.weight_files import BadWeights, places
 from stages.weights import pretrained
 from stages.weights.pretrained import Found, Model
 
@@ -105,8 +105,16 @@ def previewer(config: PreviewerConfig, artifact: Artifact) -> Previewer:
 
 
 def state_dict(path: str) -> dict[str, Tensor]:
-    """Tensors of a safetensors or torch file at a path or URI; nothing else in it is ever loaded."""
-    return read(local(path))
+    """Tensors of a safetensors or torch file at a path or URI, or of the one model in a folder; nothing else in it is
+    ever loaded.
+
+    Raises:
+        BadWeights: it cannot be read, or a folder holds none, or several.
+    """
+    models = places(local(path))
+    if len(models) != 1:
+        raise BadWeights(f"{path} holds the weights of {len(models) or 'no'} models; name one file, or its folder")
+    return {key: value for file in models[0] for key, value in read(file).items()}
 
 
 @cache

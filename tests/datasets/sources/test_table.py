@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 from pydantic import ValidationError
@@ -204,7 +205,10 @@ def test_five_rows_in_the_published_format_come_to_a_batch(tmp_path, make):
 
 def test_every_source_is_a_choice_of_the_config_with_settings_and_a_conf_of_its_own():
     names = set(get_args(DataConfig.model_fields["source"].annotation))
-    assert names == {*table.SOURCES, "laion_aesthetic"} == {path.stem for path in CONF.glob("*.yaml")}
+    confs = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
+    based = {name for name, conf in confs.items() if conf.get("defaults")}  # on another one's source
+    assert names == {*table.SOURCES, "laion_aesthetic"} == confs.keys() - based
+    assert based == {"compositions"}
     assert set(table.SOURCES) < set(DataConfig.model_fields)
 
 

@@ -395,6 +395,15 @@ def imagenet() -> dict[str, Tensor]:
     return {**features, "classifier.1.weight": torch.zeros(3, 2), "classifier.1.bias": torch.zeros(3)}
 
 
+def test_a_text_encoders_folder_stands_for_its_file(tmp_path: Path) -> None:
+    state = {"text_model.final_layer_norm.weight": torch.arange(3.0)}
+    save(state, tmp_path / "text_encoder" / "model.safetensors")
+    save({"half": torch.zeros(1)}, tmp_path / "text_encoder" / "model.fp16.safetensors")
+    assert_equal(loading.state_dict(str(tmp_path / "text_encoder")), state)
+    save(state, tmp_path / "other" / "model.safetensors")
+    assert "holds the weights of 2 models" in refused(lambda: loading.state_dict(str(tmp_path)))
+
+
 def test_stage_bs_own_compressor_comes_first_then_a_whole_one_then_none(tmp_path: Path) -> None:
     other = random_state(Compressor(SMALL), seed=9)
     whole, classifier = save(other, tmp_path / "x.safetensors"), save(imagenet(), tmp_path / "i.safetensors")
