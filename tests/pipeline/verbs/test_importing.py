@@ -6,6 +6,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -655,6 +656,9 @@ class FirstStep:
 
     def __init__(self, payload: dict[str, Any]) -> None:
         FirstStep.begun = {}
+
+    def sampled(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def train(self, name: str, objective: nn.Module, *_: Any) -> bool:
         FirstStep.begun[name] = {key: value.clone() for key, value in objective.state_dict().items()}

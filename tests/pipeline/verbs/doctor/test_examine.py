@@ -73,7 +73,7 @@ def test_a_config_for_cpus_is_held_against_this_machine(capsys, tmp_path):
         "state": "ok",
         "found": "none is needed: trainings run on this machine's CPUs",
     }
-    assert "train_a, the largest, about 1.0 for each of workers=2" in found["memory"]["found"]
+    assert "train_a, the largest, about 1.1 for each of workers=2" in found["memory"]["found"]
     assert "the steps to do store at most 0.1, beside weights and checkpoints" in found["disk"]["found"]
     assert {found[check]["state"] for check in ("device", "cluster.address", "tracking", "inputs")} == {"ok"}
     large = findings(capsys, tmp_path, *MICRO, "scale=paper", "data=openmoji", "cluster.device=cpu", "data.limit=null")
