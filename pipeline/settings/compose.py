@@ -178,7 +178,8 @@ def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         known = {name for name in (*_fields(Config), *flatten(tree)) if not is_below(name, key)}
-        return f"{key}: there is no such key{overriding.hint_at_key(key, known, tree, _fits)}"
+        hint = overriding.hint_at_group(key, tree.get(key), groups())
+        return f"{key}: there is no such key{hint or overriding.hint_at_key(key, known, tree, _fits)}"
     if not key:
         return message
     if item["loc"][-1] == "[key]":

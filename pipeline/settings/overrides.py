@@ -3,7 +3,7 @@
 import copy
 import difflib
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -41,6 +41,12 @@ def check_places(key: str) -> None:
             place = ".".join([*parts[:depth], "0", *parts[depth:]])
             hint = f", such as {place}" if list(_kinds(place)) else ""
             raise UsageError(f"{key}: {'.'.join(parts[:depth])} is a list; say which of its items by number{hint}")
+
+
+def hint_at_group(word: str, value: object, groups: Mapping[str, Sequence[str]]) -> str:
+    """A hint at the config group that is most like a wrong word and that has such an option; else nothing."""
+    near = difflib.get_close_matches(word, groups, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near and value in groups[near[0]] else ""
 
 
 def hint_at_key(

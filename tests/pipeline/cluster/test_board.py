@@ -1,5 +1,6 @@
 """The board: what the storage of a worker has to get over is heard by the driver."""
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_work_and_actors_are_heard_and_only_they():
     notices.tell(RETRY)  # by nobody's work
     assert board.exchange(False) == [{"kind": "notice", "notice": RETRY}]
     actor = HeardActor(remote(board), Worker, 1)
-    assert actor(2) == 3
+    assert actor({"shard": [pickle.dumps(2)]}) == {"done": [True]}
     told = [message["notice"] for message in board.exchange(False)]
     assert told == [RETRY, PassedOver("/cache/x", "not kept")]
 

@@ -6,7 +6,7 @@ And what a training refuses, and catches up on, before its workers start.
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,6 +268,9 @@ def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch):
         def train(self, _name: str, _objective: Any, _config: Any, data: Any, *_: Any) -> bool:
             seen.append(sorted(next(iter(data.batches.values())).read(0, 2)))
             return len(seen) == 1
+
+        def sampled(self) -> AbstractContextManager[None]:
+            return nullcontext()
 
     monkeypatch.setattr(trainings, "Rank", Short)
     trainings.run({"order": order})
