@@ -26,7 +26,6 @@ from datasets.fetching.names import Names
 from datasets.fetching.pace import HostSlots, Pace, Patience
 from datasets.files import storage
 from datasets.files.fence import Fence, unfenced
-from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.outcomes import PASSING, Lost, Outcome
@@ -70,8 +69,8 @@ def download_shard(
 ) -> Receipt:
     """Fetch the pictures of a shard and publish its tar, its index (`INDEX`) and, last, its receipt.
 
-    Rows that failed for a passing reason are tried again, all together, up to `download.retries` times. The
-    process's `urllib` opener is ours meanwhile, so a process downloads one shard at a time.
+    Rows that failed for a passing reason are tried again together, up to `download.retries` times. The process's
+    `urllib` opener is ours meanwhile: a process downloads one shard at a time.
 
     Args:
         rows: planned rows of the shard, as in `plan.SCHEMA`, all of one bucket, where they have any.
@@ -96,16 +95,16 @@ def download_shard(
     dropped = Counter(str(result.outcome) for result in fetched.values() if not result.picture)
     if replaced and dropped == replaced.dropped:
         return replaced
+    contents = _contents(shard, rows, fetched, image.format)
     if replaced:
         fence()
         storage.remove(shards.receipt_path(folder, shard))  # before it tells of files that are there no more
-    files = _publish(folder, shard, rows, fetched, image.format)
     return shards.publish_receipt(
         folder,
         shard,
         rows_in=rows.num_rows,
         rows_out=rows.num_rows - dropped.total(),
-        files=files,
+        files={name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()},
         clock=clock,
         dropped=dropped,
         retried=retried,
@@ -114,17 +113,14 @@ def download_shard(
     )
 
 
-def _publish(
-    folder: str, shard: int, rows: pa.Table, fetched: Mapping[int, Fetched], extension: str
-) -> dict[str, FileEntry]:
-    """The files of a shard: its tar, and what became of each planned row."""
+def _contents(shard: int, rows: pa.Table, fetched: Mapping[int, Fetched], extension: str) -> dict[str, bytes]:
+    """The files of a shard by name: its tar, and what became of each planned row."""
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
     kept = [_image_row(planned, result, extension) for planned, result in results if result.picture]
-    contents = {
+    return {
         shards.image_name(shard): shards.write_images(kept),
         shards.index_name(shard): shards.table_bytes([_index_row(*result) for result in results], INDEX),
     }
-    return {name: storage.publish(content, storage.join(folder, name)) for name, content in contents.items()}
 
 
 def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) -> dict[int, Fetched]:

@@ -101,8 +101,9 @@ class Names:
 
     def _give_up_the_late(self) -> None:
         now = time.monotonic()
-        for name in [name for name, end in self._running.items() if end <= now]:
-            del self._running[name]
+        overdue = [name for name, end in self._running.items() if end <= now]
+        for name in (*overdue, *(name for name in self._late if not self._fresh(name))):  # some never come back
+            self._running.pop(name, None)
             self._late.add(name)
             loss = Outcome.DNS, f"no name server answered in {self._deadline_s:g} s"
             self._known[name] = _Answer([], loss, now + KEPT_S)

@@ -238,6 +238,8 @@ class _Http(urllib.request.AbstractHTTPHandler):
         if announced is not None and size < int(announced):  # such reads do not complain themselves
             raise Lost(Outcome.TRUNCATED, f"{size} of {announced} bytes")
         body = b"".join(parts)
+        if not body:  # as of redirects, whatever they say of its coding
+            return body
         for coding in reversed(response.headers.get("Content-Encoding", "").lower().split(",")):
             body = _unpacked(body, coding.strip(), limit)
         return body
@@ -353,10 +355,10 @@ class _Timed(io.RawIOBase):
 
 def _seconds(retry_after: str) -> float:
     """Seconds from now that a Retry-After header names (RFC 9110, 10.2.3: a number, or a date)."""
-    if retry_after.strip().isdigit():
+    if retry_after.strip().isdecimal():
         return float(retry_after)
     try:
         moment = email.utils.parsedate_to_datetime(retry_after)
     except ValueError:
         return 0.0
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -262,15 +262,16 @@ def children(folder: str) -> tuple[list[str], list[str]]:
 
 
 def holds(folder: str, besides: Container[str] = ()) -> bool:
-    """Whether a folder holds any file, however deep, but for some names right in it; in a store it is asked just that.
+    """Whether a folder holds any file, however deep, but for some names relative to it; a store is asked just that.
 
     In a store no folder is without files, so those names count there too.
     """
     if is_remote(folder):
         return exists(folder)
-    for place, _, names in os.walk(absolute(folder)):
-        top = place == absolute(folder)
-        if any(not name.endswith(".tmp") and not (top and name in besides) for name in names):
+    top = absolute(folder)
+    for place, _, names in os.walk(top):
+        files = (os.path.relpath(os.path.join(place, name), top) for name in names if not name.endswith(".tmp"))
+        if any(file not in besides for file in files):
             return True
     return False
 

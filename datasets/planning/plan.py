@@ -20,7 +20,6 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.buckets import Frame
@@ -244,8 +243,8 @@ def _leave_out(cause: str, rows: pa.Table, kept: pa.Table, sentence: str, left_o
     if count := rows.num_rows - kept.num_rows:
         keys = Counter(rows["key"].to_pylist())
         keys.subtract(kept["key"].to_pylist())
-        gone = rows.filter(pc.is_in(rows["key"], pa.array([key for key, more in keys.items() if more])))
-        left_out.add_all(cause, filters.urls(gone), count, sentence)
+        urls = dict(zip(rows["key"].to_pylist(), filters.urls(rows), strict=True))
+        left_out.add_all(cause, (urls[key] for key in keys.elements()), count, sentence)
 
 
 def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut) -> pa.Table:

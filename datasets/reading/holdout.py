@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Set
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ Rows = list[tuple[str, str, str | None]]  # key, URL, and sha256 of the body, of
 
 
 def hold_out(
-    stored: Callable[[], Iterable[tuple[int, Rows]]],
+    stored: Iterable[tuple[int, Rows]],
     share: float,
     named: Set[str] = frozenset(),
     alike: Mapping[str, str] | None = None,
@@ -26,25 +27,24 @@ def hold_out(
     bytes, and those that look alike; with these go theirs, until nothing is added.
 
     Args:
-        stored: gives, as often as it is called, number and rows of each shard, in the order in which they are stored.
+        stored: number and rows of each shard, in the order in which they are stored; 24 bytes of a row are kept.
         share: of all pictures, from 0 to below 1.
         named: keys.
         alike: for keys of pictures that look like others, the key of the one that stands for them; None: not known.
     """
     alike = alike or {}
-    shown: set[str] = set()  # URLs, digests of bodies, and keys that stand for what looks alike, of held-out rows
+    names, held = dict[int, np.ndarray](), dict[int, np.ndarray]()
+    for shard, rows in stored:
+        found = [[_number(name) for name in (url, alike.get(key, key), sha256 or url)] for key, url, sha256 in rows]
+        names[shard] = np.array(found, np.uint64).reshape(-1, 3)
+        held[shard] = np.array([_place(url) < share or key in named for key, url, _ in rows], bool)
+    shown = np.empty(0, np.uint64)  # names of held-out rows: URLs, bodies, and what stands for what looks alike
     while True:
-        known, found = len(shown), {}
-        for shard, rows in stored():
-            held = []
-            for key, url, sha256 in rows:
-                names = {url, alike.get(key, key), *filter(None, [sha256])}
-                held.append(_place(url) < share or key in named or not shown.isdisjoint(names))
-                if held[-1]:
-                    shown |= names
-            found[shard] = held
-        if len(shown) == known:
-            return View.of(found)
+        more = np.unique(np.concatenate([shown, *(names[shard][bits].ravel() for shard, bits in held.items())]))
+        if len(more) == len(shown):
+            return View.of(held)
+        shown = more
+        held = {shard: bits | np.isin(names[shard], shown).any(axis=1) for shard, bits in held.items()}
 
 
 def rows_of(planned: pa.Table, index: bytes) -> Rows:
@@ -52,7 +52,8 @@ def rows_of(planned: pa.Table, index: bytes) -> Rows:
     urls = dict(zip(planned["key"].to_pylist(), planned["url"].to_pylist(), strict=True))
     table = pq.read_table(pa.BufferReader(index), columns=["key", "status", "sha256"])
     kept = table.filter(pc.field("status") == str(Outcome.OK))
-    return [(row["key"], urls[row["key"]], row["sha256"]) for row in kept.to_pylist()]
+    keys = kept["key"].to_pylist()
+    return list(zip(keys, map(urls.__getitem__, keys), kept["sha256"].to_pylist(), strict=True))
 
 
 def by_keys(shards: Iterable[int], read_index: Callable[[int], bytes], share: float) -> View:
@@ -62,6 +63,11 @@ def by_keys(shards: Iterable[int], read_index: Callable[[int], bytes], share: fl
     """
     keys = {shard: stored_keys(read_index(shard)).to_pylist() for shard in shards}
     return View.of({shard: [int(key, 16) < share * 2**128 for key in found] for shard, found in keys.items()})
+
+
+def _number(name: str) -> int:
+    """64 bits for a name: of two by chance the same, one picture more would be held out."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
 def _place(url: str) -> float:

@@ -125,7 +125,11 @@ class Rival:
         if LISTED not in self._names:
             return [(PurePosixPath(name).stem, name) for name in names]
         known = set(names)
-        rows = list(csv.DictReader(io.StringIO(self._read(LISTED).decode("utf-8-sig"))))
+        try:
+            rows = list(csv.DictReader(io.StringIO(self._read(LISTED).decode("utf-8-sig"))))
+        except (UnicodeDecodeError, csv.Error) as error:
+            told = f"{self.config_key}: {self.path}/{LISTED} is no CSV in UTF-8 ({error}); write it anew"
+            raise DataError(told) from error
         if not rows or not {"file", "prompt"} <= rows[0].keys():
             raise DataError(f"{self.config_key}: {self.path}/{LISTED} has no rows with file and prompt; write some")
         unknown = [row["file"] for row in rows if row["file"] not in known]

@@ -31,7 +31,7 @@ class View:
     shards: Mapping[int, tuple[int, bytes]]
 
     @classmethod
-    def of(cls, chosen: Mapping[int, Sequence[bool]]) -> "View":
+    def of(cls, chosen: Mapping[int, Sequence[bool] | np.ndarray]) -> "View":
         """The view that says of each picture of each shard, in their order, whether it is chosen."""
         return cls({shard: (len(bits), _packed(np.array(bits, bool))) for shard, bits in chosen.items()})
 

@@ -1,7 +1,7 @@
 """The ledger added up: by step, and of any leases, such as those of a run."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,11 +88,6 @@ def totals(root: str) -> Totals:
     """Read every writer's file below a root and add it up."""
     leases, torn = ledger.read(root)
     return Totals(by_step(leases), torn)
-
-
-def reduce_events(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], StepHours]:
-    """Add up events by (step, fingerprint); neither their order nor repetitions matter."""
-    return by_step(ledger.leases(events))
 
 
 def by_step(leases: Iterable[Lease]) -> dict[tuple[str, str], StepHours]:

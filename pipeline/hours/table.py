@@ -15,6 +15,7 @@ from settings import manners
 from stages.anatomy.flops import PEAKS
 
 FOREIGN = "it starts from weights whose hours are not in this"
+GIVEN = ("compressor", "text")  # sections whose weights come from elsewhere in the paper too
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,10 @@ def _papers() -> dict[str, Any]:
 def _is_foreign(manifest: Mapping[str, Any]) -> bool:
     """Whether an artifact is existing weights, or a training that starts from them.
 
-    The compressor's ImageNet ones do not count, as in the paper.
+    The compressor's ImageNet ones and text towers do not count, as in the paper.
     """
-    sections = [value for key, value in manifest["settings"].items() if isinstance(value, dict) and key != "compressor"]
+    counted = {key: value for key, value in manifest["settings"].items() if key.partition(".")[0] not in GIVEN}
+    sections = [value for value in counted.values() if isinstance(value, dict)]
     return manifest["step"].startswith("import_") or any(section.get("weights") for section in sections)
 
 

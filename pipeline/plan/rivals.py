@@ -45,6 +45,8 @@ def _lacking(config: Config, place: tuple[str, str], name: str, file: PromptFile
     rival = Rival(path, key)
     wanted = [(one.key, one.text) for one in file.prompts] if file else rival.everything()
     findings = rival.examine(wanted)
+    if file is None:  # which of them are wanted, only the data tell
+        return [f"{key}: of {len(wanted):,} pictures at {path}, {findings.told()}"] * bool(findings.lacking)
     contests.require(findings, key, path, name, len(wanted), config.eval.allow_missing)
     left = f"{len(findings.usable):,} are compared"
     return [f"{key}: of {len(wanted):,} pictures for {name}, {findings.told()}; {left}"] * bool(findings.lacking)

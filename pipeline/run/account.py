@@ -74,10 +74,11 @@ class Books:
         """The account of a step's build: the one that was begun, where the run goes on from that, or a new one."""
         step, fingerprint = item.step, item.fingerprint
         ours = [lease for lease in self.leases() if (lease.step, lease.fingerprint) == (step.name, fingerprint.digest)]
-        begun = next((lease.about.build for lease in ours if lease.lasting), None) if item.state == "resume" else None
-        build = begun or uuid.uuid4().hex
+        going_on = item.state == "resume"
+        begun = (lease.about.build for lease in ours if lease.lasting and lease.about.build)
+        build = (next(begun, None) if going_on else None) or uuid.uuid4().hex
         about = replace(self._about, build=build, output=step.output, parents=fingerprint.parents)
-        before = [lease for lease in ours if lease.about.build == build]
+        before = [lease for lease in ours if lease.about.build == build or (going_on and lease.about.build is None)]
         self._accounts.append(Account(self._writer, step.name, fingerprint.digest, about, before))
         return self._accounts[-1]
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import logging
+import os
 import sys
 import time
 import uuid
@@ -144,10 +145,10 @@ class _Session:
             self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
             self.books = self._open_books()
-            exits.push(self._tell)
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
             self._begin_record()
+            exits.push(self._tell)
             try:
                 neighbours.check_standing(self.store, self.artifacts.values())
             except Exception as error:
@@ -187,6 +188,8 @@ class _Session:
             self.summary.warnings.append(f"MLflow has no description of this run: {failure}")
 
     def _begin_record(self) -> None:
+        named = [storage.absolute(path) for path in self.config.paths(FILES).values()]
+        real = [os.path.realpath(path) for path in named if not storage.is_remote(path)]  # gc knows nothing of links
         self.record: dict[str, Any] = {
             "id": self.id,
             "conf": self.conf,
@@ -196,7 +199,7 @@ class _Session:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "outcome": "running",
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
-            "paths": sorted(map(storage.absolute, self.config.paths(FILES).values())),
+            "paths": sorted({*named, *real}),
             "steps": {},
         }
         self._write_record()

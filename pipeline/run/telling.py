@@ -72,7 +72,10 @@ def step_run(
             tracked.end = error
             raise
         finally:
-            _describe(tracked, [lease for lease in leases() if lease.about.build == build], kind, log_path)
+            try:
+                _describe(tracked, [lease for lease in leases() if lease.about.build == build], kind, log_path)
+            except Exception as failure:  # what is told of a step changes nothing about how it ends
+                tracking.warnings.append(f"MLflow has no description of {item.step.name}: {failure}")
 
 
 def _describe(run: StepRun, leases: Sequence[Lease], kind: str, log_path: str) -> None:

@@ -210,9 +210,11 @@ class Build:
         for message in self.cluster.exchange(stop=self.stopped() is not None):
             match message.pop("kind"):
                 case "held":
-                    self.held[0].begin(message["seconds"])
+                    for held in self.held:  # none where the message came late, of an earlier step's ranks
+                        held.begin(message["seconds"])
                 case "energy":
-                    self.held[0].joules[message["node"]] = message["joules"]
+                    for held in self.held:
+                        held.joules[message["node"]] = message["joules"]
                 case "spent":
                     self._spent(**message)
                 case "resumed":
@@ -234,12 +236,13 @@ class Build:
         self.raise_if_stopped()
 
     def _spent(self, training: str, step: int, seconds: dict[str, float], age: float) -> None:
-        (held,) = self.held
-        held.begin(age)
-        held.phases.add(training, step, seconds)
+        for held in self.held:
+            held.begin(age)
+            held.phases.add(training, step, seconds)
 
     def _resumed(self, training: str, step: int) -> None:
-        self.held[0].phases.goes_on(training, step, self.interruptions.reached.get(training, 0))
+        for held in self.held:
+            held.phases.goes_on(training, step, self.interruptions.reached.get(training, 0))
         again = self.interruptions.resumed(training, step)
         if self.interruptions.begun > 1:
             log.info("%s goes on from step %d: %d steps are done again", training, step, again)

@@ -226,9 +226,9 @@ def _dropped(finished: dict[int, Receipt]) -> Counter[str]:
 
 def _away(finished: Mapping[int, Receipt], max_lost: float) -> list[int]:
     """The shards that were fetched while the network or a server was away: a receipt would make that final."""
-    most = max(AWAY, max_lost)
+    full = max((receipt.rows_in for receipt in finished.values()), default=0)  # of a small shard a few links are most
     lost = {shard: sum(receipt.dropped.get(cause, 0) for cause in PASSING) for shard, receipt in finished.items()}
-    return [shard for shard in sorted(lost) if lost[shard] > most * finished[shard].rows_in]
+    return [shard for shard in sorted(lost) if lost[shard] > max(AWAY, max_lost) * full]
 
 
 def _tell(build: Build, dropped: Counter[str], lost: Lost) -> None:

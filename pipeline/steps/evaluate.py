@@ -195,7 +195,8 @@ def _retrieval(found: Sequence[Contest]) -> dict[str, float]:
         wanted = [(row["key"], row["caption"]) for row in contest.rows]
         originals = [thumbnail(contest.original.pixels(one)) for one in wanted]
         columns = {"": "score", "_stage_b": "stage_b"}
-        columns |= {"_baseline": f"{RIVAL}baseline"} if f"{RIVAL}baseline" in contest.places else {}
+        trained = contest.places.get(f"{RIVAL}baseline")
+        columns |= {"_baseline": f"{RIVAL}baseline"} if trained and not trained.outside else {}
         for name, column in columns.items():
             place = contest.places[column].open()
             hits = retrieved([thumbnail(place.pixels(one)) for one in wanted], [*originals, *others])

@@ -1,7 +1,7 @@
 """select: a view, which of the stored pictures the phases of a training see; hold_out: those that none sees."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import pyarrow.compute as pc
 
@@ -75,9 +75,14 @@ def _hold_out(
 
 
 def held_out(
-    share: float, captions: Sequence[str], metadata: Artifact, images: Artifact, repeated: Artifact | None
+    share: float,
+    captions: Sequence[str],
+    metadata: Artifact,
+    images: Artifact,
+    repeated: Artifact | None,
+    named: Set[str] = frozenset(),
 ) -> views.View:
-    """A view of the pictures that are held out at a share, of those with one of the captions, and of all copies."""
+    """A view of what is held out at a share, or has one of the captions or a key that is named, and of all copies."""
     stored = images.shards()
 
     def rows() -> Iterator[tuple[int, holdout.Rows]]:
@@ -87,7 +92,7 @@ def held_out(
                     yield shard, holdout.rows_of(planned, stored[shard].read(shards.index_name(shard)))
 
     alike = duplicates.stand_ins(repeated.read(duplicates.FILE)) if repeated else None
-    return holdout.hold_out(rows, share, _captioned(captions, metadata).keys(), alike)
+    return holdout.hold_out(rows(), share, _captioned(captions, metadata).keys() | named, alike)
 
 
 def _captioned(captions: Sequence[str], metadata: Artifact) -> dict[str, str]:

@@ -18,6 +18,7 @@ build; the next run goes on with what is still vouched for, or deletes on.
 """
 
 import contextlib
+import errno
 import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -147,6 +148,13 @@ def _remove(path: str, names: Collection[str], folder: str, fence: Fence) -> Non
     try:
         storage.move(folder, aside)
     except FileNotFoundError:  # there is none, or a move before was made and its answer lost
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _remove_objects(path, names, fence)  # in place, as in a store: another disk lies there
+        fence()
+        storage.remove(folder)
         return
     try:
         fence()

@@ -277,7 +277,7 @@ def _judged(group: Sequence[Lease]) -> Iterator[Lease]:
             lease,
             outcome="killed" if killed else lease.outcome,
             counts=lease.kind != CPU or not gpus,
-            lasting=lease.about.build == latest.about.build,
+            lasting=lease.about.build in (None, latest.about.build),  # earlier versions did not say
         )
 
 

@@ -8,7 +8,7 @@ SECRET = re.compile(
     r"(^|_)(token|secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private|account)_?key)(_|$)"
 )
 
-PASSWORD = re.compile(r"(?<=\w://)[^/\s@:]+:(?!\d+/)[^\s@]+@")  # a secret key may have slashes; a port has one after it
+PASSWORD = re.compile(r"(?<=\w://)[^/\s@:]*:(?!\d+/)[^\s@]+@")  # a secret key may have slashes; a port has one after it
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:

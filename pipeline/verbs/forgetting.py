@@ -155,6 +155,7 @@ def _from_everything(
         by_shard[row["shard"]].add(row["key"])
     captions = {row["caption"] for row in meant}
     stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
+    held_back = {it.path: _keys_of(it, images) for it in descendants(images, finished) if it.name == "held_out"}
     outcome.pictures |= stored
     if stored:
         _from_mlflow(store.root, outcome)
@@ -192,7 +193,8 @@ def _from_everything(
                 held.replace(views.FILE, content)
                 held.settle(rows)
         if artifact.name == "held_out":
-            view = _held_out(artifact, metadata, now, _parent(store, artifact, "duplicates"))
+            repeated = _parent(store, artifact, "duplicates")
+            view = _held_out(artifact, metadata, now, repeated, held_back[artifact.path])
             with _held(store, artifact, outcome) as held:
                 held.replace(views.FILE, views.dump(view))
                 held.settle(view.rows)
@@ -204,12 +206,32 @@ def _parent(store: Store, artifact: Artifact, name: str) -> Artifact | None:
     return store.find(name, digest) if digest else None
 
 
-def _held_out(artifact: Artifact, metadata: Artifact, images: Artifact, repeated: Artifact | None) -> views.View:
-    """What is held out of the pictures that are left, by the rule of the version that made the artifact."""
+def _keys_of(view: Artifact, images: Artifact) -> set[str]:
+    """Keys of the pictures that a view chooses.
+
+    After a kill each file is as it was, or as it is to be; of shards that the view does not fit yet, nobody can tell.
+    """
+    found, chosen = set[str](), views.read(storage.read(storage.join(view.path, views.FILE)))
+    for number in images.shards():
+        index = storage.read(storage.join(images.path, shards.index_name(number)))
+        keys = views.stored_keys(index).to_pylist()
+        if chosen.shards.get(number, (0, b""))[0] == len(keys):
+            found.update(keys[place] for place in chosen.places(number))
+    return found
+
+
+def _held_out(
+    artifact: Artifact, metadata: Artifact, images: Artifact, repeated: Artifact | None, before: Set[str]
+) -> views.View:
+    """What is held out of the pictures that are left, by the rule of the version that made the artifact.
+
+    What was held out for a picture that is gone stays so: no training is to see it now.
+    """
     settings, stored = artifact.manifest["settings"], images.shards()
     if artifact.manifest["version"] == 1:
         return holdout.by_keys(stored, lambda n: stored[n].read(shards.index_name(n)), settings["data.holdout"])
-    return held_out(settings["data.holdout"], settings.get("data.held_out_captions", ()), metadata, images, repeated)
+    captions = settings.get("data.held_out_captions", ())
+    return held_out(settings["data.holdout"], captions, metadata, images, repeated, before)
 
 
 def _from_pictures(held: _Held, keys: Set[str]) -> None:

@@ -56,11 +56,6 @@ def retrieved(generated: Sequence[np.ndarray], originals: Sequence[np.ndarray]) 
     return np.array(hits)
 
 
-def retrieval_top1(generated: Sequence[np.ndarray], originals: Sequence[np.ndarray]) -> float:
-    """Share in [0, 1] of the generated pictures, uint8 `[H, W, 3]` each, that are `retrieved` among the originals."""
-    return float(retrieved(*([thumbnail(picture) for picture in side] for side in (generated, originals))).mean())
-
-
 def ssim(generated: np.ndarray, originals: np.ndarray) -> np.ndarray:
     """Structural similarity (Wang et al., 2004) of each picture, 1 where the two are equal.
 

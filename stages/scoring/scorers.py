@@ -22,9 +22,8 @@ Pictures = Sequence[np.ndarray]  # uint8 RGB (H, W, 3) each
 
 
 class Scorer(Protocol):
-    """What scores pictures; higher is better where `better` is 1, lower where it is -1."""
+    """What scores pictures."""
 
-    better: int
     wants_originals: bool
     """Whether it compares with originals, and so scores only where there are any."""
 
@@ -38,7 +37,7 @@ class Scorer(Protocol):
 class PromptScorer:
     """The cosine of picture and prompt in a CLIP, times a factor: its own, exp(logit_scale), as PickScore, or 100."""
 
-    better, wants_originals = 1, False
+    wants_originals = False
 
     def __init__(self, clip: Clip, factor: float | None = None) -> None:
         self._clip = clip
@@ -55,7 +54,7 @@ class PromptScorer:
 class PictureScorer:
     """An aesthetic predictor, which looks at no prompt."""
 
-    better, wants_originals = 1, False
+    wants_originals = False
 
     def __init__(self, predictor: AestheticScorer) -> None:
         self._predictor = predictor
@@ -73,13 +72,12 @@ class Likeness:
 
     Args:
         measure: uint8 (N, H, W, 3) and originals of the same shape -> (N,).
-        better: 1 where more of it is likelier, -1 for a distance.
     """
 
     wants_originals = True
 
-    def __init__(self, measure: Callable[[np.ndarray, np.ndarray], np.ndarray], better: int = 1) -> None:
-        self._measure, self.better = measure, better
+    def __init__(self, measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        self._measure = measure
 
     def __call__(self, pictures: Pictures, prompts: Sequence[str], originals: Pictures | None) -> np.ndarray:
         assert originals is not None, "likeness is to originals"
@@ -104,7 +102,7 @@ def likenesses(perceptual: Callable[[Tensor, Tensor], Tensor] | None, device: st
             measured: np.ndarray = distance.cpu().numpy()
             return measured
 
-        found["lpips"] = Likeness(lpips, better=-1)
+        found["lpips"] = Likeness(lpips)
     return found
 
 

@@ -117,9 +117,9 @@ def _looked_at(trainer: Trainer, callbacks: Callbacks) -> dict[str, float]:
 
 def _end(trainer: Trainer, callbacks: Callbacks) -> None:
     """Put the weights that are to come out into the objective."""
+    trainer.most(0.0)  # all have saved: from here on any checkpoint is whole
     best = trainer.best
     if callbacks.validation and best and trainer.config.keeps_best and best.step < trainer.step:
-        trainer.most(0.0)  # all have saved
         trainer.restore(callbacks.state_after(best.step))
     trainer.finish()
 

@@ -28,7 +28,7 @@ from PIL import Image
 from datasets import pictures
 from datasets.buckets import Frame
 from datasets.config import DownloadConfig, ImageConfig
-from datasets.fetching import download, web
+from datasets.fetching import download, rights, web
 from datasets.files import storage
 from datasets.files.fence import unfenced
 from datasets.formats import shards
@@ -286,7 +286,7 @@ def _plain_img2dataset(base: str, count: int, folder: Path, image: ImageConfig, 
         encode_format="jpg",
         retries=0,
         user_agent_token="bench",
-        disallowed_header_directives=download.OPT_OUTS,
+        disallowed_header_directives=rights.OPT_OUTS,
     )
     downloader.download_shard((0, str(folder / "rows.feather")))
     stats: dict[str, int] = json.loads((folder / "00000_stats.json").read_text())

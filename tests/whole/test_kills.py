@@ -131,6 +131,7 @@ def repair(root):
     before, now = json.loads((root / "whole.json").read_text()), times(root)
     changed = {file for file in now if now[file] != before[file]}
     hit = {f"{name}/{MADE[name].digest}/manifest.json" for name in ("images", "latents_a", "view_all")}
+    hit |= {f"{name}/{MADE[name].digest}/shards.parquet" for name in ("images", "latents_a", "view_all")}
     hit |= {f"{name}/{MADE[name].digest}/{SHARD}" for name in ("images", "latents_a")}
     assert changed == {f"artifacts/{file}" for file in hit}, changed
 

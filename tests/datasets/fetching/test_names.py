@@ -97,6 +97,18 @@ def test_whoever_is_late_holds_nobody_up(resolver):
         pytest.fail("a late answer is no answer")
 
 
+def test_a_resolver_that_never_comes_back_holds_nobody_up_for_ever(resolver, monkeypatch):
+    monkeypatch.setattr(names, "KEPT_S", 0.05)
+    over = threading.Event()
+    resolver({})
+    names.socket.getaddrinfo = lambda *_, **__: over.wait()  # undone with the stub
+    found = Names(0.02, 1)
+    for _ in range(3):
+        assert outcome(found, "stuck.example") is Outcome.DNS
+        time.sleep(0.06)  # its answer is no longer kept
+    over.set()
+
+
 def test_an_unknown_name_is_asked_once_and_one_that_may_be_known_soon_again(resolver, monkeypatch):
     monkeypatch.setattr(names, "SOON_S", 0.05)
     for error, times in ((socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)):

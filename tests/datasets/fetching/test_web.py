@@ -1,5 +1,7 @@
 """The guard of the downloads: public addresses only, slots of a host, patience, deadlines. All on loopback."""
 
+import http.client
+import io
 import socket
 import ssl
 import sys
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -491,3 +494,27 @@ def test_a_server_that_never_has_time_is_given_up(server):
         with pytest.raises(Lost, match="throttled"):
             fetch(shared, "busy")
     assert len(server.RequestHandlerClass.moments["busy"]) <= 4
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "gzip, deflate"])
+def test_an_empty_body_is_whole_whatever_is_said_of_its_coding(coding):
+    asking: Any = SimpleNamespace(_download=DOWNLOAD)
+    headers = http.client.parse_headers(io.BytesIO(f"Content-Encoding: {coding}\r\n\r\n".encode()))
+    response: Any = SimpleNamespace(read1=lambda _: b"", headers=headers)
+    assert web._Http._body(asking, response) == b""
+
+
+@pytest.mark.parametrize(
+    ("told", "least", "most"),
+    [
+        ("7", 7, 7),
+        ("²", 0, 0),
+        ("soon", 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Fri, 01 Jan 2100 00:00:00 -0000", 1e9, 1e10),
+        ("-5", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_whatever_a_server_says_of_its_patience_is_read_or_none(told, least, most):
+    assert least <= web._seconds(told) <= most

@@ -252,6 +252,13 @@ def test_exact_duplicates_are_dropped_and_counted(tmp_path):
     assert set(result.rows["punsafe"].to_pylist()) == {0.01}  # the first one stays
 
 
+def test_of_rows_that_come_again_those_that_are_dropped_are_listed(tmp_path):
+    config = data_config("laion_aesthetic", metadata=metadata(tmp_path, [laion_row(1)] * 3 + [laion_row(0)]))
+    listed = plan.make(config, 0, lambda part: None).left_out.table("metadata")
+    rows = pq.read_table(pa.BufferReader(listed)).to_pylist()
+    assert [(row["place"], row["cause"]) for row in rows] == [(laion_row(1)["URL"], "duplicate")] * 2
+
+
 def test_the_layout_is_a_function_of_rows_and_seed(tmp_path, monkeypatch):
     rows = [laion_row(number) for number in range(50)]
     straight, other = made(tmp_path, rows, 1), made(tmp_path, rows, 2)

@@ -32,7 +32,7 @@ def held(view: View, parts: list[list[Row]]) -> set[str]:
 
 def holding(rows: list[Row], share: float, **others: object) -> set[str]:
     parts = split(rows)
-    return held(holdout.hold_out(lambda: enumerate(parts), share, **others), parts)  # type: ignore[arg-type]
+    return held(holdout.hold_out(enumerate(parts), share, **others), parts)  # type: ignore[arg-type]
 
 
 def groups(pairs: list[tuple[str, str]]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.hours.spent import overlapping, reduce_events, spent
+from pipeline.hours.spent import by_step, overlapping, spent
 from pipeline.store import ledger
 from pipeline.store.phases import OTHER, PHASES, READING, REPEATED, STEPS
 
@@ -65,7 +65,7 @@ def test_phases_sum_to_what_was_allocated(events):
         held[event["lease"]] = (event.get("devices", devices), max(longest, event["held_s"]))
     assert sum(found.phases.values()) == found.total
     assert found.total == pytest.approx(sum(devices * seconds for devices, seconds in held.values()), rel=1e-12)
-    (row,) = reduce_events(events).values()
+    (row,) = by_step(ledger.leases(events)).values()
     assert row.device_seconds == pytest.approx(found.total, rel=1e-12)
 
 
@@ -103,7 +103,7 @@ def test_runs_add_up_to_the_ledger_and_so_do_builds(events):
 
 def test_an_old_ledger_reads_as_it_did():
     events = lines("a", 8, 3, "failed") + lines("b", 8, 2, "done", opened=2e9, attempt=1)
-    (row,) = reduce_events(events).values()
+    (row,) = by_step(ledger.leases(events)).values()
     assert (row.attempts, row.failed_attempts, row.estimated) == (2, 1, False)
     assert row.device_seconds_by_kind == {A100: 400.0}
     found = spent(ledger.leases(events))
@@ -116,6 +116,12 @@ def test_goodput_is_the_share_of_steps_that_lasted():
     found = spent(ledger.leases(thrown + kept))
     assert (found.total, found.discarded, found.repeated) == (200.0, 100.0, 20.0)
     assert found.goodput == 0.25
+
+
+def test_what_an_earlier_version_has_begun_counts_with_the_build_that_goes_on_with_it():
+    begun = lines("a", 1, 10, phases={STEPS: 80.0})
+    ended = lines("b", 1, 10, phases={STEPS: 50.0}, build="second", opened=2e9)
+    assert spent(ledger.leases(begun + ended)).discarded == 0.0
 
 
 def test_the_cost_is_told_where_every_hour_has_a_price():

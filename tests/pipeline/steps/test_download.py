@@ -55,8 +55,8 @@ def test_progress_is_told_now_and_then_and_adds_up(monkeypatch):
 
 
 def receipt(shard: int, **dropped: int) -> Receipt:
-    kept = 10 - sum(dropped.values())
-    return Receipt(shard, 10, kept, dropped, {}, 0.0, 1, "here")
+    rows = 2 if dropped == {"dns": 2} else 10
+    return Receipt(shard, rows, rows - sum(dropped.values()), dropped, {}, 0.0, 1, "here")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,7 @@ def receipt(shard: int, **dropped: int) -> Receipt:
         ({}, [{0, 1, 2}, {1}], [{0: {}, 1: {"dns": 9}, 2: {}}, {1: {"dns": 9}}], [None, "data.download.max_lost=1.0"]),
         ({0: {}, 1: {"timeout": 10}, 2: {}}, [set(), {1}], [{}, {1: {}}], None),  # by an earlier run
         ({0: {"dns": 1}, 1: {}}, [{2}], [{2: {}}], None),  # few enough: `data retry` is there for these
+        ({}, [{0, 1, 2}], [{0: {}, 1: {}, 2: {"dns": 2}}], None),  # a last shard of two rows, whose links are dead
         ({0: {"dns": 5}, 1: {"dns": 5}}, [{2}, {0, 1}], [{2: {"gone": 10}}, {0: {}, 1: {}}], None),
     ],
 )

@@ -40,7 +40,7 @@ def noise(number: int) -> np.ndarray:
 class Brightness:
     """Whose pictures are brighter is known beforehand; it counts how often it looked at each of them."""
 
-    better, wants_originals = 1, False
+    wants_originals = False
 
     def __init__(self) -> None:
         self.seen: Counter[tuple[str, bytes]] = Counter()

@@ -1,5 +1,6 @@
 """Deletions: marks first, under a fence, and of a finished artifact only what is damaged."""
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from datasets.files import storage
+from datasets.files.errors import StorageError
 from datasets.formats import shards
 from datasets.formats.shards import Clock, ImageRow
 from pipeline.errors import ClaimLost, LeaseHeld
@@ -127,6 +129,27 @@ def test_a_local_folder_goes_in_one_step(tmp_path, monkeypatch):
     assert seen == [True, False]
     assert storage.listing(f"{tmp_path}/deleted") == []
     deleting.discard(artifact.path, open_fence)  # nothing is there
+
+
+def test_a_folder_on_another_disk_goes_in_place_with_its_marks_first(tmp_path, monkeypatch):
+    """As where artifacts are a mount, or a link to one."""
+
+    def move(source: str, target: str) -> None:
+        raise StorageError(errno.EXDEV, "invalid cross-device link", source)
+
+    monkeypatch.setattr(storage, "move", move)
+    artifact = built(tmp_path)
+    leftovers(artifact)
+    order: list[str] = []
+    remove_all = storage.remove_all
+    monkeypatch.setattr(storage, "remove_all", lambda paths: (order.extend(paths), remove_all(paths)))
+    deleting.tidy(artifact, open_fence)
+    assert lacking(artifact.path, artifact.files) is None
+    assert not Path(artifact.path, "building").exists()
+    order.clear()
+    deleting.discard(artifact.path, open_fence)
+    assert order[0].endswith("manifest.json")
+    assert not Path(artifact.path).exists()
 
 
 @pytest.mark.parametrize("begun", [False, True])

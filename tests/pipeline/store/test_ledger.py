@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Interrupted
-from pipeline.hours.spent import reduce_events, totals
+from pipeline.hours.spent import by_step, totals
 from pipeline.run.memory import PeakMemory, tree_bytes
+from pipeline.store import ledger
 from pipeline.store.ledger import Writer
 
 CHECKOUT = Path(__file__).parents[3]
@@ -166,11 +167,11 @@ def test_order_and_repetition_do_not_change_the_sum(
     history: tuple[list[dict[str, Any]], float], random: Random
 ) -> None:
     events, expected = history
-    table = reduce_events(events)
+    table = by_step(ledger.leases(events))
     assert table[KEY].device_seconds == expected
     shuffled = events + random.choices(events, k=3)
     random.shuffle(shuffled)
-    assert reduce_events(shuffled) == table
+    assert by_step(ledger.leases(shuffled)) == table
 
 
 def test_kinds_of_device_are_kept_apart() -> None:
@@ -178,7 +179,7 @@ def test_kinds_of_device_are_kept_apart() -> None:
     for lease, kind in (("a", "cpu"), ("b", "cuda:NVIDIA H200")):
         opening = {"step": "train_c", "fingerprint": "abc123", "devices": 2, "kind": kind}
         events += [_event("lease_open", lease, 0, **opening), _event("lease_close", lease, 5, outcome="done")]
-    spent = reduce_events(events)[KEY]
+    spent = by_step(ledger.leases(events))[KEY]
     assert spent.device_seconds_by_kind == {"cpu": 10, "cuda:NVIDIA H200": 10}
     assert (spent.kind, spent.device_seconds) == ("cuda:NVIDIA H200", 10)
 

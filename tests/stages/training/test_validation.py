@@ -55,7 +55,7 @@ BUCKETS = ("128x256", "256x128", "128x256")
 
 def hold_out(share: float) -> views.View:
     rows = [[(key, f"http://x.invalid/{n}-{row}", None) for row, key in enumerate(KEYS[n])] for n in range(3)]
-    return holdout.hold_out(lambda: enumerate(rows), share)
+    return holdout.hold_out(enumerate(rows), share)
 
 
 def chosen(view: views.View) -> set[str]:
