@@ -92,23 +92,11 @@ class Checkpoints:
         Where several ranks ask together, and get the same one, each reads its share of the parts, and keeps them until
         they are asked for. `told` gives what each rank tells all others.
         """
-        found, newer = None, []
         for saved in told(sorted(self._markers(), reverse=True))[0]:
             held = self._valid(saved, range(rank, saved.parts, world))
             if all(told(held is not None)):
-                found = Found(saved, [partial((held or {}).pop, part) for part in range(saved.parts)])
-                break
-            newer.append(saved)
-        if rank == 0:
-            self._forget(newer)
-        told(None)  # nobody saves before that
-        return found
-
-    def _forget(self, broken: Iterable[Saved]) -> None:
-        """Take away the marks of what is not whole, or parts of two attempts at one step could make one checkpoint."""
-        for saved in broken:
-            for part in range(saved.parts):
-                storage.remove(self._path(saved, part, "json"))
+                return Found(saved, [partial((held or {}).pop, part) for part in range(saved.parts)])
+        return None
 
     def _valid(self, saved: Saved, parts: Iterable[int]) -> dict[int, bytes] | None:
         """Parts of a checkpoint by number; nothing, said so, where one of them is not whole and valid."""
