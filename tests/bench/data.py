@@ -36,6 +36,7 @@ from datasets.formats.shard_table import Shards
 from datasets.formats.shards import ImageRow
 from datasets.planning import plan
 from datasets.reading.batches import Batches, Source
+from datasets.sources import loopback
 from pipeline.models.encoders import Encoder
 from pipeline.steps import encode
 from stages.models.compressor import Compressor
@@ -241,7 +242,7 @@ def downloading(count: int, side: int, size: int, pairs: int) -> Iterator[Line]:
 
 
 @contextmanager
-def _served(bodies: list[bytes]) -> Iterator[web.Address]:
+def _served(bodies: list[bytes]) -> Iterator[loopback.Address]:
     """A server in a process of its own: its CPU time is not the download's."""
     with tempfile.TemporaryDirectory() as folder:
         for number, body in enumerate(bodies):
@@ -294,7 +295,7 @@ def _plain_img2dataset(base: str, count: int, folder: Path, image: ImageConfig, 
 
 
 def _cpu_split(
-    bodies: list[bytes], address: web.Address, image: ImageConfig, limits: DownloadConfig
+    bodies: list[bytes], address: loopback.Address, image: ImageConfig, limits: DownloadConfig
 ) -> dict[str, tuple[float, float]]:
     """CPU milliseconds a picture of each part, one thread: ours, and those of the libraries of img2dataset."""
     import urllib.request

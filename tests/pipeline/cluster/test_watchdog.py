@@ -145,7 +145,9 @@ def test_a_straggler_is_found_and_all_ranks_end(tmp_path: Path) -> None:
         for process in ranks.processes:
             process.join()
         stall = pulses.beat(9, 0, "asking", 0.0, STALL_S)
-    assert {process.exitcode for process in ranks.processes} == {EXIT_STALLED}
+    codes = {process.exitcode for process in ranks.processes}
+    assert EXIT_STALLED in codes
+    assert codes <= {EXIT_STALLED, 1}  # the other may hear first that its connection is gone
     assert "rank 1 after step 3: forward pass" in stall
     assert "rank 0 after step 3: backward pass, and exchanging gradients" in stall
 
