@@ -669,5 +669,5 @@ def test_the_schedules_find_the_faults_of_the_protocol_before():
 def test_the_schedules_find_a_claim_that_is_not_disarmed(monkeypatch):
     """Without its other half the fence is a look that may be old by the time of the commit."""
     monkeypatch.setattr(claims, "_disarm", lambda place, fence: None)
-    wrong, _ = explore(by_claims, 2_000)
-    assert wrong["a holder committed after another one had taken over"] > 0
+    rounds = (explore(by_claims, 1_000)[0] for _ in range(15))  # one in a thousand or two shows it
+    assert any(wrong["a holder committed after another one had taken over"] for wrong in rounds)
