@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,8 @@ class Outbox:
         self.why_unkept = ""
         self._send = send
         self._complain = complain
-        self._file = self.path.open("xb", buffering=0)
+        self._file = _made(self.path)
         self._size = 0
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # held until this process ends, however it does
         self._waiting: deque[Record] = deque()
         self._changed = threading.Condition()
         self._idle = self._failing = self._closing = False
@@ -162,6 +162,16 @@ class Outbox:
                 if self._closing:
                     return False
                 self._changed.wait_for(lambda: self._closing, next(pauses, PAUSES_S[-1]))
+
+
+def _made(path: Path) -> FileIO:
+    """A new file, locked until this process ends, however it does."""
+    while True:
+        file = path.open("xb", buffering=0)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # before it was locked, somebody took it for a dead one's that holds nothing
 
 
 def _in_short(error: BaseException) -> str:
