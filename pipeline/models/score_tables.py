@@ -22,21 +22,14 @@ LIKENESSES = {"psnr": 1, "ssim": 1, "lpips": -1}  # scorers that need an origina
 EVERYTHING = "all"
 
 
-@dataclass(frozen=True)
-class Line:
+@dataclass(frozen=True, kw_only=True)
+class Line(WinRate):
     """A win rate of ours over a rival (`null`: ourselves with another seed) on a prompt set, or on a part of it."""
 
     scorer: str
     set: str
     rival: str
     part: str
-    rate: float
-    low: float
-    high: float
-    ties: int
-    n: int
-    margin: float
-    p: float
 
 
 def schema(rivals: Iterable[str]) -> pa.Schema:
@@ -70,7 +63,7 @@ def _lines(rows: pa.Table, scorer: str, prompts: str, column: str) -> Iterator[L
         groups = win_rates_by(rows[kind].to_pylist(), ours, theirs)
         parts |= {f"{kind}: {name}": won for name, won in groups.items()}
     for part, won in parts.items():
-        yield Line(scorer, prompts, column.removeprefix(RIVAL), part, **asdict(won))
+        yield Line(scorer=scorer, set=prompts, rival=column.removeprefix(RIVAL), part=part, **asdict(won))
 
 
 def metrics(table: pa.Table, lines: Sequence[Line]) -> dict[str, float]:
