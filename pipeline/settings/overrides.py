@@ -62,10 +62,18 @@ def hint_at_key(
         source, target = _parent(tried, key), _parent(tried, near)
         if source is None or target is None or last not in source:  # names with dots in them
             continue
-        target[near.rpartition(".")[2]] = source.pop(last)
+        right = near.rpartition(".")[2]
+        target[right] = _laid_over(target.get(right), source.pop(last))
         if fits(tried, near):
             return f" (did you mean {near}?)"
     return ""
+
+
+def _laid_over(below: Any, value: Any) -> Any:
+    """A value, or a section's with what it leaves unsaid."""
+    if not isinstance(below, dict) or not isinstance(value, dict):
+        return value
+    return below | {key: _laid_over(below.get(key), part) for key, part in value.items()}
 
 
 def hint_at_quotes(key: str, value: str, read: Callable[[str], Any]) -> str:
