@@ -18,6 +18,7 @@ from pipeline.store.ledger import CPU
 from stages.anatomy import parameters
 
 FP32 = 4  # bytes of a stored weight
+BY_A100 = "18 % of A100"
 BASES = "root, what was trained here; conf, its `rates` (of scale=paper, the paper's speed); 18 % of A100, by FLOPs"
 
 
@@ -60,9 +61,9 @@ def lines(
 
 
 def predicted(planned: Sequence[Planned], config: Config, made: Iterable[Artifact]) -> float | None:
-    """Device-hours of all that is to do, as far as is known."""
-    hours: float | None = total(lines(planned, cost.estimates(planned, config), config, made)).hours
-    return hours
+    """Device-hours of all that is to do; None where some are those of an A100, whatever this machine has."""
+    found = lines(planned, cost.estimates(planned, config), config, made)
+    return None if BY_A100 in {line.basis for line in found} else total(found).hours
 
 
 def total(found: Sequence[Line]) -> Line:
@@ -113,13 +114,13 @@ def _seconds(
         return flops / speed, f"root, {kind}"
     if estimate["device_seconds"] is not None:
         return estimate["device_seconds"], "conf"
-    return flops / cost.A100_FLOPS, "18 % of A100"
+    return flops / cost.A100_FLOPS, BY_A100
 
 
 def _other(step: str, config: Config, estimate: Mapping[str, Any]) -> Line:
     seconds, basis = estimate["device_seconds"], "conf"
     if seconds is None and estimate["cached_flops"]:
-        seconds, basis = estimate["cached_flops"] / cost.A100_FLOPS, "18 % of A100"
+        seconds, basis = estimate["cached_flops"] / cost.A100_FLOPS, BY_A100
     hours = None if seconds is None else seconds / 3600
     return Line(
         step,

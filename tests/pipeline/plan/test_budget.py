@@ -52,3 +52,12 @@ def test_what_this_root_has_trained_says_how_fast_it_is():
     assert sum(line.hours or 0 for line in found) == pytest.approx(flops / 1e14 / 3600)
     cpu: Any = Artifact("stage_c", "", {**told, "devices": "cpu"})  # of another kind than cluster.device
     assert {line.basis for line in lines(PAPER, [cpu]) if line.step == "train_c"} == {"conf"}
+
+
+@pytest.mark.parametrize(("words", "told"), [(["scale=micro"], False), ([*PAPER, "targets=[latents_a]"], True)])
+def test_what_an_a100_would_take_is_no_prediction_for_any_machine(words, told):
+    assert (budget.BY_A100 not in {line.basis for line in lines(words)}) is told
+    loaded = compose.load("stage_c", words)
+    predicted = budget.predicted(planned_steps(loaded, "/nowhere", Selection()), loaded, [])
+    assert (predicted is not None) is told
+    assert predicted == (pytest.approx(budget.total(lines(words)).hours) if told else None)
