@@ -26,9 +26,13 @@ class Board:
         self._stop = False
         self._job, self._pulses = 0, Pulses()
 
-    def post(self, message: dict[str, Any]) -> None:
-        """Leave a message for the driver."""
-        self._messages.append(message)
+    def post(self, message: dict[str, Any], job: int = 0) -> None:
+        """Leave a message for the driver; a rank's tells its job, and what one of an earlier job says is passed over.
+
+        A frozen node may send it when the next attempt has begun, and does the same steps again.
+        """
+        if job in (0, self._job) or job > self._job:
+            self._messages.append(message)
 
     def exchange(self, stop: bool) -> list[dict[str, Any]]:
         """The driver's visit: tell whether to stop, take the messages along."""
@@ -70,7 +74,7 @@ class BoardClient:
 
     def post(self, message: dict[str, Any]) -> None:
         """Leave a message for the driver, without waiting."""
-        self._board.post.remote(message)
+        self._board.post.remote(message, self._job)
 
     def stopping(self) -> bool:
         """Whether to save and return; asks the board at most twice a second."""

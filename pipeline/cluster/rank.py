@@ -243,10 +243,9 @@ class RankCallbacks(Callbacks):
             values, self._panel_seconds = {**values, "panel_seconds": self._panel_seconds}, 0.0
         name, post = self._name, self._rank.board.post
         post({"kind": "progress", "done": step, "total": self._config.num_steps, "unit": f"{name} steps"})
-        post({"kind": "reached", "training": name, "step": step})
         self._rank.tell_spent(name, step)
         named = {f"{name}/{key}": value for key, value in values.items()}
-        post({"kind": "metrics", "values": named, "step": step})
+        post({"kind": "logged", "training": name, "step": step, "values": named})
         self._rank.metrics.update(named)
         self._logged[step] = named
 

@@ -222,7 +222,8 @@ class Build:
                     heard = True
                 case "notice":
                     notices.tell(message["notice"])
-                case "reached":
+                case "logged":  # in one message: a driver killed between two would take the step for one it has logged
+                    self.report.metrics(message["values"], message["step"])
                     self.interruptions.reached[message["training"]] = message["step"]
                     heard = True
                 case kind:

@@ -8,7 +8,7 @@ import pytest
 
 from datasets.files import notices
 from datasets.files.notices import Notice, PassedOver, Retry
-from pipeline.cluster.board import Board, HeardActor, heard
+from pipeline.cluster.board import Board, BoardClient, HeardActor, heard
 from pipeline.run.invocation import _hear
 from pipeline.run.last_screen import Summary, show_summary
 from pipeline.steps.build import Build
@@ -45,6 +45,19 @@ def test_work_and_actors_are_heard_and_only_they():
     assert actor({"shard": [pickle.dumps(2)]}) == {"done": [True]}
     told = [message["notice"] for message in board.exchange(False)]
     assert told == [RETRY, PassedOver("/cache/x", "not kept")]
+
+
+def test_a_rank_of_an_earlier_job_is_heard_no_more():
+    board = Board()
+    ranks = [BoardClient(remote(board), job) for job in (1, 2)]
+    others = BoardClient(remote(board))
+    board.begin_job(1)
+    for client in (ranks[0], others):
+        client.post({"kind": "warning", "text": "a"})
+    board.begin_job(2)
+    for client, text in ((ranks[0], "late"), (ranks[1], "b"), (others, "c")):
+        client.post({"kind": "warning", "text": text})
+    assert [message["text"] for message in board.exchange(False)] == ["a", "a", "b", "c"]
 
 
 def test_work_that_fails_is_heard_no_more():

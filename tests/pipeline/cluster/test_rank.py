@@ -1,7 +1,9 @@
 """A rank's side of a training: what it reads, keeps for the next attempt, and tells the board."""
 
+import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,12 @@ from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow
 from datasets.reading.batches import Batches, Source
 from pipeline.cluster.board import Board
+from pipeline.cluster.interruptions import FILE
 from pipeline.cluster.rank import Rank, RankCallbacks, checkpoints_of, log_of
 from pipeline.cluster.spending import Spending
 from pipeline.models.training_data import EncodedBatches, TrainingData
+from pipeline.steps.build import Build
+from pipeline.steps.train import _catch_up
 from stages.draws import Draws
 from stages.settings.training import TrainingConfig
 from stages.training import loop
@@ -98,8 +103,8 @@ def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path:
     assert first.heard("resumed") == [{"kind": "resumed", "training": "toy", "step": 0}]
     assert [message["done"] for message in first.heard("progress")] == [2, 4, 6]
     assert first.heard("progress")[0] == {"kind": "progress", "done": 2, "total": STEPS, "unit": "toy steps"}
-    assert [message["step"] for message in first.heard("reached")] == [2, 4, 6]
-    metrics = {message["step"]: message["values"] for message in first.heard("metrics")}
+    assert [message["step"] for message in first.heard("logged")] == [2, 4, 6]
+    metrics = {message["step"]: message["values"] for message in first.heard("logged")}
     assert {name.partition("/")[0] for values in metrics.values() for name in values} == {"toy"}
     assert metrics[6][f"toy/{SPEED}tflops"] > 0
     assert first.rank.metrics == metrics[6]
@@ -116,13 +121,36 @@ def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path:
     assert storage.listing(checkpoints_of(second.rank.building, "toy"))
 
 
+def test_a_driver_killed_after_any_message_leaves_no_step_unlogged(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, recipe())
+    attempt.train(stop_after=6)
+    logged: list[int] = []
+    building = Path(attempt.rank.building)
+
+    def driver(messages: list[dict[str, Any]]) -> Any:
+        """A build whose board has these messages."""
+        report = SimpleNamespace(metrics=lambda values, step: logged.append(step), progress=lambda *told, **more: None)
+        cluster = SimpleNamespace(exchange=lambda stop: copy.deepcopy(messages))
+        config = SimpleNamespace(trainings_of=lambda name: ["toy"])
+        claim, step = SimpleNamespace(raise_if_lost=lambda: None), SimpleNamespace(name="train_toy")
+        parts: list[Any] = [config, step, str(building.parent), claim, {}, cluster, None, report, frozenset()]
+        return Build(*parts, lambda: None)
+
+    for heard in range(len(attempt.board._messages) + 1):
+        logged.clear()
+        (building / FILE).unlink(missing_ok=True)
+        driver(attempt.board._messages[:heard]).tick()
+        _catch_up(driver([]))
+        assert logged == [2, 4, 6], heard
+
+
 def test_what_panels_took_is_told_with_the_entry_that_follows(tmp_path: Path) -> None:
     drawn = Attempt(tmp_path, recipe(panel_every=4, ema={"decay": 0.5, "every": 1, "start": 1}), panel=lambda: b"png")
     drawn.train()
     assert [(message["step"], message["name"], message["png"]) for message in drawn.heard("image")] == [
         (step, title, b"png") for step in (4, STEPS) for title in ("toy panel", "toy panel (ema)")
     ]
-    told = {message["step"]: "toy/panel_seconds" in message["values"] for message in drawn.heard("metrics")}
+    told = {message["step"]: "toy/panel_seconds" in message["values"] for message in drawn.heard("logged")}
     assert told == {2: False, 4: True, 6: False, 8: True}
 
 
