@@ -34,7 +34,7 @@ from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause, get
 from pipeline.environment import quiet_environment, ray_folder
 from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError
-from pipeline.settings.sections import Cluster as ClusterConfig
+from pipeline.settings.resources import Cluster as ClusterConfig
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]

@@ -14,7 +14,7 @@ from datasets.config import DataError
 from datasets.reading.rivals import Findings, Rival
 from pipeline.models.score_tables import RECONSTRUCTIONS, RIVAL
 from pipeline.settings.config import Config
-from pipeline.settings.sections import BASELINE, NULL, samples_of
+from pipeline.settings.evaluation import BASELINE, NULL, samples_of
 from pipeline.store.artifacts import Artifact
 
 GENERATED = "generated"

@@ -11,7 +11,7 @@ from datasets.reading import prompts as files
 from datasets.reading import views
 from pipeline.models.drawing import caption_seed
 from pipeline.settings.config import Config
-from pipeline.settings.sections import BASELINE, HELD_OUT, NULL, TRAINING, samples_of
+from pipeline.settings.evaluation import BASELINE, HELD_OUT, NULL, TRAINING, samples_of
 from pipeline.store.artifacts import Artifact
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.settings.sections import HELD_OUT, NULL, TRAINING
+from pipeline.settings.evaluation import HELD_OUT, NULL, TRAINING
 from stages.scoring.statistics import WinRate, win_rate, win_rates_by
 
 FILE, TABLES = "scores.parquet", "tables.json"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from datasets.files import storage
 from pipeline.models import known_weights, loading
 from pipeline.settings.config import Config
-from pipeline.settings.sections import Scorers
+from pipeline.settings.evaluation import Scorers
 from pipeline.store import identity
 from stages.scoring import aesthetic
 from stages.scoring import clip as clips

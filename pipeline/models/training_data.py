@@ -18,7 +18,7 @@ from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches, Span
 from datasets.reading.views import View
 from pipeline.models.encoders import Encode, Encoder
-from pipeline.settings.sections import Cache
+from pipeline.settings.resources import Cache
 from pipeline.store.artifacts import Artifact
 from stages.models.layers import resized
 from stages.settings.training import TrainingConfig

@@ -14,7 +14,7 @@ from pipeline.errors import UsageError
 from pipeline.models import contests
 from pipeline.plan.dag import Planned
 from pipeline.settings.config import Config
-from pipeline.settings.sections import RUN, samples_of
+from pipeline.settings.evaluation import RUN, samples_of
 from pipeline.store.artifacts import Store
 
 

@@ -10,7 +10,8 @@ from functools import partial
 from datasets.config import DataConfig
 from pipeline.plan.dag import Step
 from pipeline.settings.config import Config
-from pipeline.settings.sections import NULL, STAGES, samples_of
+from pipeline.settings.evaluation import NULL, samples_of
+from pipeline.settings.sections import STAGES
 from stages.settings.sampling import SamplingConfig
 
 

@@ -8,16 +8,12 @@ from collections.abc import Mapping, Sequence, Set
 
 from datasets.buckets import STEP, Frame
 from datasets.config import ImageConfig, ViewConfig
+from pipeline.settings.evaluation import HELD_OUT, NULL, OURS, TRAINING, Eval
 from pipeline.settings.sections import (
-    HELD_OUT,
-    NULL,
-    OURS,
-    TRAINING,
     WARMUP,
     WITHOUT_BLOCKS,
     Baseline,
     Compressor,
-    Eval,
     Interpolation,
     Previewer,
     Sampling,

@@ -16,18 +16,15 @@ from datasets.files.inputs import Bundled, Input, Rows, Whole
 from datasets.sources import table
 from pipeline.errors import UsageError
 from pipeline.settings import checks
+from pipeline.settings.evaluation import HELD_OUT, TRAINING, Eval, is_ours
 from pipeline.settings.keys import is_below
+from pipeline.settings.resources import Budget, Cluster, Tracking
 from pipeline.settings.sections import (
-    HELD_OUT,
     STAGES,
-    TRAINING,
     WARMUP,
     Baseline,
-    Budget,
-    Cluster,
     Compressor,
     Encode,
-    Eval,
     Interpolation,
     Previewer,
     Sampling,
@@ -35,8 +32,6 @@ from pipeline.settings.sections import (
     StageA,
     StageB,
     StageC,
-    Tracking,
-    is_ours,
 )
 from pipeline.store import identity
 from settings import FILES, PLACE, TABLE, Settings, Text, manners, paths

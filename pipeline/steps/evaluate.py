@@ -19,7 +19,7 @@ from pipeline.models import contests, score_tables
 from pipeline.models.contests import Contest
 from pipeline.models.score_tables import RECONSTRUCTIONS, RIVAL
 from pipeline.settings.config import Config
-from pipeline.settings.sections import HELD_OUT, TRAINING, samples_of
+from pipeline.settings.evaluation import HELD_OUT, TRAINING, samples_of
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 from stages.sampling.grid import grid

@@ -13,7 +13,7 @@ from pipeline.models.score_tables import EVERYTHING, TABLES
 from pipeline.plan.table import table
 from pipeline.plan.wanted import wanted
 from pipeline.settings.config import Config
-from pipeline.settings.sections import NULL
+from pipeline.settings.evaluation import NULL
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Artifact
 from pipeline.terminal import out, print_json, print_table

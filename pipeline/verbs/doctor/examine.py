@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.plan import cost
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
-from pipeline.settings.sections import Cluster, Tracking
+from pipeline.settings.resources import Cluster, Tracking
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.terminal import print_json, print_table

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pipeline.plan.dag import Planned
 from pipeline.settings.config import Config
-from pipeline.settings.sections import Cluster, Tracking
+from pipeline.settings.resources import Cluster, Tracking
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from datasets.files import storage
 from pipeline.environment import ray_folder
 from pipeline.errors import UsageError
 from pipeline.plan import cost
-from pipeline.settings.sections import Cluster
+from pipeline.settings.resources import Cluster
 from pipeline.store.writable import check_writable
 from pipeline.verbs.doctor.finding import Asked, Finding, finding
 from stages.anatomy.memory_estimate import GIB

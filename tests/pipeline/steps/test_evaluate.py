@@ -16,7 +16,7 @@ from datasets.files import storage
 from datasets.reading import prompts
 from pipeline.models import scorers
 from pipeline.models.score_tables import FILE, TABLES
-from pipeline.settings.sections import TRAINING, samples_of
+from pipeline.settings.evaluation import TRAINING, samples_of
 from pipeline.steps import evaluate
 from pipeline.steps.build import Facts
 from pipeline.store.artifacts import Artifact

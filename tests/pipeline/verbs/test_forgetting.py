@@ -21,7 +21,7 @@ from datasets.reading.batches import Batches, Source
 from pipeline.errors import ClaimLost, LeaseHeld, UsageError
 from pipeline.models import prompt_sets
 from pipeline.settings import compose
-from pipeline.settings.sections import TRAINING
+from pipeline.settings.evaluation import TRAINING
 from pipeline.steps import sample
 from pipeline.steps.select import held_out, make
 from pipeline.store import claims, deleting

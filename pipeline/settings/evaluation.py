@@ -1,0 +1,96 @@
+"""The section `eval` of the config: prompt sets, rivals and scorers, and the words that stand for them elsewhere."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from settings import FILES, MANNER, Settings, Share, Text, paths
+from stages.settings.base import Precision
+
+BASELINE = "baseline"  # the rival that this pipeline trains itself
+OURS, NULL = "ours", "null"  # our own pictures, and those of the same model with other seeds
+RUN = "run="  # a rival that is another run in the same root
+HELD_OUT, TRAINING = "held_out", "training"  # prompt sets that are captions of the data
+Name = Annotated[str, Field(pattern="^[a-z0-9_]+$", max_length=32)]  # of a prompt set, of a rival
+
+
+def is_ours(place: str) -> bool:
+    """Whether what stands for the path of prompts or of a rival is a word for something that this pipeline makes."""
+    return place in (BASELINE, HELD_OUT, TRAINING) or place.startswith(RUN)
+
+
+def samples_of(prompts: str) -> str:
+    """The artifact with our pictures of a prompt set, to whose name those of others prefix theirs."""
+    return "samples" if prompts == TRAINING else f"samples_{prompts}"
+
+
+class Scorers(Settings):
+    """What scores pictures for their prompts, each by the path or URI of its weights; null: off.
+
+    Beside them, likeness to the originals is measured wherever there are any: PSNR, SSIM, and LPIPS where
+    `stage_a.loss.perceptual_weights` and `perceptual_heads` are there."""
+
+    pickscore: Annotated[Text | None, FILES] = None
+    """PickScore_v1, how much people would like a picture: open_clip's ViT-H-14, or Hugging Face's layout.
+
+    What it gives is called PickScore if the file is the published one, else `clip:` and the start of its sha256."""
+    clip_h: Annotated[Text | None, FILES] = None
+    """CLIP ViT-H/14 of LAION, for the CLIP score, 100 x cosine."""
+    clip_l: Annotated[Text | None, FILES] = None
+    """CLIP ViT-L/14 of OpenAI, for the CLIP score."""
+    aesthetic: Annotated[Text | None, FILES] = None
+    """Head of LAION's aesthetic predictor, on the embeddings of `clip_l`."""
+    precision: Precision = "fp32"
+    """Towers of the CLIPs in fp32, or under bf16 autocast; embeddings and scores are fp32 in both."""
+
+    @model_validator(mode="after")
+    def _the_head_has_its_clip(self) -> Self:
+        if self.aesthetic and not self.clip_l:
+            raise ValueError("aesthetic is a head on clip_l, which is null; give eval.scorers.clip_l=PATH too")
+        return self
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Those that are given, by their names."""
+        return paths(self, FILES)
+
+
+class Eval(Settings):
+    """What `evaluate` measures: on which prompts, by which scorers, against which rivals."""
+
+    prompts: Annotated[dict[Name, Text], FILES] = Field(default_factory=dict)
+    """Prompt sets by name: a file of prompts, or `held_out` or `training`, captions of the data.
+
+    None: the held-out captions where `data` holds out any, else those of the training. Files are Parti's .tsv, COCO's
+    captions_*.json, Localized Narratives' .jsonl, and .txt with a prompt a line. Of captions, `sample.limit` are drawn.
+    """
+    limit: Annotated[int, Field(ge=1, le=10**7)] | None = None
+    """Prompts of each file, drawn by the seed; null: all of them."""
+    rivals: Annotated[dict[Name, Text | dict[Name, Text]], FILES] = Field(default_factory=dict)
+    """Rivals by name: a folder or tar of pictures, `run=ID` of this root, or `baseline`, the one trained here.
+
+    Where the prompt sets have pictures of their own: paths by prompt set. Names of files are keys, as in `samples`, or
+    prompts.csv (file, prompt) says what each shows."""
+    allow_missing: Share = 0.0
+    """Share of a set's prompts for which a rival may have no usable picture; they are left out of its comparison."""
+    scorers: Scorers = Scorers()
+    """What scores pictures for their prompts; each needs weights that are not ours to ship."""
+    batch: Annotated[int, Field(ge=1, le=1024), MANNER] = 16
+    """Pictures scored at a time on a device."""
+
+    @property
+    def baseline(self) -> bool:
+        """Whether the baseline is a rival."""
+        return BASELINE in self.rivals.values()
+
+    @property
+    def compares(self) -> bool:
+        """Whether there are tables of win rates, under each of which stands what chance alone gives."""
+        return bool(self.rivals or self.scorers.paths)
+
+    def rival_path(self, name: str, prompts: str) -> tuple[str, str] | None:
+        """Key below `eval` and path of a rival's pictures for a prompt set; None: it has none, or is trained here."""
+        place = self.rivals[name]
+        if isinstance(place, str):
+            return None if is_ours(place) else (f"rivals.{name}", place)
+        return (f"rivals.{name}.{prompts}", place[prompts]) if prompts in place else None

@@ -1,0 +1,89 @@
+"""The sections of the config that say with what a run works: devices, time, where it is tracked."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from settings import PLACE, Settings, Text
+
+
+class Encoders(Settings):
+    """The pool of encoding and sampling actors."""
+
+    min: Annotated[int, Field(ge=1, le=100_000)]
+    """Actors from the start."""
+    max: Annotated[int, Field(ge=1, le=100_000)]
+    """Actors at most."""
+    gpus: float = Field(1.0, gt=0.0, le=1.0)
+    """Share of a GPU that each actor takes, where there are any."""
+
+    @model_validator(mode="after")
+    def _min_is_below_max(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}; lower it, or raise max")
+        return self
+
+
+class Cache(Settings):
+    """Files of artifacts on the own disk of each node that trains, hashed once a node."""
+
+    folder: Annotated[Text | None, PLACE] = None
+    """A local folder on each node; null: no cache.
+
+    Without one, local files are read in place, those of an object store anew each epoch."""
+    gib: float = Field(100.0, ge=0.001, le=10.0**6)
+    """Room that the cache may take, GiB; what was read longest ago goes first."""
+
+
+class Cluster(Settings):
+    """Where the work runs. Nothing here changes a result, so nothing here enters a fingerprint."""
+
+    address: Text | None
+    """Address of a running Ray (`auto` on one of its nodes); null: one is started here and stopped at the end."""
+    num_cpus: Annotated[int, Field(ge=1, le=100_000)] | None
+    """CPU cores that a Ray started here may use (a running one knows its own); null: all."""
+    device: Literal["auto", "cpu", "cuda"]
+    """What models run on; auto: GPUs where there are any. cuda refuses a cluster without GPUs."""
+    cpus_per_worker: Annotated[int, Field(ge=1, le=100_000)]
+    """Cores of a training rank on a running Ray; on one started here, ranks share all of them."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=64)]
+    """GPUs of a training rank, where there are any."""
+    gpu_memory_gib: Annotated[float, Field(ge=0.1, le=4096.0)] | None = None
+    """Memory of a GPU, GiB, against which `plan` and `run` hold what a training needs; null: unknown, no check."""
+    price_per_hour: Annotated[float, Field(ge=0.0, le=10_000.0)] | None = None
+    """Price of a device-hour, in any currency, for what `plan` and `report hours` tell; null: unknown."""
+    encoders: Encoders
+    """The pool of encoding and sampling actors."""
+    cache: Cache = Cache()
+    """Where nodes keep what trainings read; worth it where the root is far away."""
+    stall_s: Annotated[float, Field(ge=1.0, le=604_800.0)] = 600.0
+    """Seconds without a sign of progress from a rank, after which a training is ended and tried again.
+
+    It must be longer than a checkpoint takes to be read."""
+    storage_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 300.0
+    """Seconds in which a request to the root, a store or a shared disk, is made again while it fails for a reason that
+    may pass."""
+    retries: Annotated[int, Field(ge=0, le=1000)]
+    """Further attempts at a step after a failure of the infrastructure."""
+    min_workers: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Fewest ranks that a training goes on with once nodes are lost; null: `workers`, it waits for new nodes."""
+    replacement_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 600.0
+    """Seconds that lost nodes have to be replaced in, before a training goes on with fewer ranks."""
+
+
+class Budget(Settings):
+    """What a run may cost. Nothing here changes a result, so nothing here enters a fingerprint."""
+
+    hours: Annotated[float, Field(gt=0.0, le=10.0**9)] | None = None
+    """Device-hours for all that the targets need, those of runs before included; null: as many as it takes.
+
+    Once they are used up, the run saves and ends with exit code 6; with a larger budget it goes on."""
+
+
+class Tracking(Settings):
+    """MLflow, to which runs are reported."""
+
+    uri: Text | None
+    """Address of an MLflow server; null: an sqlite store under the root, which is then local."""
+    experiment: Text
+    """Name of the MLflow experiment."""
