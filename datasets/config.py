@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from datasets.addresses import Allowed
 from datasets.buckets import Frame
+from datasets.caption_settings import CaptionerConfig, Name, RecapConfig, Weight, check_names
 from settings import FILES, MANNER, PLACE, TABLE, Count, Settings, Share, Text
 
 
@@ -30,7 +31,6 @@ Aspect = Annotated[float, Field(ge=1.0, le=1000.0)]  # of the longer to the shor
 Score = Annotated[float, Field(ge=-1000.0, le=1000.0)]
 Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
 Batch = Annotated[int, Field(ge=1, le=10_000)]  # rows taken through a model at a time
-
 
 NO_SCORES = (
     "the metadata have no aesthetic scores; join some with data.scores=TABLE, or have them computed: "
@@ -320,6 +320,15 @@ class DataConfig(Settings):
     """Captions of which no training sees a picture, beside those of `holdout`: compositions to ask for later."""
     image: ImageConfig
     """How a picture is stored."""
+    captions: dict[Name, Weight] = Field(default_factory=dict)
+    """Weights by which trainings draw one of a picture's captions in each pass, by their names: {alt: 1, dense: 1}.
+
+    `alt` are the source's own. With any, a planned row is a picture with all its captions; empty: each caption is a row
+    of its own. Of a picture without a caption of these names, or of weight 0, any is drawn, which is counted."""
+    recaps: dict[Name, RecapConfig] = Field(default_factory=dict)
+    """Captions from tables, by the name that they get in `captions`."""
+    captioners: dict[Name, CaptionerConfig] = Field(default_factory=dict)
+    """Captions by models, by the name that they get in `captions`."""
     attempt: Annotated[int, Field(ge=1, le=1000)] = 1
     """Which download of this plan, from 1: a later one asks again for what was lost for a passing reason (`data
     retry`)."""
@@ -342,6 +351,11 @@ class DataConfig(Settings):
         return bool(self.holdout or self.held_out_captions)
 
     @property
+    def captioned(self) -> tuple[str, ...]:
+        """Names of the captions that are not the source's own, sorted."""
+        return tuple(sorted({*self.recaps, *self.captioners}))
+
+    @property
     def settings(self) -> Settings | None:
         """The source's own settings; LAION's metadata has none."""
         found: Settings | None = getattr(self, self.source, None)
@@ -359,6 +373,11 @@ class DataConfig(Settings):
                 "data.metadata is not set: give a Parquet file, folder, pattern or URI with LAION's columns "
                 "(URL, TEXT, WIDTH, HEIGHT, ...), for example data.metadata=/data/laion/*.parquet"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _captions_are_there(self) -> Self:
+        check_names(self.captions, self.recaps.keys(), self.captioners.keys())
         return self
 
     @model_validator(mode="after")

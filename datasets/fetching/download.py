@@ -166,7 +166,8 @@ def losses(rows: pa.Table, index: bytes) -> Iterator[tuple[str, str, str]]:
 def _image_row(planned: dict[str, Any], result: Fetched, extension: str) -> ImageRow:
     assert result.picture is not None
     texts = {name: planned[name] for name in ("key", "url", "caption")}
-    return ImageRow(row=planned["row"], **texts, extension=extension, picture=result.picture)
+    captions = tuple(planned.get(plan.CAPTIONS.name) or ())
+    return ImageRow(row=planned["row"], **texts, extension=extension, picture=result.picture, captions=captions)
 
 
 def _index_row(planned: dict[str, Any], result: Fetched) -> dict[str, Any]:

@@ -78,6 +78,12 @@ def count(content: bytes) -> int:
     return rows
 
 
+def pictures(content: bytes) -> int:
+    """How many pictures the rows of a table are of."""
+    keys = pq.read_table(pa.BufferReader(content), columns=["key"])["key"]
+    return int(pc.count_distinct(keys).as_py())
+
+
 def _among(table: pa.Table, keys: Set[str]) -> pc.Expression:
     """Whether a row's key, hex digits or 16 bytes, is among the keys."""
     spelt = keys if pa.types.is_string(table.schema.field("key").type) else map(bytes.fromhex, keys)

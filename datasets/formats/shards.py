@@ -50,13 +50,17 @@ _MEMBER = re.compile(r"([0-9a-f]{32})\.(png|jpg|json)")
 _END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 _KEY_BYTES = pa.binary(16)
 _DTYPES = ("float16", "float32", "uint8", "uint16")
+NAME = "name"  # the column that says which of a picture's captions a tensor is of
 _SCALES = "scales"  # the column beside values in 8 bits
 _PAGE_OVERHEAD = 22  # bytes at least: a header of 16 with its sizes, counts and encodings, 6 of definition levels
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """A stored picture: its row in the plan's shard, key, URL, caption, file extension and encoded bytes."""
+    """A stored picture: its row in the plan's shard, key, URL, caption, file extension and encoded bytes.
+
+    Where rows are pictures with all their captions, `captions` are the source's, `caption` the first of them.
+    """
 
     row: int
     key: str
@@ -64,6 +68,7 @@ class ImageRow:
     caption: str
     extension: str
     picture: bytes
+    captions: tuple[str, ...] = ()
 
     def pixels(self, size: Size | None = None) -> np.ndarray:
         """uint8 (H, W, 3), RGB: the picture as stored, or cropped and resized to a size."""
@@ -122,7 +127,9 @@ def write_images(rows: Iterable[ImageRow]) -> bytes:
     with TarWriter(buffer, encoder=False, mtime=0, user="", group="") as tar:
         for row in rows:
             assert KEY.fullmatch(row.key), row.key
-            about = {"row": row.row, "url": row.url, "caption": row.caption}
+            about: dict[str, Any] = {"row": row.row, "url": row.url, "caption": row.caption}
+            if row.captions:
+                about["captions"] = row.captions
             text = json.dumps(about, ensure_ascii=False).encode()
             tar.write({"__key__": row.key, row.extension: row.picture, "json": text})
     return buffer.getvalue()
@@ -167,11 +174,16 @@ def _members(content: bytes) -> dict[str, dict[str, bytes]]:
 def _image_row(key: str, files: dict[str, bytes]) -> ImageRow:
     about = json.loads(files.pop("json"))
     ((extension, picture),) = files.items()
-    return ImageRow(about["row"], key, about["url"], about["caption"], extension, picture)
+    captions = tuple(about.get("captions", ()))
+    return ImageRow(about["row"], key, about["url"], about["caption"], extension, picture, captions)
 
 
-def write_tensors(rows: Sequence[ImageRow], field: str, values: np.ndarray | Int8) -> bytes:
+def write_tensors(
+    rows: Sequence[ImageRow], field: str, values: np.ndarray | Int8, names: Sequence[str] | None = None
+) -> bytes:
     """A Parquet file with one tensor a row, for the same rows and keys as `rows`.
+
+    With `names`, of the captions that the tensors are of, a picture may have several rows, which follow each other.
 
     `values` is (rows, *shape). Tensors are stored as fixed-size binary, uncompressed; dtype and shape stand
     in the schema's metadata. Arrow's own tensor type would be stored as a list of numbers and read thirty
@@ -182,6 +194,8 @@ def write_tensors(rows: Sequence[ImageRow], field: str, values: np.ndarray | Int
         "row": pa.array([row.row for row in rows], pa.int32()),
         "key": pa.array([bytes.fromhex(row.key) for row in rows], _KEY_BYTES),
     }
+    if names is not None:
+        columns[NAME] = pa.array(names, pa.string())
     about = {}
     if isinstance(values, Int8):
         columns |= {field: _fixed(values.values), _SCALES: _fixed(values.scales)}
@@ -206,7 +220,8 @@ def read_tensors(content: bytes | memoryview, field: str) -> tuple[list[str], Se
         about = {name.decode(): text.decode() for name, text in (schema.metadata or {}).items()}
         dtype, shape = about["dtype"], json.loads(about["shape"])
         scales = json.loads(about[_SCALES]) if dtype == "int8" else None
-        wanted = [("row", pa.int32()), ("key", _KEY_BYTES), (field, _width(dtype, shape))]
+        names = [(NAME, pa.string())] if NAME in schema.names else []
+        wanted = [("row", pa.int32()), ("key", _KEY_BYTES), *names, (field, _width(dtype, shape))]
         if scales is not None:
             wanted.append((_SCALES, _width("float32", scales)))
         if not schema.equals(pa.schema(wanted)):

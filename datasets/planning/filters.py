@@ -61,9 +61,12 @@ def caption_rules(config: FilterConfig) -> list[Rule]:
     return _rules(config, _OF_CAPTIONS)
 
 
-def caps(config: FilterConfig) -> list[tuple[str, tuple[str, int]]]:
-    """Rules that take all rows together: name, column, and how many rows may have the same text in it."""
-    columns = {"max_same_caption": "caption", "max_same_url": "url"}
+def caps(config: FilterConfig, by_url: bool = True) -> list[tuple[str, tuple[str, int]]]:
+    """Rules that take all rows together: name, column, and how many rows may have the same text in it.
+
+    Without `by_url`, the one on URLs is left to who puts the captions of each together.
+    """
+    columns = {"max_same_caption": "caption"} | ({"max_same_url": "url"} if by_url else {})
     limits = [(name, column, getattr(config, name)) for name, column in columns.items()]
     return [(name, (column, limit)) for name, column, limit in limits if limit is not None]
 

@@ -1,6 +1,7 @@
 """The plan: which pictures a run fetches, and the key, shard and row that each of them keeps for ever.
 
-A key is derived from the content (URL and caption), so the same picture has it in every data set. Shard and
+A key is derived from the content (URL and caption), so the same picture has it in every data set. Where captions are
+drawn by weights, a row is a picture with all its captions, and its key is derived from the URL alone. Shard and
 row are given out once, here; pictures that are lost later leave gaps. All artifacts made from the pictures
 share them. Where pictures are stored in several aspect ratios, a shard holds rows of one bucket.
 
@@ -26,7 +27,7 @@ from datasets.buckets import Frame
 from datasets.config import DataConfig, DataError
 from datasets.files import storage
 from datasets.left_out import LeftOut
-from datasets.planning import filters, scores
+from datasets.planning import filters, grouping, scores
 from datasets.planning.spill import Cap, Spill
 from datasets.sources import laion, table
 
@@ -48,6 +49,7 @@ SCHEMA = pa.schema(
     ]
 )
 BUCKETED = SCHEMA.append(pa.field("bucket", pa.string()))  # of plans with aspect-ratio buckets: such as 896x1152
+CAPTIONS = pa.field("captions", pa.list_(pa.string()))  # of plans whose rows are pictures; `caption` is the first
 NAMES = ("key", "url", "origin")  # by which a removal list may name a picture
 SHARDS_PER_PART = 256
 _PASSED_ON = ("width", "height", "similarity", "punsafe", "pwatermark", "aesthetic")
@@ -62,10 +64,12 @@ class Counts:
 
     `rejected` counts by reason: the filters' names, `url`, `caption`, `removed`, `duplicate`, `limit`, and what
     the source itself could not use. Together with the planned rows they make up the `read` ones. `left_out` names them,
-    and what a source passed over. `buckets` counts the planned rows by bucket, where there are any.
+    and what a source passed over. `buckets` counts the planned rows by bucket, where there are any. `captions` counts
+    those of the planned rows, in place of which pictures may be planned: then it is they that make up the `read` ones.
     """
 
     planned: int
+    captions: int
     read: int
     rejected: dict[str, int]
     buckets: dict[str, int]
@@ -75,14 +79,14 @@ class Counts:
 def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Counts:
     """Read a source's metadata, filter it, draw from it, and lay the rest out in shards.
 
-    `keep` gets the planned rows (`SCHEMA` or `BUCKETED`, sorted by shard and row) in parts of up to 256 full shards.
+    `keep` gets the planned rows (`schema`, sorted by shard and row) in parts of up to 256 full shards.
     Which rows are planned, and where they lie, depends on the rows that pass the filters and on the seed alone; a
     larger limit only adds rows. Memory holds one part, and a 256th of the rows; temporary files hold the others.
 
     Raises:
         DataError: there is no metadata, it is not LAION's, it has no rows, or none passes the filters.
     """
-    frame = config.image.frame
+    frame, per_picture = config.image.frame, bool(config.captions)
     picture_rules = _picture_rules(config)
     caption_rules = filters.caption_rules(config.filters)
     left_out, passed = LeftOut(), 0
@@ -93,11 +97,12 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
         spill = stack.enter_context(Spill(folder, "lot"))
-        caps = [stack.enter_context(Cap(folder, name, limit)) for name, limit in filters.caps(config.filters)]
+        limits = filters.caps(config.filters, by_url=not per_picture)
+        caps = [stack.enter_context(Cap(folder, name, limit)) for name, limit in limits]
         for table in _source(config, left_out):
             rejected_before = rejected.total()
             pictures, _ = filters.accept(table, picture_rules, left_out)
-            readable = _clean(pictures, seed, removed, left_out)  # the slow part: after the filters that drop most
+            readable = _clean(pictures, seed, removed, left_out, per_picture)  # slow: after the filters that drop most
             kept, _ = filters.accept(readable, caption_rules, left_out)
             assert kept.num_rows + rejected.total() - rejected_before == table.num_rows
             passed += kept.num_rows
@@ -112,7 +117,7 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
             raise DataError(
                 f"data.filters: none of {read} rows passes: {reasons}; loosen these or change data.metadata"
             )
-        layout = _Layout(frame, config.shard_rows, config.limit, keep)
+        layout = _Layout(frame, schema(frame, per_picture), config.shard_rows, config.limit, keep)
         for first, rows in spill.buckets():
             unique = _unique(rows)
             _leave_out("duplicate", rows, unique, "another row has the same URL and caption", left_out)
@@ -120,10 +125,18 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
                 fair = cap.kept(first, unique)
                 _leave_out(cap.name, unique, fair, f"more rows than data.filters.{cap.name} have the same", left_out)
                 unique = fair
-            rejected["limit"] += layout.add(unique.sort_by("lot"))
+            if per_picture:
+                unique = _grouped(unique, config.filters.max_same_url, seed, left_out)
+            rejected["limit"] += grouping.captions(layout.add(unique.sort_by("lot")))
         layout.close()
-    assert layout.rows + rejected.total() == read
-    return Counts(layout.rows, read, dict(rejected), dict(layout.buckets), left_out)
+    assert layout.captions + rejected.total() == read
+    return Counts(layout.rows, layout.captions, read, dict(rejected), dict(layout.buckets), left_out)
+
+
+def schema(frame: Frame, pictures: bool) -> pa.Schema:
+    """Of planned rows: in buckets where pictures are not squares; of pictures with all their captions, or of these."""
+    found = SCHEMA if frame.square else BUCKETED
+    return found.append(CAPTIONS) if pictures else found
 
 
 def check(config: DataConfig, ask_stores: bool) -> None:
@@ -186,8 +199,11 @@ def shards(content: bytes) -> Iterator[tuple[int, pa.Table]]:
         yield int(number), rows.slice(start, count)
 
 
-def key_of(url: str, caption: str) -> str:
-    """A picture's key, 32 hex digits: blake2b-128 of its normalised URL, a NUL, and its clean caption."""
+def key_of(url: str, caption: str = "") -> str:
+    """A row's key, 32 hex digits: blake2b-128 of its normalised URL, a NUL, and its clean caption.
+
+    Without a caption: of the picture with all its captions, none of which is empty.
+    """
     return hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=16).hexdigest()
 
 
@@ -247,8 +263,16 @@ def _leave_out(cause: str, rows: pa.Table, kept: pa.Table, sentence: str, left_o
         left_out.add_all(cause, (urls[key] for key in keys.elements()), count, sentence)
 
 
-def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut) -> pa.Table:
-    """Rows with normalised URLs, clean captions, keys and lots; those without, or removed, are left out."""
+def _grouped(rows: pa.Table, most: int | None, seed: int, left_out: LeftOut) -> pa.Table:
+    """A row a picture, of rows that are captions; beyond `most` of a picture, captions are left out."""
+    fair = grouping.fair(rows, most, seed)
+    _leave_out("max_same_url", rows, fair, f"its picture has more than data.filters.max_same_url={most}", left_out)
+    return grouping.grouped(fair)
+
+
+def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut, pictures: bool) -> pa.Table:
+    """Rows with normalised URLs, clean captions, keys and lots, of pictures or of captions; those without, or removed,
+    are left out."""
     salt = seed.to_bytes(8, "little")
     places, keys, lots, urls, captions, licences, origins = [], [], [], [], [], [], []
     raw = (rows[name].to_pylist() for name in ("url", "caption", "licence", "origin"))
@@ -266,9 +290,10 @@ def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut) -> p
         if not caption:
             left_out.add("caption", url, told)
             continue
-        key = key_of(url, caption)
+        row = key_of(url, caption)
+        key = key_of(url) if pictures else row
         origin = _normalised_or_none(raw_origin)
-        if not removed.isdisjoint((key, url, origin)):
+        if not removed.isdisjoint((key, row, url, origin)):
             left_out.add("removed", url, "data.removed names it")
             continue
         places.append(place)
@@ -299,19 +324,22 @@ class _Layout:
     shard a bucket waits.
     """
 
-    def __init__(self, frame: Frame, shard_rows: int, limit: int | None, keep: Callable[[pa.Table], None]):
-        self._frame, self._shard_rows, self._limit, self._keep = frame, shard_rows, limit, keep
+    def __init__(
+        self, frame: Frame, schema: pa.Schema, shard_rows: int, limit: int | None, keep: Callable[[pa.Table], None]
+    ):
+        self._frame, self._schema, self._shard_rows, self._limit, self._keep = frame, schema, shard_rows, limit, keep
         self._open: dict[str, pa.Table] = {}  # rows by bucket, fewer than a shard each
         self._numbered: list[pa.Table] = []
         self._numbered_rows = self._shards = 0
-        self.rows = 0
+        self.rows = self.captions = 0
         self.buckets: Counter[str] = Counter()
 
-    def add(self, rows: pa.Table) -> int:
-        """Lay out rows; returns how many are beyond the limit."""
+    def add(self, rows: pa.Table) -> pa.Table:
+        """Lay out rows; returns those beyond the limit."""
         room = rows.num_rows if self._limit is None else self._limit - self.rows
         taken = rows.slice(0, room).drop("lot")
         self.rows += taken.num_rows
+        self.captions += grouping.captions(taken)
         for bucket, group in self._by_bucket(taken):
             waiting = pa.concat_tables([self._open[bucket], group]) if bucket in self._open else group
             full = waiting.num_rows // self._shard_rows * self._shard_rows
@@ -319,7 +347,7 @@ class _Layout:
             self._open[bucket] = waiting.slice(full)
         while self._numbered_rows >= SHARDS_PER_PART * self._shard_rows:
             self._hand_over(SHARDS_PER_PART * self._shard_rows)
-        return rows.num_rows - taken.num_rows
+        return rows.slice(taken.num_rows)
 
     def close(self) -> None:
         """Hand over what is left."""
@@ -347,16 +375,15 @@ class _Layout:
         for name, values in numbers.items():
             rows = rows.append_column(name, pa.array(values))
         self._shards += -(-rows.num_rows // self._shard_rows)
-        self._numbered.append(rows.select((SCHEMA if self._frame.square else BUCKETED).names))
+        self._numbered.append(rows.select(self._schema.names))
         self._numbered_rows += rows.num_rows
 
     def _hand_over(self, count: int) -> None:
         rows = pa.concat_tables(self._numbered)
-        self._keep(rows.slice(0, count).cast(SCHEMA if self._frame.square else BUCKETED))
+        self._keep(rows.slice(0, count).cast(self._schema))
         self._numbered, self._numbered_rows = [rows.slice(count)], rows.num_rows - count
 
 
 def _unique(rows: pa.Table) -> pa.Table:
-    """The first row of each key, in their old order."""
-    _, first = np.unique(rows["key"].to_numpy(), return_index=True)
-    return rows.take(pa.array(np.sort(first)))
+    """The first row of each caption of each key, in their old order."""
+    return rows.take(pa.array(grouping.firsts(zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True))))

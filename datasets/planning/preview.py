@@ -29,13 +29,13 @@ def told(config: DataConfig, counts: Counts) -> list[str]:
     lost = {cause: count for cause, count in counts.rejected.items() if cause != "limit"}
     sentences = []
     if told := in_words(lost):
-        sentences.append(f"{where}: {counts.planned:,} of {counts.read:,} used; left out: {told}")
+        sentences.append(f"{where}: {counts.captions:,} of {counts.read:,} used; left out: {told}")
         sentences += [f"  left out: {example}" for example in counts.left_out.examples(EXAMPLES)]
     if others := in_words(counts.left_out.others):
         sentences.append(f"{where}: passed over, as neither pictures nor captions in use: {others}")
     if beyond := counts.rejected.get("limit", 0):
-        fit = counts.planned + beyond
-        sentences.append(f"data.limit={config.limit}: {counts.planned:,} of {fit:,} rows are taken; null takes all")
+        fit = counts.captions + beyond
+        sentences.append(f"data.limit={config.limit}: {counts.captions:,} of {fit:,} rows are taken; null takes all")
     return sentences
 
 
@@ -45,6 +45,7 @@ def document(counts: Counts) -> dict[str, Any]:
     rejected = {cause: count for cause, count in counts.rejected.items() if count}
     return {
         "planned": counts.planned,
+        "captions": counts.captions,
         "read": counts.read,
         "left_out": rejected,
         "passed_over": passed_over,

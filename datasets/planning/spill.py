@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 class Spill:
@@ -59,7 +58,8 @@ class Spill:
 class Cap:
     """At most so many rows with the same text in a column: those whose lots come first stay.
 
-    Copies of a row, which have its lot, count once; rows that another cap removes count too.
+    Copies of a row, which have its lot and text, count once; rows that another cap removes count too. Rows with other
+    texts may have the same lot: captions of a picture.
     """
 
     def __init__(self, folder: str, name: str, limit: tuple[str, int]):
@@ -77,16 +77,25 @@ class Cap:
 
     def add(self, rows: pa.Table) -> None:
         """Note rows."""
-        texts = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in rows[self._column].to_pylist())
-        hashes = np.frombuffer(b"".join(texts), ">u8").astype(np.uint64)
-        self._seen.add(pa.table({"text": pa.array(hashes), "lot": rows["lot"]}))
+        self._seen.add(pa.table({"text": pa.array(self._hashes(rows)), "lot": rows["lot"]}))
 
     def kept(self, first: int, rows: pa.Table) -> pa.Table:
         """The rows of a first byte of the lot that are within the cap; all rows must have been noted before."""
         if not self._judged:
             self._judge()
         beyond = self._beyond.bucket(first)
-        return rows if beyond is None else rows.filter(pc.invert(pc.is_in(rows["lot"], beyond["lot"].combine_chunks())))
+        if beyond is None:
+            return rows
+        lots, texts = rows["lot"].to_numpy(), self._hashes(rows)
+        pairs = set(zip(beyond["lot"].to_pylist(), beyond["text"].to_pylist(), strict=True))
+        return rows.filter(
+            pa.array([pair not in pairs for pair in zip(lots.tolist(), texts.tolist(), strict=True)], pa.bool_())
+        )
+
+    def _hashes(self, rows: pa.Table) -> np.ndarray:
+        """blake2b-64 of each row's text, uint64 (N,)."""
+        texts = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in rows[self._column].to_pylist())
+        return np.frombuffer(b"".join(texts), ">u8").astype(np.uint64)
 
     def _judge(self) -> None:
         self._judged = True

@@ -24,6 +24,8 @@ from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.formats.shard_table import Shards
 from datasets.formats.shards import ImageRow
+from datasets.reading import captions
+from datasets.reading.captions import Drawn
 from datasets.reading.views import View
 
 WINDOW = 8  # shards whose rows are mixed
@@ -35,12 +37,14 @@ class Source:
     """A field of the batches: `image` for a folder of tars, else the name of the tensors in Parquet files.
 
     A shard whose file is not what `shards` say of it is refused. Pictures are cropped and resized to `size`; None takes
-    them as they are stored.
+    them as they are stored. With weights for `captions`, the tensors are of captions, of which a picture has several:
+    one is drawn in each pass.
     """
 
     field: str
     shards: Shards
     size: Size | None = None
+    captions: Mapping[str, float] | None = None
 
     @property
     def folder(self) -> str:
@@ -114,15 +118,15 @@ class Batches:
         """As `read`, of any length: beyond the data's, samples repeat."""
         self._shards.hold(self._needed(start, start + rows - 1))
         places = [self._place(position) for position in range(start, start + rows)]
-        samples = [(self._shards[shard], row) for shard, row in places]
+        samples = [(self._shards[shard], row, epoch) for epoch, shard, row in places]
         fields = ("key", *(source.field for source in self._sources))
-        return {field: np.stack([shard[field][row] for shard, row in samples]) for field in fields}
+        return {field: np.stack([_of(shard[field], row, epoch) for shard, row, epoch in samples]) for field in fields}
 
-    def _place(self, position: int) -> tuple[int, int]:
-        """Shard of a sample, and its place in there."""
+    def _place(self, position: int) -> tuple[int, int, int]:
+        """Epoch of a sample, its shard, and its place in there."""
         epoch, index, offset = self._window_of(position)
         shard, row = self._mixed(epoch, index)[offset].tolist()
-        return shard, row if self._places is None else int(self._places(shard)[row])
+        return epoch, shard, row if self._places is None else int(self._places(shard)[row])
 
     def _window_of(self, position: int) -> tuple[int, int, int]:
         """Epoch of a sample, its window in there, and its place in that."""
@@ -153,9 +157,10 @@ class Batches:
         counts = {shard: self._counts[shard] for shard in windows[index]}
         return mixed_rows(counts, seed=self._seed, epoch=epoch, index=index)
 
-    def _load(self, shard: int) -> "dict[str, _Samples]":
+    def _load(self, shard: int) -> "dict[str, _Samples | Drawn]":
         """All fields of a shard."""
-        read = {source.field: _read(source, shard, self._stored[shard], self._files) for source in self._sources}
+        count = self._stored[shard]
+        read = {source.field: _read(source, shard, count, self._files, self._seed) for source in self._sources}
         first, *others = (keys for keys, _ in read.values())
         if any(keys != first for keys in others):
             folders = ", ".join(source.folder for source in self._sources)
@@ -231,11 +236,22 @@ def _common_counts(sources: Sequence[Source], bucket: str | None) -> dict[int, i
     return {shard: rows for shard, rows in counts[0].items() if rows}
 
 
-def _read(source: Source, shard: int, count: int, files: VerifiedFiles) -> tuple[list[str], _Samples]:
+def _of(samples: _Samples | Drawn, row: int, epoch: int) -> np.ndarray:
+    """A field's value of a row, in an epoch."""
+    return samples.of(row, epoch) if isinstance(samples, Drawn) else samples[row]
+
+
+def _read(
+    source: Source, shard: int, count: int, files: VerifiedFiles, seed: int
+) -> tuple[list[str], _Samples | Drawn]:
     """Keys and samples of one field of a shard."""
     name = shards.image_name(shard) if source.field == "image" else shards.tensor_name(shard)
     content = files.read(storage.join(source.folder, name), source.shards[shard].files[name])
     if source.field == "image":
         rows = shards.read_images(content.tobytes(), count)
         return [row.key for row in rows], _Pictures(rows, source.size)
-    return shards.read_tensors(content, source.field)
+    keys, values = shards.read_tensors(content, source.field)
+    if source.captions is None:
+        return keys, values
+    drawn = Drawn(keys, captions.names(content), values, source.captions, seed)
+    return drawn.keys, drawn

@@ -71,10 +71,10 @@ def tables(
                 for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
                     yield renamed(pa.table(batch), left_out)
         except pa.ArrowException as error:
-            raise _unreadable(place, error, key) from error
+            raise unreadable(place, error, key) from error
         except OSError as error:
             storage.sha256(place)  # fails too where it is the store that cannot be read, and not the file
-            raise _unreadable(place, error.__cause__ or error, key) from error
+            raise unreadable(place, error.__cause__ or error, key) from error
 
 
 def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata") -> dict[str, str]:
@@ -89,7 +89,7 @@ def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata
             with storage.opened(place) as source:
                 schema = pq.read_schema(source)
         except (pa.ArrowException, OSError) as error:
-            raise _unreadable(place, error, key) from error
+            raise unreadable(place, error, key) from error
         taken.append(_present(place, schema, needed, key))
     return taken[0]
 
@@ -134,7 +134,7 @@ def _a_row_each(table: pa.Table, left_out: LeftOut) -> pa.Table:
 
 
 def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    texts = column if _is_text(column.type) else pc.cast(column, pa.string())  # numbers, as licences may be
+    texts = column if is_text(column.type) else pc.cast(column, pa.string())  # numbers, as licences may be
     return pc.cast(texts, pa.large_binary())
 
 
@@ -176,11 +176,12 @@ def _fits(kind: pa.DataType, ours: str) -> bool:
     if pa.types.is_null(kind) or (ours == "licence" and number):
         return True
     if ours not in _TEXTS:
-        return bool(number) or _is_text(kind)  # of digits, as tables that came from CSV have
-    return _is_text(kind) or (ours == "caption" and _is_list(kind) and _is_text(kind.value_type))
+        return bool(number) or is_text(kind)  # of digits, as tables that came from CSV have
+    return is_text(kind) or (ours == "caption" and _is_list(kind) and is_text(kind.value_type))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of a type holds texts."""
     return any(
         is_kind(kind)
         for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
@@ -191,7 +192,8 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def _unreadable(place: str, error: BaseException, key: str) -> DataError:
+def unreadable(place: str, error: BaseException, key: str) -> DataError:
+    """The refusal of a file that is no Parquet, or damaged."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
     return DataError(
         f"{key}: {place} cannot be read as LAION's Parquet ({reason}); fetch it again, or give other files"

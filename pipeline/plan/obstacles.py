@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets.config import NO_SCORES, DataError
 from datasets.files import storage
-from datasets.planning import plan, preview
+from datasets.planning import plan, preview, recaps
 from datasets.planning.plan import Counts
 from datasets.sources import laion
 from pipeline.errors import UsageError
@@ -66,6 +66,21 @@ def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = Fals
     return None
 
 
+def missing_captions(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
+    """That tables of captions, still to be joined, are not there, or others, as a sentence; URIs are good unless asked.
+
+    The first file of each is looked at.
+    """
+    for name, recap in config.data.recaps.items():
+        to_do = any(item.step.output == f"captions_{name}" and item.state != "done" for item in planned)
+        if to_do and (ask_stores or not storage.is_remote(recap.path)):
+            try:
+                recaps.check(recap, f"data.recaps.{name}")
+            except DataError as error:
+                return str(error)
+    return None
+
+
 def ahead(config: Config, planned: list[Planned]) -> Counts | None:
     """What a source on this machine would give, if it is still to be read and may leave out so much only.
 
@@ -102,6 +117,7 @@ def every(config: Config, planned: list[Planned], counts: Counts | None, ask_sto
     """What would stop a run at once, as sentences; `counts` are those of `ahead`."""
     found = (
         missing_rows(config, planned, ask_stores),
+        missing_captions(config, planned, ask_stores),
         counts and preview.beyond_budget(config.data, counts),
         missing_weights(config, planned),
         misfit_weights(config, planned),

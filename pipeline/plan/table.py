@@ -40,6 +40,8 @@ def rows(config: Config) -> list[Step]:
     scores = ("aesthetic",) if config.data.scorer else ()
     held = ("held_out",) if config.data.holds_out else ()
     named = bool(config.data.held_out_captions)
+    captions = tuple(f"captions_{name}" for name in config.data.captioned)
+    drawn = ("data.captions",) if config.data.captions else ()
     towers_of = tuple(f"{stage}.text" for stage in _drawn_with_any_text(config))
     drawings = [step for name in config.drawn_sets() for step in _drawings(config, name, texts, towers_of)]
     compared = {step.output for step in drawings if step.name != "sample_baseline" or config.eval.baseline}
@@ -58,20 +60,22 @@ def rows(config: Config) -> list[Step]:
         *(
         Step("hold_out",    name,        ("metadata", "images", *repeated),    ("data.holdout", *["data.held_out_captions"] * named), "select:hold_out", 2)
         for name in held),
+        *(Step("recap",   f"captions_{c}", ("metadata", "images"),             (f"data.recaps.{c}",),              "caption:recap") for c in config.data.recaps),
+        *(Step("caption", f"captions_{c}", ("images",),                        (f"data.captioners.{c}",),          "caption:caption") for c in config.data.captioners),
         *(
-        Step("encode_text", f"text_{t}", ("images",),                          (f"text.{t}", *encode.changed("text")), "encode:encode_text")
+        Step("encode_text", f"text_{t}", ("images", *captions),                        (f"text.{t}", *encode.changed("text")), "encode:encode_text")
         for t in towers),
         Step("train_a",     "stage_a",   ("images", *views("train_a")),        ("stage_a", *pieces("train_a"), "seed"), "train:train_a"),
         Step("import_a",    "stage_a",   (),                                   ("stage_a.weights", "stage_a.model"), "bring:bring"),
         Step("encode_a",    "latents_a", ("images", "stage_a"),                ("sizes.train_b", *encode.changed("latents_a")), "encode:encode_a"),
-        Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a", *views("train_b")), ("stage_b", "compressor", *online_a, *pieces("train_b"), "seed"), "train:train_b"),
+        Step("train_b",     "stage_b",   _once("images", text_b, *from_a, "stage_a", *views("train_b")), ("stage_b", "compressor", *online_a, *pieces("train_b"), *drawn, "seed"), "train:train_b"),
         Step("import_b",    "stage_b",   (),                                   ("stage_b.weights", "stage_b.model", "compressor.weights", "compressor.model"), "bring:bring"),
         Step("encode_c",    "latents_c", ("images", "stage_b"),                ("sizes.train_c", *encode.changed("latents_c")), "encode:encode_c"),
-        Step("train_c",     trained_c,   (*from_c, text_c, *views("train_c")), ("stage_c", *online_c, "seed"),     "train:train_c"),
+        Step("train_c",     trained_c,   (*from_c, text_c, *views("train_c")), ("stage_c", *online_c, *drawn, "seed"), "train:train_c"),
         Step("import_c",    "stage_c",   (),                                   ("stage_c.weights", "stage_c.model"), "bring:bring"),
         Step("interpolate", "stage_c",   phases_c,                             ("interpolate", "stage_c.model"),   "interpolate:interpolate"),
         Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, *pieces("train_previewer"), "seed"), "train:train_previewer"),
-        Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a", *views("train_baseline")), (*learning, *online_a, "seed"), "train:train_baseline"),
+        Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a", *views("train_baseline")), (*learning, *online_a, *drawn, "seed"), "train:train_baseline"),
         *drawings,
         Step("evaluate",    "scores",    tuple(step.output for step in drawings if step.output in compared), ("eval", *_perceptual(config)), "evaluate:evaluate", 2),
         Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample", *towers_of), "export:export", 2),
@@ -107,7 +111,8 @@ def _plan(data: DataConfig) -> tuple[str, ...]:
     """What decides which pictures there are, and in which shards they lie."""
     rules = ("source", "metadata", "scores", "removed", "limit", "shard_rows", "filters", data.source)
     buckets = () if data.image.frame.square else ("data.image.size", "data.image.max_aspect")
-    return (*(f"data.{key}" for key in rules), *buckets)
+    pictures = ("data.per_picture",) if data.captions else ()
+    return (*(f"data.{key}" for key in rules), *buckets, *pictures)
 
 
 def _latents(config: Config, name: str, encoder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

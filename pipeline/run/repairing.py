@@ -25,7 +25,7 @@ from pipeline.store.removal_list import check_carried_out
 
 READERS = 8  # files that are verified at a time
 REPAIRED = "repaired"  # what is done to an artifact meanwhile
-BY_SHARD = ("text_", "latents_", "aesthetic", "duplicates")  # names of what is made from images, shard by shard
+BY_SHARD = ("text_", "latents_", "captions_", "aesthetic", "duplicates")  # what is made from images, shard by shard
 OF_ALL = ("view_", "held_out")  # and at once from all of them, within seconds
 
 

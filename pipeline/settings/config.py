@@ -209,6 +209,7 @@ class Config(Settings):
         settings |= {
             f"encode.{field}.precision": getattr(self.encode, field).precision for field in ("text", "latents_a")
         }
+        settings |= {f"data.captioners.{name}.precision": made.precision for name, made in self.data.captioners.items()}
         return [key for key, precision in settings.items() if precision == "bf16"]
 
     def worlds_of(self, step: str) -> list[int]:
@@ -266,7 +267,8 @@ class Config(Settings):
     def lookup(self, key: str, identify: Callable[[Input], Any] = identity.of) -> Any:
         """The plain value (JSON types) below a dotted key, as fingerprints use it.
 
-        `sizes.<step>` is `frames_of`, squares by their side. What the config names outside of itself counts by what
+        `sizes.<step>` is `frames_of`, squares by their side; `data.per_picture` is whether rows are pictures with all
+        their captions, whatever the weights. What the config names outside of itself counts by what
         `identify` makes of it, its content: moved, it gives the same artifacts; with another file behind the path,
         another line, or another caption, new ones.
 
@@ -277,6 +279,8 @@ class Config(Settings):
         if key.startswith("sizes."):
             frames = self.frames_of(key.removeprefix("sizes."))
             return [frame.size if frame.square else frame.name for frame in frames]
+        if key == "data.per_picture":
+            return bool(self.data.captions)
         if key == f"data.{self.data.source}":
             return _identified(table.identity(self.data), identify, key)
         if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects

@@ -7,8 +7,8 @@ Tensors never travel through Ray: an actor reads a shard of images, encodes it a
 import functools
 import operator
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
 from datasets.formats.shard_table import Shard
-from datasets.formats.shards import Receipt
+from datasets.formats.shards import ImageRow, Receipt
+from datasets.reading import captions
 from pipeline.models import encoders
 from pipeline.models.encoders import Encoder
 from pipeline.settings.sections import Encoding
@@ -37,31 +38,44 @@ if TYPE_CHECKING:  # import torch, which a plan can do without
     from stages.models.text import TextTower
 
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
-Read = Callable[[list[shards.ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
+Read = Callable[[list[ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
 CENTRED = (
     1024  # captions at a time to centre a seeded tower on: other than a tower's other batches, it changes rounding
 )
+CALLED, WITH = "captions of ", "pictures with "  # counts: captions by their name, pictures by the names they have
 CHANNEL = {"text": 2, "latents_a": 1, "latents_c": 1}  # axis of the channels
 
 
 def encode_text(build: Build) -> Facts:
-    """images -> text_<tower>: hidden states of every caption, of the empty caption, and the tower itself.
+    """images, captions_<name> -> text_<tower>: hidden states of every caption, of the empty caption, and the tower.
 
     Encoded online, a caption is stored as tokens in place of its states.
     """
     config = build.config.text[build.step.output.removeprefix("text_")]
     settings = build.config.encode.text
-    files, notes = build.call(_prepare_tower, config, settings.precision, build.inputs["images"], build.path)
+    works = list(_works(build).values())
+    files, notes = build.call(_prepare_tower, config, settings.precision, works, build.path)
     tower = Artifact(build.step.output, build.path, {"files": {name: vars(entry) for name, entry in files.items()}})
     encoder = encoders.text(build.config, tower)
     read = partial(_tokens, config.context_length)
     facts = _facts(build, encoder, settings, {"": _encode(build, build.path, encoder, settings, read)})
-    if truncated := facts.notes.get("truncated_captions"):
+    found = _named(facts.notes)
+    if truncated := found.get("truncated_captions"):
+        count = sum(found.get("captions", {}).values()) or facts.rows
         build.report.warning(
-            f"{truncated} of {facts.rows} captions have more than the {config.context_length} tokens of the tower "
+            f"{truncated} of {count} captions have more than the {config.context_length} tokens of the tower "
             f"'{config.model}'; their ends are cut off"
         )
-    return replace(facts, files=facts.files | files, notes=facts.notes | notes)
+    return replace(facts, files=facts.files | files, notes=found | notes)
+
+
+def _named(notes: dict[str, Any]) -> dict[str, Any]:
+    """Notes with the counts of captions by their name, and of pictures by the names of theirs, where there are any."""
+    found = {name: value for name, value in notes.items() if not name.startswith((CALLED, WITH))}
+    for about, prefix in (("captions", CALLED), ("pictures", WITH)):
+        counts = {name.removeprefix(prefix): value for name, value in notes.items() if name.startswith(prefix)}
+        found |= {about: dict(sorted(counts.items()))} if counts else {}
+    return found
 
 
 def encode_a(build: Build) -> Facts:
@@ -99,7 +113,20 @@ def _encode(
     rows = passes * images.manifest["rows"]
     dtype = None if settings.online else settings.dtype
     arguments = (encoder, dtype, read, build.cluster.device, rows)
-    return build.map_shards(ShardEncoder, arguments, images.shards(), rows, "images", folder)
+    works = _works(build) if encoder.reads == "tokens" else {n: Work(shard) for n, shard in images.shards().items()}
+    return build.map_shards(ShardEncoder, arguments, works, rows, "images", folder)
+
+
+def _works(build: Build) -> "dict[int, Work]":
+    """The shards whose captions are encoded: all of each picture, where the plan's rows are pictures."""
+    data, found = build.config.data, build.inputs["images"].shards()
+    if not data.captions:
+        return {number: Work(shard) for number, shard in found.items()}
+    others = {name: build.inputs[f"captions_{name}"].shards() for name in data.captioned}
+    return {
+        number: Work(shard, {name: captioned[number] for name, captioned in others.items()})
+        for number, shard in found.items()
+    }
 
 
 def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[str, list[Receipt]]) -> Facts:
@@ -120,7 +147,7 @@ def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[st
 
 
 def _prepare_tower(
-    config: TextConfig, precision: Precision, images: Artifact, path: str
+    config: TextConfig, precision: Precision, works: "list[Work]", path: str
 ) -> tuple[dict[str, FileEntry], dict[str, Any]]:
     """Publish the tower with its weights, and the hidden states of the empty caption.
 
@@ -135,8 +162,7 @@ def _prepare_tower(
 
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
-        captions = [row.caption for shard in images.shards().values() for row in shard.images()]
-        tower.centre(_mean_state(tower, captions))
+        tower.centre(_mean_state(tower, [row.caption for work in works for row, _ in work.rows()]))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()
     contents = {loading.TOWER: loading.weights(tower), loading.NULL_TEXT: serialized({"null_text": null})}
@@ -150,6 +176,28 @@ def _mean_state(tower: "TextTower", captions: list[str]) -> "Tensor":
     batches = [captions[start : start + CENTRED] for start in range(0, len(captions), CENTRED)]
     shares = (tower.encode(batch)[0].mean(dim=(0, 1)) * (len(batch) / len(captions)) for batch in batches)
     return functools.reduce(operator.add, shares)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an actor encodes of a shard: a row a picture, or, with `captions`, a row for each of its captions.
+
+    These are the source's own, and others by name: the shards of their artifacts.
+    """
+
+    images: Shard
+    captions: Mapping[str, Shard] | None = None
+
+    def rows(self) -> list[tuple[ImageRow, str | None]]:
+        """The rows, each with its caption and the name of that; verified."""
+        pictures = self.images.images()
+        if self.captions is None:
+            return [(row, None) for row in pictures]
+        name = shards.tensor_name(self.images.number)
+        others = {called: captions.by_key(shard.read(name)) for called, shard in self.captions.items()}
+        return [
+            (replace(row, caption=text), called) for row in pictures for called, text in captions.named(row, others)
+        ]
 
 
 class ShardEncoder:
@@ -177,16 +225,18 @@ class ShardEncoder:
         self.read = read()
         self.encode = encoder.load(loading.device(device)) if dtype else None
 
-    def __call__(self, images: Shard) -> None:
+    def __call__(self, work: Work) -> None:
         if not self.board.stopping():
-            clock = shards.Clock()
-            shard, bucket, rows = images.number, images.bucket, images.images()
-            files, counts, rounding = self._publish(shard, rows, bucket) if rows else ({}, None, None)
+            clock, images = shards.Clock(), work.images
+            shard, bucket, named = images.number, images.bucket, work.rows()
+            rows, names = [row for row, _ in named], [name for _, name in named if name is not None]
+            pictures = len({row.key for row in rows})
+            files, counts, rounding = self._publish(shard, rows, bucket, names) if rows else ({}, None, None)
             shards.publish_receipt(
                 self.path,
                 shard,
-                rows_in=len(rows),
-                rows_out=len(rows),
+                rows_in=pictures,
+                rows_out=pictures,
                 files=files,
                 clock=clock,
                 counts=counts,
@@ -194,12 +244,12 @@ class ShardEncoder:
                 rounding=rounding,
                 fence=self.fence,
             )
-            self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
+            self.board.post({"kind": "advance", "count": pictures, "total": self.total_rows, "unit": "images"})
 
     def _publish(
-        self, shard: int, rows: list[shards.ImageRow], bucket: str | None
+        self, shard: int, rows: list[ImageRow], bucket: str | None, names: list[str]
     ) -> tuple[dict[str, FileEntry], Counter[str], Rounding | None]:
-        counts: Counter[str] = Counter()
+        counts = _counts(rows, names)
         tensors = []
         for start in range(0, len(rows), self.encoder.batch):
             read, noticed = self.read(rows[start : start + self.encoder.batch], bucket)
@@ -209,7 +259,8 @@ class ShardEncoder:
         kept = self._rounded(shard, exact) if self.dtype else exact
         field = self.encoder.field if self.dtype else self.encoder.reads
         name = shards.tensor_name(shard)
-        entry = storage.publish(shards.write_tensors(rows, field, kept), storage.join(self.path, name))
+        content = shards.write_tensors(rows, field, kept, names or None)
+        entry = storage.publish(content, storage.join(self.path, name))
         return {name: entry}, counts, Rounding.of(exact, kept) if self.dtype else None
 
     def _rounded(self, shard: int, exact: np.ndarray) -> np.ndarray | Int8:
@@ -223,12 +274,21 @@ class ShardEncoder:
             ) from error
 
 
+def _counts(rows: list[ImageRow], names: list[str]) -> Counter[str]:
+    """Captions by their names, and pictures by the names of theirs; none where captions have no names."""
+    held: dict[str, set[str]] = {}
+    for row, name in zip(rows, names, strict=False):
+        held.setdefault(row.key, set()).add(name)
+    counts = Counter(f"{WITH}{'+'.join(sorted(found))}" for found in held.values())
+    return counts + Counter(f"{CALLED}{name}" for name in names)
+
+
 def _tokens(context_length: int) -> Read:
     from stages.models.text import Tokenizer
 
     tokenizer = Tokenizer(context_length)
 
-    def read(rows: list[shards.ImageRow], _: str | None) -> tuple[np.ndarray, Counter[str]]:
+    def read(rows: list[ImageRow], _: str | None) -> tuple[np.ndarray, Counter[str]]:
         tokens = tokenizer([row.caption for row in rows])
         return tokens.ids.numpy().astype(np.uint16), Counter(truncated_captions=tokens.truncated)
 
@@ -241,7 +301,7 @@ def _pictures(frame: Frame) -> Read:
 
     from stages.models.layers import resized
 
-    def read(rows: list[shards.ImageRow], bucket: str | None) -> tuple[np.ndarray, Counter[str]]:
+    def read(rows: list[ImageRow], bucket: str | None) -> tuple[np.ndarray, Counter[str]]:
         size = frame.nearest(*Size.parse(bucket)) if bucket else None
         pixels = torch.from_numpy(np.stack([row.pixels(size) for row in rows])).permute(0, 3, 1, 2)
         return (pixels if bucket else resized(pixels, frame.size)).numpy(), Counter()

@@ -35,6 +35,8 @@ def fetch(build: Build) -> Facts:
             "removed": counts.rejected.get("removed", 0),
         },
     }
+    if data.captions:
+        notes["captions"] = counts.captions
     if counts.buckets:
         notes["buckets"] = counts.buckets
     if data.source == "openmoji" and data.metadata is None and data.openmoji:

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Iterator, Sequence, Set
 
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from datasets.config import NO_SCORES, DataError, ViewConfig
 from datasets.files import storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
-from datasets.planning import plan
+from datasets.planning import grouping, plan
 from datasets.reading import duplicates, holdout, views
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
@@ -68,7 +70,7 @@ def hold_out(build: Build) -> Facts:
 def _hold_out(
     share: float, captions: Sequence[str], inputs: tuple[Artifact, Artifact, Artifact | None], path: str
 ) -> tuple[FileEntry, int, list[str], int]:
-    found = set(_captioned(captions, inputs[0]).values())
+    found = {caption for _, caption in _captioned(captions, inputs[0])}
     view = held_out(share, captions, *inputs)
     unknown = [caption for caption in captions if caption not in found]
     return storage.publish(views.dump(view), storage.join(path, views.FILE)), view.rows, unknown, os.getpid()
@@ -92,16 +94,18 @@ def held_out(
                     yield shard, holdout.rows_of(planned, stored[shard].read(shards.index_name(shard)))
 
     alike = duplicates.stand_ins(repeated.read(duplicates.FILE)) if repeated else None
-    return holdout.hold_out(rows(), share, _captioned(captions, metadata).keys() | named, alike)
+    keys = {key for key, _ in _captioned(captions, metadata)}
+    return holdout.hold_out(rows(), share, keys | named, alike)
 
 
-def _captioned(captions: Sequence[str], metadata: Artifact) -> dict[str, str]:
-    """Captions of the planned pictures that have one of these, by key."""
-    if not captions:
-        return {}
-    named = pc.field("caption").isin(list(captions))
-    tables = (rows.filter(named) for part in plan.parts(metadata.files) for _, rows in plan.shards(metadata.read(part)))
-    return {row["key"]: row["caption"] for rows in tables for row in rows.select(["key", "caption"]).to_pylist()}
+def _captioned(captions: Sequence[str], metadata: Artifact) -> set[tuple[str, str]]:
+    """Keys of the planned pictures that have one of these captions, each with that."""
+    named, found = pa.array(captions, pa.string()), set[tuple[str, str]]()
+    for part in plan.parts(metadata.files if captions else ()):
+        rows = grouping.a_row_each(pq.read_table(pa.BufferReader(metadata.read(part))))
+        meant = rows.filter(pc.is_in(rows["caption"], named))
+        found.update(zip(meant["key"].to_pylist(), meant["caption"].to_pylist(), strict=True))
+    return found
 
 
 def make(

@@ -104,7 +104,7 @@ def _reading(build: Build, fields: tuple[str, ...], tower: str | None) -> "Readi
             return _images(build, frame)
         if field.startswith("latents"):
             return _family(inputs[field], field, frame)
-        return _source(inputs[f"text_{tower}"], field)
+        return replace(_source(inputs[f"text_{tower}"], field), captions=config.data.captions or None)
 
     stretches = config.stretches_of(name)
     return Reading(
@@ -140,6 +140,8 @@ def _train(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
     from pipeline.cluster.rank import result
 
     order = _order(build, settings, fields, tower)
+    if tower:
+        _tell_of_others(build, build.inputs[f"text_{tower}"])
     _check_batches(build)
     _check_checkpoints(build)
     _catch_up(build)
@@ -163,6 +165,18 @@ def _train(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
         workers=found["pids"],
         metrics=found["metrics"] | build.interruptions.metrics() | {"model_flops": _model_flops(build)},
     )
+
+
+def _tell_of_others(build: Build, text: Artifact) -> None:
+    """Warn of pictures that have no caption with a weight: any other one is drawn."""
+    drawn = {name for name, weight in build.config.data.captions.items() if weight}
+    pictures = text.manifest["notes"].get("pictures", {})
+    others = sum(count for names, count in pictures.items() if drawn.isdisjoint(names.split("+")))
+    if drawn and others:
+        build.report.warning(
+            f"{build.step.name}: {others:,} of {sum(pictures.values()):,} pictures have no caption called "
+            f"{' or '.join(sorted(drawn))}; others are drawn of them"
+        )
 
 
 def _model_flops(build: Build) -> float:

@@ -17,6 +17,7 @@ from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.outcomes import PASSING
 from datasets.planning import plan
+from datasets.reading import captions
 from pipeline.errors import UsageError
 from pipeline.plan.dag import Planned, order
 from pipeline.plan.table import table
@@ -73,15 +74,19 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
     metadata = wanted(config, root, ["metadata"])["metadata"]
     notes = metadata.manifest["notes"]
     steps = [_level("read", notes["read"], {})]
-    steps.append(_level("planned", metadata.manifest["rows"], notes["rejected"], of=steps[-1]))
+    planned = metadata.manifest["rows"]
+    if "captions" in notes:  # of which a planned picture has several
+        steps.append(_level("planned captions", notes["captions"], notes["rejected"], of=steps[-1]))
+    steps.append(
+        _level("planned", planned, {}) if steps[1:] else _level("planned", planned, notes["rejected"], steps[-1])
+    )
     found = _finished(config, root)
     if images := found.get("images"):
         steps.append(_level("kept", images.manifest["rows"], images.manifest["notes"]["lost"], of=steps[-1]))
         for name, artifact in found.items():
-            if name.startswith(("text_", "latents_")):
-                steps.append(_level(f"encoded: {name}", artifact.manifest["rows"], {}))
-            elif name == "aesthetic":
-                steps.append(_level("scored", artifact.manifest["rows"], {}))
+            done = {"text": "encoded", "latents": "encoded", "captions": "captioned"}.get(name.partition("_")[0])
+            if done or name == "aesthetic":
+                steps.append(_level(f"{done}: {name}" if done else "scored", artifact.manifest["rows"], {}))
     if as_json:
         print_json({"root": root, "funnel": steps})
         return
@@ -237,6 +242,8 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if when := next((dates[planned[name]] for name in plan.NAMES if planned.get(name) in dates), None):
         told["forgotten"] = when
     if images and told["download"]["status"] == "ok":
+        if written := _captions(found, key, planned["shard"]):
+            told["captions"] = written
         if scores := found.get("aesthetic"):
             told["scored"] = _row(scores.read(shards.tensor_name(planned["shard"])), key)
         told["files"] = [
@@ -248,13 +255,20 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if as_json:
         print_json(told)
         return
-    for section in ("planned", "download", "scored"):
+    for section in ("planned", "download", "captions", "scored"):
         for name, value in told.get(section, {}).items():
             out.print(f"{section:9} {name:11} {value}")
     if when:
         out.print(f"forgotten on {when}: nothing of it is stored any more but its row of the plan, above")
     for path in told.get("files", ()):
         out.print(f"in        {path}")
+
+
+def _captions(found: dict[str, Artifact], key: str, shard: int) -> dict[str, list[str]]:
+    """Captions of a picture beside the source's own, by name."""
+    tables = {name.removeprefix("captions_"): it for name, it in found.items() if name.startswith("captions_")}
+    read = {name: captions.by_key(table.read(shards.tensor_name(shard))) for name, table in tables.items()}
+    return {name: of[key] for name, of in sorted(read.items()) if key in of}
 
 
 def retry(config: Config, root: str, words: Words, command: str) -> None:
@@ -375,7 +389,7 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
     file = name.rpartition("/")[2]
     if artifact == "images":
         return file == shards.image_name(shard)
-    return artifact.startswith(("text_", "latents_", "aesthetic")) and file == shards.tensor_name(shard)
+    return artifact.startswith(("text_", "latents_", "captions_", "aesthetic")) and file == shards.tensor_name(shard)
 
 
 def _finished(config: Config, root: str) -> dict[str, Artifact]:

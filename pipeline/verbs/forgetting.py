@@ -133,10 +133,10 @@ def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
 
 
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
-    """Rows of a plan that are meant: key, URL, origin, caption, shard."""
-    columns, found = [*plan.NAMES, "caption", "shard"], []
+    """Rows of a plan that are meant: key, URL, origin, caption, shard, and captions where they have several."""
+    found: list[dict[str, Any]] = []
     for part in plan.parts(metadata.files):
-        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=columns, schema=plan.SCHEMA)
+        rows = pq.read_table(pa.BufferReader(metadata.read(part)))
         found += rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist()
     return found
 
@@ -153,7 +153,7 @@ def _from_everything(
     by_shard: defaultdict[int, set[str]] = defaultdict(set)
     for row in meant:
         by_shard[row["shard"]].add(row["key"])
-    captions = {row["caption"] for row in meant}
+    captions = {caption for row in meant for caption in (row["caption"], *row.get("captions", ()))}
     stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
     held_back = {it.path: _keys_of(it, images) for it in descendants(images, finished) if it.name == "held_out"}
     outcome.pictures |= stored
@@ -170,7 +170,7 @@ def _from_everything(
             if artifact.name == "release":
                 held.rewrite(CARD, partial(_from_card, release=artifact, captions=captions))
     for artifact in (*made, images):
-        if artifact.name.startswith(("text_", "latents_", "images", "duplicates", "aesthetic")):
+        if artifact.name.startswith(("text_", "latents_", "captions_", "images", "duplicates", "aesthetic")):
             with _held(store, artifact, outcome) as held:
                 for folder in shard_folders(artifact):
                     for shard, keys in by_shard.items():
@@ -292,9 +292,14 @@ def _from_shard(held: _Held, folder: str, shard: int, keys: Set[str]) -> None:
         held.rewrite(file, partial(function, keys=keys), shard=True)
     contents = {name: storage.read(storage.join(where, name)) for name in changes}
     table = contents[shards.tensor_name(shard)]
-    rows = len(views.stored_keys(table)) if downloaded else removal.count(table)
+    rows = len(views.stored_keys(table)) if downloaded else _rows_of(artifact, table)
     entries = {name: storage.entry_of(content) for name, content in contents.items()}
     shards.put_receipt(where, removal.from_receipt(receipt, entries, rows, downloaded=downloaded), held.fence)
+
+
+def _rows_of(artifact: Artifact, table: bytes) -> int:
+    """Rows of a shard as its receipt counts them: pictures, of whose captions there may be several."""
+    return removal.pictures(table) if artifact.name.startswith(("text_", "captions_")) else removal.count(table)
 
 
 def _from_unfinished(root: str, finished: Iterable[Artifact], keys: Set[str], outcome: Outcome) -> None:

@@ -1,0 +1,61 @@
+"""Rows that are pictures with all their captions, made of rows that are captions."""
+
+import hashlib
+from collections.abc import Hashable, Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def firsts(values: Iterable[Hashable]) -> list[int]:
+    """Places where each value comes for the first time, ascending."""
+    seen: dict[Hashable, int] = {}
+    for place, value in enumerate(values):
+        seen.setdefault(value, place)
+    return list(seen.values())
+
+
+def fair(rows: pa.Table, most: int | None, seed: int) -> pa.Table:
+    """At most so many rows of each key, drawn by the seed, in their old order; None: all."""
+    if most is None:
+        return rows
+    salt = seed.to_bytes(8, "little")
+    captions = rows["caption"].to_pylist()
+    lots = [hashlib.blake2b(caption.encode(), digest_size=8, key=salt).digest() for caption in captions]
+    kept = [place for group in _places(rows).values() for place in sorted(group, key=lots.__getitem__)[:most]]
+    return rows.take(pa.array(sorted(kept), pa.int64()))
+
+
+def grouped(rows: pa.Table) -> pa.Table:
+    """A row for each key, in the order of their first rows, which give all values; `captions` has those of all rows.
+
+    Which row is first is a matter of the order in which the source is read, as it is among copies of a row.
+    """
+    groups, captions = _places(rows), rows["caption"].to_pylist()
+    lists = [[captions[place] for place in group] for group in groups.values()]
+    heads = rows.take(pa.array([group[0] for group in groups.values()], pa.int64()))
+    return heads.append_column("captions", pa.array(lists, pa.list_(pa.string())))
+
+
+def a_row_each(rows: pa.Table) -> pa.Table:
+    """Planned rows by `key` and `caption`, of a picture with all its captions a row for each."""
+    if "captions" not in rows.column_names:
+        return rows.select(["key", "caption"])
+    lists = rows["captions"].combine_chunks()
+    keys = rows["key"].combine_chunks().take(pc.list_parent_indices(lists))
+    return pa.table({"key": keys, "caption": pc.list_flatten(lists)})
+
+
+def captions(rows: pa.Table) -> int:
+    """How many captions rows have, each of which is one, or has a list of them."""
+    if "captions" not in rows.column_names:
+        return int(rows.num_rows)
+    return int(pc.sum(pc.list_value_length(rows["captions"])).as_py() or 0)
+
+
+def _places(rows: pa.Table) -> dict[str, list[int]]:
+    """Places of each key's rows, in their order."""
+    found: dict[str, list[int]] = {}
+    for place, key in enumerate(rows["key"].to_pylist()):
+        found.setdefault(key, []).append(place)
+    return found
