@@ -40,8 +40,9 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
             raise UsageError(f"rates.{name}: there is no such step; there are {', '.join(dict.fromkeys(steps))}")
     rows, basis = most_rows(planned, config)
     wanted = {step.name for step in order(table(config), config.targets)}
+    captions = _captions(planned, config, rows)
     return [
-        _with_volume(_estimate(item, config, rows, basis), item, config, rows, wanted)
+        _with_volume(_estimate(item, config, rows, captions, basis), item, config, rows, captions, wanted)
         | {"memory": _bytes(item, config), "phases": _phases(item.step.name, config)}
         for item in planned
     ]
@@ -54,18 +55,36 @@ def most_rows(planned: Sequence[Planned], config: Config) -> tuple[int | None, s
     return (metadata.manifest["rows"], "metadata") if metadata else (config.data.expected_rows, "config")
 
 
+def _captions(planned: Sequence[Planned], config: Config, rows: int | None) -> int | None:
+    """The most captions that so many rows can have: where they are pictures, the source's own, and one by each of the
+    others, which may have more; None where nobody can tell."""
+    if rows is None or not config.data.captions:
+        return rows
+    done = {item.step.output: item.artifact for item in planned if item.state == "done"}
+    metadata = done.get("metadata")
+    own: int = metadata.manifest["notes"]["captions"] if metadata else rows
+    written = (done.get(f"captions_{name}") for name in config.data.captioned)
+    return own + sum(found.manifest["notes"]["captions"] if found else rows for found in written)
+
+
 def _with_volume(
-    estimate: dict[str, Any], item: Planned, config: Config, rows: int | None, wanted: Set[str]
+    estimate: dict[str, Any],
+    item: Planned,
+    config: Config,
+    rows: int | None,
+    captions: int | None,
+    wanted: Set[str],
 ) -> dict[str, Any]:
     """An estimate with the bytes and objects that the step stores, and what its encoder would cost online instead."""
     if item.artifact:
         manifest = item.artifact.manifest
         stored: Volume | None = Volume(manifest["bytes"], manifest.get("objects", len(manifest["files"])))
     else:
-        stored = volume.stored(item.step.name, item.step.output, config, rows) if rows else None
+        stored = volume.stored(item.step.name, item.step.output, config, rows, captions or rows) if rows else None
     encoder = None
     if rows and not item.artifact:
-        encoder = volume.encoder(item.step.name, item.step.output, config, rows, wanted)
+        count = captions or rows if item.step.name == "encode_text" else rows
+        encoder = volume.encoder(item.step.name, item.step.output, config, count, wanted)
     text = estimate["text"]
     if stored and not item.artifact:
         text += f", at most {_size(stored.bytes)} in {stored.objects:,} objects"
@@ -230,15 +249,15 @@ def _bytes(item: Planned, config: Config) -> dict[str, int] | None:
     return vars(need) | {"total": need.total} if need and item.state != "done" else None
 
 
-def _estimate(item: Planned, config: Config, rows: int | None, basis: str) -> dict[str, Any]:
+def _estimate(item: Planned, config: Config, rows: int | None, captions: int | None, basis: str) -> dict[str, Any]:
     if item.state == "done" and item.artifact:
         spent = item.artifact.manifest["device_seconds"]
         return {"work": None, "unit": None, "device_seconds": None, "basis": None, "text": f"spent {_time(spent)}"}
-    work, unit = _work(item.step, config, rows)
+    work, unit = _work(item.step, config, rows, captions)
     if work is None:
         unknown = f"{unit} unknown before fetch"
         return {"work": None, "unit": unit, "device_seconds": None, "basis": None, "text": unknown}
-    if unit != "rows":
+    if unit not in ("rows", "captions"):
         basis = "config"
     rate = config.rates.get(item.step.name)
     seconds = work / rate if rate else None
@@ -248,7 +267,7 @@ def _estimate(item: Planned, config: Config, rows: int | None, basis: str) -> di
     return {"work": work, "unit": unit, "device_seconds": seconds, "basis": basis, "text": text}
 
 
-def _work(planned: Step, config: Config, rows: int | None) -> tuple[int | None, str]:
+def _work(planned: Step, config: Config, rows: int | None, captions: int | None) -> tuple[int | None, str]:
     """How much a step has to do, and of what; None where only the metadata can tell."""
     step = planned.name
     trainings = config.trainings_of(step).values()
@@ -262,6 +281,8 @@ def _work(planned: Step, config: Config, rows: int | None) -> tuple[int | None, 
         return 1, "release"
     if step.startswith("import_") or step == "interpolate":
         return 1, "model"
+    if step == "encode_text" and config.data.captions:
+        return captions, "captions"
     return rows, "rows"
 
 

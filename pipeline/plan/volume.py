@@ -1,7 +1,7 @@
 """How much a step would store, and what an encoder costs whose outputs are stored, or made anew whenever seen.
 
 Tensors in closed form; pictures by the mean of photographs. Rows are the planned ones, of which some will be
-lost: read every figure as "at most".
+lost: read every figure as "at most". A row may have several captions, each of which is encoded.
 """
 
 from collections import Counter
@@ -36,19 +36,21 @@ class Encoder:
     online_flops: int
 
 
-def stored(step: str, output: str, config: Config, rows: int) -> Volume | None:
-    """What a step stores for so many planned rows; None where it is little, or depends on no rows."""
+def stored(step: str, output: str, config: Config, rows: int, captions: int) -> Volume | None:
+    """What a step stores for so many planned rows with so many captions; None where it is little, or depends on no
+    rows."""
     shards = -(-rows // config.data.shard_rows)
     if step == "download":
         pixels = config.data.image.size**2
         return Volume(int(rows * pixels * PICTURE_BYTES[config.data.image.format]), 3 * shards)  # tar, table, receipt
     row = _row_bytes(step, output, config)
-    return Volume(rows * sum(row.values()), 2 * shards * len(row)) if row else None
+    count = captions if step == "encode_text" else rows
+    return Volume(count * sum(row.values()), 2 * shards * len(row)) if row else None
 
 
 def encoder(step: str, output: str, config: Config, rows: int, trainings: Set[str]) -> Encoder | None:
     """Both costs of an encoding step, for so many rows and all that those of `trainings` (steps) see that would encode
-    online instead; None of other steps, and of one that stores nothing."""
+    online instead; None of other steps, and of one that stores nothing. Rows of text are captions."""
     per_picture = _row_flops(step, output, config)
     if not per_picture or (step == "encode_text" and config.encode.text.online):
         return None
