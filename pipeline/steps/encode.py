@@ -30,7 +30,7 @@ from pipeline.settings.sections import Encoding
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 from stages.settings.base import Precision
-from stages.settings.models import TextConfig
+from stages.settings.models import SeededTextConfig, TextConfig
 
 if TYPE_CHECKING:  # import torch, which a plan can do without
     from torch import Tensor
@@ -53,7 +53,7 @@ def encode_text(build: Build) -> Facts:
     """
     config = build.config.text[build.step.output.removeprefix("text_")]
     settings = build.config.encode.text
-    works = list(_works(build).values())
+    works = list(_works(build).values()) if isinstance(config, SeededTextConfig) else []
     files, notes = build.call(_prepare_tower, config, settings.precision, works, build.path)
     tower = Artifact(build.step.output, build.path, {"files": {name: vars(entry) for name, entry in files.items()}})
     encoder = encoders.text(build.config, tower)
@@ -151,13 +151,12 @@ def _prepare_tower(
 ) -> tuple[dict[str, FileEntry], dict[str, Any]]:
     """Publish the tower with its weights, and the hidden states of the empty caption.
 
-    A seeded tower is centred on these captions: random weights say nearly the same of every caption, and Stage C needs
+    A seeded tower is centred on the captions of `works`: random weights say nearly the same of every caption, and Stage C needs
     the difference.
     """
     import torch
 
     from pipeline.models import loading
-    from stages.settings.models import SeededTextConfig
     from stages.state_dicts import serialized
 
     tower = loading.fresh_tower(config)

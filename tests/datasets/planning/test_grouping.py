@@ -1,5 +1,7 @@
 """Plans whose rows are pictures with all their captions."""
 
+import json
+
 import pyarrow as pa
 import pytest
 
@@ -73,6 +75,22 @@ def test_every_caption_of_a_picture_is_named_by_key():
     ]
     assert grouping.captions(rows) == 3
     assert grouping.captions(rows.slice(2)) == 0
+
+
+def test_coco_s_captions_and_a_list_in_a_table_are_of_one_picture(tmp_path):
+    images = [{"id": n, "coco_url": f"http://coco.org/{n}.jpg", "width": 500, "height": 400} for n in range(3)]
+    texts = [{"id": 10 * n + k, "image_id": n, "caption": f"{n} by {k}"} for k in range(5) for n in range(3)]
+    (tmp_path / "captions_1.json").write_text(json.dumps({"images": images, "annotations": texts}))
+    listed = metadata(tmp_path / "list", [laion_row(n, TEXT=[f"{n} by {k}" for k in range(5)]) for n in range(3)])
+    for config in (
+        data_config("coco_captions", coco_captions__annotations=str(tmp_path), image__size=64, captions=WEIGHTS),
+        data_config("laion_aesthetic", metadata=listed, captions=WEIGHTS),
+    ):
+        parts: list[pa.Table] = []
+        assert plan.make(config, 0, parts.append).planned == 3
+        assert sorted(row["captions"] for row in pa.concat_tables(parts).to_pylist()) == [
+            [f"{n} by {k}" for k in range(5)] for n in range(3)
+        ]
 
 
 @pytest.mark.parametrize(
