@@ -151,8 +151,8 @@ def _prepare_tower(
 ) -> tuple[dict[str, FileEntry], dict[str, Any]]:
     """Publish the tower with its weights, and the hidden states of the empty caption.
 
-    A seeded tower is centred on the captions of `works`: random weights say nearly the same of every caption, and Stage C needs
-    the difference.
+    A seeded tower is centred on the captions of `works`: random weights say nearly the same of every caption, and Stage
+    C needs the difference.
     """
     import torch
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from datasets.config import DataConfig
 from datasets.files import storage
 from datasets.files.storage import FileEntry
 from pipeline.models.known_weights import licence
@@ -35,7 +36,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         license=data["identifier"],
         prompt=json.loads(inputs["samples"].read("captions.json"))[0]["caption"],
         settings=config.sample,
-        sources=[data["notice"], *_origins(config)],
+        sources=[data["notice"], *_captions(config.data), *_origins(config)],
         scores=inputs["scores"].manifest["metrics"],
         cost=_cost(inputs),
         limitations=_limitations(config, inputs),
@@ -71,6 +72,16 @@ def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
         sentences.append(f"Pictures by the licence that the source names: {named}")
     notice = ". ".join([*sentences, left_out]) + "."
     return {"identifier": identifier.lower().replace(" ", "-"), "notice": notice}
+
+
+def _captions(data: DataConfig) -> list[str]:
+    """A sentence on the captions, where not each is a row of its own: whose they are, and how often they are drawn."""
+    if not data.captions:
+        return []
+    whose = dict.fromkeys(data.recaps, "from a table")
+    whose |= {name: f"by the model {PurePosixPath(made.weights).name}" for name, made in data.captioners.items()}
+    parts = [f"{name} ({whose.get(name, 'of the source')}) {data.captions[name]:g}" for name in sorted(data.captions)]
+    return [f"Of several captions of a picture one is drawn in each pass, by weights: {', '.join(parts)}."]
 
 
 def _origins(config: Config) -> list[str]:
