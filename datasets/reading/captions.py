@@ -80,7 +80,8 @@ class Drawn:
             among = [place for found in places.values() for place in found]
         else:
             ends = np.cumsum(list(weights.values()))
-            among = places[list(weights)[int(np.searchsorted(ends, first * ends[-1], side="right"))]]
+            number = int(np.searchsorted(ends, first * ends[-1], side="right"))
+            among = places[list(weights)[min(number, len(weights) - 1)]]  # the product may be rounded up to the end
         found: np.ndarray = self._values[among[int(second * len(among))]]
         return found
 

@@ -62,9 +62,12 @@ class _ImageToText:
         asked = {"text": [prompt] * len(pictures)} if prompt else {}
         inputs = self._processor(images=list(pictures), return_tensors="pt", padding=True, **asked)
         inputs = inputs.to(self._where, self._kind)
+        asked_of = self._words(inputs["input_ids"]) if prompt else [""] * len(pictures)
         with torch.inference_mode():
             tokens = self._model.generate(
                 **inputs, do_sample=False, num_beams=1, max_new_tokens=self._config.max_tokens
             )
-        texts: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
-        return [text.removeprefix(prompt or "").strip() for text in texts]
+        return [text.removeprefix(words) for text, words in zip(self._words(tokens), asked_of, strict=True)]
+
+    def _words(self, tokens: Any) -> list[str]:
+        return [text.strip() for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]

@@ -17,22 +17,22 @@ WORDS = ["a", "red", "blue", "round", "square", "thing", "on", "white"]
 
 def save(folder: Path) -> Path:
     """A BLIP of a few thousand weights, of which no token is a special one."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(special + WORDS))
     size, common = len(special + WORDS), {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"vocab_size": size, "encoder_hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 32}
-    text |= {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0, "projection_dim": 16}
+    text |= {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0, "projection_dim": 16}
     vision = {"image_size": 32, "patch_size": 16, "intermediate_size": 32, "projection_dim": 16}
     torch.manual_seed(0)
     config = transformers.BlipConfig(text_config=common | text, vision_config=common | vision, projection_dim=16)
     model = transformers.BlipForConditionalGeneration(config)
     with torch.no_grad():
-        model.text_decoder.cls.predictions.bias[: len(special)] = -1e4
         for parameter in model.parameters():
             parameter.mul_(8)  # so that pictures make a difference
+        model.text_decoder.get_output_embeddings().bias[: len(special)] = -1e4
+        model.text_decoder.cls.predictions.bias[: len(special)] = -1e4
     model.save_pretrained(folder)
-    tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"))
+    tokenizer = transformers.BertTokenizer({word: number for number, word in enumerate(special + WORDS)})
     image = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
     transformers.BlipProcessor(image, tokenizer).save_pretrained(folder)
     return folder
