@@ -27,6 +27,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "run": "run",
     "plan": "plan",
     "status": "status",
+    "logs": "logs",
     "show": "show",
     "config": "config",
     "sample": "sample",

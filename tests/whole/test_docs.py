@@ -176,6 +176,9 @@ def test_a_command_parses_and_its_config_composes(command, place, tmp_path, caps
     said = capsys.readouterr().err
     if asked.own.get("from") == "release":
         assert "release/sampling.json is missing" in said
+    elif asked.verb == "logs":
+        assert code == 2, said
+        assert "nothing has been run there yet" in said
     elif asked.verb in WANTS_A_RUN and asked.rest not in (["dedup"], ["forget"]):
         assert code == 2, said
         assert "of exactly this conf" in said or "has no finished artifact of this conf" in said, said
