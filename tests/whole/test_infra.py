@@ -206,8 +206,8 @@ def test_the_image_has_what_runs_need_at_the_versions_that_are_tested():
     assert {name: image[name] for name in tested if name in image} == {
         name: tested[name] for name in tested if name in image
     }
-    assert {"torch", "mlflow", "img2dataset", "ray"} <= image.keys()
-    assert not {"pytest", "ruff", "mypy", "moto", "diffusers", "transformers"} & image.keys()
+    assert {"torch", "mlflow", "img2dataset", "ray", "transformers"} <= image.keys()
+    assert not {"pytest", "ruff", "mypy", "moto", "diffusers"} & image.keys()
 
 
 def test_head_workers_and_check_run_one_image():
