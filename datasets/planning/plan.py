@@ -386,4 +386,5 @@ class _Layout:
 
 def _unique(rows: pa.Table) -> pa.Table:
     """The first row of each caption of each key, in their old order."""
-    return rows.take(pa.array(grouping.firsts(zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True))))
+    pairs = zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True)
+    return rows.take(pa.array(grouping.firsts(pairs), pa.int64()))
