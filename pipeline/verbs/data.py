@@ -75,11 +75,9 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
     notes = metadata.manifest["notes"]
     steps = [_level("read", notes["read"], {})]
     planned = metadata.manifest["rows"]
+    steps.append(_level("planned", notes.get("captions", planned), notes["rejected"], of=steps[-1]))
     if "captions" in notes:  # of which a planned picture has several
-        steps.append(_level("planned captions", notes["captions"], notes["rejected"], of=steps[-1]))
-    steps.append(
-        _level("planned", planned, {}) if steps[1:] else _level("planned", planned, notes["rejected"], steps[-1])
-    )
+        steps.append(_level("pictures of these", planned, {}))
     found = _finished(config, root)
     if images := found.get("images"):
         steps.append(_level("kept", images.manifest["rows"], images.manifest["notes"]["lost"], of=steps[-1]))

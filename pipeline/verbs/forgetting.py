@@ -135,8 +135,10 @@ def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
     """Rows of a plan that are meant: key, URL, origin, caption, shard, and captions where they have several."""
     found: list[dict[str, Any]] = []
+    schema = plan.SCHEMA.append(plan.CAPTIONS)
+    columns = [*plan.NAMES, "caption", "captions", "shard"]
     for part in plan.parts(metadata.files):
-        rows = pq.read_table(pa.BufferReader(metadata.read(part)))
+        rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=columns, schema=schema)
         found += rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist()
     return found
 
@@ -153,7 +155,7 @@ def _from_everything(
     by_shard: defaultdict[int, set[str]] = defaultdict(set)
     for row in meant:
         by_shard[row["shard"]].add(row["key"])
-    captions = {caption for row in meant for caption in (row["caption"], *row.get("captions", ()))}
+    captions = {caption for row in meant for caption in (row["caption"], *(row["captions"] or ()))}
     stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
     held_back = {it.path: _keys_of(it, images) for it in descendants(images, finished) if it.name == "held_out"}
     outcome.pictures |= stored
