@@ -21,7 +21,9 @@ from typing import Protocol
 
 from datasets.outcomes import Lost, Outcome
 
-POLL_S = 0.05  # between two looks whether a connection is free
+POLL_S = 0.05  # between two looks whether a connection is free, at least
+SELDOM_S = 2.0  # and at most
+POLLS = 4  # looks of all who wait for a turn at a host: where there are more for each that is given, they become rarer
 FIRST_PAUSE_S = 0.2  # of a host that says not how long; each further one is twice as long
 TOGETHER = 2  # connections to a host of which nothing is known
 LIFT_S = 1.0  # until one more connection is tried again
@@ -74,6 +76,8 @@ class _Host:
     proven: bool = False  # it has answered
     held: dict[int, tuple[float, int, float]] = field(default_factory=dict)  # ticket -> lapse, connections, beginning
     rate: float = math.inf  # requests a second that it bears
+    polls: int = 0  # looks for a free connection since the last turn
+    look_s: float = POLL_S  # between two looks of one who waits
     tokens: float = 1.0
     filled: float = 0.0
     closed_until: float = 0.0
@@ -116,10 +120,13 @@ class HostSlots:
             if wait_s := self._wait(host, now):
                 return Turn(None, wait_s=wait_s)
             if len(host.held) >= min(self._each, host.ceiling(now)):
-                return Turn(None, wait_s=POLL_S, queued=True)
+                host.polls += 1
+                return Turn(None, wait_s=host.look_s, queued=True)
             ticket, together = next(self._tickets), len(host.held) + 1
             host.held[ticket] = (now + self._held_s, together, now)
             host.tokens -= 1
+            host.look_s = min(max(POLL_S, host.look_s * min(2.0, 0.9 + 0.1 * host.polls / POLLS)), SELDOM_S)
+            host.polls = 0
             return Turn(ticket, together)
 
     def give_back(self, name: str, turn: Turn, heard: Heard = Heard.NOTHING, after_s: float = 0.0) -> None:
@@ -204,6 +211,6 @@ class Patience:
                 self.in_queues_s -= seconds
             else:
                 self.with_refusals_s -= seconds
-            if self.with_refusals_s >= 0:
+            if min(self.with_refusals_s, self.in_queues_s) >= 0:
                 time.sleep(seconds)
         raise Lost(Outcome.THROTTLED, f"{host} asked for patience, for longer than there is")

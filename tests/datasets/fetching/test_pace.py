@@ -70,7 +70,7 @@ def connections(most: int) -> Limit:
 
 
 def at_first(count: int, limit: Limit) -> Limit:
-    """So many are refused before a limit counts: on a machine that is slow for other reasons it may never be reached."""
+    """So many are refused before a limit counts: where the machine is slow it may never be reached."""
     first = iter(range(count))
     return lambda moment, now: next(first, None) is not None or limit(moment, now)
 
@@ -81,6 +81,7 @@ class World:
     def __init__(self, limit: Limit, each: int, threads: int, latency_s: float, retry_after_s: float):
         self.now, self.together, self.most, self.stored, self.refused = 0.0, 0, 0, 0, 0
         self.moments: list[float] = []
+        self.polls = 0
         self.pace = HostSlots(each, clock=lambda: self.now)
         self.limit, self.threads, self.latency_s, self.retry_after_s = limit, threads, latency_s, retry_after_s
         self.random = random.Random(0)
@@ -91,6 +92,7 @@ class World:
             refused = True
             while refused:
                 while (turn := self.pace.take(HOST)).ticket is None:
+                    self.polls += 1
                     yield turn.wait_s * self.random.uniform(1.0, 1.5)
                 self.together += 1
                 self.most = max(self.most, self.together)
@@ -137,6 +139,13 @@ def test_so_is_how_many_connections_there_may_be(most, latency_s, retry_after_s)
     assert seconds <= 1.6 * 300 * latency_s / most
     assert world.most <= most + 1  # which is how it is learned
     assert world.refused <= 2 + math.log(seconds, LIFT_LONGER)
+
+
+@pytest.mark.parametrize("latency_s", [0.05, 0.2, 1.0])
+def test_who_waits_for_a_connection_looks_as_often_as_is_of_use(latency_s):
+    world = World(connections(3), 8, 64, latency_s, 0.0)
+    assert world.run(1000) <= 1.1 * 1000 * latency_s / 3
+    assert world.polls <= 12 * 1000
 
 
 def test_no_more_connections_are_opened_than_may_be_by_the_config():
