@@ -32,6 +32,7 @@ LIFT_PAUSES = 5  # or so many times as long as the host asked for patience then
 MARGIN = 0.9  # of the rate that a host has borne
 GROWTH = 0.05  # of a rate in a second, where it is used to the full; faster for each second without a refusal
 FASTEST_AFTER_S = 20.0
+REMEMBERED = 10_000  # hosts of which there was no refusal
 UNPROVEN = 1 / 8  # of the patience with others, for a host that has never answered
 CLOSED = 10  # times the patience, for a host with which it has come to an end
 
@@ -109,6 +110,7 @@ class HostSlots:
     ):
         self._each, self._patience_s, self._held_s, self._clock = each, patience_s, held_s, clock
         self._hosts: dict[str, _Host] = {}
+        self._room = REMEMBERED
         self._tickets, self._random = itertools.count(), random.Random(0)
         self._lock = threading.Lock()
 
@@ -139,11 +141,12 @@ class HostSlots:
                 self._answered(host, now, together)
             elif heard is Heard.REFUSAL:
                 self._refused(host, now, together, began, after_s)
-            if not host.held and host.reacted == -math.inf:
-                del self._hosts[name]  # of millions of hosts, those that bear anything need not be remembered
 
     def _host(self, name: str) -> _Host:
         now = self._clock()
+        if name not in self._hosts and len(self._hosts) >= self._room:  # of millions, those that refuse are remembered
+            self._hosts = {name: host for name, host in self._hosts.items() if host.held or host.reacted > -math.inf}
+            self._room = REMEMBERED + 2 * len(self._hosts)
         return self._hosts.setdefault(name, _Host(now, since=now))
 
     def _wait(self, host: _Host, now: float) -> float:

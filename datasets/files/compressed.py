@@ -109,7 +109,7 @@ def _unpacked(path: str) -> BinaryIO:
         if format_ := next((name for magic, name in _UNREAD.items() if start.startswith(magic)), None):
             raise Unreadable(f"{format_} is not read; uncompress it first")
         decode = next(decode for magic, decode in _DECODERS.items() if start.startswith(magic))
-        file: BinaryIO = tempfile.TemporaryFile(prefix="unpacked-")  # type: ignore[assignment]  # noqa: SIM115
+        file: BinaryIO = tempfile.TemporaryFile(prefix="unpacked-")  # noqa: SIM115
         source.seek(0)
         try:
             _fill(file, decode, _Pulled(source), limit)

@@ -15,6 +15,7 @@ import pytest
 
 from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching.download import download_shard
+from datasets.fetching import pace
 from datasets.fetching.pace import CLOSED, LIFT_LONGER, Heard, HostSlots
 from datasets.planning import plan
 from datasets.sources.loopback import Address
@@ -170,7 +171,18 @@ def test_a_window_of_a_minute_is_waited_for():
 def test_a_server_without_limits_is_not_held_up():
     world = World(lambda *_: False, 8, 16, 0.1, 0.0)
     assert world.run(160) == pytest.approx(160 * 0.1 / 8, rel=0.3)
-    assert world.pace._hosts == {}  # nothing is kept of those
+
+
+def test_of_many_hosts_those_that_have_refused_are_remembered(monkeypatch):
+    monkeypatch.setattr(pace, "REMEMBERED", 100)
+    slots = HostSlots(8, clock=lambda: 0.0)
+    busy = slots.take("busy")
+    for number in range(1000):
+        host = f"{number}.invalid"
+        slots.give_back(host, slots.take(host), Heard.REFUSAL if number % 100 == 0 else Heard.ANSWER)
+    assert len(slots._hosts) <= 200
+    assert {f"{number}00.invalid" for number in range(10)} | {"busy"} <= slots._hosts.keys()
+    slots.give_back("busy", busy)
 
 
 def test_a_rate_that_falls_is_followed_and_one_that_rises_too():
