@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 
 from datasets.config import DownloadConfig, ImageConfig
-from datasets.fetching.download import download_shard
 from datasets.fetching import pace
+from datasets.fetching.download import download_shard
 from datasets.fetching.pace import CLOSED, LIFT_LONGER, Heard, HostSlots
 from datasets.planning import plan
 from datasets.sources.loopback import Address
