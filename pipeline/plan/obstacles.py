@@ -75,6 +75,18 @@ def ahead(config: Config, planned: list[Planned]) -> Counts | None:
     return preview.ahead(config.data, config.seed) if _to_fetch(planned) else None
 
 
+def columns(config: Config, planned: list[Planned]) -> dict[str, dict[str, str]]:
+    """By key of the config, which columns will be taken from LAION's Parquet on this machine, if it is still to read.
+
+    Nothing for what cannot be read: `missing_rows` tells that.
+    """
+    paths = {"data.metadata": config.data.metadata, "data.scores": config.data.scores}
+    local = {key: path for key, path in paths.items() if path and not storage.is_remote(path)}
+    if not _to_fetch(planned) or missing_rows(config, planned):
+        return {}
+    return {key: laion.read_as(path, key) for key, path in local.items()}
+
+
 def missing_scores(config: Config, planned: list[Planned]) -> str | None:
     """That views want scores which LAION's metadata on this machine have not and nothing brings, as a sentence."""
     path, data = config.data.metadata, config.data

@@ -17,6 +17,7 @@ from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.outcomes import PASSING
 from datasets.planning import plan
+from datasets.sources import laion
 from pipeline.errors import UsageError
 from pipeline.plan.dag import Planned, order
 from pipeline.plan.table import table
@@ -82,14 +83,17 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
                 steps.append(_level(f"encoded: {name}", artifact.manifest["rows"], {}))
             elif name == "aesthetic":
                 steps.append(_level("scored", artifact.manifest["rows"], {}))
+    taken = notes.get("columns", {})
     if as_json:
-        print_json({"root": root, "funnel": steps})
+        print_json({"root": root, "funnel": steps, "columns": taken})
         return
     lines = Table("pictures", "rows", "share", "lost to", box=None, pad_edge=False)
     for step in steps:
         causes = ", ".join(f"{cause} {count:,}" for cause, count in step["lost"].items())
         lines.add_row(step["level"], f"{step['rows']:,}", f"{step['rows'] / max(1, notes['read']):.1%}", causes)
     print_table(lines)
+    if taken:
+        out.print(laion.told(taken))
 
 
 def _level(name: str, rows: int, lost: dict[str, int], of: dict[str, Any] | None = None) -> dict[str, Any]:
