@@ -41,7 +41,11 @@ VERBS: dict[str, Verb] = {
     "run": Verb("build the targets and whatever is missing before them", flags=RUN_FLAGS),
     "plan": Verb("what a run would do, with reasons and estimated cost", flags=(*RUN_FLAGS, "--why")),
     "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
-    "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
+    "show": Verb(
+        "artifact=NAME: its manifest; for scores and samples their table; run=ID: as that run made it",
+        ("artifact", "run"),
+        ("--json",),
+    ),
     "config": Verb(
         "the composed config with its comments; `config list`: confs, groups, values; `config reference`: every key",
         bare=True,
@@ -59,7 +63,8 @@ VERBS: dict[str, Verb] = {
         bare=True,
     ),
     "report": Verb(
-        "`report hours`: device-hours, beside the paper's; --rebuild-mlflow: MLflow's made what they are",
+        "out=FILE.html: an experiment as one page, of conf=NAME or run=ID; `report hours`: device-hours beside the paper's",
+        ("out", "run"),
         flags=("--json", "--rebuild-mlflow"),
         bare=True,
     ),

@@ -1,0 +1,73 @@
+"""The whole document, `report.json`: everything that the report shows, and the model card says, comes from here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets.files.storage import CorruptFile
+from pipeline.results import changes, comparisons, cost, data, lineage, scores, trainings, verdict
+from pipeline.results.subject import Subject
+from pipeline.store.artifacts import Artifact, Store
+from pipeline.tracking.mlflow_history import History, Picture
+
+FORMAT = 1
+RUN = ("id", "conf", "command", "user", "started", "ended", "outcome", "commit", "versions")
+
+
+def document(
+    subject: Subject, history: History | None = None, missing: list[str] | None = None
+) -> tuple[dict[str, Any], dict[str, list[Picture]]]:
+    """The document, of JSON values alone, and the trainings' pictures.
+
+    `missing` are sentences about what could not be known; those about what is not finished are added.
+    """
+    told, pictures = trainings.section(subject, history)
+    earlier = changes.section(subject)
+    lacks = [*(missing or []), *_lacking(subject, told)]
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "conf": subject.conf,
+        "root": subject.root,
+        "run": _run(subject.record) if subject.record else None,
+        "config": earlier,
+        "data": _data(subject.artifacts, lacks),
+        "trainings": told,
+        "scores": scores.section(subject.artifacts.get("scores"), _before(subject, earlier)),
+        "comparisons": comparisons.section(subject),
+        "cost": cost.section(subject),
+        "lineage": lineage.section(subject),
+        "missing": lacks,
+    }
+    return {"verdict": verdict.section(found), **found}, pictures
+
+
+def _run(record: Mapping[str, Any]) -> dict[str, Any]:
+    steps = [{"artifact": name, "step": step.get("step"), "state": step.get("state")} for name, step in record["steps"].items()]
+    return {key: record.get(key) for key in RUN} | {"steps": steps}
+
+
+def _data(artifacts: Mapping[str, Artifact], lacks: list[str]) -> dict[str, Any]:
+    try:
+        return data.section(artifacts)
+    except CorruptFile as error:  # such as counts from before pictures were forgotten
+        lacks.append(f"the funnel of the data: {error}")
+        return {"funnel": [], "trained_on": {}}
+
+
+def _before(subject: Subject, earlier: Mapping[str, Any] | None) -> Artifact | None:
+    """The scores of the run that the config is compared with."""
+    before = (earlier or {}).get("before")
+    record = next((one for one in subject.earlier if before and one["id"] == before["id"]), None)
+    digest = record.get("fingerprints", {}).get("scores") if record else None
+    return Store(subject.root).find("scores", digest) if digest else None
+
+
+def _lacking(subject: Subject, told: list[dict[str, Any]]) -> list[str]:
+    found = [
+        f"{name} is {'not finished' if (state := subject.state(name)) == 'unfinished' else 'not there'}"
+        for name in subject.prints
+        if (state := subject.state(name)) != "done"
+    ]
+    found += [f"no curve of {one['name']} is in MLflow" for one in told if not one["curves"]]
+    if "scores" not in subject.prints:
+        found.append("nothing was to be scored: this conf's targets have no scores")
+    return found

@@ -1,0 +1,81 @@
+"""The verdict on an experiment in words: no more than its figures bear, each sentence with its figure and n."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stages.scoring.statistics import wilson_interval
+
+KNOWN = 0.9  # share of pictures of its training captions from which a model is said to reproduce them
+
+
+def section(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A headline, and the sentences that bear it out; of the rest of the document."""
+    sentences = [*_wins(document), *_retrieval(document)]
+    return {"headline": _headline(document, sentences), "sentences": [text for text, _ in sentences]}
+
+
+def _headline(document: Mapping[str, Any], sentences: list[tuple[str, str]]) -> str:
+    run = document["run"]
+    outcome = run["outcome"] if run else "done"
+    if outcome not in ("done", "running"):
+        return f"Not finished: {outcome}"
+    missing = [row["name"] for row in document["lineage"] if row["state"] != "done"]
+    if missing:
+        doing = "Still running" if outcome == "running" else "Not finished"
+        return f"{doing}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there yet"
+    if not document["scores"]:
+        return "Finished; nothing was scored"
+    return "; ".join(short for _, short in sentences) or "Finished and scored"
+
+
+def _wins(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each rival on each prompt set, by each scorer; beside what chance alone gives."""
+    table = (document["scores"] or {}).get("tables", {"rows": []})
+    chance = {(row["scorer"], name): line for row in table["rows"] if row["kind"] == "null" for name, line in row["cells"].items()}
+    for row in table["rows"]:
+        if row["kind"] != "rival":
+            continue
+        for name, line in row["cells"].items():
+            rival, who = line["rival"], row["scorer"]
+            share = f"{100 * line['rate']:.1f} % of {line['n']:,} prompts of {name} [{100 * line['low']:.1f}, {100 * line['high']:.1f}]"
+            if line["low"] > 0.5:
+                judged, short = f"prefers ours to {rival}", f"better than {rival} by {who} on {name}"
+            elif line["high"] < 0.5:
+                judged, short = f"prefers {rival} to ours", f"worse than {rival} by {who} on {name}"
+            else:
+                judged, short = f"cannot tell ours from {rival}", f"no difference to {rival} by {who} on {name}"
+            null = chance.get((who, name))
+            beside = f"; another seed of the same model wins {100 * (1 - null['rate']):.1f} % of the time" if null else ""
+            yield f"{who} {judged}: ours wins {share}{beside}.", short
+
+
+def _retrieval(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How many pictures are nearest to their own originals: memory of what was trained on, and what is made of new."""
+    metrics = {row["name"]: row for row in (document["scores"] or {}).get("metrics", ())}
+    known, new = metrics.get("retrieval_top1"), metrics.get("retrieval_top1_heldout")
+    if known and known["n"]:
+        hits, n = round(known["value"] * known["n"]), known["n"]
+        share = f"{hits} of {n}"
+        yield (
+            f"Of {n} captions that it was trained on, {hits} pictures are nearest to their own original (memory; "
+            f"chance would give about 1).",
+            f"reproduces {share} training pictures",
+        )
+    if new and new["n"]:
+        hits, n = round(new["value"] * new["n"]), new["n"]
+        among = n + (known["n"] if known and known["n"] else 0)
+        low, high = wilson_interval(hits, n)
+        beyond = "more than chance" if low > 1 / among else "no more than chance can give"
+        yield (
+            f"Of {n} captions that no training saw, {hits} pictures are nearest to their own among {among} originals: "
+            f"{100 * new['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}], {beyond} (1 in {among}).",
+            f"gets {hits} of {n} held-out captions right",
+        )
+
+
+def knows_by_heart(document: Mapping[str, Any]) -> bool | None:
+    """Whether the pictures of its training captions are those that it was trained on; None where nobody measured it."""
+    for row in (document["scores"] or {}).get("metrics", ()):
+        if row["name"] == "retrieval_top1" and row["n"]:
+            return bool(row["value"] >= KNOWN)
+    return None
