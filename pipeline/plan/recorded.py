@@ -1,33 +1,35 @@
 """Runs of a root as their records tell them: found by ID, with what each asked for, and the config that it meant."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from datasets.config import DataError
 from datasets.files import json_files, storage
 from pipeline.errors import UsageError
+from pipeline.plan import rivals
 from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.words import parse
-from pipeline.store import readers
+from pipeline.store import claims, readers
 from pipeline.store.process import ProcessId
 
 SHOWN = 5  # runs, in a message
 Record = dict[str, Any]
 
 
-def records(root: str) -> list[Record]:
-    """All of them, oldest first; of one that could not say how it ended, because it was killed, that is said."""
-    found = json_files.read_each(storage.join(root, readers.FOLDER), readers.RECORD, partial(_told, root))
+def records(root: str, last: int | None = None) -> list[Record]:
+    """All of them, or the last so many, oldest first: with paths below this root, which may have been moved since; one
+    that could not say how it ended, because it was killed, gets that said."""
+    found = json_files.read_each(storage.join(root, readers.FOLDER), readers.RECORD, partial(_told, root), last=last)
     return sorted(found.values(), key=lambda record: str(record["started"]))
 
 
-def record(root: str, run: str, asked: str | None = None) -> Record:
+def record(root: str, run: str) -> Record:
     """The record of a run, by its ID or the end of it, as MLflow's names have it.
 
     Raises:
@@ -38,13 +40,18 @@ def record(root: str, run: str, asked: str | None = None) -> Record:
     if len(found) == 1:
         return found[0]
     why = f"{len(found)} of root={root} end so" if found else f"root={root} has no run of that ID"
-    last = ", ".join(f"{one['id']} ({one['conf']})" for one in reversed((found or every)[-SHOWN:])) or "none"
-    raise UsageError(f"{asked or f'run={run}'}: {why}; its last runs: {last}")
+    raise UsageError(f"run={run}: {why}; {last(found or every)}")
+
+
+def last(every: Sequence[Record]) -> str:
+    """The last of some runs in words, the newest first."""
+    names = ", ".join(f"{one['id']} ({one['conf']})" for one in reversed(every[-SHOWN:]))
+    return f"the last runs: {names or 'none'}"
 
 
 def fingerprints(record: Record) -> dict[str, str]:
     """What a run asked for, artifact -> fingerprint; earlier versions told only of what they built."""
-    built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items() if "artifact" in step}
+    built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
     return {**built, **record.get("fingerprints", {})}
 
 
@@ -52,7 +59,7 @@ def config_of(record: Record, root: str) -> Config | None:
     """The config that a run's command means; None where that is not what it meant then, since files have changed."""
     try:
         words = parse(shlex.split(record["command"])[3:])
-        config = compose.load(words.required_conf(), words.overrides)
+        config = rivals.with_runs(compose.load(words.required_conf(), words.overrides), root)
         now = prints_of(config, root, order(table(config), config.targets))
     except (UsageError, DataError, ValueError, OSError):
         return None
@@ -60,15 +67,29 @@ def config_of(record: Record, root: str) -> Config | None:
     return config if all(then.get(name, print_.digest) == print_.digest for name, print_ in now.items()) else None
 
 
-def _told(root: str, told: Mapping[str, Any]) -> Record:
-    """A record with paths below this root, which may have been moved since; KeyError for another file."""
-    found = {"steps": {}, **told, "id": str(told["id"])}
-    _ = found["conf"], found["started"], found["outcome"]
-    for step in found["steps"].values():
-        for key in {"log", "artifact"} & step.keys():  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
+def _told(root: str, run: Record) -> Record:
+    """A record as it is now; KeyError for another file."""
+    _ = run["id"], run["conf"], run["started"]
+    for step in run["steps"].values():
+        _ = step["state"]
+        for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
             step[key] = storage.join(root, *step[key].split("/")[-3:])
-    if found["outcome"] == "running" and "process" in found:
-        process = ProcessId.of(found["process"])
-        if process.is_local and process.is_dead():
-            found["outcome"] = "killed"
-    return found
+    if run["outcome"] == "running" and (ended := _ended(root, run)):
+        steps = {
+            name: {**step, "state": ended} if step["state"] == "running" else step
+            for name, step in run["steps"].items()
+        }
+        return {**run, "outcome": ended, "steps": steps}
+    return run
+
+
+def _ended(root: str, run: Record) -> str | None:
+    """What became of a run that says it is running; None where it is."""
+    process = ProcessId.of(run["process"])
+    if process.is_local:
+        return "killed" if process.is_dead() else None
+    sign = storage.join(root, claims.FOLDER, claims.RUNS, f"{run['id']}.json")
+    if not storage.exists(sign):
+        return "killed"
+    silent = storage.age_s(sign)
+    return f"silent for {silent / 60:.0f} minutes" if silent > claims.PACE.silence_s else None

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.files.storage import CorruptFile
-from pipeline.models.score_tables import EVERYTHING, FILE, LIKENESSES, RIVAL
+from pipeline.models.score_tables import FILE, LIKENESSES, RIVAL
 from pipeline.results.subject import Subject
-from pipeline.settings.evaluation import BASELINE, HELD_OUT, NULL, TRAINING
+from pipeline.settings.evaluation import BASELINE, HELD_OUT, TRAINING
 from pipeline.store.artifacts import Artifact
 
 FIRST = 8  # pictures of a set that are shown as they come

@@ -41,7 +41,10 @@ def document(
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
-    steps = [{"artifact": name, "step": step.get("step"), "state": step.get("state")} for name, step in record["steps"].items()]
+    steps = [
+        {"artifact": name, "step": step.get("step"), "state": step.get("state")}
+        for name, step in record["steps"].items()
+    ]
     return {key: record.get(key) for key in RUN} | {"steps": steps}
 
 
@@ -62,11 +65,9 @@ def _before(subject: Subject, earlier: Mapping[str, Any] | None) -> Artifact | N
 
 
 def _lacking(subject: Subject, told: list[dict[str, Any]]) -> list[str]:
-    found = [
-        f"{name} is {'not finished' if (state := subject.state(name)) == 'unfinished' else 'not there'}"
-        for name in subject.prints
-        if (state := subject.state(name)) != "done"
-    ]
+    states = {name: subject.state(name) for name in subject.prints}
+    words = {"unfinished": "not finished", "missing": "not there"}
+    found = [f"{name} is {words[state]}" for name, state in states.items() if state != "done"]
     found += [f"no curve of {one['name']} is in MLflow" for one in told if not one["curves"]]
     if "scores" not in subject.prints:
         found.append("nothing was to be scored: this conf's targets have no scores")

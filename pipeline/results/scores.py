@@ -1,4 +1,4 @@
-"""The scores of an experiment as tables: each figure with how many it is of, win rates above what chance alone gives."""
+"""The scores of an experiment as tables: each figure with its n, win rates above what chance alone gives."""
 
 import json
 import re

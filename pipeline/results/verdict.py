@@ -31,22 +31,27 @@ def _headline(document: Mapping[str, Any], sentences: list[tuple[str, str]]) -> 
 def _wins(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Each rival on each prompt set, by each scorer; beside what chance alone gives."""
     table = (document["scores"] or {}).get("tables", {"rows": []})
-    chance = {(row["scorer"], name): line for row in table["rows"] if row["kind"] == "null" for name, line in row["cells"].items()}
+    nulls = [row for row in table["rows"] if row["kind"] == "null"]
+    chance = {(row["scorer"], name): line for row in nulls for name, line in row["cells"].items()}
     for row in table["rows"]:
-        if row["kind"] != "rival":
-            continue
         for name, line in row["cells"].items():
-            rival, who = line["rival"], row["scorer"]
-            share = f"{100 * line['rate']:.1f} % of {line['n']:,} prompts of {name} [{100 * line['low']:.1f}, {100 * line['high']:.1f}]"
-            if line["low"] > 0.5:
-                judged, short = f"prefers ours to {rival}", f"better than {rival} by {who} on {name}"
-            elif line["high"] < 0.5:
-                judged, short = f"prefers {rival} to ours", f"worse than {rival} by {who} on {name}"
-            else:
-                judged, short = f"cannot tell ours from {rival}", f"no difference to {rival} by {who} on {name}"
-            null = chance.get((who, name))
-            beside = f"; another seed of the same model wins {100 * (1 - null['rate']):.1f} % of the time" if null else ""
-            yield f"{who} {judged}: ours wins {share}{beside}.", short
+            if row["kind"] == "rival":
+                yield _against(line, row["scorer"], name, chance.get((row["scorer"], name)))
+
+
+def _against(line: Mapping[str, Any], who: str, prompts: str, null: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A win rate in a sentence, and in few words."""
+    rival = line["rival"]
+    if line["low"] > 0.5:
+        judged, short = f"prefers ours to {rival}", f"better than {rival}"
+    elif line["high"] < 0.5:
+        judged, short = f"prefers {rival} to ours", f"worse than {rival}"
+    else:
+        judged, short = f"cannot tell ours from {rival}", f"no difference to {rival} can be told"
+    rate, low, high = (100 * line[key] for key in ("rate", "low", "high"))
+    beside = f"; against itself with another seed it wins {100 * null['rate']:.1f} %" if null else ""
+    share = f"{rate:.1f} % of {line['n']:,} prompts of {prompts} [{low:.1f}, {high:.1f}]"
+    return f"{who} {judged}: ours wins {share}{beside}.", f"{short} by {who} on {prompts}"
 
 
 def _retrieval(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

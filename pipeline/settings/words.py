@@ -63,7 +63,7 @@ VERBS: dict[str, Verb] = {
         bare=True,
     ),
     "report": Verb(
-        "out=FILE.html: an experiment as one page, of conf=NAME or run=ID; `report hours`: device-hours beside the paper's",
+        "out=FILE.html: the experiment of conf=NAME or run=ID as one page; `report hours`: device-hours",
         ("out", "run"),
         flags=("--json", "--rebuild-mlflow"),
         bare=True,

@@ -1,16 +1,14 @@
 """`status`: the last runs with their steps' logs, and every artifact with its size."""
 
-from functools import partial
-from typing import Any
-
 from rich.table import Table
 
-from datasets.files import json_files, storage
+from datasets.files import storage
+from pipeline.plan import recorded
 from pipeline.settings.words import Words
-from pipeline.store import claims, readers
 from pipeline.store.artifacts import Store
-from pipeline.store.process import ProcessId
 from pipeline.terminal import out, print_json, print_table
+
+LAST = 10  # runs
 
 
 def handle(words: Words) -> None:
@@ -19,8 +17,7 @@ def handle(words: Words) -> None:
 
 def status(root: str, as_json: bool) -> None:
     """Last runs with their steps' logs, and every artifact with its size."""
-    folder = storage.join(root, readers.FOLDER)
-    runs = list(json_files.read_each(folder, readers.RECORD, partial(_told, root), last=10).values())
+    runs = [{key: told for key, told in run.items() if key != "config"} for run in recorded.records(root, last=LAST)]
     artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
     if as_json:
         keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
@@ -48,32 +45,3 @@ def status(root: str, as_json: bool) -> None:
         )
     out.print(f"all in {root}")
     print_table(lines)
-
-
-def _told(root: str, run: dict[str, Any]) -> dict[str, Any]:
-    """A run's record with paths below this root, which may have been moved since; one that could not say how it ended,
-    because it was killed, gets that said."""
-    _ = run["id"], run["conf"]
-    for step in run["steps"].values():
-        _ = step["state"]
-        for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
-            step[key] = storage.join(root, *step[key].split("/")[-3:])
-    if run["outcome"] == "running" and (ended := _ended(root, run)):
-        steps = {
-            name: {**step, "state": ended} if step["state"] == "running" else step
-            for name, step in run["steps"].items()
-        }
-        return {**run, "outcome": ended, "steps": steps}
-    return run
-
-
-def _ended(root: str, run: dict[str, Any]) -> str | None:
-    """What became of a run that says it is running; None where it is."""
-    process = ProcessId.of(run["process"])
-    if process.is_local:
-        return "killed" if process.is_dead() else None
-    sign = storage.join(root, claims.FOLDER, claims.RUNS, f"{run['id']}.json")
-    if not storage.exists(sign):
-        return "killed"
-    silent = storage.age_s(sign)
-    return f"silent for {silent / 60:.0f} minutes" if silent > claims.PACE.silence_s else None

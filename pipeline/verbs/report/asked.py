@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets.files import storage
 from pipeline.errors import UsageError
-from pipeline.plan import recorded, rivals
+from pipeline.plan import recorded
 from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
@@ -27,9 +27,10 @@ def subject(words: Words) -> tuple[Subject, Tracking]:
         UsageError: there is no such run, or nothing of this config yet; names the runs that there are.
     """
     if "run" in words.own:
-        return _of_run(words, words.own["run"])
+        return _of_run(storage.absolute(words.root), _record(words))
     config, root = configured(words)
-    prints = {name: print_.digest for name, print_ in prints_of(config, root, order(table(config), config.targets)).items()}
+    steps = order(table(config), config.targets)
+    prints = {name: print_.digest for name, print_ in prints_of(config, root, steps).items()}
     every = [one for one in recorded.records(root) if one["conf"] == words.conf]
     ours = [one for one in every if _asked_for(one, prints)]
     record = ours[-1] if ours else None
@@ -42,27 +43,14 @@ def subject(words: Words) -> tuple[Subject, Tracking]:
         config=config,
     )
     if record is None and not any(found.state(name) != "missing" for name in config.targets):
-        others = ", ".join(f"{one['id']} ({one['conf']})" for one in reversed(recorded.records(root)[-recorded.SHOWN :]))
-        raise UsageError(
-            f"root={root} has nothing of exactly this conf; its last runs: {others or 'none'}"
-            f"{'; take one with run=ID' if others else ''}"
-        )
+        runs = recorded.last(recorded.records(root))
+        raise UsageError(f"root={root} has nothing of exactly this conf; {runs}; run=ID takes one")
     return found, config.tracking
 
 
-def _of_run(words: Words, run: str) -> tuple[Subject, Tracking]:
-    root = storage.absolute(words.root)
-    record = recorded.record(root, run)
-    if words.conf and words.conf != record["conf"]:
-        raise UsageError(f"run={run} is one of conf={record['conf']}, not of conf={words.conf}; leave conf= out")
-    if words.overrides:
-        raise UsageError(f"run={run} has a config of its own; leave {' '.join(words.overrides)} out")
+def _of_run(root: str, record: recorded.Record) -> tuple[Subject, Tracking]:
     every = [one for one in recorded.records(root) if one["conf"] == record["conf"]]
     config = recorded.config_of(record, root)
-    try:
-        config = rivals.with_runs(config, root) if config else None
-    except UsageError:
-        config = None  # its rival was another run, which is gone
     prints = recorded.fingerprints(record)
     about = {"record": record, "earlier": _before(every, record), "config": config}
     return of_prints(root, record["conf"], prints, **about), _tracking(record, config)
@@ -86,18 +74,33 @@ def _asked_for(record: dict[str, Any], prints: dict[str, str]) -> bool:
     return bool(then) and all(then[name] == prints[name] for name in then.keys() & prints.keys())
 
 
-def artifact_of(words: Words, run: str, name: str | None) -> Artifact:
-    """A finished artifact that a run asked for.
+def artifact_of(words: Words, name: str | None) -> Artifact:
+    """A finished artifact that a run asked for, by its name there.
 
     Raises:
         UsageError: it asked for none of that name, or that is not finished.
     """
-    root = storage.absolute(words.root)
-    prints = recorded.fingerprints(recorded.record(root, run))
+    record, root = _record(words), storage.absolute(words.root)
+    prints = recorded.fingerprints(record)
     if name not in prints:
-        given = f"artifact={name}: run={run} has no such artifact" if name else "show needs artifact=NAME"
+        given = f"artifact={name}: run={record['id']} has no such artifact" if name else "show needs artifact=NAME"
         raise UsageError(f"{given}; it has {', '.join(prints)}")
     found = Store(root).find(name, prints[name])
     if found is None:
-        raise UsageError(f"artifact={name}: it is not finished in run={run}; `report run={run}` says what is")
+        raise UsageError(f"artifact={name}: run={record['id']} has not finished it; `report run=ID` says what it has")
     return found
+
+
+def _record(words: Words) -> recorded.Record:
+    """The run that the words name, which has a conf and a config of its own.
+
+    Raises:
+        UsageError: there is none, or the words give it another.
+    """
+    run = words.own["run"]
+    record = recorded.record(storage.absolute(words.root), run)
+    if words.conf and words.conf != record["conf"]:
+        raise UsageError(f"run={run} is one of conf={record['conf']}, not of conf={words.conf}; leave conf= out")
+    if words.overrides:
+        raise UsageError(f"run={run} has a config of its own; leave {' '.join(words.overrides)} out")
+    return record

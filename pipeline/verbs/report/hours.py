@@ -5,7 +5,6 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as Lines
 
-from datasets.files import storage
 from pipeline.hours import paper
 from pipeline.hours.paper import hours_unit
 from pipeline.hours.spent import Spent

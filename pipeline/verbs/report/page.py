@@ -38,7 +38,8 @@ def page(document: Mapping[str, Any], album: Album) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure, "hours": hours, "size": size, "short": plots.told, "day": day, "rate": rate}
+    environment.filters |= {"figure": figure, "hours": hours, "size": size, "day": day}
+    environment.filters |= {"short": plots.told, "rate": rate}
     environment.globals |= {"curves": plots.curves, "forest": plots.forest, "bar": plots.bar}
     about = {"titles": TITLES, "sets": SETS, "most_changes": CHANGES, "album": album}
     return environment.get_template(TEMPLATE).render(doc=document, **about)

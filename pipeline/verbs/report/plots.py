@@ -1,16 +1,37 @@
-"""Plots as inline SVG: curves of a training, and win rates with their intervals. Colours come from the page's style."""
+"""Plots as inline SVG: curves of a training, win rates with intervals, bars. Colours come from the page's style."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 520, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 64, 10, 34
 DOTTED = 60  # points, up to which each is shown as a dot with its value
 NAMES = {"loss": "training", "validation_loss": "held-out", "validation_loss_ema": "held-out, EMA"}
+LABELS, FOREST, LINE = 330, 860, 24  # px of a win rate's label, of all, of a line's height
+Points = Sequence[tuple[float, float]]
+
+
+def tag(name: str, content: object = "", **attributes: object) -> Markup:
+    """An element; of attributes' names a last underscore is dropped, others are dashes. Everything is escaped."""
+    told = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(f"{value:.2f}" if isinstance(value, float) else value)}"'
+        for key, value in attributes.items()
+    )
+    return Markup(f"<{name}{told}>{escape(content)}</{name}>")  # whose parts are escaped
+
+
+def joined(parts: Iterable[Markup]) -> Markup:
+    """Elements one after the other."""
+    return Markup("").join(parts)
+
+
+def text(content: str, x: float, y: float, anchor: str, class_: str = "tick", **more: object) -> Markup:
+    """A label."""
+    return tag("text", content, class_=class_, x=float(x), y=float(y), text_anchor=anchor, **more)
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,7 @@ class Axis:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             every = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
             found = [value for value in every if self.low <= value <= self.high]
-            tens = [value for value in found if math.isclose(math.log10(value) % 1, 0, abs_tol=1e-9)]
+            tens = [value for value in found if math.isclose(math.log10(value), round(math.log10(value)))]
             return tens if len(found) > 6 and len(tens) > 1 else found
         step = _round_step((self.high - self.low) / 5)
         count = math.floor((self.high - self.low) / step + 1e-9)
@@ -41,19 +62,16 @@ class Axis:
 
 
 def _round_step(step: float) -> float:
-    if step <= 0:
-        return 1.0
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * one for one in (1, 2, 2.5, 5, 10) if power * one >= step * (1 - 1e-9))
 
 
 def curves(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Markup | None:
     """Losses by `step` or by `hours`, the loss on a logarithmic axis; None where no point has both."""
-    series = {
-        name: [(float(one[by]), float(one["value"])) for one in points if one[by] is not None and one["value"] > 0]
-        for name, points in found.items()
-    }
-    series = {name: points for name, points in series.items() if points}
+    series: dict[str, Points] = {}
+    for name, points in found.items():
+        if known := [(float(one[by]), float(one["value"])) for one in points if _is_drawn(one, by)]:
+            series[name] = known
     if not series:
         return None
     values = [value for points in series.values() for _, value in points]
@@ -62,45 +80,46 @@ def curves(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Markup 
         low, high = low / 1.25, high * 1.25
     x = Axis(0.0, max(at for points in series.values() for at, _ in points) or 1.0, LEFT, WIDTH - RIGHT)
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, log=True)
-    parts = [*_axes(x, y, "step" if by == "step" else "device-hours")]
-    labels: list[float] = []
+    parts = _axes(x, y, "step" if by == "step" else "device-hours")
+    taken: list[float] = []
     for name, points in series.items():
-        parts.append(_line(name, points, x, y))
-        parts.append(_end(name, points[-1], x, y, labels))
-    return Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, f"loss by {by}", Markup("").join(parts)
-    )
+        parts += [_line(name, points, x, y), _end(name, points[-1], x, y, taken)]
+    return _drawing(parts, "plot", WIDTH, HEIGHT, f"loss by {by}")
+
+
+def _drawing(parts: Iterable[Markup], class_: str, width: int, height: int, label: str) -> Markup:
+    return tag("svg", joined(parts), class_=class_, viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
+
+
+def _is_drawn(point: Mapping[str, Any], by: str) -> bool:
+    return point[by] is not None and math.isfinite(point["value"]) and point["value"] > 0
 
 
 def _axes(x: Axis, y: Axis, label: str) -> list[Markup]:
-    parts = [
-        Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/><text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
-            LEFT, WIDTH - RIGHT, y(tick), y(tick), LEFT - 6, y(tick) + 4, f"{tick:.3g}"
-        )
-        for tick in y.ticks()
-    ]
-    parts += [
-        Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x(tick), HEIGHT - 18, f"{tick:.4g}")
-        for tick in x.ticks()
-    ]
-    parts.append(
-        Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, label)
-    )
-    return parts
+    right = WIDTH - RIGHT
+    parts = []
+    for tick in y.ticks():
+        parts.append(tag("line", class_="grid", x1=LEFT, x2=right, y1=y(tick), y2=y(tick)))
+        parts.append(text(f"{tick:.3g}", LEFT - 6, y(tick) + 4, "end"))
+    parts += [text(f"{tick:.4g}", x(tick), HEIGHT - 18, "middle") for tick in x.ticks()]
+    return [*parts, text(label, (LEFT + right) / 2, HEIGHT - 3, "middle")]
 
 
-def _line(name: str, points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> Markup:
+def _line(name: str, points: Points, x: Axis, y: Axis) -> Markup:
     places = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in points)
-    line = Markup('<polyline class="line {}" points="{}"/>').format(name, places)
+    line = tag("polyline", class_=f"line {name}", points=places)
     if len(points) > DOTTED:
         return line
-    dots = [
-        Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.5"><title>{}</title></circle>').format(
-            name, x(at), y(value), f"{NAMES[name]} {value:.4g} at {at:.4g}"
-        )
-        for at, value in points
-    ]
-    return line + Markup("").join(dots)
+    dots = (
+        tag("circle", _hint(f"{NAMES[name]} {v:.4g} at {at:.4g}"), class_=f"dot {name}", cx=x(at), cy=y(v), r=2.5)
+        for at, v in points
+    )
+    return line + joined(dots)
+
+
+def _hint(content: str) -> Markup:
+    """What a browser shows where the pointer rests."""
+    return tag("title", content)
 
 
 def _end(name: str, last: tuple[float, float], x: Axis, y: Axis, taken: list[float]) -> Markup:
@@ -109,41 +128,33 @@ def _end(name: str, last: tuple[float, float], x: Axis, y: Axis, taken: list[flo
     while any(abs(place - other) < 12 for other in taken):
         place -= 12
     taken.append(place)
-    return Markup('<text class="end {}" x="{:.1f}" y="{:.1f}" data-value="{}">{}</text>').format(
-        name, x(last[0]) + 6, place, repr(last[1]), f"{last[1]:.3g}"
-    )
+    return text(f"{last[1]:.3g}", x(last[0]) + 6, place, "start", f"end {name}", data_value=repr(last[1]))
 
 
 def forest(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> Markup | None:
     """Win rates with their intervals, a line each, about the half that chance would give."""
-    lines = [(row, name, row["cells"][name]) for row in rows if row["kind"] != "paper" for name in sets if name in row["cells"]]
+    lines = [(row, name) for row in rows if row["kind"] != "paper" for name in sets if name in row["cells"]]
     if not lines:
         return None
-    left, width, step = 330, 860, 24
-    x = Axis(0.0, 1.0, left, width - 60)
-    height = 26 + step * len(lines) + 22
-    parts = [
-        Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="14" y2="{}"/><text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-            "half" if share == 0.5 else "grid", x(share), x(share), height - 22, x(share), height - 6, f"{share:.0%}"
-        )
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
-    ]
-    for number, (row, name, line) in enumerate(lines):
-        at = 28 + step * number
-        parts.append(
-            Markup(
-                '<g class="{}"><text class="label" x="{}" y="{}" text-anchor="end">{}</text>'
-                '<line class="interval" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/><circle cx="{:.1f}" cy="{}" r="5"/>'
-                '<text class="label" x="{:.1f}" y="{}" data-value="{}">{}</text></g>'
-            ).format(
-                row["kind"], left - 12, at + 4, f"{row['label']} · {row['scorer']} · {name}",
-                x(line["low"]), x(line["high"]), at, at, x(line["rate"]), at,
-                x(line["high"]) + 8, at + 4, repr(line["rate"]), f"{line['rate']:.1%}",
-            )  # fmt: skip
-        )
-    return Markup('<svg class="forest" viewBox="0 0 {} {}" role="img" aria-label="win rates">{}</svg>').format(
-        width, height, Markup("").join(parts)
+    x, bottom = Axis(0.0, 1.0, LABELS, FOREST - 60), 26 + LINE * len(lines)
+    parts = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        kind = "half" if share == 0.5 else "grid"
+        parts.append(tag("line", class_=kind, x1=x(share), x2=x(share), y1=14, y2=bottom))
+        parts.append(text(f"{share:.0%}", x(share), bottom + 16, "middle"))
+    parts += [_rate(row, name, x, 28.0 + LINE * number) for number, (row, name) in enumerate(lines)]
+    return _drawing(parts, "forest", FOREST, bottom + 22, "win rates")
+
+
+def _rate(row: Mapping[str, Any], name: str, x: Axis, at: float) -> Markup:
+    line = row["cells"][name]
+    parts = (
+        text(f"{row['label']} · {row['scorer']} · {name}", LABELS - 12, at + 4, "end", "label"),
+        tag("line", class_="interval", x1=x(line["low"]), x2=x(line["high"]), y1=at, y2=at),
+        tag("circle", cx=x(line["rate"]), cy=at, r=5),
+        text(f"{line['rate']:.1%}", x(line["high"]) + 8, at + 4, "start", "label", data_value=repr(line["rate"])),
     )
+    return tag("g", joined(parts), class_=row["kind"])
 
 
 def bar(parts: Mapping[str, float], whole: float) -> Markup:
@@ -151,18 +162,13 @@ def bar(parts: Mapping[str, float], whole: float) -> Markup:
     at, found = 0.0, []
     for name, value in parts.items():
         share = 100 * value / (whole or 1.0)
-        found.append(
-            Markup('<rect class="phase {}" x="{:.2f}" y="0" width="{:.2f}" height="10"><title>{}</title></rect>').format(
-                name, at, share, f"{name} {value:.4g}"
-            )
-        )
+        hint = _hint(f"{name} {value:.4g}")
+        found.append(tag("rect", hint, class_=f"phase {name}", x=at, y=0, width=share, height=10))
         at += share
-    return Markup('<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{}</svg>').format(
-        Markup("").join(found)
-    )
+    return tag("svg", joined(found), class_="bar", viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true")
 
 
 def told(value: object) -> str:
     """A value of the config, short enough for a table."""
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    said = str(value)
+    return said if len(said) <= 80 else f"{said[:77]}..."
