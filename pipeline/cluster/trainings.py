@@ -194,6 +194,10 @@ def _null_text(order: Order) -> torch.Tensor:
     return loading.null_text(order.text)
 
 
+def _panel_a(order: Order, made: StageAObjective, data: TrainingData, _: Shower | None) -> Panel:
+    return panels.stage_a_panel(made.stage_a, data)
+
+
 def _panel_b(order: Order, made: StageBObjective, data: TrainingData, _: Shower | None) -> Panel:
     return panels.stage_b_panel(_first_stage(order, made), made.stage_b, made.compressor, data)
 
@@ -201,6 +205,10 @@ def _panel_b(order: Order, made: StageBObjective, data: TrainingData, _: Shower 
 def _panel_c(order: Order, made: StageCObjective, data: TrainingData, shower: Shower | None) -> Panel:
     assert shower is not None
     return panels.stage_c_panel(made.stage_c, shower, data)
+
+
+def _panel_previewer(order: Order, made: PreviewerObjective, data: TrainingData, _: Shower | None) -> Panel:
+    return panels.previewer_panel(made.previewer, data)
 
 
 def _panel_baseline(order: Order, made: BaselineObjective, data: TrainingData, _: Shower | None) -> Panel:
@@ -214,7 +222,7 @@ def _first_stage(order: Order, beside: nn.Module) -> StageA:
 
 
 TRAININGS: Mapping[str, Row] = {
-    "stage_a": Row(_stage_a, ("stage_a",), lambda _, made, data, __: panels.stage_a_panel(made.stage_a, data)),
+    "stage_a": Row(_stage_a, ("stage_a",), _panel_a),
     "compressor": Row(_warmup),  # whose decoder is thrown away; Stage B goes on with the compressor
     "stage_b": Row(_stage_b, ("stage_b", "compressor"), _panel_b),
     "stage_c": Row(_stage_c, ("stage_c",), _panel_c, ends_with_panel=False, shows_codes=True),
