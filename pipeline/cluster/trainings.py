@@ -226,8 +226,6 @@ TRAININGS: Mapping[str, Row] = {
     "compressor": Row(_warmup),  # whose decoder is thrown away; Stage B goes on with the compressor
     "stage_b": Row(_stage_b, ("stage_b", "compressor"), _panel_b),
     "stage_c": Row(_stage_c, ("stage_c",), _panel_c, ends_with_panel=False, shows_codes=True),
-    "previewer": Row(
-        _previewer, ("previewer",), lambda _, made, data, __: panels.previewer_panel(made.previewer, data)
-    ),
+    "previewer": Row(_previewer, ("previewer",), _panel_previewer),
     "baseline": Row(_baseline, ("baseline",), _panel_baseline),
 }

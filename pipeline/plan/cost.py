@@ -133,9 +133,8 @@ def _panel(step: str, config: Config) -> int:
     by_a = memory_estimate.encode_a(config.stage_a.model, side, rows=1)
     if step == "train_c":
         train, tokens = config.stage_c.train, config.text[config.stage_b.text].context_length
-        return (
-            max(by_a, memory_estimate.draw_b(config.stage_b.model, side, tokens)) if train and train.panel_every else 0
-        )
+        shows = train is not None and train.panel_every is not None
+        return max(by_a, memory_estimate.draw_b(config.stage_b.model, side, tokens)) if shows else 0
     return by_a if step in ("train_a", "train_b", "train_baseline") else 0
 
 

@@ -138,8 +138,8 @@ def _planned(build: Build) -> Artifact | None:
 def _decoder(build: Build) -> "Decoder | None":
     """What shows the codes that Stage C learns: a previewer that learned the same, else Stage B and A.
 
-    Where neither is there yet, as with existing weights of Stage B and a Stage A that is built later, no panel is drawn,
-    which is told: colours of a code's channels say nothing to anybody.
+    Where neither is there yet, as with existing weights of Stage B and a Stage A that is built later, no panel is
+    drawn, which is told: colours of a code's channels say nothing to anybody.
     """
     from pipeline.models.showing import ByPreviewer, ByStages
 
@@ -153,8 +153,8 @@ def _decoder(build: Build) -> "Decoder | None":
     stage_a = _stage_a(build, stage_b, store) if stage_b else None
     if stage_a is None or stage_b is None:
         build.report.warning(
-            f"{build.step.name}: no panels: what shows codes, Stage A and B or a previewer of theirs, is not built yet; "
-            "build it first, with --until train_a or import_a"
+            f"{build.step.name}: no panels: what shows codes, Stage A and B or a previewer of theirs, is not built "
+            "yet; build it first, with --until train_a or import_a"
         )
         return None
     tower = f"text_{config.stage_b.text}"
