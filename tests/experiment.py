@@ -84,30 +84,18 @@ class Experiment:
         number is even."""
         lines = []
         for prompts, name in (("training", "samples"), ("held_out", "samples_held_out")):
-            rows = [
-                {"key": f"{number:032x}", "caption": f"{SCRIPT} {number}", "seed": number} for number in range(count)
-            ]
-            folders = ("original", "stage_a", "stage_b", "generated")
-            files = {
-                f"{folder}/{row['key']}.png": png(40 * place) for place, folder in enumerate(folders) for row in rows
-            }
+            rows = [{"key": f"{at:032x}", "caption": f"{SCRIPT} {at}", "seed": at} for at in range(count)]
+            shades = {"original": 0, "stage_a": 40, "stage_b": 80, "generated": 120}
+            files = {f"{folder}/{row['key']}.png": png(shades[folder]) for folder in shades for row in rows}
             parents = ("stage_a", "stage_c", "images", "held_out")
             self.add(name, "sample", parents, {**files, "captions.json": json.dumps(rows).encode()}, rows=count)
             theirs = {f"generated/{row['key']}.png": png(200) for row in rows}
             self.add(f"baseline_{name}", "sample_baseline", ("stage_a",), theirs, settings={"of": name}, rows=count)
             for row in rows:
                 about = {"set": prompts, "key": row["key"], "prompt": row["caption"], "seed": row["seed"]}
-                ours, other = 10.0 + row["seed"], 10.0 + row["seed"] + (1 if row["seed"] % 2 else -1)
-                lines.append(
-                    {
-                        **about,
-                        "scorer": "psnr",
-                        "truncated": False,
-                        "score": ours,
-                        "null": ours,
-                        "rival_baseline": other,
-                    }
-                )
+                ours = 10.0 + row["seed"]
+                scores = {"score": ours, "null": ours, "rival_baseline": ours + (1 if row["seed"] % 2 else -1)}
+                lines.append({**about, "scorer": "psnr", "truncated": False, **scores})
         table = pa.Table.from_pylist(lines, schema=score_tables.schema(["baseline"]))
         rates = score_tables.win_rates(table)
         metrics = score_tables.metrics(table, rates) | {"retrieval_top1": 1.0, "retrieval_top1_heldout": 1 / count}

@@ -16,6 +16,8 @@ from pipeline.store.ledger import read
 from pipeline.verbs.report import command, page
 from tests.experiment import RUN, Experiment, experiment
 
+ADDRESSES = ("href", "src", "action", "data", "srcset", "poster", "xlink:href")
+
 
 class Parsed(HTMLParser):
     """Tags, the rows of each table by its id, and every address that a browser would open."""
@@ -33,9 +35,7 @@ class Parsed(HTMLParser):
         told = {key: value or "" for key, value in attributes}
         self.tags.add(tag)
         assert not [key for key in told if key.startswith("on")]
-        self.addresses += [
-            told[key] for key in ("href", "src", "action", "data", "srcset", "xlink:href") if key in told
-        ]
+        self.addresses += [told[key] for key in ADDRESSES if key in told]
         if tag == "img":
             self.pictures.append(told["src"])
         if tag == "table":
@@ -72,18 +72,7 @@ def test_it_loads_nothing_and_runs_nothing(told: tuple[Experiment, str, dict[str
     _, html, _ = told
     parsed = Parsed(html)
     assert not parsed.tags & {"script", "iframe", "link", "object", "embed", "form", "base"}
-    assert {address[:5] for address in parsed.addresses} <= {
-        "data:",
-        "#pict",
-        "#scor",
-        "#marg",
-        "#trai",
-        "#data",
-        "#cost",
-    } | {
-        "#conf",
-        "#line",
-    }
+    assert all(address.startswith(("data:image/jpeg;", "#")) for address in parsed.addresses)
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert") > 6  # the captions, as text
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
@@ -153,11 +142,8 @@ def test_its_pictures_are_those_of_the_artifacts(told: tuple[Experiment, str, di
 def test_the_config_is_compared_with_the_run_before(told: tuple[Experiment, str, dict[str, Any]]) -> None:
     _, html, document = told
     assert document["config"]["changes"] == [{"key": "stage_c.train.learning_rate", "before": 1e-4, "now": 2e-4}]
-    assert [text for text, _ in Parsed(html).tables["changes"][1]] == [
-        "stage_c.train.learning_rate",
-        "0.0001",
-        "0.0002",
-    ]
+    shown = [text for text, _ in Parsed(html).tables["changes"][1]]
+    assert shown == ["stage_c.train.learning_rate", "0.0001", "0.0002"]
 
 
 def test_the_verdict_says_no_more_than_the_figures_bear(told: tuple[Experiment, str, dict[str, Any]]) -> None:
