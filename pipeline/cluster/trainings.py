@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.cluster.rank import Rank
 from pipeline.models import loading, panels
 from pipeline.models.panels import Panel
-from pipeline.models.showing import Decoder, Shower
+from pipeline.models.showing import Decoder, Prompts, Shower
 from pipeline.models.training_data import Reading, TrainingData
 from pipeline.settings.sections import Baseline as BaselineSettings
 from pipeline.settings.sections import Compressor as CompressorSettings
@@ -50,7 +50,7 @@ class Order:
 
     `settings` are the config's section of what the step is named after. `stage_a` and `text` are artifacts that some
     trainings read besides their batches: the first stage, and the tower's hidden states of the empty caption. `decoder`
-    is what shows codes; None where none is there yet.
+    is what shows codes; None where none is there yet. `prompts` are drawn in panels beside the data's captions.
     """
 
     trainings: Mapping[str, TrainingConfig]
@@ -62,6 +62,7 @@ class Order:
     reading: Reading
     seed: int
     decoder: Decoder | None = None
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _panel(row: Row, order: Order, objective: nn.Module, data: TrainingData) -> 
     """What makes a training's panels, where it has any and they can be seen."""
     if row.panel is None or (row.shows_codes and order.decoder is None):
         return None
-    return partial(row.panel, order, objective, data, Shower(order.decoder) if order.decoder else None)
+    return partial(row.panel, order, objective, data, Shower(order.decoder, order.prompts) if order.decoder else None)
 
 
 def seeded(seed: int, make: Callable[[], M]) -> M:

@@ -89,19 +89,21 @@ def stage_b_panel(stage_a: StageA, stage_b: StageB, compressor: "Compressor", da
 
 @torch.inference_mode()
 def stage_c_panel(stage_c: StageC, shower: Shower, data: TrainingData) -> Panel:
-    """What is to be seen in the codes of some pictures, and in those that Stage C draws from their captions."""
+    """What is to be seen in the codes of some pictures, and in those that Stage C draws from their captions; and from
+    prompts that come from elsewhere."""
     stage_c.eval()
-    codes: list[Tensor] = []
     samples = list(_samples(data.shown, next(stage_c.parameters()).device))
-    for number, sample in enumerate(samples):
-        code, text = sample["latents_c"], sample["text"]
-        height, width = (side * 128 // 3 for side in code.shape[-2:])  # px of a code's picture
-        noise = Noise([number], code.device)
-        codes.append(sample_code(stage_c, text, text, noise, width, height, Steps(sampling_times(STEPS))))
-    texts = [sample["text"] for sample in samples]
-    given = shower.given([sample["latents_c"] for sample in samples], texts, STEPS)
-    drawn = shower.pictures(codes, texts, STEPS)
-    return Panel(data.shown.captions, {f"its code, {shower.by}": given}, {"drawn": drawn})
+    own, texts = [sample["latents_c"] for sample in samples], [sample["text"] for sample in samples]
+    every = [*texts, *shower.texts(own[0].device)]
+    height, width = (side * 128 // 3 for side in own[0].shape[-2:])  # px of a code's picture
+    unguided = Steps(sampling_times(STEPS))
+    codes = [
+        sample_code(stage_c, text, text, Noise([number], text.device), width, height, unguided)
+        for number, text in enumerate(every)
+    ]
+    given = shower.given(own, texts, STEPS)
+    drawn = shower.pictures(codes, every, STEPS)
+    return Panel([*data.shown.captions, *shower.captions], {f"its code, {shower.by}": given}, {"drawn": drawn})
 
 
 def previewer_panel(previewer: Previewer, data: TrainingData) -> Panel:

@@ -2,7 +2,7 @@
 codes, where there is one, else Stage B and A. They are loaded for each panel, one after the other, and let go again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +14,9 @@ from pipeline.store.artifacts import Artifact
 from stages.diffusion import sampling_times
 from stages.sampling.denoising import Noise, Steps, sample_latents
 from stages.sampling.sample import preview, to_pixels
-from stages.settings.models import PreviewerConfig, StageAConfig, StageBConfig
+from stages.settings.models import PreviewerConfig, StageAConfig, StageBConfig, TextConfig
 
+EMPTY = 235  # grey
 Pictures = list[np.ndarray]  # uint8 (H, W, 3) each
 
 
@@ -74,25 +75,57 @@ class ByStages:
         ]
 
 
-@dataclass
-class Shower:
-    """A decoder as one rank uses it: what it makes of the data's own codes is always the same, and kept."""
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of the files that the model is going to be measured on, and the tower that encodes them; can be sent to
+    ranks."""
 
-    decoder: Decoder
-    _given: Pictures = field(default_factory=list)
+    captions: Sequence[str]
+    """What stands above each, with the name of its set."""
+    texts: Sequence[str]
+    model: TextConfig
+    tower: Artifact
+
+    def encoded(self, device: torch.device) -> list[Tensor]:
+        """Hidden states of each (1, N, D) fp32; the tower is loaded for that, on the CPU, and let go again."""
+        tower = loading.tower(self.model, self.tower)
+        return [tower.encode([text])[0].float().to(device) for text in self.texts]
+
+
+class Shower:
+    """A decoder as one rank uses it, and prompts beside the data's captions. What is always the same, what the decoder
+    makes of the data's own codes, and the prompts' hidden states, is made once."""
+
+    def __init__(self, decoder: Decoder, prompts: Prompts | None = None) -> None:
+        self._decoder, self._prompts = decoder, prompts
+        self._given: Pictures | None = None
+        self._encoded: list[Tensor] | None = None
 
     @property
     def by(self) -> str:
         """What the decoder is called."""
-        return self.decoder.by
+        return self._decoder.by
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Those of the prompts."""
+        return self._prompts.captions if self._prompts else ()
+
+    @torch.inference_mode()
+    def texts(self, device: torch.device) -> list[Tensor]:
+        """Hidden states of the prompts."""
+        if self._encoded is None:
+            self._encoded = self._prompts.encoded(device) if self._prompts else []
+        return self._encoded
 
     @torch.inference_mode()
     def pictures(self, codes: Sequence[Tensor], texts: Sequence[Tensor], steps: int) -> Pictures:
         """See `Decoder`."""
-        return self.decoder(codes, texts, steps)
+        return self._decoder(codes, texts, steps)
 
     def given(self, codes: Sequence[Tensor], texts: Sequence[Tensor], steps: int) -> Pictures:
-        """The same of the data's codes, made once."""
-        if not self._given:
-            self._given = self.pictures(codes, texts, steps)
+        """The same of the data's codes, and an empty picture for each prompt, which has none."""
+        if self._given is None:
+            found = self.pictures(codes, texts, steps)
+            self._given = found + [np.full_like(found[0], EMPTY)] * len(self.captions)
         return self._given

@@ -31,6 +31,11 @@ def section(subject: Subject) -> list[dict[str, Any]]:
     return [_set(subject, samples, marks) for samples in sorted(found, key=_place)]
 
 
+def rank(scorer: str) -> int:
+    """How much a scorer's margins tell of what people like, the most first."""
+    return next((place for place, name in enumerate(SCORERS) if scorer.startswith(name)), len(SCORERS))
+
+
 def _is_ours(name: str) -> bool:
     return name == PREFIX or name.startswith(f"{PREFIX}_")
 
@@ -61,8 +66,7 @@ def _set(subject: Subject, samples: Artifact, marks: pa.Table | None) -> dict[st
         "margins": [],
     }
     if ours is not None and ours.num_rows:
-        scorers = pc.unique(ours["scorer"]).to_pylist()
-        scorer = min(scorers, key=lambda one: next((i for i, s in enumerate(SCORERS) if one.startswith(s)), 99))
+        scorer = min(pc.unique(ours["scorer"]).to_pylist(), key=rank)
         marked = ours.filter(pc.field("scorer") == scorer)
         told["margins"] = [_margins(places, rows, marked, scorer, rival) for rival in rivals or [None]]
         told["margins"] = [one for one in told["margins"] if one]
@@ -123,10 +127,11 @@ class _Places:
 
     def _rival(self, subject: Subject, column: str, name: str) -> None:
         rival, theirs = column.removeprefix(RIVAL), f"{BASELINE}_{self._samples.name}"
-        place = subject.config.eval.rival_path(rival, name) if _knows(subject, rival) else None
+        known = subject.config.eval if subject.config else None
+        place = known.rival_path(rival, name) if known and rival in known.rivals else None
         if place:
             self._outside[column] = (f"eval.{place[0]}", place[1])
-        elif theirs in subject.artifacts and (not subject.config or subject.config.eval.rivals.get(rival) == BASELINE):
+        elif theirs in subject.artifacts and (known is None or known.rivals.get(rival) == BASELINE):
             self._of[column] = (theirs, "generated")
         else:
             return
@@ -145,7 +150,3 @@ class _Places:
                 key, path = self._outside[column]
                 pictures[column] = {"outside": path, "config_key": key, "key": row["key"], "prompt": row["caption"]}
         return {"key": row["key"], "prompt": row["caption"], "pictures": pictures}
-
-
-def _knows(subject: Subject, rival: str) -> bool:
-    return subject.config is not None and rival in subject.config.eval.rivals

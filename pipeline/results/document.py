@@ -22,7 +22,8 @@ def document(
     """
     told, pictures = trainings.section(subject, history)
     earlier = changes.section(subject)
-    lacks = [*(missing or []), *_lacking(subject, told)]
+    lacks = [*(missing or []), *_lacking(subject)]
+    lacks += [f"no curve of {one['name']} is in MLflow" for one in told if history and not one["curves"]]
     found: dict[str, Any] = {
         "format": FORMAT,
         "conf": subject.conf,
@@ -64,11 +65,10 @@ def _before(subject: Subject, earlier: Mapping[str, Any] | None) -> Artifact | N
     return Store(subject.root).find("scores", digest) if digest else None
 
 
-def _lacking(subject: Subject, told: list[dict[str, Any]]) -> list[str]:
+def _lacking(subject: Subject) -> list[str]:
     states = {name: subject.state(name) for name in subject.prints}
     words = {"unfinished": "not finished", "missing": "not there"}
     found = [f"{name} is {words[state]}" for name, state in states.items() if state != "done"]
-    found += [f"no curve of {one['name']} is in MLflow" for one in told if not one["curves"]]
     if "scores" not in subject.prints:
         found.append("nothing was to be scored: this conf's targets have no scores")
     return found

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.results.comparisons import rank
 from stages.scoring.statistics import wilson_interval
 
+SHORTS = 4  # findings in a headline: the last ones, which tell of what no training saw
 KNOWN = 0.9  # share of pictures of its training captions from which a model is said to reproduce them
 
 
@@ -25,17 +27,20 @@ def _headline(document: Mapping[str, Any], sentences: list[tuple[str, str]]) -> 
         return f"{doing}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there yet"
     if not document["scores"]:
         return "Finished; nothing was scored"
-    return "; ".join(short for _, short in sentences) or "Finished and scored"
+    shorts = [short for _, short in sentences]
+    return "; ".join(shorts[-SHORTS:]) or "Finished and scored"
 
 
 def _wins(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each rival on each prompt set, by each scorer; beside what chance alone gives."""
+    """Each rival on each prompt set, by the scorer that tells most; beside what chance alone gives."""
     table = (document["scores"] or {}).get("tables", {"rows": []})
     nulls = [row for row in table["rows"] if row["kind"] == "null"]
     chance = {(row["scorer"], name): line for row in nulls for name, line in row["cells"].items()}
-    for row in table["rows"]:
+    rivals = [row for row in table["rows"] if row["kind"] == "rival"]
+    telling = min((row["scorer"] for row in rivals), key=rank, default=None)
+    for row in rivals:
         for name, line in row["cells"].items():
-            if row["kind"] == "rival":
+            if row["scorer"] == telling:
                 yield _against(line, row["scorer"], name, chance.get((row["scorer"], name)))
 
 

@@ -1,11 +1,13 @@
 """The trainings: a Ray Train job each, around the one loop of `stages.training.loop`."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets.buckets import Frame, Size
 from datasets.files import json_files, storage
 from datasets.files.storage import FileEntry
+from datasets.reading import prompts
 from datasets.reading.batches import Source
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.errors import Preempted, UsageError
@@ -21,10 +23,11 @@ from stages.settings.models import PreviewerConfig
 
 if TYPE_CHECKING:  # import torch, which a plan can do without
     from pipeline.cluster.trainings import Order
-    from pipeline.models.showing import Decoder
+    from pipeline.models.showing import Decoder, Prompts
     from pipeline.models.training_data import Reading
 
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
+PROMPTS = 4  # of files, in a panel
 CALL = "ray.train.torch.TorchTrainer.fit"
 
 
@@ -56,8 +59,9 @@ def train_c(build: Build) -> Facts:
     """latents_c, text -> stage_c: the text-conditional prior."""
     settings = build.config.stage_c
     compressor = _compressor(build)
-    decoder = _decoder(build) if settings.train and settings.train.panel_every else None
-    facts = _train(build, settings, ("text", "latents_c"), tower=settings.text, decoder=decoder)
+    shows = settings.train is not None and settings.train.panel_every is not None
+    shown = {"decoder": _decoder(build), "prompts": _prompts(build)} if shows else {}
+    facts = _train(build, settings, ("text", "latents_c"), tower=settings.text, shown=shown)
     return replace(facts, notes={"compressor": compressor})
 
 
@@ -163,6 +167,26 @@ def _decoder(build: Build) -> "Decoder | None":
     return ByStages(config.stage_a.model, stage_a, config.stage_b.model, stage_b, shares, text)
 
 
+def _prompts(build: Build) -> "Prompts | None":
+    """Some prompts of the files that the model is going to be measured on, which panels show beside the data's
+    captions: the first ones of each."""
+    from pipeline.models.showing import Prompts
+
+    config, tower = build.config, build.config.stage_c.text
+    files = config.prompt_files()
+    captions, texts = [], []
+    for name, path in files.items():
+        for one in prompts.read(path, config.eval.limit, config.seed, f"eval.prompts.{name}").prompts[: _each(files)]:
+            captions.append(f"{name}: {one.text}")
+            texts.append(one.text)
+    return Prompts(captions, texts, config.text[tower], build.inputs[f"text_{tower}"]) if texts else None
+
+
+def _each(files: Collection[str]) -> int:
+    """How many prompts of each file a panel shows."""
+    return max(1, PROMPTS // len(files))
+
+
 def _stage_a(build: Build, stage_b: Artifact, store: Store) -> Artifact | None:
     """The Stage A that a Stage B goes with: its own, else this config's."""
     if "stage_a" in stage_b.manifest["parents"]:
@@ -191,14 +215,14 @@ def _train(
     settings: Any,
     fields: tuple[str, ...],
     tower: str | None = None,
-    decoder: "Decoder | None" = None,
+    shown: Mapping[str, Any] | None = None,
 ) -> Facts:
-    """Do the step's trainings of `settings` on batches of `fields`, with the hidden states of a tower; `decoder` shows
-    codes on the way."""
+    """Do the step's trainings of `settings` on batches of `fields`, with the hidden states of a tower; `shown` are
+    the order's decoder and prompts, for panels."""
     from pipeline.cluster import trainings
     from pipeline.cluster.rank import result
 
-    order = replace(_order(build, settings, fields, tower), decoder=decoder)
+    order = replace(_order(build, settings, fields, tower), **(shown or {}))
     _check_batches(build)
     _check_checkpoints(build)
     _catch_up(build)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datasets.files import storage
 from pipeline.models import loading, panels
 from pipeline.models.panels import Panel, beside
-from pipeline.models.showing import ByStages, Pictures, Shower
+from pipeline.models.showing import EMPTY, ByStages, Pictures, Prompts, Shower
 from pipeline.models.training_data import Shown
 from pipeline.settings import compose
 from pipeline.settings.config import Config
@@ -144,3 +144,18 @@ def test_stages_b_and_a_show_codes_as_pictures(shares_text: bool, tmp_path: Path
     (picture,) = Shower(decoder).pictures([code], [text], steps=2)
     assert picture.shape == (128, 128, 3)
     assert picture.dtype == np.uint8
+
+
+def test_prompts_of_files_are_drawn_below_the_datas_captions(tmp_path: Path) -> None:
+    config = compose.load("stage_c", ["scale=micro"])
+    tower = loading.fresh_tower(config.text["tiny"])
+    entry = storage.publish(loading.weights(tower), f"{tmp_path}/{loading.TOWER}")
+    artifact = Artifact("text_tiny", str(tmp_path), {"files": {loading.TOWER: vars(entry)}})
+    prompts = Prompts(["parti: a cat", "parti: a dog"], ["a cat", "a dog"], config.text["tiny"], artifact)
+    shower = Shower(Decoder(Previewer(config.previewer.model)), prompts)
+    panel = panels.stage_c_panel(StageC(config.stage_c.model), shower, SimpleNamespace(shown=shown(config, 2)))
+    assert panel.captions == ["caption 0", "caption 1", "parti: a cat", "parti: a dog"]
+    (given,), (drawn,) = panel.given.values(), panel.drawn.values()
+    assert [bool((picture == EMPTY).all()) for picture in given] == [False, False, True, True]
+    assert not any(np.array_equal(drawn[2], picture) for picture in (drawn[0], drawn[3]))
+    assert len(panel.png()) > 1000

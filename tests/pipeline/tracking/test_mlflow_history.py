@@ -30,11 +30,11 @@ def test_curves_pictures_and_a_place_for_the_report(store: MlflowStore) -> None:
         pictures.append(buffer.getvalue())
     about = {"conf": "stage_c", "targets": ["stage_c"], "fingerprints": {}, "config": {}}
     for invocation, steps in (("one", (1, 2, 3)), ("two", (3, 4))):  # as a resume by an earlier version
-        with Tracking(store, EXPERIMENT, invocation=invocation, **about) as tracking:  # type: ignore[arg-type]
-            with tracking.step("train_c", "stage_c", "abc") as run:
-                for step in steps:
-                    run.metrics({"stage_c/loss": step + (0.5 if invocation == "two" else 0), "other": 1.0}, step)
-                run.image("stage_c panel", pictures[invocation == "two"], step=0)
+        tracking = Tracking(store, EXPERIMENT, invocation=invocation, **about)  # type: ignore[arg-type]
+        with tracking, tracking.step("train_c", "stage_c", "abc") as run:
+            for step in steps:
+                run.metrics({"stage_c/loss": step + (0.5 if invocation == "two" else 0), "other": 1.0}, step)
+            run.image("stage_c panel", pictures[invocation == "two"], step=0)
     history = opened(store, EXPERIMENT, pytest.fail)
     assert history is not None
     points = history.curves("abc", lambda name: name.endswith("/loss"))
