@@ -195,7 +195,7 @@ class RankCallbacks(Callbacks):
         self.states = Checkpoints(folder, rank.warn, part, rank.world, config.phase_ends, rank.fence)
         if config.validation and data.held_out:
             self.validation = Validation(data.held_out.read, data.held_out.rows)
-        if config.panel_every and panel:
+        if config.panel_every and panel and rank.rank == 0:
             _ = data.shown  # read now: as soon as the training begins, a thread reads from the same batches
         self._begun = False
         self._panel_seconds = 0.0
