@@ -40,6 +40,7 @@ from stages.training.callbacks import Callbacks, Parts
 from stages.training.validation import Validation
 
 KEYS_SHOWN = 8  # of a bad batch
+SHOWN_AS = {"weights": "weights", "ema": "EMA"}  # in a panel's titles
 
 
 class Rank:
@@ -264,7 +265,7 @@ class RankCallbacks(Callbacks):
         if self._panel is None:
             return
         began = time.monotonic()
-        self._panels[weights] = self._panel()
+        self._panels[SHOWN_AS[weights]] = self._panel()
         if weights == ("ema" if self._config.ema else "weights"):
             png, self._panels = beside(self._panels), {}
             self._rank.board.post({"kind": "image", "name": f"{self._name} panel", "png": png, "step": step})

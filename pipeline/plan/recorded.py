@@ -25,8 +25,8 @@ Record = dict[str, Any]
 def records(root: str, last: int | None = None) -> list[Record]:
     """All of them, or the last so many, oldest first: with paths below this root, which may have been moved since; one
     that could not say how it ended, because it was killed, gets that said."""
-    found = json_files.read_each(storage.join(root, readers.FOLDER), readers.RECORD, partial(_told, root), last=last)
-    return sorted(found.values(), key=lambda record: str(record["started"]))
+    folder = storage.join(root, readers.FOLDER)
+    return list(json_files.read_each(folder, readers.RECORD, partial(_told, root), last=last).values())
 
 
 def record(root: str, run: str) -> Record:
@@ -69,7 +69,7 @@ def config_of(record: Record, root: str) -> Config | None:
 
 def _told(root: str, run: Record) -> Record:
     """A record as it is now; KeyError for another file."""
-    _ = run["id"], run["conf"], run["started"]
+    _ = run["id"], run["conf"]
     for step in run["steps"].values():
         _ = step["state"]
         for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>

@@ -47,11 +47,10 @@ def train(
     """Train `objective` in place, from the newest saved state if there is one, until done or asked to stop.
 
     A step takes its batch through the model and updates the weights. Where a log entry is due, bad steps since the
-    last one are got over, held-out samples are validated, panels shown, and all that was measured is logged; a panel
-    also shows what it begins with. With each
-    entry, and in between every few seconds, the loop asks whether to stop. Where that is so, or a checkpoint is due, it
-    saves the state. In the end the best validated state is restored, where that is to be kept, and the moving average,
-    where one is kept, replaces the weights.
+    last one are got over, held-out samples are validated, panels shown (before the first step too), all is logged. With
+    each entry, and in between every few seconds, the loop asks whether to stop. Where that is so, or a checkpoint is
+    due, it saves the state. In the end the best validated state is restored, where that is to be kept, and the moving
+    average, where one is kept, replaces the weights.
 
     `objective(batch, draws)` returns the mean loss over its rows and named scalars to log; of `<name>` and
     `<name>/share` the quotient is logged. Parameters that require a gradient are trained. Its own `train()` decides

@@ -58,7 +58,7 @@ def _of_run(root: str, record: recorded.Record) -> tuple[Subject, Tracking]:
 
 def _before(every: Sequence[recorded.Record], record: recorded.Record | None) -> tuple[recorded.Record, ...]:
     """The runs that began before one, or all of them, the newest first."""
-    return tuple(one for one in reversed(every) if record is None or one["started"] < record["started"])
+    return tuple(one for one in reversed(every) if record is None or one["id"] < record["id"])
 
 
 def _tracking(record: dict[str, Any], config: Config | None) -> Tracking:

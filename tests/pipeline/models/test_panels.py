@@ -95,7 +95,7 @@ def test_one_picture_at_a_time_goes_through_each_model(name: str, monkeypatch: p
             module.register_forward_pre_hook(note)
     several, alone = (drawn(panel, *models, shown=shown(config, pictures)) for pictures in (PICTURES, 1))
     assert rows == {1}
-    assert np.array_equal(several[: len(alone), : alone.shape[1] - MARGIN], alone[:, :-MARGIN])
+    assert np.array_equal(several[: len(alone) - MARGIN, : alone.shape[1] - MARGIN], alone[:-MARGIN, :-MARGIN])
 
 
 def drawn(panel: Callable[..., Panel], *models: Any, shown: Shown) -> np.ndarray:

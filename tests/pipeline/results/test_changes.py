@@ -12,7 +12,7 @@ SAME, OTHER = "20251231-000000-9f9f", "20251230-000000-8e8e"
 
 def section(of: Experiment) -> dict:
     ours = record(of.root, RUN)
-    earlier = tuple(one for one in reversed(records(of.root)) if one["started"] < ours["started"])
+    earlier = tuple(one for one in reversed(records(of.root)) if one["id"] < ours["id"])
     found = changes.section(of_prints(of.root, "stage_c", {}, record=ours, earlier=earlier))
     assert found is not None
     return found
