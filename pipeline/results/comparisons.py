@@ -22,11 +22,12 @@ SCORERS = ("pickscore", "clip:", "clip_h", "clip_l", "aesthetic", "lpips", "psnr
 COLUMNS = {"original": "original", "stage_a": "Stage A alone", "stage_b": "Stages B + A", "score": "ours"}
 FOLDERS = {"original": "original", "stage_a": "stage_a", "stage_b": "stage_b", "score": "generated"}
 PREFIX = "samples"
+CAPTIONS = "captions.json"  # of an artifact of samples
 
 
 def section(subject: Subject) -> list[dict[str, Any]]:
     """A prompt set each: its first pictures, and those with the best and the worst margins; held-out captions first."""
-    found = [artifact for name, artifact in subject.artifacts.items() if _is_ours(name)]
+    found = [artifact for name, artifact in subject.artifacts.items() if _is_ours(name) and CAPTIONS in artifact.files]
     marks = _scores(subject.artifacts.get("scores"))
     return [_set(subject, samples, marks) for samples in sorted(found, key=_place)]
 
@@ -54,7 +55,7 @@ def _scores(scores: Artifact | None) -> pa.Table | None:
 
 def _set(subject: Subject, samples: Artifact, marks: pa.Table | None) -> dict[str, Any]:
     name = _named(samples.name)
-    rows: list[dict[str, Any]] = json.loads(samples.read("captions.json"))
+    rows: list[dict[str, Any]] = json.loads(samples.read(CAPTIONS))
     ours = marks.filter(pc.field("set") == name) if marks is not None else None
     rivals = [column for column in ours.column_names if column.startswith(RIVAL)] if ours is not None else []
     places = _Places(subject, samples, name, rivals)
@@ -116,7 +117,7 @@ class _Places:
     """Where the pictures of a prompt set are: for each column a folder of an artifact, or a place outside."""
 
     def __init__(self, subject: Subject, samples: Artifact, name: str, rivals: Sequence[str]) -> None:
-        self._samples, first = samples, json.loads(samples.read("captions.json"))[:1]
+        self._samples, first = samples, json.loads(samples.read(CAPTIONS))[:1]
         files = samples.files
         own = [column for column, folder in FOLDERS.items() if first and f"{folder}/{first[0]['key']}.png" in files]
         self._of: dict[str, tuple[str, str]] = {column: (samples.name, FOLDERS[column]) for column in own}

@@ -52,8 +52,8 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
 def _data(artifacts: Mapping[str, Artifact], lacks: list[str]) -> dict[str, Any]:
     try:
         return data.section(artifacts)
-    except CorruptFile as error:  # such as counts from before pictures were forgotten
-        lacks.append(f"the funnel of the data: {error}")
+    except (CorruptFile, KeyError) as error:  # counts from before pictures were forgotten, or of an earlier version
+        lacks.append(f"the data's funnel cannot be told: {error}")
         return {"funnel": [], "trained_on": {}}
 
 
