@@ -41,7 +41,7 @@ def of_prints(root: str, conf: str, prints: Mapping[str, str], **about: Any) -> 
     """The subject of what some fingerprints name, with all that it was made from."""
     store = Store(root)
     found = {name: artifact for name, digest in prints.items() if (artifact := store.find(name, digest))}
-    every = found | ancestors(found.values(), store)
+    every = found | {name: one for name, one in ancestors(found.values(), store).items() if name not in prints}
     named = {name: artifact.manifest["fingerprint"] for name, artifact in every.items()}
     return Subject(root, conf, {**named, **prints}, every, **about)
 
