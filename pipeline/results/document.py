@@ -20,9 +20,13 @@ def document(
 
     `missing` are sentences about what could not be known; those about what is not finished are added.
     """
-    told, pictures = trainings.section(subject, history)
-    earlier = changes.section(subject)
     lacks = [*(missing or []), *_lacking(subject)]
+    try:
+        told, pictures = trainings.section(subject, history)
+    except Exception as error:  # of MLflow's, in the middle of it: all else can be told
+        lacks.append(f"MLflow does not answer any more: {error}")
+        told, pictures = trainings.section(subject, None)
+    earlier = changes.section(subject)
     lacks += [f"no curve of {one['name']} is in MLflow" for one in told if history and not one["curves"]]
     found: dict[str, Any] = {
         "format": FORMAT,
