@@ -67,8 +67,7 @@ def _retrieval(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         hits, n = round(known["value"] * known["n"]), known["n"]
         share = f"{hits} of {n}"
         yield (
-            f"Of {n} captions that it was trained on, {hits} pictures are nearest to their own original (memory; "
-            f"chance would give about 1).",
+            f"Of {n} captions that it was trained on, {_nearest(hits)} original (memory; chance would give about 1).",
             f"reproduces {share} training pictures",
         )
     if new and new["n"]:
@@ -77,10 +76,14 @@ def _retrieval(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         low, high = wilson_interval(hits, n)
         beyond = "more than chance" if low > 1 / among else "no more than chance can give"
         yield (
-            f"Of {n} captions that no training saw, {hits} pictures are nearest to their own among {among} originals: "
+            f"Of {n} captions that no training saw, {_nearest(hits)} among {among} originals: "
             f"{100 * new['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}], {beyond} (1 in {among}).",
             f"gets {hits} of {n} held-out captions right",
         )
+
+
+def _nearest(hits: int) -> str:
+    return "1 picture is nearest to its own" if hits == 1 else f"{hits} pictures are nearest to their own"
 
 
 def knows_by_heart(document: Mapping[str, Any]) -> bool | None:

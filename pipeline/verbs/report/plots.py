@@ -55,10 +55,11 @@ class Axis:
             every = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
             found = [value for value in every if self.low <= value <= self.high]
             tens = [value for value in found if math.isclose(math.log10(value), round(math.log10(value)))]
-            return tens if len(found) > 6 and len(tens) > 1 else found
+            if len(found) > 2:
+                return tens if len(found) > 6 and len(tens) > 1 else found
         step = _round_step((self.high - self.low) / 5)
-        count = math.floor((self.high - self.low) / step + 1e-9)
-        return [self.low + step * number for number in range(count + 1)]
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [step * number for number in range(first, last + 1)]
 
 
 def _round_step(step: float) -> float:
@@ -78,7 +79,11 @@ def curves(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Markup 
     low, high = min(values), max(values)
     if high < low * 1.5:
         low, high = low / 1.25, high * 1.25
-    x = Axis(0.0, max(at for points in series.values() for at, _ in points) or 1.0, LEFT, WIDTH - RIGHT)
+    places = [at for points in series.values() for at, _ in points]
+    begin = (
+        min(places) if min(places) > max(places) / 2 and len(places) > 1 else 0.0
+    )  # a long start would hide the rest
+    x = Axis(begin, max(max(places), begin + 1e-9), LEFT, WIDTH - RIGHT)
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, log=True)
     parts = _axes(x, y, "step" if by == "step" else "device-hours")
     taken: list[float] = []

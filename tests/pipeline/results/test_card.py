@@ -34,7 +34,7 @@ def test_memory_is_claimed_where_it_was_measured_alone(tmp_path: Path) -> None:
     assert said[0].startswith("Its text tower has random weights")
     assert said[1] == "Stage C has seen 14 pictures and no other, in 4 steps."
     assert said[2].startswith("It knows them by heart")
-    assert "Of 3 captions that no training saw, 1 pictures" in said[3]
+    assert "Of 3 captions that no training saw, 1 picture is" in said[3]
     unscored = card.limitations(told(of, "stage_c"), random_text=False, existing=False)
     assert unscored == ["Stage C has seen 14 pictures and no other, in 4 steps."]
     assert card.limitations(told(of, "stage_c"), random_text=False, existing=True) == []

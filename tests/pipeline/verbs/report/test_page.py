@@ -152,7 +152,7 @@ def test_the_verdict_says_no_more_than_the_figures_bear(told: tuple[Experiment, 
     assert "psnr cannot tell ours from baseline: ours wins 66.7 % of 3 prompts of held_out" in said
     assert "against itself with another seed it wins 50.0 %" in said
     assert "Of 3 captions that it was trained on, 3 pictures are nearest to their own original" in said
-    assert "1 pictures are nearest to their own among 6 originals" in said
+    assert "1 picture is nearest to its own among 6 originals" in said
     assert "no more than chance can give" in said
     assert document["verdict"]["headline"] in html.replace("&#39;", "'")
 
