@@ -7,6 +7,7 @@ from pipeline.results.comparisons import rank
 from stages.scoring.statistics import wilson_interval
 
 SHORTS = 4  # findings in a headline: the last ones, which tell of what no training saw
+SURE = 0.05  # p of the sign test below which a difference is told, where the interval leaves out a half too
 KNOWN = 0.9  # share of pictures of its training captions from which a model is said to reproduce them
 
 
@@ -47,9 +48,10 @@ def _wins(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _against(line: Mapping[str, Any], who: str, prompts: str, null: Mapping[str, Any] | None) -> tuple[str, str]:
     """A win rate in a sentence, and in few words."""
     rival = line["rival"]
-    if line["low"] > 0.5:
+    sure = line["p"] < SURE
+    if sure and line["low"] > 0.5:
         judged, short = f"prefers ours to {rival}", f"better than {rival}"
-    elif line["high"] < 0.5:
+    elif sure and line["high"] < 0.5:
         judged, short = f"prefers {rival} to ours", f"worse than {rival}"
     else:
         judged, short = f"cannot tell ours from {rival}", f"no difference to {rival} can be told"
