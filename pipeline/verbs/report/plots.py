@@ -80,9 +80,8 @@ def curves(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Markup 
     if high < low * 1.5:
         low, high = low / 1.25, high * 1.25
     places = [at for points in series.values() for at, _ in points]
-    begin = (
-        min(places) if min(places) > max(places) / 2 and len(places) > 1 else 0.0
-    )  # a long start would hide the rest
+    late = len(places) > 1 and min(places) > max(places) / 2  # a long start would hide the rest
+    begin = min(places) if late else 0.0
     x = Axis(begin, max(max(places), begin + 1e-9), LEFT, WIDTH - RIGHT)
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, log=True)
     parts = _axes(x, y, "step" if by == "step" else "device-hours")
