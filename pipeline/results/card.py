@@ -41,7 +41,7 @@ def cost(document: Document) -> list[str]:
         if row["step"].startswith("train_"):
             tries = f"{row['attempts']} attempts, " if row["attempts"] > 1 else ""
             failed = f"{row['failed']:.4g} of them failed, " if row["failed"] else ""
-            found.append(f"{row['step']}: {row['hours']:.4g} hours ({tries}{failed}on {row['kind']}).")
+            found.append(f"{row['step']}: {row['hours']:.4g} device-hours ({tries}{failed}on {row['kind']}).")
     kinds = document["cost"]["total"]["by_kind"]
     if any(kinds.values()):
         parts = (f"{hours:.4g} {hours_unit(kind).partition(',')[0]}" for kind, hours in sorted(kinds.items()))
