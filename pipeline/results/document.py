@@ -27,7 +27,11 @@ def document(
         lacks.append(f"MLflow does not answer any more: {error}")
         told, pictures = trainings.section(subject, None)
     earlier = changes.section(subject)
-    lacks += [f"no curve of {one['name']} is in MLflow" for one in told if history and not one["curves"]]
+    lacks += [
+        f"no curve of {one['name']} is in MLflow"
+        for one in told
+        if history and not one["curves"] and one["state"] != "missing"
+    ]
     found: dict[str, Any] = {
         "format": FORMAT,
         "conf": subject.conf,
@@ -72,7 +76,10 @@ def _before(subject: Subject, earlier: Mapping[str, Any] | None) -> Artifact | N
 def _lacking(subject: Subject) -> list[str]:
     states = {name: subject.state(name) for name in subject.prints}
     words = {"unfinished": "not finished", "missing": "not there"}
-    found = [f"{name} is {words[state]}" for name, state in states.items() if state != "done"]
+    found = []
+    for state, word in words.items():
+        if names := [name for name, its in states.items() if its == state]:
+            found.append(f"{word}: {', '.join(names)}")
     if "scores" not in subject.prints:
         found.append("nothing was to be scored: this conf's targets have no scores")
     return found

@@ -39,7 +39,7 @@ def page(document: Mapping[str, Any], album: Album) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"figure": figure, "hours": hours, "size": size, "day": day}
-    environment.filters |= {"short": plots.told, "rate": rate}
+    environment.filters |= {"short": plots.short, "rate": rate}
     environment.globals |= {"curves": plots.curves, "forest": plots.forest, "bar": plots.bar}
     about = {"titles": TITLES, "sets": SETS, "most_changes": CHANGES, "album": album}
     return environment.get_template(TEMPLATE).render(doc=document, **about)

@@ -70,8 +70,8 @@ def _round_step(step: float) -> float:
 def curves(found: Mapping[str, Sequence[Mapping[str, Any]]], by: str) -> Markup | None:
     """Losses by `step` or by `hours`, the loss on a logarithmic axis; None where no point has both."""
     series: dict[str, Points] = {}
-    for name, points in found.items():
-        if known := [(float(one[by]), float(one["value"])) for one in points if _is_drawn(one, by)]:
+    for name, told in found.items():
+        if known := [(float(one[by]), float(one["value"])) for one in told if _is_drawn(one, by)]:
             series[name] = known
     if not series:
         return None
@@ -172,7 +172,7 @@ def bar(parts: Mapping[str, float], whole: float) -> Markup:
     return tag("svg", joined(found), class_="bar", viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true")
 
 
-def told(value: object) -> str:
+def short(value: object) -> str:
     """A value of the config, short enough for a table."""
     said = str(value)
     return said if len(said) <= 80 else f"{said[:77]}..."

@@ -170,7 +170,8 @@ def test_what_is_missing_is_said(tmp_path: Path, what: str) -> None:
     html, document = made([f"run={RUN[-4:]}"], of.root, tmp_path / "out" / "page.html")
     assert document["verdict"]["headline"] == "Not finished: UsageError: <b>no</b> pictures"
     assert "&lt;b&gt;no&lt;/b&gt;" in html
-    assert "scores is not" in html
+    assert "not there: " in html
+    assert any("scores" in sentence for sentence in document["missing"])
     assert "there is no MLflow store" in html
     assert ("Nothing was drawn yet" in html) == (what != "drawn")
 
