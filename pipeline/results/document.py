@@ -27,11 +27,8 @@ def document(
         lacks.append(f"MLflow does not answer any more: {error}")
         told, pictures = trainings.section(subject, None)
     earlier = changes.section(subject)
-    lacks += [
-        f"no curve of {one['name']} is in MLflow"
-        for one in told
-        if history and not one["curves"] and one["state"] != "missing"
-    ]
+    begun = [one for one in told if history and one["state"] != "missing"]
+    lacks += [f"no curve of {one['name']} is in MLflow" for one in begun if not one["curves"]]
     found: dict[str, Any] = {
         "format": FORMAT,
         "conf": subject.conf,
