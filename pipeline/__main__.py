@@ -34,7 +34,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "export": "export",
     "import": "importing",
     "weights": "weights",
-    "report": "report",
+    "report": "report.command",
     "data": "data",
     "gc": "gc",
     "ui": "ui",

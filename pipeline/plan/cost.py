@@ -127,10 +127,15 @@ def memory(step: str, config: Config) -> Memory | None:
 
 
 def _panel(step: str, config: Config) -> int:
-    """Bytes of Stage A where a training shows by it what it can do: one of its largest pictures at a time."""
+    """Bytes of what a training shows by what it can do, one of its largest pictures at a time: Stage A, and of Stage
+    C's before it Stage B."""
     side = max(frame.size for frame in config.frames_of(step))
-    shows = step in ("train_a", "train_b", "train_baseline")
-    return memory_estimate.encode_a(config.stage_a.model, side, rows=1) if shows else 0
+    by_a = memory_estimate.encode_a(config.stage_a.model, side, rows=1)
+    if step == "train_c":
+        train, tokens = config.stage_c.train, config.text[config.stage_b.text].context_length
+        shows = train is not None and train.panel_every is not None
+        return max(by_a, memory_estimate.draw_b(config.stage_b.model, side, tokens)) if shows else 0
+    return by_a if step in ("train_a", "train_b", "train_baseline") else 0
 
 
 def _encoders(step: str, config: Config) -> int:

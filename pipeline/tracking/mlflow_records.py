@@ -231,13 +231,15 @@ def _together(measurements: Sequence[Record]) -> Record:
 
 
 def drop_pictures(folder: Path) -> int:
-    """Delete the pictures that a root's MLflow folder holds, or has yet to send; returns how many those were.
+    """Delete the pictures that a root's MLflow folder holds, or has yet to send, and reports, which have some in them;
+    returns how many those were.
 
     Raises:
         BlockingIOError: a run that has not ended keeps some.
     """
     unsent = outbox.drop(folder / "unsent", "image")
-    shown = [str(file) for file in folder.glob("artifacts/*/artifacts/images/*")]
+    kept = ("images/*", "report.html", "report.json")
+    shown = [str(file) for pattern in kept for file in folder.glob(f"artifacts/*/artifacts/{pattern}")]
     for path in shown:
         storage.remove(path)
     return unsent + len(shown)

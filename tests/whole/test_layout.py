@@ -44,7 +44,7 @@ HOMES = {  # library -> the packages, rooms or modules that may import it
 HEAVY = {"torch", "ray", "mlflow"}  # libraries that take seconds to import
 AT_ONCE = (  # rooms that do without, at least until something is to be done
     "settings", "pipeline.store", "pipeline.settings", "pipeline.plan", "pipeline.verbs", "pipeline.run",
-    "pipeline.hours",
+    "pipeline.hours", "pipeline.results",
     "stages.settings", "stages.anatomy",
     "datasets.files", "datasets.formats", "datasets.sources", "datasets.planning",
 )  # fmt: skip

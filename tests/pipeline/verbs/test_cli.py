@@ -123,6 +123,16 @@ def build_all(root: Path, loaded: Config) -> None:
         (["export", *MICRO], "export needs out=DIR"),
         (["export", *MICRO, "out=release"], "has no release of exactly this conf"),
         (["report", "days"], "report knows one table"),
+        (["report", *MICRO], "report needs out=FILE.html, or --json"),
+        (["report", *MICRO, "out=report.pdf"], "out=report.pdf: the page is one file; give a name that ends in .html"),
+        (["report", *MICRO, "out=report.html"], "has nothing of exactly this conf; the last runs: none"),
+        (
+            ["report", "run=1a2b", "out=report.html"],
+            "run=1a2b: root=",
+        ),
+        (["report", "out=report.html"], "report needs conf=NAME"),
+        (["report", "hours", "out=report.html"], "report hours takes no out="),
+        (["show", "run=1a2b", "artifact=scores"], "has no run of that ID; the last runs: none"),
     ],
 )
 def test_a_refusal_is_one_sentence_exit_code_2_and_creates_nothing(line, told, elsewhere, capsys):

@@ -169,7 +169,7 @@ def built(root: Path, earlier: bool = False) -> Store:
 
 
 def card(prompt: str) -> str:
-    return model_card(CardFacts("Würstchen", "other", prompt, SamplingConfig(), ["its name"], {}, "none", []))
+    return model_card(CardFacts("Würstchen", "other", prompt, SamplingConfig(), ["its name"], [], ["none"], []))
 
 
 def found(store: Store) -> dict[str, Artifact]:
