@@ -60,7 +60,7 @@ class Brightness:
 @pytest.fixture
 def brightness(monkeypatch: pytest.MonkeyPatch) -> Brightness:
     scorer = Brightness()
-    monkeypatch.setattr(scorers, "load", lambda config, called, device: {"brightness": scorer} | likenesses(None))
+    monkeypatch.setattr(scorers, "load", lambda config, device: {"brightness": scorer} | likenesses(None))
     monkeypatch.setattr(scorers, "names", lambda config: {})
     monkeypatch.setattr(evaluate, "CHUNK", 16)
     return scorer
