@@ -1,4 +1,4 @@
-"""Feature sets: of which sets of pictures Inception's features are taken, each by a step of its own, and their files."""
+"""Feature sets: of which sets of pictures Inception's features are taken, a step each, and what these steps store."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ import numpy as np
 from datasets.formats import shards
 from datasets.formats.shards import KEY
 from datasets.reading.prompts import Prompt
-
 from pipeline.models.contests import GENERATED
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import BASELINE, HELD_OUT, NULL, OURS, REFERENCE, TRAINING, samples_of

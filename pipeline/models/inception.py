@@ -16,7 +16,7 @@ OTHERWISE = {"fid": "fd", "kid": "kd", "is": "is"}  # with the start of the file
 
 
 def names(config: Config) -> dict[str, str]:
-    """What FID, KID and IS are called: that, where the file is the published one or vouched for; else `fd:` and so on."""
+    """What FID, KID and IS are called: that, if the file is the published one or vouched for; else `fd:` and so on."""
     path = config.eval.distances.inception
     assert path is not None
     digits = known_weights.distinguished(NAME, path)

@@ -65,7 +65,7 @@ class Distances(Settings):
     inception: Annotated[Text | None, FILES] = None
     """Inception of 2015 in torch-fidelity's form, by path or URI; null: none of this is measured.
 
-    The results are called FID, KID and IS if the file is the published one, else `fd:`, `kd:` and `is:` and the start of
+    What comes out is called FID, KID and IS if the file is the published one, else `fd:`, `kd:`, `is:` and the start of
     its sha256."""
     references: Annotated[dict[Name, Text], FILES] = Field(default_factory=dict)
     """Real pictures by prompt set: a folder or tar.

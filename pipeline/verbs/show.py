@@ -22,7 +22,7 @@ from pipeline.terminal import out, print_json, print_table
 from pipeline.verbs.configured import configured
 
 # What stands in the tables below the metrics.
-BELOW = "/(win_rate|win_low|win_high|ties|n|margin|p)$|^(fid|kid|is|fd:[0-9a-f]+|kd:[0-9a-f]+|is:[0-9a-f]+)/|^seconds_a_picture/"
+BELOW = "/(win_rate|win_low|win_high|ties|n|margin|p)$|^(fid|kid|is|(fd|kd|is):[0-9a-f]+)/|^seconds_a_picture/"
 TABLE_1 = Path(__file__).parents[2] / "conf" / "reference" / "table_1.yaml"
 
 

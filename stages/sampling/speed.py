@@ -22,7 +22,7 @@ def seconds_a_picture(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """For each number of pictures drawn at a time, what each stage takes for one of them, its captions' encoding included.
+    """For each number of pictures drawn at a time, what each stage takes for one of them, captions' encoding included.
 
     The median of `repeats`, after one that is not counted: it compiles, and fills caches."""
     for batch in batches:

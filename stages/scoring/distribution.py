@@ -64,8 +64,8 @@ class Kid(Spread):
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), 0 for equal moments.
 
-    The trace of the root is that of the symmetric (S1^1/2 S2 S1^1/2)^1/2, whose eigenvalues are real and, but for rounding,
-    not negative, also where there are fewer pictures than features.
+    The trace of the root is that of the symmetric (S1^1/2 S2 S1^1/2)^1/2, whose eigenvalues are real and, but for
+    rounding, not negative, also where there are fewer pictures than features.
     """
     s1, s2 = a.covariance, b.covariance
     values, vectors = np.linalg.eigh(s1)

@@ -1,12 +1,16 @@
-"""Distances of sets of pictures, against closed forms, against scipy, and against torch-fidelity where it is there."""
+"""Distances of sets of pictures, against closed forms, against scipy, and against torch-fidelity."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
-from stages.scoring.distribution import Moments, frechet_distance, inception_score, kernel_distance
+from stages.scoring.distribution import Moments, frechet_distance, inception_score, kernel_distance, squared_mmd
 
 
 def features(n: int, seed: int, width: int = 16, scale: float = 1.0) -> np.ndarray:
@@ -59,19 +63,30 @@ def test_moments_of_parts_add_up_in_any_order(cuts: list[int], random: object) -
     np.testing.assert_allclose(merged.covariance, np.cov(whole.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
 
 
-def test_kid_of_all_by_hand_and_around_nothing() -> None:
+def test_kid_by_hand_and_around_nothing() -> None:
     a, b = features(30, 0), features(30, 0, scale=0.3)
-    rows = [[(x @ y / 16 + 1) ** 3 for y in (*a, *b)] for x in (*a, *b)]
-    table = np.array(rows)
+    table = np.array([[(x @ y / 16 + 1) ** 3 for y in (*a, *b)] for x in (*a, *b)])
     pairs = 30 * 29
     inside = (table[:30, :30].sum() - np.trace(table[:30, :30])) + (table[30:, 30:].sum() - np.trace(table[30:, 30:]))
-    expected = inside / pairs - 2 * table[:30, 30:].mean()
-    found = kernel_distance(a, b, subsets=3)
-    assert found.mean == pytest.approx(expected, abs=1e-10)
-    assert found.std == pytest.approx(0, abs=1e-12)  # all of them each time
-    same = kernel_distance(features(2000, 5, width=4), features(2000, 5, width=4)[::-1], subsets=50, size=100)
-    assert abs(same.mean) < 3 * same.std  # of one distribution: also below 0
-    assert kernel_distance(features(500, 5), features(500, 6), size=100).mean > 3 * same.std
+    assert squared_mmd(a, b) == pytest.approx(inside / pairs - 2 * table[:30, 30:].mean(), abs=1e-10)
+    one = features(2000, 5, width=4)
+    same = kernel_distance(one, one[::-1], subsets=50, size=100)
+    assert same.low < 0 < same.high  # of one distribution: also below 0
+    assert kernel_distance(features(500, 5), features(500, 6), size=100).low > 3 * same.std
+
+
+def test_kids_interval_holds_the_true_distance_about_as_often_as_it_says() -> None:
+    """Also of few pictures, where the subsets are half of all."""
+    generator = np.random.default_rng(0)
+
+    def drawn(mean: float, n: int) -> np.ndarray:
+        return generator.normal(mean, 1, size=(n, 4))
+
+    true = squared_mmd(drawn(0, 4000), drawn(0.5, 4000))
+    for n in (40, 400):
+        found = [kernel_distance(drawn(0, n), drawn(0.5, n), subsets=40, size=100) for _ in range(60)]
+        held = sum(one.low <= true <= one.high for one in found)
+        assert 50 <= held <= 60, held
 
 
 def test_inception_score_of_certain_and_of_blind_classifiers() -> None:
@@ -81,14 +96,11 @@ def test_inception_score_of_certain_and_of_blind_classifiers() -> None:
     assert inception_score(np.full((100, 10), 1e4)).mean == pytest.approx(1)
 
 
-def test_all_three_are_those_of_torch_fidelity() -> None:
-    """Where it is installed, which it need not be."""
-    pytest.importorskip("torch_fidelity")
-    import torch
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
+def test_a_few_pictures_have_fewer_splits() -> None:
+    assert inception_score(np.eye(4) * 1e3, splits=10).mean == pytest.approx(1)  # a picture a split
 
+
+def test_all_three_are_those_of_torch_fidelity() -> None:
     a, b = features(300, 0), features(400, 1)
     theirs = [fid_features_to_statistics(torch.from_numpy(side)) for side in (a, b)]
     fid = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
