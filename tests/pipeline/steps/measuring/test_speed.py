@@ -18,12 +18,7 @@ def test_a_line_for_each_number_of_pictures_eager_and_compiled(prepared, monkeyp
     build = root.build("speed")
     monkeypatch.setattr(loading, "require_compiler", lambda key: None)
     compiled = speed.measured(root.config, build.inputs, "cpu", backend="eager")
-    assert [(line.mode, line.batch) for line in compiled] == [
-        ("eager", 1),
-        ("eager", 2),
-        ("compiled", 1),
-        ("compiled", 2),
-    ]
+    assert [(line.mode, line.batch) for line in compiled] == [(m, n) for m in ("eager", "compiled") for n in (1, 2)]
     assert {(line.device, line.precision) for line in compiled} == {("cpu, 1 thread", "fp32")}
     assert all(min(line.stage_c, line.stage_b, line.stage_a) > 0 for line in compiled)
 
