@@ -23,7 +23,9 @@ from pipeline.verbs.configured import configured
 
 # What stands in the tables below the metrics.
 BELOW = "/(win_rate|win_low|win_high|ties|n|margin|p)$|^(fid|kid|is|(fd|kd|is):[0-9a-f]+)/|^seconds_a_picture/"
-TABLE_1 = Path(__file__).parents[2] / "conf" / "reference" / "table_1.yaml"
+REFERENCE = Path(__file__).parents[2] / "conf" / "reference"
+TABLE_1, TABLE_2 = (REFERENCE / f"table_{number}.yaml" for number in (1, 2))
+COCO = "coco"  # the prompt set of which the paper reports FID and IS
 
 
 def handle(words: Words) -> None:
@@ -110,6 +112,9 @@ def _distances(lines: list[dict[str, Any]]) -> Table:
             kid,
             f"{line['inception_score']:.2f} ± {line['inception_score_std']:.2f}",
         )
+    for row in yaml.safe_load(TABLE_2.read_text("utf-8"))["rows"] if COCO in {line["set"] for line in lines} else ():
+        theirs = (f"{row['fid']:.1f}", "", f"{row['inception_score']:.1f}")
+        found.add_row(f"{row['model']}, the paper's", COCO, "", "30,000", "", *theirs, style="bright_black")
     return found
 
 
