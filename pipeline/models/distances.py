@@ -18,6 +18,7 @@ from stages.scoring.distribution import Moments, frechet_distance, inception_sco
 
 FILE = "distances.json"
 EVERYTHING = "all"
+FEWEST = 4  # pictures of either side that have a KID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,9 @@ def _line(
     fid = kid = None
     if real is not None:
         others, _ = real.read()
-        kid = kernel_distance(features, others)
-        if min(len(features), len(others)) >= settings.fid_from:
+        n = min(len(features), len(others))
+        kid = kernel_distance(features, others) if n >= FEWEST else None
+        if n >= settings.fid_from:
             fid = frechet_distance(_moments(features), _moments(others))
     return Distance(
         **about,

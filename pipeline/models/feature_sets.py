@@ -15,7 +15,6 @@ from pipeline.store.artifacts import Artifact
 
 FEATURES, FIELD = "features", "features"  # what artifacts, and a table's column, are called
 WIDTH = 2048  # of Inception's features; its logits follow
-FEWEST = 4  # pictures that have a distance at all
 EXTRACTOR = tuple(f"eval.distances.{key}" for key in ("inception", "side", "side_is", "resize"))
 
 

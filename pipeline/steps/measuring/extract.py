@@ -45,7 +45,7 @@ def _pictures(
     """Which pictures, where they lie, and what there is to say of those that are left out.
 
     Raises:
-        DataError: there are too few, or more of those from outside are no good than `eval.allow_missing`.
+        DataError: more of those from outside are no good than `eval.allow_missing`, or none is left.
     """
     captions = [json.loads(artifact.read("captions.json")) for artifact in inputs.values()]
     wanted = [(row["key"], row["caption"]) for row in captions[0]] if captions else []
@@ -56,11 +56,8 @@ def _pictures(
         key, path = f"eval.{asked.key}", _path(config, asked)
         place, allowed = Place(outside=(key, path)), config.eval.allow_missing
         wanted, told = contests.usable(Rival(path, key), wanted, asked.prompts, allowed)
-    if len(wanted) < feature_sets.FEWEST:
-        raise DataError(
-            f"{asked.key or asked.prompts}: {len(wanted)} pictures have no distribution; give {feature_sets.FEWEST} or "
-            "more, or eval.distances.inception=null"
-        )
+    if not wanted:
+        raise DataError(f"eval.{asked.key}: no picture for {asked.prompts} is left; give others, or null")
     return wanted, place, {"n": len(wanted)} | ({"left out": told} if told else {})
 
 
