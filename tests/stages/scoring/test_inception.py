@@ -31,6 +31,9 @@ def random_weights(path: Path) -> Path:
     torch.save({}, nothing)
     nothing.seek(0)
     network = Random("random", ["64"], feature_extractor_weights_path=nothing)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):  # or nothing would be left of a picture after forty layers
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     torch.save(network.state_dict(), path)
     return path
 

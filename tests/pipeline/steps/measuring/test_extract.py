@@ -77,7 +77,7 @@ def test_drawn_pictures_stand_beside_their_originals(weights, tmp_path, seen):  
     assert (whole["n"], whole["n_real"], whole["fid"]) == (4, 4, None)  # too few
     extractor = load(weights)
     expected = kernel_distance(extractor(drawn)[0], extractor(ORIGINALS)[0])
-    assert whole["kid"] == pytest.approx(expected.mean, rel=1e-4)
+    assert whole["kid"] == pytest.approx(expected.mean, rel=1e-3)
     assert whole["kid_low"] < whole["kid"] < whole["kid_high"]
     digits = next(name for name in scores.manifest["metrics"] if name.startswith("kd:"))[:11]
     assert scores.manifest["metrics"][f"{digits}/training/ours"] == whole["kid"]  # random weights are no Inception
