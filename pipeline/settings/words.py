@@ -77,8 +77,14 @@ VERBS: dict[str, Verb] = {
     ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
     "doctor": Verb(
-        "check versions, devices, disk, storage, memory; with conf=NAME for that, its cluster and MLflow too",
-        flags=("--json",),
+        "check versions, devices, disk, storage, memory; with conf=NAME for that, its cluster and MLflow too; "
+        "--no-devices: what a run finds on any machine",
+        flags=("--json", "--no-devices"),
+    ),
+    "infra": Verb(
+        "`infra render` cluster=NAME out=DIR: the files that hand a run to KubeRay, Slurm, AWS or plain hosts",
+        ("out",),
+        bare=True,
     ),
 }
 
@@ -98,6 +104,7 @@ class Words:
     json: bool = False
     yes: bool = False
     rebuild_mlflow: bool = False
+    devices: bool = True
 
     def required_conf(self) -> str:
         """The conf's name; the verb cannot do without it."""
@@ -207,6 +214,7 @@ class _Taken:
             json="--json" in self.said,
             yes="--yes" in self.said,
             rebuild_mlflow="--rebuild-mlflow" in self.said,
+            devices="--no-devices" not in self.said,
         )
 
     def _step(self, flag: str) -> str | None:

@@ -218,6 +218,8 @@ def rehearsed(words: list[str], asked: Words) -> list[str] | None:
             return ["config", *plain] if asked.conf else None
         case "data", ["dedup"]:
             return ["plan", *plain, "targets=[duplicates]"]
+        case "infra", ["render"]:
+            return ["plan", *(word for word in plain if not re.match(r"out=|.*\.weights=s3:", word))]
         case "weights", ["get" | "verify", *names]:
             assert all(known_weights.named(name) for name in names)
             return None
