@@ -14,7 +14,7 @@ from pipeline.models.feature_sets import FeatureSet
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import OURS, REFERENCE, Distances
 from pipeline.store.artifacts import Artifact
-from stages.scoring.distribution import Moments, frechet_distance, inception_score, kernel_distance
+from stages.scoring.distribution import Kid, Moments, frechet_distance, inception_score, kernel_distance
 
 FILE = "distances.json"
 EVERYTHING = "all"
@@ -69,7 +69,7 @@ def _of(
             most = min(len(each) for each in (features, real) if each is not None)
             for count in config.eval.distances.counts:
                 if count < most:
-                    first = real and real.first(count)
+                    first = real.first(count) if real else None
                     yield line(features.first(count), first, set=name, whose=OURS, part=f"first {count}")
 
 
@@ -98,21 +98,23 @@ def _line(
 ) -> Distance:
     features, logits = ours.read()
     score = inception_score(logits)
-    fid = kid = None
+    fid: float | None = None
+    kid: Kid | None = None
     if real is not None:
         others, _ = real.read()
         n = min(len(features), len(others))
-        kid = kernel_distance(features, others) if n >= FEWEST else None
+        if n >= FEWEST:
+            kid = kernel_distance(features, others)
         if n >= settings.fid_from:
             fid = frechet_distance(_moments(features), _moments(others))
     return Distance(
         **about,
         n=len(features),
-        n_real=len(others) if real is not None else None,
+        n_real=None if real is None else len(others),
         fid=fid,
-        kid=kid and kid.mean,
-        kid_low=kid and kid.low,
-        kid_high=kid and kid.high,
+        kid=kid.mean if kid else None,
+        kid_low=kid.low if kid else None,
+        kid_high=kid.high if kid else None,
         inception_score=score.mean,
         inception_score_std=score.std,
         called=called,

@@ -54,7 +54,8 @@ def put_together(parts: Iterable[pa.Table], called: Mapping[str, str]) -> pa.Tab
     table = pa.concat_tables(parts)
     keys = table["scorer"].to_pylist()
     place = table.schema.get_field_index("scorer")
-    return table.set_column(place, table.schema.field(place), pa.array([called.get(key, key) for key in keys]))
+    names = pa.array([called.get(key, key) for key in keys], pa.string())
+    return table.set_column(place, table.schema.field(place), names)
 
 
 def win_rates(table: pa.Table) -> list[Line]:

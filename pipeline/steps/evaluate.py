@@ -186,7 +186,7 @@ def _publish(
     lines, apart, timed = score_tables.win_rates(table), distances.measured(config, inputs), drawing_speed.read(inputs)
     metrics = _retrieval(found) | score_tables.metrics(table, lines)
     metrics |= distances.metrics(apart) | drawing_speed.metrics(timed)
-    tables = {score_tables.TABLES: lines, distances.FILE: apart, drawing_speed.FILE: timed}
+    tables: dict[str, Sequence[Any]] = {score_tables.TABLES: lines, distances.FILE: apart, drawing_speed.FILE: timed}
     contents = {score_tables.FILE: shards.parquet_bytes(table)} | {
         name: json.dumps([asdict(line) for line in rows], indent=1, ensure_ascii=False).encode()
         for name, rows in tables.items()

@@ -24,6 +24,6 @@ class Alteration(Settings):
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
-        if self == type(self).model_construct():
+        if not (self.resize or self.blur or self.jpeg):
             raise ValueError("changes nothing; give jpeg, blur or resize")
         return self

@@ -99,7 +99,7 @@ def test_killed_half_way_no_picture_is_looked_at_twice(weights, tmp_path, seen, 
     made = extracted(root)["features_training-ours"]
     assert set(seen.values()) <= {1, 2}  # one picture is its own original
     assert seen.total() == 8
-    keys = [row["key"] for row in captions("training", 4)]
+    keys = [feature_sets.key((row["key"], row["caption"])) for row in captions("training", 4)]
     tables = [extract.shards.read_tensors(made.read(f"0000{n}.parquet"), feature_sets.FIELD) for n in (0, 1)]
     assert [key for names, _ in tables for key in names] == keys
     assert tables[0][1][0].shape == (2048 + 1008,)
