@@ -7,7 +7,9 @@ from typing import Any
 
 from datasets.config import DataError
 from datasets.reading import prompts
+from datasets.reading.rivals import Rival
 from pipeline.errors import UsageError
+from pipeline.models.feature_sets import feature_sets
 from pipeline.models.prompt_sets import drawn_for
 from pipeline.plan import volume
 from pipeline.plan.dag import Planned, Step, order
@@ -263,6 +265,14 @@ def _work(planned: Step, config: Config, rows: int | None) -> tuple[int | None, 
         return sum(_pictures(config, name, rows) for name in config.drawn_sets()), "pictures"
     if step.startswith("sample"):
         return _pictures(config, drawn_for(config, planned.output), rows), "pictures"
+    if step == "extract":
+        asked = feature_sets(config)[planned.output]
+        reference = asked.key and config.eval.distances.references.get(asked.prompts)
+        return _real(reference) if reference and not asked.inputs else _pictures(
+            config, asked.prompts, rows
+        ), "pictures"
+    if step == "time_drawing":
+        return 1, "table"
     if step == "export":
         return 1, "release"
     if step.startswith("import_") or step == "interpolate":
@@ -278,6 +288,14 @@ def _pictures(config: Config, name: str, rows: int | None) -> int:
         except DataError:  # which is told elsewhere
             return 0
     return min(config.sample.limit, rows or config.sample.limit)
+
+
+def _real(path: str) -> int:
+    """How many pictures lie at a path, none where there is no good place."""
+    try:
+        return len(Rival(path, "").everything())
+    except DataError:  # which is told elsewhere
+        return 0
 
 
 def _size(count: int) -> str:

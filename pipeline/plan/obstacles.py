@@ -11,6 +11,7 @@ from datasets.planning import plan, preview
 from datasets.planning.plan import Counts
 from datasets.sources import laion
 from pipeline.errors import UsageError
+from pipeline.models.feature_sets import feature_sets
 from pipeline.models.known_weights import how_to_get
 from pipeline.plan import batch_sizes, cost
 from pipeline.plan.dag import Planned, Step
@@ -138,6 +139,10 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
         from pipeline.models.scorers import check
 
         check(config)
+    if feature_sets(config).keys() & made:
+        from pipeline.models.inception import check as check_inception
+
+        check_inception(config)
     stages = {stage for stage in STAGES if config.trained(stage) in made}
     if stages and any(
         not name.startswith(("text.", "eval.", "data.")) for name in needed_weights(config, _to_do(planned))

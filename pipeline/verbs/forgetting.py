@@ -27,6 +27,7 @@ from datasets.formats import removal, shards
 from datasets.planning import plan
 from datasets.reading import duplicates, holdout, views
 from pipeline.errors import LeaseHeld
+from pipeline.models.feature_sets import FEATURES
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 from pipeline.store import claims, deleting, removal_list
@@ -246,6 +247,11 @@ def _from_pictures(held: _Held, keys: Set[str]) -> None:
             held.rewrite(name, partial(change, keys=keys))
             if name.endswith(".parquet"):
                 held.settle(removal.count(storage.read(storage.join(artifact.path, name))))
+    if artifact.name.startswith(FEATURES):
+        tables = [name for name in artifact.files if name.endswith(".parquet")]
+        for name in tables:
+            held.rewrite(name, partial(removal.from_tensors, keys=keys))
+        held.settle(sum(removal.count(storage.read(storage.join(artifact.path, name))) for name in tables))
 
 
 def _from_card(content: bytes, release: Artifact, captions: Set[str]) -> bytes:

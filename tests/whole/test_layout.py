@@ -32,6 +32,7 @@ HOMES = {  # library -> the packages, rooms or modules that may import it
     "omegaconf": {"pipeline.settings"},
     "torch": {"pipeline", "stages", "datasets.pictures"},  # there, to resize pictures alone, and where it does so
     "torchvision": {"stages"},
+    "torch_fidelity": {"stages.scoring"},
     "open_clip": {"stages"},
     "img2dataset": {"datasets.fetching"},
     "webdataset": {"datasets.formats"},

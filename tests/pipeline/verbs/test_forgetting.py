@@ -162,6 +162,7 @@ def built(root: Path, earlier: bool = False) -> Store:
     pictures = {f"{folder}/{row['key']}.png": PNG for folder in ("original", "generated") for row in captions}
     tables = {"samples.parquet": shards.table_bytes(captions), "captions.json": json.dumps(captions).encode()}
     samples = commit(store, "samples", {**pictures, **tables, "grid.png": PNG}, 2, images, stage)
+    commit(store, "features_training-reference", {shards.tensor_name(1): tensors(1)}, ROWS - 1, samples)
     measured = json.dumps([row | {"psnr_generated": 9.0} for row in captions]).encode()
     scores = commit(store, "scores", {"scores.json": measured}, 2, samples)
     commit(store, "release", {"README.md": card("its name").encode()}, 0, metadata, text, stage, samples, scores)
@@ -221,6 +222,8 @@ def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     assert {*samples.files} == {f"original/{kept}.png", f"generated/{kept}.png", "samples.parquet", "captions.json"}
     assert [row["key"] for row in json.loads(samples.read("captions.json"))] == [kept]
     assert [row["key"] for row in json.loads(now["scores"].read("scores.json"))] == [kept]
+    assert now["features_training-reference"].read("00001.parquet") == tensors(1, GONE)
+    assert now["features_training-reference"].manifest["rows"] == 2
     assert now["release"].read("README.md").decode() == card("caption")
     assert {*now["stage_c"].files} == {"stage_c.safetensors"}
     hashed = {"hashes/00000.parquet", "hashes/00001.parquet"}
