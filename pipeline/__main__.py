@@ -34,6 +34,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "import": "importing",
     "weights": "weights",
     "report": "report",
+    "study": "study.verb",
     "data": "data",
     "gc": "gc",
     "ui": "ui",
