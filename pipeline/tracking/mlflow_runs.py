@@ -204,13 +204,14 @@ class StepRun:
         new = {name: value for name, value in values.items() if step > self._last.get(name, before)}
         self._last.update(dict.fromkeys(new, step))
         if new:
-            rows = [(name, value, step, _now()) for name, value in new.items()]
+            shown = new | names.seen_first(new)
+            rows = [(name, value, step, _now()) for name, value in shown.items()]
             self._tracking.record("metrics", run=self.key, rows=rows)
 
     def image(self, name: str, png: bytes, step: int) -> None:
         """Show a picture; pictures of one name form a series over steps."""
         content = base64.b64encode(png).decode()
-        self._tracking.record("image", run=self.key, name=name, png=content, step=step, time=_now())
+        self._tracking.record("image", run=self.key, name=names.of_picture(name), png=content, step=step, time=_now())
 
     def finish(self, artifact: Artifact) -> None:
         """Record what the finished artifact's manifest says, and the figures of a step that measures."""
