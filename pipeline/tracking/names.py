@@ -9,7 +9,7 @@ from pipeline.settings.keys import flatten
 from pipeline.store.redact import redact
 
 ELSEWHERE = ("root", "conf", "scale", "cluster", "tracking", "workers", "budget")  # or of no matter for the result
-# Sections of a run's page. MLflow sorts them by their letters, capitals first: the loss is seen before `hours/`, `speed/`.
+# Sections of a run's page. MLflow sorts them by their letters, capitals first: losses come before `hours/`, `speed/`.
 LOSS, PICTURES = "Loss", "Pictures"
 FIRST = {"loss": "", "validation_loss": " validation", "validation_loss_ema": " validation of the average"}
 DIGITS = 4  # of an id or fingerprint, which tell runs of one name apart
