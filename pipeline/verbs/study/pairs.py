@@ -66,7 +66,7 @@ def drawn(contests: Sequence[Contest], count: int, seed: int, chance: Random, ab
     """At most `count` pairs, as many of each prompt set and rival as there are, and a control.
 
     Which prompts they are of follows from `seed`; each rival has others where there are enough: who met the same
-    picture again and again would know whose it is. Names, sides and order are `chance`'s, so that nothing in a page tells.
+    picture again and again would know whose it is. Names, sides and order are `chance`'s, so that nothing tells.
 
     Raises:
         UsageError: nobody has pictures to compare with.

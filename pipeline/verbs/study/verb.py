@@ -101,8 +101,8 @@ def _artifacts(config: Config, root: str) -> dict[str, Artifact]:
     alone = [name for name, samples in ours.items() if not _has_originals(found[samples])]
     if alone and not config.eval.compares:
         raise UsageError(
-            f"eval.rivals: there is nobody to compare with on {', '.join(alone)}, whose prompts have no originals; give "
-            "eval.rivals.NAME=DIR, or a scorer, with which ours are drawn with other seeds too"
+            f"eval.rivals: there is nobody to compare with on {', '.join(alone)}, whose prompts have no originals; "
+            "give eval.rivals.NAME=DIR, or a scorer, with which ours are drawn with other seeds too"
         )
     return found | (wanted(config, root, [f"{NULL}_{ours[name]}" for name in alone]) if alone else {})
 
@@ -185,7 +185,7 @@ def _show(found: Tally) -> None:
         "ours %",
         "theirs %",
         "neither %",
-        "ours of the decided %",
+        "of the decided %",
     )
     lines = Table(*columns, box=None, pad_edge=False)
     for one in found.preferences:

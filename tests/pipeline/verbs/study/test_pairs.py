@@ -58,5 +58,5 @@ def test_without_rivals_ours_are_shown_beside_the_originals_or_else_beside_thems
     alone = Contest("mine", [], {"score": Place(), "null": Place()}, None)
     assert opponents(alone).keys() == {"null"}
     assert opponents(Contest("training", [], alone.places, Place())).keys() == {"original"}
-    with pytest.raises(UsageError, match="eval.rivals: none of them has a picture"):
+    with pytest.raises(UsageError, match=r"eval\.rivals: none of them has a picture"):
         drawn([Contest("mine", [], {"score": Place()}, None)], 3, 0, Random(0), {})

@@ -98,7 +98,7 @@ def test_a_rival_in_another_size_is_shown_in_ours(files, tmp_path):
 
 def test_without_rivals_it_is_the_originals(tmp_path, capsys):
     prepared(tmp_path / "root", "targets=[scores]")
-    code, file = built(tmp_path)
+    code, _ = built(tmp_path)
     assert code == 0
     assert "4 pairs: ours and original, prompts training" in capsys.readouterr().out
 
