@@ -10,27 +10,25 @@ import pytest
 from pipeline.__main__ import main
 from tests import chromium
 from tests.chromium import needs_chromium
-from tests.pipeline.models.test_encoders import WORDS
-from tests.pipeline.steps.test_evaluate import files, prepared, words
 
-__all__ = ["files"]
 VOTES = 20
 WAYS = ("ArrowLeft", "ArrowRight", "ArrowDown", "left", "right", "neither")  # by key and by finger
 
 
-@pytest.fixture
-def built(files, tmp_path) -> tuple[Path, dict]:
-    """A page of twenty pairs and a control, and its key."""
-    prepared(tmp_path / "root", *words(files))
-    common = ["conf=stage_c", *WORDS, f"root={tmp_path}/root", f"out={tmp_path}/page.html", "n=20"]
-    assert main(["study", "build", *common, *words(files)]) == 0
-    (key,) = (tmp_path / "root/studies").iterdir()
-    return tmp_path / "page.html", json.loads(key.read_text())
+@pytest.fixture(scope="module")
+def built(words, tmp_path_factory) -> tuple[Path, Path, dict]:
+    """A page of twenty pairs and a control, the root, and its key."""
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    root = Path(next(word for word in words if word.startswith("root=")).removeprefix("root="))
+    before = set((root / "studies").glob("*"))
+    assert main(["study", "build", f"out={file}", *words, "n=20"]) == 0
+    (key,) = set((root / "studies").glob("*")) - before
+    return file, root, json.loads(key.read_text())
 
 
 @needs_chromium
 def test_the_tally_is_what_was_voted(built, tmp_path, capsys):
-    file, key = built
+    file, root, key = built
     wanted: dict[str, str] = {}
     with chromium.page(tmp_path, width=1100, height=850, touch=True) as page:
         page.open(file.as_uri())
@@ -50,9 +48,9 @@ def test_the_tally_is_what_was_voted(built, tmp_path, capsys):
         assert page.value("document.documentElement.scrollWidth <= innerWidth")
     assert {row["pair"]: row["chosen"] for row in csv.DictReader(answers.read_text().splitlines())} == wanted
     capsys.readouterr()
-    assert main(["study", "tally", str(answers), f"root={tmp_path}/root", "--json"]) == 0
+    assert main(["study", "tally", str(answers), f"root={root}", "--json"]) == 0
     counted(json.loads(capsys.readouterr().out), wanted, key)
-    assert main(["study", "tally", str(answers), f"root={tmp_path}/root"]) == 0
+    assert main(["study", "tally", str(answers), f"root={root}"]) == 0
     assert f"study {key['study']}: 20 answers by 1 raters" in capsys.readouterr().out
 
 

@@ -13,49 +13,45 @@ from PIL import Image
 
 from pipeline.__main__ import main
 from pipeline.verbs.study import page
-from tests.pipeline.models.test_encoders import WORDS
-from tests.pipeline.steps.test_evaluate import SIDE, files, prepared, words
-
-__all__ = ["files"]
+from tests.pipeline.models.test_encoders import WORDS, Root
+from tests.pipeline.steps.test_evaluate import SIDE, captions, flat, prepared, put
 
 
-@pytest.fixture
-def drawn(files, tmp_path) -> Path:
-    """A root with our pictures of a prompt set, level 150, and a rival outside, levels 100 and 200."""
-    prepared(tmp_path / "root", *words(files))
-    return tmp_path
+def built(file: Path, *words: str) -> tuple[int, dict]:
+    """Build a page; its exit code, and the key that came with it."""
+    root = next(Path(word.removeprefix("root=")) for word in words if word.startswith("root="))
+    before = set((root / "studies").glob("*"))
+    code = main(["study", "build", f"out={file}", *words])
+    keys = set((root / "studies").glob("*")) - before
+    return code, json.loads(keys.pop().read_text()) if keys else {}
 
 
-def built(folder: Path, *more: str) -> tuple[int, Path]:
-    file = folder / "page.html"
-    common = ["conf=stage_c", *WORDS, f"root={folder}/root", f"out={file}"]
-    return main(["study", "build", *common, *more]), file
+def data_of(file: Path) -> dict:
+    found = re.search(r'id="study">(.*?)</script>', file.read_text())
+    assert found
+    return json.loads(found[1])
 
 
-def test_a_page_holds_the_pairs_and_the_root_the_key(drawn, files, capsys):
-    code, file = built(drawn, *words(files), "n=20", "--json")
+def test_a_page_holds_the_pairs_and_the_root_the_key(words, tmp_path, capsys):
+    file = tmp_path / "page.html"
+    code, key = built(file, *words, "n=20", "--json")
     said = capsys.readouterr()
     assert code == 0, said.err
     document = json.loads(said.out)
     assert document["of"] == [{"set": "mine", "rival": "other", "pairs": 20}]
-    (key_file,) = (drawn / "root/studies").iterdir()
-    key = json.loads(key_file.read_text())
-    assert key_file.stem == key["study"] == document["study"]
-    data = json.loads(re.search(r'id="study">(.*?)</script>', file.read_text())[1])
-    assert data["study"] == key["study"]
+    data = data_of(file)
+    assert data["study"] == key["study"] == document["study"]
     assert [pair["id"] for pair in data["pairs"]] == [*key["pairs"]]
     assert all(pair.keys() == {"id", "prompt", "a", "b"} for pair in data["pairs"])
     for pair in data["pairs"]:
-        about = key["pairs"][pair["id"]]
+        ours = key["pairs"][pair["id"]]["ours"]
         levels = {side: decoded(pair[side]).mean() for side in ("a", "b")}
-        if about["ours"] == "both":
+        if ours == "both":
             assert pair["a"] == pair["b"]
             continue
         number = int(pair["prompt"].removeprefix("prompt "))
-        other = {"a": "b", "b": "a"}[about["ours"]]
-        assert levels == pytest.approx({about["ours"]: 150, other: 100 if number < 70 else 200}, abs=1)
-    sides = {about["ours"] for about in key["pairs"].values()}
-    assert sides == {"a", "b", "both"}
+        assert levels == pytest.approx({ours: 150, {"a": "b", "b": "a"}[ours]: 200 if number % 3 else 100}, abs=1)
+    assert {pair["ours"] for pair in key["pairs"].values()} == {"a", "b", "both"}
 
 
 def decoded(address: str) -> np.ndarray:
@@ -67,15 +63,12 @@ def decoded(address: str) -> np.ndarray:
         return np.asarray(picture)
 
 
-def test_nothing_in_a_page_tells_whose_the_pictures_are_or_asks_a_server(drawn, files):
-    code, file = built(drawn, *words(files), "n=3")
-    text = re.sub(r'"data:image/jpeg;base64,[^"]*"', "", file.read_text())
-    assert code == 0
-    for told in ("other", "mine", "ours", "rival", "null", "original", "rstchen", "stage_c", "conf", "score", "model"):
-        if told in ("other", "null"):  # words of the script
-            told = f'"{told}"'
-        assert told not in text.lower().replace("configur", ""), told
-    assert not re.search(r"https?:|//[a-z]|src=[^d]|@import|url\(", text.replace("// ", ""))
+def test_nothing_in_a_page_tells_whose_the_pictures_are_or_asks_a_server(words, tmp_path):
+    assert built(tmp_path / "page.html", *words, "n=3")[0] == 0
+    text = re.sub(r'"data:image/jpeg;base64,[^"]*"', "", (tmp_path / "page.html").read_text())
+    telling = ["mine", "ours", "rival", '"other"', '"null"', "original", "rstchen", "stage_c", "conf", "score", "model"]
+    assert [word for word in telling if word in text.lower()] == []
+    assert not re.search(r"https?:|src=|@import|url\(", text)
     assert "default-src 'none'" in text
 
 
@@ -86,19 +79,16 @@ def test_prompts_may_hold_anything():
     assert json.loads(data)["pairs"][0]["prompt"] == nasty
 
 
-def test_a_rival_in_another_size_is_shown_in_ours(files, tmp_path):
-    for picture in (files / "rival").iterdir():
-        Image.fromarray(np.zeros((96, 128, 3), np.uint8)).save(picture)
-    prepared(tmp_path / "root", *words(files))
-    code, file = built(tmp_path, *words(files), "n=2")
+def test_a_rival_in_another_size_is_shown_in_ours(drawn, tmp_path):
+    code, _ = built(tmp_path / "page.html", *drawn((128, 96)), "n=2")
     assert code == 0
-    data = json.loads(re.search(r'id="study">(.*?)</script>', file.read_text())[1])
-    assert {decoded(pair[side]).shape for pair in data["pairs"] for side in "ab"} == {(SIDE, SIDE, 3)}
+    shapes = {decoded(pair[side]).shape for pair in data_of(tmp_path / "page.html")["pairs"] for side in "ab"}
+    assert shapes == {(SIDE, SIDE, 3)}
 
 
 def test_without_rivals_it_is_the_originals(tmp_path, capsys):
     prepared(tmp_path / "root", "targets=[scores]")
-    code, _ = built(tmp_path)
+    code, _ = built(tmp_path / "page.html", "conf=stage_c", *WORDS, f"root={tmp_path}/root")
     assert code == 0
     assert "4 pairs: ours and original, prompts training" in capsys.readouterr().out
 
@@ -143,37 +133,37 @@ def test_without_pictures_it_says_how_to_draw_them(tmp_path, capsys):
     assert "build it with: python -m pipeline run conf=stage_c" in said
 
 
-def test_prompts_without_originals_need_a_rival(files, tmp_path, capsys):
-    asked = ["targets=[scores]", f"eval.prompts.mine={files}/mine.tsv"]
-    prepared(tmp_path / "root", *asked)
-    common = ["conf=stage_c", *WORDS, f"root={tmp_path}/root", f"out={tmp_path}/p.html", *asked]
-    said = refused(capsys, "build", *common)
+def test_prompts_without_originals_need_a_rival(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("prompt 0")
+    asked = f"eval.prompts.mine={tmp_path}/mine.txt"
+    put(
+        Root(tmp_path / "root", "targets=[scores]", asked),
+        "samples_mine",
+        {"generated": [flat(0)]},
+        captions("mine", 1),
+    )
+    said = refused(capsys, "build", "conf=stage_c", *WORDS, f"root={tmp_path}/root", f"out={tmp_path}/p.html", asked)
     assert "eval.rivals: there is nobody to compare with on mine" in said
 
 
-def test_a_page_that_cannot_be_written_leaves_no_key(drawn, files, capsys):
-    (drawn / "page.html").mkdir()
-    code, _ = built(drawn, *words(files))
-    assert code == 2
-    assert f"out={drawn}/page.html: cannot be written" in capsys.readouterr().err
-    assert list((drawn / "root/studies").iterdir()) == []
+def test_a_page_that_cannot_be_written_leaves_no_key(words, tmp_path, capsys):
+    assert built(tmp_path, *words)[0] == 2
+    assert "the page is an HTML file" in capsys.readouterr().err
+    (tmp_path / "page.html").mkdir()
+    assert built(tmp_path / "page.html", *words) == (2, {})
+    assert f"out={tmp_path}/page.html: cannot be written" in capsys.readouterr().err
 
 
-def test_answers_of_studies_that_the_root_does_not_know_are_refused_or_left_out(drawn, files, tmp_path, capsys):
-    assert built(drawn, *words(files), "n=3")[0] == 0
+def test_answers_of_studies_that_the_root_does_not_know_are_refused_or_left_out(words, tmp_path, capsys):
+    keys = [built(tmp_path / "page.html", *words, "n=3")[1] for _ in range(2)]
     capsys.readouterr()
-    (key_file,) = (drawn / "root/studies").iterdir()
-    pair = next(iter(json.loads(key_file.read_text())["pairs"]))
     header = "study,rater,pair,left,chosen,answered\n"
-    (tmp_path / "theirs.csv").write_text(header + f"{'0' * 16},r,{pair},a,a,2026\n" * 2)
-    (tmp_path / "ours.csv").write_text(header + f"{key_file.stem},r,{pair},a,neither,2026\n")
-    root = f"root={drawn}/root"
-    assert f"has no key of the study {'0' * 16}" in refused(capsys, "tally", tmp_path / "theirs.csv", root)
-    assert main(["study", "tally", str(tmp_path / "theirs.csv"), str(tmp_path / "ours.csv"), root, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["dropped"] == {"of another study": 2}
-    assert built(drawn, *words(files), "n=3")[0] == 0
-    capsys.readouterr()
-    (other,) = (file for file in (drawn / "root/studies").iterdir() if file != key_file)
-    (tmp_path / "second.csv").write_text(header + f"{other.stem},r,p,a,a,2026\n")
-    said = refused(capsys, "tally", tmp_path / "ours.csv", tmp_path / "second.csv", root)
-    assert "the files hold answers of the studies" in said
+    files = {"theirs": "0" * 16, "ours": keys[0]["study"], "second": keys[1]["study"]}
+    for name, study in files.items():
+        (tmp_path / f"{name}.csv").write_text(header + f"{study},r,{next(iter(keys[0]['pairs']))},a,neither,2026\n")
+    root = next(word for word in words if word.startswith("root="))
+    theirs, ours, second = (tmp_path / f"{name}.csv" for name in files)
+    assert f"has no key of the study {'0' * 16}" in refused(capsys, "tally", theirs, root)
+    assert "the files hold answers of the studies" in refused(capsys, "tally", ours, second, root)
+    assert main(["study", "tally", str(theirs), str(ours), root, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == {"of another study": 1}
