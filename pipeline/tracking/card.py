@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.hours.spent import Spent
 
 LOG_LINES = 12  # of a step that failed
+RUN = "run:"  # before the artifact of a step, in a link to the step's run: MLflow's id of it comes when it has one
 MOST = 8  # scores that are seen first
 HEADLINES = (  # of an evaluation, the most telling first
     r"retrieval_top1(_heldout)?",
@@ -83,7 +84,9 @@ def of_command(story: Story) -> str:
         f"Wrong with it: {'; '.join(wrong) if wrong else 'nothing known'}",
     ]
     table = ["| step | artifact | state | device-hours | where |", "|---|---|---|---|---|"]
-    table += [f"| {s.name} | {s.output} | {s.state} | {s.hours:.4f} | `{s.path}` |" for s in story.steps]
+    table += [
+        f"| [{s.name}]({RUN}{s.output}) | {s.output} | {s.state} | {s.hours:.4f} | `{s.path}` |" for s in story.steps
+    ]
     pictures = [f"- `{path}`" for path in story.pictures]
     command = [f"```\n{story.command}\n```"] if story.command else []
     parts = ["  \n".join(lines), "\n".join(table), "\n".join(pictures), *command]

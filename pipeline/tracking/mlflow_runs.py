@@ -83,6 +83,7 @@ class Tracking:
         self._say = say
         self._outbox: Outbox | None = None
         self._parent = ""
+        self._runs: dict[str, str] = {}  # artifact -> our key of the run of the step that makes it
 
     def __enter__(self) -> "Tracking":
         try:
@@ -124,6 +125,7 @@ class Tracking:
         tags = {"wst.kind": "step", "wst.step": name, "wst.output": output, "wst.fingerprint": fingerprint}
         key = self._start(names.of_step(name, fingerprint), self._parent, tags, build)
         self.record("config", run=key, text="", params=names.plain(redact(settings or {})))
+        self._runs[output] = key
         run = StepRun(self, key, reached or {})
         caught: BaseException | None = None
         try:
@@ -137,7 +139,7 @@ class Tracking:
 
     def describe(self, card: str, verdict: Mapping[str, float]) -> None:
         """What is to be seen first of this invocation: its card (Markdown), and few figures."""
-        self.record("tags", run=self._parent, tags={NOTE: card})
+        self.record("tags", run=self._parent, tags={NOTE: card}, links=self._runs)
         self.record("metrics", run=self._parent, rows=[(name, value, 0, _now()) for name, value in verdict.items()])
 
     def flush(self, patience_s: float) -> bool:

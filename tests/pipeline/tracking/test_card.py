@@ -28,7 +28,7 @@ def test_four_lines_say_what_matters():
         "Cost: 2 A100-hours (1 failed), 50% in steps that lasted",
         "Wrong with it: nothing known",
     ]
-    assert "| train_c | stage_c | built | 1.5000 | `/root/stage_c` |" in card.of_command(STORY)
+    assert "| [train_c](run:stage_c) | stage_c | built | 1.5000 | `/root/stage_c` |" in card.of_command(STORY)
     assert card.verdict(STORY) == {"retrieval_top1 of 64": 0.75}
 
 
