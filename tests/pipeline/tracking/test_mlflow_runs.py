@@ -258,7 +258,10 @@ def test_a_step_shows_what_it_reads_and_a_command_what_was_typed(store: MlflowSt
 def test_a_release_is_a_version_of_the_one_model_and_only_once(store: MlflowStore) -> None:
     for content in ("one", "two", "two"):
         with _tracking(store) as tracking, tracking.step("export", "release", "abc") as run:
-            run.release(Artifact("release", "/root/release", {**MANIFEST, "content": content}), "# The card")
+            run.release(
+                Artifact("release", "/root/release", {**MANIFEST, "content": content}),
+                "---\nlicense: x\n---\n\n# The card",
+            )
         assert tracking.warnings == []
     client, _ = connect(store, "wuerstchen")
     versions = client.search_model_versions("name='wuerstchen'")
