@@ -35,6 +35,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "import": "importing",
     "weights": "weights",
     "report": "report.command",
+    "study": "study.verb",
     "data": "data",
     "gc": "gc",
     "ui": "ui",

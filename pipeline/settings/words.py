@@ -80,6 +80,12 @@ VERBS: dict[str, Verb] = {
         flags=("--json", "--rebuild-mlflow"),
         bare=True,
     ),
+    "study": Verb(
+        "`study build out=FILE.html`: blind pairs for people to choose from; `study tally FILE...`: what they prefer",
+        ("out", "n"),
+        ("--json",),
+        bare=True,
+    ),
     "data": Verb(
         "`data funnel`, `lost`, `verify`, `repair`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE)",
         ("keys", "urls", "from"),

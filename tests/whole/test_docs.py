@@ -54,7 +54,7 @@ MODULE = re.compile(r"(?:pipeline|stages|datasets)(?:\.\w+)+")
 KEY = re.compile(rf"((?:{'|'.join(Config.model_fields)})(?:\.\w+)+)(?:[=:].*)?")
 SUFFIXES = ("py", "md", "json", "jsonl", "yaml", "parquet", "safetensors", "png", "log")
 LAION = ("URL", "TEXT", "WIDTH", "HEIGHT", "similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE")
-WANTS_A_RUN = ("show", "sample", "export", "data", "report")  # verbs that need what a run has made
+WANTS_A_RUN = ("show", "sample", "export", "data", "report", "study")  # verbs that need what a run has made
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,9 @@ def rehearsed(words: list[str], asked: Words) -> list[str] | None:
             return None
         case "ui", _:
             assert asked.own.get("port", "0").isdigit()
+            return None
+        case "study", ["tally", *files]:
+            assert files
             return None
         case "sample", _:
             assert Request.model_validate({k: v for k, v in asked.own.items() if k in Request.model_fields}).out
