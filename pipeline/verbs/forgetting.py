@@ -310,8 +310,9 @@ def _from_torn(store: Store, keys: Set[str], captions: Set[str], outcome: Outcom
     torn = unfinished.torn(store.finished())
     if torn:
         _from_mlflow(store.root, outcome)
-    drawn = [json.loads(artifact.read("captions.json")) for artifact in torn if "captions.json" in artifact.files]
-    known = captions | {row["caption"] for rows in drawn for row in rows if row["key"] in keys}
+    drawn = [storage.join(artifact.path, "captions.json") for artifact in torn if "captions.json" in artifact.files]
+    tables = map(json.loads, storage.read_all(drawn))  # after a kill each is as it was, or as it is to be
+    known = captions | {row["caption"] for rows in tables for row in rows if row["key"] in keys}
     torn.sort(key=lambda artifact: artifact.name == "release")  # its card takes a caption of the samples that are left
     for artifact in torn:
         if artifact.name.startswith(TRAINED) and "samples" not in artifact.name:
