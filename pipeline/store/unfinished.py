@@ -14,7 +14,7 @@ from datasets.formats import removal, shards
 from datasets.formats.shards import Receipt
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import Artifact, Store, descendants
-from pipeline.store.deleting import BY_SHARD, OF_ALL, RESULT, Shard, receipt_folders
+from pipeline.store.deleting import BY_SHARD, OF_ALL, RESULT, Shard, receipt_folders, shard_of
 
 
 def torn(finished: Iterable[Artifact]) -> list[Artifact]:
@@ -84,6 +84,12 @@ def _drop(folder: str, files: Iterable[str], keys: Set[str], shown: Collection[s
         drawn = "samples" in PurePosixPath(where).parent.name
         for receipt in shards.finished(where).values() if drawn else _holding(where, keys):
             deleted += deleting.drop_shard(where, receipt, fence)
+    for name in files:  # of shards that were never finished, or whose deletion was killed: they are made anew anyway
+        file = PurePosixPath(name)
+        if name.startswith(("images", *BY_SHARD)) and (shard := shard_of(file.name)):
+            if shard.number not in shards.finished(storage.join(folder, *file.parts[:-1])):
+                fence()
+                storage.remove(storage.join(folder, name))
     return deleted
 
 
