@@ -84,12 +84,14 @@ def _drop(folder: str, files: Iterable[str], keys: Set[str], shown: Collection[s
         drawn = "samples" in PurePosixPath(where).parent.name
         for receipt in shards.finished(where).values() if drawn else _holding(where, keys):
             deleted += deleting.drop_shard(where, receipt, fence)
-    for name in files:  # of shards that were never finished, or whose deletion was killed: they are made anew anyway
-        file = PurePosixPath(name)
-        if name.startswith(("images", *BY_SHARD)) and (shard := shard_of(file.name)):
-            if shard.number not in shards.finished(storage.join(folder, *file.parts[:-1])):
-                fence()
-                storage.remove(storage.join(folder, name))
+    sharded = [name for name in files if name.startswith(("images", *BY_SHARD)) and shard_of(name.rpartition("/")[2])]
+    folders = {storage.join(folder, name.rpartition("/")[0]) for name in sharded}
+    vouched = {
+        storage.join(where, file) for where in folders for one in shards.finished(where).values() for file in one.files
+    }
+    for path in sorted({storage.join(folder, name) for name in sharded} - vouched):  # a killed deletion left them
+        fence()
+        storage.remove(path)
     return deleted
 
 
