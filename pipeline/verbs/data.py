@@ -340,7 +340,7 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
     if done.alike:
         out.print(f"duplicates of them, which stay: {', '.join(sorted(done.alike))}; forget them by keys= too")
     out.print(", ".join(f"{count} files {how}" for how, count in sorted((+done.files).items())) or "no file changed")
-    if done.pictures:
+    if done.pictures or +done.files:
         out.print("not reached from here: cluster.cache.folder of nodes, MLflow at a tracking.uri, copies of a release")
     if done.trained:
         out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")
