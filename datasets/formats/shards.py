@@ -16,7 +16,7 @@ import socket
 import tarfile
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -174,8 +174,8 @@ def _members(content: bytes) -> dict[str, dict[str, bytes]]:
 def _image_row(key: str, files: dict[str, bytes]) -> ImageRow:
     about = json.loads(files.pop("json"))
     ((extension, picture),) = files.items()
-    captions = tuple(about.get("captions", ()))
-    return ImageRow(about["row"], key, about["url"], about["caption"], extension, picture, captions)
+    row = ImageRow(about["row"], key, about["url"], about["caption"], extension, picture)
+    return replace(row, captions=tuple(about.get("captions", ())))
 
 
 def write_tensors(

@@ -64,7 +64,7 @@ def caption_rules(config: FilterConfig) -> list[Rule]:
 def caps(config: FilterConfig, by_url: bool = True) -> list[tuple[str, tuple[str, int]]]:
     """Rules that take all rows together: name, column, and how many rows may have the same text in it.
 
-    Without `by_url`, the one on URLs is left to who puts the captions of each together.
+    Without `by_url`, URLs are not counted: rows with the same one are a picture's, which is fetched once.
     """
     columns = {"max_same_caption": "caption"} | ({"max_same_url": "url"} if by_url else {})
     limits = [(name, column, getattr(config, name)) for name, column in columns.items()]

@@ -1,6 +1,5 @@
 """Rows that are pictures with all their captions, made of rows that are captions."""
 
-import hashlib
 from collections.abc import Hashable, Iterable
 
 import pyarrow as pa
@@ -13,17 +12,6 @@ def firsts(values: Iterable[Hashable]) -> list[int]:
     for place, value in enumerate(values):
         seen.setdefault(value, place)
     return list(seen.values())
-
-
-def fair(rows: pa.Table, most: int | None, seed: int) -> pa.Table:
-    """At most so many rows of each key, drawn by the seed, in their old order; None: all."""
-    if most is None:
-        return rows
-    salt = seed.to_bytes(8, "little")
-    captions = rows["caption"].to_pylist()
-    lots = [hashlib.blake2b(caption.encode(), digest_size=8, key=salt).digest() for caption in captions]
-    kept = [place for group in _places(rows).values() for place in sorted(group, key=lots.__getitem__)[:most]]
-    return rows.take(pa.array(sorted(kept), pa.int64()))
 
 
 def grouped(rows: pa.Table) -> pa.Table:

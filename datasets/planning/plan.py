@@ -126,7 +126,7 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
                 _leave_out(cap.name, unique, fair, f"more rows than data.filters.{cap.name} have the same", left_out)
                 unique = fair
             if per_picture:
-                unique = _grouped(unique, config.filters.max_same_url, seed, left_out)
+                unique = grouping.grouped(unique)
             rejected["limit"] += grouping.captions(layout.add(unique.sort_by("lot")))
         layout.close()
     assert layout.captions + rejected.total() == read
@@ -199,6 +199,20 @@ def shards(content: bytes) -> Iterator[tuple[int, pa.Table]]:
         yield int(number), rows.slice(start, count)
 
 
+def captions(read: Callable[[str], bytes], files: Iterable[str], numbers: Iterable[int]) -> dict[str, str]:
+    """The planned captions of some shards by key; `read` gives a file of the plan's artifact, `files` are their names.
+
+    Only the parts with these shards are read: each has as many, but for the last, which has the rest.
+    """
+    names, wanted = parts(files), sorted(set(numbers))
+    found: dict[str, str] = {}
+    for place in sorted({min(number // SHARDS_PER_PART, len(names) - 1) for number in wanted}):
+        rows = pq.read_table(pa.BufferReader(read(names[place])), columns=["key", "caption", "shard"])
+        ours = rows.take(np.flatnonzero(np.isin(rows["shard"].to_numpy(), wanted)))
+        found |= dict(zip(ours["key"].to_pylist(), ours["caption"].to_pylist(), strict=True))
+    return found
+
+
 def key_of(url: str, caption: str = "") -> str:
     """A row's key, 32 hex digits: blake2b-128 of its normalised URL, a NUL, and its clean caption.
 
@@ -263,14 +277,7 @@ def _leave_out(cause: str, rows: pa.Table, kept: pa.Table, sentence: str, left_o
         left_out.add_all(cause, (urls[key] for key in keys.elements()), count, sentence)
 
 
-def _grouped(rows: pa.Table, most: int | None, seed: int, left_out: LeftOut) -> pa.Table:
-    """A row a picture, of rows that are captions; beyond `most` of a picture, captions are left out."""
-    fair = grouping.fair(rows, most, seed)
-    _leave_out("max_same_url", rows, fair, f"its picture has more than data.filters.max_same_url={most}", left_out)
-    return grouping.grouped(fair)
-
-
-def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut, pictures: bool) -> pa.Table:
+def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut, pictures: bool = False) -> pa.Table:
     """Rows with normalised URLs, clean captions, keys and lots, of pictures or of captions; those without, or removed,
     are left out."""
     salt = seed.to_bytes(8, "little")

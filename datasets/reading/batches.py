@@ -111,14 +111,22 @@ class Batches:
         return self.stretch(start, rows)
 
     def first(self, rows: int) -> dict[str, np.ndarray]:
-        """The first samples, at most so many, as `read` gives them."""
-        return self.read(0, min(rows, self.rows))
+        """The first samples, at most so many, as of `read`; of several captions the first, as it was planned."""
+        return self._stacked(0, min(rows, self.rows), drawn=False)
+
+    def first_shards(self, rows: int) -> set[int]:
+        """Numbers of the shards in which the first samples lie."""
+        return {self._place(position)[1] for position in range(min(rows, self.rows))}
 
     def stretch(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """As `read`, of any length: beyond the data's, samples repeat."""
+        return self._stacked(start, rows, drawn=True)
+
+    def _stacked(self, start: int, rows: int, *, drawn: bool) -> dict[str, np.ndarray]:
+        """Samples as of `read`; of several captions the one that is drawn, or the first."""
         self._shards.hold(self._needed(start, start + rows - 1))
         places = [self._place(position) for position in range(start, start + rows)]
-        samples = [(self._shards[shard], row, epoch) for epoch, shard, row in places]
+        samples = [(self._shards[shard], row, epoch if drawn else None) for epoch, shard, row in places]
         fields = ("key", *(source.field for source in self._sources))
         return {field: np.stack([_of(shard[field], row, epoch) for shard, row, epoch in samples]) for field in fields}
 
@@ -236,9 +244,11 @@ def _common_counts(sources: Sequence[Source], bucket: str | None) -> dict[int, i
     return {shard: rows for shard, rows in counts[0].items() if rows}
 
 
-def _of(samples: _Samples | Drawn, row: int, epoch: int) -> np.ndarray:
-    """A field's value of a row, in an epoch."""
-    return samples.of(row, epoch) if isinstance(samples, Drawn) else samples[row]
+def _of(samples: _Samples | Drawn, row: int, epoch: int | None) -> np.ndarray:
+    """A field's value of a row, in an epoch; None: the first of several."""
+    if isinstance(samples, Drawn):
+        return samples.first(row) if epoch is None else samples.of(row, epoch)
+    return samples[row]
 
 
 def _read(

@@ -72,6 +72,11 @@ class Drawn:
                 self._places.append({})
             self._places[-1].setdefault(name, []).append(place)
 
+    def first(self, row: int) -> np.ndarray:
+        """What was made of a picture's first caption: the source's own, as it was planned."""
+        found: np.ndarray = self._values[min(place for places in self._places[row].values() for place in places)]
+        return found
+
     def of(self, row: int, epoch: int) -> np.ndarray:
         """What was made of the caption that is drawn of a picture in a pass."""
         places, (first, second) = self._places[row], _uniform(self._seed, self.keys[row], epoch)

@@ -50,6 +50,11 @@ def test_a_picture_comes_once_a_pass_with_one_of_its_own_captions(sources):
         assert {place for _, place in found} <= set(range(len(NAMES)))
 
 
+def test_the_first_samples_of_a_panel_have_their_first_captions(sources):
+    batch = Batches(sources, seed=5).first(sum(PICTURES))
+    np.testing.assert_array_equal(batch["text"][:, 0], 100.0 * batch["key"][:, -1])
+
+
 def test_shares_are_the_weights_within_binomial_bounds(sources):
     passes = 400
     found = drawn(Batches(sources, seed=1), 0, passes * sum(PICTURES))

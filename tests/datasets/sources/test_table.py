@@ -243,7 +243,7 @@ def test_the_card_tells_licences_and_opt_outs():
     found = export.terms({"rows": 1234, "notes": notes})
     assert found["identifier"] == "other"
     for said in (
-        "1,234 pictures of the source coco_captions. Captions by the COCO Consortium, CC BY 4.0",
+        "1,234 pictures planned of the source coco_captions. Captions by the COCO Consortium, CC BY 4.0",
         "Pictures by the licence that the source names: Attribution License: 1,200, not stated: 34.",
         "forbids (X-Robots-Tag: noai, noindex; TDM-Reservation: 1), and 12 rows on a removal list.",
     ):
@@ -358,7 +358,7 @@ def test_annotations_broken_at_an_end_have_no_identity(tmp_path, source, file, c
         ("coco_captions", "x.json", '{"images": []}', COCO_KEY + ".*no 'annotations'"),
         ("coco_captions", "x.json", '{"images": [], "annotations": []}', COCO_KEY + " holds no caption"),
         ("coco_captions", "x.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', ".*no 'caption'"),
-        ("coco_captions", "x.txt", "", r"there is no \.json file at .*; give captions_"),
+        ("coco_captions", "x.txt", "", r"x\.txt is (no JSON|empty).*; give captions_"),
         ("localized_narratives", "x.jsonl", "\n", NARRATIVES_KEY + r"there is no narrative in .*x\.jsonl; give"),
         ("localized_narratives", "x.jsonl", '\n{"image_id": "1"}\n', NARRATIVES_KEY + "line 2 of .*no 'dataset_id'"),
         ("localized_narratives", "x.jsonl", "{\n", NARRATIVES_KEY + "line 1 of .* is no narrative"),
@@ -369,7 +369,7 @@ def test_annotations_broken_at_an_end_have_no_identity(tmp_path, source, file, c
             '{"dataset_id": "mine", "image_id": "1", "caption": "x"}',
             r"data\.localized_narratives\.images: .*no_template 1\); their dataset_id mine has no template",
         ),
-        ("localized_narratives", "x.txt", "", r"there is no \.jsonl file at"),
+        ("localized_narratives", "x.txt", "", r"there is no narrative in .*x\.txt"),
     ],
 )
 def test_annotations_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, source, file, content, told):

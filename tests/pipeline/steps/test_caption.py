@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from datasets.buckets import Frame
 from datasets.config import DataError
 from datasets.fetching.download import download_shard
 from datasets.formats import removal, shards
@@ -20,6 +23,8 @@ from datasets.reading import captions
 from datasets.reading.batches import Batches
 from datasets.sources import folder
 from pipeline.cluster import board
+from pipeline.models import encoders
+from pipeline.models.training_data import EncodedBatches
 from pipeline.plan import cost
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
@@ -28,9 +33,10 @@ from pipeline.settings import compose
 from pipeline.settings.selection import Selection
 from pipeline.steps import caption, encode, fetch, select, train
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Store
+from pipeline.store.artifacts import Artifact, Store
 from pipeline.verbs import data as verb
 from pipeline.verbs.forgetting import forget
+from stages.models.text import Tokenizer
 from tests.pipeline.models import test_captioners
 from tests.pipeline.models.test_encoders import Report, Root
 
@@ -65,6 +71,14 @@ class Captioned(Root):
         facts: Facts = function(build)
         self.commit(build, facts)
         return facts
+
+    def commit(self, build: Build, facts: Facts) -> Artifact:
+        told = vars(facts) | {"created": "now", "device_seconds": 0.0}
+        return self.store.commit(build.step.output, self.prints[build.step.output], told)
+
+    def artifact(self, name: str) -> Artifact:
+        found = super().artifact(name)
+        return found if found.path else replace(found, manifest={"parents": {}})
 
     def stored(self) -> "Captioned":
         """With a plan and the pictures."""
@@ -167,6 +181,16 @@ def test_trainings_draw_one_caption_a_picture_by_the_weights(recapped):
     again = drawn(recapped, 17, 23)
     for field in again:
         np.testing.assert_array_equal(again[field], batch[field][17:40])
+
+
+def test_a_panel_s_samples_have_the_captions_that_stand_above_them(recapped):
+    reading = train._reading(recapped.build("stage_c"), ("text",), "tiny")
+    shown = EncodedBatches(Batches(next(iter(reading.sources.values())), reading.seed), Frame(128), ("text",), [])
+    assert reading.planned
+    encoder = encoders.text(recapped.config, recapped.artifact("text_tiny")).load(torch.device("cpu"))
+    tokens = Tokenizer(recapped.config.text["tiny"].context_length)(shown.captions(PICTURES, reading.planned))
+    states = encoder(tokens.ids.numpy().astype(np.uint16))
+    np.testing.assert_allclose(shown.first(PICTURES)["text"], states, rtol=0.01, atol=0.01)
 
 
 def test_a_training_tells_of_pictures_without_a_weighted_caption(recapped):
