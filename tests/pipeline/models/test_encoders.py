@@ -445,7 +445,7 @@ def test_a_shard_whose_run_has_lost_its_claim_gets_no_receipt(prepared):
     encoder = Encoder("latents_c", "image", lambda _: pytest.fail("online"), "fp32", 2, "", {})
     actor = encode.ShardEncoder(encoder, None, read, "cpu", sum(ROWS), path, closed, Board())
     with pytest.raises(ClaimLost):
-        actor(images.shards()[0])
+        actor(encode.Work(images.shards()[0]))
     assert shards.finished(path) == {}
 
 
