@@ -61,7 +61,7 @@ def _of(
     line: Callable[..., Distance],
 ) -> Iterator[Distance]:
     mine = {one: _Features(inputs[output]) for output, one in sets.items() if one.prompts == name}
-    (real,) = [features for one, features in mine.items() if one.whose == REFERENCE] or [None]
+    real = next((features for one, features in mine.items() if one.whose == REFERENCE), None)
     for one, features in mine.items():
         if one.whose != REFERENCE:
             yield line(features, real, set=name, whose=one.whose, part=one.alteration or EVERYTHING)

@@ -31,7 +31,7 @@ def rows(content: bytes, name: str) -> list[Row]:
     """
     try:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        found = list(reader)
+        found: list[Row] = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{name} is no CSV in UTF-8 ({error}); give the files that the study's page made") from None
     if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:

@@ -1,7 +1,7 @@
 """What people prefer: shares with intervals, from answers that count."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,13 +75,13 @@ def tallied(ballots: Sequence[Ballot], dropped: Counter[str], key: Key) -> Tally
     failed = {ballot.rater for ballot in controls if ballot.chosen != NEITHER}
     passed = {ballot.rater for ballot in controls} - failed
     given = Counter(ballot.rater for ballot in answers)
-    groups: dict[str, Callable[[str], bool]] = {ALL_RATERS: lambda rater: True}
-    groups |= {f"raters of {cut} answers or more": lambda rater, cut=cut: given[rater] >= cut for cut in CUTS}
-    groups[PASSED] = lambda rater: rater in passed
+    groups = {ALL_RATERS: set(given)}
+    groups |= {f"raters of {cut} answers or more": {rater for rater in given if given[rater] >= cut} for cut in CUTS}
+    groups[PASSED] = passed
     found = [
         line
-        for name, takes in groups.items()
-        for line in _preferences([ballot for ballot in answers if takes(ballot.rater)], key, name)
+        for name, raters in groups.items()
+        for line in _preferences([ballot for ballot in answers if ballot.rater in raters], key, name)
     ]
     return Tally(
         study=key.study,
