@@ -35,13 +35,10 @@ def rows(config: Config) -> list[Step]:
     from_c, online_c = _latents(config, "latents_c", "stage_b")
     trained_c = config.trained("stage_c")
     phases_c = (trained_c,) if trained_c != "stage_c" else ()
-    later = ("data.attempt",) if config.data.attempt > 1 else ()
     unwanted = {"keep": (), "drop": ("duplicates",)}
     repeated = ("duplicates",) if any(view.duplicates == "drop" for view in config.data.views.values()) else ()
     scores = ("aesthetic",) if config.data.scorer else ()
     held = ("held_out",) if config.data.holds_out else ()
-    named = bool(config.data.held_out_captions)
-    captions = tuple(f"captions_{name}" for name in config.data.captioned)
     drawn = ("data.captions",) if config.data.captions else ()
     towers_of = tuple(f"{stage}.text" for stage in _drawn_with_any_text(config))
     drawings = [step for name in config.drawn_sets() for step in _drawings(config, name, texts, towers_of)]
@@ -54,19 +51,18 @@ def rows(config: Config) -> list[Step]:
     return [
         #    step           makes        from                                  reads                               runs
         Step("fetch",       "metadata",  (),                                   (*_plan(config.data), "seed"),      "fetch:fetch", 3),
-        Step("download",    "images",    ("metadata",),                        ("data.image", *later),             "download:download", 2),
+        Step("download",    "images",    ("metadata",),                        ("data.image", *["data.attempt"] * (config.data.attempt > 1)), "download:download", 2),
         Step("deduplicate", "duplicates",  ("images",),                        (),                                 "deduplicate:deduplicate"),
         *(Step("score",     made,        ("images",),                          ("data.scorer",),                   "score:score") for made in scores),
         *(
         Step("select",      f"view_{v}",   ("metadata", "images", *unwanted[view.duplicates], *(scores if view.scored else ())), (f"data.views.{v}",), "select:select")
         for v, view in config.data.views.items()),
         *(
-        Step("hold_out",    name,        ("metadata", "images", *repeated),    ("data.holdout", *["data.held_out_captions"] * named), "select:hold_out", 2)
+        Step("hold_out",    name,        ("metadata", "images", *repeated),    ("data.holdout", *["data.held_out_captions"] * bool(config.data.held_out_captions)), "select:hold_out", 2)
         for name in held),
-        *(Step("recap",   f"captions_{c}", ("metadata", "images"),             (f"data.recaps.{c}",),              "caption:recap") for c in config.data.recaps),
-        *(Step("caption", f"captions_{c}", ("images",),                        (f"data.captioners.{c}",),          "caption:caption") for c in config.data.captioners),
+        *(captions := _captions(config.data)),
         *(
-        Step("encode_text", f"text_{t}", ("images", *captions),                        (f"text.{t}", *encode.changed("text")), "encode:encode_text")
+        Step("encode_text", f"text_{t}", ("images", *(step.output for step in captions)), (f"text.{t}", *encode.changed("text")), "encode:encode_text")
         for t in towers),
         Step("train_a",     "stage_a",   ("images", *views("train_a")),        ("stage_a", *pieces("train_a"), "seed"), "train:train_a"),
         Step("import_a",    "stage_a",   (),                                   ("stage_a.weights", "stage_a.model"), "bring:bring"),
@@ -88,6 +84,19 @@ def rows(config: Config) -> list[Step]:
         Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample", *towers_of), "export:export", 2),
     ]
     # fmt: on
+
+
+def _captions(data: DataConfig) -> list[Step]:
+    """What adds captions to the source's own, by their names."""
+    joined = [
+        Step("recap", f"captions_{c}", ("metadata", "images"), (f"data.recaps.{c}",), "caption:recap")
+        for c in data.recaps
+    ]
+    written = [
+        Step("caption", f"captions_{c}", ("images",), (f"data.captioners.{c}",), "caption:caption")
+        for c in data.captioners
+    ]
+    return sorted(joined + written, key=lambda step: step.output)
 
 
 def _drawings(config: Config, name: str, texts: tuple[str, ...], towers_of: tuple[str, ...]) -> list[Step]:

@@ -91,7 +91,8 @@ class ShardCaptioner:
         self, config: CaptionerConfig, key: str, device: str, total_rows: int, path: str, fence: Fence, board: Any
     ):
         from pipeline.cluster.board import BoardClient
-        from pipeline.models import captioners, loading
+        from pipeline.models import loading
+        from pipeline.models.foreign import captioners
 
         self.total_rows, self.path, self.batch, self.fence = total_rows, path, config.batch, fence
         self.board = BoardClient(board)

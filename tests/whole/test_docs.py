@@ -205,7 +205,11 @@ def split(command: str) -> list[str]:
 
 def stand_in(word: str, root: Path) -> str:
     """A word with something real and near for what it names: conf, root, metadata, keys."""
-    near = {"root": str(root), "data.metadata": "laion.parquet", "keys": "0" * 32}
+    near = {
+        "root": str(root),
+        **dict.fromkeys(("data.metadata", "data.recaps.dense.path"), "laion.parquet"),
+        "keys": "0" * 32,
+    }
     near |= {"KEY": "0" * 32, "conf=NAME": "conf=stage_c"}
     key, separator, _ = word.partition("=")
     return near.get(word) or (f"{key}={near[key]}" if separator and key in near else word)

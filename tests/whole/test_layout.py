@@ -37,8 +37,8 @@ HOMES = {  # library -> the packages, rooms or modules that may import it
     "img2dataset": {"datasets.fetching"},
     "webdataset": {"datasets.formats"},
     "resvg_py": {"datasets.sources"},
-    "diffusers": set(),  # oracles: only tests use them
-    "transformers": set(),
+    "diffusers": set(),  # oracle: only tests use it
+    "transformers": {"pipeline.models.foreign"},
     "accelerate": set(),
     "scipy": set(),
 }

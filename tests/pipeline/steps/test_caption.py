@@ -37,7 +37,7 @@ from pipeline.store.artifacts import Artifact, Store
 from pipeline.verbs import data as verb
 from pipeline.verbs.forgetting import forget
 from stages.models.text import Tokenizer
-from tests.pipeline.models import test_captioners
+from tests.pipeline.models.foreign import test_captioners
 from tests.pipeline.models.test_encoders import Report, Root
 
 PICTURES, EACH = 6, 5

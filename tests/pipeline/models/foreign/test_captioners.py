@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from datasets.caption_settings import CaptionerConfig
-from pipeline.models import captioners
+from pipeline.models.foreign import captioners
 from stages.weight_files import BadWeights
 
 CPU, KEY = torch.device("cpu"), "data.captioners.dense"
