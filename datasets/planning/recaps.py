@@ -85,7 +85,7 @@ def check(config: RecapConfig, key: str) -> tuple[str, str]:
     if by is None:
         raise DataError(f"{key}.path: {path} has no column url or key, only {', '.join(schema.names)}")
     column = config.column or next((theirs[name] for name in COLUMNS if name in theirs), None)
-    if column not in schema.names:
+    if column is None or column not in schema.names:
         told = f"no column {config.column or ' or '.join(COLUMNS)}, only {', '.join(schema.names)}"
         raise DataError(f"{key}.path: {path} has {told}; give {key}.column")
     kind = schema.field(column).type
@@ -133,7 +133,10 @@ class _Pictures:
         with Spill(str(folder), "hash") as spill, files[0].open("wb") as hashes, files[1].open("wb") as places:
             for shard, pictures in stored:
                 numbers.append(shard)
-                names = [({key} if by == "key" else {url, origin} - {None}) for key, url, origin in pictures]
+                names = [
+                    ({key} if by == "key" else {name for name in (url, origin) if name})
+                    for key, url, origin in pictures
+                ]
                 pairs = [(name, shard << _SHIFT | place) for place, known in enumerate(names) for name in known]
                 found = _hashes(name for name, _ in pairs)
                 spill.add(pa.table({"hash": found, "place": pa.array([place for _, place in pairs], pa.uint64())}))

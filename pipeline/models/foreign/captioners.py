@@ -35,7 +35,7 @@ def load(config: CaptionerConfig, where: torch.device, key: str) -> Captioner:
     try:
         options = {"local_files_only": True, "trust_remote_code": False}
         processor = transformers.AutoProcessor.from_pretrained(folder, **options)
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, use_safetensors=True, dtype=kind, **options
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
