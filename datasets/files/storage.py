@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from datasets.files import conditional, local
+from datasets.files import conditional, local, s3
 from datasets.files.errors import NothingThere, StorageError, StoreAway, told
 from datasets.files.fence import Fence, unfenced
 from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, is_remote, open_filesystem
@@ -82,10 +82,10 @@ def read(path: str, expect: FileEntry | None = None) -> bytes:
 
     def content(filesystem: pafs.FileSystem, inner: str) -> bytes:
         with filesystem.open_input_file(inner) as file:  # as a stream, a store would be asked for each 256 KiB
-            data: bytes = file.read()
-        return data
+            found: bytes = file.read()
+        return found
 
-    data = _ask(path, content)
+    data = s3.read(path.rstrip("/")) if _on_s3(path) else _ask(path, content)
     if expect is not None:
         verify(data, path, expect)
     return data
@@ -235,7 +235,7 @@ def move(source: str, target: str) -> None:
         if isinstance(error, StoreAway) or exists(source):
             raise
         raise NothingThere(errno.ENOENT, "there is no such file", source) from error
-    remove(source)
+    _remove_file(source)
 
 
 def append(line: str, path: str) -> None:
@@ -331,7 +331,11 @@ def sweep(folder: str, fence: Fence = unfenced) -> None:
 def remove_all(paths: Sequence[str]) -> None:
     """Delete files, by several threads: a store answers each request after a while."""
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(remove, paths))
+        list(pool.map(_remove_file, paths))
+
+
+def _remove_file(path: str) -> None:
+    s3.delete(path) if _on_s3(path) else remove(path)
 
 
 def remove(path: str) -> None:
@@ -348,10 +352,18 @@ def remove(path: str) -> None:
             elif kind == pafs.FileType.File:
                 filesystem.delete_file(inner)
 
-    if is_remote(path):
+    if _on_s3(path):
+        s3.delete(path.rstrip("/"))
+        if s3.is_folder(path.rstrip("/")):
+            _ask(path, delete)
+    elif is_remote(path):
         _ask(path, delete)
     else:
         persistently(path, lambda: local.remove(Path(absolute(path))))
+
+
+def _on_s3(path: str) -> bool:
+    return path.startswith("s3://")
 
 
 def _ask(path: str, question: Callable[[pafs.FileSystem, str], T], tries: int = 1) -> T:
