@@ -2,14 +2,11 @@
 
 import io
 import json
-import os
 import pickle
-import re
 import subprocess
 import sys
 import tarfile
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +27,6 @@ from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.steps.train import _family
 from pipeline.store import artifacts, claims, deleting
 from pipeline.store.artifacts import Fingerprint, Store
-from tests.object_store import serving
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -10,6 +10,7 @@ import pytest
 
 from datasets.files import conditional, s3, storage
 
+
 @pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":

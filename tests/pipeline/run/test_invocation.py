@@ -1,7 +1,6 @@
 """What a run does around its steps: attempts, and refusals before anything exists."""
 
 import contextlib
-import errno
 import re
 import signal
 import subprocess
@@ -16,18 +15,13 @@ import torch.distributed as dist
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from datasets.files import storage
-from datasets.files.errors import StoreAway, StoreRefuses
-from datasets.files.fence import unfenced
 from pipeline.cluster.failures import cause
 from pipeline.cluster.interruptions import Interruptions
 from pipeline.errors import (
     ClaimLost,
     InfrastructureError,
     Interrupted,
-    Preempted,
-    RetriesExhausted,
     UsageError,
-    exit_code,
 )
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
@@ -40,8 +34,6 @@ from pipeline.run.step_log import Reporter
 from pipeline.run.stopping import Stop
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
-from pipeline.steps import fetch
-from pipeline.steps.build import Build
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.claims import Claim
 from pipeline.store.writable import check_writable
