@@ -51,6 +51,8 @@ ui: setup ## open MLflow on the runs of this checkout
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group test --group lint --universal --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group cluster --universal --python-version 3.11 --constraint requirements.lock \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements-cluster.lock
 
 clean: ## delete .venv and caches; never runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

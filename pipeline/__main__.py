@@ -27,6 +27,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "run": "run",
     "plan": "plan",
     "status": "status",
+    "logs": "logs",
     "show": "show",
     "config": "config",
     "sample": "sample",
@@ -38,6 +39,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "gc": "gc",
     "ui": "ui",
     "doctor": "doctor.examine",
+    "infra": "infra.render",
 }
 _stopped: list[bool] = []
 SAVED = 6  # the budget is used up, which is no error

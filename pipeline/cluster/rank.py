@@ -5,11 +5,12 @@ trained, rank 0 publishes the weights and, last, `result.json`, which the driver
 """
 
 import json
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeline.cluster.spending import Spending
 from pipeline.cluster.watchdog import Watchdog
 from pipeline.models.loading import weights
 from pipeline.models.training_data import EncodedBatches, TrainingData
+from pipeline.store import log_files
 from pipeline.store.deleting import RESULT
 from stages.settings.training import Phase, TrainingConfig
 from stages.state_dicts import Serialized, serialized
@@ -39,6 +41,9 @@ from stages.training.callbacks import Callbacks, Parts
 from stages.training.validation import Validation
 
 KEYS_SHOWN = 8  # of a bad batch
+PACKAGES = ("pipeline", "datasets", "stages", "py.warnings")  # whose words a rank's log takes
+
+log = logging.getLogger(__name__)
 
 
 class Rank:
@@ -163,6 +168,32 @@ class Rank:
         here = [uuid for node, uuid in self.told((self.node, own)) if node == self.node]
         return here if context.get_local_rank() == 0 else []
 
+    @contextmanager
+    def logged(self, step_log: str | None, attempt: int) -> Iterator[None]:
+        """Meanwhile this rank has a log beside its step's, with what ended it."""
+        if step_log is None:
+            yield
+            return
+        path = log_files.of_rank(step_log, attempt, self.rank)
+        close = log_files.attached(log_files.LogFile(path, self.warn), *PACKAGES)
+        logging.captureWarnings(True)
+        try:
+            log.info(
+                "rank %d of %d on %s (%s), process %d",
+                self.rank,
+                self.world,
+                os.uname().nodename,
+                self.device,
+                os.getpid(),
+            )
+            yield
+            log.info("ends")
+        except BaseException:
+            log.exception("ends with an error")
+            raise
+        finally:
+            close()
+
     def sampled(self) -> AbstractContextManager[None]:
         """Samples this node's GPUs meanwhile, where this is its first rank and NVML is there."""
         nvml = devices.library() if self._uuids else None
@@ -176,6 +207,7 @@ class Rank:
 
     def warn(self, text: str) -> None:
         """Tell the driver of something that was got over."""
+        log.warning("%s", text)
         self.board.post({"kind": "warning", "text": text})
 
 
@@ -213,6 +245,7 @@ class RankCallbacks(Callbacks):
         """See `Callbacks`; tells the board where the training goes on."""
         rank = self._rank
         newest = self.states.newest(rank.rank, rank.world, rank.told)
+        log.info("%s goes on from step %d", self._name, newest.saved.step if newest else 0)
         if rank.rank == 0 and not self._begun:  # later it is asked to rewind bad steps, which does none of them again
             step = newest.saved.step if newest else 0
             rank.board.post({"kind": "resumed", "training": self._name, "step": step})
@@ -231,6 +264,7 @@ class RankCallbacks(Callbacks):
             folder = log_of(self._rank.building, self._name)
             storage.publish(json.dumps(entries).encode(), storage.join(folder, f"{step}.json"))
         self.states.save(step, data, self._config.recipe(self._rank.seed), best.step if best else None)
+        log.info("%s: step %d is saved, %.1f MB of it here", self._name, step, len(data) / 1e6)
 
     def should_stop(self) -> bool:
         """Whether the run was asked to stop, or a node is being taken away."""

@@ -76,7 +76,7 @@ class Row:
 def run(payload: dict[str, Any]) -> None:
     """Do the trainings of `payload["order"]` on one rank and publish what came out, or save and stop before the end."""
     rank = Rank(payload)
-    with rank.sampled():
+    with rank.logged(payload["log"], payload["attempt"]), rank.sampled():
         _run(rank, payload)
 
 

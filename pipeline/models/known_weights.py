@@ -72,9 +72,13 @@ def named(name: str) -> Row:
     raise UsageError(f"weights: there is no '{name}'; there are {', '.join(row.name for row in table())}")
 
 
-def _row_of(path: str) -> Row | None:
-    """The row of a path as `get` would have written it."""
-    return next((row for row in table() if row.file in path.split("/")), None)
+def _place_of(path: str) -> tuple[str, Row] | None:
+    """The folder that `get` would have written a path below, and the row that is there."""
+    rows, parts = {row.file: row for row in table()}, path.split("/")
+    for number in reversed(range(len(parts))):  # a folder above may be called like one of the rows
+        if row := rows.get(parts[number]):
+            return "/".join(parts[:number]) or ".", row
+    return None
 
 
 def record(path: Path) -> Path:
@@ -90,8 +94,8 @@ def recorded(path: Path) -> str | None:
 
 def licence(path: str) -> str | None:
     """The licence of the weights at a path, where the table knows them by their file name."""
-    row = _row_of(path)
-    return row.licence if row else None
+    found = _place_of(path)
+    return found[1].licence if found else None
 
 
 def how_to_get(*paths: str) -> str:
@@ -99,11 +103,11 @@ def how_to_get(*paths: str) -> str:
     names: dict[str, list[str]] = {}
     unknown = []
     for path in dict.fromkeys(paths):
-        row = _row_of(path)
-        if row is None:
+        if (found := _place_of(path)) is None:
             unknown.append(path)
         else:
-            names.setdefault(path.partition(row.file)[0].rstrip("/") or ".", []).append(row.name)
+            folder, row = found
+            names.setdefault(folder, []).append(row.name)
     told = [
         f"get {'them' if len(known) > 1 else 'it'} with: python -m pipeline weights get {' '.join(known)}"
         + ("" if folder == FOLDER else f" out={shlex.quote(folder)}")

@@ -13,7 +13,7 @@ from datasets.sources import laion
 from pipeline.errors import UsageError
 from pipeline.models.known_weights import how_to_get
 from pipeline.plan import batch_sizes, cost
-from pipeline.plan.dag import Planned
+from pipeline.plan.dag import Planned, Step
 from pipeline.settings.config import Config
 from pipeline.settings.keys import is_below
 from pipeline.settings.sections import STAGES
@@ -24,7 +24,7 @@ WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names;
 
 def missing_weights(config: Config, planned: list[Planned]) -> str | None:
     """What is not there of the weights and pictures that steps need, and what to do about it, as a sentence."""
-    needed = _needed_weights(config, planned)
+    needed = needed_weights(config, _to_do(planned))
     missing = {name: path for name, path in needed.items() if not storage.exists(path)}
     places = "; ".join(f"{name}: there is nothing at {path}" for name, path in missing.items())
     return f"{places}; {how_to_get(*missing.values())}" if missing else None
@@ -42,7 +42,7 @@ def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
         "interpolate.second": ("stage_c",),
     }
     found = {}
-    for key, path in _needed_weights(config, planned).items():
+    for key, path in needed_weights(config, _to_do(planned)).items():
         if key in models and not storage.is_remote(path) and storage.exists(path):
             model = getattr(config, section(models[key][0])).model
             found[key] = misfit(Path(storage.absolute(path)), models[key], model)
@@ -127,7 +127,9 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
 
         check(config)
     stages = {stage for stage in STAGES if config.trained(stage) in made}
-    if stages and any(not name.startswith(("text.", "eval.", "data.")) for name in _needed_weights(config, planned)):
+    if stages and any(
+        not name.startswith(("text.", "eval.", "data.")) for name in needed_weights(config, _to_do(planned))
+    ):
         from pipeline.models.loading import check_existing
 
         check_existing(config, stages)
@@ -152,9 +154,13 @@ def _to_fetch(planned: list[Planned]) -> bool:
     return any(item.step.output == "metadata" and item.state != "done" for item in planned)
 
 
-def _needed_weights(config: Config, planned: list[Planned]) -> dict[str, str]:
-    """Paths, by key, of the weights and pictures that steps to do will read."""
-    read = [key for item in planned if item.state != "done" for key in item.step.reads]
+def _to_do(planned: list[Planned]) -> list[Step]:
+    return [item.step for item in planned if item.state != "done"]
+
+
+def needed_weights(config: Config, steps: list[Step]) -> dict[str, str]:
+    """Paths, by key, of the weights and pictures that steps will read."""
+    read = [key for step in steps for key in step.reads]
     needed = {name: path for name, path in config.paths(FILES).items() if any(is_below(name, key) for key in read)}
     if not config.stage_a.loss.perceptual:
         needed = {name: path for name, path in needed.items() if not name.startswith("stage_a.loss.")}

@@ -1,7 +1,6 @@
 """A run: build what the targets need and is missing, in order, each step under a claim, a ledger and a tracker."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -26,10 +25,11 @@ from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, prints_of, reading
 from pipeline.run import attempts, neighbours
-from pipeline.run.account import Books
+from pipeline.run.account import Account, Books
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
+from pipeline.run.record import Record
 from pipeline.run.step_log import Reporter, logging_to
 from pipeline.run.stopping import Stop, signals
 from pipeline.settings.config import Config
@@ -143,13 +143,13 @@ class _Session:
             self.books = self._open_books()
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
             self.summary.devices = self.cluster.kind
-            self._begin_record()
+            self.record = self._recorded()
             exits.push(self._tell)
             try:
                 neighbours.check_standing(self.store, self.artifacts.values())
             except Exception as error:
                 try:
-                    self._end_record(error)
+                    self.record.end(error)
                 except OSError as failure:  # less than what ended the run
                     console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
                 raise
@@ -159,7 +159,7 @@ class _Session:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """End all that was begun, whatever of it fails; the error that ended the run is the one that is told."""
         failures: list[Exception] = []
-        for end in (partial(self._end_record, error), partial(self.exits.__exit__, kind, error, trace)):
+        for end in (partial(self.record.end, error), partial(self.exits.__exit__, kind, error, trace)):
             try:
                 end()
             except Exception as raised:
@@ -181,40 +181,27 @@ class _Session:
 
         try:
             leases = self.books.of_run()
-            telling.of_run(self.tracking, self.summary, self.record, self.artifacts, leases, error)
+            telling.of_run(self.tracking, self.summary, self.record.told, self.artifacts, leases, error)
         except Exception as failure:
             log.exception("the run could not be described")
             self.summary.warnings.append(f"MLflow has no description of this run: {failure}")
 
-    def _begin_record(self) -> None:
+    def _recorded(self) -> Record:
         named = [storage.absolute(path) for path in self.config.paths(FILES).values()]
         real = [os.path.realpath(path) for path in named if not storage.is_remote(path)]  # gc knows nothing of links
-        self.record: dict[str, Any] = {
+        told = {
             "id": self.id,
             "conf": self.conf,
             **provenance(self.command),
             "checkout": str(Path.cwd()),
-            "process": vars(ProcessId.own()),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "outcome": "running",
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
             "paths": sorted({*named, *real}),
-            "steps": {},
         }
-        self._write_record()
-
-    def _end_record(self, error: BaseException | None) -> None:
-        self.record["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
-        self.record["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write_record()
+        return Record(self.root, told)
 
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""
         return prints_of(self.config, self.root, dag.order(table(self.config), self.config.targets))
-
-    def _write_record(self) -> None:
-        text = json.dumps(self.record, indent=1, ensure_ascii=False)
-        storage.publish(text.encode(), storage.join(self.root, "invocations", f"{self.id}.json"))
 
     def came_out_the_same(self, item: Planned) -> bool:
         """Whether a finished step need not be done again after all: its inputs, built anew, are what they were."""
@@ -232,9 +219,7 @@ class _Session:
         name, output, digest = item.step.name, item.step.output, item.fingerprint.digest
         path = self.store.path(output, digest)
         position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
-        log_path = storage.join(self.root, "logs", self.id, f"{output}.log")
-        self.record["steps"][output] = {"state": "running", "log": log_path, "artifact": path, "step": name}
-        self._write_record()
+        log_path = self.record.begin(output, name, path)
         alone = [other.step.name for other in self.planned].count(name) == 1  # a step that makes no other artifact
         label = name if alone else output
         progress = StepProgress(label, position.replace("[", "\\["))
@@ -261,7 +246,7 @@ class _Session:
             raise
         finally:
             progress.close(outcome)
-            self.record["steps"][output]["state"] = outcome
+            self.record.end_step(output, outcome)
         self.artifacts[output] = artifact
         self.summary.steps.append(self._line(artifact, begun))
 
@@ -294,7 +279,7 @@ class _Session:
         begun = time.monotonic()
         self.memory.lap()
         account = self.books.open(item)
-        told = self.tracking, item, account.about.build, path, self.record["steps"][step.output]["log"]
+        told = self.tracking, item, account.about.build, path, self.record.told["steps"][step.output]["log"]
         with telling.step_run(*told, self.cluster.kind, self.books.leases) as tracked:
             build = Build(
                 config=self.config.with_absolute_paths(),
@@ -305,8 +290,9 @@ class _Session:
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
                 lease=account.lease,
-                report=Reporter(progress, tracked, self.summary.warnings, hours=lambda: account.of_build() / 3600),
+                report=self._reporter(step.output, progress, tracked, account),
                 stopped=stopped,
+                log=self.record.told["steps"][step.output]["log"],
             )
             tracked.reads(build.inputs)
             artifact = attempts.until_done(
@@ -318,6 +304,15 @@ class _Session:
                 tracked.release(artifact, artifact.read("README.md").decode())
             tracked.end = artifact
         return artifact
+
+    def _reporter(self, output: str, progress: StepProgress, tracked: Any, account: Account) -> Reporter:
+        def hours() -> float:
+            return account.of_build() / 3600
+
+        def sign(done: int, total: int, unit: str) -> None:
+            self.record.progress(output, done, total, unit, hours())
+
+        return Reporter(progress, tracked, self.summary.warnings, hours=hours, sign=sign)
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint

@@ -2,19 +2,15 @@
 
 import contextlib
 import logging
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from datasets.files import local, storage
-from datasets.files.errors import reason_of
 from datasets.files.retrying import persistently
 from pipeline.errors import Interrupted
 from pipeline.run.progress import StepProgress
+from pipeline.store import log_files
 
 LOG_EVERY_S = 5.0  # between lines of progress in a step's log
 SO_FAR = "hours/so_far"  # device-hours of the build, so that any curve can be read against cost
@@ -34,9 +30,11 @@ class Reporter:
     hours: Callable[[], float] | None = None  # device-hours of the build so far
     furthest: dict[tuple[int, str], int] = field(default_factory=dict)  # most that was done, by what of
     further: bool = False
+    sign: Callable[[int, int, str], None] = lambda done, total, unit: None  # for `status`
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self.screen.update(done, total, unit)
+        self.sign(done, total, unit)
         if done > self.furthest.get((total, unit), 0):
             self.furthest[total, unit], self.further = done, True
         if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
@@ -75,58 +73,19 @@ class Reporter:
 
 @contextlib.contextmanager
 def logging_to(path: str, warn: Callable[[str], None]) -> Iterator[None]:
-    """Send the driver's log records to a step's file: at once on a local root, at the end on a remote one.
-
-    A log that cannot be kept ends no step: `warn` is told.
+    """Send the driver's log records to a step's log; where that cannot be kept, `warn` is told, and no step ends.
 
     Raises:
         StorageError: it cannot even be begun.
     """
-    with tempfile.TemporaryDirectory(prefix="log-") as scratch:
-        file = Path(scratch, "step.log") if storage.is_remote(path) else Path(path)
-        handler = persistently(path, lambda: _LogFile(file, warn))
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger = logging.getLogger("pipeline")
-        before = logger.level, logger.propagate
-        logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-        logger.propagate = False  # the screen has words of its own
-        try:
-            yield
-        except (Interrupted, KeyboardInterrupt) as error:
-            logger.info("stopped on request: %s", error or "at once, without a save")
-            raise
-        except Exception:
-            logger.exception("the step ended with an error")
-            raise
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(before[0])
-            logger.propagate = before[1]
-            handler.close()
-            if storage.is_remote(path):
-                try:
-                    storage.publish(file, path)
-                except OSError as error:
-                    warn(f"the step's log is lost: {error}")
-
-
-class _LogFile(logging.FileHandler):
-    """A log's file. That it takes a line no more, on a full disk, is told once."""
-
-    def __init__(self, file: Path, warn: Callable[[str], None]):
-        local.make_folder(file.parent)
-        super().__init__(file, encoding="utf-8")
-        self._warn: Callable[[str], None] | None = warn
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exception()
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif self._warn:
-            self._warn(f"{self.baseFilename} is not complete: {reason_of(error)}")
-            self._warn = None
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # of lines still waiting, of which was told
-            super().close()
+    close = log_files.attached(persistently(path, lambda: log_files.LogFile(path, warn)), "pipeline")
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        log.info("stopped on request: %s", error or "at once, without a save")
+        raise
+    except Exception:
+        log.exception("the step ended with an error")
+        raise
+    finally:
+        close()

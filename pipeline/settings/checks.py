@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from datasets.buckets import STEP, Frame
 from datasets.config import ImageConfig, ViewConfig
 from pipeline.settings.evaluation import HELD_OUT, NULL, OURS, TRAINING, Eval
+from pipeline.settings.resources import Cluster
 from pipeline.settings.sections import (
     WARMUP,
     WITHOUT_BLOCKS,
@@ -255,6 +256,26 @@ def fewer_workers_are_fewer(min_workers: int | None, workers: int) -> None:
     """A training goes on with no more ranks than it began with."""
     if (min_workers or 0) > workers:
         raise ValueError(f"cluster.min_workers={min_workers} is more than workers={workers}; lower it")
+
+
+def workers_have_nodes(workers: int, cluster: Cluster) -> None:
+    """The cluster's nodes, where they are known, have room for the ranks."""
+    nodes, each = cluster.nodes, cluster.gpus_per_worker
+    if nodes is None:
+        return
+    on_node = nodes.cpus // cluster.cpus_per_worker
+    if nodes.gpus and each and cluster.device != "cpu":
+        on_node = nodes.gpus // each
+        if (cores := on_node * cluster.cpus_per_worker) > nodes.cpus:
+            raise ValueError(
+                f"cluster.cpus_per_worker={cluster.cpus_per_worker}: the {on_node} ranks of a node want {cores} cores, "
+                f"cluster.nodes.cpus={nodes.cpus}; lower it to {nodes.cpus // on_node}"
+            )
+    if workers > on_node * nodes.count:
+        raise ValueError(
+            f"workers={workers}: cluster.nodes has room for {on_node * nodes.count}, {on_node} on each of "
+            f"{nodes.count}; lower workers, or tell of more nodes"
+        )
 
 
 def batches_divide(trainings: Trainings, workers: int) -> None:

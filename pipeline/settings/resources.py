@@ -35,6 +35,54 @@ class Cache(Settings):
     """Room that the cache may take, GiB; what was read longest ago goes first."""
 
 
+class Nodes(Settings):
+    """The nodes of a cluster that work; a head on which the driver alone runs is not among them."""
+
+    count: Annotated[int, Field(ge=1, le=100_000)]
+    """Nodes."""
+    gpus: Annotated[int, Field(ge=0, le=64)]
+    """GPUs of each."""
+    cpus: Annotated[int, Field(ge=1, le=4096)]
+    """CPU cores of each that Ray may use."""
+    memory_gib: Annotated[float, Field(ge=0.5, le=65_536.0)]
+    """Memory of each that Ray may use, GiB; a quarter of it is shared memory, for Ray's object store and NCCL."""
+    kind: Text | None = None
+    """What the platform calls such a node: an instance type of AWS, a feature of Slurm, on Kubernetes the value of the
+    label `nvidia.com/gpu.product`; null: any."""
+
+
+class Job(Settings):
+    """How a run is handed to a platform, for `infra render`."""
+
+    platform: Literal["kuberay", "slurm", "aws", "hosts"]
+    """What the files are made for."""
+    image: Text = "wuerstchen:0.1.0"
+    """Container image of head, workers and submitter, where there are containers."""
+    hours: Annotated[float, Field(gt=0.0, le=100_000.0)] = 24.0
+    """Hours after which the platform ends a job; Slurm's are queued again, and go on."""
+    save_s: Annotated[int, Field(ge=10, le=86_400)] = 120
+    """Seconds that a node is given to save before it is taken away: longer than the largest checkpoint takes."""
+    restarts: Annotated[int, Field(ge=0, le=1000)] = 10
+    """How often a failed job is started again; never where the config or the data are to blame."""
+    queue: Text | None = None
+    """Kueue's local queue, or Slurm's partition."""
+    account: Text | None = None
+    """Slurm's account."""
+    priority: Text | None = None
+    """Kubernetes' priority class, or Slurm's quality of service."""
+    secret: Text | None = None
+    """Kubernetes' secret with the store's credentials as environment; null: pods have a role."""
+    pull_secret: Text | None = None
+    """Kubernetes' secret for the image's registry."""
+    fabric: dict[Text, Annotated[int, Field(ge=1, le=64)]] = Field(default_factory=dict)
+    """Network cards of a node that NCCL uses: on Kubernetes the names of the resources, such as
+    `vpc.amazonaws.com/efa`, on AWS `efa`, each with how many; none: Ethernet."""
+    region: Text | None = None
+    """AWS's region."""
+    hosts: tuple[Text, ...] = ()
+    """Names of plain hosts that are reached by ssh; the first is the head, and works too."""
+
+
 class Cluster(Settings):
     """Where the work runs. Nothing here changes a result, so nothing here enters a fingerprint."""
 
@@ -52,6 +100,10 @@ class Cluster(Settings):
     """Memory of a GPU, GiB, against which `plan` and `run` hold what a training needs; null: unknown, no check."""
     price_per_hour: Annotated[float, Field(ge=0.0, le=10_000.0)] | None = None
     """Price of a device-hour, in any currency, for what `plan` and `report hours` tell; null: unknown."""
+    nodes: Nodes | None = None
+    """What the cluster is made of, for `infra render`; trainings are held against it. null: unknown."""
+    job: Job | None = None
+    """How a run is handed to it, for `infra render`; null: it is there already."""
     encoders: Encoders
     """The pool of encoding and sampling actors."""
     cache: Cache = Cache()

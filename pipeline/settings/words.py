@@ -16,6 +16,7 @@ from pipeline.settings.selection import Selection
 
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
 STEP_FLAGS = ("--from", "--until", "--only", "--force", "--why")  # each takes the name of a step
+WITH_VALUE = (*STEP_FLAGS, "--rank")
 FREE_TEXTS = ("prompt", "negative", "urls")  # what is drawn, and pictures to be forgotten, wherever they lay
 SAMPLE_WORDS = (
     "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b",
@@ -40,7 +41,18 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "run": Verb("build the targets and whatever is missing before them", flags=RUN_FLAGS),
     "plan": Verb("what a run would do, with reasons and estimated cost", flags=(*RUN_FLAGS, "--why")),
-    "status": Verb("last runs, artifacts with sizes, where each step's log lies", flags=("--json",), config=False),
+    "status": Verb(
+        "last runs with how far they are, artifacts with sizes, where each step's log lies; --follow: as they go on",
+        flags=("--json", "--follow"),
+        config=False,
+    ),
+    "logs": Verb(
+        "`logs STEP`: what its last run said; --rank N: of its trainings' rank; --follow: as it goes on; run=ID",
+        ("run",),
+        ("--rank", "--follow"),
+        config=False,
+        bare=True,
+    ),
     "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
     "config": Verb(
         "the composed config with its comments; `config list`: confs, groups, values; `config reference`: every key",
@@ -77,8 +89,14 @@ VERBS: dict[str, Verb] = {
     ),
     "ui": Verb("open the MLflow UI of this root, print its URL once it answers", ("port",)),
     "doctor": Verb(
-        "check versions, devices, disk, storage, memory; with conf=NAME for that, its cluster and MLflow too",
-        flags=("--json",),
+        "check versions, devices, disk, storage, memory; with conf=NAME for that, its cluster and MLflow too; "
+        "--no-devices: what a run finds on any machine",
+        flags=("--json", "--no-devices"),
+    ),
+    "infra": Verb(
+        "`infra render` cluster=NAME out=DIR: the files that hand a run to KubeRay, Slurm, AWS or plain hosts",
+        ("out",),
+        bare=True,
     ),
 }
 
@@ -98,6 +116,9 @@ class Words:
     json: bool = False
     yes: bool = False
     rebuild_mlflow: bool = False
+    devices: bool = True
+    rank: int | None = None
+    follow: bool = False
 
     def required_conf(self) -> str:
         """The conf's name; the verb cannot do without it."""
@@ -145,7 +166,7 @@ class _Taken:
     said: set[str] = field(default_factory=set)
     """Flags that say all by being there."""
     steps: dict[str, list[str]] = field(default_factory=dict)
-    """By flag, the names of steps that it was given with."""
+    """By flag, the names of steps, or numbers of ranks, that it was given with."""
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -157,13 +178,15 @@ class _Taken:
         if key not in self.verb.flags:
             flags = ", ".join(self.verb.flags) or "none"
             raise UsageError(f"{self.name} has no flag {key}{nearest(key, self.verb.flags)}; it takes {flags}")
-        if key not in STEP_FLAGS:
+        if key not in WITH_VALUE:
             self.said.add(key)
             return
-        step = next(following, "") if value is None else value
-        if not step:
+        given = next(following, "") if value is None else value
+        if key == "--rank" and not given.isdecimal():
+            raise UsageError(f"--rank needs the number of a rank, for example --rank 0, not '{given}'")
+        if not given:
             raise UsageError(f"{key} needs a step's name, for example {key} train_c")
-        self.steps.setdefault(key, []).append(step)
+        self.steps.setdefault(key, []).append(given)
 
     def pair(self, key: str, value: str) -> None:
         """A word `key=value`: one of the verb's own, or an override."""
@@ -188,7 +211,7 @@ class _Taken:
 
     def words(self) -> Words:
         """All of them; refuses what is given too often or empty."""
-        start, until, only, why = map(self._step, ("--from", "--until", "--only", "--why"))
+        start, until, only, why, rank = map(self._given, ("--from", "--until", "--only", "--why", "--rank"))
         own = dict(self.own)
         root, conf = own.pop("root", "runs"), own.pop("conf", None)
         if not root:
@@ -207,9 +230,12 @@ class _Taken:
             json="--json" in self.said,
             yes="--yes" in self.said,
             rebuild_mlflow="--rebuild-mlflow" in self.said,
+            devices="--no-devices" not in self.said,
+            rank=None if rank is None else int(rank),
+            follow="--follow" in self.said,
         )
 
-    def _step(self, flag: str) -> str | None:
+    def _given(self, flag: str) -> str | None:
         steps = self.steps.get(flag, [])
         if len(steps) > 1:
             raise UsageError(f"{flag} is given twice")

@@ -95,6 +95,7 @@ class Build:
     report: Reporter
     forgotten: frozenset[str]  # keys and URLs of pictures that this root has been asked to forget
     stopped: Callable[[], Interrupted | None]  # why the run should end, if it should
+    log: str | None = None  # the step's log below the root, beside which its ranks have theirs
     held: list[Held] = field(default_factory=list)  # by the training that goes on
 
     @property
@@ -180,6 +181,8 @@ class Build:
                     "path": self.path,
                     "fence": self.claim.fence,
                     "board": self.cluster.board,
+                    "log": self.log,
+                    "attempt": self.interruptions.begun,
                 },
                 workers=workers,
                 folder=self.building,

@@ -1,5 +1,6 @@
-"""`status`: the last runs with their steps' logs, and every artifact with its size."""
+"""`status`: the last runs with how far they are and their steps' logs, and every artifact with its size."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -12,15 +13,43 @@ from pipeline.store.artifacts import Store
 from pipeline.store.process import ProcessId
 from pipeline.terminal import out, print_json, print_table
 
+POLL_S = 5.0
+
 
 def handle(words: Words) -> None:
-    status(storage.absolute(words.root), words.json)
+    root = storage.absolute(words.root)
+    status(root, words.json)
+    if words.follow:
+        follow(root)
+
+
+def follow(root: str) -> None:
+    """Go on telling how far the last run is, until it has ended."""
+    before: list[str] = []
+    while (runs := _runs(root, last=1)) and runs[0]["outcome"] == "running":
+        lines = [_line(name, step) for name, step in runs[0]["steps"].items()]
+        for line in lines:
+            if line not in before:
+                out.print(line)
+        before = lines
+        time.sleep(POLL_S)
+    for run in runs:
+        out.print(f"run {run['id']}  conf={run['conf']}  {run['outcome']}")
+
+
+def told(root: str, run: str) -> dict[str, Any] | None:
+    """The record of a run as `status` shows it."""
+    return next((record for record in _runs(root) if record["id"] == run), None)
+
+
+def _runs(root: str, last: int | None = None) -> list[dict[str, Any]]:
+    folder = storage.join(root, readers.FOLDER)
+    return list(json_files.read_each(folder, readers.RECORD, partial(_told, root), last=last).values())
 
 
 def status(root: str, as_json: bool) -> None:
-    """Last runs with their steps' logs, and every artifact with its size."""
-    folder = storage.join(root, readers.FOLDER)
-    runs = list(json_files.read_each(folder, readers.RECORD, partial(_told, root), last=10).values())
+    """Last runs with how far they are and their steps' logs, and every artifact with its size."""
+    runs = _runs(root, last=10)
     artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
     if as_json:
         keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
@@ -33,7 +62,7 @@ def status(root: str, as_json: bool) -> None:
     for run in runs:
         out.print(f"run {run['id']}  conf={run['conf']}  {run['outcome']}")
         for name, step in run["steps"].items():
-            out.print(f"    {name:12} {step['state']:12} log {step['log']}")
+            out.print(f"{_line(name, step)}\n                 log {step['log']}")
     lines = Table("artifact", "fingerprint", "rows", "MiB", "seconds", "created", "where", box=None, pad_edge=False)
     for item in artifacts:
         size = f"{item['bytes'] / 2**20:.1f}"
@@ -48,6 +77,27 @@ def status(root: str, as_json: bool) -> None:
         )
     out.print(f"all in {root}")
     print_table(lines)
+
+
+def _line(name: str, step: dict[str, Any]) -> str:
+    """A step of a run: its state, and where it is at work, how far it is."""
+    line = f"    {name:12} {step['state']}"
+    if step["state"] != "running" or not (far := step.get("progress")):
+        return line
+    line += f"  {far['done']:,} of {far['total']:,} {far['unit']}"
+    gained, seconds = far["done"] - far["first"], far["at"] - far["since"]
+    if gained > 0 and seconds > 0:
+        line += f", {gained / seconds:.3g}/s, {_duration((far['total'] - far['done']) * seconds / gained)} left"
+    if far.get("device_hours") is not None:
+        line += f", {far['device_hours']:.4g} device-hours"
+    return f"{line}, told {_duration(max(0.0, time.time() - far['at']))} ago"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _told(root: str, run: dict[str, Any]) -> dict[str, Any]:

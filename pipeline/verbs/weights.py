@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,13 @@ def weights(words: Sequence[str], out: str, as_json: bool) -> None:
     """
     if not out:
         raise UsageError("out= is empty; give the folder for the weights")
+    if storage.is_remote(out):
+        match list(words):
+            case ["get", _, *_]:
+                for row in [named(name) for name in words[1:]]:
+                    console.print(put(row, out), markup=False)
+                return
+        raise UsageError(f"out={out}: of weights, only get puts them into a store; list and verify look at a folder")
     folder = Path(storage.absolute(out))
     match list(words):
         case ["list"]:
@@ -127,6 +135,25 @@ def get(row: Row, folder: Path) -> Path:
     verdict = verify(row, folder)
     if verdict.state == "changed":
         raise UsageError(f"weights get {row.name}: {verdict.detail}; delete {target} and get it again")
+    return target
+
+
+def put(row: Row, out: str) -> str:
+    """Download weights into a store unless they are there, by way of this machine's disk; returns their URI.
+
+    Their sha256 comes last: what an interrupted call has left counts as nothing.
+
+    Raises:
+        UsageError, RetriesExhausted: as `get`.
+    """
+    target = storage.join(out, row.file)
+    mark = f"{target}.sha256"
+    if not storage.exists(mark):
+        with tempfile.TemporaryDirectory() as folder:
+            came = get(row, Path(folder))
+            for file in [came] if came.is_file() else sorted(path for path in came.rglob("*") if path.is_file()):
+                storage.publish(file, storage.join(out, file.relative_to(folder).as_posix()))
+            storage.publish(_record(row, Path(folder)), mark)
     return target
 
 

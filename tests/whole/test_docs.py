@@ -176,6 +176,9 @@ def test_a_command_parses_and_its_config_composes(command, place, tmp_path, caps
     said = capsys.readouterr().err
     if asked.own.get("from") == "release":
         assert "release/sampling.json is missing" in said
+    elif asked.verb == "logs":
+        assert code == 2, said
+        assert "nothing has been run there yet" in said
     elif asked.verb in WANTS_A_RUN and asked.rest not in (["dedup"], ["forget"]):
         assert code == 2, said
         assert "of exactly this conf" in said or "has no finished artifact of this conf" in said, said
@@ -218,6 +221,8 @@ def rehearsed(words: list[str], asked: Words) -> list[str] | None:
             return ["config", *plain] if asked.conf else None
         case "data", ["dedup"]:
             return ["plan", *plain, "targets=[duplicates]"]
+        case "infra", ["render"]:
+            return ["plan", *(word for word in plain if not re.match(r"out=|.*\.weights=s3:", word))]
         case "weights", ["get" | "verify", *names]:
             assert all(known_weights.named(name) for name in names)
             return None

@@ -1,13 +1,18 @@
-"""The files of `infra/`: their command lines are planned as they stand, and what they promise about safety holds."""
+"""The files of `infra/`: rendered from the config, valid for their platforms, and safe."""
 
 import re
 import shlex
+import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.__main__ import main
 from pipeline.settings import compose
@@ -15,15 +20,23 @@ from pipeline.settings import compose
 CHECKOUT = Path(__file__).parents[2]
 INFRA = CHECKOUT / "infra"
 KUBERAY = INFRA / "kuberay" / "rayjob.yaml"
-SLURM = sorted((INFRA / "slurm").glob("*.sbatch"))
+CHECK = INFRA / "kuberay" / "check.yaml"
+SLURM = INFRA / "slurm" / "job.sbatch"
+AWS = INFRA / "aws" / "cluster.yaml"
 DOCKERFILE = INFRA / "docker" / "Dockerfile"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file())
+SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
+PLATFORMS = ("kuberay", "slurm", "aws", "hosts")
+SEEN_ELSEWHERE = "SC1091,SC2016,SC2329"  # .venv is not there yet; $ for another shell; a function that a trap calls
 
 
-def command(file: Path) -> list[str]:
-    """The words after `python -m pipeline` in a file, with lines that go on joined."""
-    (found,) = re.findall(r"python -m pipeline (run .*?)(?: &)?$", file.read_text().replace("\\\n", " "), re.MULTILINE)
-    return shlex.split(found)
+def commands() -> dict[str, list[str]]:
+    """The words after `infra render` of each command in infra/README.md, by platform."""
+    text = (INFRA / "README.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^python -m pipeline (infra render .*)$", text, re.MULTILINE)
+    found = {value(words, "cluster"): words for words in map(shlex.split, lines)}
+    assert sorted(found) == sorted(PLATFORMS)
+    return found
 
 
 def value(words: list[str], key: str) -> str:
@@ -36,63 +49,124 @@ def rayjob() -> dict[str, Any]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The pod templates of head and workers."""
+    """The pod templates of head, workers and check."""
     cluster = rayjob()["rayClusterSpec"]
     workers = {group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]}
-    return {"head": cluster["headGroupSpec"]["template"]["spec"], **workers}
+    check = yaml.safe_load(CHECK.read_text())["spec"]["template"]["spec"]
+    return {"head": cluster["headGroupSpec"]["template"]["spec"], "check": check, **workers}
 
 
-def directive(script: Path, name: str) -> int:
-    """A number from a script's #SBATCH lines."""
-    (found,) = re.findall(rf"^#SBATCH --{name}=(\d+)$", script.read_text(), re.MULTILINE)
-    return int(found)
+# --------------------------------------------------------------------------------------------------- rendering
 
 
-# ---------------------------------------------------------------------------------------------------- commands
-
-
-@pytest.mark.parametrize("file", [KUBERAY, *SLURM], ids=lambda file: file.name)
-def test_the_command_line_can_be_planned(file, tmp_path, capsys, monkeypatch):
+@pytest.fixture(autouse=True)
+def tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    words = command(file)
-    assert words[0] == "run"
-    assert {"conf=stage_c", "scale=paper"} <= set(words)
+
+
+def rendered(folder: Path, words: list[str]) -> dict[str, str]:
+    """What a command of the README makes in a folder, with further words."""
+    here = [word for word in words if not word.startswith("out=")]
+    assert main([*here, f"out={folder}"]) == 0
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_what_lies_here_is_what_the_readme_s_command_makes(platform, tmp_path):
+    golden = {path.name: path.read_text() for path in (INFRA / platform).iterdir()}
+    assert rendered(tmp_path, commands()[platform]) == golden
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_run_can_be_planned(platform, tmp_path, capsys):
     here = {"root": str(tmp_path), "data.metadata": "rows.parquet"}  # a plan looks at both; no store answers here
-    others = [word for word in words[1:] if word.partition("=")[0] not in here]
-    assert main(["plan", *others, *(f"{key}={value}" for key, value in here.items())]) == 0
+    words = [word for word in commands()[platform][2:] if word.partition("=")[0] not in {*here, "out"}]
+    words = [word for word in words if ".weights=" not in word]
+    assert main(["plan", *words, *(f"{key}={value}" for key, value in here.items())]) == 0
     assert "train_c" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kuberay_gives_each_worker_its_gpu_and_cores():
-    words = command(KUBERAY)
-    assert rayjob()["entrypoint"].endswith(shlex.join(words))
+def test_everything_about_a_platform_follows_its_keys(tmp_path):
+    words = [
+        *commands()["kuberay"],
+        "workers=32",
+        "cluster.nodes={count: 4, gpus: 8, cpus: 80, memory_gib: 500, kind: NVIDIA-H100-80GB-HBM3}",
+        "cluster.job={platform: kuberay, image: 'registry.example/w:2', hours: 1.5, save_s: 60, restarts: 3, "
+        "secret: null, queue: research, priority: low, pull_secret: key, fabric: {rdma/hca: 8}}",
+    ]
+    words.remove("workers=64")
+    files = rendered(tmp_path, words)
+    job = yaml.safe_load(files["rayjob.yaml"])
+    assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
+    assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (3, 5400)
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    (container,) = pod["containers"]
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 4
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    assert pod["terminationGracePeriodSeconds"] == 60
+    assert pod["priorityClassName"] == "low"
+    assert pod["imagePullSecrets"] == [{"name": "key"}]
+    assert "envFrom" not in container
+    assert container["image"] == "registry.example/w:2"
+    assert container["securityContext"] == {"capabilities": {"add": ["IPC_LOCK"]}}
+    wanted = {"cpu": "80", "memory": "500Gi", "nvidia.com/gpu": "8", "rdma/hca": "8", "hugepages-2Mi": "5120Mi"}
+    assert container["resources"] == {"requests": wanted, "limits": wanted}
+    kubernetes_validate.validate(yaml.safe_load(files["check.yaml"]), "1.31", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("platform", "words", "told"),
+    [
+        ("kuberay", ["root=runs"], "root=runs: the nodes of kuberay share no such folder; give a URI"),
+        ("kuberay", ["root=/shared"], "root=/shared: the nodes of kuberay share no such folder; give a URI"),
+        ("slurm", ["root=runs"], "root=runs: the nodes of slurm share no such folder; give an absolute path"),
+        ("slurm", ["data.metadata=laion"], "data.metadata=laion lies on this machine; give data.metadata=/shared/"),
+        ("slurm", ["compressor.weights=weights/efficientnet_v2_s-dd5fe13b.pth"],
+         "get it with: python -m pipeline weights get efficientnet_v2_s out=/shared/wuerstchen/weights"),
+        ("slurm", ["workers=65"], "workers=65: cluster.nodes has room for 64, 8 on each of 8; lower workers"),
+        ("slurm", ["cluster.cpus_per_worker=9"], "the 8 ranks of a node want 72 cores, cluster.nodes.cpus=64"),
+        ("slurm", ["cluster=local", "workers=1"], "cluster.job and cluster.nodes say to what a run is handed"),
+        ("slurm", ["cluster.job.platform=pbs"], "cluster.job.platform"),
+        ("slurm", ["stage_c.trian=null"], "stage_c.trian"),
+        ("slurm", ["out="], "infra render needs out=DIR"),
+    ],
+)  # fmt: skip
+def test_what_could_not_run_is_not_rendered(platform, words, told, tmp_path, capsys):
+    new = {word.partition("=")[0] for word in words}
+    kept = [word for word in commands()[platform] if word.partition("=")[0] not in {*new, "out"}]
+    assert main([*kept, *([] if "out" in new else [f"out={tmp_path / 'new'}"]), *words]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_worker_has_its_gpu_and_cores():
     (group,) = rayjob()["rayClusterSpec"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
     gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
-    assert group["replicas"] * gpus == int(value(words, "workers"))
-    assert gpus * cores_of_a_worker(words) <= int(container["resources"]["requests"]["cpu"])
-
-
-@pytest.mark.parametrize("script", SLURM, ids=lambda file: file.name)
-def test_slurm_gives_each_worker_its_gpu_and_cores(script):
-    words = command(script)
-    gpus = directive(script, "gpus-per-node")
-    assert directive(script, "nodes") * gpus == int(value(words, "workers"))
-    assert gpus * cores_of_a_worker(words) <= directive(script, "cpus-per-task")
-
-
-def cores_of_a_worker(words: list[str]) -> int:
-    overrides = [word for word in words[1:] if word.startswith("cluster=")]
-    return compose.load("stage_c", [*overrides, "scale=micro"]).cluster.cpus_per_worker
+    assert group["replicas"] * gpus == int(value(commands()["kuberay"], "workers"))
+    assert gpus * compose.load("stage_c", ["cluster=kuberay"]).cluster.cpus_per_worker <= 90
 
 
 # ------------------------------------------------------------------------------------------------------ syntax
 
 
-@pytest.mark.parametrize("script", SLURM, ids=lambda file: file.name)
-def test_bash_can_parse_the_scripts(script):
-    subprocess.run(["bash", "-n", str(script)], check=True)
+def test_shellcheck_finds_nothing_in_the_scripts():
+    tool = shutil.which("shellcheck", path=Path(sys.executable).parent)
+    assert tool
+    assert len(SCRIPTS) == 5
+    command = [tool, "--shell=bash", f"--exclude={SEEN_ELSEWHERE}", *map(str, SCRIPTS)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.stdout == ""
+    typo = subprocess.run([tool, "--shell=bash", "-"], input="for x in *; do cat $x\n", capture_output=True, text=True)
+    assert typo.returncode == 1
+
+
+def test_hadolint_finds_nothing_in_the_image():
+    tool = shutil.which("hadolint", path=Path(sys.executable).parent)
+    assert tool
+    assert subprocess.run([tool, str(DOCKERFILE)], capture_output=True, text=True).stdout == ""
 
 
 def test_every_yaml_file_parses():
@@ -102,15 +176,66 @@ def test_every_yaml_file_parses():
         assert list(yaml.safe_load_all(path.read_text()))
 
 
+def test_pods_are_what_kubernetes_takes():
+    kubernetes_validate.validate(yaml.safe_load(CHECK.read_text()), "1.31", strict=True)
+    for name, spec in pods().items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+        kubernetes_validate.validate(pod, "1.31", strict=True)
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate({**pod, "spec": {**spec, "tolleration": []}}, "1.31", strict=True)
+
+
+def test_ray_s_launcher_takes_its_file():
+    tree = yaml.safe_load(AWS.read_text())
+    validate_config(prepare_config(tree))
+    with pytest.raises(Exception, match="max_wrkers"):
+        validate_config(prepare_config({**tree, "max_wrkers": 1}))
+
+
 def test_the_cluster_has_the_locked_version_of_ray():
-    (locked,) = re.findall(r"^ray==(\S+)", (CHECKOUT / "requirements.lock").read_text(), re.MULTILINE)
-    assert rayjob()["rayClusterSpec"]["rayVersion"] == locked
+    for lock in ("requirements.lock", "requirements-cluster.lock"):
+        (locked,) = re.findall(r"^ray(?:\[default\])?==(\S+)", (CHECKOUT / lock).read_text(), re.MULTILINE)
+        assert rayjob()["rayClusterSpec"]["rayVersion"] == locked
 
 
-def test_head_and_workers_run_one_image():
+def test_the_image_has_what_runs_need_at_the_versions_that_are_tested():
+    tested, image = (
+        dict(re.findall(r"^([a-z0-9._-]+)(?:\[.*\])?==(\S+)", (CHECKOUT / lock).read_text(), re.MULTILINE))
+        for lock in ("requirements.lock", "requirements-cluster.lock")
+    )
+    assert {name: image[name] for name in tested if name in image} == {
+        name: tested[name] for name in tested if name in image
+    }
+    assert {"torch", "mlflow", "img2dataset", "ray"} <= image.keys()
+    assert not {"pytest", "ruff", "mypy", "moto", "diffusers", "transformers"} & image.keys()
+
+
+def test_head_workers_and_check_run_one_image():
     images = {container["image"] for pod in pods().values() for container in pod["containers"]}
     assert len(images) == 1
     assert images.pop() in (INFRA / "README.md").read_text()
+
+
+# -------------------------------------------------------------------------------------------- what is not repeated
+
+
+@pytest.mark.parametrize(("code", "then"), [(0, 0), (1, 1), (2, 0), (3, 0), (4, 0), (5, 5), (6, 0), (130, 130)])
+def test_what_another_try_cannot_mend_ends_as_done(code, then):
+    command = ["bash", str(INFRA / "final.sh"), "bash", "-c", f"exit {code}"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == then
+    assert ("not started again" in ended.stderr) == (code in (2, 3, 4, 6))
+
+
+def test_a_signal_reaches_the_command_which_ends_in_its_own_time():
+    script = "trap 'sleep 0.3; echo saved; exit 143' TERM; echo ready; while :; do sleep 0.05; done"
+    command = ["bash", str(INFRA / "final.sh"), "bash", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(signal.SIGTERM)
+        assert running.stdout.read() == "saved\n"
+        assert running.wait() == 143
 
 
 # ------------------------------------------------------------------------------------------------------ safety
@@ -122,10 +247,14 @@ def test_nothing_listens_on_every_address():
 
 def test_ray_wants_a_token_everywhere():
     assert rayjob()["rayClusterSpec"]["authOptions"] == {"mode": "token"}
-    for script in SLURM:
-        text = script.read_text()
-        assert "\nexport RAY_AUTH_MODE=token" in text
-        assert text.index("RAY_AUTH_MODE") < text.index("ray symmetric-run")
+    for path in (SLURM, INFRA / "hosts" / "run.sh"):
+        text = path.read_text()
+        assert re.search("^export RAY_AUTH_MODE=token", text, re.MULTILINE)
+        assert text.index("RAY_AUTH_MODE") < re.search("ray (symmetric-run|start)", text).start()  # type: ignore[union-attr]
+    starts = [
+        line for key in ("head", "worker") for line in yaml.safe_load(AWS.read_text())[f"{key}_start_ray_commands"]
+    ]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert "RAY_AUTH_MODE=token" in DOCKERFILE.read_text()
 
 

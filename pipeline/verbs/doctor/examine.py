@@ -24,6 +24,7 @@ from settings import Settings
 
 S = TypeVar("S", bound=Settings)
 
+OF_DEVICES = (machine.device, machine.memory, machine.shared_memory, machine.disk, machine.ray_place, conf.cluster)
 CHECKS: tuple[Check, ...] = (
     machine.python,
     machine.packages,
@@ -52,7 +53,8 @@ def handle(words: Words) -> None:
         findings = [composed]
     else:
         asked, findings = Asked(root), []
-    findings += [found for check in CHECKS if (found := check(asked))]
+    checks = [check for check in CHECKS if words.devices or check not in OF_DEVICES]
+    findings += [found for check in checks if (found := check(asked))]
     _show(findings, words.json)
     failed = [found.check for found in findings if found.state == "failed"]
     if failed:

@@ -30,6 +30,7 @@ from pipeline.run import step_log as step_log_module
 from pipeline.run.last_screen import Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
+from pipeline.run.record import Record
 from pipeline.run.step_log import Reporter
 from pipeline.run.stopping import Stop
 from pipeline.settings import compose
@@ -128,7 +129,7 @@ def step_log(folder: Path, build: Any) -> str:
     config = compose.load("stage_c", ["scale=micro", "targets=[metadata]"])
     planned = planned_steps(config, root, Selection())
     session = invocation._Session(config, "stage_c", root, planned, "", PeakMemory(), Summary())
-    session.id, session.store, session.record, session.artifacts = "1", Store(root), {"steps": {}}, {}
+    session.id, session.store, session.record, session.artifacts = "1", Store(root), Record(root, {"id": "1"}), {}
     tracked = SimpleNamespace(metrics=lambda *_: None, image=lambda *_: None)
 
     def built(item: Planned, claim: Claim, progress: StepProgress, _: Any) -> Artifact:
@@ -224,7 +225,7 @@ def ended(failing: list[str], error: Exception | None) -> tuple[list[str], BaseE
     session.tracking = SimpleNamespace(warnings=["MLflow took nothing"])
     for name in ("Ray", "MLflow"):
         session.exits.callback(end, name)
-    session._end_record = lambda _: end("record")  # type: ignore[method-assign]
+    session.record = SimpleNamespace(end=lambda _: end("record"))  # type: ignore[assignment]
     try:
         session.__exit__(type(error) if error else None, error, None)
     except OSError as raised:

@@ -17,7 +17,7 @@ from pipeline.errors import RetriesExhausted
 from pipeline.models import known_weights
 from pipeline.models.known_weights import Hub, Row, Torchvision, Url, named, table
 from pipeline.settings import compose, config
-from pipeline.verbs.weights import get, verify
+from pipeline.verbs.weights import get, put, verify
 from stages.weights.pretrained import torchvision_url
 
 CONTENT = bytes(range(256)) * 1200
@@ -313,3 +313,32 @@ def test_the_whole_table_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         folded = "".join(line[heads.index("source") :].replace(" ", "") for line in lines[begin:end])
         assert folded == str(row.source).replace(" ", ""), "nothing is cut off"
         assert f"  {row.sha256[:8] if row.sha256 else '?'}  " in lines[begin]
+
+
+def test_weights_are_put_into_a_store_once_with_their_sum_last(source: Source, tmp_path: Path) -> None:
+    for kind in ("url", "repository"):
+        store = tmp_path / kind
+        uri = put(row(source, kind), f"file://{store}")
+        assert uri == f"file://{store}/x.pth"
+        files = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+        wanted = {"x.pth"} if kind == "url" else {"x.pth/config.json", "x.pth/part/model.safetensors"}
+        assert files == wanted | {"x.pth.sha256"}
+        assert (store / "x.pth.sha256").read_text().startswith(SHA)
+        asked = len(source.ranges)
+        put(row(source, kind), f"file://{store}")
+        assert len(source.ranges) == asked
+        (store / "x.pth.sha256").unlink()  # as an interrupted call leaves it
+        put(row(source, kind), f"file://{store}")
+        assert len(source.ranges) > asked
+
+
+@pytest.mark.parametrize("word", ["list", "verify"])
+def test_what_lies_in_a_store_is_only_put_there(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", word, "out=s3://bucket/weights"]) == 2
+    assert "only get puts them into a store" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_called_like_weights_is_not_taken_for_them() -> None:
+    path = "s3://bucket/wuerstchen/weights/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+    told = "get it with: python -m pipeline weights get clip_h out=s3://bucket/wuerstchen/weights"
+    assert known_weights.how_to_get(path) == told

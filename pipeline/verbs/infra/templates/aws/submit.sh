@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Check, start the cluster, run, and end the cluster. From the checkout, with credentials of AWS and `pip install boto3`.
+# The placement group must be there:
+#     aws ec2 create-placement-group --group-name {{ name }} --strategy cluster --region {{ job.region }}
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+(($#)) || set -- {{ same }}
+
+python -m pipeline doctor --no-devices "$@" # before anything is allocated
+ray get-auth-token --generate >/dev/null
+ray up --yes "$here/cluster.yaml"
+trap 'ray down --yes "$here/cluster.yaml"' EXIT
+words=$(printf ' %q' "$@")
+tries=0
+until ray exec "$here/cluster.yaml" "cd {{ folder }} && RAY_AUTH_MODE=token bash infra/final.sh python -m pipeline run$words"; do
+    code=$?
+    tries=$((tries + 1))
+    ((code < 128 && tries <= {{ job.restarts }})) || exit "$code" # stopped by a person, or tried often enough
+done

@@ -1,0 +1,76 @@
+"""`logs STEP`: what a step of a run said, or a rank of its trainings, also while it says it."""
+
+import re
+import sys
+import time
+from typing import Any
+
+from datasets.files import json_files, storage
+from pipeline.errors import UsageError, nearest
+from pipeline.settings.words import Words
+from pipeline.store import log_files, readers
+
+POLL_S = 2.0
+
+
+def handle(words: Words) -> None:
+    """Print a log; with `--follow` until its step has ended.
+
+    Raises:
+        UsageError: no such step, run or rank.
+    """
+    if len(words.rest) != 1:
+        raise UsageError("logs needs the name of a step, for example: python -m pipeline logs train_c")
+    root = storage.absolute(words.root)
+    run, output = _found(root, words.rest[0], words.own.get("run"))
+    path = _path(log_files.of_step(root, run, output), words.rank)
+    seen = 0
+    while True:
+        at_work = words.follow and _at_work(root, run, output)
+        text = log_files.read(path, seen)
+        seen += len(text)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if not at_work:
+            return
+        time.sleep(POLL_S)
+
+
+def _found(root: str, name: str, wanted: str | None) -> tuple[str, str]:
+    """The last run with a step of this name, or that makes an artifact of this name; and the artifact's name."""
+    records = json_files.read_each(storage.join(root, readers.FOLDER), readers.RECORD, _record)
+    runs = {str(told["id"]): told for told in records.values()}
+    if wanted is not None and wanted not in runs:
+        raise UsageError(f"run={wanted}: {root} has no such run{nearest(wanted, runs)}")
+    asked = {wanted: runs[wanted]} if wanted else runs
+    known: set[str] = set()
+    for run, told in sorted(asked.items(), reverse=True):  # they are called by the time of their start
+        for output, step in reversed(told["steps"].items()):
+            if name in (output, step.get("step")):
+                return run, output
+            known |= {output, str(step.get("step", output))}
+    has = f"there are {', '.join(sorted(known))}" if known else "nothing has been run there yet"
+    raise UsageError(f"logs {name}: no run in {root} has such a step{nearest(name, known)}; {has}")
+
+
+def _path(step_log: str, rank: int | None) -> str:
+    if rank is None:
+        return step_log
+    logs = {number: path for (_, number), path in sorted(log_files.ranks(step_log).items())}  # of the last attempt
+    if rank not in logs:
+        has = f"there are {', '.join(map(str, logs))}" if logs else "it has no ranks, or they have not begun"
+        raise UsageError(f"--rank {rank}: {re.sub('.*/', '', step_log)} has no such rank; {has}")
+    return logs[rank]
+
+
+def _at_work(root: str, run: str, output: str) -> bool:
+    """Whether the step may still say something."""
+    from pipeline.verbs.status import told
+
+    record = told(root, run)
+    return record is not None and record["steps"].get(output, {}).get("state") == "running"
+
+
+def _record(told: dict[str, Any]) -> dict[str, Any]:
+    _ = told["id"]
+    return {"steps": {}, **told}

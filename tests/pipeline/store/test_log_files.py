@@ -1,0 +1,75 @@
+"""Logs that can be read while they are written, on a disk and in pieces."""
+
+import errno
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from datasets.files import storage
+from pipeline.store import log_files
+from pipeline.store.log_files import LogFile, attached
+
+NAME = "pipeline.tests.logs"
+
+
+@pytest.fixture(params=["disk", "store"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder; as a store, files of which are only ever put there whole."""
+    if request.param == "store":
+        monkeypatch.setattr(log_files, "can_grow", lambda path: False)
+        monkeypatch.setattr(log_files, "PIECES_S", (0.01, 0.01))
+        return f"file://{tmp_path}"
+    return str(tmp_path)
+
+
+def test_what_is_said_is_read_in_its_order_and_once(root):
+    path = log_files.of_step(root, "1", "stage_c")
+    log, told = logging.getLogger(NAME), list[str]()
+    close = attached(LogFile(path, told.append), NAME)
+    for number in range(300):
+        log.info("line %d of 300: Würstchen", number)
+    deadline = time.monotonic() + 60
+    while "line 299" not in (text := log_files.read(path)) and time.monotonic() < deadline:  # while it is still open
+        time.sleep(0.01)
+    log.warning("the last one")
+    close()
+    log.warning("after it")
+    assert [line.split(" ", 3)[3] for line in text.splitlines()] == [f"line {n} of 300: Würstchen" for n in range(300)]
+    assert log_files.read(path, len(text)).endswith("WARNING the last one\n")
+    assert told == []
+    assert logging.getLogger(NAME).handlers == []
+
+
+def test_the_logs_of_ranks_are_found_beside_their_steps(root):
+    path = log_files.of_step(root, "1", "stage_c")
+    assert log_files.ranks(path) == {}
+    wanted = {}
+    for attempt, rank in ((1, 0), (1, 1), (2, 0)):
+        wanted[attempt, rank] = log_files.of_rank(path, attempt, rank)
+        close = attached(LogFile(wanted[attempt, rank], print), NAME)
+        logging.getLogger(NAME).info("attempt %d", attempt)
+        close()
+    storage.publish(b"", storage.join(f"{path.removesuffix('.log')}.ranks", ".DS_Store"))
+    assert log_files.ranks(path) == wanted
+    assert log_files.read(wanted[2, 0]).endswith("INFO attempt 2\n")
+
+
+def test_what_cannot_be_kept_is_told_once_and_ends_nothing(root, monkeypatch):
+    told: list[str] = []
+    handler = LogFile(log_files.of_step(root, "1", "stage_c"), told.append)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if hasattr(handler, "_file"):
+        monkeypatch.setattr(handler, "_file", type("Full", (), {"write": full, "close": full})())
+    monkeypatch.setattr(storage, "publish", full)
+    close = attached(handler, NAME)
+    for _ in range(3):
+        logging.getLogger(NAME).info("a line")
+    close()
+    assert len(told) == 1
+    assert "is not complete: " in told[0]
+    assert "no space is left there" in told[0]
