@@ -46,6 +46,7 @@ class ObjectStore:
         ports += [f"-{part}.port.grpc={grpc}" for part, (_, grpc) in self._ports.items()]
         command = [weed, "-logtostderr", "server", "-ip=127.0.0.1", f"-dir={self._folder}", "-filer", "-s3", *ports]
         command += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"]
+        command += ["-s3.autoCreateBucket=false"]  # who writes to a bucket that is not there is refused, as elsewhere
         command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", *QUICKLY]
         command += [f"-{part}.localSocket={self._folder}/{part}.sock" for part in ("filer", "s3")]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}  # they are its users
