@@ -1,5 +1,6 @@
 """A real S3 server on loopback, SeaweedFS in a process of its own, which can go and come back with what it holds."""
 
+import json
 import os
 import shutil
 import socket
@@ -20,6 +21,13 @@ ENVIRONMENT = {  # that Arrow and boto3 want beside an address
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 PARTS = ("master", "volume", "filer", "s3")  # of the server, each with a port for HTTP and one for gRPC
+ACTIONS = ["Admin", "Read", "Write", "List", "Tagging"]
+USERS = {  # those of the environment, and everybody: we make buckets without keys
+    "identities": [
+        {"name": "tests", "credentials": [{"accessKey": "test", "secretKey": "test"}], "actions": ACTIONS},
+        {"name": "anonymous", "actions": ACTIONS},
+    ]
+}
 START_S = 120  # on a busy machine
 QUICKLY = ["-master.heartbeatInterval=50ms", "-master.electionTimeout=200ms"]  # it waits for no other
 
@@ -49,6 +57,9 @@ class ObjectStore:
         command += ["-s3.autoCreateBucket=false"]  # who writes to a bucket that is not there is refused, as elsewhere
         command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", *QUICKLY]
         command += [f"-{part}.localSocket={self._folder}/{part}.sock" for part in ("filer", "s3")]
+        users = self._folder / "users.json"
+        users.write_text(json.dumps(USERS))
+        command.append(f"-s3.config={users}")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}  # they are its users
         with open(self._folder / "said.txt", "ab") as said:
             self._running = subprocess.Popen(command, stdout=said, stderr=said, cwd=self._folder, env=kept)
