@@ -107,6 +107,16 @@ def put_new(data: bytes, uri: str) -> bool | None:
     raise ConnectionError(f"AWS Error CONFLICT during PutObject operation: asked to come again {PUTS} times")
 
 
+def tag(uri: str) -> str:
+    """What the store says of an object's content, its ETag."""
+
+    def request() -> str:
+        with _telling(uri, "HeadObject"):
+            return str(s3_client().head_object(**_place(uri))["ETag"]).strip('"')
+
+    return persistently(uri, request)
+
+
 def delete(uri: str) -> None:
     """Delete an object, in one request; nothing happens where there is none. Arrow would ask and tidy four times."""
 
@@ -130,20 +140,20 @@ def is_folder(uri: str) -> bool:
 
 
 def _place(uri: str) -> dict[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
     return {"Bucket": bucket, "Key": key}
 
 
 @contextmanager
 def _telling(uri: str, operation: str) -> Iterator[None]:
     """Errors of boto3 as those of a file system: a missing object, a connection that failed, what S3 says otherwise."""
-    from botocore.exceptions import BotoCoreError, HTTPClientError, IncompleteReadError
+    from botocore import exceptions
 
     try:
         yield
-    except (HTTPClientError, IncompleteReadError) as error:
+    except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
         raise ConnectionError(str(error)) from error
-    except BotoCoreError as error:
+    except exceptions.BotoCoreError as error:
         raise OSError(f"AWS Error CLIENT during {operation} operation: {error}") from error
     except _client_error() as error:
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]

@@ -82,11 +82,10 @@ def read(path: str, expect: FileEntry | None = None) -> bytes:
 
     def content(filesystem: pafs.FileSystem, inner: str) -> bytes:
         with filesystem.open_input_file(inner) as file:  # as a stream, a store would be asked for each 256 KiB
-            found: bytes = file.read()
-        return found
+            return bytes(file.read())
 
-    data = s3.read(path.rstrip("/")) if _on_s3(path) else _ask(path, content)
-    if expect is not None:
+    data = s3.read(path) if _on_s3(path) else _ask(path, content)
+    if expect:
         verify(data, path, expect)
     return data
 
@@ -136,7 +135,6 @@ def verify(content: bytes | memoryview, path: str, expect: FileEntry) -> None:
 
 def sha256(path: str) -> str:
     """sha256 of a file's content in hex, read in pieces."""
-
     found = hashlib.sha256()
     with streamed(path) as stream:
         while piece := stream.read(CHUNK):
@@ -159,9 +157,11 @@ def age_s(path: str) -> float:
 
 def content_tag(path: str) -> str:
     """What a store says of an object's content, as `ETAG` and its tag; the sha256 in hex where it says nothing."""
+    if _on_s3(path):
+        return f"{ETAG}{s3.tag(path)}"
     with streamed(path) as stream:
-        tag = (stream.metadata() or {}).get(b"ETag", b"").decode().strip('"')
-    return f"{ETAG}{tag}" if tag else sha256(path)
+        found = (stream.metadata() or {}).get(b"ETag", b"").decode().strip('"')
+    return f"{ETAG}{found}" if found else sha256(path)
 
 
 def local_copy(path: str, folder: Path) -> Path:
@@ -353,8 +353,8 @@ def remove(path: str) -> None:
                 filesystem.delete_file(inner)
 
     if _on_s3(path):
-        s3.delete(path.rstrip("/"))
-        if s3.is_folder(path.rstrip("/")):
+        s3.delete(path)
+        if s3.is_folder(path):
             _ask(path, delete)
     elif is_remote(path):
         _ask(path, delete)
