@@ -318,12 +318,10 @@ def _living(owners: Mapping[str, Owner], notify: Notify, pace: Pace) -> set[str]
     watched = {path: owner for path, owner in owners.items() if path not in near}
     for owner in watched.values():
         notify(f"watching the claim of {owner} for {pace.silence_s:.0f} s for a sign of life")
-    deadline = pace.clock.monotonic() + pace.silence_s
-    while watched and pace.clock.monotonic() < deadline:
+    looks = itertools.count()  # that the store answers: while it is away, nobody can show that they live
+    while watched and next(looks) * pace.look_s < pace.silence_s:
         pace.clock.sleep(pace.look_s)
-        asked = pace.clock.monotonic()
         now = {path: _read(path) for path in watched}
-        deadline += pace.clock.monotonic() - asked  # while the store is away, nobody can show that they live
         alive |= {path for path, owner in now.items() if owner and not owner.released and owner != watched[path]}
         watched = {path: owner for path, owner in watched.items() if now[path] == owner}
     return alive
