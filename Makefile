@@ -21,6 +21,7 @@ setup: .venv/installed ## make .venv with everything that is needed
 
 demo: setup ## train a small Würstchen on this machine and draw pictures (12 to 15 minutes)
 	$(BIN)/python -m pipeline run conf=stage_c root=$(ROOT)
+	$(BIN)/python -m pipeline report conf=stage_c root=$(ROOT) out=report.html
 	@echo "MLflow with all pictures and figures: make ui"
 
 test: setup ## run the test suite

@@ -145,7 +145,7 @@ class DownloadConfig(Settings):
     max_seconds: Seconds = 60.0
     """Longest time for one picture, seconds, redirects included."""
     per_host: Annotated[int, Field(ge=1, le=10_000)] = 8
-    """Connections to one host at a time, over all workers, at most; fewer where it bears fewer."""
+    """Connections to one host at a time, over all workers, at most: from two on one more than it has answered over."""
     allow: tuple[Annotated[Text, AfterValidator(_allowed)], ...] = ()
     """Hosts, addresses and networks (`10.0.0.0/8`) of one's own that may be asked beside the public ones: mirrors.
 
@@ -261,7 +261,7 @@ class WebdatasetConfig(Settings):
     """Existing tar shards."""
 
     path: Annotated[Text, PLACE]
-    """Tars: a file, a folder, a pattern, or a URI."""
+    """Tars, compressed or not: a file, a folder, a pattern, or a URI."""
     max_bytes: Bytes
     """Largest picture that is read, bytes; larger ones are left out."""
     licence: Text | None = None

@@ -1,9 +1,12 @@
 """How often each host is asked, and over how many connections: what it bears is learned from its answers.
 
-A host that has enough says so: with 429 or 503, with Retry-After, or by dropping a connection while it has others. Then
-either the connections were more than it bears, which may be where it has never answered over so many, or they came too
-fast. The first lowers a ceiling of connections. The second fills a bucket of tokens at the rate at which it has
-answered, pauses included, which is the rate that it bears, whatever the window by which it counts. Both rise again.
+A host is asked over one connection more than it has answered over, from two on: so never over more than one too many,
+and as soon as it bears no more, for a while over none. That while grows each time that one more is tried in vain.
+
+A host that has enough says so: with 429 or 503, with Retry-After, or by dropping a connection while it has others. If
+the connections were more than it has ever answered over, they were too many; else they came too fast. Then a bucket of
+tokens fills at the rate at which it has answered, pauses included, which is the rate that it bears, whatever the window
+by which it counts. It rises again.
 """
 
 import itertools
@@ -18,14 +21,18 @@ from typing import Protocol
 
 from datasets.outcomes import Lost, Outcome
 
-POLL_S = 0.05  # between two looks whether a connection is free
+POLL_S = 0.05  # between two looks whether a connection is free, at least
+SELDOM_S = 2.0  # and at most
+POLLS = 4  # looks of all who wait for a turn at a host: where there are more for each that is given, they become rarer
 FIRST_PAUSE_S = 0.2  # of a host that says not how long; each further one is twice as long
-LIFT_S = 1.0  # until one more connection is tried; after each failure twice as long
+TOGETHER = 2  # connections to a host of which nothing is known
+LIFT_S = 1.0  # until one more connection is tried again
+LIFT_LONGER = 4  # times as long after each that was tried in vain
 LIFT_PAUSES = 5  # or so many times as long as the host asked for patience then
 MARGIN = 0.9  # of the rate that a host has borne
 GROWTH = 0.05  # of a rate in a second, where it is used to the full; faster for each second without a refusal
 FASTEST_AFTER_S = 20.0
-BURST_S = 0.1  # seconds of its rate that a host is asked at once after a while without
+REMEMBERED = 10_000  # hosts of which there was no refusal
 UNPROVEN = 1 / 8  # of the patience with others, for a host that has never answered
 CLOSED = 10  # times the patience, for a host with which it has come to an end
 
@@ -65,12 +72,13 @@ class Pace(Protocol):
 class _Host:
     """What is known of a host. Moments are on the clock of its `HostSlots`."""
 
-    ceiling: int  # connections that it is asked over
-    borne: int = field(default=0, kw_only=True)  # connections over which it has answered
     asked: float  # since when it is, without an answer
+    borne: int = field(default=0, kw_only=True)  # connections over which it has answered
     proven: bool = False  # it has answered
     held: dict[int, tuple[float, int, float]] = field(default_factory=dict)  # ticket -> lapse, connections, beginning
     rate: float = math.inf  # requests a second that it bears
+    polls: int = 0  # looks for a free connection since the last turn
+    look_s: float = POLL_S  # between two looks of one who waits
     tokens: float = 1.0
     filled: float = 0.0
     closed_until: float = 0.0
@@ -79,8 +87,12 @@ class _Host:
     since: float = 0.0  # answers are counted from then on; at each count they and the time are halved
     answers: float = 0.0
     counted: bool = True  # there was none since the last count
-    lift_at: float = 0.0
-    lift_s: float = LIFT_S
+    lift_at: float = -math.inf  # until then it is asked over no more than it has borne
+    lift_s: float = LIFT_S / LIFT_LONGER
+
+    def ceiling(self, now: float) -> int:
+        """Connections that it is asked over."""
+        return max(1, self.borne) if now < self.lift_at else max(TOGETHER, self.borne + 1)
 
 
 class HostSlots:
@@ -98,7 +110,8 @@ class HostSlots:
     ):
         self._each, self._patience_s, self._held_s, self._clock = each, patience_s, held_s, clock
         self._hosts: dict[str, _Host] = {}
-        self._tickets = itertools.count()
+        self._room = REMEMBERED
+        self._tickets, self._random = itertools.count(), random.Random(0)
         self._lock = threading.Lock()
 
     def take(self, name: str) -> Turn:
@@ -108,11 +121,14 @@ class HostSlots:
             host.held = {ticket: one for ticket, one in host.held.items() if one[0] > now}
             if wait_s := self._wait(host, now):
                 return Turn(None, wait_s=wait_s)
-            if len(host.held) >= host.ceiling:
-                return Turn(None, wait_s=POLL_S, queued=True)
+            if len(host.held) >= min(self._each, host.ceiling(now)):
+                host.polls += 1
+                return Turn(None, wait_s=host.look_s, queued=True)
             ticket, together = next(self._tickets), len(host.held) + 1
             host.held[ticket] = (now + self._held_s, together, now)
             host.tokens -= 1
+            host.look_s = min(max(POLL_S, host.look_s * min(2.0, 0.9 + 0.1 * host.polls / POLLS)), SELDOM_S)
+            host.polls = 0
             return Turn(ticket, together)
 
     def give_back(self, name: str, turn: Turn, heard: Heard = Heard.NOTHING, after_s: float = 0.0) -> None:
@@ -125,24 +141,22 @@ class HostSlots:
                 self._answered(host, now, together)
             elif heard is Heard.REFUSAL:
                 self._refused(host, now, together, began, after_s)
-            if not host.held and host.reacted == -math.inf:
-                del self._hosts[name]  # of millions of hosts, those that bear anything need not be remembered
 
     def _host(self, name: str) -> _Host:
         now = self._clock()
-        return self._hosts.setdefault(name, _Host(self._each, now, since=now))
+        if name not in self._hosts and len(self._hosts) >= self._room:  # of millions, those that refuse are remembered
+            self._hosts = {name: host for name, host in self._hosts.items() if host.held or host.reacted > -math.inf}
+            self._room = REMEMBERED + 2 * len(self._hosts)
+        return self._hosts.setdefault(name, _Host(now, since=now))
 
     def _wait(self, host: _Host, now: float) -> float:
         """Seconds until a host may be asked, as far as it is known; 0: now."""
         if now < host.closed_until:
             return host.closed_until - now
-        if host.ceiling < self._each and now >= host.lift_at:
-            host.ceiling += 1
-            host.lift_at = now + host.lift_s
         if host.rate == math.inf:
             host.tokens = 1.0
         else:
-            host.tokens = min(1.0 + BURST_S * host.rate, host.tokens + (now - host.filled) * host.rate)
+            host.tokens = min(1.0, host.tokens + (now - host.filled) * host.rate)  # some bear no two at once
         host.filled = now
         return max(0.0, 1.0 - host.tokens) / host.rate
 
@@ -155,25 +169,18 @@ class HostSlots:
 
     def _refused(self, host: _Host, now: float, together: int, began: float, after_s: float) -> None:
         too_many = together > max(1, host.borne)
-        if too_many:
-            self._lower(host, now, together - 1, after_s)
         if began < host.reacted:
             return
         host.reacted = now
+        if too_many:
+            host.lift_s = max(LIFT_LONGER * host.lift_s, LIFT_PAUSES * after_s)
+            host.lift_at = now + host.lift_s * self._random.uniform(0.75, 1.25)  # not in step with requests
         if after_s or not too_many:
             host.closed_until = max(host.closed_until, now + (after_s or host.pause_s))
         if not too_many:
             self._slow_down(host, now)
         if now - host.asked > self._patience_s * (1 if host.proven else UNPROVEN):
             host.closed_until = max(host.closed_until, now + CLOSED * self._patience_s)
-
-    def _lower(self, host: _Host, now: float, ceiling: int, after_s: float) -> None:
-        """Ask a host over no more than so many connections for a while; longer, where more were tried in vain."""
-        if ceiling < host.ceiling:
-            longer = 2 * host.lift_s if host.ceiling < self._each else LIFT_S
-            host.lift_s = min(max(longer, LIFT_PAUSES * after_s), self._patience_s)
-            host.ceiling = ceiling
-        host.lift_at = now + host.lift_s
 
     def _slow_down(self, host: _Host, now: float) -> None:
         """Take for a host's rate that at which it has answered, pauses included."""
@@ -207,6 +214,6 @@ class Patience:
                 self.in_queues_s -= seconds
             else:
                 self.with_refusals_s -= seconds
-            if self.with_refusals_s >= 0:
+            if min(self.with_refusals_s, self.in_queues_s) >= 0:
                 time.sleep(seconds)
         raise Lost(Outcome.THROTTLED, f"{host} asked for patience, for longer than there is")

@@ -6,7 +6,7 @@ Values may hold colons and commas, as dates do. TDM-Reservation (W3C, TDMRep) is
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from email.message import Message
 
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]  # `none` is noindex and nofollow
@@ -16,38 +16,44 @@ _DIRECTIVES = {
     "snippet", "nosnippet", "notranslate", "nositelinkssearchbox", "indexifembedded", "noodp", "noydir", "noyaca",
     "noml", "nopagereadaloud", "noimagepreview",
 }  # fmt: skip
-_AGENT = re.compile(r"(?!\d{1,4}\b)([!#$%&'*+.^_`|~0-9a-z-]+)(/\S*)?")  # a product's name (RFC 9110); no part of a date
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_SEPARATORS = re.compile("[,;]")  # the second is in no specification, and in no value either
+_AGENT = re.compile(rf"(?!\d{{1,4}}\b)({_TOKEN}+)(/\S*)?")  # a product's name (RFC 9110); no part of a date
 _ROBOT = re.compile("bot|spider|crawl")
 _EVERYBODY = "*"
 
 
-def product_of(user_agent: str) -> str:
-    """The name by which servers call who introduces himself so: `product/1.0 (contact)` is `product`."""
-    return re.split(r"[/\s(]", user_agent.strip(), maxsplit=1)[0].lower()
+def products_of(user_agent: str) -> frozenset[str]:
+    """The names (lower case) by which servers may call who introduces himself so.
+
+    `product/1.0 (contact)` is `product`, `Mozilla/5.0 (compatible; ours/1.0)` is `ours` too.
+    """
+    first = re.split(r"[/\s(]", user_agent.strip(), maxsplit=1)[0]
+    return frozenset(name.lower() for name in (first, *re.findall(rf"({_TOKEN}+)/\d", user_agent)))
 
 
-def reservation(headers: Message, product: str) -> str | None:
-    """The words of an answer's headers that forbid `product` (lower case) the use for training; None: none do."""
+def reservation(headers: Message, products: Set[str]) -> str | None:
+    """The words of an answer's headers that forbid `products` (`products_of`) the use for training; None: none do."""
     for line in headers.get_all("X-Robots-Tag", ()):
-        for agent, directive in _directives(line, product):
-            if agent in (None, _EVERYBODY, product) and directive in OPT_OUTS:
+        for agent, directive in _directives(line, products):
+            if (agent is None or agent == _EVERYBODY or agent in products) and directive in OPT_OUTS:
                 return f"X-Robots-Tag: {directive}"
-    reserved = (value.strip() for line in headers.get_all("TDM-Reservation", ()) for value in line.split(","))
+    reserved = (value.strip() for line in headers.get_all("TDM-Reservation", ()) for value in _SEPARATORS.split(line))
     return "TDM-Reservation: 1" if "1" in reserved else None
 
 
-def _directives(line: str, product: str) -> Iterator[tuple[str | None, str]]:
+def _directives(line: str, products: Set[str]) -> Iterator[tuple[str | None, str]]:
     """Each directive of a header with whom it is meant for (None: everybody), in lower case, without its value."""
     agent = None
-    for part in line.lower().split(","):
+    for part in _SEPARATORS.split(line.lower()):
         name, colon, rest = (piece.strip() for piece in part.partition(":"))
-        while colon and (named := _agent(name, rest, product)):
+        while colon and (named := _agent(name, rest, products)):
             agent = named
             name, colon, rest = (piece.strip() for piece in rest.partition(":"))
         yield agent, name
 
 
-def _agent(name: str, rest: str, product: str) -> str | None:
+def _agent(name: str, rest: str, products: Set[str]) -> str | None:
     """Whom the word before a colon names; None where it is a directive with a value, or part of a date.
 
     A word that nobody knows, before another that nobody knows, is taken for a directive: what comes after it then still
@@ -57,5 +63,5 @@ def _agent(name: str, rest: str, product: str) -> str | None:
     if not match or name in _WITH_VALUE:
         return None
     following = rest.partition(":")[0].strip()
-    named = match[1] == product or _ROBOT.search(name) or not following or following in _DIRECTIVES
+    named = match[1] in products or _ROBOT.search(name) or not following or following in _DIRECTIVES
     return match[1] if named else None

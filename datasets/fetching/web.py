@@ -143,7 +143,7 @@ class _Http(urllib.request.AbstractHTTPHandler):
         super().__init__()
         self._download, self._hosts, self._pace, self._names, self._opener = download, hosts, pace, names, opener
         self._allowed = Allowed(download.allow, download.private_addresses)
-        self._product = rights.product_of(download.user_agent)
+        self._products = rights.products_of(download.user_agent)
 
     def expect(self, hosts: Iterable[str]) -> None:
         """Look up those that are not reserved."""
@@ -188,7 +188,7 @@ class _Http(urllib.request.AbstractHTTPHandler):
         deadline = time.monotonic() + request.left_s
         made = partial(connection, dial=partial(_dial, places, deadline=deadline), deadline=deadline)
         with self.do_open(made, request) as response:
-            if response.status < 400 and (reserved := rights.reservation(response.headers, self._product)):
+            if response.status < 400 and (reserved := rights.reservation(response.headers, self._products)):
                 raise Lost(Outcome.OPTED_OUT, reserved)
             body = self._body(response)
             answer = addinfourl(io.BytesIO(body), response.headers, response.url, response.status)

@@ -10,12 +10,12 @@ with the path; where a file is missing, a `FileNotFoundError` too.
 import errno
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -280,16 +280,17 @@ def matching(path: str, suffix: str | tuple[str, ...]) -> dict[str, str]:
     """The files that a file, folder, pattern (`*`) or URI stands for, sorted: path by name relative to the folder.
 
     A folder stands for all files below it that end in `suffix`, or one of several; empty where there is none. A file
-    without any suffix may be of that kind. Hidden files, and those in hidden folders, are none unless they are named.
+    that is named stands for itself: its content tells what it is. Hidden files, and those in hidden folders, are none
+    unless they are named. What is there under a name with `*` in it is no pattern.
     """
     path = absolute(path)
-    if "*" in path:
+    if "*" in path and (is_remote(path) or not os.path.exists(path)):
         folder, _, pattern = path.partition("*")
         folder, _, start = folder.rpartition("/")
         names = [name for name in listing(folder) if _matches(name, f"{start}*{pattern}")]
     elif is_file(path):
         folder, _, name = path.rpartition("/")
-        return {name: path} if name.endswith(suffix) or "." not in name else {}
+        return {name: path}
     else:
         folder, names = path, [name for name in listing(path) if name.endswith(suffix)]
     return {name: join(folder, name) for name in names if not any(part[0] == "." for part in name.split("/"))}
@@ -301,9 +302,8 @@ def is_file(path: str) -> bool:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a path fits a pattern part by part: `*` stays within one folder."""
-    parts, patterns = name.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+    """Whether a path fits a pattern: `*` stays within one folder, and no other sign means anything."""
+    return re.fullmatch("[^/]*".join(map(re.escape, pattern.split("*"))), name) is not None
 
 
 def sizes(folder: str) -> dict[str, int]:

@@ -186,6 +186,20 @@ def shards(content: bytes) -> Iterator[tuple[int, pa.Table]]:
         yield int(number), rows.slice(start, count)
 
 
+def captions(read: Callable[[str], bytes], files: Iterable[str], numbers: Iterable[int]) -> dict[str, str]:
+    """The planned captions of some shards by key; `read` gives a file of the plan's artifact, `files` are their names.
+
+    Only the parts with these shards are read: each has as many, but for the last, which has the rest.
+    """
+    names, wanted = parts(files), sorted(set(numbers))
+    found: dict[str, str] = {}
+    for place in sorted({min(number // SHARDS_PER_PART, len(names) - 1) for number in wanted}):
+        rows = pq.read_table(pa.BufferReader(read(names[place])), columns=["key", "caption", "shard"])
+        ours = rows.take(np.flatnonzero(np.isin(rows["shard"].to_numpy(), wanted)))
+        found |= dict(zip(ours["key"].to_pylist(), ours["caption"].to_pylist(), strict=True))
+    return found
+
+
 def key_of(url: str, caption: str) -> str:
     """A picture's key, 32 hex digits: blake2b-128 of its normalised URL, a NUL, and its clean caption."""
     return hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=16).hexdigest()

@@ -110,6 +110,10 @@ class Batches:
         """The first samples, at most so many, as `read` gives them."""
         return self.read(0, min(rows, self.rows))
 
+    def first_shards(self, rows: int) -> set[int]:
+        """Numbers of the shards in which the first samples lie."""
+        return {self._place(position)[0] for position in range(min(rows, self.rows))}
+
     def stretch(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """As `read`, of any length: beyond the data's, samples repeat."""
         self._shards.hold(self._needed(start, start + rows - 1))

@@ -84,6 +84,10 @@ class BucketBatches:
         """The first samples of the largest bucket, at most so many, as `Batches.read` gives them."""
         return self.largest.first(rows)
 
+    def first_shards(self, rows: int) -> set[int]:
+        """Numbers of the shards in which these lie."""
+        return self.largest.first_shards(rows)
+
     def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """The samples `start` to `start + rows` of the training, which lie within one batch of a span.
 

@@ -90,13 +90,15 @@ class Rival:
         assert name is not None, wanted
         return np.asarray(pictures.opened(self._read(name)))
 
-    def examine(self, prompts: Sequence[Wanted]) -> Findings:
-        """Look for a picture for each prompt, and into all that are there: they must decode and have one size."""
+    def examine(self, prompts: Sequence[Wanted], one_size: bool = True) -> Findings:
+        """Look for a picture for each prompt, and into all that are there: they must decode, and have one size where a
+        model drew them."""
         there = [wanted for wanted in prompts if len(self._all(wanted)) == 1]
         with ThreadPoolExecutor(storage.READERS) as pool:
             sizes = dict(zip(there, pool.map(self._size, there), strict=True))
         ((usual, _),) = Counter(size for size in sizes.values() if size).most_common(1) or (((0, 0), 0),)
-        good = {key for (key, _), size in sizes.items() if size == usual and min(usual) >= SMALLEST}
+        fitting = {key: size for (key, _), size in sizes.items() if size and (size == usual or not one_size)}
+        good = {key for key, size in fitting.items() if min(size) >= SMALLEST}
         return Findings(
             usable=frozenset(good),
             missing=tuple(text for key, text in prompts if not self._all((key, text))),

@@ -184,7 +184,7 @@ def _header(line: str, delimiter: str) -> list[str]:
 def _of_json(name: str, file: Path, encoding: str) -> Iterator[Row]:
     with _lines(file, encoding) as lines:
         texts = ((number, line.removeprefix(_BOM)) for number, line in enumerate(lines, start=1))
-        rows = ((number, json.loads(text)) for number, text in texts if text.strip())
+        rows = ((number, _parsed(number, text)) for number, text in texts if text.strip())
         first = next(rows, None)
         if first is None:
             return
@@ -201,6 +201,13 @@ def _of_json(name: str, file: Path, encoding: str) -> Iterator[Row]:
             yield f"{name} line {number}", row.get(file_column), row.get(caption_column)
         if columns is None and error is not None:
             raise error
+
+
+def _parsed(number: int, line: str) -> object:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is no JSON ({error})") from error
 
 
 def _of_parquet(name: str, file: Path, encoding: str) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Parquet files with LAION's columns, read as a stream of tables under our column names."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +32,7 @@ _ALIASES = {  # other names of a column, by ours, which count where LAION's own 
     "licence": ("licence",),
 }
 _TEXTS = ("url", "caption", "licence", "origin")
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _BATCH_ROWS = 1 << 16
 _HELP = {
     "data.metadata": "give files with LAION's columns, or set the rules of data.filters that need them to null"
@@ -94,9 +95,21 @@ def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata
     return taken[0]
 
 
-def spelled_otherwise(path: str) -> dict[str, str]:
-    """Of the columns that are taken, those that are not named as LAION's: ours and theirs."""
-    return {ours: name for ours, name in columns(path).items() if name.lower() != COLUMNS[ours].lower()}
+def read_as(path: str, key: str = "data.metadata") -> dict[str, str]:
+    """LAION's name of each column that is taken, and the file's own; arguments and errors as of `columns`."""
+    return {COLUMNS[ours]: name for ours, name in columns(path, key=key).items()}
+
+
+def is_other(taken: Mapping[str, str]) -> bool:
+    """Whether a column of `read_as` has another name than LAION's, but for capitals."""
+    return any(laions.lower() != name.lower() for laions, name in taken.items())
+
+
+def told(taken: Mapping[str, str]) -> str:
+    """What `read_as` has found, in words."""
+    found = ", ".join(laions if laions == name else f"{laions} from {name}" for laions, name in taken.items())
+    missing = ", ".join(name for name in COLUMNS.values() if name not in taken)
+    return f"columns taken: {found}{missing and f'; not there: {missing}'}"
 
 
 def renamed(table: pa.Table, left_out: LeftOut | None = None) -> pa.Table:
@@ -115,7 +128,7 @@ def renamed(table: pa.Table, left_out: LeftOut | None = None) -> pa.Table:
         if ours in _TEXTS:
             columns[ours] = column if _is_list(column.type) else _as_bytes(column)
         else:
-            number = pc.cast(column, pa.float64())
+            number = pc.cast(_digits(column) if _is_text(column.type) else column, pa.float64())
             columns[ours] = pc.if_else(pc.is_nan(number), None, number)
     return _a_row_each(pa.table(columns), left_out or LeftOut())
 
@@ -134,8 +147,15 @@ def _a_row_each(table: pa.Table, left_out: LeftOut) -> pa.Table:
 
 
 def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    texts = column if _is_text(column.type) else pc.cast(column, pa.string())  # numbers, as licences may be
+    is_view = pa.types.is_string_view(column.type)
+    texts = column if _is_text(column.type) and not is_view else pc.cast(column, pa.string())  # licences may be numbers
     return pc.cast(texts, pa.large_binary())
+
+
+def _digits(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts that are numbers; null for all others, as a number that is not there."""
+    texts = pc.cast(column, pa.string())
+    return pc.if_else(pc.match_substring_regex(texts, _NUMBER), pc.utf8_trim_whitespace(texts), None)
 
 
 def _files(path: str, key: str) -> list[str]:
@@ -183,7 +203,10 @@ def _fits(kind: pa.DataType, ours: str) -> bool:
 def _is_text(kind: pa.DataType) -> bool:
     return any(
         is_kind(kind)
-        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+        for is_kind in (
+            *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+            *(pa.types.is_binary, pa.types.is_large_binary),
+        )
     )
 
 

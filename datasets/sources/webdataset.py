@@ -8,7 +8,8 @@ Nothing in a tar is trusted. It is read, never unpacked; a name is no path; no m
 memory; whatever is damaged, too big, linked or there twice is counted and left out.
 
 A picture's URL says where its bytes lie and what their hash is. So a download reads just these, and a tar that has been
-changed since the plan was made gives no wrong picture: it is counted as gone.
+changed since the plan was made gives no wrong picture: it is counted as gone. A compressed tar, which its content tells
+and not its name, is unpacked for that into a file without a name, by each process that reads it.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
@@ -26,7 +28,7 @@ import pyarrow as pa
 
 from datasets import pictures
 from datasets.config import DataError, WebdatasetConfig
-from datasets.files import storage
+from datasets.files import compressed, storage
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
@@ -39,8 +41,9 @@ KEY = "data.webdataset.path"
 _PICTURES = (*pictures.SUFFIXES, ".img")
 _CAPTIONS = (".txt", ".cap", ".caption", ".text")  # the first counts where a picture has several; then .json
 _TEXTS = (*_CAPTIONS, ".json")
-_COMPRESSED = {b"\x1f\x8b": "gzip -d", b"\x28\xb5\x2f\xfd": "zstd -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d"}
-_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".Z", ".7z", ".zip")
+_SUFFIXES = (".tar", ".tgz", ".tbz2", ".tbz", ".txz", ".tzst", *(f".tar{suffix}" for suffix in _PACKED))
+_UNPACKED = compressed.Unpacked()  # for all shards that this process downloads
 _TEXT_BYTES = 1 << 18  # longest caption or JSON, and longest header, that is read
 _READ_AHEAD = 1 << 20
 _SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
@@ -65,17 +68,19 @@ class _Sample:
 def tables(config: WebdatasetConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     """The samples of one tar after the other; see `datasets.sources.table.Source`.
 
-    Left out: `damaged_tar` (a tar's rest, or all of it: cut short, or none), `compressed_tar` (pictures are read in
-    place), and samples by reason: `too_big`, `unreadable` (a picture of no format that we read), `no_picture`,
-    `no_caption`, `no_text`, `encoding`, `link` (out of the tar, or another member that is no file), `duplicate` (a
-    second picture of that name, or the same bytes with the same caption in that tar).
+    Left out: `damaged_tar` (a tar's rest, or all of it: cut short, or none), `compressed_tar` (in a way that we do not
+    read, or a bomb), and samples by reason: `too_big`, `unreadable` (a picture of no format that we read),
+    `no_picture`, `no_caption`, `no_text`, `encoding`, `link` (out of the tar, or another member that is no file),
+    `duplicate` (a second picture of that name, or the same bytes with the same caption in that tar).
     """
     found = 0
-    for name in _compressed(config):
-        left_out.add("compressed_tar", name, "pictures are read in place; uncompress it first")
     for name, path in _files(config).items():
-        rows = _rows(name, _samples(name, path, config.max_bytes, left_out), left_out)
-        if rows:
+        try:
+            samples = _samples(name, path, config.max_bytes, left_out)
+        except compressed.Unreadable as error:
+            left_out.add("compressed_tar", name, str(error))
+            continue
+        if rows := _rows(name, samples, left_out):
             found += len(rows)
             yield pa.Table.from_pylist(rows, schema=_SCHEMA)
     if not found:
@@ -88,15 +93,21 @@ def tables(config: WebdatasetConfig, left_out: LeftOut) -> Iterator[pa.Table]:
 @contextmanager
 def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
     """Serve the pictures that URLs of `tables` name, and nothing else of the tars."""
-    files = _files(config)
+    files, is_compressed = _files(config), lru_cache(maxsize=None)(compressed.is_compressed)
 
     def body(request: str) -> bytes | None:
         name, _, query = request.partition("?")
         path, place = files.get(unquote(name, errors="surrogateescape")), _Place.parsed(query)
         if path is None or place is None or place.size > config.max_bytes:
             return None
-        with storage.opened(path) as source:
-            content: bytes = source.read_at(place.size, place.offset)
+        if is_compressed(path):
+            try:
+                content = _UNPACKED.read_at(path, place.size, place.offset)
+            except compressed.Unreadable:  # it has been changed since
+                return None
+        else:
+            with storage.opened(path) as source:
+                content = source.read_at(place.size, place.offset)
         return content if hashlib.sha256(content).hexdigest() == place.sha256 else None
 
     with loopback.serve(body) as address:
@@ -137,30 +148,25 @@ class _Place:
 
 
 def _files(config: WebdatasetConfig) -> dict[str, str]:
-    compressed = _compressed(config)
-    files = {name: path for name, path in storage.matching(config.path, ".tar").items() if name not in compressed}
+    files = storage.matching(config.path, _SUFFIXES)
     if not files:
-        told = f", only {next(iter(compressed))} and the like: uncompress them" if compressed else ""
-        raise DataError(
-            f"{KEY}: there is no .tar file at {config.path}{told}; give a tar, a folder, a pattern or a URI"
-        )
+        raise DataError(f"{KEY}: there is no .tar file at {config.path}; give a tar, a folder, a pattern or a URI")
     return files
 
 
-def _compressed(config: WebdatasetConfig) -> list[str]:
-    """Names of what is no tar before it is uncompressed; what only its content tells is found when it is read."""
-    return [name for name in storage.matching(config.path, _COMPRESSED_SUFFIXES) if name.endswith(_COMPRESSED_SUFFIXES)]
+@contextmanager
+def _opened(path: str, max_bytes: int) -> Iterator["_Limited"]:
+    """A tar to read; what it holds, where it is compressed."""
+    opened = compressed.unpacked if compressed.is_compressed(path) else storage.opened
+    with opened(path) as source, _Limited(source, max_bytes) as file:
+        yield file
 
 
 def _samples(name: str, path: str, max_bytes: int, left_out: LeftOut) -> dict[str, _Sample]:
     """The samples of a tar by name, in its order, as far as it can be read."""
     samples: dict[str, _Sample] = {}
     members: dict[str, tarfile.TarInfo] = {}  # files so far, which links may name
-    with storage.opened(path) as source, _Limited(source, max_bytes) as file:
-        start = file.peek(max(map(len, _COMPRESSED)))
-        if command := next((command for magic, command in _COMPRESSED.items() if start.startswith(magic)), None):
-            left_out.add("compressed_tar", name, f"pictures are read in place; uncompress it: {command}")
-            return {}
+    with _opened(path, max_bytes) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
@@ -188,7 +194,8 @@ def _take(
     left_out: LeftOut,
 ) -> None:
     """Add a member to its sample; what is neither picture nor text is passed over, and named."""
-    stem, kind = posixpath.splitext(member.name)
+    name = posixpath.normpath(member.name)  # ./x is x
+    stem, kind = posixpath.splitext(name)
     kind = kind.lower()
     if posixpath.basename(member.name).startswith("."):
         left_out.pass_over("hidden", f"{tar}/{member.name}", "hidden files are passed over")
@@ -202,7 +209,7 @@ def _take(
     if held is None:
         sample.lost = "link", f"{member.name} is a link to {member.linkname or 'nothing'}, which is no file of the tar"
         return
-    members[member.name] = held
+    members[name] = held
     if held.size > (limit := max_bytes if kind in _PICTURES else _TEXT_BYTES):
         sample.lost = "too_big", f"{member.name} has {held.size:,} bytes, more than {limit:,}"
     elif kind in sample.texts or (sample.url and kind in _PICTURES):
@@ -229,7 +236,7 @@ def _held(member: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> tarfi
     if member.isreg() and not member.issparse():
         return member
     if member.islnk():
-        return members.get(member.linkname)
+        return members.get(posixpath.normpath(member.linkname))
     if member.issym():
         return members.get(posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname)))
     return None

@@ -4,10 +4,14 @@ The newest few stay, and those at milestones. A safetensors file for each part o
 its size and sha256, written last. The newest checkpoint all of whose parts their markers vouch for wins; a damaged or
 unfinished one is skipped, and said so. A marker also tells which training this is (`recipe`), and may name an earlier
 step whose checkpoint is kept along with its own: the best one so far.
+
+Whenever ranks agree on what they go on from, they begin a new attempt, which names its files: two that were killed at
+the same step each leave some parts of it, of the same training and still not of one state.
 """
 
 import json
 import re
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +23,20 @@ from datasets.files.fence import Fence, unfenced
 from datasets.files.storage import CorruptFile, FileEntry, Pieces
 
 KEEP = 2
+NAME = r"(\d+)-(\d+)of(\d+)(?:-([0-9a-f]+))?\.(json|safetensors)"  # earlier versions named no attempt
 
 
 @dataclass(frozen=True, order=True)
 class Saved:
-    """A checkpoint: the state after `step` steps, in so many parts."""
+    """A checkpoint: the state after `step` steps, in so many parts, all of one attempt."""
 
     step: int
     parts: int
+    attempt: str = ""
 
     def name(self, part: int, suffix: str) -> str:
         """File of a part (`safetensors`) or of its marker (`json`)."""
-        return f"{self.step:09d}-{part}of{self.parts}.{suffix}"
+        return f"{self.step:09d}-{part}of{self.parts}{f'-{self.attempt}' if self.attempt else ''}.{suffix}"
 
 
 @dataclass(frozen=True)
@@ -60,39 +66,44 @@ class Checkpoints:
     ):
         self.folder, self.part, self.parts, self.milestones = folder, part, parts, milestones
         self.warn, self.fence = warn, fence
+        self.attempt = ""  # as of versions that named none, until `newest` begins one
 
     def save(self, step: int, data: bytes | Pieces, recipe: Mapping[str, object], best: int | None = None) -> None:
         """Publish our part of the state after `step` steps, to be kept together with that after `best` steps.
 
-        The first part's rank drops all but the newest few, the best one that each of these names, and milestones.
+        The first part's rank drops all but the newest few, the best one that each of these names, and milestones; and
+        what attempts that were killed have left of earlier ones.
 
         Raises:
             ClaimLost: the training has passed to another run.
         """
-        saved = Saved(step, self.parts)
+        saved = Saved(step, self.parts, self.attempt)
         entry = storage.publish(data, self._path(saved, self.part, "safetensors"))
         marker = {"file": vars(entry), "recipe": recipe, "best": best}
         marked = json.dumps({**marker, "sha256": _digest(marker)})
         self.fence()
         storage.publish(marked.encode(), self._path(saved, self.part, "json"))
         if self.part == 0:
-            markers = self._markers()
-            whole = sorted(found for found, parts in markers.items() if len(parts) == found.parts)
-            newest = whole[-KEEP:]
-            named = {self._told(found, "best") for found in newest}
-            kept = {found for found in whole if found.step in named or found.step in self.milestones}
-            for old in [found for found in markers if newest and found < newest[0] and found not in kept]:
-                for part in range(old.parts):
-                    storage.remove(self._path(old, part, "json"))
-                    storage.remove(self._path(old, part, "safetensors"))
+            self._drop_old()
+
+    def _drop_old(self) -> None:
+        found = self._found()
+        whole = self._whole(found)
+        newest = sorted(whole)[-KEEP:]
+        named = {self._told(whole[step], "best") for step in newest}
+        kept = {whole[step] for step in {*newest, *named, *self.milestones}.intersection(whole)}
+        for old in [saved for saved in found if newest and saved.step <= newest[0] and saved not in kept]:
+            for part, suffix in sorted(found[old], key=lambda file: file[1]):  # "json" first: it vouches for the other
+                storage.remove(self._path(old, part, suffix))
 
     def newest(self, rank: int = 0, world: int = 1, told: Callable[[Any], list[Any]] = _alone) -> Found | None:
-        """The newest checkpoint that is whole and valid, or None.
+        """The newest checkpoint that is whole and valid, or None; what is saved from now on is of a new attempt.
 
         Where several ranks ask together, and get the same one, each reads its share of the parts, and keeps them until
         they are asked for. `told` gives what each rank tells all others.
         """
-        for saved in told(sorted(self._markers(), reverse=True))[0]:
+        marked, self.attempt = told((self._marked(), uuid.uuid4().hex[:8]))[0]
+        for saved in reversed(marked):
             held = self._valid(saved, range(rank, saved.parts, world))
             if all(told(held is not None)):
                 return Found(saved, [partial((held or {}).pop, part) for part in range(saved.parts)])
@@ -108,7 +119,7 @@ class Checkpoints:
 
     def recipes(self) -> list[Mapping[str, object]]:
         """Which training each checkpoint is of, as far as its marker can be read."""
-        told = [self._told(saved, "recipe") for saved in sorted(self._markers())]
+        told = [self._told(saved, "recipe") for saved in self._marked()]
         return [recipe for recipe in told if recipe]
 
     def after(self, step: int) -> Found:
@@ -117,10 +128,10 @@ class Checkpoints:
         Raises:
             CorruptFile: it is not there, or not whole.
         """
-        found = [saved for saved, parts in self._markers().items() if saved.step == step and len(parts) == saved.parts]
-        if not found:
+        saved = self._whole(self._found()).get(step)
+        if saved is None:
             raise CorruptFile(f"{self.folder} has lost the checkpoint of step {step}; --force the training")
-        return Found(found[0], [partial(self._read, found[0], part) for part in range(found[0].parts)])
+        return Found(saved, [partial(self._read, saved, part) for part in range(saved.parts)])
 
     def _read(self, saved: Saved, part: int) -> bytes:
         entry = FileEntry(**self._marker(saved, part)["file"])
@@ -128,7 +139,7 @@ class Checkpoints:
 
     def _marker(self, saved: Saved, part: int) -> dict[str, Any]:
         path = self._path(saved, part, "json")
-        return json_files.parse(path, storage.read(path), _whole)
+        return json_files.parse(path, storage.read(path), _marker)
 
     def _told(self, saved: Saved, key: str) -> Any:
         """What a checkpoint's marker tells; nothing where it is damaged, which `newest` tells of."""
@@ -137,20 +148,31 @@ class Checkpoints:
         except (CorruptFile, FileNotFoundError):
             return None
 
-    def _markers(self) -> dict[Saved, set[int]]:
-        """The parts of each checkpoint that have a marker."""
+    def _marked(self) -> list[Saved]:
+        """The checkpoints of which a part has a marker, oldest first."""
+        return sorted(saved for saved, files in self._found().items() if any(suffix == "json" for _, suffix in files))
+
+    def _whole(self, found: Mapping[Saved, set[tuple[int, str]]]) -> dict[int, Saved]:
+        """Of what there is, the checkpoint of each step all of whose parts have a marker; our own where there are more.
+
+        Whoever saves a step again could not read what was there.
+        """
+        marked = (saved for saved, files in found.items() if files >= {(part, "json") for part in range(saved.parts)})
+        return {saved.step: saved for saved in sorted(marked, key=lambda saved: (saved.attempt == self.attempt, saved))}
+
+    def _found(self) -> dict[Saved, set[tuple[int, str]]]:
+        """What there is of each checkpoint: part and suffix of each file."""
         found = defaultdict(set)
-        for name in storage.listing(self.folder):
-            if match := re.fullmatch(r"(\d+)-(\d+)of(\d+)\.json", name):
-                step, part, parts = map(int, match.groups())
-                found[Saved(step, parts)].add(part)
+        for match in filter(None, (re.fullmatch(NAME, name) for name in storage.listing(self.folder))):
+            step, part, parts = map(int, match.groups()[:3])
+            found[Saved(step, parts, match[4] or "")].add((part, match[5]))
         return dict(found)
 
     def _path(self, saved: Saved, part: int, suffix: str) -> str:
         return storage.join(self.folder, saved.name(part, suffix))
 
 
-def _whole(told: dict[str, Any]) -> dict[str, Any]:
+def _marker(told: dict[str, Any]) -> dict[str, Any]:
     """A marker without its own sha256; ValueError where that is another's."""
     marker = {key: value for key, value in told.items() if key != "sha256"}
     if told["sha256"] != _digest(marker):

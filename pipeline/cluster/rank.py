@@ -31,6 +31,7 @@ from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.spending import Spending
 from pipeline.cluster.watchdog import Watchdog
 from pipeline.models.loading import weights
+from pipeline.models.panels import Panel, beside
 from pipeline.models.training_data import EncodedBatches, TrainingData
 from pipeline.store import log_files
 from pipeline.store.deleting import RESULT
@@ -41,6 +42,7 @@ from stages.training.callbacks import Callbacks, Parts
 from stages.training.validation import Validation
 
 KEYS_SHOWN = 8  # of a bad batch
+SHOWN_AS = {"weights": "weights", "ema": "EMA"}  # in a panel's titles
 PACKAGES = ("pipeline", "datasets", "stages", "py.warnings")  # whose words a rank's log takes
 
 log = logging.getLogger(__name__)
@@ -77,12 +79,12 @@ class Rank:
         objective: nn.Module,
         config: TrainingConfig,
         data: TrainingData,
-        panel: Callable[[], bytes] | None = None,
+        panel: Callable[[], Panel] | None = None,
     ) -> bool:
         """Train (or go on training) an objective.
 
-        `panel` makes a PNG of what the objective's models can do, whatever their weights are at the time. False when it
-        was asked to stop before its end, by the run or because one of its nodes is being taken away.
+        `panel` makes pictures of what the objective's models can do, whatever their weights are at the time. False when
+        it was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
         self._warn_of_small_buckets(name, config, data.batches)
         callbacks = RankCallbacks(self, name, config, data, panel)
@@ -214,11 +216,11 @@ class Rank:
 class RankCallbacks(Callbacks):
     """One training of a rank: its batches and checkpoints, and what the board, and so the driver, hears of it.
 
-    `panel` makes a PNG of what the objective's models can do, whatever their weights are at the time.
+    `panel` makes pictures of what the objective's models can do, whatever their weights are at the time.
     """
 
     def __init__(
-        self, rank: Rank, name: str, config: TrainingConfig, data: TrainingData, panel: Callable[[], bytes] | None
+        self, rank: Rank, name: str, config: TrainingConfig, data: TrainingData, panel: Callable[[], Panel] | None
     ) -> None:
         self._rank, self._name, self._config, self._data, self._panel = rank, name, config, data, panel
         folder, (replica, place) = checkpoints_of(rank.building, name), divmod(rank.rank, config.shard)
@@ -226,10 +228,11 @@ class RankCallbacks(Callbacks):
         self.states = Checkpoints(folder, rank.warn, part, rank.world, config.phase_ends, rank.fence)
         if config.validation and data.held_out:
             self.validation = Validation(data.held_out.read, data.held_out.rows)
-        if config.panel_every and panel:
+        if config.panel_every and panel and rank.rank == 0:
             _ = data.shown  # read now: as soon as the training begins, a thread reads from the same batches
         self._begun = False
         self._panel_seconds = 0.0
+        self._panels: dict[str, Panel] = {}  # by weights, until all are there
         self._logged: dict[int, dict[str, float]] = {}  # since the last saved state
         self._reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
         super().__init__()  # what goes on is timed from here
@@ -292,11 +295,14 @@ class RankCallbacks(Callbacks):
             self._rank.warn(f"{self._name}: step {step + 1} went wrong ({done}); {suspects(batch)}")
 
     def show(self, step: int, weights: str) -> None:
-        """See `Callbacks`; draws the panel."""
-        assert self._panel is not None
+        """See `Callbacks`; draws the panel, of the weights and their average side by side."""
+        if self._panel is None:
+            return
         began = time.monotonic()
-        title = f"{self._name} panel" if weights == "weights" else f"{self._name} panel ({weights})"
-        self._rank.board.post({"kind": "image", "name": title, "png": self._panel(), "step": step})
+        self._panels[SHOWN_AS[weights]] = self._panel()
+        if weights == ("ema" if self._config.ema else "weights"):
+            png, self._panels = beside(self._panels), {}
+            self._rank.board.post({"kind": "image", "name": f"{self._name} panel", "png": png, "step": step})
         self._panel_seconds += time.monotonic() - began
 
     def flops_of(self, phase: Phase) -> float:

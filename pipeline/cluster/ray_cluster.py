@@ -5,6 +5,7 @@ back through one small actor, the board: progress, metrics, and the wish to stop
 """
 
 import collections
+import contextlib
 import itertools
 import logging
 import os
@@ -15,10 +16,11 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import psutil
 import ray
 import ray.data
 import ray.exceptions
@@ -33,13 +35,14 @@ from datasets.files import retrying, storage
 from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause, get
 from pipeline.environment import quiet_environment, ray_folder
-from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError
+from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, UsageError
 from pipeline.settings.resources import Cluster as ClusterConfig
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
 POLL_S = 0.5
 SHARDS_PER_ACTOR = 4
+ENDING_S = 10.0  # for the kernel to end what was killed
 PING_S = 60.0  # for an answer of a node: it may have to start a process; one that is dead fails sooner
 
 
@@ -49,35 +52,7 @@ class Cluster:
     def __init__(self, config: ClusterConfig, workers: int):
         self.config = config
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        # A signal to our whole process group must not end Ray before the workers have saved. Its processes inherit what
-        # is blocked; for SIGINT Ray sees to this itself.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            ray.init(
-                address=config.address or "local",  # None would be any Ray that happens to run on this machine
-                num_cpus=config.num_cpus if config.address is None else None,
-                include_dashboard=False if config.address is None else None,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                _temp_dir=ray_folder() if config.address is None else None,
-                runtime_env={"env_vars": quiet_environment() | retrying.environment()} if config.address else None,
-            )
-        except ConnectionError as error:
-            raise UsageError(f"cluster.address={config.address}: no Ray answers there ({error})") from None
-        except (ValueError, TypeError, AssertionError):  # ours
-            raise
-        except Exception as error:  # Ray raises a plain one where its processes do not answer in time
-            ray.shutdown()
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RetriesExhausted(
-                f"Ray did not start ({why}): the machine is very busy, or its memory or the disk of {ray_folder()} is "
-                "full; start the same command again once it is not"
-            ) from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        for number, handler in handlers.items():  # Ray takes SIGTERM for itself and would end without saving
-            signal.signal(number, handler)
+        _start(config)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = 0
@@ -278,6 +253,62 @@ class Cluster:
             if stall := get(self.board.stall.remote()):
                 raise InfrastructureError(stall) from error
             raise
+
+
+def _start(config: ClusterConfig) -> None:
+    """Start or join Ray, from the main thread: its processes end with the thread that has started them."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    others = _children()
+    # A signal to our whole process group must not end Ray before the workers have saved. Its processes inherit what
+    # is blocked; for SIGINT Ray sees to this itself.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        ray.init(
+            address=config.address or "local",  # None would be any Ray that happens to run on this machine
+            num_cpus=config.num_cpus if config.address is None else None,
+            include_dashboard=False if config.address is None else None,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            _temp_dir=ray_folder() if config.address is None else None,
+            runtime_env={"env_vars": quiet_environment() | retrying.environment()} if config.address else None,
+        )
+    except ConnectionError as error:
+        raise UsageError(f"cluster.address={config.address}: no Ray answers there ({error})") from None
+    except (ValueError, TypeError, AssertionError):  # ours
+        raise
+    except Exception as error:  # Ray raises a plain one where its processes do not answer in time
+        _end_half_started(others)
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RetriesExhausted(
+            f"Ray did not start ({why}): the machine is very busy, or its memory or the disk of {ray_folder()} is "
+            "full; start the same command again once it is not"
+        ) from error
+    except SystemExit as error:  # of the handler that Ray sets at first, which knows no clean end
+        _end_half_started(others)
+        raise Interrupted(signal.SIGTERM) from error
+    except BaseException:  # somebody does not want to wait for it
+        _end_half_started(others)
+        raise
+    finally:
+        for number, handler in handlers.items():  # Ray takes SIGTERM for itself and would end without saving
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+
+
+def _end_half_started(others: Collection[psutil.Process]) -> None:
+    """End the Ray that this process has begun to start, of which Ray itself may know nothing yet."""
+    if ray.is_initialized():
+        ray.shutdown()
+    begun = _children().difference(others)
+    for process in begun:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(begun, timeout=ENDING_S)
+
+
+def _children() -> set[psutil.Process]:
+    """The processes below this one."""
+    return set(psutil.Process().children(recursive=True))
 
 
 def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:

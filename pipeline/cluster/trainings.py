@@ -14,6 +14,8 @@ from torch import nn
 
 from pipeline.cluster.rank import Rank
 from pipeline.models import loading, panels
+from pipeline.models.panels import Panel
+from pipeline.models.showing import Decoder, Prompts, Shower
 from pipeline.models.training_data import Reading, TrainingData
 from pipeline.settings.sections import Baseline as BaselineSettings
 from pipeline.settings.sections import Compressor as CompressorSettings
@@ -47,7 +49,8 @@ class Order:
     """What the ranks of a step are to train, one after the other, and of what; can be sent to them.
 
     `settings` are the config's section of what the step is named after. `stage_a` and `text` are artifacts that some
-    trainings read besides their batches: the first stage, and the tower's hidden states of the empty caption.
+    trainings read besides their batches: the first stage, and the tower's hidden states of the empty caption. `decoder`
+    is what shows codes; None where none is there yet. `prompts` are drawn in panels beside the data's captions.
     """
 
     trainings: Mapping[str, TrainingConfig]
@@ -58,6 +61,8 @@ class Order:
     text: Artifact | None
     reading: Reading
     seed: int
+    decoder: Decoder | None = None
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,9 @@ class Row:
 
     objective: Callable[[Order, torch.device, Any], nn.Module]
     publishes: tuple[str, ...] = ()
-    panel: Callable[[Order, Any, TrainingData], bytes] | None = None
+    panel: Callable[[Order, Any, TrainingData, Shower | None], Panel] | None = None
     ends_with_panel: bool = True
+    shows_codes: bool = False  # which takes a decoder
 
 
 def run(payload: dict[str, Any]) -> None:
@@ -88,15 +94,22 @@ def _run(rank: Rank, payload: dict[str, Any]) -> None:
         row = TRAININGS[name]
         data = order.reading.data(training, online)
         objective = row.objective(order, rank.device, objective)
-        panel = partial(row.panel, order, objective, data) if row.panel else None
+        panel = _panel(row, order, objective, data)
         if not rank.train(name, objective, training, data, panel):
             return
         for part in row.publishes:
             rank.publish_model(part, objective.get_submodule(part))
         if panel and row.ends_with_panel:
-            rank.publish(PANEL, panel)
+            rank.publish(PANEL, lambda panel=panel: panel().png())  # type: ignore[misc]
         rows = data.largest.rows
     rank.finish(rows)
+
+
+def _panel(row: Row, order: Order, objective: nn.Module, data: TrainingData) -> Callable[[], Panel] | None:
+    """What makes a training's panels, where it has any and they can be seen."""
+    if row.panel is None or (row.shows_codes and order.decoder is None):
+        return None
+    return partial(row.panel, order, objective, data, Shower(order.decoder, order.prompts) if order.decoder else None)
 
 
 def seeded(seed: int, make: Callable[[], M]) -> M:
@@ -182,11 +195,24 @@ def _null_text(order: Order) -> torch.Tensor:
     return loading.null_text(order.text)
 
 
-def _panel_b(order: Order, made: StageBObjective, data: TrainingData) -> bytes:
+def _panel_a(order: Order, made: StageAObjective, data: TrainingData, _: Shower | None) -> Panel:
+    return panels.stage_a_panel(made.stage_a, data)
+
+
+def _panel_b(order: Order, made: StageBObjective, data: TrainingData, _: Shower | None) -> Panel:
     return panels.stage_b_panel(_first_stage(order, made), made.stage_b, made.compressor, data)
 
 
-def _panel_baseline(order: Order, made: BaselineObjective, data: TrainingData) -> bytes:
+def _panel_c(order: Order, made: StageCObjective, data: TrainingData, shower: Shower | None) -> Panel:
+    assert shower is not None
+    return panels.stage_c_panel(made.stage_c, shower, data)
+
+
+def _panel_previewer(order: Order, made: PreviewerObjective, data: TrainingData, _: Shower | None) -> Panel:
+    return panels.previewer_panel(made.previewer, data)
+
+
+def _panel_baseline(order: Order, made: BaselineObjective, data: TrainingData, _: Shower | None) -> Panel:
     return panels.baseline_panel(_first_stage(order, made), made.baseline, data)
 
 
@@ -197,12 +223,10 @@ def _first_stage(order: Order, beside: nn.Module) -> StageA:
 
 
 TRAININGS: Mapping[str, Row] = {
-    "stage_a": Row(_stage_a, ("stage_a",), lambda _, made, data: panels.stage_a_panel(made.stage_a, data)),
+    "stage_a": Row(_stage_a, ("stage_a",), _panel_a),
     "compressor": Row(_warmup),  # whose decoder is thrown away; Stage B goes on with the compressor
     "stage_b": Row(_stage_b, ("stage_b", "compressor"), _panel_b),
-    "stage_c": Row(
-        _stage_c, ("stage_c",), lambda _, made, data: panels.stage_c_panel(made.stage_c, data), ends_with_panel=False
-    ),
-    "previewer": Row(_previewer, ("previewer",), lambda _, made, data: panels.previewer_panel(made.previewer, data)),
+    "stage_c": Row(_stage_c, ("stage_c",), _panel_c, ends_with_panel=False, shows_codes=True),
+    "previewer": Row(_previewer, ("previewer",), _panel_previewer),
     "baseline": Row(_baseline, ("baseline",), _panel_baseline),
 }

@@ -12,7 +12,7 @@ from PIL import Image
 from datasets import pictures
 from datasets.config import DataError
 from datasets.reading.rivals import Findings, Rival
-from pipeline.models.score_tables import RECONSTRUCTIONS, RIVAL
+from pipeline.models.score_tables import LIKENED, RIVAL
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import BASELINE, NULL, samples_of
 from pipeline.store.artifacts import Artifact
@@ -70,8 +70,8 @@ def contest(config: Config, name: str, inputs: Mapping[str, Artifact]) -> Contes
             places[f"{RIVAL}{rival}"] = Place(inputs[f"baseline_{samples_of(name)}"])
         elif found := config.eval.rival_path(rival, name):
             places[f"{RIVAL}{rival}"] = Place(outside=(f"eval.{found[0]}", found[1]))
-    has = {folder for folder in ("original", *RECONSTRUCTIONS) if f"{folder}/{rows[0]['key']}.png" in samples.files}
-    places |= {folder: Place(samples, folder) for folder in RECONSTRUCTIONS if folder in has}
+    has = {folder for folder in ("original", *LIKENED) if f"{folder}/{rows[0]['key']}.png" in samples.files}
+    places |= {folder: Place(samples, folder) for folder in LIKENED if folder in has}
     return Contest(name, rows, places, Place(samples, "original") if "original" in has else None)
 
 
@@ -92,6 +92,21 @@ def examined(found: Contest, allowed: float) -> tuple[dict[str, frozenset[str]],
             usable[column] = findings.usable
             told |= {column.removeprefix(RIVAL): findings.told()} if findings.lacking else {}
     return usable, told
+
+
+def usable(
+    rival: Rival, wanted: list[tuple[str, str]], prompts: str, allowed: float
+) -> tuple[list[tuple[str, str]], str]:
+    """The pictures of a place that are good, and what is wrong with the others in words: those for some prompts, or, of
+    real ones (none are wanted), all, of whatever size.
+
+    Raises:
+        DataError: more of them are missing or no good than the share that is allowed.
+    """
+    every = wanted or rival.everything()
+    findings = rival.examine(every, one_size=bool(wanted))
+    require(findings, rival.config_key, rival.path, prompts, len(every), allowed)
+    return [one for one in every if one[0] in findings.usable], findings.told()
 
 
 def require(findings: Findings, key: str, path: str, prompts: str, n: int, allowed: float) -> None:

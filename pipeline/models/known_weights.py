@@ -8,7 +8,9 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
+from datasets.files import storage
 from pipeline.errors import UsageError
+from pipeline.store import identity
 
 TABLE = Path(__file__).parents[2] / "conf" / "reference" / "weights.yaml"
 FOLDER = "weights"
@@ -90,6 +92,15 @@ def recorded(path: Path) -> str | None:
     """The sha256 that is kept of one file; of a whole repository there are many."""
     lines = record(path).read_text("utf-8").splitlines() if record(path).exists() else []
     return lines[0].partition("  ")[0] if len(lines) == 1 else None
+
+
+def distinguished(name: str, path: str) -> str:
+    """What tells a file from the one that the table knows by a name: nothing if its sha256 is the published one, or the
+    one that is kept beside it (`weights get`, `weights verify`); else `:` and the first 8 digits of its own."""
+    digest = str(identity.of_path(path)).rpartition(" ")[2]
+    kept = None if storage.is_remote(path) else recorded(Path(storage.absolute(path)))
+    vouched = [sha for sha in (named(name).sha256, kept) if sha]
+    return "" if any(map(digest.startswith, vouched)) else f":{digest[:8]}"
 
 
 def licence(path: str) -> str | None:

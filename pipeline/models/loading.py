@@ -250,12 +250,18 @@ def null_text(artifact: Artifact) -> Tensor:
 
 def ready(load: Callable[[torch.device], Models], sampling: Sampling, where: torch.device) -> Models:
     """Models for sampling on a device: there, or on the CPU until their turn; compiled where asked for."""
-    if sampling.compile and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UsageError("sample.compile=true needs a C++ compiler, and this machine has none: install g++ or clang++")
+    if sampling.compile:
+        require_compiler("sample.compile")
     models = load(torch.device("cpu") if sampling.offload else where)
     if sampling.compile:
         models.compile()
     return models
+
+
+def require_compiler(key: str) -> None:
+    """Refuse a key's `true` where models cannot be compiled."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UsageError(f"{key}=true needs a C++ compiler, and this machine has none: install g++ or clang++")
 
 
 def everything(config: Config, artifacts: dict[str, Artifact], where: torch.device) -> Models:

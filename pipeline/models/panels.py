@@ -1,18 +1,20 @@
 """Panels: some pictures, and what a model under training makes of them, side by side as a PNG.
 
-The pictures are held-out ones, where there are any, else the first of those that are trained on. They go through the
-models one at a time, in fp32: what a panel takes beside the training does not grow with their number, and
-`stages.anatomy.memory_estimate` counts it.
+The pictures are held-out ones, where there are any, then some of those that are trained on, each below its caption.
+They go through the models one at a time, in fp32: what a panel takes beside the training does not grow with their
+number, and `stages.anatomy.memory_estimate` counts it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.training_data import TrainingData
+from pipeline.models.showing import Shower
+from pipeline.models.training_data import Shown, TrainingData
 from stages.diffusion import sampling_times
 from stages.models.baseline import Baseline
 from stages.models.layers import resized
@@ -28,64 +30,95 @@ if TYPE_CHECKING:  # it needs torchvision, which not every training has to load
     from stages.models.compressor import Compressor
 
 STEPS = 12  # model calls of Stage B, Stage C, or the baseline
+BLOCKS = 4  # of rows, side by side
 Sample = Mapping[str, Tensor]  # a batch of one, on the model's device; numbers other than pictures in fp32
 Columns = tuple[Tensor, ...]  # uint8 (1, H, W, 3) each
+Pictures = Sequence[np.ndarray]  # uint8 (H, W, 3) each, one a row
 
 
-def stage_a_panel(stage_a: StageA, data: TrainingData) -> bytes:
-    """PNG of some pictures, and what Stage A makes of them with and without its codebook."""
+@dataclass(frozen=True)
+class Panel:
+    """Columns of pictures by title: those that are `given`, whatever the weights are, and what the models have `drawn`;
+    `captions` has a text for each row."""
+
+    captions: Sequence[str]
+    given: Mapping[str, Pictures]
+    drawn: Mapping[str, Pictures]
+
+    def png(self) -> bytes:
+        """The panel as a PNG."""
+        return _png(self.captions, {**self.given, **self.drawn})
+
+
+def beside(panels: Mapping[str, Panel]) -> bytes:
+    """PNG of the panels of one model with several weights, by what these are called: what each has drawn, side by
+    side."""
+    first = next(iter(panels.values()))
+    if len(panels) == 1:
+        return first.png()
+    drawn = {f"{title}, {name}": panel.drawn[title] for title in first.drawn for name, panel in panels.items()}
+    return _png(first.captions, {**first.given, **drawn})
+
+
+def _png(captions: Sequence[str], columns: Mapping[str, Pictures]) -> bytes:
+    rows = [(caption, [pictures[row] for pictures in columns.values()]) for row, caption in enumerate(captions)]
+    return grid(tuple(columns), rows, blocks=max(1, min(BLOCKS, 12 // len(columns))))
+
+
+def stage_a_panel(stage_a: StageA, data: TrainingData) -> Panel:
+    """Some pictures, and what Stage A makes of them with and without its codebook."""
 
     def columns(number: int, sample: Sample) -> Columns:
         picture = sample["image"]
         quantised = reconstruct_a(stage_a, picture, quantised=True)
         return _shown(picture), reconstruct_a(stage_a, picture), quantised
 
-    return _panel(("original", "Stage A", "by the codebook"), data, columns, stage_a)
+    return _panel(("original",), ("Stage A", "by the codebook"), data.shown, columns, stage_a)
 
 
-def stage_b_panel(stage_a: StageA, stage_b: StageB, compressor: "Compressor", data: TrainingData) -> bytes:
-    """PNG of some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
+def stage_b_panel(stage_a: StageA, stage_b: StageB, compressor: "Compressor", data: TrainingData) -> Panel:
+    """Some pictures, what Stage A makes of them, and what Stage B makes of their compressor codes."""
 
     def columns(number: int, sample: Sample) -> Columns:
         picture = sample["image"]
         drawn = reconstruct_b(stage_a, stage_b, compressor, picture, sample["text"], [number], STEPS)
         return _shown(picture), reconstruct_a(stage_a, picture), drawn
 
-    return _panel(("original", "Stage A alone", "Stages B + A"), data, columns, stage_b, compressor)
+    return _panel(("original", "Stage A alone"), ("Stages B + A",), data.shown, columns, stage_b, compressor)
 
 
-def stage_c_panel(stage_c: StageC, data: TrainingData) -> bytes:
-    """PNG of some codes, and of those that Stage C draws from their captions: three of the channels, as colours.
+@torch.inference_mode()
+def stage_c_panel(stage_c: StageC, shower: Shower, data: TrainingData) -> Panel:
+    """What is to be seen in the codes of some pictures, and in those that Stage C draws from their captions; and from
+    prompts that come from elsewhere."""
+    stage_c.eval()
+    samples = list(_samples(data.shown, next(stage_c.parameters()).device))
+    own, texts = [sample["latents_c"] for sample in samples], [sample["text"] for sample in samples]
+    every = [*texts, *shower.texts(own[0].device)]
+    height, width = (side * 128 // 3 for side in own[0].shape[-2:])  # px of a code's picture
+    unguided = Steps(sampling_times(STEPS))
+    codes = [
+        sample_code(stage_c, text, text, Noise([number], text.device), width, height, unguided)
+        for number, text in enumerate(every)
+    ]
+    given = shower.given(own, texts, STEPS)
+    drawn = shower.pictures(codes, every, STEPS)
+    return Panel([*data.shown.captions, *shower.captions], {f"its code, {shower.by}": given}, {"drawn": drawn})
 
-    What a code shows, Stage B and A would have to decode; they are not there while Stage C trains.
-    """
-    colours = torch.from_numpy(data.shown["latents_c"][:, :3]).float()
-    low, high = colours.amin((0, 2, 3), keepdim=True), colours.amax((0, 2, 3), keepdim=True)
 
-    def columns(number: int, sample: Sample) -> Columns:
-        code, text = sample["latents_c"], sample["text"]
-        height, width = (side * 128 // 3 for side in code.shape[-2:])  # px of a code's picture
-        noise = Noise([number], code.device)
-        drawn = sample_code(stage_c, text, text, noise, width, height, Steps(sampling_times(STEPS)))
-        shown = ((each[:, :3].cpu() - low) / (high - low).clamp(min=1e-6) for each in (code, drawn))
-        return tuple(map(to_pixels, shown))
-
-    return _panel(("code's channels 1-3", "drawn from the caption"), data, columns, stage_c)
-
-
-def previewer_panel(previewer: Previewer, data: TrainingData) -> bytes:
-    """PNG of some pictures, what the previewer is to make of them, and what it makes of their codes."""
+def previewer_panel(previewer: Previewer, data: TrainingData) -> Panel:
+    """Some pictures, what the previewer is to make of them, and what it makes of their codes."""
 
     def columns(number: int, sample: Sample) -> Columns:
         picture = sample["image"].cpu()
         seen = preview(previewer, sample["latents_c"])
         return _shown(picture), _shown(resized(picture, tuple(seen.shape[1:3]))), seen
 
-    return _panel(("original", "made smaller", "preview"), data, columns, previewer)
+    return _panel(("original", "made smaller"), ("preview",), data.shown, columns, previewer)
 
 
-def baseline_panel(stage_a: StageA, baseline: Baseline, data: TrainingData) -> bytes:
-    """PNG of some pictures as Stage A keeps them, and what the baseline draws from their captions."""
+def baseline_panel(stage_a: StageA, baseline: Baseline, data: TrainingData) -> Panel:
+    """Some pictures as Stage A keeps them, and what the baseline draws from their captions."""
 
     def columns(number: int, sample: Sample) -> Columns:
         latents, text = sample["latents_a"], sample["text"]
@@ -103,28 +136,33 @@ def baseline_panel(stage_a: StageA, baseline: Baseline, data: TrainingData) -> b
         )
         return to_pixels(stage_a.decode(latents)), drawn
 
-    return _panel(("Stage A alone", "from the caption"), data, columns, baseline)
+    return _panel(("Stage A alone",), ("from the caption",), data.shown, columns, baseline)
 
 
 @torch.inference_mode()
 def _panel(
-    titles: tuple[str, ...], data: TrainingData, columns: Callable[[int, Sample], Columns], *models: nn.Module
-) -> bytes:
-    """The PNG: a row of columns for each sample, made with the models in evaluation mode."""
+    given: tuple[str, ...],
+    drawn: tuple[str, ...],
+    shown: Shown,
+    columns: Callable[[int, Sample], Columns],
+    *models: nn.Module,
+) -> Panel:
+    """The panel: a row of columns for each sample, made with the models in evaluation mode."""
     for model in models:
         model.eval()
     device = next(models[0].parameters()).device
     rows = [
-        ("", [pixels[0].numpy() for pixels in columns(number, sample)])
-        for number, sample in enumerate(_samples(data.shown, device))
+        [pixels[0].numpy() for pixels in columns(number, sample)]
+        for number, sample in enumerate(_samples(shown, device))
     ]
-    return grid(titles, rows, blocks=4)
+    found = dict(zip((*given, *drawn), zip(*rows, strict=True), strict=True))
+    return Panel(shown.captions, {title: found[title] for title in given}, {title: found[title] for title in drawn})
 
 
-def _samples(shown: Mapping[str, np.ndarray], device: torch.device) -> Iterator[Sample]:
+def _samples(shown: Shown, device: torch.device) -> Iterator[Sample]:
     """The samples, one at a time."""
-    for row in range(len(shown["key"])):
-        one = {name: torch.from_numpy(values[row : row + 1]).to(device) for name, values in shown.items()}
+    for row in range(len(shown.captions)):
+        one = {name: torch.from_numpy(values[row : row + 1]).to(device) for name, values in shown.fields.items()}
         yield {name: value.float() if value.is_floating_point() else value for name, value in one.items()}
 
 

@@ -3,9 +3,11 @@
 set, key, prompt, category, challenge, seed   which picture
 scorer, truncated                             by whom, and whether it saw only the beginning of the prompt
 score, null, rival_<name>, stage_a, stage_b   ours; ours with another seed; the rivals'; reconstructions
+preview, without_text                         where they are drawn: what the previewer sees in our code, by its likeness
+                                              to ours; Stage B's reconstruction without the caption
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -18,6 +20,9 @@ from stages.scoring.statistics import WinRate, win_rate, win_rates_by
 FILE, TABLES = "scores.parquet", "tables.json"
 RIVAL = "rival_"
 RECONSTRUCTIONS = ("stage_a", "stage_b")
+PREVIEW = "preview"
+ABLATIONS = (PREVIEW, "without_text")
+LIKENED = (*RECONSTRUCTIONS, *ABLATIONS)  # columns of which only likeness is measured
 LIKENESSES = {"psnr": 1, "ssim": 1, "lpips": -1}  # scorers that need an original: is more of it better?
 EVERYTHING = "all"
 
@@ -32,14 +37,25 @@ class Line(WinRate):
     part: str
 
 
-def schema(rivals: Iterable[str]) -> pa.Schema:
-    """Of the table, for rivals of these names."""
+def schema(rivals: Iterable[str], ablations: Iterable[str] = ()) -> pa.Schema:
+    """Of the table, for rivals of these names and what is drawn beside the pictures."""
     texts = {name: pa.string() for name in ("set", "key", "prompt", "category", "challenge")}
-    scored = ("score", NULL, *(f"{RIVAL}{name}" for name in sorted(rivals)), *RECONSTRUCTIONS)
+    scored = ("score", NULL, *(f"{RIVAL}{name}" for name in sorted(rivals)), *RECONSTRUCTIONS, *ablations)
     return pa.schema(
         {**texts, "seed": pa.int64(), "scorer": pa.string(), "truncated": pa.bool_()}
         | dict.fromkeys(scored, pa.float32())
     )
+
+
+def put_together(parts: Iterable[pa.Table], called: Mapping[str, str]) -> pa.Table:
+    """The table of its parts, in which scorers go by their keys of the config, with what each of them is `called`.
+
+    Decided once, of the whole: what a file may be called changes when somebody vouches for it (`weights verify`)."""
+    table = pa.concat_tables(parts)
+    keys = table["scorer"].to_pylist()
+    place = table.schema.get_field_index("scorer")
+    names = pa.array([called.get(key, key) for key in keys], pa.string())
+    return table.set_column(place, table.schema.field(place), names)
 
 
 def win_rates(table: pa.Table) -> list[Line]:
@@ -77,7 +93,8 @@ def metrics(table: pa.Table, lines: Sequence[Line]) -> dict[str, float]:
         if scorer in LIKENESSES:
             assert suffix is not None, f"{scorer} needs originals"
             rivals = {"baseline": f"{RIVAL}baseline"} if f"{RIVAL}baseline" in rows.column_names else {}
-            columns = {name: name for name in RECONSTRUCTIONS} | ({} if suffix else {"generated": "score", **rivals})
+            columns = {name: name for name in LIKENED if name in rows.column_names}
+            columns |= {} if suffix else {"generated": "score", **rivals}
             means = {f"{scorer}_{name}{suffix}": _mean(rows, column) for name, column in columns.items()}
             found |= {name: mean for name, mean in means.items() if mean is not None}
         else:

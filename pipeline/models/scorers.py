@@ -1,14 +1,11 @@
 """From the config's weights to scorers in memory, under the names that they may bear."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.files import storage
 from pipeline.models import known_weights, loading
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import Scorers
-from pipeline.store import identity
 from stages.scoring import aesthetic
 from stages.scoring import clip as clips
 from stages.scoring.clip import BadClipWeights, Clip
@@ -23,22 +20,16 @@ PICKSCORE = "pickscore"
 
 
 def names(config: Config) -> dict[str, str]:
-    """What the scorers of a config are called in the tables, by their keys.
-
-    A file is called PickScore if its sha256 is the published one, which the table of weights has, or the one that is
-    kept beside it (`weights get`, `weights verify`); else it is `clip:` and the first 8 digits of its own.
-    """
+    """What the scorers of a config are called in the tables, by their keys: a file that is not the published PickScore,
+    nor vouched for, is `clip:` and the start of its sha256."""
     found = {name: name for name in config.eval.scorers.paths}
-    if path := config.eval.scorers.pickscore:
-        digest = str(identity.of_path(path)).rpartition(" ")[2]
-        kept = None if storage.is_remote(path) else known_weights.recorded(Path(storage.absolute(path)))
-        vouched = [sha for sha in (known_weights.named(PICKSCORE).sha256, kept) if sha]
-        found[PICKSCORE] = PICKSCORE if any(map(digest.startswith, vouched)) else f"clip:{digest[:8]}"
+    if (path := config.eval.scorers.pickscore) and (digits := known_weights.distinguished(PICKSCORE, path)):
+        found[PICKSCORE] = f"clip{digits}"
     return found
 
 
-def load(config: Config, called: Mapping[str, str], device: str) -> dict[str, Scorer]:
-    """The scorers of a config, likenesses included, as they are `called` (`names`).
+def load(config: Config, device: str) -> dict[str, Scorer]:
+    """The scorers of a config by their keys, likenesses included.
 
     Raises:
         BadWeights: a file does not hold what it should; the message names key and file.
@@ -48,17 +39,17 @@ def load(config: Config, called: Mapping[str, str], device: str) -> dict[str, Sc
     for name, architecture in ARCHITECTURES.items():
         if name in settings.paths:
             clip = _clip(settings, name, architecture, device)
-            found[called[name]] = PromptScorer(clip, None if name == PICKSCORE else 100.0)
+            found[name] = PromptScorer(clip, None if name == PICKSCORE else 100.0)
     if settings.aesthetic:
         assert settings.clip_l
-        found[called["aesthetic"]] = PictureScorer(_predictor(settings.clip_l, settings.aesthetic, device))
+        found["aesthetic"] = PictureScorer(_predictor(settings.clip_l, settings.aesthetic, device))
     return found | likenesses(_perceptual(config, device), device)
 
 
 def check(config: Config) -> None:
     """Refuse files that are no weights of their scorers; remote ones are looked at when their step runs."""
     if not any(map(storage.is_remote, config.eval.scorers.paths.values())):
-        load(config, {name: name for name in config.eval.scorers.paths}, "cpu")
+        load(config, "cpu")
 
 
 def _clip(settings: Scorers, name: str, architecture: str, device: str) -> Clip:

@@ -13,6 +13,7 @@ import torch
 
 from datasets.buckets import Frame
 from datasets.files.cache import VerifiedFiles
+from datasets.planning import plan
 from datasets.reading import views
 from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches, Span
@@ -24,6 +25,8 @@ from stages.models.layers import resized
 from stages.settings.training import TrainingConfig
 
 SHOWN = 16  # samples in a panel
+SHOWN_HELD_OUT = 12  # of them, where there are so many
+HELD = "held out: "  # before the caption of one
 Stretch = tuple[Frame, str | None]  # how a phase sees the pictures, and the name of its view
 Loaded = tuple[Encoder, Encode]  # with its model
 
@@ -45,6 +48,12 @@ class EncodedBatches:
         """The first samples, at most so many."""
         return self._encoded(self.stored.first(rows))
 
+    def captions(self, rows: int, planned: Artifact) -> list[str]:
+        """Captions of the first samples, as they were planned."""
+        known = plan.captions(planned.read, planned.files, self.stored.first_shards(rows))
+        keys = self.stored.first(rows)["key"]
+        return [known.get(bytes(key).hex(), "") for key in keys]
+
     def _encoded(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if "image" in batch and self._frame.square:
             batch["image"] = resized(torch.from_numpy(batch["image"]), self._frame.size).numpy()
@@ -54,12 +63,22 @@ class EncodedBatches:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """The samples of panels, held-out ones first: their fields, (rows, ...) each, and what stands above each."""
+
+    fields: Mapping[str, np.ndarray]
+    captions: Sequence[str]
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """What a training reads: batches by how its phases see pictures (frame, name of the view), and held-out ones."""
 
     batches: Mapping[Stretch, EncodedBatches]
     held_out: EncodedBatches | None
     """As the last phase sees pictures, of the largest bucket where that reads buckets."""
+    planned: Artifact | None = None
+    """The plan of the pictures, which has their captions."""
 
     @property
     def largest(self) -> EncodedBatches:
@@ -67,9 +86,23 @@ class TrainingData:
         return self.batches[max(self.batches, key=lambda stretch: stretch[0])]
 
     @cached_property
-    def shown(self) -> dict[str, np.ndarray]:
-        """The samples that panels show: the first held-out ones, else the first that are trained on. Read once."""
-        return (self.held_out or self.largest).first(SHOWN)
+    def shown(self) -> Shown:
+        """The samples that panels show: the first held-out ones, then the first that are trained on, where these have
+        the same size. Read once."""
+        if self.held_out is None:
+            return Shown(self.largest.first(SHOWN), self._captions(self.largest, SHOWN, ""))
+        held = self.held_out.first(SHOWN_HELD_OUT)
+        captions = self._captions(self.held_out, SHOWN_HELD_OUT, HELD)
+        rest = SHOWN - len(held["key"])
+        seen = self.largest.first(rest)
+        if any(held[name].shape[1:] != seen[name].shape[1:] for name in held):
+            return Shown(held, captions)
+        both = {name: np.concatenate([held[name], seen[name]]) for name in held}
+        return Shown(both, [*captions, *self._captions(self.largest, rest, "")])
+
+    def _captions(self, batches: EncodedBatches, rows: int, label: str) -> list[str]:
+        found = batches.captions(rows, self.planned) if self.planned else [""] * min(rows, batches.rows)
+        return [label + caption for caption in found]
 
 
 @dataclass(frozen=True)
@@ -77,7 +110,7 @@ class Reading:
     """Of what the batches of a step's trainings are made; can be sent to its ranks.
 
     `sources` are the stored fields by frame, `online` makes further ones of these; of both the batches have `fields`.
-    `views` are artifacts by the view's name.
+    `views` are artifacts by the view's name, `planned` is the plan of the pictures.
     """
 
     fields: tuple[str, ...]
@@ -88,6 +121,7 @@ class Reading:
     held_out: Artifact | None
     seed: int
     cache: Cache
+    planned: Artifact | None = None
 
     def loaded(self, where: torch.device) -> list[Loaded]:
         """The encoders of what is made online, with their models."""
@@ -109,7 +143,8 @@ class Reading:
         }
         last = training.phases[-1]
         frame, (_, held) = Frame(last.size, last.max_aspect), self._split(last.view)
-        return TrainingData(batches, encoded(self._held_out(frame, held, files), frame) if held and held.rows else None)
+        held_out = encoded(self._held_out(frame, held, files), frame) if held and held.rows else None
+        return TrainingData(batches, held_out, self.planned)
 
     def _seen(
         self, frame: Frame, view: str | None, spans: Sequence[Span], files: VerifiedFiles

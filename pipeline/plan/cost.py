@@ -7,7 +7,9 @@ from typing import Any
 
 from datasets.config import DataError
 from datasets.reading import prompts
+from datasets.reading.rivals import Rival
 from pipeline.errors import UsageError
+from pipeline.models.feature_sets import feature_sets
 from pipeline.models.prompt_sets import drawn_for
 from pipeline.plan import volume
 from pipeline.plan.dag import Planned, Step, order
@@ -127,10 +129,15 @@ def memory(step: str, config: Config) -> Memory | None:
 
 
 def _panel(step: str, config: Config) -> int:
-    """Bytes of Stage A where a training shows by it what it can do: one of its largest pictures at a time."""
+    """Bytes of what a training shows by what it can do, one of its largest pictures at a time: Stage A, and of Stage
+    C's before it Stage B."""
     side = max(frame.size for frame in config.frames_of(step))
-    shows = step in ("train_a", "train_b", "train_baseline")
-    return memory_estimate.encode_a(config.stage_a.model, side, rows=1) if shows else 0
+    by_a = memory_estimate.encode_a(config.stage_a.model, side, rows=1)
+    if step == "train_c":
+        train, tokens = config.stage_c.train, config.text[config.stage_b.text].context_length
+        shows = train is not None and train.panel_every is not None
+        return max(by_a, memory_estimate.draw_b(config.stage_b.model, side, tokens)) if shows else 0
+    return by_a if step in ("train_a", "train_b", "train_baseline") else 0
 
 
 def _encoders(step: str, config: Config) -> int:
@@ -258,6 +265,14 @@ def _work(planned: Step, config: Config, rows: int | None) -> tuple[int | None, 
         return sum(_pictures(config, name, rows) for name in config.drawn_sets()), "pictures"
     if step.startswith("sample"):
         return _pictures(config, drawn_for(config, planned.output), rows), "pictures"
+    if step == "extract":
+        asked = feature_sets(config)[planned.output]
+        reference = asked.key and config.eval.distances.references.get(asked.prompts)
+        return _real(reference) if reference and not asked.inputs else _pictures(
+            config, asked.prompts, rows
+        ), "pictures"
+    if step == "time_drawing":
+        return 1, "table"
     if step == "export":
         return 1, "release"
     if step.startswith("import_") or step == "interpolate":
@@ -273,6 +288,14 @@ def _pictures(config: Config, name: str, rows: int | None) -> int:
         except DataError:  # which is told elsewhere
             return 0
     return min(config.sample.limit, rows or config.sample.limit)
+
+
+def _real(path: str) -> int:
+    """How many pictures lie at a path, none where there is no good place."""
+    try:
+        return len(Rival(path, "").everything())
+    except DataError:  # which is told elsewhere
+        return 0
 
 
 def _size(count: int) -> str:

@@ -11,6 +11,7 @@ from datasets.planning import plan, preview
 from datasets.planning.plan import Counts
 from datasets.sources import laion
 from pipeline.errors import UsageError
+from pipeline.models.feature_sets import feature_sets
 from pipeline.models.known_weights import how_to_get
 from pipeline.plan import batch_sizes, cost
 from pipeline.plan.dag import Planned, Step
@@ -75,6 +76,18 @@ def ahead(config: Config, planned: list[Planned]) -> Counts | None:
     return preview.ahead(config.data, config.seed) if _to_fetch(planned) else None
 
 
+def columns(config: Config, planned: list[Planned]) -> dict[str, dict[str, str]]:
+    """By key of the config, which columns will be taken from LAION's Parquet on this machine, if it is still to read.
+
+    Nothing for what cannot be read: `missing_rows` tells that.
+    """
+    paths = {"data.metadata": config.data.metadata, "data.scores": config.data.scores}
+    local = {key: path for key, path in paths.items() if path and not storage.is_remote(path)}
+    if not _to_fetch(planned) or missing_rows(config, planned):
+        return {}
+    return {key: laion.read_as(path, key) for key, path in local.items()}
+
+
 def missing_scores(config: Config, planned: list[Planned]) -> str | None:
     """That views want scores which LAION's metadata on this machine have not and nothing brings, as a sentence."""
     path, data = config.data.metadata, config.data
@@ -126,6 +139,10 @@ def check_weights(config: Config, planned: list[Planned]) -> None:
         from pipeline.models.scorers import check
 
         check(config)
+    if feature_sets(config).keys() & made:
+        from pipeline.models.inception import check as check_inception
+
+        check_inception(config)
     stages = {stage for stage in STAGES if config.trained(stage) in made}
     if stages and any(
         not name.startswith(("text.", "eval.", "data.")) for name in needed_weights(config, _to_do(planned))

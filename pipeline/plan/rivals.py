@@ -1,4 +1,4 @@
-"""What an evaluation to do would find: prompts that come again, rivals' pictures that are missing or no good.
+"""What an evaluation to do would find: prompts that come again, rivals' or real pictures that are missing or no good.
 
 Seen before anything is drawn or scored, as far as it can be: which captions of the data are drawn, only the data tell.
 """
@@ -36,6 +36,10 @@ def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
         for name in config.prompt_sets():
             if place := config.eval.rival_path(rival, name):
                 found += _lacking(config, place, name, files.get(name))
+    for name, path in config.eval.distances.references.items():
+        key = f"eval.distances.references.{name}"
+        good, told = contests.usable(Rival(path, key), [], name, config.eval.allow_missing)
+        found += [f"{key}: {told}; {len(good):,} are compared with"] * bool(told)
     return found
 
 

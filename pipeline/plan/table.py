@@ -8,6 +8,7 @@ function `(Build) -> Facts`, and add its row.
 from functools import partial
 
 from datasets.config import DataConfig
+from pipeline.models.feature_sets import feature_sets
 from pipeline.plan.dag import Step
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import NULL, samples_of
@@ -43,6 +44,8 @@ def rows(config: Config) -> list[Step]:
     towers_of = tuple(f"{stage}.text" for stage in _drawn_with_any_text(config))
     drawings = [step for name in config.drawn_sets() for step in _drawings(config, name, texts, towers_of)]
     compared = {step.output for step in drawings if step.name != "sample_baseline" or config.eval.baseline}
+    scored = [step.output for step in drawings if step.output in compared]
+    features, timed = feature_sets(config).values(), ["speed"] if config.eval.speed else []
     views, pieces = partial(_views, config), partial(_pieces, config)
 
     # fmt: off
@@ -73,7 +76,11 @@ def rows(config: Config) -> list[Step]:
         Step("train_previewer", "previewer", _once("images", *from_c, *views("train_previewer")), ("previewer", *online_c, *pieces("train_previewer"), "seed"), "train:train_previewer"),
         Step("train_baseline", "baseline", _once(*from_a, text_l, "stage_a", *views("train_baseline")), (*learning, *online_a, "seed"), "train:train_baseline"),
         *drawings,
-        Step("evaluate",    "scores",    tuple(step.output for step in drawings if step.output in compared), ("eval", *_perceptual(config)), "evaluate:evaluate", 2),
+        *(
+        Step("extract",     one.output,  one.inputs,                           one.reads,                          "measuring.extract:extract") for one in features),
+        *(
+        Step("time_drawing", "speed",    (*texts, *STAGES),                    (*_drawing(), *towers_of, "eval.speed"), "measuring.speed:time_drawing") for _ in timed),
+        Step("evaluate",    "scores",    (*scored, *(one.output for one in features), *timed), ("eval", *_perceptual(config)), "evaluate:evaluate", 2),
         Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample", *towers_of), "export:export", 2),
     ]
     # fmt: on
@@ -86,14 +93,21 @@ def _drawings(config: Config, name: str, texts: tuple[str, ...], towers_of: tupl
     from_file = name in config.prompt_files()
     asked = (f"eval.prompts.{name}", "eval.limit") if from_file else ("sample.limit",)
     from_data = () if from_file else ("images", *(["held_out"] if config.data.holds_out else []))
-    how = (*asked, *(f"sample.{key}" for key in SamplingConfig.model_fields)) if from_file else ("sample",)
+    how = (*asked, *_drawing()) if from_file else ("sample",)
+    ablated = ("sample.ablations",) if from_file and config.sample.ablations else ()
+    previewed = ("previewer",) if "preview" in config.sample.ablations else ()
     again = [NULL] if config.eval.compares and name in config.prompt_sets() else []
     pictures = (*asked, *(f"sample.{key}" for key in ("width", "height", "negative")))
     return [
-        Step("sample", samples, (*from_data, *texts, *STAGES), (*how, *towers_of, "seed"), "sample:sample"),
+        Step("sample", samples, (*from_data, *texts, *STAGES, *previewed), (*how, *ablated, *towers_of, "seed"), "sample:sample"),
         *(Step("sample_again", f"{null}_{samples}", (*from_data, *texts, *STAGES), (*how, *towers_of, "seed"), "sample:sample_again") for null in again),
         Step("sample_baseline", f"baseline_{samples}", (*from_data, text_l, "stage_a", "baseline"), (*pictures, "baseline.sample", "seed"), "sample:sample_baseline"),
     ]  # fmt: skip
+
+
+def _drawing() -> tuple[str, ...]:
+    """What decides a picture, beside models, caption and seed."""
+    return tuple(f"sample.{key}" for key in SamplingConfig.model_fields)
 
 
 def _perceptual(config: Config) -> tuple[str, ...]:

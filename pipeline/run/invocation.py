@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from pipeline.store.claims import Claim
 from pipeline.store.ledger import About
 from pipeline.store.process import ProcessId
 from pipeline.store.provenance import provenance
+from pipeline.store.redact import redact
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
@@ -73,7 +74,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         signals() as stopped,
         notices.heard_by(partial(_hear, summary)),
         PeakMemory() as memory,
-        _Session(config, conf, root, planned, command, memory, summary) as session,
+        _Session(config, conf, root, planned, command, memory, summary, stopped) as session,
     ):
         stopped.watch = session.books.over_budget
         for item in planned:
@@ -109,11 +110,13 @@ class _Session:
     command: str
     memory: PeakMemory
     summary: Summary
+    stopped: Stop = field(default_factory=Stop)
 
     def __enter__(self) -> "_Session":
-        from pipeline.cluster.ray_cluster import Cluster
-        from pipeline.tracking.mlflow_runs import Tracking
-        from pipeline.tracking.mlflow_store import locate_store
+        with self.stopped.at_once():  # these take seconds
+            from pipeline.cluster.ray_cluster import Cluster
+            from pipeline.tracking.mlflow_runs import Tracking
+            from pipeline.tracking.mlflow_store import locate_store
 
         self.id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:4]
         self.store = Store(self.root)
@@ -138,7 +141,8 @@ class _Session:
                     say=partial(console.print, style="yellow", markup=False),
                 )
             )
-            self.cluster = Cluster(self.config.cluster, self.config.workers)
+            with self.stopped.at_once():
+                self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
             self.books = self._open_books()
             obstacles.check_precision(self.config, self.planned, self.cluster.kind)
@@ -196,6 +200,7 @@ class _Session:
             "checkout": str(Path.cwd()),
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
             "paths": sorted({*named, *real}),
+            "config": redact(self.config.model_dump(mode="json")),
         }
         return Record(self.root, told)
 

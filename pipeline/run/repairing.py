@@ -20,13 +20,11 @@ from pipeline.errors import UsageError
 from pipeline.run import neighbours
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import REPAIR, Artifact, Store, descendants
-from pipeline.store.deleting import Shard, receipt_folders, shard_of
+from pipeline.store.deleting import BY_SHARD, OF_ALL, Shard, receipt_folders, shard_of
 from pipeline.store.removal_list import check_carried_out
 
 READERS = 8  # files that are verified at a time
 REPAIRED = "repaired"  # what is done to an artifact meanwhile
-BY_SHARD = ("text_", "latents_", "aesthetic", "duplicates")  # names of what is made from images, shard by shard
-OF_ALL = ("view_", "held_out")  # and at once from all of them, within seconds
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ending a run on request: the first Ctrl-C or SIGTERM lets it save, a later one does not."""
+"""Ending a run on request: the first Ctrl-C or SIGTERM lets it save, where there is anything; a later one does not."""
 
 import contextlib
 import signal
@@ -25,6 +25,7 @@ class Stop:
     number: int | None = None
     since: float = 0.0
     watch: Callable[[], Interrupted | None] = lambda: None
+    waits: bool = True  # for the next look whether somebody asked; else it ends what goes on
 
     def __call__(self) -> Interrupted | None:
         return self.watch() if self.number is None else Interrupted(self.number)
@@ -33,6 +34,25 @@ class Stop:
         """End the run here."""
         if reason := self():
             raise reason
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block of which nothing is worth saving: the first signal ends it wherever it stands.
+
+        Raises:
+            Interrupted: it came, or had come before.
+        """
+        self.raise_if_asked()
+        self.waits = False
+        try:
+            yield
+            self.waits = True
+        except BaseException as error:  # libraries may make another error of it
+            self.waits = True
+            if self.number is not None and not isinstance(error, Interrupted):
+                raise Interrupted(self.number) from error
+            raise
+        self.raise_if_asked()  # they may have passed over it
 
 
 @contextlib.contextmanager
@@ -50,6 +70,8 @@ def signals() -> Iterator[Stop]:
                 raise KeyboardInterrupt
             return
         stop.number, stop.since = number, time.monotonic()
+        if not stop.waits:
+            raise KeyboardInterrupt
         retrying.set_patience(min(STOPPING_S, retrying.patience_s()))
         console.print("[yellow]saving and stopping; once more to abort at once[/]")
 

@@ -41,8 +41,7 @@ def of_run(
         unit=hours_unit(summary.devices),
         cost=spent(leases),
         steps=steps,
-        scores=_told(scores),
-        population=scores.manifest["rows"] if scores else 0,
+        scores=card.headlines(scores.manifest["metrics"]) if scores else [],
         data=f"{images.manifest['rows']:,} pictures, content {images.manifest['content'][:12]}" if images else "",
         error=_sentence(error),
         warnings=summary.warnings,
@@ -96,10 +95,6 @@ def _last_lines(path: str) -> list[str]:
     if storage.is_remote(path) or not Path(path).exists():
         return []
     return Path(path).read_text("utf-8", errors="replace").splitlines()[-card.LOG_LINES :]
-
-
-def _told(scores: Artifact | None) -> dict[str, float]:
-    return dict(scores.manifest["metrics"]) if scores else {}
 
 
 def _seen(artifacts: Mapping[str, Artifact]) -> dict[str, float]:

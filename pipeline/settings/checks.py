@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from datasets.buckets import STEP, Frame
 from datasets.config import ImageConfig, ViewConfig
-from pipeline.settings.evaluation import HELD_OUT, NULL, OURS, TRAINING, Eval
+from pipeline.settings.evaluation import HELD_OUT, NULL, OURS, REFERENCE, TRAINING, Eval
 from pipeline.settings.resources import Cluster
 from pipeline.settings.sections import (
     WARMUP,
@@ -115,12 +115,16 @@ def prompt_sets_are_there(prompts: Mapping[str, str], sets: Mapping[str, str], h
 def rivals_can_be_judged(settings: Eval, sets: Mapping[str, str]) -> None:
     """A rival's name is free, its prompt sets are there, and on each something says whose pictures are better."""
     for name, place in settings.rivals.items():
-        if name in (OURS, NULL):
-            raise ValueError(f"eval.rivals.{name}: this name is that of our own pictures; take another")
+        if name in (OURS, NULL, REFERENCE):
+            whose = "the real pictures" if name == REFERENCE else "our own pictures"
+            raise ValueError(f"eval.rivals.{name}: this name is that of {whose}; take another")
         for unknown in sorted(place.keys() - sets.keys()) if isinstance(place, dict) else ():
             raise ValueError(f"eval.rivals.{name}.{unknown}: there is no such prompt set; there are {', '.join(sets)}")
+    for unknown in sorted(settings.distances.references.keys() - sets.keys()):
+        known = ", ".join(sets)
+        raise ValueError(f"eval.distances.references.{unknown}: there is no such prompt set; there are {known}")
     files = sorted(sets.keys() - {HELD_OUT, TRAINING})
-    if settings.rivals and files and not settings.scorers.paths:
+    if settings.rivals and files and not (settings.scorers.paths or settings.distances.inception):
         raise ValueError(
             f"eval.rivals: nothing can tell whose pictures for the prompt set {files[0]} are better, which has no "
             "originals; give a scorer, such as eval.scorers.pickscore=PATH"

@@ -25,6 +25,7 @@ PLAINER = {  # than pydantic's own words
     "tuple_type": "a list is needed here, such as [one, two]",
     "int_parsing_size": "input is far out of range",
 }
+WRITTEN = "as_written"  # the name of a resolver
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
 
 
@@ -94,17 +95,21 @@ def compose(conf: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def _hydra(conf: str, overrides: list[str]) -> Any:
-    """Hydra's composition, which takes any key: YAML need not spell out all, and which there are, pydantic knows."""
+    """Hydra's composition, which takes any key: YAML need not spell out all, and which there are, pydantic knows.
+
+    What is taken as it is written comes in by a resolver: nothing in it means anything, and YAML may refer to it.
+    """
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     pairs = [(word, *word.partition("=")[::2]) for word in overrides]
-    texts = {key: value for _, key, value in pairs if overriding.is_literal(key, value)}
+    texts = {key: overriding.literal(key, value) for _, key, value in pairs if overriding.is_literal(key, value)}
     words = [word if key in groups() else f"++{word}" for word, key, _ in pairs if key not in texts]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(conf, overrides=words)
-    for key, value in texts.items():
-        OmegaConf.update(composed, key, overriding.literal(key, value), force_add=True)
+    OmegaConf.register_new_resolver(WRITTEN, list(texts.values()).__getitem__, replace=True)
+    for place, key in enumerate(texts):
+        OmegaConf.update(composed, key, f"${{{WRITTEN}:{place}}}", force_add=True)
     return composed
 
 

@@ -132,7 +132,7 @@ class Config(Settings):
     def _latents_are_encoded(self) -> Self:
         """Latents are stored for the trainings of Stage B and C, and others take those; checked where it matters."""
         for latents, teacher, student, wanted in (
-            ("latents_c", "stage_c", "previewer", "previewer" in self.targets),
+            ("latents_c", "stage_c", "previewer", self._needs_previewer()),
             ("latents_a", "stage_b", "baseline", self._needs_baseline()),
         ):
             online = getattr(self.encode, latents).online
@@ -160,6 +160,9 @@ class Config(Settings):
         """The shortest side of what trainings see, px; of what is stored, where there are none."""
         sides = (frame.shortest for step in steps for frame in self.frames_of(step))
         return min(sides, default=self.data.image.size)
+
+    def _needs_previewer(self) -> bool:
+        return "previewer" in self.targets or "preview" in self.sample.ablations
 
     def _needs_baseline(self) -> bool:
         return self.eval.baseline or not {"baseline", "baseline_samples"}.isdisjoint(self.targets)

@@ -6,9 +6,11 @@ from pydantic import Field, model_validator
 
 from settings import FILES, MANNER, Settings, Share, Text, paths
 from stages.settings.base import Precision
+from stages.settings.scoring import Alteration, Resize
 
 BASELINE = "baseline"  # the rival that this pipeline trains itself
 OURS, NULL = "ours", "null"  # our own pictures, and those of the same model with other seeds
+REFERENCE = "reference"  # real pictures
 RUN = "run="  # a rival that is another run in the same root
 HELD_OUT, TRAINING = "held_out", "training"  # prompt sets that are captions of the data
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$", max_length=32)]  # of a prompt set, of a rival
@@ -55,6 +57,61 @@ class Scorers(Settings):
         return paths(self, FILES)
 
 
+class Distances(Settings):
+    """How far the drawn pictures of a prompt set lie, as a set, from real ones: FID, KID, and Inception's score (IS).
+
+    Their features are taken once for each set of pictures, Inception and resize, by steps of their own."""
+
+    inception: Annotated[Text | None, FILES] = None
+    """Inception of 2015 in torch-fidelity's form, by path or URI; null: none of this is measured.
+
+    What comes out is called FID, KID and IS if the file is the published one, else `fd:`, `kd:`, `is:` and the start of
+    its sha256."""
+    references: Annotated[dict[Name, Text], FILES] = Field(default_factory=dict)
+    """Real pictures by prompt set: a folder or tar.
+
+    None: of captions of the data the originals; for other prompts only IS, which needs none."""
+    side: Annotated[int, Field(ge=32, le=2048)] = 256
+    """Side to which pictures are resized for FID and KID, px: 256 in the paper; Inception itself goes on to 299."""
+    side_is: Annotated[int, Field(ge=32, le=2048)] = 299
+    """The same for IS: 299 in the paper."""
+    resize: Resize = "bicubic"
+    """Filter that makes them smaller; the paper names none.
+
+    Pillow's, with antialiasing, or torch's bilinear one without."""
+    fid_from: Annotated[int, Field(ge=2, le=10**7)] = 10_000
+    """Fewest pictures of either side of which FID is told: of fewer it is mostly its own bias, and KID stands alone."""
+    alterations: dict[Name, Alteration] = Field(default_factory=dict)
+    """Changes of the drawn pictures, by name, whose distances are told too."""
+    counts: Annotated[tuple[Annotated[int, Field(ge=4, le=10**7)], ...], Field(max_length=100)] = ()
+    """Numbers of pictures, the first of both sides, whose distances are told too."""
+    batch: Annotated[int, Field(ge=1, le=1024), MANNER] = 32
+    """Pictures whose features are taken at a time on a device."""
+
+    @model_validator(mode="after")
+    def _something_takes_features(self) -> Self:
+        for name in ("references", "alterations", "counts"):
+            if getattr(self, name) and self.inception is None:
+                raise ValueError(f"{name} are given and no inception; give eval.distances.inception=PATH")
+        return self
+
+
+class Speed(Settings):
+    """How fast pictures are drawn, by stage, on the device that the run has."""
+
+    batches: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=100)] = (
+        1,
+        2,
+        4,
+        8,
+    )
+    """Pictures drawn at a time."""
+    compiled: bool = True
+    """Whether also with Stage B and C compiled, which takes about a minute for each number of pictures."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Times that each is drawn and timed, after once untimed; the median counts."""
+
+
 class Eval(Settings):
     """What `evaluate` measures: on which prompts, by which scorers, against which rivals."""
 
@@ -77,6 +134,15 @@ class Eval(Settings):
     """What scores pictures for their prompts; each needs weights that are not ours to ship."""
     batch: Annotated[int, Field(ge=1, le=1024), MANNER] = 16
     """Pictures scored at a time on a device."""
+    distances: Distances = Distances()
+    """How far the drawn pictures lie, as a set, from real ones."""
+    speed: Speed | None = None
+    """How fast pictures are drawn; null: nobody looks."""
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """What is off leaves no trace in fingerprints."""
+        return frozenset([*["distances"] * (self.distances.inception is None), *["speed"] * (self.speed is None)])
 
     @property
     def baseline(self) -> bool:

@@ -11,16 +11,24 @@ from pydantic import BaseModel
 
 from pipeline.errors import UsageError
 from pipeline.settings.config import Config
+from settings import FILES, PLACE, TABLE
 
 TRIED = 5  # keys that are most like a wrong one
 QUOTES = ("'", '"')
 
 
 def is_literal(key: str, value: str) -> bool:
-    """Whether a value is taken as it is written: at keys of texts, such as paths, unless quotes are around it."""
-    kinds = set(_kinds(key))
+    """Whether a value is taken as it is written: at keys of paths, and of other texts unless quotes are around it.
+
+    Where a path may stand, and a number or names with values too, those are what they look like.
+    """
+    others = set(_kinds(key)) - {str, NoneType}
+    if str not in _kinds(key):
+        return False
+    if _is_path(key):
+        return not (int in others and value.isdecimal()) and not (value.startswith("{") and others - {int})
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in QUOTES
-    return bool(kinds) and kinds <= {str, NoneType} and not quoted
+    return not others and not quoted
 
 
 def literal(key: str, value: str) -> str | None:
@@ -107,6 +115,21 @@ def _kinds(key: str) -> Iterator[Any]:
     for part in key.split("."):
         kinds = [below for kind in kinds for below in _below(kind, part)]
     yield from kinds
+
+
+def _is_path(key: str) -> bool:
+    """Whether a dotted key, or the one that holds it by a name, is marked as that of a path."""
+    above, _, last = key.rpartition(".")
+    marked = (kind.model_fields[last] for kind in _sections(above) if last in kind.model_fields)
+    if any(not {FILES, TABLE, PLACE}.isdisjoint(field.metadata) for field in marked):
+        return True
+    return any(get_origin(kind) is dict for kind in _kinds(above)) and _is_path(above)
+
+
+def _sections(key: str) -> Iterator[type[BaseModel]]:
+    """The models that a dotted key may hold; that of all for no key."""
+    kinds = _kinds(key) if key else iter([Config])
+    return (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 def _below(kind: Any, part: str) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from stages.settings.training import TrainingConfig
 
 Stage = Literal["stage_a", "stage_b", "stage_c"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+Ablation = Literal["preview", "without_text"]
 WARMUP = "compressor.warmup.train"
 WITHOUT_BLOCKS = frozenset({"previewer.train", WARMUP})  # trainings without blocks to recompute
 
@@ -211,6 +212,16 @@ class Sampling(SamplingConfig):
     """Whether Stage B and C are compiled first: faster after a minute at each new size."""
     offload: Annotated[bool, MANNER] = False
     """Whether each model is on the device for its turn only, for small GPUs."""
+    ablations: Annotated[tuple[Ablation, ...], Field(max_length=2)] = ()
+    """What is drawn beside each picture to show which model decides what (the paper's Appendix D).
+
+    preview: what the previewer, which is trained too, sees in Stage C's code. without_text: what Stage B and A make of
+    an original's code without its caption."""
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """None leaves no trace in fingerprints."""
+        return frozenset() if self.ablations else frozenset({"ablations"})
 
     def settings(self) -> SamplingConfig:
         """What decides a picture."""

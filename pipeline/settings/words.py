@@ -53,7 +53,11 @@ VERBS: dict[str, Verb] = {
         config=False,
         bare=True,
     ),
-    "show": Verb("artifact=NAME: its manifest; for scores and samples their table", ("artifact",), ("--json",)),
+    "show": Verb(
+        "artifact=NAME: its manifest; for scores and samples their table; run=ID: as that run made it",
+        ("artifact", "run"),
+        ("--json",),
+    ),
     "config": Verb(
         "the composed config with its comments; `config list`: confs, groups, values; `config reference`: every key",
         bare=True,
@@ -71,8 +75,15 @@ VERBS: dict[str, Verb] = {
         bare=True,
     ),
     "report": Verb(
-        "`report hours`: device-hours, beside the paper's; --rebuild-mlflow: MLflow's made what they are",
+        "out=FILE.html: the experiment of conf=NAME or run=ID as one page; `report hours`: device-hours",
+        ("out", "run"),
         flags=("--json", "--rebuild-mlflow"),
+        bare=True,
+    ),
+    "study": Verb(
+        "`study build out=FILE.html`: blind pairs for people to choose from; `study tally FILE...`: what they prefer",
+        ("out", "n"),
+        ("--json",),
         bare=True,
     ),
     "data": Verb(

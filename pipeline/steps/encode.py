@@ -18,7 +18,7 @@ from datasets.buckets import Frame, Size
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.fence import Fence
-from datasets.files.storage import FileEntry
+from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shards
 from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
 from datasets.formats.shard_table import Shard
@@ -27,6 +27,7 @@ from pipeline.models import encoders
 from pipeline.models.encoders import Encoder
 from pipeline.settings.sections import Encoding
 from pipeline.steps.build import Build, Facts
+from pipeline.store import deleting
 from pipeline.store.artifacts import Artifact
 from stages.settings.base import Precision
 from stages.settings.models import TextConfig
@@ -51,7 +52,8 @@ def encode_text(build: Build) -> Facts:
     """
     config = build.config.text[build.step.output.removeprefix("text_")]
     settings = build.config.encode.text
-    files, notes = build.call(_prepare_tower, config, settings.precision, build.inputs["images"], build.path)
+    beside = deleting.kept(build.path)
+    files, notes = build.call(_prepare_tower, config, settings.precision, build.inputs["images"], build.path, beside)
     tower = Artifact(build.step.output, build.path, {"files": {name: vars(entry) for name, entry in files.items()}})
     encoder = encoders.text(build.config, tower)
     read = partial(_tokens, config.context_length)
@@ -120,12 +122,12 @@ def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[st
 
 
 def _prepare_tower(
-    config: TextConfig, precision: Precision, images: Artifact, path: str
+    config: TextConfig, precision: Precision, images: Artifact, path: str, kept: dict[str, FileEntry]
 ) -> tuple[dict[str, FileEntry], dict[str, Any]]:
     """Publish the tower with its weights, and the hidden states of the empty caption.
 
     A seeded tower is centred on these captions: random weights say nearly the same of every caption, and Stage C needs
-    the difference.
+    the difference. Where some shards are made anew, it is `kept` as it was for the others, whatever their captions are.
     """
     import torch
 
@@ -133,6 +135,9 @@ def _prepare_tower(
     from stages.settings.models import SeededTextConfig
     from stages.state_dicts import serialized
 
+    label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
+    if files := _whole(path, kept, (loading.TOWER, loading.NULL_TEXT)):
+        return files, {"tower": label}
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
         captions = [row.caption for shard in images.shards().values() for row in shard.images()]
@@ -140,9 +145,18 @@ def _prepare_tower(
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         null = tower.encode([""])[0][0].half()
     contents = {loading.TOWER: loading.weights(tower), loading.NULL_TEXT: serialized({"null_text": null})}
-    label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}
     return files, {"tower": label}
+
+
+def _whole(path: str, kept: dict[str, FileEntry], names: tuple[str, ...]) -> dict[str, FileEntry] | None:
+    """Files of these names as they were kept; None where one was not, or does not hold its bytes any more."""
+    try:
+        for name in names:
+            storage.read(storage.join(path, name), expect=kept[name])
+    except (KeyError, CorruptFile, FileNotFoundError):
+        return None
+    return {name: kept[name] for name in names}
 
 
 def _mean_state(tower: "TextTower", captions: list[str]) -> "Tensor":

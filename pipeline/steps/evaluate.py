@@ -15,9 +15,9 @@ from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
-from pipeline.models import contests, score_tables
+from pipeline.models import contests, distances, drawing_speed, score_tables
 from pipeline.models.contests import Contest
-from pipeline.models.score_tables import RECONSTRUCTIONS, RIVAL
+from pipeline.models.score_tables import LIKENED, PREVIEW, RIVAL
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import HELD_OUT, TRAINING, samples_of
 from pipeline.steps.build import Build, Facts
@@ -26,23 +26,31 @@ from stages.sampling.grid import grid
 
 CHUNK = 64  # prompts between two receipts
 MOST_RETRIEVED = 4096  # pictures: each is compared with all originals
-COLUMNS = {"original": "original", "stage_a": "Stage A alone", "stage_b": "Stages B + A", "score": "from its caption"}
+COLUMNS = {
+    "original": "original",
+    "stage_a": "Stage A alone",
+    "stage_b": "Stages B + A",
+    "score": "from its caption",
+    "preview": "its code, previewed",
+}
 
 
 def evaluate(build: Build) -> Facts:
-    """samples of each prompt set, and of rivals -> scores: a table with a row a prompt and scorer, and its sums."""
+    """samples of each prompt set, and of rivals -> scores: a table with a row a prompt and scorer, and its sums.
+
+    With the features of such sets, and the times that drawing took, where these were asked for."""
     config, building = build.config, storage.join(build.building, "scores")
-    called, found, notes = build.call(_prepare, config, build.inputs)
+    found, notes = build.call(_prepare, config, build.inputs)
     total = sum(len(contest.rows) for contest in found)
     workers, parts = set(), []
     for contest in found:
         folder = storage.join(building, contest.name)
-        arguments = (config, replace(contest, rows=[]), called, build.cluster.device, total)
+        arguments = (config, replace(contest, rows=[]), build.cluster.device, total)
         chunks = {n: (n, contest.rows[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(contest.rows) // CHUNK))}
         receipts = build.map_shards(Marker, arguments, chunks, total, "pictures", folder)
         parts += [storage.join(folder, name) for receipt in receipts for name in receipt.files]
         workers |= {receipt.pid for receipt in receipts}
-    files, rows, metrics, pid = build.call(_publish, found, parts, build.path)
+    files, rows, metrics, pid = build.call(_publish, config, build.inputs, found, parts, build.path)
     build.report.metrics(metrics, 0)
     return Facts(
         files=files,
@@ -54,14 +62,12 @@ def evaluate(build: Build) -> Facts:
     )
 
 
-def _prepare(config: Config, inputs: Mapping[str, Artifact]) -> tuple[dict[str, str], list[Contest], dict[str, Any]]:
-    """What the scorers are called, who contends on each prompt set, and what there is to say of it.
+def _prepare(config: Config, inputs: Mapping[str, Artifact]) -> tuple[list[Contest], dict[str, Any]]:
+    """Who contends on each prompt set, and what there is to say of it.
 
     Raises:
         DataError: a rival's pictures are missing or no good.
     """
-    from pipeline.models import scorers
-
     found, sets = [], {}
     for name in config.drawn_sets():
         contest = contests.contest(config, name, inputs)
@@ -74,7 +80,7 @@ def _prepare(config: Config, inputs: Mapping[str, Artifact]) -> tuple[dict[str, 
         "retrieval_top1": "memory: share of the pictures for captions that were trained on whose nearest original (L2 "
         "of RGB at 32x32) is their own; _heldout: the same of captions that no training saw, among all originals",
     }
-    return scorers.names(config), found, notes
+    return found, notes
 
 
 class Marker:
@@ -84,7 +90,6 @@ class Marker:
         self,
         config: Config,
         contest: Contest,
-        called: dict[str, str],
         device: str,
         total: int,
         path: str,
@@ -96,8 +101,8 @@ class Marker:
 
         self.contest, self.batch, self.total, self.path = contest, config.eval.batch, total, path
         self.places = {column: place.open() for column, place in contest.places.items()}
-        self.scorers = scorers.load(config, called, str(loading.device(device)))
-        self.schema = score_tables.schema(list(config.eval.rivals))
+        self.scorers = scorers.load(config, str(loading.device(device)))
+        self.schema = score_tables.schema(config.eval.rivals, config.sample.ablations)
         self.fence, self.board = fence, BoardClient(board)
 
     def __call__(self, numbered: tuple[int, Sequence[dict[str, Any]]]) -> None:
@@ -129,11 +134,10 @@ class Marker:
             there = [at for at, (key, _) in enumerate(wanted) if self.contest.takes(column, key)]
             pictures = [place.pixels(wanted[at]) for at in there]
             for name, scorer in taken.items():
-                if there and (scorer.wants_originals or column not in RECONSTRUCTIONS):
+                if there and (scorer.wants_originals or column not in LIKENED):
                     values: list[float | None] = [None] * len(rows)
-                    for at, value in zip(
-                        there, self._scores(scorer, name, wanted, there, pictures, originals), strict=True
-                    ):
+                    like = self._drawn_like(wanted, pictures) if column == PREVIEW else originals
+                    for at, value in zip(there, self._scores(scorer, name, wanted, there, pictures, like), strict=True):
                         values[at] = value
                     marks[name][column] = values
         about = [{"set": self.contest.name, "prompt": row["caption"], **row} for row in rows]
@@ -144,6 +148,11 @@ class Marker:
             for at, row in enumerate(about)
             for scorer, columns in marks.items()
         ]
+
+    def _drawn_like(self, wanted: Sequence[tuple[str, str]], previews: list[np.ndarray]) -> list[np.ndarray]:
+        """Our own pictures in the size of their previews: how much of each the code decides."""
+        ours = self.places["score"]
+        return [contests.fit(ours.pixels(one), preview) for one, preview in zip(wanted, previews, strict=True)]
 
     def _scores(
         self,
@@ -167,15 +176,21 @@ class Marker:
 
 
 def _publish(
-    found: Sequence[Contest], parts: Sequence[str], path: str
+    config: Config, inputs: Mapping[str, Artifact], found: Sequence[Contest], parts: Sequence[str], path: str
 ) -> tuple[dict[str, FileEntry], int, dict[str, float], int]:
     """Put the parts of the table together, and write what it comes to."""
-    table = pa.concat_tables(pq.read_table(pa.BufferReader(storage.read(part))) for part in parts)
-    lines = score_tables.win_rates(table)
+    from pipeline.models import scorers
+
+    read = (pq.read_table(pa.BufferReader(storage.read(part))) for part in parts)
+    table = score_tables.put_together(read, scorers.names(config))
+    lines, apart, timed = score_tables.win_rates(table), distances.measured(config, inputs), drawing_speed.read(inputs)
     metrics = _retrieval(found) | score_tables.metrics(table, lines)
-    contents = {
-        score_tables.FILE: shards.parquet_bytes(table),
-        score_tables.TABLES: json.dumps([asdict(line) for line in lines], indent=1, ensure_ascii=False).encode(),
+    metrics |= distances.metrics(apart) | drawing_speed.metrics(timed)
+    tables: dict[str, Sequence[Any]] = {score_tables.TABLES: lines, distances.FILE: apart, drawing_speed.FILE: timed}
+    contents = {score_tables.FILE: shards.parquet_bytes(table)} | {
+        name: json.dumps([asdict(line) for line in rows], indent=1, ensure_ascii=False).encode()
+        for name, rows in tables.items()
+        if rows or name == score_tables.TABLES
     }
     if sheet := _sheet(found):
         contents["grid.png"] = sheet
@@ -216,5 +231,6 @@ def _sheet(found: Sequence[Contest]) -> bytes | None:
             wanted = (row["key"], row["caption"])
             assert contest.original is not None
             places = {"original": contest.original, **contest.places}
-            rows.append((label + row["caption"], [places[column].open().pixels(wanted) for column in COLUMNS]))
-    return grid(tuple(COLUMNS.values()), rows, blocks=2)
+            columns = {column: title for column, title in COLUMNS.items() if column in places}
+            rows.append((label + row["caption"], [places[column].open().pixels(wanted) for column in columns]))
+    return grid(tuple(columns.values()), rows, blocks=2)

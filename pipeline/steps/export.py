@@ -4,15 +4,21 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets.files import storage
 from datasets.files.storage import FileEntry
 from pipeline.models.known_weights import licence
+from pipeline.results import card
+from pipeline.results.document import document
+from pipeline.results.subject import of_artifacts
 from pipeline.settings.config import Config
 from pipeline.settings.sections import STAGES
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
+
+if TYPE_CHECKING:  # imports torch, through the release
+    from stages.weights.card import CardFacts
 
 
 def export(build: Build) -> Facts:
@@ -25,21 +31,10 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
     import torch
 
     from pipeline.models import loading
-    from stages.weights.card import CardFacts, model_card
+    from stages.weights.card import model_card
     from stages.weights.release import release_files
 
     where = torch.device("cpu")
-    data = terms(inputs["metadata"].manifest)
-    facts = CardFacts(
-        name="Würstchen",
-        license=data["identifier"],
-        prompt=json.loads(inputs["samples"].read("captions.json"))[0]["caption"],
-        settings=config.sample,
-        sources=[data["notice"], *_origins(config)],
-        scores=inputs["scores"].manifest["metrics"],
-        cost=_cost(inputs),
-        limitations=_limitations(config, inputs),
-    )
     loaded = loading.everything(config, inputs, where)
     assert loaded.compressor is not None
     written = release_files(
@@ -49,10 +44,33 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         stage_b_config=config.stage_b.model,
         stage_c_config=config.stage_c.model,
         compressor_config=config.compressor.model,
-        card=model_card(facts),
+        card=model_card(_facts(config, inputs)),
     )
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in written}
     return files, os.getpid()
+
+
+def _facts(config: Config, inputs: dict[str, Artifact]) -> "CardFacts":
+    """What the card says, from the document that the report is made of too."""
+    from stages.weights.card import CardFacts, Score
+
+    data = terms(inputs["metadata"].manifest)
+    told, _ = document(of_artifacts(inputs, config=config))
+    return CardFacts(
+        name="Würstchen",
+        license=data["identifier"],
+        prompt=json.loads(inputs["samples"].read("captions.json"))[0]["caption"],
+        settings=config.sample,
+        sources=[data["notice"], *card.trained_on(told), *_origins(config)],
+        scores=[Score(*figure) for figure in card.scores(told)],
+        cost=card.cost(told),
+        limitations=card.limitations(
+            told,
+            random_text=config.text[config.stage_c.text].model == "seeded",
+            existing=bool(config.stage_c.weights or (config.between and config.between.paths)),
+        ),
+        lineage=card.lineage(told),
+    )
 
 
 def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -65,7 +83,7 @@ def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
     left_out = f"Left out is what its server forbids (X-Robots-Tag: {tags}; TDM-Reservation: 1)"
     if notes["opt_outs"]["removal_list"]:
         left_out += f", and {notes['opt_outs']['removed']:,} rows on a removal list"
-    sentences = [f"{metadata['rows']:,} pictures of the source {notes['source']}", f"{credit.rstrip('.')}{url}"]
+    sentences = [f"{metadata['rows']:,} pictures planned of the source {notes['source']}", f"{credit.rstrip('.')}{url}"]
     if notes["licences"].keys() - {"not stated"}:
         named = ", ".join(f"{name}: {count:,}" for name, count in notes["licences"].items())
         sentences.append(f"Pictures by the licence that the source names: {named}")
@@ -91,27 +109,4 @@ def _origins(config: Config) -> list[str]:
             found.append(
                 trained if section.train else f"{name} was not trained here: its weights are those of {source}."
             )
-    return found
-
-
-def _cost(inputs: dict[str, Artifact]) -> str:
-    """Device-hours of the three trainings, in words."""
-    parts = []
-    for name in STAGES:
-        manifest = inputs["stage_c_phases" if name == "stage_c" and "stage_c_phases" in inputs else name].manifest
-        kind = manifest["devices"]
-        parts.append(f"{name.replace('_', ' ')} {manifest['device_seconds'] / 3600:.3f}")
-    return f"Device-hours ({kind}) of training, failed attempts included: {', '.join(parts)}."
-
-
-def _limitations(config: Config, inputs: dict[str, Artifact]) -> list[str]:
-    """What holds for this training in particular."""
-    found = []
-    if config.text[config.stage_c.text].model == "seeded":
-        found.append(
-            "Its text tower has random weights: it tells the captions of its training data apart and understands none."
-        )
-    weights = config.stage_c.weights or (config.between and config.between.paths)
-    if inputs["metadata"].manifest["rows"] < 10_000 and not weights:
-        found.append("It has seen so few pictures that it knows them by heart; new captions give mixtures of them.")
     return found

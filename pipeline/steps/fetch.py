@@ -39,10 +39,10 @@ def fetch(build: Build) -> Facts:
         notes["buckets"] = counts.buckets
     if data.source == "openmoji" and data.metadata is None and data.openmoji:
         notes["constants"] = {name: getattr(data.openmoji, name) for name in CONSTANTS}
-    if data.metadata and (taken := laion.spelled_otherwise(data.metadata)):
-        notes["columns"] = taken
-        told = ", ".join(f"{ours} is taken from {name}" for ours, name in taken.items())
-        build.report.warning(f"data.metadata: {told}")
+    if data.metadata:
+        notes["columns"] = taken = laion.read_as(data.metadata)
+        if laion.is_other(taken):
+            build.report.warning(f"data.metadata: {laion.told(taken)}")
     if others := dict(counts.left_out.others):
         notes["passed_over"] = others
     for sentence in preview.told(data, counts):

@@ -33,6 +33,8 @@ TITLES = {
     "stage_a": "Stage A alone",
     "stage_b": "Stages B + A",
     "generated": "from its caption",
+    "preview": "its code, previewed",
+    "without_text": "B + A without text",
 }
 
 
@@ -130,7 +132,9 @@ class Painter:
 
 
 def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
-    """Würstchen, and what Stage A and B keep of the original; the last as the verb `sample` draws caption and seed."""
+    """Würstchen, and what Stage A and B keep of the original; the last as the verb `sample` draws caption and seed.
+
+    Also what of its models decides what, where that is asked for (`sample.ablations`)."""
     from pipeline.models import loading
     from stages.sampling.sample import on, reconstruct_a
 
@@ -140,17 +144,22 @@ def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
 
     def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
         captions, seeds = [row.caption for row in rows], [row.seed for row in rows]
-        generated = drawn(loaded, captions, seeds, sampling, sampling.batch, where)
+        ours: dict[str, Pictures] = {"generated": drawn(loaded, captions, seeds, sampling, sampling.batch, where)}
+        if "preview" in sampling.ablations:  # the same seeds: the same codes
+            ours["preview"] = drawn(loaded, captions, seeds, sampling, sampling.batch, where, preview=True)
         if originals is None:
-            return {"generated": generated}
+            return ours
         image = _resized(originals, sampling.width)
         with on(where, loaded.stage_a) as stage_a:
             from_a = [reconstruct_a(stage_a, one[None].to(where))[0].numpy() for one in image]
+        if "without_text" in sampling.ablations:  # the caption that trainings give for none
+            blank = [""] * len(captions)
+            ours["without_text"] = drawn(loaded, blank, seeds, unguided, sampling.batch, where, image)
         return {
             "original": image.permute(0, 2, 3, 1).numpy(),
             "stage_a": from_a,
             "stage_b": drawn(loaded, captions, seeds, unguided, sampling.batch, where, image),
-            "generated": generated,
+            **ours,
         }
 
     return draw

@@ -1,25 +1,33 @@
 """The trainings: a Ray Train job each, around the one loop of `stages.training.loop`."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets.buckets import Frame, Size
 from datasets.files import json_files, storage
 from datasets.files.storage import FileEntry
+from datasets.reading import prompts
 from datasets.reading.batches import Source
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.errors import Preempted, UsageError
 from pipeline.plan import batch_sizes, training_flops
+from pipeline.plan.dag import order
+from pipeline.plan.table import table
+from pipeline.plan.wanted import prints_of
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact, lacking
+from pipeline.store.artifacts import Artifact, Store, lacking
 from pipeline.store.deleting import RESULT
 from stages.settings.losses import StageALoss
+from stages.settings.models import PreviewerConfig
 
 if TYPE_CHECKING:  # import torch, which a plan can do without
     from pipeline.cluster.trainings import Order
+    from pipeline.models.showing import Decoder, Prompts
     from pipeline.models.training_data import Reading
 
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
+PROMPTS = 4  # of files, in a panel
 CALL = "ray.train.torch.TorchTrainer.fit"
 
 
@@ -51,7 +59,9 @@ def train_c(build: Build) -> Facts:
     """latents_c, text -> stage_c: the text-conditional prior."""
     settings = build.config.stage_c
     compressor = _compressor(build)
-    facts = _train(build, settings, ("text", "latents_c"), tower=settings.text)
+    shows = settings.train is not None and settings.train.panel_every is not None
+    shown = {"decoder": _decoder(build), "prompts": _prompts(build)} if shows else {}
+    facts = _train(build, settings, ("text", "latents_c"), tower=settings.text, shown=shown)
     return replace(facts, notes={"compressor": compressor})
 
 
@@ -116,7 +126,77 @@ def _reading(build: Build, fields: tuple[str, ...], tower: str | None) -> "Readi
         held_out=inputs.get("held_out"),
         seed=config.seed,
         cache=config.cluster.cache,
+        planned=_planned(build),
     )
+
+
+def _planned(build: Build) -> Artifact | None:
+    """The plan of the pictures, which names their captions; None where it is gone."""
+    made_of = (_parent(artifact, "images") for artifact in build.inputs.values())
+    images = build.inputs.get("images") or next(filter(None, made_of), None)
+    return _parent(images, "metadata") if images else None
+
+
+def _parent(artifact: Artifact, name: str) -> Artifact | None:
+    """What an artifact was made from, by its name; None where it has none of that name, or that is gone."""
+    return artifact.parent(name) if name in artifact.manifest["parents"] else None
+
+
+def _decoder(build: Build) -> "Decoder | None":
+    """What shows the codes that Stage C learns: a previewer that learned the same, else Stage B and A.
+
+    Where neither is there yet, as with existing weights of Stage B and a Stage A that is built later, no panel is
+    drawn, which is told: colours of a code's channels say nothing to anybody.
+    """
+    from pipeline.models.showing import ByPreviewer, ByStages
+
+    config, inputs = build.config, build.inputs
+    codes, root = inputs.get("latents_c"), build.path.rpartition("/artifacts/")[0]
+    store, learned = Store(root), codes or inputs["stage_b"]
+    for made in reversed(list(store.finished("previewer"))):
+        if learned.manifest["fingerprint"] in made.manifest["parents"].values():
+            return ByPreviewer(PreviewerConfig.model_validate(made.manifest["settings"]["previewer"]["model"]), made)
+    stage_b = _parent(codes, "stage_b") if codes else inputs["stage_b"]
+    stage_a = _stage_a(build, stage_b, store) if stage_b else None
+    if stage_a is None or stage_b is None:
+        build.report.warning(
+            f"{build.step.name}: no panels: what shows codes, Stage A and B or a previewer of theirs, is not built "
+            "yet; build it first, with --until train_a or import_a"
+        )
+        return None
+    tower = f"text_{config.stage_b.text}"
+    text = _parent(stage_b, tower) or inputs.get(tower)
+    shares = config.stage_b.text == config.stage_c.text
+    return ByStages(config.stage_a.model, stage_a, config.stage_b.model, stage_b, shares, text)
+
+
+def _prompts(build: Build) -> "Prompts | None":
+    """Some prompts of the files that the model is going to be measured on, which panels show beside the data's
+    captions: the first ones of each."""
+    from pipeline.models.showing import Prompts
+
+    config, tower = build.config, build.config.stage_c.text
+    files = config.prompt_files()
+    captions, texts = [], []
+    for name, path in files.items():
+        for one in prompts.read(path, config.eval.limit, config.seed, f"eval.prompts.{name}").prompts[: _each(files)]:
+            captions.append(f"{name}: {one.text}")
+            texts.append(one.text)
+    captions, texts = captions[:PROMPTS], texts[:PROMPTS]
+    return Prompts(captions, texts, config.text[tower], build.inputs[f"text_{tower}"]) if texts else None
+
+
+def _each(files: Collection[str]) -> int:
+    """How many prompts of each file a panel shows."""
+    return max(1, PROMPTS // len(files))
+
+
+def _stage_a(build: Build, stage_b: Artifact, store: Store) -> Artifact | None:
+    """The Stage A that a Stage B goes with: its own, else this config's."""
+    if "stage_a" in stage_b.manifest["parents"]:
+        return stage_b.parent("stage_a")
+    steps = order(table(build.config), ["stage_a"])
+    return store.find("stage_a", prints_of(build.config, store.root, steps)["stage_a"].digest)
 
 
 def _source(artifact: Artifact, field: str) -> Source:
@@ -134,12 +214,19 @@ def _family(artifact: Artifact, field: str, frame: Frame) -> Source:
     return Source(field, artifact.shards(frame.name))
 
 
-def _train(build: Build, settings: Any, fields: tuple[str, ...], tower: str | None = None) -> Facts:
-    """Do the step's trainings of `settings` on batches of `fields`, with the hidden states of a tower."""
+def _train(
+    build: Build,
+    settings: Any,
+    fields: tuple[str, ...],
+    tower: str | None = None,
+    shown: Mapping[str, Any] | None = None,
+) -> Facts:
+    """Do the step's trainings of `settings` on batches of `fields`, with the hidden states of a tower; `shown` are
+    the order's decoder and prompts, for panels."""
     from pipeline.cluster import trainings
     from pipeline.cluster.rank import result
 
-    order = _order(build, settings, fields, tower)
+    order = replace(_order(build, settings, fields, tower), **(shown or {}))
     _check_batches(build)
     _check_checkpoints(build)
     _catch_up(build)

@@ -15,6 +15,7 @@ fingerprints. Equal fingerprints mean equal content, so a finished artifact is n
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -190,6 +191,7 @@ class Store:
             files[shard_table.FILE] = storage.entry_of(table)
         manifest = {
             "format": FORMAT,
+            "build": uuid.uuid4().hex[:8],
             "name": name,
             "fingerprint": fingerprint.digest,
             **fingerprint.as_dict(),
@@ -204,13 +206,9 @@ class Store:
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         if told := lacking(path, every):
             raise InfrastructureError(told)
-        fence = claim.fence if claim else unfenced
         if claim:
             claim.beat()
-        storage.sweep(path, fence)
-        if storage.exists(storage.join(path, FORGOTTEN)):  # of an earlier build, whose discarding was killed
-            fence()
-            storage.remove(storage.join(path, FORGOTTEN))
+        storage.sweep(path, claim.fence if claim else unfenced)
         if table is not None:
             storage.publish(table, storage.join(path, shard_table.FILE))
         publish = claim.publish if claim else storage.publish
@@ -261,7 +259,7 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
         return None
     if manifest["format"] not in READ:
         raise CorruptFile(f"{path} has format {manifest['format']}; this version reads formats up to {FORMAT}")
-    removed = Removals.found(folder)
+    removed = Removals.found(folder, manifest.get("build", ""))
     return _without(manifest, removed) if removed else None
 
 
@@ -277,8 +275,9 @@ def _whole(told: dict[str, Any]) -> dict[str, Any]:
 class Removals:
     """What was taken out of a finished artifact's files: the files as they are now (None: gone), and the rows left.
 
-    `before` are the files as they were before the latest change of each: a kill between this record and the file itself
-    leaves the old one, which is then still known.
+    It is of one build. That of an earlier one, whose discarding was killed or which a repair made anew, does not count:
+    nobody has to delete it, at a moment when it may be another's. `before` are the files as they were before the latest
+    change of each: a kill between this record and the file itself leaves the old one, which is then still known.
     """
 
     files: dict[str, dict[str, Any] | None] = field(default_factory=dict)
@@ -286,19 +285,21 @@ class Removals:
     rows: int | None = None
     forgotten: int = 0
     bytes: int | None = None  # of all files; earlier versions did not say
+    build: str = ""  # of its manifest; earlier versions did not say
 
     @classmethod
-    def read(cls, folder: str) -> "Removals":
+    def of(cls, artifact: Artifact) -> "Removals":
         """Those of a finished artifact; empty ones where there are none."""
-        found = cls.found(folder)
-        assert found is not None, f"{folder} was finished a moment ago"
+        found = cls.found(artifact.path, artifact.manifest.get("build", ""))
+        assert found is not None, f"{artifact.path} was finished a moment ago"
         return found
 
     @classmethod
-    def found(cls, folder: str) -> "Removals | None":
-        """Those of an artifact, empty ones where there are none; None where nobody can know, which is told."""
-        path = storage.join(folder, FORGOTTEN)
-        return json_files.read(path, lambda told: cls(**told)) if storage.exists(path) else cls()
+    def found(cls, folder: str, build: str) -> "Removals | None":
+        """Those of a build, empty ones where there are none; None where nobody can know, which is told."""
+        path, none = storage.join(folder, FORGOTTEN), cls(build=build)
+        found = json_files.read(path, lambda told: cls(**told)) if storage.exists(path) else none
+        return none if found and found.build != build else found
 
     def recorded(self, artifact: Artifact, name: str) -> dict[str, Any] | None:
         """A file of the artifact, as it is or is about to be; None where it is not there any more."""
@@ -350,7 +351,7 @@ def rewrite(
         CorruptFile: the file holds neither what it should nor what it held before.
     """
     path = storage.join(artifact.path, name)
-    removed = Removals.read(artifact.path)
+    removed = Removals.of(artifact)
     entry = removed.recorded(artifact, name)
     if entry is None:  # gone, or about to be
         fence()
@@ -383,7 +384,7 @@ def tabulate(artifact: Artifact, receipts: Mapping[str, Sequence[Receipt]], fenc
 
     Killed in between, the table counts for nothing, and the receipts are read in its place.
     """
-    removed = Removals.read(artifact.path)
+    removed = Removals.of(artifact)
     if shard_table.FILE in removed.files and removed.files[shard_table.FILE] is None:
         fence()
         entry = storage.publish(shard_table.dump(receipts), storage.join(artifact.path, shard_table.FILE))

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 
 from datasets.files import json_files, storage
 from datasets.files.fence import Fence
-from datasets.formats import shards
+from datasets.files.storage import FileEntry
+from datasets.formats import shard_table, shards
 from datasets.formats.shards import Receipt
 from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.store import claims
@@ -36,6 +37,8 @@ from pipeline.store.artifacts import BUILDING, MANIFEST, REPAIR, Artifact, Store
 TIDIED, DELETED, CHANGED = "tidied", "deleted", "changed"  # what is done to something that is claimed
 RESULT = f"{BUILDING}/result.json"
 ASIDE = "deleted"
+BY_SHARD = ("text_", "latents_", "aesthetic", "duplicates")  # names of what is made from images, shard by shard
+OF_ALL = ("view_", "held_out")  # and at once from all of them, within seconds
 FENCED = 256  # objects between two looks whether somebody has taken over
 
 
@@ -100,9 +103,12 @@ def reopen(artifact: Artifact, lost: Iterable[Shard], fence: Fence) -> None:
     """Make an unfinished build of a finished artifact, without some of its shards; the next run makes just these anew.
 
     It goes on as the same artifact: what its content was is kept for the next manifest, so that nothing that was made
-    from it counts as stale. Killed once the manifest is gone, the next builder goes on with `drop_lost`.
+    from it counts as stale, and what it had beside its shards, such as the tower that the others were encoded with.
+    Killed once the manifest is gone, the next builder goes on with `drop_lost`.
     """
-    _note(artifact.path, {"content": artifact.manifest["content"], "lost": sorted(lost)}, fence)
+    beside = {name: entry for name, entry in artifact.manifest["files"].items() if shard_of(name) is None}
+    beside.pop(shard_table.FILE, None)  # made from receipts
+    _note(artifact.path, {"content": artifact.manifest["content"], "lost": sorted(lost), "files": beside}, fence)
     fence()
     storage.remove(storage.join(artifact.path, MANIFEST))
     drop_lost(artifact.path, fence)
@@ -110,25 +116,32 @@ def reopen(artifact: Artifact, lost: Iterable[Shard], fence: Fence) -> None:
 
 def drop_lost(path: str, fence: Fence) -> None:
     """Delete the shards for which an unfinished build was reopened, if they have not been deleted yet."""
-    kept = json_files.read(storage.join(path, REPAIR), _repair)
-    if kept is None or not kept["lost"]:
+    found = json_files.read(storage.join(path, REPAIR), _repair)
+    if found is None or not found["lost"]:
         return
-    for folder, number in kept["lost"]:
+    for folder, number in found["lost"]:
         where = storage.join(path, *([folder] if folder else []))
         fence()
         storage.remove(shards.receipt_path(where, number))
         for name in {shards.image_name(number), shards.tensor_name(number)}:
             storage.remove(storage.join(where, name))
-    _note(path, {**kept, "lost": []}, fence)
+    _note(path, {**found, "lost": []}, fence)
 
 
-def _note(path: str, kept: dict[str, Any], fence: Fence) -> None:
+def kept(path: str) -> dict[str, FileEntry]:
+    """The files beside its shards that a reopened artifact goes on with, of an unfinished build."""
+    found = json_files.read(storage.join(path, REPAIR), _repair)
+    return {name: FileEntry(**entry) for name, entry in found["files"].items()} if found else {}
+
+
+def _note(path: str, about: dict[str, Any], fence: Fence) -> None:
     fence()
-    storage.publish(json.dumps(kept).encode(), storage.join(path, REPAIR))
+    storage.publish(json.dumps(about).encode(), storage.join(path, REPAIR))
 
 
 def _repair(told: dict[str, Any]) -> dict[str, Any]:
-    return {"content": str(told["content"]), "lost": [Shard(*shard) for shard in told["lost"]]}
+    lost = [Shard(*shard) for shard in told["lost"]]
+    return {"content": str(told["content"]), "lost": lost, "files": told.get("files", {})}  # earlier ones named none
 
 
 def shard_folders(artifact: Artifact) -> list[str]:

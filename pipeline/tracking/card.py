@@ -1,11 +1,29 @@
 """Descriptions of runs, Markdown: what is to be seen first. MLflow shows four lines before somebody asks for more."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.hours.spent import Spent
 
 LOG_LINES = 12  # of a step that failed
+RUN = "run:"  # before the artifact of a step, in a link to the step's run: MLflow's id of it comes when it has one
+MOST = 8  # scores that are seen first
+HEADLINES = (  # of an evaluation, the most telling first
+    r"retrieval_top1(_heldout)?",
+    r"[^/]+/[^/]+/(?!null/)[^/]+/win_rate",  # scorer, prompt set, rival
+    r"[^/]+/[^/]+/mean",
+    r"psnr_(generated|stage_b|stage_a)(_heldout)?",
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure of an evaluation, and of how many pictures it is."""
+
+    name: str
+    value: float
+    of: int
 
 
 @dataclass(frozen=True)
@@ -21,14 +39,13 @@ class StepLine:
 
 @dataclass
 class Story:
-    """What a run of a command has to tell. `population` is how many pictures the scores are of; `data` says which
-    pictures; `error` ended it; `warnings` is what was got over."""
+    """What a run of a command has to tell. `data` says which pictures there were; `error` ended it; `warnings` is what
+    was got over."""
 
     unit: str
     cost: Spent
     steps: Sequence[StepLine]
-    scores: Mapping[str, float] = field(default_factory=dict)
-    population: int = 0
+    scores: Sequence[Score] = ()
     data: str = ""
     error: str | None = None
     warnings: Sequence[str] = ()
@@ -36,16 +53,28 @@ class Story:
     command: str = ""
 
 
+def headlines(metrics: Mapping[str, float]) -> list[Score]:
+    """What is to be seen first of an evaluation, by its metrics, which tell how many pictures each is of."""
+    named = [name for kind in HEADLINES for name in metrics if re.fullmatch(kind, name)]
+    return [Score(name, metrics[name], _population(name, metrics)) for name in named[:MOST]]
+
+
+def _population(name: str, metrics: Mapping[str, float]) -> int:
+    scored, _, last = name.rpartition("/")
+    counted = f"{scored}/n" if scored else "n_heldout" if last.endswith("_heldout") else "n_training"
+    return int(metrics.get(counted, 0))
+
+
 def verdict(story: Story) -> dict[str, float]:
     """Few figures by which runs are compared, each with what it is of."""
-    return {f"{name} of {story.population}": value for name, value in story.scores.items()}
+    return {f"{score.name} of {score.of}": score.value for score in story.scores}
 
 
 def of_command(story: Story) -> str:
     """The description of a command's run."""
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in story.scores.items())
+    scores = ", ".join(f"{score.name} {score.value:.4g} of {score.of}" for score in story.scores)
     done = sum(step.state == "built" for step in story.steps)
-    first = f"{scores} (of {story.population} pictures)" if scores else f"{done} of {len(story.steps)} steps built"
+    first = scores or f"{done} of {len(story.steps)} steps built"
     wrong = [story.error] if story.error else []
     wrong += list(story.warnings)
     lines = [
@@ -55,7 +84,9 @@ def of_command(story: Story) -> str:
         f"Wrong with it: {'; '.join(wrong) if wrong else 'nothing known'}",
     ]
     table = ["| step | artifact | state | device-hours | where |", "|---|---|---|---|---|"]
-    table += [f"| {s.name} | {s.output} | {s.state} | {s.hours:.4f} | `{s.path}` |" for s in story.steps]
+    table += [
+        f"| [{s.name}]({RUN}{s.output}) | {s.output} | {s.state} | {s.hours:.4f} | `{s.path}` |" for s in story.steps
+    ]
     pictures = [f"- `{path}`" for path in story.pictures]
     command = [f"```\n{story.command}\n```"] if story.command else []
     parts = ["  \n".join(lines), "\n".join(table), "\n".join(pictures), *command]

@@ -21,6 +21,7 @@ from datasets.files import storage
 from pipeline.store import ledger
 from pipeline.store.process import ProcessId
 from pipeline.tracking import outbox, projection
+from pipeline.tracking.card import RUN
 from pipeline.tracking.mlflow_store import MlflowStore, NeedsMending, connect, require_active
 from pipeline.tracking.outbox import Record
 from pipeline.tracking.projection import KEY
@@ -89,7 +90,8 @@ class Recorder:
         elif kind == "image":
             self._image(run_id, record)
         elif kind == "tags":
-            self._tags(run_id, record["tags"])
+            links = record.get("links", {})
+            self._tags(run_id, {name: self._linked(text, links) for name, text in record["tags"].items()})
         elif kind == "inputs":
             self._inputs(run_id, record["datasets"])
         elif kind == "release":
@@ -153,6 +155,16 @@ class Recorder:
         from mlflow.entities import RunTag
 
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _linked(self, text: str, links: Mapping[str, str]) -> str:
+        """A description with MLflow's pages of steps' runs where it names their artifacts; `links` has our keys."""
+
+        def page(match: re.Match[str]) -> str:
+            key = links.get(match[2])
+            found = key and (self._ids.get(key) or self._find(key))
+            return f"[{match[1]}](#/experiments/{self._experiment_id}/runs/{found})" if found else match[1]
+
+        return re.sub(rf"\[([^]]*)\]\({RUN}([^)]*)\)", page, text)
 
     def _inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -231,13 +243,15 @@ def _together(measurements: Sequence[Record]) -> Record:
 
 
 def drop_pictures(folder: Path) -> int:
-    """Delete the pictures that a root's MLflow folder holds, or has yet to send; returns how many those were.
+    """Delete the pictures that a root's MLflow folder holds, or has yet to send, and reports, which have some in them;
+    returns how many those were.
 
     Raises:
         BlockingIOError: a run that has not ended keeps some.
     """
     unsent = outbox.drop(folder / "unsent", "image")
-    shown = [str(file) for file in folder.glob("artifacts/*/artifacts/images/*")]
+    kept = ("images/*", "report.html", "report.json")
+    shown = [str(file) for pattern in kept for file in folder.glob(f"artifacts/*/artifacts/{pattern}")]
     for path in shown:
         storage.remove(path)
     return unsent + len(shown)

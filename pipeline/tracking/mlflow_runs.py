@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from pipeline.tracking.outbox import Outbox, left_behind
 MODEL = "wuerstchen"  # of which each release is a version
 DIGEST = 32  # digits of a dataset's content that MLflow takes
 LONGEST_CARD = 4000  # characters of a model card that MLflow takes as a description
+HEAD_OF_A_CARD = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
 NOTE = "mlflow.note.content"  # the description of a run
 END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
 
@@ -83,6 +85,7 @@ class Tracking:
         self._say = say
         self._outbox: Outbox | None = None
         self._parent = ""
+        self._runs: dict[str, str] = {}  # artifact -> our key of the run of the step that makes it
 
     def __enter__(self) -> "Tracking":
         try:
@@ -124,6 +127,7 @@ class Tracking:
         tags = {"wst.kind": "step", "wst.step": name, "wst.output": output, "wst.fingerprint": fingerprint}
         key = self._start(names.of_step(name, fingerprint), self._parent, tags, build)
         self.record("config", run=key, text="", params=names.plain(redact(settings or {})))
+        self._runs[output] = key
         run = StepRun(self, key, reached or {})
         caught: BaseException | None = None
         try:
@@ -137,7 +141,7 @@ class Tracking:
 
     def describe(self, card: str, verdict: Mapping[str, float]) -> None:
         """What is to be seen first of this invocation: its card (Markdown), and few figures."""
-        self.record("tags", run=self._parent, tags={NOTE: card})
+        self.record("tags", run=self._parent, tags={NOTE: card}, links=self._runs)
         self.record("metrics", run=self._parent, rows=[(name, value, 0, _now()) for name, value in verdict.items()])
 
     def flush(self, patience_s: float) -> bool:
@@ -204,13 +208,14 @@ class StepRun:
         new = {name: value for name, value in values.items() if step > self._last.get(name, before)}
         self._last.update(dict.fromkeys(new, step))
         if new:
-            rows = [(name, value, step, _now()) for name, value in new.items()]
+            shown = new | names.seen_first(new)
+            rows = [(name, value, step, _now()) for name, value in shown.items()]
             self._tracking.record("metrics", run=self.key, rows=rows)
 
     def image(self, name: str, png: bytes, step: int) -> None:
         """Show a picture; pictures of one name form a series over steps."""
         content = base64.b64encode(png).decode()
-        self._tracking.record("image", run=self.key, name=name, png=content, step=step, time=_now())
+        self._tracking.record("image", run=self.key, name=names.of_picture(name), png=content, step=step, time=_now())
 
     def finish(self, artifact: Artifact) -> None:
         """Record what the finished artifact's manifest says, and the figures of a step that measures."""
@@ -242,8 +247,9 @@ class StepRun:
             self._tracking.record("inputs", run=self.key, datasets=datasets)
 
     def release(self, artifact: Artifact, card: str) -> None:
-        """Register a release as a version of the model."""
-        about = {"source": artifact.path, "content": artifact.manifest["content"], "card": card[:LONGEST_CARD]}
+        """Register a release as a version of the model, described by its card but for the head, which the Hub reads."""
+        text = HEAD_OF_A_CARD.sub("", card)[:LONGEST_CARD]
+        about = {"source": artifact.path, "content": artifact.manifest["content"], "card": text}
         self._tracking.record("release", run=self.key, model=MODEL, **about)
 
     def describe(self, card: str) -> None:

@@ -9,6 +9,9 @@ from pipeline.settings.keys import flatten
 from pipeline.store.redact import redact
 
 ELSEWHERE = ("root", "conf", "scale", "cluster", "tracking", "workers", "budget")  # or of no matter for the result
+# Sections of a run's page. MLflow sorts them by their letters, capitals first: losses come before `hours/`, `speed/`.
+LOSS, PICTURES = "Loss", "Pictures"
+FIRST = {"loss": "", "validation_loss": " validation", "validation_loss_ema": " validation of the average"}
 DIGITS = 4  # of an id or fingerprint, which tell runs of one name apart
 
 
@@ -37,6 +40,17 @@ def of_command(conf: str, command: str, invocation: str) -> str:
 def of_step(name: str, fingerprint: str) -> str:
     """Such as `train_c · 6e3b`."""
     return f"{name} · {fingerprint[:DIGITS]}"
+
+
+def seen_first(values: Mapping[str, float]) -> dict[str, float]:
+    """A training's losses once more, in the first section of its run's page: `Loss/stage_c` is `stage_c/loss`."""
+    split = ((name.partition("/"), value) for name, value in values.items())
+    return {f"{LOSS}/{training}{FIRST[what]}": value for (training, _, what), value in split if what in FIRST}
+
+
+def of_picture(name: str) -> str:
+    """A picture's name, in the section of the pictures; else MLflow puts it behind all figures."""
+    return f"{PICTURES}/{name}"
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, str]:

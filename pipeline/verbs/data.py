@@ -17,10 +17,12 @@ from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.outcomes import PASSING
 from datasets.planning import plan
+from datasets.sources import laion
 from pipeline.errors import UsageError
 from pipeline.plan.dag import Planned, order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import planned_steps, prints_of, wanted
+from pipeline.results import data as results
 from pipeline.run import invocation, repairing
 from pipeline.settings import compose
 from pipeline.settings.config import Config
@@ -71,32 +73,18 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
         CorruptFile: the counts of a step do not add up.
     """
     metadata = wanted(config, root, ["metadata"])["metadata"]
-    notes = metadata.manifest["notes"]
-    steps = [_level("read", notes["read"], {})]
-    steps.append(_level("planned", metadata.manifest["rows"], notes["rejected"], of=steps[-1]))
-    found = _finished(config, root)
-    if images := found.get("images"):
-        steps.append(_level("kept", images.manifest["rows"], images.manifest["notes"]["lost"], of=steps[-1]))
-        for name, artifact in found.items():
-            if name.startswith(("text_", "latents_")):
-                steps.append(_level(f"encoded: {name}", artifact.manifest["rows"], {}))
-            elif name == "aesthetic":
-                steps.append(_level("scored", artifact.manifest["rows"], {}))
+    steps = results.funnel(metadata, _finished(config, root))
+    taken = metadata.manifest["notes"].get("columns", {})
     if as_json:
-        print_json({"root": root, "funnel": steps})
+        print_json({"root": root, "funnel": steps, "columns": taken})
         return
     lines = Table("pictures", "rows", "share", "lost to", box=None, pad_edge=False)
     for step in steps:
         causes = ", ".join(f"{cause} {count:,}" for cause, count in step["lost"].items())
-        lines.add_row(step["level"], f"{step['rows']:,}", f"{step['rows'] / max(1, notes['read']):.1%}", causes)
+        lines.add_row(step["level"], f"{step['rows']:,}", f"{step['rows'] / max(1, steps[0]['rows']):.1%}", causes)
     print_table(lines)
-
-
-def _level(name: str, rows: int, lost: dict[str, int], of: dict[str, Any] | None = None) -> dict[str, Any]:
-    lost = dict(sorted(((cause, count) for cause, count in lost.items() if count), key=lambda item: -item[1]))
-    if of is not None and rows + sum(lost.values()) != of["rows"]:
-        raise CorruptFile(f"{of['rows']} rows were {of['level']}, but {rows} are {name} and {sum(lost.values())} lost")
-    return {"level": name, "rows": rows, "lost": lost}
+    if taken:
+        out.print(laion.told(taken))
 
 
 def lost(config: Config, root: str, as_json: bool) -> None:
@@ -352,7 +340,7 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
     if done.alike:
         out.print(f"duplicates of them, which stay: {', '.join(sorted(done.alike))}; forget them by keys= too")
     out.print(", ".join(f"{count} files {how}" for how, count in sorted((+done.files).items())) or "no file changed")
-    if done.pictures:
+    if done.pictures or +done.files:
         out.print("not reached from here: cluster.cache.folder of nodes, MLflow at a tracking.uri, copies of a release")
     if done.trained:
         out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")

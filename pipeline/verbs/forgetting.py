@@ -3,7 +3,8 @@
 A picture is what lies at its URL, or at the one that it was copied from: a key, which is of a URL with one caption,
 stands for all captions. Pictures, captions and tensors go from every artifact; what is left is as if they had never
 been kept. The plan keeps their rows. Fingerprints stay: they tell what was asked for, and a forgotten picture makes
-nobody train again. The images come last, so that a removal that was killed is gone on with by any later one.
+nobody train again. The images come last, so that a removal that was killed is gone on with by any later one. What is
+not finished, and what was made from it when it was, is `store.unfinished`'s.
 """
 
 import json
@@ -27,16 +28,18 @@ from datasets.formats import removal, shards
 from datasets.planning import plan
 from datasets.reading import duplicates, holdout, views
 from pipeline.errors import LeaseHeld
+from pipeline.models.feature_sets import FEATURES
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
-from pipeline.store import claims, deleting, removal_list
+from pipeline.store import claims, deleting, removal_list, unfinished
 from pipeline.store.artifacts import Artifact, Removals, Store, descendants, rewrite, tabulate
-from pipeline.store.deleting import RESULT, shard_folders
+from pipeline.store.deleting import shard_folders
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console
 
 EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
+TRAINED = ("stage_", "previewer", "baseline")  # names of trainings
 CARD = "README.md"  # of a release: its example has the first sample's caption
 
 
@@ -71,7 +74,7 @@ class _Held:
 
     def settle(self, rows: int) -> None:
         """Say how many rows are left, where any was taken out."""
-        removed = Removals.read(self.artifact.path)
+        removed = Removals.of(self.artifact)
         before = self.artifact.manifest["rows"] if removed.rows is None else removed.rows
         if rows != before:
             removed.forgotten += before - rows
@@ -121,15 +124,18 @@ def _pictures_of(root: str, names: Set[str], outcome: Outcome) -> set[str]:
 
 def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
     store = Store(root)
+    every = (artifact for artifact in store.finished() if artifact.name == "metadata")
+    planned = [(metadata, rows) for metadata in every if (rows := _planned(metadata, names))]
+    keys = {row["key"] for _, rows in planned for row in rows}
+    keys |= {name for name in names if shards.KEY.fullmatch(name)}  # whose plan may be unfinished
+    if not keys:
+        return
+    _from_torn(store, keys, {row["caption"] for _, rows in planned for row in rows}, outcome)
     finished = list(store.finished())
-    keys = set[str]()
-    for metadata in (artifact for artifact in finished if artifact.name == "metadata"):
-        rows = _planned(metadata, names)
-        keys.update(row["key"] for row in rows)
-        for images in _made_from(metadata, finished, "images") if rows else ():
+    for metadata, rows in planned:
+        for images in _made_from(metadata, finished, "images"):
             _from_everything(store, metadata, images, finished, rows, outcome)
-    if keys:
-        _from_unfinished(root, finished, keys, outcome)
+    outcome.files["deleted"] += unfinished.drop(store, keys, (*SHEETS, *TABLES, CARD), _tell)
 
 
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
@@ -161,7 +167,7 @@ def _from_everything(
         _from_mlflow(store.root, outcome)
     made = descendants(images, finished)
     for artifact in made if stored else ():
-        if artifact.name.startswith(("stage_", "previewer", "baseline")) and "samples" not in artifact.name:
+        if artifact.name.startswith(TRAINED) and "samples" not in artifact.name:
             outcome.trained.add(artifact.name)
         if artifact.name == "duplicates":
             outcome.alike |= duplicates.alike(storage.read(storage.join(artifact.path, duplicates.FILE)), stored)
@@ -237,7 +243,7 @@ def _held_out(
 def _from_pictures(held: _Held, keys: Set[str]) -> None:
     """Delete what shows the pictures, or may show them, and their captions from the tables of samples."""
     artifact = held.artifact
-    for name in {*artifact.files, *Removals.read(artifact.path).files}:  # some may be recorded as deleted, but there
+    for name in {*artifact.files, *Removals.of(artifact).files}:  # some may be recorded as deleted, but there
         file = PurePosixPath(name)
         if file.name in SHEETS or file.stem in keys:
             held.replace(name, None)
@@ -246,6 +252,11 @@ def _from_pictures(held: _Held, keys: Set[str]) -> None:
             held.rewrite(name, partial(change, keys=keys))
             if name.endswith(".parquet"):
                 held.settle(removal.count(storage.read(storage.join(artifact.path, name))))
+    if artifact.name.startswith(FEATURES):
+        tables = [name for name in artifact.files if name.endswith(".parquet")]
+        for name in tables:
+            held.rewrite(name, partial(removal.from_tensors, keys=keys))
+        held.settle(sum(removal.count(storage.read(storage.join(artifact.path, name))) for name in tables))
 
 
 def _from_card(content: bytes, release: Artifact, captions: Set[str]) -> bytes:
@@ -297,37 +308,26 @@ def _from_shard(held: _Held, folder: str, shard: int, keys: Set[str]) -> None:
     shards.put_receipt(where, removal.from_receipt(receipt, entries, rows, downloaded=downloaded), held.fence)
 
 
-def _from_unfinished(root: str, finished: Iterable[Artifact], keys: Set[str], outcome: Outcome) -> None:
-    """Drop what unfinished builds hold of the pictures: the shards with some, contact sheets, tables, cards.
+def _from_torn(store: Store, keys: Set[str], captions: Set[str], outcome: Outcome) -> None:
+    """Take pictures out of finished artifacts that were made from something that is not finished any more.
 
-    Whoever goes on makes them anew. Of samples all go: a chunk of captions is counted from the first picture on, so one
-    that is gone moves all others.
+    What they were made from may hold the pictures or have held them, so all that may show them goes.
     """
-    folder = storage.join(root, "artifacts")
-    files = storage.listing(folder)
-    whole = tuple(artifact.path.removeprefix(f"{folder}/") + "/" for artifact in finished)
-    unfinished = [name for name in files if not name.startswith(whole)]
-    for artifact in sorted({"/".join(name.split("/")[:2]) for name in unfinished}):
-        inside = [name for name in unfinished if name.startswith(f"{artifact}/")]
-        with claims.hold(root, f"artifacts/{artifact}", _tell, deleting.CHANGED) as claim:
-            _from_build(folder, inside, keys, outcome, claim.fence)
-
-
-def _from_build(folder: str, files: list[str], keys: Set[str], outcome: Outcome, fence: Fence) -> None:
-    """The same with the files of one build."""
-    for name in files:
-        file = PurePosixPath(name)
-        if file.name in (*SHEETS, *TABLES, CARD):
-            fence()
-            storage.remove(storage.join(folder, *file.parts[:2], RESULT))  # first: it says that the others are there
-            storage.remove(storage.join(folder, name))
-            outcome.files["deleted"] += 1
-    receipts = [name for name in files if f"/{shards.RECEIPTS}/" in name]
-    for where in sorted({storage.join(folder, name.partition(f"/{shards.RECEIPTS}/")[0]) for name in receipts}):
-        drawn = "samples" in PurePosixPath(where).parent.name
-        for receipt in shards.finished(where).values():
-            if drawn or any(_holds(storage.join(where, name), keys) for name in receipt.files):
-                outcome.files["deleted"] += deleting.drop_shard(where, receipt, fence)
+    torn = unfinished.torn(store.finished())
+    if torn:
+        _from_mlflow(store.root, outcome)
+    drawn = [storage.join(artifact.path, "captions.json") for artifact in torn if "captions.json" in artifact.files]
+    tables = map(json.loads, storage.read_all(drawn))  # after a kill each is as it was, or as it is to be
+    known = captions | {row["caption"] for rows in tables for row in rows if row["key"] in keys}
+    torn.sort(key=lambda artifact: artifact.name == "release")  # its card takes a caption of the samples that are left
+    for artifact in torn:
+        if artifact.name.startswith(TRAINED) and "samples" not in artifact.name:
+            outcome.trained.add(artifact.name)
+        with _held(store, artifact, outcome) as held:
+            if not unfinished.reopen(artifact, keys, held.fence):
+                _from_pictures(held, keys)
+                if artifact.name == "release":
+                    held.rewrite(CARD, partial(_from_card, release=artifact, captions=known))
 
 
 def _from_mlflow(root: str, outcome: Outcome) -> None:
@@ -339,12 +339,6 @@ def _from_mlflow(root: str, outcome: Outcome) -> None:
         outcome.files["deleted"] += drop_pictures(folder_of(root))
     except BlockingIOError:
         raise LeaseHeld("a run here has yet to end; once it has, go on with: python -m pipeline data forget") from None
-
-
-def _holds(path: str, keys: Set[str]) -> bool:
-    """Whether a file of an unfinished build is of one of the pictures, or a table that has one."""
-    file = PurePosixPath(path)
-    return file.stem in keys or (file.suffix == ".parquet" and removal.holds(storage.read(path), keys))
 
 
 @contextmanager

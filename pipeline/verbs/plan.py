@@ -8,6 +8,7 @@ from rich.table import Table
 
 from datasets.config import DataError
 from datasets.planning import preview
+from datasets.sources import laion
 from pipeline.errors import UsageError, nearest
 from pipeline.plan import budget, cost, obstacles, rivals
 from pipeline.plan.budget import Line
@@ -51,9 +52,11 @@ def handle(words: Words) -> None:
         }
         for item, estimate in zip(planned, costs, strict=True)
     ]
-    counts = obstacles.ahead(loaded, planned)
+    counts, taken = obstacles.ahead(loaded, planned), obstacles.columns(loaded, planned)
     document = {"steps": steps, "budget": vars(budget.total(lines)), "forgotten": len(forgotten)}
-    print_json(words, document | ({"data": preview.document(counts)} if counts else {}))
+    print_json(words, document | ({"data": preview.document(counts)} if counts else {}) | {"columns": taken})
+    for key, found in taken.items():
+        console.print(f"{key}: {laion.told(found)}", markup=False)
     for sentence in preview.told(loaded.data, counts) if counts else ():
         console.print(sentence, markup=False)
     for sentence in obstacles.every(loaded, planned, counts):

@@ -1,16 +1,14 @@
 """`status`: the last runs with how far they are and their steps' logs, and every artifact with its size."""
 
 import time
-from functools import partial
 from typing import Any
 
 from rich.table import Table
 
-from datasets.files import json_files, storage
+from datasets.files import storage
+from pipeline.plan import recorded
 from pipeline.settings.words import Words
-from pipeline.store import claims, readers
 from pipeline.store.artifacts import Store
-from pipeline.store.process import ProcessId
 from pipeline.terminal import out, print_json, print_table
 
 POLL_S = 5.0
@@ -43,8 +41,8 @@ def told(root: str, run: str) -> dict[str, Any] | None:
 
 
 def _runs(root: str, last: int | None = None) -> list[dict[str, Any]]:
-    folder = storage.join(root, readers.FOLDER)
-    return list(json_files.read_each(folder, readers.RECORD, partial(_told, root), last=last).values())
+    """The records of runs as they are now, without their configs, which are long."""
+    return [{key: told for key, told in run.items() if key != "config"} for run in recorded.records(root, last)]
 
 
 def status(root: str, as_json: bool) -> None:
@@ -98,32 +96,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _told(root: str, run: dict[str, Any]) -> dict[str, Any]:
-    """A run's record with paths below this root, which may have been moved since; one that could not say how it ended,
-    because it was killed, gets that said."""
-    _ = run["id"], run["conf"]
-    for step in run["steps"].values():
-        _ = step["state"]
-        for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
-            step[key] = storage.join(root, *step[key].split("/")[-3:])
-    if run["outcome"] == "running" and (ended := _ended(root, run)):
-        steps = {
-            name: {**step, "state": ended} if step["state"] == "running" else step
-            for name, step in run["steps"].items()
-        }
-        return {**run, "outcome": ended, "steps": steps}
-    return run
-
-
-def _ended(root: str, run: dict[str, Any]) -> str | None:
-    """What became of a run that says it is running; None where it is."""
-    process = ProcessId.of(run["process"])
-    if process.is_local:
-        return "killed" if process.is_dead() else None
-    sign = storage.join(root, claims.FOLDER, claims.RUNS, f"{run['id']}.json")
-    if not storage.exists(sign):
-        return "killed"
-    silent = storage.age_s(sign)
-    return f"silent for {silent / 60:.0f} minutes" if silent > claims.PACE.silence_s else None

@@ -146,6 +146,12 @@ def encode_a(config: StageAConfig, side: int, rows: int) -> int:
     return FP32 * (parameters.stage_a(config) + rows * widest)
 
 
+def draw_b(config: StageBConfig, side: int, tokens: int) -> int:
+    """Stage B, which draws one picture of `side` px at a time, in fp32."""
+    blocks = architectures.stage_b(config, side // 4, side // 4, tokens)
+    return FP32 * parameters.stage_b(config) + 2 * max(block.bytes_kept(autocast=False) for block in blocks)
+
+
 def encode_c(config: CompressorConfig, side: int, rows: int) -> int:
     """The compressor, which encodes `rows` pictures of `side` px at a time."""
     blocks = architectures.compressor(config, config.seen_side(side))

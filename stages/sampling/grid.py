@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 MARGIN = 10
 LABEL = 22  # px for the captions beside and above the pictures
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 BACKGROUND, INK, FAINT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
 
 
@@ -16,7 +17,8 @@ def grid(
 ) -> bytes:
     """PNG of `rows` (caption, one picture a column), laid out in that many blocks side by side.
 
-    Pictures are uint8 (H, W, 3); each is shown with its longer side `side` px. `columns` name them in the header.
+    Pictures are uint8 (H, W, 3); each is shown with its longer side `side` px. `columns` name them in the header. Of a
+    caption that is longer than its pictures are wide the end is cut off.
     """
     font = ImageFont.load_default(14)
     blocks = min(blocks, len(rows))
@@ -31,11 +33,21 @@ def grid(
             draw.text((left + number * (side + MARGIN), MARGIN), name, fill=FAINT, font=font)
         for place, (caption, pictures) in enumerate(rows[block * per_block : (block + 1) * per_block]):
             top = MARGIN + LABEL + place * (side + LABEL + MARGIN)
-            draw.text((left, top), caption, fill=INK, font=font)
+            draw.text((left, top), _cut(caption, block_width - 2 * MARGIN, font), fill=INK, font=font)
             for number, picture in enumerate(pictures):
                 shown = ImageOps.contain(Image.fromarray(picture), (side, side), Image.Resampling.LANCZOS)
                 sheet.paste(shown, (left + number * (side + MARGIN), top + LABEL))
     return png(np.asarray(sheet))
+
+
+def _cut(text: str, width: int, font: Font) -> str:
+    """As much of a text, on one line, as fits into so many px."""
+    line = " ".join(text.split())
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}...") > width:
+        line = line[:-1]
+    return f"{line}..."
 
 
 def png(picture: np.ndarray) -> bytes:

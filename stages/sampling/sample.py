@@ -191,18 +191,42 @@ def generate(
 
     code = None if image is None or strength == 1 else _compressed(models, image, device)
     if image is None or strength is not None:
-        text, negative = _encoded(models.text_c, texts, settings.negative, device)
-        steps = Steps.of_c(settings, strength or 1.0)
-        with on(device, models.stage_c) as stage_c:
-            code = sample_code(stage_c, text, negative, noise, width, height, steps, start=code)
+        code = draw_code(models, texts, settings, noise, device, start=code, strength=strength or 1.0)
     assert code is not None
     if preview:
         return _previewed(models, code, device)
-    text_b = negative_b = None
+    return decode(models, draw_latents(models, code, texts, settings, noise, device), device)
+
+
+def draw_code(
+    models: Models,
+    texts: Sequence[str],
+    settings: SamplingConfig,
+    noise: Noise,
+    device: torch.device,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """Stage C's part of `generate`, captions included: raw codes (B, 16, h, w); `start` are codes to start from."""
+    text, negative = _encoded(models.text_c, texts, settings.negative, device)
+    steps = Steps.of_c(settings, strength)
+    with on(device, models.stage_c) as stage_c:
+        return sample_code(stage_c, text, negative, noise, settings.width, settings.height, steps, start=start)
+
+
+def draw_latents(
+    models: Models, code: Tensor, texts: Sequence[str], settings: SamplingConfig, noise: Noise, device: torch.device
+) -> Tensor:
+    """Stage B's part, captions included: Stage A's latents of raw codes."""
+    text = negative = None
     if models.text_b is not None:
-        text_b, negative_b = _encoded(models.text_b, texts, settings.negative, device)
+        text, negative = _encoded(models.text_b, texts, settings.negative, device)
     with on(device, models.stage_b) as stage_b:
-        latents = sample_latents(stage_b, code, text_b, negative_b, noise, Steps.of_b(settings))
+        return sample_latents(stage_b, code, text, negative, noise, Steps.of_b(settings))
+
+
+def decode(models: Models, latents: Tensor, device: torch.device) -> Tensor:
+    """Stage A's part: pictures (B, H, W, 3) uint8 on the CPU."""
     with on(device, models.stage_a) as stage_a:
         return to_pixels(stage_a.decode(latents))
 

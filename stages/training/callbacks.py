@@ -58,7 +58,7 @@ class Callbacks:
         """Numbers, from 0, of steps that went wrong, and what is done about them; rank 0 only."""
 
     def show(self, step: int, weights: str) -> None:
-        """Show what the objective can do, every `config.panel_every` steps; rank 0 only.
+        """Show what the objective can do, before the first step and every `config.panel_every`; rank 0 only.
 
         It is in evaluation mode, with the weights in place, named `weights`, and then with the moving average, where
         one is kept, named `ema`.

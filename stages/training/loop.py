@@ -47,10 +47,10 @@ def train(
     """Train `objective` in place, from the newest saved state if there is one, until done or asked to stop.
 
     A step takes its batch through the model and updates the weights. Where a log entry is due, bad steps since the
-    last one are got over, held-out samples are validated, panels shown, and all that was measured is logged. With each
-    entry, and in between every few seconds, the loop asks whether to stop. Where that is so, or a checkpoint is due, it
-    saves the state. In the end the best validated state is restored, where that is to be kept, and the moving average,
-    where one is kept, replaces the weights.
+    last one are got over, held-out samples are validated, panels shown (before the first step too), all is logged. With
+    each entry, and in between every few seconds, the loop asks whether to stop. Where that is so, or a checkpoint is
+    due, it saves the state. In the end the best validated state is restored, where that is to be kept, and the moving
+    average, where one is kept, replaces the weights.
 
     `objective(batch, draws)` returns the mean loss over its rows and named scalars to log; of `<name>` and
     `<name>/share` the quotient is logged. Parameters that require a gradient are trained. Its own `train()` decides
@@ -71,6 +71,8 @@ def train(
         closing(read_ahead(read_batch, range(trainer.step, config.num_steps), device)) as batches,
         closing(Saver(callbacks.save_state, device)) as saver,
     ):
+        if trainer.step == 0 and config.panel_every:
+            _show(trainer, callbacks)
         while not trainer.at_end:
             doing.begin(trainer.step, activity.READING)
             report.add(trainer.advance(next(batches), doing))
@@ -110,9 +112,14 @@ def _looked_at(trainer: Trainer, callbacks: Callbacks) -> dict[str, float]:
         callbacks.doing.begin(step, activity.VALIDATING)
         losses = trainer.validate(callbacks.validation)
     if config.panel_every and (step % config.panel_every == 0 or trainer.at_end):
-        callbacks.doing.begin(step, activity.SHOWING)
-        trainer.present(callbacks.show)
+        _show(trainer, callbacks)
     return losses
+
+
+def _show(trainer: Trainer, callbacks: Callbacks) -> None:
+    """Show what the weights can do; it draws no number that the training draws from."""
+    callbacks.doing.begin(trainer.step, activity.SHOWING)
+    trainer.present(callbacks.show)
 
 
 def _end(trainer: Trainer, callbacks: Callbacks) -> None:

@@ -1,6 +1,6 @@
 """The model card of a release: Markdown with the YAML front matter that the Hugging Face Hub reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.models.geometry import SIDE_MULTIPLE
@@ -29,6 +29,16 @@ _CITATION = r"""
 
 
 @dataclass(frozen=True)
+class Score:
+    """A figure of a card: of how many pictures it is (None: nobody knows), and of which captions or prompts."""
+
+    metric: str
+    value: float
+    n: int | None
+    of: str
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """What a card tells of one release."""
 
@@ -40,13 +50,15 @@ class CardFacts:
     settings: SamplingConfig
     """How the example is drawn."""
     sources: Sequence[str]
-    """A notice for each source of training data, with its licence and attribution."""
-    scores: Mapping[str, float]
-    """By name."""
-    cost: str
-    """Device-hours in words."""
+    """What it was trained on, in sentences: a notice for each source of data, with its licence and attribution."""
+    scores: Sequence[Score]
+    """What was measured; none: nothing was."""
+    cost: Sequence[str]
+    """Device-hours, in sentences."""
     limitations: Sequence[str]
     """Those of this training, in sentences; what holds for every release is added."""
+    lineage: Sequence[str] = ()
+    """Of what it was made, in sentences."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -55,8 +67,9 @@ def model_card(facts: CardFacts) -> str:
         "Use": _use(facts.prompt, facts.settings),
         "Training data": _bullets(facts.sources),
         "Scores": _table(facts.scores),
-        "Cost": facts.cost,
+        "Cost": _bullets(facts.cost),
         "Limitations": _bullets([*facts.limitations, *_LIMITATIONS]),
+        **({"Lineage": _bullets(facts.lineage)} if facts.lineage else {}),
         "Citation": _CITATION,
     }
     parts = [_opening(facts.name, facts.license), *(f"## {title}\n\n{body}" for title, body in sections.items())]
@@ -103,10 +116,15 @@ from the Hub with `huggingface_hub.snapshot_download` first. `prior/` and `decod
 `WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline`."""
 
 
-def _table(scores: Mapping[str, float]) -> str:
-    rows = "\n".join(f"| {metric} | {round(value, 4):g} |" for metric, value in scores.items())
-    return f"""| metric | value |
-|---|---|
+def _table(scores: Sequence[Score]) -> str:
+    if not scores:
+        return "Nothing was measured."
+    rows = "\n".join(
+        f"| {one.metric} | {round(one.value, 4):g} | {'not known' if one.n is None else f'{one.n:,}'} | {one.of} |"
+        for one in scores
+    )
+    return f"""| metric | value | n | of |
+|---|---|---|---|
 {rows}"""
 
 

@@ -338,3 +338,13 @@ def test_derived_seeds_are_fixed() -> None:
     """They are part of the format of a run: another value would change every training."""
     assert derived_seed(0, 0, 1) == 7776678342655566477
     assert derived_seed(1, 23) != derived_seed(12, 3)
+
+
+def test_an_error_is_logged_in_the_quarter_of_its_time() -> None:
+    """Each quarter begins with its lower end; the last has both. Sums over shares are the means of the quarters."""
+    times = torch.tensor([0.0, 0.1, 0.2499, 0.25, 0.5, 0.6, 0.75, 1.0])
+    errors = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0, 40.0, 100.0, 200.0])
+    parts = {name: value.item() for name, value in diffusion._by_time(errors, times).items()}
+    sums = {"mse_t0.25": 6.0, "mse_t0.5": 10.0, "mse_t0.75": 60.0, "mse_t1.0": 300.0}
+    counts = {"mse_t0.25/share": 3, "mse_t0.5/share": 1, "mse_t0.75/share": 2, "mse_t1.0/share": 2}
+    assert parts == pytest.approx({name: value / 8 for name, value in (sums | counts).items()})

@@ -32,6 +32,7 @@ HOMES = {  # library -> the packages, rooms or modules that may import it
     "omegaconf": {"pipeline.settings"},
     "torch": {"pipeline", "stages", "datasets.pictures"},  # there, to resize pictures alone, and where it does so
     "torchvision": {"stages"},
+    "torch_fidelity": {"stages.scoring"},
     "open_clip": {"stages"},
     "img2dataset": {"datasets.fetching"},
     "webdataset": {"datasets.formats"},
@@ -44,7 +45,7 @@ HOMES = {  # library -> the packages, rooms or modules that may import it
 HEAVY = {"torch", "ray", "mlflow"}  # libraries that take seconds to import
 AT_ONCE = (  # rooms that do without, at least until something is to be done
     "settings", "pipeline.store", "pipeline.settings", "pipeline.plan", "pipeline.verbs", "pipeline.run",
-    "pipeline.hours",
+    "pipeline.hours", "pipeline.results",
     "stages.settings", "stages.anatomy",
     "datasets.files", "datasets.formats", "datasets.sources", "datasets.planning",
 )  # fmt: skip

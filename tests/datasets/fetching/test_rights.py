@@ -27,7 +27,7 @@ def headers(*tags: str, reservations: tuple[str, ...] = ()) -> Message:
 
 
 def forbidden(*tags: str, **others: tuple[str, ...]) -> bool:
-    return rights.reservation(headers(*tags, **others), US) is not None
+    return rights.reservation(headers(*tags, **others), {US}) is not None
 
 
 class Grammar:
@@ -110,6 +110,8 @@ def test_a_reservation_of_many_spellings_is_one():
         "max-something-new: 3, noai",  # which nobody knows, but no robot's name
         "googlebot:, noarchive, wuerstchen-pipeline:, noai",
         "somebot: nofollow, wuerstchen-pipeline: something-new, noindex",
+        "noai; noimageai",  # as no specification has it, and many a server
+        "nofollow;noai",
     ],
 )
 def test_forbidden(tag):
@@ -133,14 +135,26 @@ def test_not_forbidden(tag):
     assert not forbidden(tag)
 
 
+@pytest.mark.parametrize("value", ["1", " 1 ", "1;policy=x", "0, 1"])
+def test_a_reservation(value):
+    assert forbidden(reservations=(value,))
+
+
 @pytest.mark.parametrize("value", ["", "0", "10", "1x", "true"])
 def test_no_reservation(value):
     assert not forbidden(reservations=(value,))
 
 
 @pytest.mark.parametrize(
-    ("user_agent", "product"),
-    [("Wuerstchen/0.1 (a@b.invalid)", "wuerstchen"), ("Crawler (we@x.invalid)", "crawler"), ("bench", "bench")],
+    ("user_agent", "products"),
+    [
+        ("Wuerstchen/0.1 (a@b.invalid)", {"wuerstchen"}),
+        ("Crawler (we@x.invalid)", {"crawler"}),
+        ("bench", {"bench"}),
+        ("Mozilla/5.0 (compatible; OurBot/2; we@x.invalid)", {"mozilla", "ourbot"}),
+    ],
 )
-def test_we_are_called_by_the_name_that_we_give(user_agent, product):
-    assert rights.product_of(user_agent) == product
+def test_we_are_called_by_the_names_that_we_give(user_agent, products):
+    assert rights.products_of(user_agent) == products
+    for name in products:
+        assert rights.reservation(headers(f"otherbot: all, {name}: noai"), rights.products_of(user_agent))

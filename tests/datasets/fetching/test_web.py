@@ -288,7 +288,7 @@ class Server(BaseHTTPRequestHandler):
     lock: ClassVar[threading.Lock]
     now: ClassVar[list[int]]
     most: ClassVar[list[int]]
-    together: ClassVar[threading.Barrier]
+    together: ClassVar[tuple[threading.Barrier, threading.Barrier]]
     moments: ClassVar[defaultdict[str, list[float]]]
     over: ClassVar[threading.Event]
 
@@ -316,14 +316,15 @@ class Server(BaseHTTPRequestHandler):
         self.answer(200, b"here")
 
     def crowd(self, _: str) -> None:
-        """Answers three at a time, and not before three are here."""
+        """Answers two, then three at a time, and not before so many are here."""
         with self.lock:
+            together = self.together[min(self.most[0] // 2, 1)]
             self.now[0] += 1
             self.most[0] = max(self.most[0], self.now[0])
-        self.together.wait()
+        together.wait()
         with self.lock:  # before the answer: once it has that, a client may come again at once
             self.now[0] -= 1
-        self.together.wait()  # so none of the next three meets one of these
+        together.wait()  # so none of the next ones meets one of these
         self.answer(200, b"here")
 
     def busy(self, _: str) -> None:
@@ -352,7 +353,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Any]:
     state = {
-        "lock": threading.Lock(), "now": [0], "most": [0], "together": threading.Barrier(3),
+        "lock": threading.Lock(), "now": [0], "most": [0], "together": (threading.Barrier(2), threading.Barrier(3)),
         "moments": defaultdict(list), "over": threading.Event(),
     }  # fmt: skip
     with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Server,), state)) as running:
@@ -467,7 +468,7 @@ def test_a_redirect_does_not_give_more_time(server):
 def test_a_host_is_asked_by_as_many_as_it_has_slots(server):
     shared = opener(server, per_host=3)
     with ThreadPoolExecutor(12) as pool:
-        assert set(pool.map(lambda _: fetch(shared, "crowd"), range(24))) == {b"here"}
+        assert set(pool.map(lambda _: fetch(shared, "crowd"), range(2 + 24))) == {b"here"}
     assert server.RequestHandlerClass.most == [3]
 
 

@@ -238,6 +238,23 @@ def test_parts_are_handed_over_when_they_are_full(tmp_path, monkeypatch):
     assert [part["shard"][0].as_py() for part in parts] == list(range(0, 43, 2))
 
 
+def test_captions_are_found_by_the_shards_of_their_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "SHARDS_PER_PART", 2)
+    found = made(tmp_path, [laion_row(number) for number in range(40)], shard_rows=7)
+    files = {f"plan/{place:05d}.parquet": plan.parquet_bytes(part, 7) for place, part in enumerate(found.parts)}
+    read = []
+
+    def opened(name):
+        read.append(name)
+        return files[name]
+
+    rows = found.rows.to_pylist()
+    told = plan.captions(opened, [*files, "left_out.parquet"], [1, 5])
+    assert told == {row["key"]: row["caption"] for row in rows if row["shard"] in (1, 5)}
+    assert read == ["plan/00000.parquet", "plan/00002.parquet"]  # and no other
+    assert plan.captions(opened, files, []) == {}
+
+
 def test_exact_duplicates_are_dropped_and_counted(tmp_path):
     same = "HTTPS://Example.org:443/1.jpg#top"
     rows = [laion_row(1), laion_row(0), laion_row(1, URL=same, punsafe=0.05), laion_row(1, TEXT="another caption")]

@@ -37,13 +37,20 @@ def test_re_laions_columns_are_taken_and_told(tmp_path):
     first, second = rows(path)
     assert (first["url"], first["caption"], first["width"]) == (b"http://a/1.jpg", b"a cat", 640.0)
     assert (second["punsafe"], second["pwatermark"], second["aesthetic"]) == (None, None, None)
-    assert laion.spelled_otherwise(path) == {"caption": "caption"}
+    taken = laion.read_as(path)
+    assert taken == {"URL": "url", "TEXT": "caption", "WIDTH": "width", "HEIGHT": "height"} | {
+        name: name for name in ("similarity", "punsafe", "pwatermark")
+    }
+    assert laion.is_other(taken)
+    assert "TEXT from caption, " in laion.told(taken)
+    assert laion.told(taken).endswith("; not there: AESTHETIC_SCORE, LICENSE, ORIGINAL_URL")
 
 
 def test_laions_own_name_of_a_column_counts_before_others(tmp_path):
     path = written(tmp_path / "x.parquet", {"URL": ["http://a/"], "caption": ["generated"], "TEXT": ["alt"]})
     assert rows(path)[0]["caption"] == b"alt"
-    assert laion.spelled_otherwise(path) == {}
+    assert laion.read_as(path) == {"URL": "URL", "TEXT": "TEXT"}
+    assert not laion.is_other(laion.read_as(path))
 
 
 def test_columns_of_other_types(tmp_path):
@@ -91,6 +98,15 @@ def test_a_damaged_page_is_the_files_fault_and_told_with_its_name(tmp_path):
         rows(path)
 
 
+def test_texts_that_are_no_numbers_are_numbers_that_are_not_there(tmp_path):
+    sides = ["640", " 1e3 ", "abc", "", None, "12px", ".5", "nan"]
+    texts = pa.array(["x"] * len(sides), pa.string_view())
+    columns = {"URL": [f"http://a/{n}" for n in range(len(sides))], "TEXT": texts, "WIDTH": sides}
+    found = rows(written(tmp_path / "x.parquet", columns))
+    assert [row["width"] for row in found] == [640.0, 1000.0, None, None, None, None, 0.5, None]
+    assert {row["caption"] for row in found} == {b"x"}
+
+
 def test_hidden_files_are_none_and_links_keep_their_names(tmp_path):
     blob = written(tmp_path / "blobs" / "c0ffee", RE_LAION)
     folder = tmp_path / "in"
@@ -102,3 +118,20 @@ def test_hidden_files_are_none_and_links_keep_their_names(tmp_path):
     for path in (folder, folder / "part-0.parquet", f"{folder}/*.parquet", blob):
         assert len(rows(str(path))) == 2
     assert storage.absolute(str(folder / "part-0.parquet")) == str(folder / "part-0.parquet")
+
+
+@pytest.mark.parametrize("name", ["part.pq", "part.parquet.gz", "part", "a*b", "[1].parquet"])
+def test_a_file_that_is_named_is_told_by_its_content(tmp_path, name):
+    assert len(rows(written(tmp_path / name, RE_LAION))) == 2
+    (tmp_path / name).write_bytes(b"URL,TEXT\nhttp://a/,a cat\n")
+    with pytest.raises(DataError, match=r"cannot be read as LAION's Parquet"):
+        rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("folder", ["a*b", "[a]", "a?c", "{a}", "$a"])
+def test_only_a_star_makes_a_pattern_and_only_where_nothing_is_called_so(tmp_path, folder):
+    for name in ("x[1]-a.parquet", "x1-a.parquet"):
+        written(tmp_path / folder / name, RE_LAION)
+    for path, names in ((folder, ["x1-a.parquet", "x[1]-a.parquet"]), (f"{folder}/x[1]-*", ["x[1]-a.parquet"])):
+        found = storage.matching(f"{tmp_path}/{path}", ".parquet")
+        assert [name.rpartition("/")[2] for name in found] == names

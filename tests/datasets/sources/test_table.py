@@ -358,7 +358,7 @@ def test_annotations_broken_at_an_end_have_no_identity(tmp_path, source, file, c
         ("coco_captions", "x.json", '{"images": []}', COCO_KEY + ".*no 'annotations'"),
         ("coco_captions", "x.json", '{"images": [], "annotations": []}', COCO_KEY + " holds no caption"),
         ("coco_captions", "x.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', ".*no 'caption'"),
-        ("coco_captions", "x.txt", "", r"there is no \.json file at .*; give captions_"),
+        ("coco_captions", "x.txt", "", r"x\.txt is (no JSON|empty).*; give captions_"),
         ("localized_narratives", "x.jsonl", "\n", NARRATIVES_KEY + r"there is no narrative in .*x\.jsonl; give"),
         ("localized_narratives", "x.jsonl", '\n{"image_id": "1"}\n', NARRATIVES_KEY + "line 2 of .*no 'dataset_id'"),
         ("localized_narratives", "x.jsonl", "{\n", NARRATIVES_KEY + "line 1 of .* is no narrative"),
@@ -369,7 +369,7 @@ def test_annotations_broken_at_an_end_have_no_identity(tmp_path, source, file, c
             '{"dataset_id": "mine", "image_id": "1", "caption": "x"}',
             r"data\.localized_narratives\.images: .*no_template 1\); their dataset_id mine has no template",
         ),
-        ("localized_narratives", "x.txt", "", r"there is no \.jsonl file at"),
+        ("localized_narratives", "x.txt", "", r"there is no narrative in .*x\.txt"),
     ],
 )
 def test_annotations_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, source, file, content, told):

@@ -1,14 +1,21 @@
 """Tars as people make them: names, links, suffixes, compression; each member used or named."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
+import random
 import tarfile
+import urllib.request
+from functools import partial
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from datasets.config import DataError, WebdatasetConfig
+from datasets.files import compressed
 from datasets.left_out import LeftOut
 from datasets.sources import webdataset
 
@@ -74,12 +81,108 @@ def test_a_hard_link_is_the_member_that_it_names_and_no_other(tmp_path):
         assert list(hosts) == [webdataset.HOST]
 
 
-@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar"])
-def test_compressed_tars_are_named_with_what_to_do(tmp_path, name):
-    packed(tmp_path / "plain", ("a.jpg", picture(0)), ("a.txt", b"a cat"))
-    (tmp_path / name).write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+def test_names_are_the_same_with_and_without_a_dot_before_them(tmp_path):
+    packed(
+        tmp_path / "x.tar",
+        ("./a.jpg", picture(0)),
+        ("a.txt", b"a cat"),
+        ("b/../b.jpg", "a.jpg"),
+        ("./b.txt", b"a kitten"),
+    )
+    captions, left_out = read(tmp_path)
+    assert captions == ["a cat", "a kitten"]
+    assert not left_out.counts
+
+
+PACKERS = {
+    "gzip": gzip.compress,
+    "two members": lambda content: gzip.compress(content[:700]) + gzip.compress(content[700:]),
+    "bzip2": bz2.compress,
+    "xz": partial(lzma.compress, preset=0),
+    "two streams": lambda content: lzma.compress(content[:700]) + bytes(8) + lzma.compress(content[700:]),
+    "zstd": lambda content: arrow_packed(content, "zstd"),
+    "lz4": lambda content: arrow_packed(content, "lz4"),
+}
+
+
+def arrow_packed(content, codec):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, codec) as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def plain_tar(tmp_path):
+    pairs = [((f"{n}.jpg", picture(n)), (f"{n}.txt", f"number {n}".encode())) for n in range(20)]
+    packed(
+        tmp_path / "plain", *(member for pair in pairs for member in pair), ("21.jpg", "3.jpg"), ("21.txt", b"again")
+    )
+    content = (tmp_path / "plain").read_bytes()
     (tmp_path / "plain").unlink()
-    with pytest.raises(DataError, match=r"data\.webdataset\.path: .*(uncompress)"):
+    return content
+
+
+def fetched(path, urls):
+    """What the source serves under its URLs."""
+    with webdataset.hosts(WebdatasetConfig(path=str(path), max_bytes=10_000)) as hosts:
+        host, port = hosts[webdataset.HOST]
+        places = [url.replace(webdataset.HOST, f"{host}:{port}") for url in urls]
+        return [urllib.request.urlopen(place).read() for place in places]
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tar", "x.tar.zst", "x"])
+def test_compressed_tars_are_read_whatever_their_name_is(tmp_path, packer, name):
+    (tmp_path / name).write_bytes(PACKERS[packer](plain_tar(tmp_path)))
+    left_out = LeftOut()
+    path = tmp_path / name
+    tables = webdataset.tables(WebdatasetConfig(path=str(path), max_bytes=10_000), left_out)
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert [row["TEXT"].decode() for row in rows] == [*(f"number {n}" for n in range(20)), "again"]
+    assert not left_out.counts
+    bodies = fetched(path, [row["URL"] for row in reversed(rows)])
+    assert bodies == [picture(3), *(picture(n) for n in reversed(range(20)))]
+
+
+@pytest.mark.parametrize("packer", [name for name in PACKERS if not name.startswith("two")])
+def test_of_a_compressed_tar_that_is_cut_short_the_beginning_is_read(tmp_path, packer):
+    pairs = [((f"{n}.jpg", picture(n)), (f"{n}.txt", f"number {n}".encode())) for n in range(20)]
+    rest = ("z.bin", random.Random(0).randbytes(2 << 20))
+    packed(tmp_path / "plain", *(member for pair in pairs for member in pair), rest)
+    content = PACKERS[packer]((tmp_path / "plain").read_bytes())
+    (tmp_path / "plain").unlink()
+    (tmp_path / "x.tar.gz").write_bytes(content[: -(len(content) // 3)])
+    captions, left_out = read(tmp_path)
+    assert captions == [f"number {n}" for n in range(20)]
+    assert left_out.counts == {"damaged_tar": 1}
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_a_bomb_is_named_and_what_stands_beside_it_is_read(tmp_path, packer, monkeypatch):
+    monkeypatch.setattr(compressed, "FREE", 1 << 20)
+    monkeypatch.setattr(compressed, "RATIO", 2)
+    packed(tmp_path / "plain", ("a.jpg", bytes(8 << 20)), ("a.txt", b"a bomb"))
+    (tmp_path / "bomb.tgz").write_bytes(PACKERS[packer]((tmp_path / "plain").read_bytes()))
+    (tmp_path / "plain").unlink()
+    packed(tmp_path / "x.tar", ("a.jpg", picture(0)), ("a.txt", b"a cat"))
+    captions, left_out = read(tmp_path)
+    assert captions == ["a cat"]
+    assert left_out.counts == {"compressed_tar": 1}
+
+
+def test_an_xz_that_wants_much_memory_is_damaged(tmp_path):
+    wide = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 29}]
+    (tmp_path / "y.tar.xz").write_bytes(lzma.compress(plain_tar(tmp_path), filters=wide))
+    packed(tmp_path / "x.tar", ("a.jpg", picture(0)), ("a.txt", b"a cat"))
+    captions, left_out = read(tmp_path)
+    assert captions == ["a cat"]
+    assert left_out.counts == {"damaged_tar": 1}
+
+
+@pytest.mark.parametrize("start", [b"7z\xbc\xaf", b"PK\x03\x04", b"\x1f\x9d"])
+def test_what_is_not_unpacked_is_named(tmp_path, start):
+    (tmp_path / "x.tar.Z").write_bytes(start + bytes(2000))
+    with pytest.raises(DataError, match=r"data\.webdataset\.path: .*compressed_tar 1.*is not read; uncompress it"):
         read(tmp_path)
 
 

@@ -1,15 +1,20 @@
 """Checkpoints as several ranks find them together: each reads its share, all get the same one."""
 
+import itertools
+import json
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datasets.files import storage
-from pipeline.cluster.checkpoints import Checkpoints, Found
+from pipeline.cluster.checkpoints import KEEP, Checkpoints, Found
 
 SIZE = 1000
 
@@ -73,3 +78,132 @@ def test_what_one_rank_finds_damaged_none_goes_on_from(tmp_path: Path) -> None:
     assert [found.saved.step for found in Ranks(2).together(work)] == [10, 10]
     (warning,) = warnings
     assert "checkpoint of step 20 skipped" in warning
+
+
+class Killed(BaseException):
+    """The rank ends here."""
+
+
+class Attempt:
+    """One attempt at a training: ranks that have agreed on what they go on from, and save until they are killed."""
+
+    def __init__(self, folder: str, world: int) -> None:
+        self.name, self.step, self.world = uuid.uuid4().hex, 0, world
+        self.ranks = [Checkpoints(folder, lambda text: None, part, world) for part in range(world)]
+        if newest := self.ranks[0].newest():
+            self.step = newest.saved.step
+            self.check([read() for read in newest.parts])
+            self.check([read() for read in self.ranks[0].after(self.step).parts])
+        for rank in self.ranks:  # the first one has told them
+            rank.attempt = self.ranks[0].attempt
+
+    def check(self, parts: Sequence[bytes]) -> None:
+        """All parts of one state, of one attempt."""
+        told = [json.loads(part) for part in parts]
+        assert [part["part"] for part in told] == list(range(len(told)))
+        assert {part["step"] for part in told} == {self.step}
+        assert len({part["attempt"] for part in told}) == 1, "of two attempts"
+
+    def save(self, step: int, rank: int, half: bool = False) -> None:
+        """A rank's part; where it is killed by half, without a marker."""
+
+        def killed() -> None:
+            raise Killed
+
+        content = json.dumps({"attempt": self.name, "step": step, "part": rank}).encode()
+        states = self.ranks[rank]
+        states.fence = killed if half else lambda: None
+        try:
+            states.save(step, content, {})
+        except Killed:
+            assert half
+
+    def save_all(self, step: int) -> None:
+        for rank in reversed(range(self.world)):
+            self.save(step, rank)
+
+
+PROGRESS = list(itertools.product((0, 1, 2), repeat=2))  # of two ranks: nothing, the part alone, its marker too
+
+
+@pytest.mark.parametrize("worlds", [(2, 2), (2, 1), (1, 2)])
+def test_parts_of_two_attempts_that_were_killed_at_one_step_are_no_checkpoint(worlds: tuple[int, int]) -> None:
+    """Each at each of its moments, and either rank first; the third one saves that step and goes on."""
+    for number, (first, second, turned) in enumerate(itertools.product(PROGRESS, PROGRESS, (False, True))):
+        folder = f"memory://attempts-{worlds[0]}{worlds[1]}-{number}"
+        Attempt(folder, 2).save_all(10)
+        whole = 10
+        for world, progress in zip(worlds, (first, second), strict=True):
+            attempt = Attempt(folder, world)
+            assert attempt.step == whole
+            if whole == 20:
+                continue
+            for rank in sorted(range(world), reverse=turned):
+                if progress[rank]:
+                    attempt.save(20, rank, half=progress[rank] == 1)
+            whole = 20 if progress[:world] == (2,) * world else 10
+        third = Attempt(folder, 2)
+        assert third.step == whole
+        third.save_all(20)
+        assert Attempt(folder, 2).step == 20
+        for step in (30, 40):
+            third.save_all(step)
+        assert {name[:9] for name in storage.listing(folder)} == {"000000030", "000000040"}
+        assert len(storage.listing(folder)) == KEEP * 2 * 2  # nothing is left of those that were killed
+        storage.remove(folder)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.lists(st.integers(0, 7), min_size=3, max_size=3)), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_no_attempt_loses_what_one_before_has_saved(attempts: Sequence[tuple[int, Sequence[int]]]) -> None:
+    """Attempts of 1 to 3 ranks, each killed after so many halves of saves; ranks are at most a state apart."""
+    folder, whole = f"memory://history-{uuid.uuid4().hex}", 0
+    for world, halves in attempts:
+        attempt = Attempt(folder, world)
+        assert attempt.step == whole
+        least = min(halves[:world])
+        for step, rank in itertools.product(range(4), range(world)):
+            done = min(halves[rank], 2 * (least // 2 + 1)) - 2 * step
+            if done > 0:
+                attempt.save(whole + 1 + step, rank, half=done == 1)
+        whole += least // 2
+        assert len({name[:9] for name in storage.listing(folder)}) <= KEEP + 2
+    storage.remove(folder)
+
+
+def test_checkpoints_of_before_attempts_had_names_are_gone_on_from_and_go_in_their_turn(tmp_path: Path) -> None:
+    save(tmp_path, 10, 2)
+    save(tmp_path, 20, 2)
+    assert "000000020-1of2.json" in storage.listing(str(tmp_path))
+    (tmp_path / "000000030-0of2.safetensors").write_bytes(b"half")
+    attempt = Checkpoints(str(tmp_path), print)
+    newest = attempt.newest()
+    assert newest is not None
+    assert newest.saved.step == 20
+    for step in (30, 40):
+        attempt.save(step, b"%d" % step, {})
+    assert len(storage.listing(str(tmp_path))) == 2 * KEEP
+    assert all(attempt.attempt in name for name in storage.listing(str(tmp_path)))
+
+
+def test_a_state_that_is_saved_again_stands_for_the_one_that_could_not_be_read(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    save(tmp_path, 10, 1)
+    for wrong in ("0", "f"):  # whose names come before and after
+        states = Checkpoints(folder, print, milestones=(20, 40))
+        states.attempt = wrong
+        states.save(20, b"to be damaged", {})
+        (tmp_path / f"000000020-0of1-{wrong}.safetensors").write_bytes(b"damaged")
+    states = Checkpoints(folder, print, milestones=(20, 40))
+    newest = states.newest()
+    assert newest is not None
+    assert newest.saved.step == 10
+    states.save(20, b"anew", {})
+    assert [read() for read in states.after(20).parts] == [b"anew"]
+    for step in (30, 40, 50):
+        states.save(step, b"later", {})
+    assert {name[:9] for name in storage.listing(folder)} == {"000000020", "000000040", "000000050"}
+    assert all(states.attempt in name for name in storage.listing(folder))
+    newest = Checkpoints(folder, print).newest()
+    assert newest is not None
+    assert newest.saved.step == 50

@@ -1,6 +1,7 @@
 """A rank's side of a training: what it reads, keeps for the next attempt, and tells the board."""
 
 import copy
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from datasets.buckets import Frame
@@ -22,6 +24,7 @@ from pipeline.cluster.board import Board
 from pipeline.cluster.interruptions import FILE
 from pipeline.cluster.rank import Rank, RankCallbacks, checkpoints_of, log_of
 from pipeline.cluster.spending import Spending
+from pipeline.models.panels import Panel
 from pipeline.models.training_data import EncodedBatches, TrainingData
 from pipeline.steps.build import Build
 from pipeline.steps.train import _catch_up
@@ -145,13 +148,23 @@ def test_a_driver_killed_after_any_message_leaves_no_step_unlogged(tmp_path: Pat
 
 
 def test_what_panels_took_is_told_with_the_entry_that_follows(tmp_path: Path) -> None:
-    drawn = Attempt(tmp_path, recipe(panel_every=4, ema={"decay": 0.5, "every": 1, "start": 1}), panel=lambda: b"png")
+    """Weights and average come in one picture, from before the first step on."""
+    shades = iter(range(0, 250, 30))
+
+    def panel() -> Panel:
+        return Panel(["a"], {}, {"drawn": [np.full((8, 8, 3), next(shades), np.uint8)]})
+
+    drawn = Attempt(tmp_path, recipe(panel_every=4, ema={"decay": 0.5, "every": 1, "start": 1}), panel=panel)
     drawn.train()
-    assert [(message["step"], message["name"], message["png"]) for message in drawn.heard("image")] == [
-        (step, title, b"png") for step in (4, STEPS) for title in ("toy panel", "toy panel (ema)")
+    pictures = drawn.heard("image")
+    assert [(message["step"], message["name"]) for message in pictures] == [
+        (step, "toy panel") for step in (0, 4, STEPS)
     ]
+    with Image.open(io.BytesIO(pictures[-1]["png"])) as sheet:
+        pixels = np.asarray(sheet)
+    assert [int((pixels == shade).all(axis=2).sum()) > 8000 for shade in (90, 120, 150)] == [False, True, True]
     told = {message["step"]: "toy/panel_seconds" in message["values"] for message in drawn.heard("logged")}
-    assert told == {2: False, 4: True, 6: False, 8: True}
+    assert told == {2: True, 4: True, 6: False, 8: True}
 
 
 @pytest.mark.parametrize("then", ["skip", "rewind"])

@@ -1,13 +1,20 @@
 """Starting Ray where it does not start; that it does is in tests/whole."""
 
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from pipeline.cluster.ray_cluster import Cluster
-from pipeline.errors import RetriesExhausted, exit_code
+from pipeline.errors import Interrupted, RetriesExhausted, exit_code
 from pipeline.settings import compose
+
+CHECKOUT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("kind", [Exception, RuntimeError, TimeoutError])
@@ -32,3 +39,52 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(ray, "init", wrong)
     with pytest.raises(TypeError):
         Cluster(compose.load("stage_c", ["scale=micro"]).cluster, 1)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told", "code"),
+    [(KeyboardInterrupt(), KeyboardInterrupt, 130), (SystemExit(15), Interrupted, 143), (OSError("x"), Exception, 5)],
+)
+def test_a_ray_that_is_not_waited_for_is_ended_with_all_that_it_has_started(raised, told, code, monkeypatch):
+    other, begun = subprocess.Popen(["sleep", "600"]), list[subprocess.Popen[bytes]]()
+
+    def half(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as Ray does
+        begun.append(subprocess.Popen(["sleep", "600"]))
+        raise raised
+
+    monkeypatch.setattr(ray, "init", half)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(told) as caught:
+            Cluster(compose.load("stage_c", ["scale=micro"]).cluster, 1)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+    assert exit_code(caught.value) == code
+    assert not psutil.pid_exists(begun[0].pid)
+    begun[0].wait()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("moment", ["gcs_server", pytest.param("raylet", marks=pytest.mark.cluster)])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.cluster)])
+def test_a_signal_while_ray_starts_ends_the_run_and_all_of_ray(moment, number, tmp_path):
+    command = [sys.executable, "-m", "pipeline", "run", "conf=stage_a", "scale=micro", f"root={tmp_path / 'root'}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT) as run:
+        own, seen, deadline = psutil.Process(run.pid), list[psutil.Process](), time.monotonic() + 300
+        while not any(process.name() == moment for process in seen):
+            assert time.monotonic() < deadline
+            assert run.poll() is None
+            time.sleep(0.02)
+            seen = own.children(recursive=True)
+        run.send_signal(number)
+        assert run.stderr is not None
+        said = run.stderr.read()
+        assert run.wait() == 128 + number, said
+    assert said.endswith("\ninterrupted; the same command goes on from here\n")
+    assert said.count("\n") <= 3, said
+    assert psutil.wait_procs(seen, timeout=60)[1] == []
+    assert list((tmp_path / "root" / "claims").rglob("runs/*.json")) == []

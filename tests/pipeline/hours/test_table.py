@@ -11,7 +11,7 @@ from pipeline.hours.table import beside_paper, table
 from pipeline.settings.words import parse
 from pipeline.store.artifacts import Fingerprint, Store
 from pipeline.store.ledger import About, Writer
-from pipeline.verbs import report
+from pipeline.verbs.report import command as report
 
 
 def build(root: Path, step: str, output: str, parents: dict[str, str], settings: Any = None, **facts: Any) -> Any:

@@ -447,3 +447,44 @@ def test_a_shard_whose_run_has_lost_its_claim_gets_no_receipt(prepared):
     with pytest.raises(ClaimLost):
         actor(images.shards()[0])
     assert shards.finished(path) == {}
+
+
+def test_where_shards_are_made_anew_of_other_captions_the_tower_stays_that_of_the_others(tmp_path, tars, monkeypatch):
+    """A repair of images may lose a picture; a tower centred on what is left would not fit the shards that stay."""
+    monkeypatch.setattr(board, "BoardClient", lambda given: given)
+
+    def encoded(root: Root) -> Artifact:
+        build = root.build("text_tiny")
+        return root.commit(build, encode.encode_text(build))
+
+    def with_images(name: str, stored: dict[int, tuple[bytes, int]]) -> Root:
+        root = Root(tmp_path / name, "data.image.size=128")
+        download(root, stored)
+        return root
+
+    root = with_images("root", tars)
+    before = encoded(root)
+    files = {name: before.read(name) for name in before.files}
+    fewer = shards.write_images(list(shards.read_images(tars[0][0]))[:1])
+    less = tars | {0: (fewer, 1)}
+    afresh = encoded(with_images("afresh", less))
+    assert afresh.read(loading.TOWER) != files[loading.TOWER]
+
+    images = root.artifact("images")
+    for artifact in (before, images):
+        deleting.reopen(artifact, [deleting.Shard("", 0)], lambda: None)
+    download(root, less)
+    after = encoded(root)
+    assert after.manifest["content"] == before.manifest["content"]
+    for name in (loading.TOWER, loading.NULL_TEXT, shards.tensor_name(1)):
+        assert after.read(name) == files[name]
+    (keys, anew), (_, was) = (
+        shards.read_tensors(content, "text")
+        for content in (after.read(shards.tensor_name(0)), files[shards.tensor_name(0)])
+    )
+    assert keys == [f"{0:032x}"]
+    np.testing.assert_allclose(anew[0], was[0], atol=2e-3)  # a batch of another size rounds otherwise
+
+    deleting.reopen(after, [deleting.Shard("", 0)], lambda: None)
+    storage.publish(b"damaged", storage.join(after.path, loading.TOWER))
+    assert encoded(root).read(loading.TOWER) == afresh.read(loading.TOWER)  # all that can be done

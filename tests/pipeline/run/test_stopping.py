@@ -1,5 +1,6 @@
 """The first Ctrl-C: heard in pauses, and not held up by a store that is away."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -60,3 +61,38 @@ def test_handlers_are_put_back_and_other_threads_have_none():
     thread.join()
     assert found[0]() is None
     assert stop() is None
+
+
+def test_where_nothing_is_worth_saving_the_first_signal_ends_it_whatever_a_library_makes_of_it(capsys):
+    def swallows() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException as error:
+            raise ValueError("a library's own") from error
+
+    def passes_over() -> None:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for work in (lambda: os.kill(os.getpid(), signal.SIGINT), swallows, passes_over):
+        with pytest.raises(Interrupted) as caught, signals() as stop, stop.at_once():
+            work()
+        assert exit_code(caught.value) == 130
+    assert capsys.readouterr().err == ""  # the error is the one sentence
+
+
+def test_a_signal_of_before_is_heard_there_and_one_of_after_waits(capsys):
+    with pytest.raises(Interrupted), signals() as stop:  # noqa: PT012
+        with stop.at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert "saving and stopping" in capsys.readouterr().err
+        with stop.at_once():
+            pytest.fail("it has been asked to stop")
+
+
+def test_other_errors_of_such_a_block_stay_what_they_are():
+    for error in (ValueError("no"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, signals() as stop, stop.at_once():
+            raise error
+        assert caught.value is error

@@ -40,10 +40,11 @@ def leases(tmp_path: Path) -> list[ledger.Lease]:
 
 def test_a_run_tells_its_scores_with_how_many_they_are_of(leases, tmp_path):
     files = {"grid.png": {"bytes": 1, "sha256": "x"}}
+    metrics = {"retrieval_top1": 0.5, "n_training": 16}
     made = {
         "stage_c": Artifact("stage_c", "/r/stage_c", {"files": {}, "metrics": {"stage_c/images": 512.0}}),
         "samples": Artifact("samples", "/r/samples", {"files": files, "metrics": {}}),
-        "scores": Artifact("scores", "/r/scores", {"files": {}, "metrics": {"retrieval_top1": 0.5}, "rows": 16}),
+        "scores": Artifact("scores", "/r/scores", {"files": {}, "metrics": metrics, "rows": 32}),
     }
     steps = {"stage_c": {"state": "done", "step": "train_c", "artifact": "/r/stage_c"}}
     tracking: Any = Told()
@@ -51,8 +52,8 @@ def test_a_run_tells_its_scores_with_how_many_they_are_of(leases, tmp_path):
     telling.of_run(tracking, Summary(devices="cpu"), record, made, leases, None)
     ((card, verdict),) = tracking.said
     assert verdict == {"retrieval_top1 of 16": 0.5, "images/stage_c": 512.0}
-    assert card.startswith("**retrieval_top1 0.5 (of 16 pictures)**")
-    assert "| train_c | stage_c | built |" in card
+    assert card.startswith("**retrieval_top1 0.5 of 16**")
+    assert "| [train_c](run:stage_c) | stage_c | built |" in card
     assert "/r/samples/grid.png" in card
 
 

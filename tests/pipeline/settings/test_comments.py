@@ -98,6 +98,7 @@ def test_every_key_of_every_conf_at_every_scale_has_a_comment(conf, scale):
         ("data=webdataset", "data.webdataset.path=s3://bucket/tars", "tracking=server", "cluster=slurm"),
         ("data=folder", "data.folder.path=pictures", "eval=baseline"),
         ("eval=pickscore", "eval.scorers.pickscore=w.safetensors", "eval.rivals.other=pictures"),
+        ("eval=speed", "eval.distances={inception: i, alterations: {soft: {blur: 1}}, counts: [100]}"),
         ("data.views={fine: {min_aesthetic: 6}, all: {duplicates: drop}}", "sample.negative='# no \"comment\": {'"),
         ("data.scorer={clip_weights: a, head_weights: b}", "text.other={model: seeded}", "tracking.experiment='1'"),
     ],

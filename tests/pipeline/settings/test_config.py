@@ -35,6 +35,9 @@ def test_every_conf_is_valid_at_every_scale_on_every_cluster(conf, scale):
         assert load(f"cluster={cluster}", conf=conf, scale=scale).targets
 
 
+COCO = ("eval.prompts.coco=a.json", "eval.distances.inception=i.pth", "eval.distances.references.coco=pictures")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -46,6 +49,9 @@ def test_every_conf_is_valid_at_every_scale_on_every_cluster(conf, scale):
         ("eval=local",),
         ("eval=baseline",),
         ("eval=pickscore", "eval.scorers.pickscore=w.safetensors", "eval.rivals.other=pictures"),
+        ("eval=speed", "sample.ablations=[preview,without_text]"),
+        ("eval=coco30k", *COCO),
+        ("eval=fid_robustness", *COCO),
         ("tracking=local",),
         ("tracking=server",),
     ],
@@ -336,6 +342,14 @@ def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
         ("previewer.model.latent_channels=8", "previewer.model.latent_channels=8: what it works on has 16 channels"),
         ("previewer.model.width=6", "previewer.model.width=6: input should be a multiple of 4"),
         ("eval.rivals.null=pictures", "eval.rivals.null: this name is that of our own pictures"),
+        ("eval.rivals.reference=pictures", "eval.rivals.reference: this name is that of the real pictures"),
+        ("eval=coco30k", "eval.prompts.coco: a value is needed"),
+        ("eval.distances.counts=[100]", "eval.distances: counts are given and no inception"),
+        (
+            "eval.distances={inception: i, references: {x: d}}",
+            "eval.distances.references.x: there is no such prompt set; there are training",
+        ),
+        ("eval.distances={inception: i, alterations: {x: {}}}", "eval.distances.alterations.x: changes nothing"),
         ("eval.prompts.held_out=held_out", "eval.prompts.held_out: nothing is held out"),
         ("eval.prompts.mine=training", "eval.prompts.mine=training: captions of the data are called what they are"),
         ("eval.rivals.x={parti: pictures}", "eval.rivals.x.parti: there is no such prompt set; there are training"),
@@ -472,6 +486,14 @@ def test_a_rival_is_an_input_of_the_scores_and_of_nothing_before(before):
     named = digests("eval=baseline")
     assert set(named) - set(before) == {"baseline", "baseline_samples", "null_samples"}
     assert {name for name in before if named[name] != before[name]} == {"scores", "release"}
+    assert digests("eval.distances.fid_from=2") == before  # nothing takes features
+    seen = digests("eval.distances.inception=w")
+    assert set(seen) - set(before) == {"features_training-ours", "features_training-reference"}
+    assert {name for name in before if seen[name] != before[name]} == {"scores", "release"}
+    timed = digests("eval=speed")
+    assert set(timed) - set(before) == {"speed"}
+    ablated = digests("sample.ablations=[preview]")
+    assert set(ablated) - set(before) == {"previewer"}
     other = digests("eval.rivals.other=pictures")
     assert set(other) - set(before) == {"null_samples"}
     slower = digests("eval=baseline", "baseline.sample.steps=3")

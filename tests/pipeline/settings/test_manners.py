@@ -16,6 +16,7 @@ from settings import MANNER
 HOW = ("targets", "workers", "cluster", "tracking", "data.download", "data.source")
 ALL = ["previewer", "baseline_samples", "release", "stage_b", "latents_a"]
 WORDS = ["scale=micro", "data.holdout=0.2", "eval=baseline", "data.views={fine: {min_side: 64}}"]
+WORDS += ["eval.distances.inception=w.pth", "eval.speed={compiled: true}", "sample.ablations=[preview]"]
 
 
 @cache

@@ -2,11 +2,15 @@
 
 import re
 import shlex
+import shutil
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.settings import compose
+from pipeline.settings.keys import flatten
 
 FOLDERS = (
     "2024",
@@ -20,19 +24,68 @@ FOLDERS = (
     "C:\\my pictures\\",
     "x=y",
     "[a]",
+    "${data.limit}/x",
+    "$HOME",
+    "{a: b}",
+    "'all of it'",
+    '"all of it"',
+    "a\\${b",
+    "???",
+    "{}",
+    "${",
+    "100 %, #1",
 )
+# What YAML, Hydra, OmegaConf or a shell could take for something of theirs, and letters.
+NAMES = st.lists(
+    st.sampled_from(["${", "}", "{", "$", "\\", "'", '"', "[", "]", ",", ":", "=", "#", "?", "~", "!", "&", "*", "|"])
+    | st.sampled_from(["data.limit", "oc.env:HOME", "null", "true", "1e5", "2024", " ", "ö", "\u0308", "雪", "a", "/"]),
+    min_size=1,
+    max_size=8,
+).map("".join)
+PATHS = ("data.folder.path", "data.metadata", "data.removed", "stage_c.weights", "eval.prompts.mine", "eval.rivals.it")
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_texts_are_taken_as_they_are_written(name):
     config = compose.load("stage_c", ["data=folder", f"data.folder.path={name}", f"data.folder.attribution={name}"])
     assert config.data.folder is not None
-    assert (config.data.folder.path, config.data.folder.attribution) == (name, name)
+    quoted = name[0] == name[-1] and name[0] in "'\""
+    meant = name[1:-1] if quoted else name
+    assert (config.data.folder.path, config.data.folder.attribution) == (name, meant)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(NAMES, min_size=len(PATHS), max_size=len(PATHS)))
+def test_so_are_paths_of_any_name(names):
+    names = [name for name in names if name.strip() and name != "null" and not name.startswith("{")]
+    words = dict(zip(PATHS, names, strict=False))
+    tree = compose.compose("stage_c", ["data=folder", *(f"{key}={name}" for key, name in words.items())])
+    found = flatten(tree)
+    assert {key: found[key] for key in words} == words
+
+
+def test_what_yaml_says_of_a_path_is_what_was_written(tmp_path, monkeypatch):
+    conf = tmp_path / "conf"
+    shutil.copytree(compose.CONF, conf)
+    (conf / "mine.yaml").write_text("defaults: [stage_c, _self_]\ndata: {removed: '${data.metadata}.txt'}\n")
+    monkeypatch.setattr(compose, "CONF", conf)
+    assert compose.load("mine", ["data.metadata=${a}"]).data.removed == "${a}.txt"
 
 
 @pytest.mark.parametrize(("written", "meant"), [("'a b'", "a b"), ('"a b"', "a b"), ("null", None), ("'null'", "null")])
 def test_quotes_around_a_text_are_no_part_of_it_and_null_is_none(written, meant):
-    assert compose.load("stage_c", [f"data.metadata={written}"]).data.metadata == meant
+    folder = compose.load(
+        "stage_c", ["data=folder", "data.folder.path=x", f"data.folder.licence={written}"]
+    ).data.folder
+    assert folder is not None
+    assert folder.licence == meant
+
+
+def test_a_number_or_names_where_a_path_may_stand_too_are_what_they_look_like():
+    words = ["interpolate.first=1", "interpolate.second=1e5", "eval.rivals={x: {generated: 'a$b'}}"]
+    tree = compose.compose("interpolate", words)
+    assert (tree["interpolate"]["first"], tree["interpolate"]["second"]) == (1, "1e5")
+    assert tree["eval"]["rivals"] == {"x": {"generated": "a$b"}}
 
 
 def refused(*words):

@@ -43,6 +43,7 @@ def test_all_links_lead_to_a_heading_of_the_page(page):
         ("scale=paper", "data=laion_aesthetic", "data.metadata=x", "data.scorer={clip_weights: a, head_weights: b}"),
         ("scale=local", "data=openmoji", "eval=pickscore", "eval.scorers.pickscore=w", "eval.rivals.other=p"),
         ("data=coco_captions", "data.coco_captions.annotations=x", "eval=baseline"),
+        ("eval=speed", "eval.distances={inception: i, alterations: {soft: {blur: 1}}, references: {training: d}}"),
         ("data=localized_narratives", "data.localized_narratives.annotations=x"),
         ("data=webdataset", "data.webdataset.path=x"),
         ("data=folder", "data.folder.path=x", "stage_c.train.ema={decay: 0.9, every: 1, start: 0}"),
@@ -60,8 +61,9 @@ def test_every_key_of_a_config_has_a_row(words, page):
 
 def row_of(key: str) -> str:
     """The key as the page has it: names of one's own, and trainings together."""
-    key = re.sub(r"^(text|data\.views)\.\w+", r"\1.NAME", key)
-    key = re.sub(r"^(rates|data\.localized_narratives\.images|eval\.prompts|eval\.rivals)\..*", r"\1", key)
+    key = re.sub(r"^(text|data\.views|eval\.distances\.alterations)\.\w+", r"\1.NAME", key)
+    named = r"rates|data\.localized_narratives\.images|eval\.prompts|eval\.rivals|eval\.distances\.references"
+    key = re.sub(rf"^({named})\..*", r"\1", key)
     return re.sub(r"^.*\.(train\.)", r"\1", key)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL import Image
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.reading import prompts
-from pipeline.models import scorers
+from pipeline.models import contests, scorers
 from pipeline.models.score_tables import FILE, TABLES
 from pipeline.settings.evaluation import TRAINING, samples_of
 from pipeline.steps import evaluate
@@ -60,7 +61,7 @@ class Brightness:
 @pytest.fixture
 def brightness(monkeypatch: pytest.MonkeyPatch) -> Brightness:
     scorer = Brightness()
-    monkeypatch.setattr(scorers, "load", lambda config, called, device: {"brightness": scorer} | likenesses(None))
+    monkeypatch.setattr(scorers, "load", lambda config, device: {"brightness": scorer} | likenesses(None))
     monkeypatch.setattr(scorers, "names", lambda config: {})
     monkeypatch.setattr(evaluate, "CHUNK", 16)
     return scorer
@@ -222,3 +223,22 @@ def test_held_out_captions_are_told_from_those_that_were_trained_on(brightness, 
     assert metrics["psnr_generated"] == pytest.approx((100 + 3 * metrics["psnr_stage_b"] + 0) / 4, rel=0.2)
     with Image.open(io.BytesIO(scores.read("grid.png"))) as sheet:
         assert sheet.height > 3 * 128
+
+
+def test_what_the_code_decides_and_what_the_caption_adds_are_measured(brightness, tmp_path):
+    root = Root(tmp_path / "root", "targets=[scores]", "sample.ablations=[preview,without_text]")
+    originals = [noise(n) for n in range(4)]
+    drawn = [picture // 2 for picture in originals]
+    small = [contests.fit(picture, flat(0)[:32, :32]) for picture in drawn]
+    blind = [picture // 3 for picture in originals]
+    folders = {"original": originals, "stage_a": originals, "stage_b": drawn, "generated": drawn}
+    folders |= {"preview": [one // 2 for one in small], "without_text": blind}
+    put(root, "samples", folders, captions("training", 4))
+    scores = scored(root)
+    metrics = scores.manifest["metrics"]
+    expected = psnr(np.stack([one // 2 for one in small]), np.stack(small)).mean()  # to our pictures made smaller
+    assert metrics["psnr_preview"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["psnr_without_text"] == pytest.approx(psnr(np.stack(blind), np.stack(originals)).mean(), rel=1e-6)
+    assert metrics["psnr_without_text"] < metrics["psnr_stage_b"]
+    table = pq.read_table(io.BytesIO(scores.read(FILE)))
+    assert table.filter(pc.field("scorer") == "brightness")["preview"].null_count == 4  # likeness alone

@@ -25,11 +25,13 @@ from pipeline.steps import encode, sample
 from pipeline.steps.build import Facts
 from pipeline.store.artifacts import Artifact
 from stages.models.compressor import Compressor
+from stages.models.previewer import Previewer
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from tests.pipeline.models.test_encoders import ROWS, Root, download, tars, trained  # noqa: F401
 
+FOLDERS = ("original", "stage_a", "stage_b", "generated")
 HELD = tuple(f"{number:032x}" for number in (1, 6))  # keys of pictures, of shards 0 and 1
 
 
@@ -44,10 +46,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     ours = sample.drawn
 
-    def counting(models: Any, texts: list[str], seeds: list[int], settings: Any, *others: Any) -> Iterator[Any]:
-        if len(others) == 2:  # without a picture
+    def counting(models: Any, texts: list[str], seeds: list[int], *others: Any, **how: Any) -> Iterator[Any]:
+        if len(others) == 3 and not how:  # without a picture
             found.extend(zip(texts, seeds, strict=True))
-        yield from ours(models, texts, seeds, settings, *others)
+        yield from ours(models, texts, seeds, *others, **how)
 
     monkeypatch.setattr(sample, "drawn", counting)
     monkeypatch.setattr(sample, "CHUNK", 2)
@@ -114,7 +116,7 @@ def test_captions_that_were_trained_on_and_held_out_ones_are_drawn_apart(prepare
         for row in rows(samples):
             assert row.keys() == {"key", "caption", "seed"}
             assert row["seed"] == caption_seed(root.config.seed, row["caption"])
-            assert {f"{folder}/{row['key']}.png" for folder in sample.TITLES} <= samples.files.keys()
+            assert {f"{folder}/{row['key']}.png" for folder in FOLDERS} <= samples.files.keys()
     assert len(drawn) == sum(ROWS)
     assert held.manifest["notes"]["prompts"] == {"set": "held_out", "of": "held_out", "n": 2}
 
@@ -155,6 +157,28 @@ def test_drawn_again_everything_but_the_seeds_is_the_same(prepared, drawn, tmp_p
     assert not {seed for _, seed in ours} & {seed for _, seed in theirs}
     pictures = [name for name in first.files if name.startswith("generated/")]
     assert all(first.read(name) != again.read(name) for name in pictures)
+
+
+def test_ablations_show_which_model_decides_what(prepared, drawn):
+    root = prepared("root", "sample.ablations=[preview,without_text]", "eval.prompts.held_out=held_out")
+    plain = prepared("plain", "eval.prompts.held_out=held_out")
+    build = root.build("previewer")
+    content = trained(partial(Previewer, root.config.previewer.model), 0)
+    files = {"previewer.safetensors": storage.publish(content, storage.join(build.path, "previewer.safetensors"))}
+    root.commit(build, Facts(files, rows=0, call="", workers=[]))
+    samples, without = made(root, "samples_held_out"), made(plain, "samples_held_out")
+    more = {f"{folder}/{key}.png" for folder in ("preview", "without_text") for key in HELD}
+    assert samples.files.keys() - without.files.keys() == more
+    assert all(samples.read(name) == without.read(name) for name in without.files if name != "grid.png")
+    with Image.open(io.BytesIO(samples.read(f"preview/{HELD[0]}.png"))) as preview:
+        assert preview.size == (24, 24)
+    assert samples.read(f"without_text/{HELD[1]}.png") != samples.read(
+        f"stage_b/{HELD[1]}.png"
+    )  # whose caption says much
+    sheets = [Image.open(io.BytesIO(one.read("grid.png"))) for one in (samples, without)]
+    assert sheets[0].width > sheets[1].width
+    mine = made(root, "samples_mine")
+    assert {name.partition("/")[0] for name in mine.files if "/" in name} == {"generated", "preview"}
 
 
 def test_only_the_pictures_of_the_prompts_are_decoded(monkeypatch, tmp_path):

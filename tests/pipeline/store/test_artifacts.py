@@ -1,8 +1,12 @@
 """Artifacts: what counts as done, what a reader may see, which checkpoint is gone on from."""
 
+import contextlib
+import itertools
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +162,90 @@ def test_removals_from_an_earlier_build_do_not_count_for_a_later_one(store):
     assert {*store.find("stage_a", PRINT.digest).files} == {"weights"}
 
 
+def test_a_holder_that_slept_anywhere_in_its_commit_takes_no_removal_of_the_next_one_away(tmp_path, monkeypatch):
+    """A build was forgotten in, discarded and is made anew; at each touch of that commit another run takes over,
+    commits, and a picture is forgotten there, before the first one wakes up."""
+
+    class Sleep:
+        """Before the n-th touch of the artifact by a commit; what happens meanwhile does not sleep."""
+
+        def __init__(self, touch: int, meanwhile: Callable[[], None]):
+            self.left, self.meanwhile = touch, meanwhile
+
+        def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                self.left -= 1
+                if self.left == 0:
+                    self.meanwhile()
+                return function(*arguments, **named)
+
+            return call
+
+    def facts(store: Store) -> dict[str, Any]:
+        path = store.path("text", PRINT.digest)
+        receipt = shards.publish_receipt(
+            path,
+            0,
+            rows_in=4,
+            rows_out=4,
+            files={"00000.parquet": storage.publish(b"0", f"{path}/00000.parquet")},
+            clock=Clock(),
+        )
+        files = {"panel.png": storage.publish(b"all of them", f"{path}/panel.png")}
+        about = {"timed": [], "rows": 4, "notes": {}, "created": "2026-01-01"}
+        return {"files": files, "shards": {"": [receipt]}, **about}
+
+    def take_over(store: Store, claim: claims.Claim) -> None:
+        claim.release()  # as if it were dead
+        other = claims.take(store.root, claim.fence.what, print)
+        if not store.find("text", PRINT.digest):
+            store.commit("text", PRINT, facts(store), other)
+        found = store.find("text", PRINT.digest)
+        assert found is not None
+        rewrite(found, "panel.png", lambda content: None, other.fence)
+
+    touches = 0
+    for touch in itertools.count(1):
+        store = Store(str(tmp_path / str(touch)))
+        first = store.commit("text", PRINT, facts(store))
+        rewrite(first, "panel.png", lambda content: b"fewer")
+        storage.remove(storage.join(first.path, MANIFEST))  # and killed there, in the midst of `discard`
+        told, claim = facts(store), claims.take(store.root, claims.artifact("text", PRINT.digest), print)
+        sleep = Sleep(touch, partial(take_over, store, claim))
+        with monkeypatch.context() as patch:
+            for name in ("publish", "remove", "move", "exists", "sizes", "sweep"):
+                patch.setattr(storage, name, sleep.before(getattr(storage, name)))
+            with contextlib.suppress(ClaimLost, InfrastructureError):  # the other one's removal took a file of ours
+                store.commit("text", PRINT, told, claim)
+        if sleep.left > 0:
+            break
+        touches += 1
+        now = store.find("text", PRINT.digest)
+        assert now is not None
+        assert "panel.png" not in now.files, f"asleep before touch {touch}"
+        assert now.shards().counts() == {0: 4}
+    assert touches >= 7
+
+
+def test_a_removal_of_a_build_before_builds_had_names_counts_for_it_and_for_no_later_one(store):
+    artifact = commit(store)
+    manifest = {key: value for key, value in artifact.manifest.items() if key != "build"}
+    storage.publish(json.dumps(manifest).encode(), storage.join(artifact.path, MANIFEST))
+    (found,) = store.finished()
+    assert rewrite(found, "weights", lambda content: b"less")
+    record = {**json.loads(storage.read(f"{artifact.path}/forgotten.json"))}
+    assert record.pop("build") == ""
+    storage.publish(json.dumps(record).encode(), f"{artifact.path}/forgotten.json")
+    (found,) = store.finished()
+    assert found.read("weights") == b"less"
+    commit(store)
+    (found,) = store.finished()
+    assert found.read("weights") == b"weights"
+    assert rewrite(found, "weights", lambda content: None)
+    (found,) = store.finished()
+    assert not found.files
+
+
 def test_a_manifest_of_another_format_is_refused(store):
     artifact = commit(store)
     text = json.dumps({**artifact.manifest, "format": 99}).encode()
@@ -188,10 +276,10 @@ def test_the_newest_valid_checkpoint_wins(tmp_path):
         states.save(step, b"state %d" % step, {})
     assert newest(states) == [b"state 30"]
     assert len(storage.listing(str(tmp_path))) == 4  # two kept, each with its marker
-    (tmp_path / "000000030-0of1.safetensors").write_bytes(b"state 3x")
+    next(tmp_path.glob("000000030-*.safetensors")).write_bytes(b"state 3x")
     assert newest(states) == [b"state 20"]
     assert "checkpoint of step 30 skipped" in warnings[0]
-    (tmp_path / "000000020-0of1.json").unlink()
+    next(tmp_path.glob("000000020-*.json")).unlink()
     assert newest(states) is None
 
 
@@ -203,13 +291,13 @@ def test_a_checkpoint_counts_once_all_its_parts_are_there(tmp_path):
         if step < 30:
             second.save(step, b"second %d" % step, {})
     assert len(storage.listing(str(tmp_path))) == 10  # two whole ones are kept, and the half one
-    assert newest(first) == newest(second) == [b"first 20", b"second 20"]
-    assert newest(Checkpoints(str(tmp_path), warnings.append, 0, parts=4)) == [b"first 20", b"second 20"]
+    for parts in (1, 2, 4):
+        assert newest(Checkpoints(str(tmp_path), warnings.append, 0, parts)) == [b"first 20", b"second 20"]
     assert "checkpoint of step 30 skipped" in warnings[0]
     second.save(30, b"second 30", {})
     second.save(40, b"second 40", {})
     first.save(40, b"first 40", {})
-    assert newest(first) == [b"first 40", b"second 40"]
+    assert newest(Checkpoints(str(tmp_path), warnings.append)) == [b"first 40", b"second 40"]
     assert len(storage.listing(str(tmp_path))) == 8
 
 

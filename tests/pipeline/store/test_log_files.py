@@ -11,7 +11,7 @@ from datasets.files import storage
 from pipeline.store import log_files
 from pipeline.store.log_files import LogFile, attached
 
-NAME = "pipeline.tests.logs"
+NAME = "logs.of.a.test"
 
 
 @pytest.fixture(params=["disk", "store"])

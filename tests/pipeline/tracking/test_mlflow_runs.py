@@ -239,7 +239,9 @@ def test_a_step_shows_what_it_reads_and_a_command_what_was_typed(store: MlflowSt
         run.reads({"latents_c": Artifact("latents_c", "/root/latents_c", MANIFEST)})
         run.reads({"stage_b": Artifact("stage_b", "/root/stage_b", MANIFEST)})  # a model
         run.describe("what became of it")
-        tracking.describe("**it went well**", {"retrieval_top1 of 64": 1.0})
+        tracking.describe(
+            "**it went well** [train_c](run:stage_c), [sample](run:samples)", {"retrieval_top1 of 64": 1.0}
+        )
     runs = _runs(store)
     child, parent = runs[CHILD], runs[PARENT]
     assert child.data.params == {"stage_c.train.lr": "0.0001", "stage_c.text": "clip_h", "stage_c.token": "***"}
@@ -247,7 +249,7 @@ def test_a_step_shows_what_it_reads_and_a_command_what_was_typed(store: MlflowSt
     assert (read.dataset.name, read.dataset.digest) == ("latents_c", "c0ffee")
     assert child.data.tags["mlflow.note.content"] == "what became of it"
     assert (parent.data.tags["mlflow.note.content"], parent.data.metrics["retrieval_top1 of 64"]) == (
-        "**it went well**",
+        f"**it went well** [train_c](#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}), sample",
         1.0,
     )
     assert tracking.warnings == []
@@ -256,7 +258,10 @@ def test_a_step_shows_what_it_reads_and_a_command_what_was_typed(store: MlflowSt
 def test_a_release_is_a_version_of_the_one_model_and_only_once(store: MlflowStore) -> None:
     for content in ("one", "two", "two"):
         with _tracking(store) as tracking, tracking.step("export", "release", "abc") as run:
-            run.release(Artifact("release", "/root/release", {**MANIFEST, "content": content}), "# The card")
+            run.release(
+                Artifact("release", "/root/release", {**MANIFEST, "content": content}),
+                "---\nlicense: x\n---\n\n# The card",
+            )
         assert tracking.warnings == []
     client, _ = connect(store, "wuerstchen")
     versions = client.search_model_versions("name='wuerstchen'")

@@ -123,6 +123,16 @@ def build_all(root: Path, loaded: Config) -> None:
         (["export", *MICRO], "export needs out=DIR"),
         (["export", *MICRO, "out=release"], "has no release of exactly this conf"),
         (["report", "days"], "report knows one table"),
+        (["report", *MICRO], "report needs out=FILE.html, or --json"),
+        (["report", *MICRO, "out=report.pdf"], "out=report.pdf: the page is one file; give a name that ends in .html"),
+        (["report", *MICRO, "out=report.html"], "has nothing of exactly this conf; the last runs: none"),
+        (
+            ["report", "run=1a2b", "out=report.html"],
+            "run=1a2b: root=",
+        ),
+        (["report", "out=report.html"], "report needs conf=NAME"),
+        (["report", "hours", "out=report.html"], "report hours takes no out="),
+        (["show", "run=1a2b", "artifact=scores"], "has no run of that ID; the last runs: none"),
     ],
 )
 def test_a_refusal_is_one_sentence_exit_code_2_and_creates_nothing(line, told, elsewhere, capsys):
@@ -247,7 +257,25 @@ def test_metadata_without_a_needed_column_are_refused_before_anything_is_created
         table = table.append_column(name, [[9]])
     pq.write_table(table, elsewhere / "rows.parquet")
     assert main(["plan", *words]) == 0
-    assert capsys.readouterr().err == ""
+    taken = "URL, TEXT, WIDTH, HEIGHT, punsafe, pwatermark, AESTHETIC_SCORE"
+    missing = "similarity, LICENSE, ORIGINAL_URL"
+    assert capsys.readouterr().err == f"data.metadata: columns taken: {taken}; not there: {missing}\n"
+
+
+def test_plan_says_which_of_several_columns_are_taken(elsewhere, capsys):
+    columns = {"image_url": ["http://a.invalid/1"], "caption": ["a cat"], "Original_Width": [900], "height": [900]}
+    pq.write_table(pa.table(columns), elsewhere / "rows.parquet")
+    pq.write_table(pa.table({"url": ["http://a.invalid/1"], "Aesthetic_Score": [6.0]}), elsewhere / "scores.parquet")
+    nulls = (f"data.filters.max_{name}=null" for name in ("punsafe", "pwatermark"))
+    words = [*MICRO, "data.metadata=rows.parquet", *nulls]
+    assert main(["plan", *words, "data.scores=scores.parquet", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["columns"] == {
+        "data.metadata": {"URL": "image_url", "TEXT": "caption", "WIDTH": "Original_Width", "HEIGHT": "height"},
+        "data.scores": {"URL": "url", "AESTHETIC_SCORE": "Aesthetic_Score"},
+    }
+    assert "data.metadata: columns taken: URL from image_url, TEXT from caption, WIDTH from Original" in said.err
+    assert "data.scores: columns taken: URL from url, AESTHETIC_SCORE from Aesthetic_Score; not there: TEXT" in said.err
 
 
 def test_plan_says_that_a_batch_is_larger_than_the_data(elsewhere, capsys):

@@ -1,5 +1,7 @@
 """Forgetting: what is left is as if the picture had never been kept, also after a kill at any moment."""
 
+import contextlib
+import itertools
 import json
 import shutil
 from functools import partial
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datasets.config import DataError, ViewConfig
@@ -20,6 +23,7 @@ from datasets.reading import duplicates, holdout, views
 from datasets.reading.batches import Batches, Source
 from pipeline.errors import ClaimLost, LeaseHeld, UsageError
 from pipeline.models import prompt_sets
+from pipeline.run import repairing
 from pipeline.settings import compose
 from pipeline.settings.evaluation import TRAINING
 from pipeline.steps import sample
@@ -162,6 +166,7 @@ def built(root: Path, earlier: bool = False) -> Store:
     pictures = {f"{folder}/{row['key']}.png": PNG for folder in ("original", "generated") for row in captions}
     tables = {"samples.parquet": shards.table_bytes(captions), "captions.json": json.dumps(captions).encode()}
     samples = commit(store, "samples", {**pictures, **tables, "grid.png": PNG}, 2, images, stage)
+    commit(store, "features_training-reference", {shards.tensor_name(1): tensors(1)}, ROWS - 1, samples)
     measured = json.dumps([row | {"psnr_generated": 9.0} for row in captions]).encode()
     scores = commit(store, "scores", {"scores.json": measured}, 2, samples)
     commit(store, "release", {"README.md": card("its name").encode()}, 0, metadata, text, stage, samples, scores)
@@ -169,7 +174,7 @@ def built(root: Path, earlier: bool = False) -> Store:
 
 
 def card(prompt: str) -> str:
-    return model_card(CardFacts("Würstchen", "other", prompt, SamplingConfig(), ["its name"], {}, "none", []))
+    return model_card(CardFacts("Würstchen", "other", prompt, SamplingConfig(), ["its name"], [], ["none"], []))
 
 
 def found(store: Store) -> dict[str, Artifact]:
@@ -221,6 +226,8 @@ def test_what_is_left_is_as_if_the_picture_had_never_been_kept(store, by):
     assert {*samples.files} == {f"original/{kept}.png", f"generated/{kept}.png", "samples.parquet", "captions.json"}
     assert [row["key"] for row in json.loads(samples.read("captions.json"))] == [kept]
     assert [row["key"] for row in json.loads(now["scores"].read("scores.json"))] == [kept]
+    assert now["features_training-reference"].read("00001.parquet") == tensors(1, GONE)
+    assert now["features_training-reference"].manifest["rows"] == 2
     assert now["release"].read("README.md").decode() == card("caption")
     assert {*now["stage_c"].files} == {"stage_c.safetensors"}
     hashed = {"hashes/00000.parquet", "hashes/00001.parquet"}
@@ -328,6 +335,116 @@ def test_a_shard_of_an_unfinished_build_that_holds_it_is_dropped(store):
         shards.publish_receipt(path, shard, rows_in=3, rows_out=3, files=files, clock=Clock())
     forget(store.root, {GONE})
     assert storage.listing(path) == ["00000.parquet", "receipts/00000.json"]
+
+
+BY_SHARD = {"text_tiny": "", "latents_c": "128", "duplicates": "hashes"}
+
+
+def holding(root: Path) -> set[str]:
+    """Names of the artifacts below a root of which a file holds the picture or its caption."""
+    found = set()
+    for path, content in contents(root).items():
+        name = path.split("/")[1]
+        if name == "metadata" or path.endswith(("forgotten.json", "manifest.json")):  # these stay as they are
+            continue
+        if not path.endswith(".parquet"):
+            told = (GONE.encode(), b"'its name',", b'"its name"')  # a card's example, and samples' captions
+            found |= {path} if GONE in path or any(word in content for word in told) else set()
+        elif "key" in pq.read_schema(pa.BufferReader(content)).names:
+            rows = pq.read_table(pa.BufferReader(content)).to_pylist()  # an index keeps the key of what is gone
+            keys = {key for row in rows if row.get("width", 1) for key in (row["key"], row.get("of"))}
+            found |= {path} if keys & {GONE, bytes.fromhex(GONE)} else set()
+    return found
+
+
+def torn(how: str, root: Path) -> Store:
+    """A root in which a repair of the images was stopped, or `--force` of a step."""
+    store = built(root)
+    every = found(store)
+    if how == "repair":
+        damaged = every["images"], "00000.tar"
+        repairing.open_damaged(store, [damaged], [])
+    elif how == "half a repair":  # killed before the images, which come last
+        for name in ("text_tiny", "view_fine"):
+            deleting.reopen(every[name], [deleting.Shard("", 0)] if name == "text_tiny" else [], lambda: None)
+    else:
+        deleting.discard(every[how].path, lambda: None)
+    return store
+
+
+@pytest.mark.parametrize(
+    "how", ["repair", "half a repair", "images", "text_tiny", "samples", "metadata", "stage_c", "duplicates"]
+)
+def test_what_was_made_from_something_that_is_unfinished_is_reached_too(tmp_path, how):
+    store = torn(how, tmp_path)
+    assert holding(tmp_path) or how == "metadata"
+    forget(store.root, {GONE})
+    assert holding(tmp_path) == set()
+    now = found(store)
+    assert "panel.png" not in now["stage_c"].files if "stage_c" in now else how == "stage_c"
+    for artifact in now.values():
+        for name in artifact.files:
+            artifact.read(name)
+    once = contents(tmp_path)
+    forget(store.root, {GONE, URLS[1][1]})
+    assert contents(tmp_path) == once
+
+
+def test_after_a_stopped_repair_the_same_shards_are_made_anew_of_all_and_nothing_is_trained_again(tmp_path):
+    """The shard of images may come out otherwise; contents stay those of the build, so that nothing is stale."""
+    store = torn("repair", tmp_path)
+    before = {artifact.path: artifact.manifest for artifact in store.finished()}
+    assert {*before} & {path for path in before if "/stage_c/" in path or "/samples/" in path}
+    forget(store.root, {GONE})
+    for name, folder in (BY_SHARD | {"images": ""}).items():
+        (path,) = store.folders(name)
+        assert shards.finished(storage.join(path, *filter(None, [folder]))) == {}, name  # 0 by the repair, 1 by us
+    assert {"stage_c", "samples", "scores", "release"} <= found(store).keys()
+    assert {"view_fine", "held_out", *BY_SHARD, "images"}.isdisjoint(found(store))
+    for artifact in found(store).values():
+        assert artifact.manifest["content"] == before[artifact.path]["content"]
+
+
+def test_after_a_kill_between_such_openings_the_next_removal_reaches_everything(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        """The process ends here."""
+
+    torn("repair", tmp_path / "whole")
+    for touch in itertools.count(1, 4):
+        root = tmp_path / str(touch)
+        shutil.copytree(tmp_path / "whole", root)
+        left = itertools.count()
+
+        def deadly(function: Any, left: Any = left, touch: int = touch) -> Any:
+            def call(*arguments: Any) -> Any:
+                if "/claims/" not in str(arguments[-1]) and next(left) == touch:
+                    raise Killed
+                return function(*arguments)
+
+            return call
+
+        with monkeypatch.context() as patched, contextlib.suppress(Killed):
+            for name in ("publish", "remove", "move"):
+                patched.setattr(storage, name, deadly(getattr(storage, name)))
+            forget(str(root), {GONE})
+        if next(left) <= touch:
+            break
+        forget(str(root), set())
+        assert holding(root) == set(), f"killed at touch {touch}"
+        for artifact in Store(str(root)).finished():
+            for name in artifact.files:
+                artifact.read(name)
+    assert touch > 12
+
+
+def test_of_a_stopped_repair_elsewhere_nothing_is_lost(tmp_path):
+    """Who asks for another picture leaves all shards without it."""
+    store = torn("repair", tmp_path)
+    (path,) = store.folders("text_tiny")
+    forget(store.root, {"http://unknown.invalid/"})
+    assert sorted(shards.finished(path)) == [1]
+    forget(store.root, {KEYS[0][0]})
+    assert sorted(shards.finished(path)) == [1]
 
 
 def test_unfinished_samples_are_drawn_anew_for_the_captions_that_are_left(store, monkeypatch):

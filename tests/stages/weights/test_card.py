@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from stages.settings.sampling import SamplingConfig
-from stages.weights.card import CardFacts, model_card, with_prompt
+from stages.weights.card import CardFacts, Score, model_card, with_prompt
 
 FACTS = CardFacts(
     name="Tiny Würstchen",
@@ -15,9 +15,10 @@ FACTS = CardFacts(
     prompt="red heart",
     settings=SamplingConfig(width=256, height=128, steps_c=3, steps_b=2, guidance_c=2.5, guidance_b=1.5),
     sources=["OpenMoji, CC BY-SA 4.0, https://openmoji.org"],
-    scores={"retrieval_top1": 0.984375, "psnr_generated": 19.7012},
-    cost="0.1 CPU-hours",
+    scores=[Score("retrieval_top1", 0.984375, 64, "training"), Score("pickscore/parti/mean", 19.7012, None, "parti")],
+    cost=["train_c: 0.1 hours (on cpu)."],
     limitations=["It knows 64 pictures."],
+    lineage=["Stage C: fingerprint 0a, content 0b."],
 )
 
 
@@ -35,13 +36,15 @@ def test_the_card_says_it_all() -> None:
         "Scores",
         "Cost",
         "Limitations",
+        "Lineage",
         "Citation",
     ]
     for said in (
         "# Tiny Würstchen\n",
         "- OpenMoji, CC BY-SA 4.0, https://openmoji.org\n",
-        "| retrieval_top1 | 0.9844 |\n| psnr_generated | 19.7012 |\n",
-        "0.1 CPU-hours\n",
+        "| retrieval_top1 | 0.9844 | 64 | training |\n| pickscore/parti/mean | 19.7012 | not known | parti |\n",
+        "- train_c: 0.1 hours (on cpu).\n",
+        "- Stage C: fingerprint 0a, content 0b.\n",
         "- It knows 64 pictures.\n",
         "2306.00637",
     ):

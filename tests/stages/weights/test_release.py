@@ -74,8 +74,8 @@ FACTS = CardFacts(
     prompt=PROMPT,
     settings=EXAMPLE,
     sources=[],
-    scores={},
-    cost="",
+    scores=[],
+    cost=[],
     limitations=[],
 )
 

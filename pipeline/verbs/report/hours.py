@@ -5,8 +5,6 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as Lines
 
-from datasets.files import storage
-from pipeline.errors import UsageError
 from pipeline.hours import paper
 from pipeline.hours.paper import hours_unit
 from pipeline.hours.spent import Spent
@@ -16,15 +14,6 @@ from pipeline.settings.words import Words
 from pipeline.store.ledger import CPU
 from pipeline.terminal import console, out, print_json, print_table
 from pipeline.tracking.mlflow_store import locate_store
-
-
-def handle(words: Words) -> None:
-    if words.rest != ["hours"]:
-        raise UsageError("report knows one table: python -m pipeline report hours")
-    root = storage.absolute(words.root)
-    if words.rebuild_mlflow:
-        rebuild(words, root)
-    hours(root, words.json)
 
 
 def rebuild(words: Words, root: str) -> None:

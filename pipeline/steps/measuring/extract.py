@@ -1,0 +1,127 @@
+"""extract: Inception's features of a set of pictures, kept for every distance that is ever asked of it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from datasets.config import DataError
+from datasets.files import storage
+from datasets.files.fence import Fence
+from datasets.formats import shards
+from datasets.formats.shards import ImageRow
+from datasets.reading.rivals import Rival
+from pipeline.models import contests, feature_sets
+from pipeline.models.contests import Place
+from pipeline.models.feature_sets import FIELD, FeatureSet
+from pipeline.settings.config import Config
+from pipeline.steps.build import Build, Facts
+from pipeline.store.artifacts import Artifact
+
+CHUNK = 256  # pictures between two receipts
+Wanted = tuple[str, str]  # key and prompt
+
+
+def extract(build: Build) -> Facts:
+    """samples, or pictures from outside -> features_...: fp32 features and logits in a table a chunk of pictures."""
+    config, asked = build.config, feature_sets.feature_sets(build.config)[build.step.output]
+    wanted, place, about = build.call(_pictures, config, asked, build.inputs)
+    chunks = {n: (n, wanted[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(wanted) // CHUNK))}
+    arguments = (config, asked.alteration, place, len(wanted), build.cluster.device)
+    receipts = build.map_shards(Extractor, arguments, chunks, len(wanted), "pictures")
+    return Facts(
+        files={name: entry for receipt in receipts for name, entry in receipt.files.items()},
+        rows=len(wanted),
+        call="ray.data.Dataset.map_batches",
+        workers=sorted({receipt.pid for receipt in receipts}),
+        notes={"pictures": about},
+    )
+
+
+def _pictures(
+    config: Config, asked: FeatureSet, inputs: dict[str, Artifact]
+) -> tuple[list[Wanted], Place, dict[str, Any]]:
+    """Which pictures, where they lie, and what there is to say of those that are left out.
+
+    Raises:
+        DataError: more of those from outside are no good than `eval.allow_missing`, or none is left.
+    """
+    captions = [json.loads(artifact.read("captions.json")) for artifact in inputs.values()]
+    wanted = [(row["key"], row["caption"]) for row in captions[0]] if captions else []
+    if not asked.key:
+        (artifact,) = inputs.values()
+        place, told = Place(artifact, asked.folder), ""
+    else:
+        key, path = f"eval.{asked.key}", _path(config, asked)
+        place, allowed = Place(outside=(key, path)), config.eval.allow_missing
+        wanted, told = contests.usable(Rival(path, key), wanted, asked.prompts, allowed)
+    if not wanted:
+        raise DataError(f"eval.{asked.key}: no picture for {asked.prompts} is left; give others, or null")
+    return wanted, place, {"n": len(wanted)} | ({"left out": told} if told else {})
+
+
+def _path(config: Config, asked: FeatureSet) -> str:
+    """Where pictures from outside lie."""
+    if asked.whose == feature_sets.REFERENCE:
+        return config.eval.distances.references[asked.prompts]
+    found = config.eval.rival_path(asked.whose, asked.prompts)
+    assert found is not None
+    return found[1]
+
+
+class Extractor:
+    """An actor: shows Inception a chunk of pictures, publishes their features, then its receipt."""
+
+    def __init__(
+        self,
+        config: Config,
+        alteration: str | None,
+        place: Place,
+        total: int,
+        device: str,
+        path: str,
+        fence: Fence,
+        board: Any,
+    ):
+        from pipeline.cluster.board import BoardClient
+        from pipeline.models import inception, loading
+
+        self.settings, self.place = config.eval.distances, place.open()
+        self.alteration = self.settings.alterations[alteration] if alteration else None
+        self.inception = inception.load(config, str(loading.device(device)))
+        self.total, self.path, self.fence, self.board = total, path, fence, BoardClient(board)
+
+    def __call__(self, numbered: tuple[int, Sequence[Wanted]]) -> None:
+        chunk, wanted = numbered
+        if not self.board.stopping():
+            clock, name = shards.Clock(), shards.tensor_name(chunk)
+            values = np.concatenate(list(self._features(wanted)))
+            if not np.isfinite(values).all():
+                raise DataError(f"chunk {chunk}: a feature is no finite number; look at eval.distances.inception")
+            first = chunk * CHUNK
+            rows = [ImageRow(first + n, feature_sets.key(one), "", "", "", b"") for n, one in enumerate(wanted)]
+            content = shards.write_tensors(rows, FIELD, values)
+            entry = storage.publish(content, storage.join(self.path, name))
+            shards.publish_receipt(
+                self.path,
+                chunk,
+                rows_in=len(wanted),
+                rows_out=len(wanted),
+                files={name: entry},
+                clock=clock,
+                fence=self.fence,
+            )
+            self.board.post({"kind": "advance", "count": len(wanted), "total": self.total, "unit": "pictures"})
+
+    def _features(self, wanted: Sequence[Wanted]) -> Iterator[np.ndarray]:
+        """Features of FID and KID beside logits of IS, fp32 (B, D + classes), a batch at a time."""
+        from stages.scoring.alterations import squared
+
+        for start in range(0, len(wanted), self.settings.batch):
+            pictures = [self.place.pixels(one) for one in wanted[start : start + self.settings.batch]]
+            seen = {
+                side: self.inception([squared(one, side, self.settings.resize, self.alteration) for one in pictures])
+                for side in {self.settings.side, self.settings.side_is}
+            }
+            yield np.concatenate([seen[self.settings.side][0], seen[self.settings.side_is][1]], axis=1)
