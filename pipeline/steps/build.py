@@ -62,6 +62,12 @@ class Reporter(Protocol):
     def advance(self, count: int, total: int, unit: str) -> None:
         """So much more work done of a total."""
 
+    def begin_attempt(self) -> None:
+        """What is done is told from nothing on: an attempt begins with what those before it have left."""
+
+    def got_further(self) -> bool:
+        """Whether more was done, since it was asked last, than ever before."""
+
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Measurements at a training step."""
 
