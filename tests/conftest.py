@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.faulty_store import FaultyStore, before
+from tests.object_store import ObjectStore, serving
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the workers of xdist share the cores, and threads wait
 
@@ -66,3 +69,29 @@ def micro_root(tmp_path_factory: pytest.TempPathFactory, pipeline: Callable[...,
     url = "https://a.invalid/?token=${oc.env:CANARY}&signature=canary-in-a-word"
     pipeline("run", *MICRO, f"root={root}", f"data.download.user_agent='test/1 ({url})'", **CANARIES)
     return root
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server on loopback with the bucket `pictures`, for all tests of this process."""
+    with serving(tmp_path_factory.mktemp("objects"), "pictures") as store:
+        yield store
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """That server, seen through a proxy, where this process and its children find it."""
+    from datasets.files import filesystems
+
+    with before(object_store.url) as proxy:
+        for name, value in {**object_store.environment, "AWS_ENDPOINT_URL": proxy.url}.items():
+            monkeypatch.setenv(name, value)
+        filesystems.forget_clients()  # which know the address that the environment had when they were made
+        yield proxy
+    filesystems.forget_clients()
+
+
+@pytest.fixture
+def s3_root(s3: FaultyStore, tmp_path: Path) -> str:
+    """A prefix on it that is the test's own."""
+    return f"s3://pictures/{tmp_path.name}"

@@ -1,10 +1,15 @@
-"""A proxy on loopback that stands before an object store and does to requests what networks and busy stores do."""
+"""A proxy on loopback that stands before an object store and does to requests what networks and busy stores do.
+
+`python -m tests.faulty_store URL SECONDS` is one that answers so many seconds late, until its input ends.
+"""
 
 import http.client
 import random
 import socket
 import struct
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,12 +32,15 @@ class FaultyStore:
     - "mute": nobody answers, for as long as the proxy stands;
     - None: nothing.
 
-    `seen` counts requests by (method, what became of them).
+    `seen` counts requests by (method, what became of them); `asked` has the method and path of each. Where `late_s` is
+    set, each is answered so many seconds late.
     """
 
     def __init__(self, host: str, port: int):
         self.fault: Fault = lambda method, path: None
         self.seen: Counter[tuple[str, str | None]] = Counter()
+        self.asked: list[tuple[str, str]] = []
+        self.late_s = 0.0
         self._store = (host, port)
         self._server: ThreadingHTTPServer | None = None
         self._mute = threading.Event()
@@ -116,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         fault = self.proxy.fault(self.command, self.path)
         self.proxy.seen[self.command, fault] += 1
+        self.proxy.asked.append((self.command, self.path))
+        time.sleep(self.proxy.late_s)
         body = self._body()
         if fault == "slow":
             self._answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
@@ -203,3 +213,10 @@ def before(url: str) -> Iterator[FaultyStore]:
         yield store
     finally:
         store.close()
+
+
+if __name__ == "__main__":
+    with before(sys.argv[1]) as late:
+        late.late_s = float(sys.argv[2])
+        print(late.url, flush=True)
+        sys.stdin.read()

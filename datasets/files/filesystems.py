@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+CONNECTIONS = 64  # that boto3's client keeps: as many as threads that read at once
 CONNECT_S = 10  # for a connection to a store
 SILENCE_S = 30  # without a byte of an answer
 GOOGLE_S = 10  # that Google's client makes a request again for, of which it tells nobody
@@ -51,6 +53,7 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
 def forget_clients() -> None:
     """Make clients of object stores anew: those that there are keep the address and keys that they were made with."""
     _bucket.cache_clear()
+    _boto3_client.cache_clear()
 
 
 @lru_cache
@@ -72,3 +75,31 @@ def _s3_options(tries: int) -> dict[str, Any]:
         "request_timeout": SILENCE_S,
         "allow_delayed_open": True,  # a small object is one request instead of three
     }
+
+
+def s3_client() -> Any:
+    """boto3's client of S3, for the endpoint and with the keys of the environment as Arrow takes them.
+
+    It makes each request once: who calls makes it again (`retrying`). It may be used by many threads.
+    """
+    return _boto3_client(*map(os.environ.get, ENDPOINTS))
+
+
+@lru_cache
+def _boto3_client(*_: str | None) -> Any:
+    """A client for the endpoints that the environment names, made once: it is slow to make."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = boto3.session.Session()  # the shared one must not be used by two threads
+    once = Config(
+        connect_timeout=CONNECT_S,
+        read_timeout=SILENCE_S,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=CONNECTIONS,
+        signature_version=None if session.get_credentials() else UNSIGNED,  # of what everybody may read
+        request_checksum_calculation="when_required",  # not every store knows them, and what we read we hash
+        response_checksum_validation="when_required",
+    )
+    return session.client("s3", config=once, region_name=os.environ.get("AWS_REGION"))

@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from datasets.files import conditional, local
+from datasets.files import conditional, local, s3
 from datasets.files.errors import NothingThere, StorageError, StoreAway, told
 from datasets.files.fence import Fence, unfenced
 from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, is_remote, open_filesystem
@@ -82,11 +82,10 @@ def read(path: str, expect: FileEntry | None = None) -> bytes:
 
     def content(filesystem: pafs.FileSystem, inner: str) -> bytes:
         with filesystem.open_input_file(inner) as file:  # as a stream, a store would be asked for each 256 KiB
-            data: bytes = file.read()
-        return data
+            return bytes(file.read())
 
-    data = _ask(path, content)
-    if expect is not None:
+    data = s3.read(path) if _on_s3(path) else _ask(path, content)
+    if expect:
         verify(data, path, expect)
     return data
 
@@ -136,7 +135,6 @@ def verify(content: bytes | memoryview, path: str, expect: FileEntry) -> None:
 
 def sha256(path: str) -> str:
     """sha256 of a file's content in hex, read in pieces."""
-
     found = hashlib.sha256()
     with streamed(path) as stream:
         while piece := stream.read(CHUNK):
@@ -159,9 +157,11 @@ def age_s(path: str) -> float:
 
 def content_tag(path: str) -> str:
     """What a store says of an object's content, as `ETAG` and its tag; the sha256 in hex where it says nothing."""
+    if _on_s3(path):
+        return f"{ETAG}{s3.tag(path)}"
     with streamed(path) as stream:
-        tag = (stream.metadata() or {}).get(b"ETag", b"").decode().strip('"')
-    return f"{ETAG}{tag}" if tag else sha256(path)
+        found = (stream.metadata() or {}).get(b"ETag", b"").decode().strip('"')
+    return f"{ETAG}{found}" if found else sha256(path)
 
 
 def local_copy(path: str, folder: Path) -> Path:
@@ -235,7 +235,7 @@ def move(source: str, target: str) -> None:
         if isinstance(error, StoreAway) or exists(source):
             raise
         raise NothingThere(errno.ENOENT, "there is no such file", source) from error
-    remove(source)
+    _remove_file(source)
 
 
 def append(line: str, path: str) -> None:
@@ -331,7 +331,11 @@ def sweep(folder: str, fence: Fence = unfenced) -> None:
 def remove_all(paths: Sequence[str]) -> None:
     """Delete files, by several threads: a store answers each request after a while."""
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(remove, paths))
+        list(pool.map(_remove_file, paths))
+
+
+def _remove_file(path: str) -> None:
+    s3.delete(path) if _on_s3(path) else remove(path)
 
 
 def remove(path: str) -> None:
@@ -348,10 +352,18 @@ def remove(path: str) -> None:
             elif kind == pafs.FileType.File:
                 filesystem.delete_file(inner)
 
-    if is_remote(path):
+    if _on_s3(path):
+        s3.delete(path)
+        if s3.is_folder(path):
+            _ask(path, delete)
+    elif is_remote(path):
         _ask(path, delete)
     else:
         persistently(path, lambda: local.remove(Path(absolute(path))))
+
+
+def _on_s3(path: str) -> bool:
+    return path.startswith("s3://")
 
 
 def _ask(path: str, question: Callable[[pafs.FileSystem, str], T], tries: int = 1) -> T:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from datasets.files import notices
-from datasets.files.notices import Notice
+from datasets.files.notices import Notice, Retry
 from pipeline.cluster.failures import get
 from pipeline.cluster.watchdog import Pulses
 from pipeline.errors import InfrastructureError
@@ -33,6 +33,8 @@ class Board:
         """
         if job in (0, self._job) or job > self._job:
             self._messages.append(message)
+            if isinstance(message.get("notice"), Retry):
+                self._pulses.storage_fails()
 
     def exchange(self, stop: bool) -> list[dict[str, Any]]:
         """The driver's visit: tell whether to stop, take the messages along."""

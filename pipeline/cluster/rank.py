@@ -57,6 +57,7 @@ class Rank:
         self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
         self.flops, self.stall_s, self.fence = payload["flops"], payload["stall_s"], payload["fence"]
         self.board = BoardClient(payload["board"], payload["job"])
+        self.step_log, self.attempt = payload["log"], payload["attempt"]
         self.spending = Spending()
         if self.rank == 0:  # all of them are there
             self.board.post({"kind": "held", "seconds": self.spending.age})
@@ -171,12 +172,9 @@ class Rank:
         return here if context.get_local_rank() == 0 else []
 
     @contextmanager
-    def logged(self, step_log: str | None, attempt: int) -> Iterator[None]:
+    def logged(self) -> Iterator[None]:
         """Meanwhile this rank has a log beside its step's, with what ended it."""
-        if step_log is None:
-            yield
-            return
-        path = log_files.of_rank(step_log, attempt, self.rank)
+        path = log_files.of_rank(self.step_log, self.attempt, self.rank)
         close = log_files.attached(log_files.LogFile(path, self.warn), *PACKAGES)
         logging.captureWarnings(True)
         try:

@@ -82,7 +82,7 @@ class Row:
 def run(payload: dict[str, Any]) -> None:
     """Do the trainings of `payload["order"]` on one rank and publish what came out, or save and stop before the end."""
     rank = Rank(payload)
-    with rank.logged(payload["log"], payload["attempt"]), rank.sampled():
+    with rank.logged(), rank.sampled():
         _run(rank, payload)
 
 

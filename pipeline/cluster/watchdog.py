@@ -1,6 +1,7 @@
 """Stalls: a rank that stops makes all others wait for it, each in another place. All tell the board what they do."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -45,13 +46,19 @@ class Pulses:
         self.stall: str | None = None
         self._clock = clock
         self._pulses: dict[int, Pulse] = {}
+        self._asked_again = -math.inf
 
     def beat(self, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
         """See `Board`."""
         now = self._clock()
         self._pulses[rank] = Pulse(step, doing, seconds, now)
-        self.stall = self.stall or _stall(self._pulses, now, stall_s)
+        if now - self._asked_again > stall_s:
+            self.stall = self.stall or _stall(self._pulses, now, stall_s)
         return self.stall
+
+    def storage_fails(self) -> None:
+        """A rank asks the storage again, for which the others wait: that has a patience of its own, and is no stall."""
+        self._asked_again = self._clock()
 
     def rest(self, rank: int) -> None:
         """See `Board`."""

@@ -1,40 +1,37 @@
 """A run: build what the targets need and is missing, in order, each step under a claim, a ledger and a tracker."""
 
 import contextlib
-import importlib
 import logging
 import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datasets.files import notices, retrying, storage
-from datasets.files.errors import StoreRefuses
 from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
 from datasets.planning import preview
 from pipeline.environment import private_ray, quiet_environment
-from pipeline.errors import BudgetExceeded, InfrastructureError, Interrupted, Preempted, RetriesExhausted, UsageError
+from pipeline.errors import BudgetExceeded, Interrupted, UsageError
 from pipeline.hours.spent import totals
 from pipeline.hours.table import beside_paper
 from pipeline.plan import budget, cost, dag, obstacles, rivals
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, prints_of, reading
-from pipeline.run import neighbours
+from pipeline.run import attempts, neighbours
 from pipeline.run.account import Account, Books
 from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
 from pipeline.run.record import Record
 from pipeline.run.step_log import Reporter, logging_to
-from pipeline.run.stopping import Stop, pause, signals
+from pipeline.run.stopping import Stop, signals
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
 from pipeline.store import claims, deleting, earlier
@@ -50,7 +47,6 @@ from pipeline.terminal import console
 from settings import FILES
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
@@ -74,7 +70,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     summary = Summary(predicted_hours=budget.predicted(planned, config, Store(root).finished()))
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
-        retrying.patient(config.cluster.storage_s),
+        retrying.patient(config.cluster.patience_s),
         signals() as stopped,
         notices.heard_by(partial(_hear, summary)),
         PeakMemory() as memory,
@@ -156,7 +152,10 @@ class _Session:
             try:
                 neighbours.check_standing(self.store, self.artifacts.values())
             except Exception as error:
-                self.record.end(error)
+                try:
+                    self.record.end(error)
+                except OSError as failure:  # less than what ended the run
+                    console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
                 raise
             self.exits = exits.pop_all()
         return self
@@ -301,7 +300,9 @@ class _Session:
                 log=self.record.told["steps"][step.output]["log"],
             )
             tracked.reads(build.inputs)
-            artifact = self._attempt(step.call, build, lambda facts: self._commit(item, build, facts, begun))
+            artifact = attempts.until_done(
+                step.call, build, lambda facts: self._commit(item, build, facts, begun), self.config.cluster.retries
+            )
             deleting.tidy(artifact, claim.fence)
             tracked.finish(artifact)
             if "README.md" in artifact.files:
@@ -361,35 +362,3 @@ class _Session:
             if told := lacking(artifact.path, artifact.files):
                 raise CorruptFile(f"{told}; build it anew with --force {artifact.manifest['step']}")
         return inputs
-
-    def _attempt(self, call: str, build: Build, finish: Callable[[Facts], T]) -> T:
-        """Call the step's function, and `finish` with what it returns.
-
-        Failures of the infrastructure are tried again, with a growing pause.
-
-        Nodes that were taken away with notice do not count: the step goes on at once on those that are left.
-        """
-        module, function = call.split(":")
-        failures = 0
-        while True:
-            try:
-                build.claim.fence()
-                return finish(getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build))
-            except StoreRefuses:  # no room, no rights: somebody has to do something first
-                raise
-            except Preempted as error:
-                log.warning("%s was preempted: %s", call, error)
-                build.interruptions.preemptions += 1
-                build.interruptions.write(build.building)
-                console.print(f"{function}: {error}; going on elsewhere", style="yellow", markup=False)
-            except (InfrastructureError, OSError) as error:
-                failures += 1
-                log.exception("attempt %d of %s failed", failures, call)
-                if failures > self.config.cluster.retries:
-                    raise RetriesExhausted(
-                        f"{function} failed {failures} times; the last error was: {error}"
-                    ) from error
-                seconds = 2.0 ** (failures - 1)
-                console.print(f"{function}: {error}; trying again in {seconds:.0f} s", style="yellow", markup=False)
-                pause(seconds, build.stopped)
-            build.raise_if_stopped()

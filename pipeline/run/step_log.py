@@ -28,14 +28,27 @@ class Reporter:
     warnings: list[str]
     logged: float = field(default_factory=time.monotonic)  # when progress was logged last
     hours: Callable[[], float] | None = None  # device-hours of the build so far
+    furthest: dict[tuple[int, str], int] = field(default_factory=dict)  # most that was done, by what of
+    further: bool = False
     sign: Callable[[int, int, str], None] = lambda done, total, unit: None  # for `status`
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self.screen.update(done, total, unit)
         self.sign(done, total, unit)
+        if done > self.furthest.get((total, unit), 0):
+            self.furthest[total, unit], self.further = done, True
         if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
             self.logged = time.monotonic()
             log.info("%s of %s %s", f"{done:,}", f"{total:,}", unit)
+
+    def begin_attempt(self) -> None:
+        """What is done is told from nothing on: an attempt begins with what those before it have left."""
+        self.screen.done = 0
+
+    def got_further(self) -> bool:
+        """Whether more was done, since it was asked last, than ever before."""
+        further, self.further = self.further, False
+        return further
 
     def advance(self, count: int, total: int, unit: str) -> None:
         self.progress(self.screen.done + count, total, unit)

@@ -20,20 +20,26 @@ QUOTES = ("'", '"')
 def is_literal(key: str, value: str) -> bool:
     """Whether a value is taken as it is written: at keys of paths, and of other texts unless quotes are around it.
 
-    Where a path may stand, and a number or names with values too, those are what they look like.
+    Where a path may stand, and a number or names with values too, those are what they look like. One pair of quotes
+    around a path is none of it.
     """
     others = set(_kinds(key)) - {str, NoneType}
     if str not in _kinds(key):
         return False
     if _is_path(key):
         return not (int in others and value.isdecimal()) and not (value.startswith("{") and others - {int})
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in QUOTES
-    return not others and not quoted
+    return not others and not _is_quoted(value)
 
 
 def literal(key: str, value: str) -> str | None:
     """The value that a text key gets: null where there may be none, else the text."""
-    return None if value == "null" and NoneType in _kinds(key) else value
+    if value == "null" and NoneType in _kinds(key):
+        return None
+    return value[1:-1] if _is_quoted(value) else value
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in QUOTES
 
 
 def check_places(key: str) -> None:

@@ -112,11 +112,11 @@ class Cluster(Settings):
     """Seconds without a sign of progress from a rank, after which a training is ended and tried again.
 
     It must be longer than a checkpoint takes to be read."""
-    storage_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 300.0
-    """Seconds in which a request to the root, a store or a shared disk, is made again while it fails for a reason that
-    may pass."""
+    patience_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 600.0
+    """Seconds for which a root that is away, a store or a shared disk, is waited for: so long a request is made again
+    while it fails for a reason that may pass."""
     retries: Annotated[int, Field(ge=0, le=1000)]
-    """Further attempts at a step after a failure of the infrastructure."""
+    """Further attempts at a step after a failure of the infrastructure; counted anew where it got further meanwhile."""
     min_workers: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Fewest ranks that a training goes on with once nodes are lost; null: `workers`, it waits for new nodes."""
     replacement_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 600.0

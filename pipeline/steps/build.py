@@ -62,6 +62,12 @@ class Reporter(Protocol):
     def advance(self, count: int, total: int, unit: str) -> None:
         """So much more work done of a total."""
 
+    def begin_attempt(self) -> None:
+        """What is done is told from nothing on: an attempt begins with what those before it have left."""
+
+    def got_further(self) -> bool:
+        """Whether more was done, since it was asked last, than ever before."""
+
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Measurements at a training step."""
 
@@ -89,7 +95,7 @@ class Build:
     report: Reporter
     forgotten: frozenset[str]  # keys and URLs of pictures that this root has been asked to forget
     stopped: Callable[[], Interrupted | None]  # why the run should end, if it should
-    log: str | None = None  # the step's log below the root, beside which its ranks have theirs
+    log: str = ""  # the step's log below the root, beside which its ranks have theirs
     held: list[Held] = field(default_factory=list)  # by the training that goes on
 
     @property

@@ -8,7 +8,7 @@ A claim is a numbered file. The highest number holds; each is created once, and 
 heartbeat every few seconds, and at last that it is released. Who finds the highest one released, or its owner dead,
 creates the next number, which succeeds for one of all who try; it deletes the lower ones, and never the highest. Death
 is proven by the owner's process being gone from this very kernel and PID namespace, else by a heartbeat that does not
-move for a minute.
+move for a minute in which the store answers.
 
 A holder that was taken for dead may wake up at any time. So it looks whether it still holds (the fence) before it says
 of anything that it is done, and the last word, an artifact's manifest, is put beside its place first and then moved
@@ -318,8 +318,8 @@ def _living(owners: Mapping[str, Owner], notify: Notify, pace: Pace) -> set[str]
     watched = {path: owner for path, owner in owners.items() if path not in near}
     for owner in watched.values():
         notify(f"watching the claim of {owner} for {pace.silence_s:.0f} s for a sign of life")
-    deadline = pace.clock.monotonic() + pace.silence_s
-    while watched and pace.clock.monotonic() < deadline:
+    looks = itertools.count()  # that the store answers: while it is away, nobody can show that they live
+    while watched and next(looks) * pace.look_s < pace.silence_s:
         pace.clock.sleep(pace.look_s)
         now = {path: _read(path) for path in watched}
         alive |= {path for path, owner in now.items() if owner and not owner.released and owner != watched[path]}

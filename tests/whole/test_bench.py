@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
-from tests.bench import data, figures, large_root, loop, models, plan_memory
+from tests.bench import data, figures, large_root, loop, models, plan_memory, storage
+from tests.faulty_store import FaultyStore
 
 CPU = torch.device("cpu")
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32)
@@ -138,3 +139,9 @@ def test_full_size_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_projections_schedule_is_that_of_the_config() -> None:
     assert loop.schedule("stage_c")[:2] == [(512, 500_000 * 1536), (1024, 364_000 * 1536)]
+
+
+def test_object_store(s3: FaultyStore) -> None:
+    found = {line.what: line for line in storage.objects({}, "pictures", large=1 << 20, small=4, pairs=2)}
+    assert len(found) == 4
+    assert all(line.bar == "at least 0.8" and "; ours " in line.figure for line in found.values())

@@ -2,14 +2,11 @@
 
 import io
 import json
-import os
 import pickle
-import re
 import subprocess
 import sys
 import tarfile
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,30 +27,13 @@ from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.steps.train import _family
 from pipeline.store import artifacts, claims, deleting
 from pipeline.store.artifacts import Fingerprint, Store
-from tests.object_store import serving
 
 CHECKOUT = Path(__file__).parents[2]
-BUCKET = "pictures"
-
-
-@pytest.fixture(scope="module")
-def said(tmp_path_factory) -> Path:
-    """A folder for what the server says: a line a request."""
-    return tmp_path_factory.mktemp("moto")
-
-
-@pytest.fixture(scope="module")
-def server(said) -> Iterator[dict[str, str]]:
-    """What the environment must hold for Arrow to find the server."""
-    with serving(said, BUCKET) as environment:
-        yield environment
 
 
 @pytest.fixture(params=["local", "s3"])
-def folder(request, server, tmp_path, monkeypatch) -> str:
-    for name, value in server.items():
-        monkeypatch.setenv(name, value)
-    return str(tmp_path) if request.param == "local" else f"s3://{BUCKET}/{tmp_path.name}"
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_root")
 
 
 def test_files_are_published_read_listed_and_removed(folder):
@@ -150,30 +130,26 @@ def test_what_a_loser_has_put_beside_its_place_does_not_get_there(folder, monkey
 
 @pytest.mark.parametrize("count", [64, 640])
 def test_a_training_asks_the_store_once_for_an_artifact_whatever_its_shards_ranks_frames_and_buckets(
-    server, said, tmp_path, monkeypatch, count
+    s3, s3_root, monkeypatch, count
 ):
-    for name, value in server.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(artifacts, "lacking", lambda path, files: None)  # the shards themselves are not read here
-    store, frames = Store(f"s3://{BUCKET}/{tmp_path.name}"), [Frame(256, 2.0), Frame(512, 2.0)]
+    store, frames = Store(s3_root), [Frame(256, 2.0), Frame(512, 2.0)]
     folders = {"images": [""], "latents_a": [frame.name for frame in frames]}
     for name, inside in folders.items():
         shards_of = {folder: [receipt(number) for number in range(count)] for folder in inside}
         facts = {"files": {}, "shards": shards_of, "rows": 4 * count, "timed": [], "created": "2026-01-01"}
         store.commit(name, Fingerprint(name, 1, {}, {}), facts)
-    before = (said / "stderr.txt").read_text()
+    before = len(s3.asked)
     images, latents = (store.find(name, Fingerprint(name, 1, {}, {}).digest) for name in folders)
     sources = {frame: [Source("image", images.shards()), _family(latents, "latents_a", frame)] for frame in frames}
     sent = pickle.dumps(sources)
     for _ in range(4):  # ranks
         for frame, read in pickle.loads(sent).items():
             assert BucketBatches(read, frame, 0, []).rows == 4 * count
-    asked = (said / "stderr.txt").read_text().removeprefix(before)
-    assert len(re.findall(r"GET \S*/shards\.parquet ", asked)) == len(folders)
-    assert "/receipts/" not in asked
-    assert len(re.findall("(GET|HEAD) /", asked)) <= 6 * len(
-        folders
-    )  # manifest, removals, table: whether there, and what
+    asked = s3.asked[before:]
+    assert sum("/shards.parquet" in path for _, path in asked) == len(folders)
+    assert not any("/receipts/" in path for _, path in asked)
+    assert len(asked) <= 4 * len(folders)  # manifest, removals, table: whether there, and what
     assert len(sent) < 600 * count + 10_000
 
 
@@ -206,13 +182,12 @@ def test_tars_of_others_are_read_and_served_in_place(folder):
 
 
 @pytest.mark.ray
-def test_a_run_on_an_object_store_goes_on_where_it_was(server, tmp_path):
-    root = f"s3://{BUCKET}/{tmp_path.name}"
-    command = [sys.executable, "-m", "pipeline", "run", "conf=stage_c", "scale=micro", f"root={root}"]
+def test_a_run_on_an_object_store_goes_on_where_it_was(s3, s3_root, tmp_path):
+    command = [sys.executable, "-m", "pipeline", "run", "conf=stage_c", "scale=micro", f"root={s3_root}"]
     command += [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "--until", "download", "--json"]
     outcomes = []
     for _ in range(2):
-        done = subprocess.run(command, cwd=CHECKOUT, env={**os.environ, **server}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         outcomes.append(json.loads(done.stdout)["outcome"])
     assert outcomes == ["done", "nothing to do"]

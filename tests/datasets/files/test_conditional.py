@@ -1,7 +1,6 @@
 """Creating what must be new: of two who try, one; on local disks, and on stores with conditional writes and without."""
 
-import os
-from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,28 +8,14 @@ import botocore.exceptions
 import fsspec
 import pytest
 
-from datasets.files import conditional, storage
-from tests.object_store import serving
-
-BUCKET = "conditional"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 server on loopback: what the environment must hold to find it."""
-    with serving(tmp_path_factory.mktemp("moto"), BUCKET) as environment:
-        yield environment
+from datasets.files import conditional, s3, storage
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path)
-    if request.param == "memory":
-        return f"memory://conditional-{tmp_path.name}"
-    for name, value in request.getfixturevalue("server").items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{BUCKET}/{tmp_path.name}"
+    return request.getfixturevalue("s3_root") if request.param == "s3" else f"memory://conditional-{tmp_path.name}"
 
 
 def waits(monkeypatch: pytest.MonkeyPatch, meanwhile: Any = lambda: None) -> list[float]:
@@ -166,7 +151,7 @@ class Answers:
 )
 def test_what_s3_answers_is_understood(monkeypatch, answers, put):
     client = Answers(*answers)
-    monkeypatch.setattr(conditional, "_client", lambda *_: client)
+    monkeypatch.setattr(s3, "s3_client", lambda: client)
     assert conditional.put(b"mine", "s3://bucket/a/claim") is put
     assert client.answers == []
 
@@ -176,22 +161,13 @@ def test_what_s3_answers_is_understood(monkeypatch, answers, put):
     [
         ([503], ConnectionError),
         ([429], ConnectionError),
-        ([409] * conditional.RETRIES, ConnectionError),
+        ([409] * s3.PUTS, ConnectionError),
         ([botocore.exceptions.EndpointConnectionError(endpoint_url="http://x")], ConnectionError),
         ([403], OSError),
     ],
 )
 def test_what_s3_refuses_is_an_error_of_the_storage(monkeypatch, answers, kind):
-    monkeypatch.setattr(conditional, "_client", lambda *_: Answers(*answers))
-    with pytest.raises(OSError, match="s3://bucket/a/claim cannot be put") as caught:
+    monkeypatch.setattr(s3, "s3_client", lambda: Answers(*answers))
+    with pytest.raises(OSError, match=r"during PutObject|endpoint URL") as caught:
         conditional.put(b"mine", "s3://bucket/a/claim")
     assert isinstance(caught.value, ConnectionError) == (kind is ConnectionError)
-
-
-def test_a_client_is_made_for_each_endpoint_once(monkeypatch, server):
-    for name, value in server.items():
-        monkeypatch.setenv(name, value)
-    one = conditional._client(*map(os.environ.get, conditional.ENDPOINTS))
-    assert one is conditional._client(*map(os.environ.get, conditional.ENDPOINTS))
-    assert one.meta.endpoint_url == server["AWS_ENDPOINT_URL"]
-    assert one is not conditional._client("http://127.0.0.1:1", None)

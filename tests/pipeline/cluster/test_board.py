@@ -47,6 +47,17 @@ def test_work_and_actors_are_heard_and_only_they():
     assert told == [RETRY, PassedOver("/cache/x", "not kept")]
 
 
+def test_what_the_storage_has_to_get_over_is_no_stall_of_a_rank():
+    stalls = []
+    for notice in (RETRY, PassedOver("/cache/x", "not kept")):
+        board = Board()
+        board.begin_job(1)
+        BoardClient(remote(board), 1).post({"kind": "notice", "notice": notice})
+        stalls.append(board.beat(1, 0, 3, "waiting for the batch", 11.0, 10.0))
+    assert stalls[0] is None
+    assert stalls[1] is not None
+
+
 def test_a_rank_of_an_earlier_job_is_heard_no_more():
     board = Board()
     ranks = [BoardClient(remote(board), job) for job in (1, 2)]

@@ -48,6 +48,19 @@ def test_who_is_behind_is_named_first() -> None:
     assert pulses.stall == found
 
 
+def test_ranks_that_wait_for_the_storage_do_not_stall() -> None:
+    """Its patience (`cluster.patience_s`) may be as long as a stall, and ends by itself."""
+    clock = Clock()
+    pulses = Pulses(clock)
+    for seconds in range(0, 100, 5):
+        pulses.storage_fails()
+        clock.now += 5
+        assert pulses.beat(0, 3, activity.READING, seconds, 10.0) is None
+        assert pulses.beat(1, 3, activity.BACKWARD, seconds, 10.0) is None
+    clock.now += 6
+    assert "rank 0 after step 3: waiting for the batch" in str(pulses.beat(0, 3, activity.READING, 106.0, 10.0))
+
+
 def test_a_rank_that_fell_silent_is_named() -> None:
     clock = Clock()
     pulses = Pulses(clock)

@@ -1,7 +1,6 @@
 """What a run does around its steps: attempts, and refusals before anything exists."""
 
 import contextlib
-import errno
 import re
 import signal
 import subprocess
@@ -16,18 +15,13 @@ import torch.distributed as dist
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from datasets.files import storage
-from datasets.files.errors import StoreAway, StoreRefuses
-from datasets.files.fence import unfenced
 from pipeline.cluster.failures import cause
 from pipeline.cluster.interruptions import Interruptions
 from pipeline.errors import (
     ClaimLost,
     InfrastructureError,
     Interrupted,
-    Preempted,
-    RetriesExhausted,
     UsageError,
-    exit_code,
 )
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
@@ -41,96 +35,15 @@ from pipeline.run.step_log import Reporter
 from pipeline.run.stopping import Stop
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
-from pipeline.steps import fetch
-from pipeline.steps.build import Build
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.claims import Claim
 from pipeline.store.writable import check_writable
-
-
-def attempt(
-    monkeypatch: pytest.MonkeyPatch,
-    failures: list[Exception],
-    signal_number: int | None = None,
-    finish: Any = lambda facts: facts,
-    fence: Any = unfenced,
-) -> int:
-    """Attempts that `fetch` took when it fails with these errors first, and a signal comes meanwhile."""
-    monkeypatch.setattr(invocation, "pause", lambda *_: None)
-    calls = 0
-
-    def fails_first(_: Any) -> str:
-        nonlocal calls
-        calls += 1
-        if calls <= len(failures):
-            raise failures[calls - 1]
-        return "facts"
-
-    monkeypatch.setattr(fetch, "fetch", fails_first)
-    session: Any = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(retries=2)))
-    build = object.__new__(Build)
-    object.__setattr__(build, "stopped", lambda: signal_number and Interrupted(signal_number))
-    object.__setattr__(build, "interruptions", SimpleNamespace(preemptions=0, write=lambda _: None))
-    object.__setattr__(build, "path", "")
-    object.__setattr__(build, "claim", SimpleNamespace(fence=fence))
-    assert invocation._Session._attempt(session, "fetch:fetch", build, finish) == "facts"
-    return calls
-
-
-def test_a_failure_of_the_infrastructure_is_tried_again(monkeypatch):
-    assert attempt(monkeypatch, [InfrastructureError("node died"), OSError("disk gone")]) == 3
-
-
-def test_a_commit_that_fails_or_finds_files_missing_is_an_attempt_that_failed(monkeypatch):
-    errors = iter([OSError("the store is away"), InfrastructureError("a file is missing")])
-
-    def finish(facts: Any) -> Any:
-        if error := next(errors, None):
-            raise error
-        return facts
-
-    assert attempt(monkeypatch, [], finish=finish) == 3
-
-
-def test_a_run_whose_claim_is_lost_does_not_try_again(monkeypatch):
-    """A rank that noticed it first may have failed with something else."""
-    fences = iter([None, ClaimLost("gone")])
-
-    def fence() -> None:
-        if error := next(fences):
-            raise error
-
-    with pytest.raises(ClaimLost) as caught:
-        attempt(monkeypatch, [InfrastructureError("a rank ended")] * 2, fence=fence)
-    assert exit_code(caught.value) == 4
-    with pytest.raises(ClaimLost):
-        attempt(monkeypatch, [ClaimLost("gone")])
 
 
 def test_a_loss_of_the_claim_comes_first_of_what_ranks_say():
     lost = ClaimLost("gone")
     failures = {0: InfrastructureError("another rank ended"), 1: lost, 2: ValueError("odd")}
     assert cause(WorkerGroupError("failed", failures)) is lost
-
-
-def test_a_node_taken_away_with_notice_is_no_failure(monkeypatch):
-    assert attempt(monkeypatch, [InfrastructureError("again")] + [Preempted("away")] * 5 + [OSError("again")]) == 8
-
-
-def test_a_signal_ends_the_attempts(monkeypatch):
-    with pytest.raises(Interrupted):
-        attempt(monkeypatch, [InfrastructureError("the stop hit a rank")], signal_number=15)
-
-
-def test_too_many_failures_end_with_exit_code_5(monkeypatch):
-    with pytest.raises(RetriesExhausted, match="failed 3 times; the last error was: again") as caught:
-        attempt(monkeypatch, [InfrastructureError("again")] * 3)
-    assert exit_code(caught.value) == 5
-
-
-def test_the_users_own_errors_are_never_tried_again(monkeypatch):
-    with pytest.raises(ValueError, match="wrong"):
-        attempt(monkeypatch, [ValueError("wrong"), AssertionError("must not be reached")])
 
 
 def test_steps_done_again_are_counted_over_all_drivers_and_trainings(tmp_path):
@@ -333,17 +246,3 @@ def test_a_run_whose_end_fails_is_not_done():
     done, raised = ended(["record"], None)
     assert sorted(done) == ["MLflow", "Ray", "record"]
     assert str(raised) == "record failed"
-
-
-def test_a_disk_without_room_is_not_tried_again(monkeypatch):
-    full = StoreRefuses(errno.ENOSPC, "no space is left there", "/root/x")
-    with pytest.raises(StoreRefuses) as caught:
-        attempt(monkeypatch, [full, AssertionError("must not be reached")])
-    assert exit_code(caught.value) == 2
-
-
-def test_a_store_that_stays_away_uses_up_the_attempts(monkeypatch):
-    away = StoreAway(None, "the storage kept failing", "s3://bucket/x")
-    with pytest.raises(RetriesExhausted, match="the last error was: s3://bucket/x: the storage kept failing"):
-        attempt(monkeypatch, [away] * 3)
-    assert exit_code(away) == 5

@@ -360,7 +360,7 @@ def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
         ("stage_b.model.widths=[16]", "stage_b.model: blocks needs one entry for each of the 1 widths"),
         ("stage_c.train.warmup_steps=4", "stage_c.train: warmup_steps (4) must be below the 4 steps"),
         ("seed=1,2", "seed=1,2: not readable"),
-        ("data.metadata=${x}", "data.metadata: Interpolation key 'x' not found"),
+        ("seed=${x}", "seed: Interpolation key 'x' not found"),
         ("+seed=1", "+seed is no key of the config"),
         ("hydra.run.dir=x", "hydra.run.dir is no key of the config"),
         ("seed", "'seed' is neither a flag nor key=value"),

@@ -43,7 +43,7 @@ def test_all_links_lead_to_a_heading_of_the_page(page):
         ("scale=paper", "data=laion_aesthetic", "data.metadata=x", "data.scorer={clip_weights: a, head_weights: b}"),
         ("scale=local", "data=openmoji", "eval=pickscore", "eval.scorers.pickscore=w", "eval.rivals.other=p"),
         ("data=coco_captions", "data.coco_captions.annotations=x", "eval=baseline"),
-        ("eval=speed", "eval.distances={inception: i, alterations: {soft: {blur: 1}}, references: {training: d}}"),
+        ("eval=speed", "eval.distances={inception: i, alterations: {soft: {blur: 1}}, references: {held_out: d}}"),
         ("data=localized_narratives", "data.localized_narratives.annotations=x"),
         ("data=webdataset", "data.webdataset.path=x"),
         ("data=folder", "data.folder.path=x", "stage_c.train.ema={decay: 0.9, every: 1, start: 0}"),

@@ -73,9 +73,9 @@ def test_a_password_in_a_uri_is_refused_and_not_repeated(word, value):
 
 
 def test_so_is_one_that_comes_from_the_environment(monkeypatch):
-    monkeypatch.setenv("BUCKET", SECRETS[0])
-    with pytest.raises(UsageError, match=r"^data.metadata: a URI must not hold a password") as caught:
-        compose.load("stage_c", ["data.metadata=${oc.env:BUCKET}"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SECRETS[0])
+    with pytest.raises(UsageError, match=r"^tracking.uri: a URI must not hold a password") as caught:
+        compose.load("stage_c", ["tracking=server"])
     assert "sEcReT" not in str(caught.value)
 
 

@@ -121,6 +121,29 @@ def test_an_owner_elsewhere_that_moves_within_the_minute_is_alive(root, at):
     assert numbers(root) == ["000001.json"]
 
 
+@pytest.mark.parametrize("away_s", [10, 60, 600])
+def test_an_owner_elsewhere_is_not_dead_because_the_store_was_away(root, monkeypatch, away_s):
+    """It could not beat meanwhile either, and does so some seconds after the store has come back."""
+    owner, clock, back = elsewhere(root, heartbeat=4), Time(), list[float]()
+    read = storage.read
+
+    def after_a_while(path: str) -> bytes:
+        if clock.now >= 5 and not back:
+            clock.now += away_s
+            back.append(clock.now)
+        return read(path)
+
+    def happens(now: float) -> None:
+        if back and now >= back[0] + 10:
+            storage.publish(replace(owner, heartbeat=5).content(), file_of(root, 1))
+
+    monkeypatch.setattr(storage, "read", after_a_while)
+    clock.happens = happens
+    with pytest.raises(LeaseHeld, match="anna on elsewhere"):
+        hold(root, clock).__enter__()
+    assert numbers(root) == ["000001.json"]
+
+
 def test_one_that_releases_while_it_is_watched_is_not_waited_for(root):
     owner = elsewhere(root)
     clock = Time(lambda now: now == 3 and storage.publish(replace(owner, released=True).content(), file_of(root, 1)))

@@ -657,6 +657,9 @@ class FirstStep:
     def __init__(self, payload: dict[str, Any]) -> None:
         FirstStep.begun = {}
 
+    def logged(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def sampled(self) -> AbstractContextManager[None]:
         return nullcontext()
 

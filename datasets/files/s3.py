@@ -1,0 +1,174 @@
+"""What Arrow's client of S3 does not do, by boto3: reads of one request, large ones in parts, puts on a condition.
+
+Arrow asks how large an object is before it reads it, and takes all of it over one connection. Here the first request
+brings the beginning, and with it the size; what is left of a large object comes in parts, several at a time. Errors
+are worded as Arrow words them, so that `errors` knows them whoever asked.
+"""
+
+import errno
+import io
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from datasets.files import notices
+from datasets.files.filesystems import s3_client
+from datasets.files.retrying import persistently
+
+PART = 8 << 20  # bytes of a request; a store takes as long for some 2 MB more as it takes to answer at all
+PARALLEL = 8  # parts of one object at a time
+GONE = frozenset({"NoSuchKey", "404"})
+EMPTY, CHANGED, THERE, MEANWHILE = 416, 412, 412, 409  # HTTP statuses, of a range and of conditions
+PUTS = 5  # of two at once, a store may ask both to come again
+
+
+class _Changed(Exception):
+    """An object was written anew while it was read."""
+
+
+def read(uri: str) -> bytes:
+    """The whole content of an object, as it was at one moment; each request is made again while it fails as may pass.
+
+    Raises:
+        StorageError: as those of `persistently`.
+    """
+    while True:
+        try:
+            return _read(uri)
+        except _Changed:
+            notices.tell(notices.Retry(uri, "it was written anew while it was read", 0.0))
+
+
+def _read(uri: str) -> bytes:
+    first, size, tag = persistently(uri, lambda: _beginning(uri))
+    if len(first) == size:
+        return first
+    whole = io.BytesIO(bytes(size))  # whose bytes are handed on without a copy
+    with whole.getbuffer() as view, ThreadPoolExecutor(PARALLEL) as pool:
+        view[: len(first)] = first
+        starts = range(len(first), size, PART)
+        for _ in pool.map(lambda start: _fill(view[start : start + PART], uri, start, tag), starts):
+            pass
+    return whole.getvalue()
+
+
+def _beginning(uri: str) -> tuple[bytes, int, str]:
+    """The first part of an object, the size of all of it in bytes, and its tag."""
+    with _telling(uri, "GetObject"):
+        try:
+            answer = s3_client().get_object(**_place(uri), Range=f"bytes=0-{PART - 1}")
+        except _client_error() as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == EMPTY:  # there is no first byte
+                return b"", 0, ""
+            raise
+        content = answer["Body"].read()
+    size = re.search(r"/(\d+)$", answer.get("ContentRange", ""))
+    return content, int(size[1]) if size else len(content), answer["ETag"]
+
+
+def _fill(part: memoryview, uri: str, start: int, tag: str) -> None:
+    """Read as many bytes from `start` on as `part` takes."""
+
+    def request() -> None:
+        with _telling(uri, "GetObject"):
+            asked = f"bytes={start}-{start + len(part) - 1}"
+            body, filled = s3_client().get_object(**_place(uri), Range=asked, IfMatch=tag)["Body"], 0
+            while count := body.readinto(part[filled:]):
+                filled += count
+        if filled < len(part):
+            raise ConnectionError(f"{len(part) - filled} bytes of a part did not come")
+
+    persistently(uri, request)
+
+
+def put_new(data: bytes, uri: str) -> bool | None:
+    """Put an object where nothing is: whether it was put; None where the store says that it knows no conditions.
+
+    Raises:
+        ConnectionError: the store is away or busy.
+        OSError: it refuses for another reason.
+    """
+    for _ in range(PUTS):
+        with _telling(uri, "PutObject"):
+            try:
+                s3_client().put_object(**_place(uri), Body=data, IfNoneMatch="*")
+            except _client_error() as error:
+                code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == MEANWHILE:  # another one is being put
+                    continue
+                if status == THERE:
+                    return False
+                if status == 501 or code == "NotImplemented":
+                    return None
+                raise
+        return True
+    raise ConnectionError(f"AWS Error CONFLICT during PutObject operation: asked to come again {PUTS} times")
+
+
+def tag(uri: str) -> str:
+    """What the store says of an object's content, its ETag."""
+
+    def request() -> str:
+        with _telling(uri, "HeadObject"):
+            return str(s3_client().head_object(**_place(uri))["ETag"]).strip('"')
+
+    return persistently(uri, request)
+
+
+def delete(uri: str) -> None:
+    """Delete an object, in one request; nothing happens where there is none. Arrow would ask and tidy four times."""
+
+    def request() -> None:
+        with _telling(uri, "DeleteObject"):
+            s3_client().delete_object(**_place(uri))
+
+    persistently(uri, request)
+
+
+def is_folder(uri: str) -> bool:
+    """Whether any object lies below a name."""
+
+    def request() -> bool:
+        with _telling(uri, "ListObjectsV2"):
+            place = _place(uri)
+            prefix = f"{place['Key']}/" if place["Key"] else ""
+            return s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=prefix, MaxKeys=1)["KeyCount"] > 0
+
+    return persistently(uri, request)
+
+
+def _place(uri: str) -> dict[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+@contextmanager
+def _telling(uri: str, operation: str) -> Iterator[None]:
+    """Errors of boto3 as those of a file system: a missing object, a connection that failed, what S3 says otherwise."""
+    from botocore import exceptions
+
+    try:
+        yield
+    except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
+        raise ConnectionError(str(error)) from error
+    except exceptions.BotoCoreError as error:
+        raise OSError(f"AWS Error CLIENT during {operation} operation: {error}") from error
+    except _client_error() as error:
+        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if code in GONE:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from error
+        if status == CHANGED and operation == "GetObject":
+            raise _Changed from error
+        snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
+        name = f"UNKNOWN (HTTP status {status})" if code.isdigit() else snake
+        kind = ConnectionError if status == 429 or status >= 500 else OSError
+        said = error.response["Error"].get("Message", "")
+        raise kind(f"AWS Error {name} during {operation} operation: {said}") from error
+
+
+def _client_error() -> Any:
+    from botocore.exceptions import ClientError
+
+    return ClientError

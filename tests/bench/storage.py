@@ -1,0 +1,96 @@
+"""`python -m tests.bench.storage`: our reads and writes of objects beside those of a plain parallel client (boto3's).
+
+Both ask the same S3 server on loopback through a proxy in a process of its own, which answers each request 20 ms late,
+as a store elsewhere does; they take turns.
+"""
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from datasets.files import filesystems, storage
+from tests.bench.figures import Line, ratio, took
+from tests.object_store import serving
+
+BUCKET = "bench"
+LATE_S = 0.02
+LARGE = 96 << 20  # bytes
+SMALL = 400  # objects of a KiB
+PAIRS = 7
+SPEED = 0.8  # bar: of the plain client's
+
+
+def lines() -> Iterator[Line]:
+    """All measurements."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(Path(folder, "store"), BUCKET) as server,
+        _late(server.url, LATE_S) as url,
+    ):
+        yield from objects(server.environment | {"AWS_ENDPOINT_URL": url}, BUCKET, LARGE, SMALL, PAIRS)
+
+
+def objects(environment: dict[str, str], bucket: str, large: int, small: int, pairs: int) -> Iterator[Line]:
+    """A large object and many small ones, written and read by both."""
+    import boto3
+
+    with patch.dict(os.environ, environment):
+        filesystems.forget_clients()
+        plain = boto3.client("s3")  # a plain client: its transfers take ten threads
+        content, names = os.urandom(large), [f"small/{number}" for number in range(small)]
+
+        def download() -> None:
+            plain.download_fileobj(bucket, "large", into := io.BytesIO())
+            assert into.tell() == large
+
+        work: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "written": (
+                lambda: storage.publish(content, f"s3://{bucket}/large"),
+                lambda: plain.upload_fileobj(io.BytesIO(content), bucket, "large"),
+            ),
+            "read": (lambda: storage.read(f"s3://{bucket}/large"), download),
+            "small, written": (
+                lambda: _by_threads(lambda name: storage.publish(b"x" * 1024, f"s3://{bucket}/{name}"), names),
+                lambda: _by_threads(lambda name: plain.put_object(Bucket=bucket, Key=name, Body=b"x" * 1024), names),
+            ),
+            "small, read": (
+                lambda: storage.read_all([f"s3://{bucket}/{name}" for name in names]),
+                lambda: _by_threads(lambda name: plain.get_object(Bucket=bucket, Key=name)["Body"].read(), names),
+            ),
+        }
+        for what, (ours, theirs) in work.items():
+            ours(), theirs()  # connections are made
+            times = [(took(ours, time.perf_counter), took(theirs, time.perf_counter)) for _ in range(pairs)]
+            mine, others = zip(*times, strict=True)
+            middle = sorted(mine)[len(mine) // 2]
+            rate = f"{small / middle:,.0f} objects/s" if "small" in what else f"{large / middle / 1e6:,.0f} MB/s"
+            yield ratio(f"object store, {what} / boto3's parallel client", mine, others, SPEED, f"; ours {rate}")
+    filesystems.forget_clients()
+
+
+def _by_threads(one: Callable[[str], object], names: list[str]) -> None:
+    with ThreadPoolExecutor(storage.READERS) as pool:
+        list(pool.map(one, names))
+
+
+@contextmanager
+def _late(url: str, late_s: float) -> Iterator[str]:
+    """A proxy that answers late, in a process of its own."""
+    command = [sys.executable, "-m", "tests.faulty_store", url, str(late_s)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
+if __name__ == "__main__":
+    for line in lines():
+        print(*line, flush=True)
