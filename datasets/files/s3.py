@@ -134,7 +134,8 @@ def is_folder(uri: str) -> bool:
         with _telling(uri, "ListObjectsV2"):
             place = _place(uri)
             prefix = f"{place['Key']}/" if place["Key"] else ""
-            return s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=prefix, MaxKeys=1)["KeyCount"] > 0
+            answer = s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=prefix, MaxKeys=1)
+            return bool(answer.get("Contents"))
 
     return persistently(uri, request)
 

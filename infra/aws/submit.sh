@@ -15,5 +15,5 @@ tries=0
 until ray exec "$here/cluster.yaml" "cd /opt/wuerstchen && RAY_AUTH_MODE=token bash infra/final.sh python -m pipeline run$words"; do
     code=$?
     tries=$((tries + 1))
-    ((code < 128 && tries <= 10)) || exit "$code" # stopped by a person, or tried often enough
+    ((code != 130 && code != 143 && tries <= 10)) || exit "$code" # stopped by a person, or often enough
 done

@@ -67,6 +67,7 @@ class Checkpoints:
         self.folder, self.part, self.parts, self.milestones = folder, part, parts, milestones
         self.warn, self.fence = warn, fence
         self.attempt = ""  # as of versions that named none, until `newest` begins one
+        self._from: Saved | None = None  # what this attempt goes on from: it could be read
 
     def save(self, step: int, data: bytes | Pieces, recipe: Mapping[str, object], best: int | None = None) -> None:
         """Publish our part of the state after `step` steps, to be kept together with that after `best` steps.
@@ -106,6 +107,7 @@ class Checkpoints:
         for saved in reversed(marked):
             held = self._valid(saved, range(rank, saved.parts, world))
             if all(told(held is not None)):
+                self._from = saved
                 return Found(saved, [partial((held or {}).pop, part) for part in range(saved.parts)])
         return None
 
@@ -155,10 +157,14 @@ class Checkpoints:
     def _whole(self, found: Mapping[Saved, set[tuple[int, str]]]) -> dict[int, Saved]:
         """Of what there is, the checkpoint of each step all of whose parts have a marker; our own where there are more.
 
-        Whoever saves a step again could not read what was there.
+        Whoever saves a step again could not read what was there, and what we went on from could be read.
         """
         marked = (saved for saved, files in found.items() if files >= {(part, "json") for part in range(saved.parts)})
-        return {saved.step: saved for saved in sorted(marked, key=lambda saved: (saved.attempt == self.attempt, saved))}
+
+        def trust(saved: Saved) -> tuple[bool, bool, Saved]:
+            return saved.attempt == self.attempt, saved == self._from, saved
+
+        return {saved.step: saved for saved in sorted(marked, key=trust)}
 
     def _found(self) -> dict[Saved, set[tuple[int, str]]]:
         """What there is of each checkpoint: part and suffix of each file."""

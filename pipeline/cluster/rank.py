@@ -23,6 +23,7 @@ from torch import nn
 
 from datasets.buckets import Frame
 from datasets.files import json_files, storage
+from datasets.files.retrying import persistently
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster import devices
@@ -175,7 +176,7 @@ class Rank:
     def logged(self) -> Iterator[None]:
         """Meanwhile this rank has a log beside its step's, with what ended it."""
         path = log_files.of_rank(self.step_log, self.attempt, self.rank)
-        close = log_files.attached(log_files.LogFile(path, self.warn), *PACKAGES)
+        close = log_files.attached(persistently(path, lambda: log_files.LogFile(path, self.warn)), *PACKAGES)
         logging.captureWarnings(True)
         try:
             log.info(
@@ -293,14 +294,22 @@ class RankCallbacks(Callbacks):
             self._rank.warn(f"{self._name}: step {step + 1} went wrong ({done}); {suspects(batch)}")
 
     def show(self, step: int, weights: str) -> None:
-        """See `Callbacks`; draws the panel, of the weights and their average side by side."""
+        """See `Callbacks`; draws the panel, of the weights and their average side by side.
+
+        One that cannot be drawn ends no training: that is told, and none are drawn from then on.
+        """
         if self._panel is None:
             return
         began = time.monotonic()
-        self._panels[SHOWN_AS[weights]] = self._panel()
-        if weights == ("ema" if self._config.ema else "weights"):
-            png, self._panels = beside(self._panels), {}
-            self._rank.board.post({"kind": "image", "name": f"{self._name} panel", "png": png, "step": step})
+        try:
+            self._panels[SHOWN_AS[weights]] = self._panel()
+            if weights == ("ema" if self._config.ema else "weights"):
+                png, self._panels = beside(self._panels), {}
+                self._rank.board.post({"kind": "image", "name": f"{self._name} panel", "png": png, "step": step})
+        except Exception as error:
+            log.exception("the panel")
+            self._rank.warn(f"{self._name}: the panel of step {step} could not be drawn, and no more are: {error}")
+            self._panel = None
         self._panel_seconds += time.monotonic() - began
 
     def flops_of(self, phase: Phase) -> float:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 EXIT_STALLED = 70
 BEATS = 5  # in the time that counts as a stall
+LAST_WORDS_S = 10.0  # that a log may take to be written, where a store takes it, before the process ends
 
 
 class Board(Protocol):
@@ -119,6 +120,14 @@ class Watchdog:
             step, doing, seconds = self._doing.now()
             if found := self._board.beat(self._rank, step, doing, seconds, self._stall_s):
                 log.error(found)
+                last_words = threading.Thread(target=_flush, daemon=True)
+                last_words.start()
+                last_words.join(LAST_WORDS_S)
                 self._end(EXIT_STALLED)
             if self._over.wait(self._stall_s / BEATS):
                 return
+
+
+def _flush() -> None:
+    for handler in logging.getLogger("pipeline").handlers:
+        handler.flush()

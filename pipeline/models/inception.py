@@ -1,5 +1,6 @@
 """From the config's file to Inception in memory, and what its distances may be called."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from datasets.files import storage
@@ -42,6 +43,14 @@ def load(config: Config, device: str) -> "Inception":
 
 
 def check(config: Config) -> None:
-    """Refuse a file that is no Inception; a remote one is looked at when its step runs."""
+    """Refuse a file that is no Inception; a remote one is looked at when its step runs.
+
+    Raises:
+        BadWeights: as `load`; that torch-fidelity is not installed is told of a remote one too.
+    """
+    if not find_spec("torch_fidelity"):
+        raise BadWeights(
+            f"{KEY}: torch-fidelity, which knows the network, is not installed; pip install torch-fidelity"
+        )
     if not storage.is_remote(str(config.eval.distances.inception)):
         load(config, "cpu")

@@ -7,6 +7,7 @@ from pipeline.plan.recorded import fingerprints
 from pipeline.results.subject import Subject
 from pipeline.settings.keys import flatten
 from pipeline.store.artifacts import Store
+from pipeline.store.redact import redact
 
 NOT_THERE = "not there"
 
@@ -43,12 +44,12 @@ def _settings(root: str, record: Mapping[str, Any]) -> tuple[dict[str, Any], boo
     found: dict[str, Any] = {}
     for name, digest in fingerprints(dict(record)).items():
         if artifact := store.find(name, digest):
-            found |= flatten(artifact.manifest["settings"])
+            found |= flatten(redact(artifact.manifest["settings"]))
     return found, False
 
 
 def _of_artifacts(subject: Subject) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for artifact in subject.artifacts.values():
-        found |= flatten(artifact.manifest["settings"])
+        found |= flatten(redact(artifact.manifest["settings"]))
     return found

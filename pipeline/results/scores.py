@@ -14,7 +14,10 @@ from pipeline.settings.evaluation import HELD_OUT, NULL, TRAINING
 from pipeline.store.artifacts import Artifact
 
 TABLE_1 = Path(__file__).parents[2] / "conf" / "reference" / "table_1.yaml"
-IN_TABLES = re.compile(r".*/(win_rate|win_low|win_high|ties|n|margin|p)")  # metrics that the tables of win rates have
+# Metrics that tables have: of win rates, of distances between sets of pictures, and of the speed of drawing.
+IN_TABLES = re.compile(
+    r".*/(win_rate|win_low|win_high|ties|n|margin|p)|(fid|kid|is|(fd|kd|is):[0-9a-f]+)/.*|seconds_a_picture/.*"
+)
 OTHER_SEED = "same model, other seed"
 SUFFIX = "_heldout"
 MEANINGS = {  # of metrics, without what says of which captions they are
@@ -57,7 +60,7 @@ def _sets(notes: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
 def _about(name: str, measured: Mapping[str, float], counted: bool, scores: Artifact) -> dict[str, Any]:
     """Of how many a metric is, of which captions, and what it is in words."""
     if "/" in name:  # <scorer>/<set>/<what>
-        scorer, prompts, what = name.split("/")
+        scorer, prompts, what = name.split("/", 2)
         n = measured.get(f"{scorer}/{prompts}/n")
         words = {"mean": f"mean {scorer}", "truncated": f"prompts of which {scorer} saw only the beginning"}
         return {"n": None if n is None else int(n), "set": prompts, "what": words.get(what, what)}

@@ -83,7 +83,10 @@ def _settings(subject: Subject, artifact: Artifact | None, key: str) -> dict[str
     """How a training is configured: as its artifact says, else the config."""
     section, *path = key.split(".")
     if artifact:
-        told: Any = artifact.manifest["settings"].get(section)
+        settings = artifact.manifest["settings"]
+        if key in settings:  # a step that reads no more of its section
+            return settings[key]
+        told: Any = settings.get(section)
     elif subject.config:
         told = getattr(subject.config, section).model_dump(mode="json")
     else:

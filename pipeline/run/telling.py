@@ -1,9 +1,8 @@
 """What a run tells of itself in MLflow: its card and few figures, and those of its steps, also where they failed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from datasets.files import storage
@@ -12,6 +11,7 @@ from pipeline.hours.paper import hours_unit
 from pipeline.hours.spent import spent
 from pipeline.plan.dag import Planned
 from pipeline.run.last_screen import Summary
+from pipeline.store import log_files
 from pipeline.store.artifacts import BUILDING, Artifact
 from pipeline.store.ledger import Lease
 from pipeline.tracking import card
@@ -91,10 +91,10 @@ def _sentence(error: BaseException | None) -> str | None:
 
 
 def _last_lines(path: str) -> list[str]:
-    """The end of a step's log; a remote one is written when the step has ended."""
-    if storage.is_remote(path) or not Path(path).exists():
-        return []
-    return Path(path).read_text("utf-8", errors="replace").splitlines()[-card.LOG_LINES :]
+    """The end of a step's log, as far as it can be read."""
+    with suppress(OSError):
+        return log_files.read(path).splitlines()[-card.LOG_LINES :]
+    return []
 
 
 def _seen(artifacts: Mapping[str, Artifact]) -> dict[str, float]:

@@ -70,7 +70,7 @@ class LogFile(logging.Handler):
         self._path, self._warn = path, warn
         self._told = False
         self._began, self._pieces = time.monotonic(), 0
-        self._waiting, self._guard = "", threading.Lock()
+        self._waiting, self._guard, self._publishing = "", threading.Lock(), threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if not can_grow(path):
@@ -95,6 +95,11 @@ class LogFile(logging.Handler):
         except Exception:
             self.handleError(record)
 
+    def flush(self) -> None:
+        """Write what waits, where it was not written at once."""
+        if self._thread:
+            self._publish()
+
     def close(self) -> None:
         """Write what waits."""
         if self._thread:
@@ -114,19 +119,20 @@ class LogFile(logging.Handler):
         self._publish()
 
     def _publish(self) -> None:
-        with self._guard:
-            text, self._waiting = self._waiting, ""
-        if not text:
-            return
-        try:
-            storage.publish(text.encode(), storage.join(self._path, f"{self._pieces:06}"))
-            self._pieces += 1
-        except OSError as error:
+        with self._publishing:
             with self._guard:
-                self._waiting = text + self._waiting
-            self._tell(error)
+                text, self._waiting = self._waiting, ""
+            if not text:
+                return
+            try:
+                storage.publish(text.encode(), storage.join(self._path, f"{self._pieces:06}"))
+                self._pieces += 1
+            except Exception as error:  # whatever the store's library raises: the log is no reason to end
+                with self._guard:
+                    self._waiting = text + self._waiting
+                self._tell(error)
 
-    def _tell(self, error: OSError) -> None:
+    def _tell(self, error: Exception) -> None:
         if not self._told:
             self._told = True
             self._warn(f"{self._path} is not complete: {reason_of(error)}")

@@ -76,6 +76,8 @@ def funnel(config: Config, root: str, as_json: bool) -> None:
     metadata = wanted(config, root, ["metadata"])["metadata"]
     steps = results.funnel(metadata, _finished(config, root))
     taken = metadata.manifest["notes"].get("columns", {})
+    if not taken.keys() <= set(laion.COLUMNS.values()):  # earlier versions told only of what is spelled otherwise
+        taken = {}
     if as_json:
         print_json({"root": root, "funnel": steps, "columns": taken})
         return

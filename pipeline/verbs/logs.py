@@ -23,10 +23,12 @@ def handle(words: Words) -> None:
         raise UsageError("logs needs the name of a step, for example: python -m pipeline logs train_c")
     root = storage.absolute(words.root)
     run, output = _found(root, words.rest[0], words.own.get("run"))
-    path = _path(log_files.of_step(root, run, output), words.rank)
-    seen = 0
+    path, seen = "", 0
     while True:
         at_work = words.follow and _at_work(root, run, output)
+        newest = _path(log_files.of_step(root, run, output), words.rank)
+        if newest != path:  # another attempt has begun
+            path, seen = newest, 0
         text = log_files.read(path, seen)
         seen += len(text)
         sys.stdout.write(text)

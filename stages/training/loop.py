@@ -118,8 +118,7 @@ def _looked_at(trainer: Trainer, callbacks: Callbacks) -> dict[str, float]:
 
 def _show(trainer: Trainer, callbacks: Callbacks) -> None:
     """Show what the weights can do; it draws no number that the training draws from."""
-    callbacks.doing.begin(trainer.step, activity.SHOWING)
-    trainer.present(callbacks.show)
+    trainer.present(callbacks.show, lambda: callbacks.doing.begin(trainer.step, activity.SHOWING))
 
 
 def _end(trainer: Trainer, callbacks: Callbacks) -> None:

@@ -80,10 +80,12 @@ class Trainer:
             self.best = Best(self.step, loss)
         return losses
 
-    def present(self, show: Callable[[int, str], None]) -> None:
-        """Show the weights, and the moving average; on all ranks, which share buffers meanwhile."""
+    def present(self, show: Callable[[int, str], None], begin: Callable[[], None]) -> None:
+        """Show the weights, and the moving average; on all ranks, which share buffers meanwhile. Each of them is begun:
+        whoever looks for a stall takes them for one activity each."""
         for name, shown in {"weights": None, "ema": self.average}.items():
             if name == "weights" or shown:
+                begin()
                 with self.replica.evaluating(shown):
                     if self.rank == 0:
                         show(self.step, name)

@@ -31,5 +31,5 @@ tries=0
 until bash infra/final.sh python -m pipeline run "$@"; do
     code=$?
     tries=$((tries + 1))
-    ((code < 128 && tries <= {{ job.restarts }})) || exit "$code" # stopped by a person, or tried often enough
+    ((code != 130 && code != 143 && tries <= {{ job.restarts }})) || exit "$code" # stopped by a person, or often enough
 done
