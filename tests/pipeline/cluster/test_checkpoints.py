@@ -207,3 +207,20 @@ def test_a_state_that_is_saved_again_stands_for_the_one_that_could_not_be_read(t
     newest = Checkpoints(folder, print).newest()
     assert newest is not None
     assert newest.saved.step == 50
+
+
+@pytest.mark.parametrize("wrong", ["0", "f"])  # whose name comes before and after
+def test_the_copy_that_could_be_read_outlives_those_that_could_not(tmp_path: Path, wrong: str) -> None:
+    folder = str(tmp_path)
+    damaged, good = Checkpoints(folder, print, milestones=(20,)), Checkpoints(folder, print, milestones=(20,))
+    damaged.attempt, good.attempt = wrong, "8"
+    damaged.save(20, b"to be damaged", {})
+    good.save(20, b"good", {})
+    (tmp_path / f"000000020-0of1-{wrong}.safetensors").write_bytes(b"damaged")
+    states = Checkpoints(folder, print, milestones=(20,))
+    newest = states.newest()
+    assert newest is not None
+    assert newest.saved.attempt == "8"
+    for step in (30, 40, 50):
+        states.save(step, b"later", {})
+    assert [read() for read in states.after(20).parts] == [b"good"]

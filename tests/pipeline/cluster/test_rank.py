@@ -167,6 +167,17 @@ def test_what_panels_took_is_told_with_the_entry_that_follows(tmp_path: Path) ->
     assert told == {2: True, 4: True, 6: False, 8: True}
 
 
+def test_a_panel_that_cannot_be_drawn_ends_no_training_and_is_told_once(tmp_path: Path) -> None:
+    def panel() -> Panel:
+        raise FileNotFoundError("the previewer was deleted")
+
+    drawn = Attempt(tmp_path, recipe(panel_every=4), panel=panel)
+    assert drawn.train().finished
+    (told,) = drawn.heard("warning")
+    assert told["text"].startswith("toy: the panel of step 0 could not be drawn, and no more are: the previewer was")
+    assert drawn.heard("image") == []
+
+
 @pytest.mark.parametrize("then", ["skip", "rewind"])
 def test_the_rows_of_a_bad_step_are_named_and_nothing_counts_as_done_again(tmp_path: Path, then: str) -> None:
     config = recipe(phases=[{"steps": 6, "batch_size": 2, "size": 64}], bad_steps={"then": then})
