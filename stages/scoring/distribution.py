@@ -121,5 +121,6 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 2020) -> S
     scores = []
     for part in np.array_split(logs, [place * len(logs) // splits for place in range(1, splits)]):
         shares = np.exp(part)
-        scores.append(np.exp((shares * (part - np.log(shares.mean(axis=0)))).sum(axis=1).mean()))
+        mean = np.logaddexp.reduce(part, axis=0) - np.log(len(part))  # of the shares, in logs: none is ever 0
+        scores.append(np.exp((shares * (part - mean)).sum(axis=1).mean()))
     return Spread(float(np.mean(scores)), float(np.std(scores)))

@@ -164,7 +164,7 @@ def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pair
 
         def ours() -> None:
             for shard in range(num_shards):
-                actor(images[shard])
+                actor(encode.Work(images[shard]))
 
         def bare() -> None:
             for _ in range(steps):

@@ -72,7 +72,7 @@ def test_kid_by_hand_and_around_nothing() -> None:
     one = features(2000, 5, width=4)
     same = kernel_distance(one, one[::-1], subsets=50, size=100)
     assert same.low < 0 < same.high  # of one distribution: also below 0
-    assert kernel_distance(features(500, 5), features(500, 6), size=100).low > 3 * same.std
+    assert kernel_distance(features(500, 5), features(500, 6), size=100).low > same.high
 
 
 def test_kids_interval_holds_the_true_distance_about_as_often_as_it_says() -> None:

@@ -70,8 +70,9 @@ def test_features_and_all_three_distances_are_torch_fidelitys(weights: Path) -> 
     found = frechet_distance(Moments.of(features), Moments.of(others))
     assert found == pytest.approx(theirs["frechet_inception_distance"], abs=1e-8)
     kid = kernel_distance(features, others, subsets=5, size=3)
-    assert kid.mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-8)
-    assert kid.std == pytest.approx(theirs["kernel_inception_distance_std"], abs=1e-8)
+    # Theirs is computed in fp32 here, of numbers near 1; of features in fp64 both agree to 1e-8 (test_distribution).
+    assert kid.mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-6)
+    assert kid.std == pytest.approx(theirs["kernel_inception_distance_std"], abs=1e-6)
     score = inception_score(logits, splits=2)
     assert score.mean == pytest.approx(theirs["inception_score_mean"], abs=1e-8)
 

@@ -44,6 +44,7 @@ def test_everything_is_called_in_its_order(monkeypatch) -> None:
     diary.train(Denoise())
     assert diary.lines == [
         "newest state",
+        *("show 0 weights", "show 0 ema"),
         *("stop?", "log 3", "stop?"),
         *("show 6 weights", "show 6 ema", "log 6", "stop?"),
         *("log 7", "stop?"),  # a phase ends
