@@ -14,6 +14,7 @@ QUIET = {
     "RAY_COLOR_PREFIX": "0",  # its notices of dead workers may go to a file
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to --json
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for each small file
     "NO_ALBUMENTATIONS_UPDATE": "1",  # img2dataset's picture library looks for a newer release at import
     "WANDB_MODE": "disabled",  # imported, never used, by img2dataset
     "WANDB_ERROR_REPORTING": "false",
