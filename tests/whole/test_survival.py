@@ -132,6 +132,19 @@ def logged_steps(root: Path) -> set[int]:
     return steps
 
 
+def learned(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """Stage C's weights without the biases of attention's keys.
+
+    These change nothing: they add the same to all of a query's scores. So their gradient is rounding alone, which Adam
+    brings to the size of any other, and which differs from one number of ranks to the next.
+    """
+    weights = load_file(Path(artifact.path) / "stage_c.safetensors")
+    for name in [name for name in weights if name.endswith("attn.in_proj_bias")]:
+        query, _, value = weights.pop(name).chunk(3)
+        weights |= {f"{name}/query": query, f"{name}/value": value}
+    return weights
+
+
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory, inputs: list[Artifact]) -> Artifact:
     """The training that nothing befell."""
@@ -300,8 +313,7 @@ def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path
     interrupted, noticed, again = figures(survived)
     assert (interrupted, noticed) == (2, 0)
     assert 0 <= again <= 2 * (EVERY + 1)
-    weights, wanted = (load_file(Path(one.path) / "stage_c.safetensors") for one in (survived, calm))
-    torch.testing.assert_close(weights, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(learned(survived), learned(calm), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.cluster
