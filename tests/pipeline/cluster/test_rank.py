@@ -3,6 +3,8 @@
 import copy
 import io
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +38,7 @@ from stages.training.meter import SPEED
 
 CPU = torch.device("cpu")
 PICTURES, STEPS, ROWS = 12, 8, 4
+HELD = 5.0  # less than any number of samples that are held out, more than those of a batch
 
 
 class Toy(nn.Module):
@@ -176,6 +179,47 @@ def test_a_panel_that_cannot_be_drawn_ends_no_training_and_is_told_once(tmp_path
     (told,) = drawn.heard("warning")
     assert told["text"].startswith("toy: the panel of step 0 could not be drawn, and no more are: the previewer was")
     assert drawn.heard("image") == []
+
+
+class Opposite(Toy):
+    """What it learns about its batches makes it worse on the samples that are held out."""
+
+    def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        wanted = -batch["x"] if "key" in batch and (batch["x"] > HELD).all() else batch["x"]
+        return (self.net(batch["x"]) - wanted).square().mean(), {}
+
+
+class HeldOut:
+    """Samples that none of the batches has."""
+
+    rows = 4
+
+    def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(1)
+        x = HELD + generator.uniform(size=(self.rows, 6)).astype(np.float32)
+        return {"x": x[start:][:rows], "key": np.zeros((rows, 16), np.uint8)}
+
+
+def test_the_best_validated_weights_come_out_where_the_config_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RankCallbacks, "should_stop", lambda self: False)  # who would ask Ray
+    monkeypatch.setattr("pipeline.cluster.rank.Watchdog", lambda *watched: nullcontext())  # whose board is Ray's too
+    trained, metrics = {}, {}
+    for keep in ("last", "best"):
+        config = recipe(checkpoint_every=2, validation={"every": 2, "keep": keep})
+        rank, objective = Attempt(tmp_path / keep, config).rank, Opposite()
+        rank.device, rank.stall_s = CPU, 60.0
+        rank.metrics["training_seconds"] = 0.0
+        held_out: Any = HeldOut()
+        assert rank.train("toy", objective, config, replace(data(tmp_path / keep / "data"), held_out=held_out))
+        trained[keep], metrics[keep] = objective.net.weight, rank.metrics
+    assert {keep: metrics[keep]["toy/best_step"] for keep in metrics} == {"last": 2, "best": 2}
+    assert {keep: metrics[keep]["toy/kept_step"] for keep in metrics} == {"last": STEPS, "best": 2}
+    early = Attempt(tmp_path / "early", recipe())
+    early.train(stop_after=2)
+    assert torch.equal(trained["best"], early.objective.net.weight)
+    assert not torch.equal(trained["last"], trained["best"])
 
 
 @pytest.mark.parametrize("then", ["skip", "rewind"])
