@@ -185,6 +185,13 @@ def test_pods_are_what_kubernetes_takes():
             kubernetes_validate.validate({**pod, "spec": {**spec, "tolleration": []}}, "1.31", strict=True)
 
 
+def test_the_mlflow_server_is_what_kubernetes_takes():
+    trees = list(yaml.safe_load_all((INFRA / "kuberay" / "mlflow.yaml").read_text()))
+    assert [tree["kind"] for tree in trees] == ["Service", "Deployment", "Service", "StatefulSet"]
+    for tree in trees:
+        kubernetes_validate.validate(tree, "1.31", strict=True)
+
+
 def test_ray_s_launcher_takes_its_file():
     tree = yaml.safe_load(AWS.read_text())
     validate_config(prepare_config(tree))

@@ -66,12 +66,12 @@ def render(config: Config, root: str, run: str) -> Iterator[tuple[str, str]]:
         lstrip_blocks=True,
     )
     environment.filters["quoted"] = shlex.quote
-    values = _values(config, job, nodes, run)
+    values = _values(config, job, nodes, root, run)
     for name in environment.list_templates():
         yield name, environment.get_template(name).render(values)
 
 
-def _values(config: Config, job: Job, nodes: Nodes, run: str) -> dict[str, object]:
+def _values(config: Config, job: Job, nodes: Nodes, root: str, run: str) -> dict[str, object]:
     """What the templates may name."""
     return {
         "job": job,
@@ -80,6 +80,7 @@ def _values(config: Config, job: Job, nodes: Nodes, run: str) -> dict[str, objec
         "command": f"python -m pipeline {run}",
         "same": run.removeprefix("run "),
         "arguments": shlex.split(run)[1:],
+        "root": root.rstrip("/"),
         "tracking": config.tracking.uri,
         "ray": importlib.metadata.version("ray"),
         "folder": IMAGE_FOLDER,
