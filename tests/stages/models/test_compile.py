@@ -32,6 +32,17 @@ TINY_B = StageBConfig(
     text_width=20,
     dropout=0.0,
 )
+# Each kind of block once, and no other size: a compiler of kernels takes a second for each of them.
+ONE_LEVEL = StageBConfig(
+    widths=(8,),
+    blocks=(1,),
+    patterns=("CTA",),
+    heads=(2,),
+    inject_code=(True,),
+    cond_width=24,
+    text_width=20,
+    dropout=0.0,
+)
 TINY_C = StageCConfig(width=32, depth=1, heads=4, text_width=20, dropout=0.0)
 
 Inputs = Callable[[int], tuple[Tensor, ...]]  # from the side, in units of the model's own
@@ -43,6 +54,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     ),
     "c": (lambda: StageC(TINY_C), lambda side: (torch.randn(2, 16, side, side), torch.rand(2), text())),
 }
+COMPILED = {"a": MODELS["a"], "b": (lambda: StageB(ONE_LEVEL), MODELS["b"][1])}  # C has no block that B has not
 NEEDS_COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 
@@ -94,24 +106,27 @@ def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3 * scale + 1e-7)
 
 
-@pytest.mark.parametrize(
-    ("backend", "name"),
-    [
-        *(("aot_eager", name) for name in MODELS),  # traces forward and backward like inductor, and needs no compiler
-        *(pytest.param("inductor", name, marks=NEEDS_COMPILER) for name in ("a", "b")),  # C has no block that B has not
-    ],
-)
-def test_a_model_is_one_graph_a_resolution(backend: str, name: str) -> None:
-    build, inputs = MODELS[name]
+def check_graphs(build: Callable[[], nn.Module], inputs: Inputs, backend: str, resolutions: dict[int, int]) -> None:
+    """By sides, in their order: as many graphs as so far, and the plain model's results and gradients."""
     model = randomised(build())
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
-    resolutions = (((4, 4), 1), ((6, 6, 4), 2))
-    for sides, graphs in resolutions[:1] if backend == "inductor" else resolutions:  # its kernels take long to make
-        for side in sides:
-            tensors = inputs(side)
+    for side, graphs in resolutions.items():
+        for tensors in (inputs(side), inputs(side)):
             assert_close(gradients(model, compiled, tensors), gradients(model, model, tensors))
         assert counter.frame_count == graphs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_one_graph_a_resolution(name: str) -> None:
+    """By a backend that traces forward and backward like inductor, and needs no compiler."""
+    check_graphs(*MODELS[name], "aot_eager", {4: 1, 6: 2})
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_kernels_compute_what_the_model_does(name: str) -> None:
+    check_graphs(*COMPILED[name], "inductor", {4: 1})
 
 
 @pytest.mark.parametrize("name", MODELS)
