@@ -30,6 +30,7 @@ from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Receipt
 from pipeline.errors import InfrastructureError
 from pipeline.store.claims import OLD_LEASE, Claim
+from pipeline.store.redact import redact
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -196,6 +197,8 @@ class Store:
             "fingerprint": fingerprint.digest,
             **fingerprint.as_dict(),
             **facts,
+            "settings": redact(fingerprint.settings),
+            "notes": redact(facts.get("notes", {})),
             "files": {file: vars(entry) for file, entry in sorted(files.items())},
             "shards": sorted(shards),
             "objects": len({**every, **files}),
