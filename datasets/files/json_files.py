@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from datasets.files import notices, storage
-from datasets.files.errors import StorageError
+from datasets.files.errors import StorageError, StoreAway, StoreRefuses
 from datasets.files.storage import CorruptFile
 
 T = TypeVar("T")
 Make = Callable[[dict[str, Any]], T]
-_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 def read(path: str, make: Make[T]) -> T | None:
@@ -25,7 +25,10 @@ def read(path: str, make: Make[T]) -> T | None:
     except StorageError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
-        raise
+        if isinstance(error, StoreAway | StoreRefuses):
+            raise
+        notices.tell(notices.PassedOver(path, f"no file: {error.strerror}"))  # a folder, or links in a circle
+        return None
     return _passing(path, content, make)
 
 

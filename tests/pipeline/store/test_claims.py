@@ -191,11 +191,20 @@ def test_a_torn_claim_is_somebodys_until_it_is_silent(root):
     clock = Time(lambda now: now == 1 and elsewhere(root))
     with pytest.raises(LeaseHeld):
         hold(root, clock).__enter__()
-    for content in (b"", b"[]", b"null", b'{"process": 1}'):
+    for content in (b"", b"[]", b"null", b'{"process": 1}', b"[" * 100_000):
         storage.publish(content, file_of(root, 1))
         with hold(root, clock := Time()):
             assert clock.now >= 60
         storage.remove(f"{root}/claims")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["folder", "link"])
+def test_what_is_no_file_where_a_claim_would_be_is_told_and_not_tried_for_ever(tmp_path, make):
+    file = Path(file_of(str(tmp_path), 1))
+    file.parent.mkdir(parents=True)
+    make(file)
+    with pytest.raises(LeaseHeld, match=r"000001\.json: something is there that is no claim; move it away"):
+        take(str(tmp_path))
 
 
 def test_what_later_versions_tell_is_passed_over(root):
