@@ -5,8 +5,10 @@ What is there but not what it should be is passed over, and told (`notices.Passe
 
 import errno
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import UnionType
 from typing import Any, TypeVar
 
 from datasets.files import notices, storage
@@ -15,6 +17,8 @@ from datasets.files.storage import CorruptFile
 
 T = TypeVar("T")
 Make = Callable[[dict[str, Any]], T]
+Kind = type | UnionType
+NUMBER = int | float
 _NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
@@ -71,6 +75,18 @@ def parse(path: str, content: bytes, make: Make[T]) -> T:
         return make(told)
     except _NOT_OURS as error:
         raise CorruptFile(f"{path} is damaged: {_why(content, error)}") from error
+
+
+def require(told: Mapping[Any, Any], kind: Kind, *keys: Any) -> None:
+    """For `make`: let an object pass that has these keys, each with a value of a kind; numbers are finite.
+
+    Raises:
+        KeyError, TypeError: it has not.
+    """
+    for key in keys:
+        value = told[key]
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise TypeError(f"its {key} is {str(value)[:40]!r}")
 
 
 def lines(content: bytes, make: Make[T]) -> Iterator[T | None]:

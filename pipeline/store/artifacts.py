@@ -267,10 +267,16 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
 
 
 def _whole(told: dict[str, Any]) -> dict[str, Any]:
-    """A manifest that says what every reader asks for; KeyError for another."""
+    """A manifest that says what every reader asks for; KeyError or TypeError for another."""
+    json_files.require(told, int, "format")
     if told["format"] in READ:
-        for key in ("name", "fingerprint", "step", "settings", "parents", "files", "rows", "bytes", "created"):
-            _ = told[key]
+        json_files.require(told, str, "name", "fingerprint", "step", "created")
+        json_files.require(told, int, "rows", "bytes")
+        json_files.require(told, dict, "settings", "parents", "files")
+        json_files.require(told["parents"], str, *told["parents"])
+        for entry in told["files"].values():
+            json_files.require(entry, int, "bytes")
+            json_files.require(entry, str, "sha256")
     return told
 
 
