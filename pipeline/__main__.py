@@ -100,6 +100,10 @@ def _do(arguments: list[str]) -> None:
 
 
 def _handle(words: Words) -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # paths are relative to it, and libraries ask for it
+        raise UsageError("the folder that this was started in is gone; change to one that is there") from None
     if not storage.is_remote(words.root):
         local.share_as(Path(storage.absolute(words.root)))
     try:

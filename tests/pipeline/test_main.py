@@ -67,6 +67,16 @@ def test_an_answer_that_finds_no_room_ends_in_a_sentence(tmp_path, words):
     assert (done.returncode, done.stderr) == (2, told)
 
 
+def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(PLAN) == 2
+    assert (
+        capsys.readouterr().err == "error: the folder that this was started in is gone; change to one that is there\n"
+    )
+
+
 def test_letters_that_the_encoding_has_not_are_escaped(tmp_path):
     root = tmp_path / "Würstchen"
     for words in (["status", "--json"], ["status"], [*PLAN, "--json"], PLAN):
