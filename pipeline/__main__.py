@@ -2,13 +2,16 @@
 
 import os
 import signal
+import sys
 
-if __name__ == "__main__":  # Ctrl-C while libraries are imported is no error of theirs
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # while libraries are imported it is no error of theirs
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:  # closed by who started us: what is opened next would be written into
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115
 
 import importlib
 import logging
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,9 +61,10 @@ def main(arguments: list[str]) -> int:
             _do(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes nowhere
+        _let_go_of_stdout()
         return NO_READER
     except BaseException as caught:
+        _let_go_of_stdout()
         error = KeyboardInterrupt() if _stopped else as_told(caught)
         code = exit_code(error)
         if code is None:
@@ -70,6 +74,14 @@ def main(arguments: list[str]) -> int:
     finally:
         told.say_what_was_passed_over()
     return 0
+
+
+def _let_go_of_stdout() -> None:
+    """What it cannot take any more goes nowhere; else the interpreter would try once more, and fail, at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(*_: object) -> None:
@@ -88,6 +100,10 @@ def _do(arguments: list[str]) -> None:
 
 
 def _handle(words: Words) -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # paths are relative to it, and libraries ask for it
+        raise UsageError("the folder that this was started in is gone; change to one that is there") from None
     if not storage.is_remote(words.root):
         local.share_as(Path(storage.absolute(words.root)))
     try:

@@ -67,7 +67,7 @@ def micro_root(tmp_path_factory: pytest.TempPathFactory, pipeline: Callable[...,
     the environment, and in a URL of the config, from there and from the command line."""
     root = tmp_path_factory.mktemp("micro")
     url = "https://a.invalid/?token=${oc.env:CANARY}&signature=canary-in-a-word"
-    pipeline("run", *MICRO, f"root={root}", f"data.download.user_agent='test/1 ({url})'", **CANARIES)
+    pipeline("run", *MICRO, f"root={root}", f"data.download.user_agent='test/1 ${{oc.env:CANARY}} ({url})'", **CANARIES)
     return root
 
 

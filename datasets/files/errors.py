@@ -35,6 +35,7 @@ REMEDIES = {
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine",
 }
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # told by a write, which knows no name
 _PASSING = re.compile(  # names of S3's and Google's errors, as Arrow tells them; an HTTP status where they have no name
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT"
     r"|REQUEST_EXPIRED|BANDWIDTH_LIMIT_EXCEEDED|UNKNOWN \(HTTP status (429|5\d\d)\))"
@@ -106,6 +107,8 @@ def refusal(error: OSError) -> OSError:
 
     Others, such as a missing file, may be a fault of the program: they stay as they are.
     """
-    if isinstance(error, StorageError) or error.errno not in REMEDIES or not isinstance(error.filename, str):
+    if isinstance(error, StorageError) or error.errno not in REMEDIES:
         return error
-    return told(error, error.filename)
+    if isinstance(error.filename, str):
+        return told(error, error.filename)
+    return told(error, "a file, or stdout") if error.errno in NO_ROOM else error

@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from datasets.files.errors import StoreRefuses
+
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 CONNECTIONS = 64  # that boto3's client keeps: as many as threads that read at once
 CONNECT_S = 10  # for a connection to a store
@@ -46,7 +48,10 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
     except pa.ArrowInvalid:  # not one of Arrow's own schemes: fsspec may know it (memory://, ...)
         import fsspec
 
-        filesystem, inner = fsspec.core.url_to_fs(path)
+        try:
+            filesystem, inner = fsspec.core.url_to_fs(path)
+        except (ValueError, ImportError) as error:  # no such scheme, or its library is not installed
+            raise StoreRefuses(None, f"this kind of address cannot be used: {error}", path) from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 

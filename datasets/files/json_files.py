@@ -5,17 +5,21 @@ What is there but not what it should be is passed over, and told (`notices.Passe
 
 import errno
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import UnionType
 from typing import Any, TypeVar
 
 from datasets.files import notices, storage
-from datasets.files.errors import StorageError
+from datasets.files.errors import StorageError, StoreAway, StoreRefuses
 from datasets.files.storage import CorruptFile
 
 T = TypeVar("T")
 Make = Callable[[dict[str, Any]], T]
-_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+Kind = type | UnionType
+NUMBER = int | float
+_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 def read(path: str, make: Make[T]) -> T | None:
@@ -25,7 +29,10 @@ def read(path: str, make: Make[T]) -> T | None:
     except StorageError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
-        raise
+        if isinstance(error, StoreAway | StoreRefuses):
+            raise
+        notices.tell(notices.PassedOver(path, f"no file: {error.strerror}"))  # a folder, or links in a circle
+        return None
     return _passing(path, content, make)
 
 
@@ -68,6 +75,18 @@ def parse(path: str, content: bytes, make: Make[T]) -> T:
         return make(told)
     except _NOT_OURS as error:
         raise CorruptFile(f"{path} is damaged: {_why(content, error)}") from error
+
+
+def require(told: Mapping[Any, Any], kind: Kind, *keys: Any) -> None:
+    """For `make`: let an object pass that has these keys, each with a value of a kind; numbers are finite.
+
+    Raises:
+        KeyError, TypeError: it has not.
+    """
+    for key in keys:
+        value = told[key]
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise TypeError(f"its {key} is {str(value)[:40]!r}")
 
 
 def lines(content: bytes, make: Make[T]) -> Iterator[T | None]:

@@ -60,6 +60,7 @@ def append(line: str, target: Path) -> None:
         os.fsync(stream.fileno())
         if new:
             _share(stream.fileno(), target.parent)
+            _sync_folder(target.parent)
 
 
 def make_folder(folder: Path) -> None:
@@ -74,6 +75,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir()
     except FileExistsError:  # somebody else was as fast; or it is no folder, which the next step will say
         return
+    _sync_folder(folder.parent)
     if _group_writes(folder.parent):
         with contextlib.suppress(PermissionError):
             os.chmod(folder, stat.S_IMODE(folder.stat().st_mode) | stat.S_IRWXG)

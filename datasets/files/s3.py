@@ -21,6 +21,7 @@ PART = 8 << 20  # bytes of a request; a store takes as long for some 2 MB more a
 PARALLEL = 8  # parts of one object at a time
 GONE = frozenset({"NoSuchKey", "404"})
 EMPTY, CHANGED, THERE, MEANWHILE = 416, 412, 412, 409  # HTTP statuses, of a range and of conditions
+PAGE = 1000  # names a listing gives at once, at most
 PUTS = 5  # of two at once, a store may ask both to come again
 
 
@@ -119,25 +120,32 @@ def tag(uri: str) -> str:
 
 def delete(uri: str) -> None:
     """Delete an object, in one request; nothing happens where there is none. Arrow would ask and tidy four times."""
+    _delete(uri, **_place(uri))
 
+
+def delete_below(uri: str) -> None:
+    """Delete all objects below a name: one request finds a thousand of them, and each goes by one of its own."""
+    place = _place(uri)
+
+    def request() -> tuple[list[str], bool]:
+        with _telling(uri, "ListObjectsV2"):
+            answer = s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=f"{place['Key']}/", MaxKeys=PAGE)
+            return [found["Key"] for found in answer.get("Contents", ())], answer["IsTruncated"]
+
+    more = True
+    while more:
+        keys, more = persistently(uri, request)
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            for _ in pool.map(lambda key: _delete(uri, place["Bucket"], key), keys):
+                pass
+
+
+def _delete(uri: str, Bucket: str, Key: str) -> None:
     def request() -> None:
         with _telling(uri, "DeleteObject"):
-            s3_client().delete_object(**_place(uri))
+            s3_client().delete_object(Bucket=Bucket, Key=Key)
 
     persistently(uri, request)
-
-
-def is_folder(uri: str) -> bool:
-    """Whether any object lies below a name."""
-
-    def request() -> bool:
-        with _telling(uri, "ListObjectsV2"):
-            place = _place(uri)
-            prefix = f"{place['Key']}/" if place["Key"] else ""
-            answer = s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=prefix, MaxKeys=1)
-            return bool(answer.get("Contents"))
-
-    return persistently(uri, request)
 
 
 def _place(uri: str) -> dict[str, str]:

@@ -354,8 +354,7 @@ def remove(path: str) -> None:
 
     if _on_s3(path):
         s3.delete(path)
-        if s3.is_folder(path):
-            _ask(path, delete)
+        s3.delete_below(path)
     elif is_remote(path):
         _ask(path, delete)
     else:

@@ -63,8 +63,9 @@ class View:
         Raises:
             CorruptFile: they are views of other shards.
         """
-        held = {shard: pictures for shard, (pictures, _) in self.shards.items()}
+        held, others = ({shard: pictures for shard, (pictures, _) in view.shards.items()} for view in (self, other))
         other.counts(held)
+        self.counts(others)
         return View({shard: (n, _packed(self._bits(shard) & other._bits(shard))) for shard, n in held.items()})
 
     def __invert__(self) -> "View":

@@ -13,6 +13,7 @@ from pipeline.errors import UsageError, nearest
 from pipeline.settings.keys import flatten
 from pipeline.settings.selection import Selection
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
+from pipeline.store.redact import redact
 
 State = Literal["done", "resume", "run", "stale"]
 ABSENT = "not there"
@@ -131,7 +132,7 @@ def differences(manifest: dict[str, Any], fingerprint: Fingerprint) -> list[str]
     The most telling first: the step's version, keys with another value, keys that are new or gone, inputs.
     """
     version = f"step version: {manifest['version']} -> {fingerprint.version}"
-    old, new = flatten(manifest["settings"]), flatten(fingerprint.settings)
+    old, new = (flatten(redact(settings)) for settings in (manifest["settings"], fingerprint.settings))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, ABSENT) != new.get(key, ABSENT)]
     keys.sort(key=lambda key: not (key in old and key in new))
     inputs = [name for name, digest in fingerprint.parents.items() if manifest["parents"].get(name) != digest]

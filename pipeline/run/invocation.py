@@ -40,7 +40,7 @@ from pipeline.store.claims import Claim
 from pipeline.store.ledger import About
 from pipeline.store.process import ProcessId
 from pipeline.store.provenance import provenance
-from pipeline.store.redact import redact
+from pipeline.store.redact import redact, redact_line
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.store.writable import check_writable
 from pipeline.terminal import console
@@ -199,7 +199,7 @@ class _Session:
             **provenance(self.command),
             "checkout": str(Path.cwd()),
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
-            "paths": sorted({*named, *real}),
+            "paths": sorted(map(redact_line, {*named, *real})),
             "config": redact(self.config.model_dump(mode="json")),
         }
         return Record(self.root, told)

@@ -12,6 +12,7 @@ from typing import Any
 from datasets.files import storage
 from pipeline.store import log_files, readers
 from pipeline.store.process import ProcessId
+from pipeline.store.redact import redact_line
 
 EVERY_S = 15.0  # between two signs of a step's progress; on a store, each is a request
 
@@ -62,7 +63,7 @@ class Record:
 
     def end(self, error: BaseException | None) -> None:
         """How the run ended."""
-        self.told["outcome"] = "done" if error is None else f"{type(error).__name__}: {error}"
+        self.told["outcome"] = "done" if error is None else redact_line(f"{type(error).__name__}: {error}")
         self.told["ended"] = _now()
         self._write()
 

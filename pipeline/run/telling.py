@@ -14,6 +14,7 @@ from pipeline.run.last_screen import Summary
 from pipeline.store import log_files
 from pipeline.store.artifacts import BUILDING, Artifact
 from pipeline.store.ledger import Lease
+from pipeline.store.redact import redact_line
 from pipeline.tracking import card
 from pipeline.tracking.card import Story
 from pipeline.tracking.mlflow_runs import StepRun, Tracking
@@ -44,7 +45,7 @@ def of_run(
         scores=card.headlines(scores.manifest["metrics"]) if scores else [],
         data=f"{images.manifest['rows']:,} pictures, content {images.manifest['content'][:12]}" if images else "",
         error=_sentence(error),
-        warnings=summary.warnings,
+        warnings=list(map(redact_line, summary.warnings)),
         pictures=[path for artifact in artifacts.values() for path in _sheets(artifact)],
         command=record["command"],
     )
@@ -87,7 +88,7 @@ def _describe(run: StepRun, leases: Sequence[Lease], kind: str, log_path: str) -
 
 
 def _sentence(error: BaseException | None) -> str | None:
-    return None if error is None else str(error) or type(error).__name__
+    return None if error is None else redact_line(str(error)) or type(error).__name__
 
 
 def _last_lines(path: str) -> list[str]:

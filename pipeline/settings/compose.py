@@ -4,6 +4,7 @@ What either of them has against it becomes a sentence with the key and the neare
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.errors import UsageError, nearest
 from pipeline.settings import overrides as overriding
 from pipeline.settings.config import Config
 from pipeline.settings.keys import flatten, is_below
-from pipeline.store.redact import holds_password
+from pipeline.store.redact import hide, holds_password
 
 CONF = Path(__file__).parents[2] / "conf"
 PLAINER = {  # than pydantic's own words
@@ -108,9 +109,20 @@ def _hydra(conf: str, overrides: list[str]) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(conf, overrides=words)
     OmegaConf.register_new_resolver(WRITTEN, list(texts.values()).__getitem__, replace=True)
+    OmegaConf.register_new_resolver("oc.env", _from_environment, replace=True)
     for place, key in enumerate(texts):
         OmegaConf.update(composed, key, f"${{{WRITTEN}:{place}}}", force_add=True)
     return composed
+
+
+def _from_environment(name: str, *default: str | None) -> str | None:
+    """OmegaConf's own `oc.env`; what it gives, nobody is told but who uses it."""
+    from omegaconf.resolvers import oc
+
+    if name in os.environ:
+        hide(os.environ[name])
+    found: str | None = oc.env(name, *default)
+    return found
 
 
 def _check_override(word: str) -> None:

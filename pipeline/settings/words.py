@@ -5,6 +5,7 @@ Hydra, so that a prompt may hold commas, quotes and parentheses; every other `ke
 """
 
 import difflib
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pipeline.settings.selection import Selection
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
 STEP_FLAGS = ("--from", "--until", "--only", "--force", "--why")  # each takes the name of a step
 WITH_VALUE = (*STEP_FLAGS, "--rank")
+NAMELESS = re.compile(r"(?!file:)\w+:/{2,}|(s3|gs):///.*")  # URIs of a store, but of nothing in it
 FREE_TEXTS = ("prompt", "negative", "urls")  # what is drawn, and pictures to be forgotten, wherever they lay
 SAMPLE_WORDS = (
     "prompt", "negative", "seed", "n", "width", "height", "steps_c", "steps_b", "guidance_c", "guidance_b",
@@ -227,6 +229,8 @@ class _Taken:
         root, conf = own.pop("root", "runs"), own.pop("conf", None)
         if not root:
             raise UsageError("root= is empty; give a folder or a URI")
+        if NAMELESS.fullmatch(root):
+            raise UsageError(f"root={root} names no bucket; give a folder, or a URI such as s3://bucket/prefix")
         if conf == "":
             raise UsageError(f"conf= is empty; name one of {', '.join(names())}")
         return Words(

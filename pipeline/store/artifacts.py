@@ -30,6 +30,7 @@ from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Receipt
 from pipeline.errors import InfrastructureError
 from pipeline.store.claims import OLD_LEASE, Claim
+from pipeline.store.redact import redact
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -196,6 +197,8 @@ class Store:
             "fingerprint": fingerprint.digest,
             **fingerprint.as_dict(),
             **facts,
+            "settings": redact(fingerprint.settings),
+            "notes": redact(facts.get("notes", {})),
             "files": {file: vars(entry) for file, entry in sorted(files.items())},
             "shards": sorted(shards),
             "objects": len({**every, **files}),
@@ -264,10 +267,16 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
 
 
 def _whole(told: dict[str, Any]) -> dict[str, Any]:
-    """A manifest that says what every reader asks for; KeyError for another."""
+    """A manifest that says what every reader asks for; KeyError or TypeError for another."""
+    json_files.require(told, int, "format")
     if told["format"] in READ:
-        for key in ("name", "fingerprint", "step", "settings", "parents", "files", "rows", "bytes", "created"):
-            _ = told[key]
+        json_files.require(told, str, "name", "fingerprint", "step", "created")
+        json_files.require(told, int, "rows", "bytes")
+        json_files.require(told, dict, "settings", "parents", "files")
+        json_files.require(told["parents"], str, *told["parents"])
+        for entry in told["files"].values():
+            json_files.require(entry, int, "bytes")
+            json_files.require(entry, str, "sha256")
     return told
 
 

@@ -61,9 +61,6 @@ Notify = Callable[[str], None]
 class Clock(Protocol):
     """What of `time` is needed."""
 
-    def monotonic(self) -> float:
-        """Seconds."""
-
     def sleep(self, seconds: float, /) -> None:
         """Wait."""
 
@@ -79,6 +76,7 @@ class Pace:
 
 
 PACE = Pace()
+TRIES = 100  # to create a number; another one's would be seen at the next look, so only what is no file lasts longer
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Owner:
         try:
             told = json.loads(content)
             return cls(**{**_named(cls, told), "process": ProcessId.of(told)})
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return cls(hashlib.sha256(content).hexdigest(), ProcessId.of({}), "somebody")
 
     def content(self) -> bytes:
@@ -220,7 +218,7 @@ def take(root: str, what: str, notify: Notify, doing: str = "built", pace: Pace 
     folder, ours = _folder(root, what), Owner.own(doing)
     if what != ROOT:
         _respect_old_lease(root, what, notify, pace)
-    while True:
+    for _ in range(TRIES):
         newest, owner = _newest(folder)
         if owner:
             _require_free(_place(root, what), _path(folder, newest), owner, notify, pace)
@@ -229,6 +227,8 @@ def take(root: str, what: str, notify: Notify, doing: str = "built", pace: Pace 
             if max(_numbers(folder), default=0) == number:
                 break
             storage.remove(_path(folder, number))  # taken and let go since we looked, and its number deleted
+    else:
+        raise LeaseHeld(f"{_path(folder, number)}: something is there that is no claim; move it away")
     claim = Claim(root, what, number, ours)
     try:
         for lower in _numbers(folder):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from datasets.files import json_files, notices, storage
+from datasets.files.json_files import NUMBER
 from pipeline.errors import Interrupted
 from pipeline.store.phases import Phases, split
 
@@ -290,12 +291,14 @@ def last_sign(root: str, name: str) -> float | None:
 
 
 def _event(told: dict[str, Any]) -> dict[str, Any]:
-    """An event as it was written; KeyError where it is none."""
-    needed = {"lease", "event", "held_s", "time"}
+    """An event as it was written; KeyError or TypeError where it is none."""
+    json_files.require(told, str, "lease", "event")
+    json_files.require(told, NUMBER, "held_s", "time", *told.keys() & {"queued_s", "joules"})
     if told["event"] == "lease_open":
-        needed |= {"step", "fingerprint", "attempt", "devices", "kind"}
-    if missing := needed - told.keys():
-        raise KeyError(*missing)
+        json_files.require(told, str, "step", "fingerprint", "attempt", "kind")
+        json_files.require(told, NUMBER, "devices")
+    phases = told.get("phases", {})
+    json_files.require(phases, NUMBER, *phases)
     return told
 
 

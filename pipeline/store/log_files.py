@@ -15,6 +15,7 @@ from pathlib import Path
 
 from datasets.files import local, storage
 from datasets.files.errors import reason_of
+from pipeline.store.redact import redact_line
 
 FOLDER = "logs"
 PIECES_S = 5.0, 120.0  # between two pieces: at first, and later on
@@ -83,7 +84,7 @@ class LogFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
         try:
-            line = f"{self.format(record)}\n"
+            line = f"{redact_line(self.format(record))}\n"
             if self._thread:
                 with self._guard:
                     self._waiting += line

@@ -116,9 +116,9 @@ class Wants:
     def _asked(self, record: dict[str, Any]) -> list[Name]:
         """What a run asked for or named by path, and the images that its unfinished download may take over."""
         built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
-        names = {**built, **record.get("fingerprints", {})}
+        names = {**built, **record["fingerprints"]}
         found = list(names.items())
-        for path in record.get("paths", ()):  # of any root: this one may have been moved since
+        for path in record["paths"]:  # of any root: this one may have been moved since
             found += re.findall(f"/artifacts/([^/]+)/({DIGEST})(?=/|$)", path)
         if "images" in names and self._find("images", names["images"]) is None:
             earlier = (images.manifest for images in self._images())
@@ -128,16 +128,24 @@ class Wants:
 
 
 def _record(told: dict[str, Any]) -> dict[str, Any]:
-    """A record that tells what is asked of it here; KeyError for another."""
-    _ = datetime.fromisoformat(told["started"]), told["outcome"], told["command"]
-    return {"steps": {}, **told, "id": str(told["id"])}
+    """A record that tells what is asked of it here; KeyError, TypeError or ValueError for another."""
+    record = {"steps": {}, "fingerprints": {}, "paths": [], "process": {}, **told, "id": str(told["id"])}
+    json_files.require(record, str, "outcome", "command")
+    json_files.require(record, dict, "steps", "fingerprints", "process")
+    json_files.require(record, list, "paths")
+    json_files.require(record["fingerprints"], str, *record["fingerprints"])
+    json_files.require(record["paths"], str, *range(len(record["paths"])))
+    for step in record["steps"].values():
+        json_files.require(step, str, "artifact")
+    _ = [datetime.fromisoformat(told[key]) for key in ("started", "ended") if key in told or key == "started"]
+    return record
 
 
 def _reader(name: str, owner: claims.Owner) -> Run:
     """Who reads without being a run, as a run that wants just that."""
     now = datetime.now(UTC)
     record = {"id": name, "user": owner.user, "command": owner.doing, "started": now.isoformat(), "outcome": "running"}
-    return Run({**record, "steps": {}, "paths": list(owner.reads)}, True, now)
+    return Run(_record({**record, "paths": list(owner.reads)}), True, now)
 
 
 def _run(root: str, record: dict[str, Any], at_work: bool) -> Run:

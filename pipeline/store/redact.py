@@ -1,5 +1,9 @@
-"""Taking secrets out of a config before anybody else gets to see it."""
+"""Taking secrets out of what is kept before anybody else gets to see it: configs, command lines, logs.
 
+Hidden are the values of telling keys, passwords and signatures in URLs, and what a config takes from the environment.
+"""
+
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +12,20 @@ SECRET = re.compile(
     r"(^|_)(token|secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private|account)_?key)(_|$)"
 )
 
+SHORTEST = 6  # signs of a hidden value that is looked for within other texts
+_from_environment: set[str] = set()
+
 PASSWORD = re.compile(r"(?<=\w://)[^/\s@:]*:(?!\d+/)[^\s@]+@")  # a secret key may have slashes; a port has one after it
 
 
+def hide(value: str) -> None:
+    """From now on, leave out a value that the environment gives to a config. Numbers, URIs and paths are no secrets."""
+    if value.strip() and not re.match(r"-?[\d.]+$|\w+://", value) and not os.path.exists(value):
+        _from_environment.add(value)
+
+
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without the values of telling keys, the passwords in URLs, and URLs' queries (signatures)."""
+    """A copy without the values of telling keys, the passwords in URLs, URLs' queries (signatures), and hidden ones."""
     return {key: _redacted(value, _is_secret(key)) for key, value in config.items()}
 
 
@@ -28,13 +41,20 @@ def _redacted(value: Any, secret: bool = False) -> Any:
         return [_redacted(item, secret) for item in value]
     if secret and value is not None:
         return "***"
-    return _without_urls(value) if isinstance(value, str) else value
+    return redact_line(value) if isinstance(value, str) else value
 
 
 def redact_text(word: str) -> str:
-    """A word of a command line, or a sentence, without what `redact` would leave out."""
+    """A word of a command line without what `redact` would leave out."""
     key, separator, value = word.partition("=")
-    return f"{key}=***" if separator and value and _is_secret(key) else _without_urls(word)
+    return f"{key}=***" if separator and value and _is_secret(key) else redact_line(word)
+
+
+def redact_line(text: str) -> str:
+    """A text, such as a line of a log, without what `redact` would leave out of one."""
+    for value in sorted(_from_environment, key=len, reverse=True):
+        text = "***" if text == value else text.replace(value, "***") if len(value) >= SHORTEST else text
+    return _without_urls(text)
 
 
 def holds_password(value: Any) -> bool:

@@ -41,6 +41,42 @@ def test_a_pipe_that_nobody_reads_ends_an_answer(tmp_path, words):
     assert "Exception ignored" not in err
 
 
+def closing(*streams: int, words: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Called with some of the standard streams closed."""
+    shut = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in streams)
+    command = ["sh", "-c", f'exec "$@" {shut}', "sh", sys.executable, "-m", "pipeline", *words]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("streams", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_streams_that_are_closed_take_nothing_and_end_nothing(tmp_path, streams):
+    """Nor does a file get their numbers, and what was meant for them."""
+    done = closing(*streams, words=[*PLAN, "--json", f"root={tmp_path}"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 1 in streams or json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("words", [["status"], [*PLAN, "--json"], ["--version"]], ids=" ".join)
+def test_an_answer_that_finds_no_room_ends_in_a_sentence(tmp_path, words):
+    root = [] if words == ["--version"] else [f"root={tmp_path}"]
+    command = [sys.executable, "-m", "pipeline", *words, *root]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=CHECKOUT, stdout=full, stderr=subprocess.PIPE, text=True)
+    told = "error: a file, or stdout: no space is left there; make some and start the same command again\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(PLAN) == 2
+    assert (
+        capsys.readouterr().err == "error: the folder that this was started in is gone; change to one that is there\n"
+    )
+
+
 def test_letters_that_the_encoding_has_not_are_escaped(tmp_path):
     root = tmp_path / "Würstchen"
     for words in (["status", "--json"], ["status"], [*PLAN, "--json"], PLAN):

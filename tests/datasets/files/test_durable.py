@@ -17,33 +17,48 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Syncs and renames, with the names of files and folders, as they come."""
+    """Syncs, links and renames, with the names of files and folders, as they come; no sync is of a file still empty."""
     seen: list[str] = []
 
     def told(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             first = Path(f"/proc/self/fd/{arguments[0]}").resolve() if name == "fsync" else Path(arguments[0])
+            assert name != "fsync" or first.stat().st_size > 0 or first.is_dir()
             seen.append(f"{name} {first.name.rpartition('.')[2] if first.name.startswith('.') else first.name}")
             return function(*arguments)
 
         return call
 
-    for name in ("fsync", "replace", "unlink", "rmdir"):
+    for name in ("fsync", "replace", "link", "unlink", "rmdir"):
         monkeypatch.setattr(os, name, told(name, getattr(os, name)))
     return seen
 
 
 def test_a_published_file_is_on_the_disk_before_its_name_and_its_name_before_the_return(tmp_path, steps):
     storage.publish(b"content", f"{tmp_path}/folder/file")
-    assert [step for step in steps if not step.startswith("unlink")] == ["fsync tmp", "replace tmp", "fsync folder"]
+    assert steps == [f"fsync {tmp_path.name}", "fsync tmp", "replace tmp", "unlink tmp", "fsync folder"]
+
+
+def test_so_is_one_that_is_created(tmp_path, steps):
+    assert storage.create(b"content", f"{tmp_path}/file")
+    assert steps == ["fsync tmp", "link tmp", "unlink tmp", f"fsync {tmp_path.name}"]
+    steps.clear()
+    assert not storage.create(b"content", f"{tmp_path}/file")
+    assert steps == ["fsync tmp", "link tmp", "unlink tmp"]
+
+
+def test_so_is_a_line_and_with_the_first_one_the_files_name(tmp_path, steps):
+    for _ in range(2):
+        storage.append("line\n", f"{tmp_path}/file")
+    assert steps == ["fsync file", f"fsync {tmp_path.name}", "fsync file"]
 
 
 def test_a_moved_file_has_its_name_on_the_disk(tmp_path, steps):
     storage.publish(b"content", f"{tmp_path}/from/file")
     steps.clear()
     storage.move(f"{tmp_path}/from/file", f"{tmp_path}/to/other")
-    assert steps[0] == "replace file"
-    assert sorted(steps[1:]) == ["fsync from", "fsync to"]
+    assert steps[:2] == [f"fsync {tmp_path.name}", "replace file"]
+    assert sorted(steps[2:]) == ["fsync from", "fsync to"]
 
 
 def test_what_is_removed_is_gone_from_the_disk(tmp_path, steps):

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 
+from datasets.files import storage
 from datasets.files.errors import (
     NothingThere,
     StorageError,
@@ -86,3 +87,10 @@ def test_what_the_system_refuses_outside_the_storage_is_told_with_its_place():
         OSError(),
     ):
         assert refusal(fault) is fault
+
+
+@pytest.mark.parametrize("scheme", ["nonsense", "oci"])
+def test_an_address_that_nobody_here_knows_is_refused_with_its_path(scheme):
+    """No such scheme; and one whose library is not installed."""
+    with pytest.raises(StoreRefuses, match=f"^{scheme}://b/x: this kind of address cannot be used: "):
+        storage.read(f"{scheme}://b/x")

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets.files import json_files, notices
+from datasets.files.errors import StoreRefuses
+from datasets.files.json_files import NUMBER
 from datasets.files.notices import Notice
 from datasets.files.storage import CorruptFile
 
@@ -88,6 +90,41 @@ def test_one_file_is_read_or_is_not_there_or_is_told(folder, heard):
         f"passed over {folder}/empty.json: damaged: it is empty",
         f"passed over {folder}/lacking.json: damaged: it has no 'number'",
     ]
+
+
+def test_what_is_no_file_is_told_and_what_nobody_may_read_is_refused(tmp_path):
+    """A folder; links in a circle; and a file of somebody else's, which may be whole."""
+    (tmp_path / "folder").mkdir()
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / one).symlink_to(tmp_path / other)
+    found: list[Notice] = []
+    with notices.heard_by(found.append):
+        assert json_files.read(f"{tmp_path}/folder", make) is None
+        assert json_files.read(f"{tmp_path}/a", make) is None
+    assert [notice.reason.partition(": ")[0] for notice in found] == ["no file", "no file"]
+    with pytest.raises(StoreRefuses):
+        json_files.read(f"{tmp_path}/{'n' * 300}", make)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"name": "x", "number": 1e999}', b'{"name": "x", "number": NaN}']
+)
+def test_what_json_can_hold_and_we_cannot_is_damage(content):
+    with pytest.raises(CorruptFile, match=r"^x is damaged: .+"):
+        json_files.parse("x", content, make)
+
+
+def test_values_of_another_kind_are_damage_and_so_are_numbers_that_are_none():
+    told = {"a": 1, "b": 1.5, "c": "x", "d": {}, "e": float("nan"), "f": float("inf"), "g": None}
+    json_files.require(told, NUMBER, "a", "b")
+    json_files.require(told, str, "c")
+    json_files.require(told, dict, "d")
+    json_files.require(told, dict)
+    for kind, key in ((NUMBER, "c"), (int, "b"), (str, "a"), (NUMBER, "e"), (NUMBER, "f"), (str, "g")):
+        with pytest.raises(TypeError, match=f"^its {key} is "):
+            json_files.require(told, kind, key)
+    with pytest.raises(KeyError, match="h"):
+        json_files.require(told, str, "c", "h")
 
 
 def test_a_line_that_is_cut_off_costs_itself_alone():

@@ -81,6 +81,18 @@ def test_a_file_goes_and_its_neighbours_of_a_longer_name_stay(store, s3_root):
     assert storage.listing(s3_root) == []
 
 
+def test_a_folder_of_more_files_than_a_listing_names_goes_whole(store, s3_root, monkeypatch):
+    monkeypatch.setattr(s3, "PAGE", 3)
+    for name in ("a/1", "a/2", "a/b/3", "a/b/4", "a/c", "a/d", "a/e", "ab"):
+        storage.publish(b"content", f"{s3_root}/{name}")
+    before, store.fault = len(store.asked), some(0.2, "slow", seed=1)
+    storage.remove(f"{s3_root}/a")
+    failed, store.fault = store.requests("slow"), lambda method, path: None
+    assert failed
+    assert len(store.asked) - before == 3 + 1 + 7 + failed  # pages, the name itself, files
+    assert storage.listing(s3_root) == ["ab"]
+
+
 def test_a_client_is_made_for_each_endpoint_once_and_asks_once(store, monkeypatch):
     one = filesystems.s3_client()
     assert one is filesystems.s3_client()
@@ -128,6 +140,7 @@ def test_a_small_object_is_one_request(store, s3_root):
         (lambda root: storage.sizes(root), {"GET": 1}),
         (lambda root: storage.content_tag(f"{root}/a/1"), {"HEAD": 1}),
         (lambda root: storage.remove(f"{root}/a/1"), {"DELETE": 1, "GET": 1}),
+        (lambda root: storage.remove(f"{root}/a"), {"DELETE": 4, "GET": 1}),
         (lambda root: storage.create(b"mine", f"{root}/claim"), {"HEAD": 1, "GET": 1, "PUT": 2}),
         (lambda root: storage.create(b"mine", f"{root}/a/1"), {"HEAD": 1}),
         (lambda root: storage.move(f"{root}/a/1", f"{root}/b"), {"HEAD": 1, "PUT": 1, "DELETE": 1}),

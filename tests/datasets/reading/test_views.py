@@ -106,6 +106,25 @@ def test_a_view_of_other_pictures_is_refused(source):
         Batches([source], seed=0, view=views.View({**view.shards, 1: (4, bits)}))
 
 
+OURS = {0: [True, True, False], 1: [False, True]}
+
+
+def test_views_of_the_same_shards_are_joined_picture_by_picture():
+    one, other = views.View.of(OURS), views.View.of({0: [True, False, True], 1: [True, True]})
+    assert one & other == views.View.of({0: [True, False, False], 1: [False, True]})
+    assert one & ~other == views.View.of({0: [False, True, False], 1: [False, False]})
+
+
+@pytest.mark.parametrize(
+    "theirs", [{0: [True] * 3}, {**OURS, 2: [True]}, {**OURS, 1: [True]}], ids=["less", "more", "others"]
+)
+def test_views_of_other_shards_are_not_joined(theirs):
+    one, other = views.View.of(OURS), views.View.of(theirs)
+    for left, right in ((one, other), (other, one)):
+        with pytest.raises(CorruptFile, match="but the view knows"):
+            _ = left & right
+
+
 # ------------------------------------------------------------------------------------------------ config and DAG
 
 PHASES = "stage_c.train.phases=[{steps: 4, batch_size: 8, size: 128}, {steps: 4, batch_size: 4, size: 128, view: fine}]"

@@ -54,6 +54,9 @@ def test_flags():
         ("run --only", "--only needs a step's name"),
         ("run conf=a conf=b", "conf= is given twice"),
         ("run root=", "root= is empty"),
+        ("run root=s3://", "root=s3:// names no bucket"),
+        ("run root=memory://", "root=memory:// names no bucket"),
+        ("run root=s3:///x", "root=s3:///x names no bucket"),
     ],
 )
 def test_what_does_not_fit_is_named(line, message):

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from datasets.files import storage
@@ -190,11 +191,20 @@ def test_a_torn_claim_is_somebodys_until_it_is_silent(root):
     clock = Time(lambda now: now == 1 and elsewhere(root))
     with pytest.raises(LeaseHeld):
         hold(root, clock).__enter__()
-    for content in (b"", b"[]", b"null", b'{"process": 1}'):
+    for content in (b"", b"[]", b"null", b'{"process": 1}', b"[" * 100_000):
         storage.publish(content, file_of(root, 1))
         with hold(root, clock := Time()):
             assert clock.now >= 60
         storage.remove(f"{root}/claims")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=["folder", "link"])
+def test_what_is_no_file_where_a_claim_would_be_is_told_and_not_tried_for_ever(tmp_path, make):
+    file = Path(file_of(str(tmp_path), 1))
+    file.parent.mkdir(parents=True)
+    make(file)
+    with pytest.raises(LeaseHeld, match=r"000001\.json: something is there that is no claim; move it away"):
+        take(str(tmp_path))
 
 
 def test_what_later_versions_tell_is_passed_over(root):
@@ -427,15 +437,26 @@ with claims.hold(sys.argv[1], sys.argv[2], print):
 """
 
 
+CONTAINED = ("unshare", "-pf", "--kill-child")  # a command in a PID namespace of its own, which ends with unshare(1)
+
+
+@contextlib.contextmanager
+def another(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process, and whatever it has started in a namespace of its own; gone after the block, however it ends."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @contextlib.contextmanager
 def holder(root: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the claim."""
-    command = [*before, sys.executable, "-c", HOLD, str(root), WHAT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as process:
+    with another(*before, sys.executable, "-c", HOLD, str(root), WHAT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
-        process.kill()
 
 
 def test_a_process_that_was_killed_is_replaced_at_once(tmp_path, capsys):
@@ -451,7 +472,7 @@ def test_a_process_that_was_killed_is_replaced_at_once(tmp_path, capsys):
 
 def namespaces() -> str | None:
     """Why processes of another PID namespace cannot be made here; None where they can."""
-    probe = subprocess.run(["unshare", "-pf", "true"], capture_output=True, text=True)
+    probe = subprocess.run([*CONTAINED, "true"], capture_output=True, text=True)
     return probe.stderr.strip() if probe.returncode else None
 
 
@@ -463,9 +484,17 @@ needs_namespaces = pytest.mark.skipif(NO_NAMESPACES is not None, reason=f"no PID
 
 
 @needs_namespaces
+def test_no_holder_outlives_its_test(tmp_path):
+    with holder(tmp_path, *CONTAINED) as process:
+        inside = psutil.Process(process.pid).children(recursive=True)
+        assert inside
+    assert psutil.wait_procs(inside, timeout=60)[1] == []
+
+
+@needs_namespaces
 def test_a_live_process_of_another_container_on_this_host_is_respected(tmp_path):
     """Its number is of nobody here, or of somebody else; its heartbeat is what counts."""
-    with holder(tmp_path, "unshare", "-pf"):
+    with holder(tmp_path, *CONTAINED):
         owner = told(str(tmp_path), 1)
         assert (owner["host"], owner["boot"]) == (ProcessId.own().host, ProcessId.own().boot)
         storage.publish(json.dumps({**owner, "pid": 2**22 - 1}).encode(), file_of(str(tmp_path), 1))
@@ -522,12 +551,9 @@ def test_of_three_containers_that_take_over_at_once_one_builds(tmp_path, rounds)
     for print_ in prints:
         dead = Owner("t", ProcessId(ProcessId.own().host, 7, 0.0, ProcessId.own().boot, "pid:[1]"), "anna")
         storage.publish(dead.content(), f"{root}/claims/{claims.artifact('stage_a', print_.digest)}/000001.json")
-    command = ["unshare", "-pf", sys.executable, "-c", WORKER, root, str(rounds)]
+    command = [*CONTAINED, sys.executable, "-c", WORKER, root, str(rounds)]
     with contextlib.ExitStack() as exits:
-        workers = [
-            exits.enter_context(subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True, cwd=CHECKOUT))
-            for name in ("a", "b", "c")
-        ]
+        workers = [exits.enter_context(another(*command, name)) for name in ("a", "b", "c")]
         outcomes = []
         for number in range(rounds):
             (tmp_path / f"go{number}").touch()
