@@ -58,6 +58,7 @@ def cost(document: Document) -> list[str]:
     if any(kinds.values()):
         parts = (f"{hours:.4g} {hours_unit(kind).partition(',')[0]}" for kind, hours in sorted(kinds.items()))
         found.append(f"All that it stands on, data and evaluation included: {', '.join(parts)}.")
+    found += [f"{energy}."] if (energy := document["cost"]["total"]["energy"]) else []
     found += [sentence for sentence in document["cost"]["sentences"] if sentence.endswith("are not in this")]
     return found or ["What it cost is not known: the ledger has nothing of it."]
 
