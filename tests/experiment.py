@@ -13,7 +13,9 @@ from PIL import Image
 
 from datasets.files import storage
 from datasets.formats import shards
-from pipeline.models import score_tables
+from pipeline.models import distances, drawing_speed, score_tables
+from pipeline.models.distances import Distance
+from pipeline.models.drawing_speed import Timing
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 from pipeline.store.ledger import About, Writer
 
@@ -22,6 +24,17 @@ TRAIN = {"phases": [{"steps": 4, "batch_size": 2, "size": 128}]}
 COMMIT = {"sha": "c0ffee" * 6 + "abcd", "branch": "main", "changed": True}
 RUN = "20260101-000000-a1b2"
 BEFORE = "20251231-000000-9f9f"
+CALLED = {"fid": "fd:1a2b3c4d", "kid": "kd:1a2b3c4d", "is": "is:1a2b3c4d"}
+_LEAST = {"n": 3, "n_real": 3, "fid": None, "inception_score": 1.25, "inception_score_std": 0.125, "called": CALLED}
+DISTANCES = [
+    Distance(set="held_out", whose="ours", part="all", kid=0.02, kid_low=0.01, kid_high=0.03, **_LEAST),
+    Distance(set="held_out", whose="null", part="all", kid=0.0175, kid_low=0.007, kid_high=0.028, **_LEAST),
+    Distance(set="held_out", whose="ours", part="jpeg_75", kid=0.0225, kid_low=0.012, kid_high=0.033, **_LEAST),
+    Distance(set="coco", whose="ours", part="all", kid=0.5, kid_low=0.25, kid_high=0.75, **(_LEAST | {"fid": 9.125})),
+]
+TIMED = [
+    Timing(mode, batch, "cpu", "fp32", 0.5 / batch, 0.25, 0.125) for mode in ("eager", "compiled") for batch in (1, 4)
+]
 
 
 def png(shade: int) -> bytes:
@@ -99,12 +112,12 @@ class Experiment:
         table = pa.Table.from_pylist(lines, schema=score_tables.schema(["baseline"]))
         rates = score_tables.win_rates(table)
         metrics = score_tables.metrics(table, rates) | {"retrieval_top1": 1.0, "retrieval_top1_heldout": 1 / count}
-        metrics |= {"fid/held_out/ours": 9.0, "kid/held_out/ours/low": 0.1, "fd:1a2b3c4d/held_out/ours/first_2": 3.0}
-        metrics |= {"seconds_a_picture/eager/batch_1/stage_c": 0.5}
-        told = json.dumps([vars(line) for line in rates]).encode()
+        metrics |= distances.metrics(DISTANCES) | drawing_speed.metrics(TIMED)
+        told, apart, timed = (json.dumps([vars(one) for one in some]).encode() for some in (rates, DISTANCES, TIMED))
         parents = ("samples", "samples_held_out", "baseline_samples", "baseline_samples_held_out")
         sets = {"training": {"of": "training", "n": count}, "held_out": {"of": "held_out", "n": count}}
         files = {score_tables.FILE: shards.parquet_bytes(table), score_tables.TABLES: told}
+        files |= {distances.FILE: apart, drawing_speed.FILE: timed}
         self.add("scores", "evaluate", parents, files, rows=len(lines), metrics=metrics, notes={"prompts": sets})
 
     def record(self, run: str = RUN, outcome: str = "done", **more: Any) -> None:

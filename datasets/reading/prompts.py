@@ -67,8 +67,8 @@ def read(path: str, limit: int | None, seed: int, key: str) -> PromptFile:
                 if text := " ".join(text.encode(errors="replace").decode().split()):
                     read += 1
                     chosen.setdefault(text, Prompt(text, category or None, challenge or None))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+    except ValueError as error:
+        reason = "it is not in UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise DataError(
             f"{key}: {path} is no prompt file of its form ({reason}); see docs/guides/evaluation.md"
         ) from error
@@ -106,11 +106,27 @@ def _txt(lines: io.TextIOWrapper) -> Iterator[Entry]:
 
 
 def _coco(lines: io.TextIOWrapper) -> Iterator[Entry]:
-    return ((str(annotation["caption"]), None, None) for annotation in json.load(lines)["annotations"])
+    told = json.load(lines)
+    annotations = told.get("annotations") if isinstance(told, dict) else None
+    if not isinstance(annotations, list):
+        raise ValueError("it has no list of annotations")
+    return (_captioned(one, f"annotation {number}") for number, one in enumerate(annotations, 1))
 
 
 def _narratives(lines: io.TextIOWrapper) -> Iterator[Entry]:
-    return ((str(json.loads(line)["caption"]), None, None) for line in lines if line.strip())
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                told = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is no JSON: {error.msg}") from None
+            yield _captioned(told, f"line {number}")
+
+
+def _captioned(told: object, where: str) -> Entry:
+    if not isinstance(told, dict) or not isinstance(told.get("caption"), str):
+        raise ValueError(f"{where} has no caption")
+    return told["caption"], None, None
 
 
 FORMS = {".tsv": _tsv, ".txt": _txt, ".json": _coco, ".jsonl": _narratives}

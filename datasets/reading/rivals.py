@@ -68,6 +68,8 @@ class Rival:
         self._tar = path.lower().endswith(".tar")
         if not storage.exists(path):
             raise DataError(f"{config_key}: there are no pictures at {path}; give a folder or a tar")
+        if not self._tar and storage.is_file(path):
+            raise DataError(f"{config_key}: {path} is a file; give a folder, or an uncompressed tar that ends in .tar")
         if self._tar and storage.is_remote(path):
             raise DataError(f"{config_key}: {path} is a tar in a store; unpack it there, or bring it to a disk")
         names = [name for name in self._names if name.lower().endswith(SUFFIXES)]
@@ -137,8 +139,8 @@ class Rival:
         unknown = [row["file"] for row in rows if row["file"] not in known]
         if unknown:
             raise DataError(
-                f"{self.config_key}: {self.path}/{LISTED} names {len(unknown)} files that are not there "
-                f"({_first(unknown)}); bring them or take their rows out"
+                f"{self.config_key}: {self.path}/{LISTED} names pictures that are not there ({_first(unknown)}); "
+                "bring them or take their rows out"
             )
         return [(Prompt(" ".join(str(row["prompt"]).split())).key, row["file"]) for row in rows]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.hours.spent import StepHours
+from pipeline.hours.spent import Spent, StepHours
 from pipeline.settings.keys import flatten
 from pipeline.store.ledger import CPU
 
@@ -20,6 +20,7 @@ PAPER = {  # step: the model of the reference, its stage, and what of the step's
     "train_c": ("Würstchen", "C", ("stage_c.model", "stage_c.train.phases")),
     "train_baseline": ("Baseline LDM", None, ("baseline.model", "baseline.train.phases")),
 }
+JOULES_PER_KWH = 3.6e6
 KW, KG_PER_KWH = 0.25, 0.37  # the paper's: an A100 PCIe's, and its grid's; no idle power, no cooling
 
 
@@ -97,6 +98,15 @@ def hours_unit(kind: str) -> str:
 def paper_kg(gpu_hours: float, kg_per_kwh: float = KG_PER_KWH, kw: float = KW) -> float:
     """kg of CO2 by the paper's method: Stage C's 24,602 hours x 0.25 kW x 0.37 kg/kWh are its 2,276."""
     return gpu_hours * kw * kg_per_kwh
+
+
+def energy(spent: Spent) -> str | None:
+    """What NVML's counters tell of the energy, and its CO2 on the paper's grid, in words, where they tell anything."""
+    if spent.joules is None:
+        return None
+    kwh = spent.joules / JOULES_PER_KWH
+    share = spent.measured / spent.total
+    return f"{kwh:,.3g} kWh by NVML's counters, of {share:.0%} of these: {kwh * KG_PER_KWH:,.3g} kg of CO2"
 
 
 def savings() -> dict[str, float]:

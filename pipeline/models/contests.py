@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,10 +113,16 @@ def usable(
 def require(findings: Findings, key: str, path: str, prompts: str, n: int, allowed: float) -> None:
     """Refuse a rival whose pictures for a prompt set lack more than the allowed share."""
     if findings.lacking > allowed * n:
+        rest = f", or leave them out with eval.allow_missing={_above(findings.lacking / n)}" if findings.usable else ""
         raise DataError(
-            f"{key}: of {n} pictures for the prompt set {prompts} at {path}, {findings.told()}; mend them, or leave up "
-            f"to {findings.lacking / n:.2g} of them out with eval.allow_missing="
+            f"{key}: of {n} pictures for the prompt set {prompts} at {path}, {findings.told()}; mend them{rest}"
         )
+
+
+def _above(share: float) -> float:
+    """Two digits of a share that are no less than it."""
+    digits = 1 - math.floor(math.log10(share))
+    return math.ceil(share * 10**digits) / 10**digits
 
 
 def fit(picture: np.ndarray, like: np.ndarray) -> np.ndarray:

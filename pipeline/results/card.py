@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.hours.paper import hours_unit
+from pipeline.models.distances import EVERYTHING
+from pipeline.results.scores import OTHER_SEED
 from pipeline.results.verdict import knows_by_heart
+from pipeline.settings.evaluation import NULL, OURS
 
 FEW = 10_000  # pictures, below which a card says how few they are
 NAMES = {"stage_a": "Stage A", "stage_b": "Stage B", "stage_c_phases": "Stage C", "stage_c": "Stage C"}
@@ -22,7 +25,7 @@ def trained_on(document: Document) -> list[str]:
 
 
 def scores(document: Document) -> list[tuple[str, float, int | None, str]]:
-    """Each figure with how many it is of, and of what; of win rates also what chance alone gives."""
+    """Each figure with how many it is of, and of what; of win rates and distances also what chance alone gives."""
     told = document["scores"]
     if not told:
         return []
@@ -31,6 +34,15 @@ def scores(document: Document) -> list[tuple[str, float, int | None, str]]:
         if row["kind"] != "paper":
             name = f"{row['scorer']}: share of wins {row['label']}"
             found += [(name, line["rate"], line["n"], prompts) for prompts, line in row["cells"].items()]
+    for line in told["distances"]:
+        if line["whose"] in (OURS, NULL) and line["part"] == EVERYTHING:
+            told_of = f" {OTHER_SEED}" if line["whose"] == NULL else ""
+            values = {"fid": line["fid"], "kid": line["kid"], "is": line["inception_score"]}
+            found += [
+                (f"{line['called'][kind]}{told_of}", value, line["n"], line["set"])
+                for kind, value in values.items()
+                if value is not None
+            ]
     return found
 
 
@@ -46,6 +58,7 @@ def cost(document: Document) -> list[str]:
     if any(kinds.values()):
         parts = (f"{hours:.4g} {hours_unit(kind).partition(',')[0]}" for kind, hours in sorted(kinds.items()))
         found.append(f"All that it stands on, data and evaluation included: {', '.join(parts)}.")
+    found += [f"{energy}."] if (energy := document["cost"]["total"]["energy"]) else []
     found += [sentence for sentence in document["cost"]["sentences"] if sentence.endswith("are not in this")]
     return found or ["What it cost is not known: the ledger has nothing of it."]
 

@@ -53,9 +53,11 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def total(cost: Spent) -> dict[str, Any]:
-    """Hours of some leases together, kg of CO2 by the paper's method where GPUs were held, and money where priced."""
+    """Hours of some leases together, kg of CO2 by the paper's method where GPUs were held, energy where it was
+    measured, and money where priced."""
     gpus = sum(seconds for kind, seconds in cost.by_kind.items() if kind != CPU)
-    return cost.as_hours() | {"kg_co2_as_in_the_paper": paper.paper_kg(gpus / 3600) if gpus else None}
+    by_method = paper.paper_kg(gpus / 3600) if gpus else None
+    return cost.as_hours() | {"kg_co2_as_in_the_paper": by_method, "energy": paper.energy(cost)}
 
 
 def of_steps(section: dict[str, Any], steps: Iterable[str]) -> list[dict[str, Any]]:

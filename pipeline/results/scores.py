@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.models import distances, drawing_speed
 from pipeline.models.score_tables import EVERYTHING, FILE, TABLES
 from pipeline.settings.evaluation import HELD_OUT, NULL, TRAINING
 from pipeline.store.artifacts import Artifact
@@ -38,7 +39,7 @@ def section(scores: Artifact | None, before: Artifact | None = None) -> dict[str
     measured = scores.manifest["metrics"]
     earlier = before.manifest["metrics"] if before else {}
     notes = scores.manifest.get("notes", {})
-    lines = json.loads(scores.read(TABLES)) if TABLES in scores.files else []
+    lines, apart, timed = (_lines(scores, name) for name in (TABLES, distances.FILE, drawing_speed.FILE))
     counted = FILE in scores.files  # earlier versions had one set, whose rows were the manifest's
     sets = {name: {"of": about.get("file") or about.get("of", "the data"), **about} for name, about in _sets(notes)}
     return {
@@ -50,7 +51,14 @@ def section(scores: Artifact | None, before: Artifact | None = None) -> dict[str
         ],
         "tables": win_tables([line for line in lines if line["part"] == EVERYTHING]),
         "parts": [line for line in lines if line["part"] != EVERYTHING and line["rival"] != NULL],
+        "distances": apart,
+        "speed": timed,
     }
+
+
+def _lines(scores: Artifact, name: str) -> list[dict[str, Any]]:
+    """Those of a table, if it was made."""
+    return json.loads(scores.read(name)) if name in scores.files else []
 
 
 def _sets(notes: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:

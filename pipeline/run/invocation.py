@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -234,14 +235,14 @@ class _Session:
             what = claims.artifact(output, digest)
             with (
                 claims.hold(self.root, what, neighbours.tell) as claim,
-                logging_to(log_path, self.summary.warnings.append),
+                logging_to(log_path, self.summary.warnings.append) as lines,
             ):
                 artifact = None if item.again else self.store.find(output, digest)
                 if artifact:
                     log.info("%s: somebody else has built %s meanwhile", name, path)
                 else:
                     log.info("%s begins (%s): %s, fingerprint %s", name, item.reason, path, digest)
-                    artifact = self._build_under_claim(item, claim, progress, stopped)
+                    artifact = self._build_under_claim(item, claim, lines, progress, stopped)
                     log.info(
                         "%s is done: %s rows, %.1f s", name, f"{artifact.manifest['rows']:,}", time.monotonic() - begun
                     )
@@ -271,7 +272,9 @@ class _Session:
             steps_again=int(manifest["metrics"].get("steps_again", 0)),
         )
 
-    def _build_under_claim(self, item: Planned, claim: Claim, progress: StepProgress, stopped: Stop) -> Artifact:
+    def _build_under_claim(
+        self, item: Planned, claim: Claim, lines: Collection[str], progress: StepProgress, stopped: Stop
+    ) -> Artifact:
         from pipeline.run import telling
 
         step, fingerprint = item.step, item.fingerprint
@@ -284,7 +287,7 @@ class _Session:
         begun = time.monotonic()
         self.memory.lap()
         account = self.books.open(item)
-        told = self.tracking, item, account.about.build, path, self.record.told["steps"][step.output]["log"]
+        told = self.tracking, item, account.about.build, path, lines
         with telling.step_run(*told, self.cluster.kind, self.books.leases) as tracked:
             build = Build(
                 config=self.config.with_absolute_paths(),

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,15 +72,18 @@ class Reporter:
 
 
 @contextlib.contextmanager
-def logging_to(path: str, warn: Callable[[str], None]) -> Iterator[None]:
+def logging_to(path: str, warn: Callable[[str], None]) -> Iterator[Collection[str]]:
     """Send the driver's log records to a step's log; where that cannot be kept, `warn` is told, and no step ends.
+
+    Gives the last lines of the log, as they come.
 
     Raises:
         StorageError: it cannot even be begun.
     """
-    close = log_files.attached(persistently(path, lambda: log_files.LogFile(path, warn)), "pipeline")
+    file = persistently(path, lambda: log_files.LogFile(path, warn))
+    close = log_files.attached(file, "pipeline")
     try:
-        yield
+        yield file.last
     except (Interrupted, KeyboardInterrupt) as error:
         log.info("stopped on request: %s", error or "at once, without a save")
         raise

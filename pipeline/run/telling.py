@@ -1,7 +1,7 @@
 """What a run tells of itself in MLflow: its card and few figures, and those of its steps, also where they failed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +11,6 @@ from pipeline.hours.paper import hours_unit
 from pipeline.hours.spent import spent
 from pipeline.plan.dag import Planned
 from pipeline.run.last_screen import Summary
-from pipeline.store import log_files
 from pipeline.store.artifacts import BUILDING, Artifact
 from pipeline.store.ledger import Lease
 from pipeline.store.redact import redact_line
@@ -58,11 +57,14 @@ def step_run(
     item: Planned,
     build: str | None,
     path: str,
-    log_path: str,
+    lines: Collection[str],
     kind: str,
     leases: Callable[[], list[Lease]],
 ) -> Iterator[StepRun]:
-    """The run of a step's build in MLflow, which tells in the end what became of it; the ledger has its `leases`."""
+    """The run of a step's build in MLflow, which tells in the end what became of it.
+
+    The ledger has its `leases`; `lines` are the last ones of its log by then.
+    """
     names = item.step.name, item.step.output, item.fingerprint.digest
     reached = Interruptions.read(storage.join(path, BUILDING)).reached
     with tracking.step(*names, build=build, settings=item.fingerprint.settings, reached=reached) as tracked:
@@ -73,29 +75,22 @@ def step_run(
             raise
         finally:
             try:
-                _describe(tracked, [lease for lease in leases() if lease.about.build == build], kind, log_path)
+                _describe(tracked, [lease for lease in leases() if lease.about.build == build], kind, lines)
             except Exception as failure:  # what is told of a step changes nothing about how it ends
                 tracking.warnings.append(f"MLflow has no description of {item.step.name}: {failure}")
 
 
-def _describe(run: StepRun, leases: Sequence[Lease], kind: str, log_path: str) -> None:
+def _describe(run: StepRun, leases: Sequence[Lease], kind: str, lines: Collection[str]) -> None:
     end, cost, unit = run.end, spent(leases), hours_unit(kind)
     if isinstance(end, Artifact):
         time = timedelta(seconds=round(end.manifest["seconds"]))
         run.describe(card.of_end(f"{end.manifest['rows']:,} rows in {time}", [], cost, unit))
     else:
-        run.describe(card.of_end(_sentence(end) or "", _last_lines(log_path), cost, unit))
+        run.describe(card.of_end(_sentence(end) or "", [*lines], cost, unit))
 
 
 def _sentence(error: BaseException | None) -> str | None:
     return None if error is None else redact_line(str(error)) or type(error).__name__
-
-
-def _last_lines(path: str) -> list[str]:
-    """The end of a step's log, as far as it can be read."""
-    with suppress(OSError):
-        return log_files.read(path).splitlines()[-card.LOG_LINES :]
-    return []
 
 
 def _seen(artifacts: Mapping[str, Artifact]) -> dict[str, float]:

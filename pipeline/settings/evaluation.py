@@ -151,8 +151,8 @@ class Eval(Settings):
 
     @property
     def compares(self) -> bool:
-        """Whether there are tables of win rates, under each of which stands what chance alone gives."""
-        return bool(self.rivals or self.scorers.paths)
+        """Whether there are tables of win rates or distances, in each of which stands what chance alone gives."""
+        return bool(self.rivals or self.scorers.paths or self.distances.inception)
 
     def rival_path(self, name: str, prompts: str) -> tuple[str, str] | None:
         """Key below `eval` and path of a rival's pictures for a prompt set; None: it has none, or is trained here."""

@@ -16,6 +16,7 @@ from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.shards import Receipt
 from pipeline.cluster.interruptions import Interruptions
+from pipeline.cluster.mapping import ShardActor, Worker
 from pipeline.errors import Interrupted
 from pipeline.plan.dag import Step
 from pipeline.plan.table import table
@@ -126,27 +127,27 @@ class Build:
 
     def map_shards(
         self,
-        worker: type,
+        worker: Callable[..., Worker],
         arguments: tuple[Any, ...],
         total: Mapping[int, Any],
         rows: int,
         unit: str,
         folder: str | None = None,
     ) -> list[Receipt]:
-        """Map the shards without a receipt in `folder` with actors `worker(*arguments, folder, fence, board)`.
+        """Map the shards without a receipt in `folder` with actors that each have a `worker(*arguments)`.
 
-        `total` has by number what an actor is called with for that shard, no more than it needs. `folder` is the
+        `total` has by number what the worker is called with for that shard, no more than it needs. `folder` is the
         artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the receipts of all
         shards in the order of `total`, whoever made them.
         """
         folder = folder or self.path
         finished = self.finished_shards(folder)
         self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
-        todo = {shard: work for shard, work in total.items() if shard not in finished}
+        todo = {shard: (shard, work) for shard, work in total.items() if shard not in finished}
         if todo:
             with self.lease(self.cluster.reserved(len(todo)), self.cluster.kind):
-                about = (*arguments, folder, self.claim.fence, self.cluster.board)
-                self.cluster.map_shards(worker, about, list(todo.values()), self.tick)
+                about = (worker, arguments, rows, unit, folder, self.claim.fence, self.cluster.board)
+                self.cluster.map_shards(ShardActor, about, list(todo.values()), self.tick)
             self.raise_if_stopped()
             finished |= shards.finished(folder, todo)
         missing = [shard for shard in total if shard not in finished]

@@ -7,7 +7,6 @@ that are added later take no new download and no new latents.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +14,6 @@ import pyarrow.parquet as pq
 
 from datasets.caption_settings import CaptionerConfig, RecapConfig
 from datasets.config import DataError
-from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.formats import shards
 from datasets.formats.shard_table import Shard
@@ -23,6 +21,7 @@ from datasets.formats.shards import Receipt
 from datasets.outcomes import Outcome
 from datasets.planning import plan, recaps
 from datasets.reading import captions
+from pipeline.cluster.mapping import Made, chunked
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 
@@ -51,7 +50,8 @@ def _recap(config: RecapConfig, name: str, inputs: tuple[Artifact, Artifact], pa
     read = Counter[str]()
     for number, found in recaps.joined(_names(*inputs), config, f"data.recaps.{name}", read):
         clock, pictures = shards.Clock(), _stored(inputs[1].shards()[number])
-        _publish(path, number, pictures, [found.get(place, []) for place in range(len(pictures))], clock, fence)
+        made = _made(number, pictures, [found.get(place, []) for place in range(len(pictures))])
+        made.publish(path, number, clock, fence)
     return read
 
 
@@ -76,7 +76,7 @@ def caption(build: Build) -> Facts:
     """images -> captions_<name>: a caption of every stored picture by a model."""
     name, images = build.step.output.removeprefix("captions_"), build.inputs["images"]
     config, rows = build.config.data.captioners[name], images.manifest["rows"]
-    arguments = (config, f"data.captioners.{name}", build.cluster.device, rows)
+    arguments = (config, f"data.captioners.{name}", build.cluster.device)
     receipts = build.map_shards(ShardCaptioner, arguments, images.shards(), rows, "images")
     facts = _facts(build, receipts, "ray.data.Dataset.map_batches")
     if not facts.rows:
@@ -85,50 +85,30 @@ def caption(build: Build) -> Facts:
 
 
 class ShardCaptioner:
-    """An actor: reads a shard of images, publishes a table of captions of them, then its receipt."""
+    """Makes of a shard of images a table of captions of them."""
 
-    def __init__(
-        self, config: CaptionerConfig, key: str, device: str, total_rows: int, path: str, fence: Fence, board: Any
-    ):
-        from pipeline.cluster.board import BoardClient
+    def __init__(self, config: CaptionerConfig, key: str, device: str):
         from pipeline.models import loading
         from pipeline.models.foreign import captioners
 
-        self.total_rows, self.path, self.batch, self.fence = total_rows, path, config.batch, fence
-        self.board = BoardClient(board)
-        self.captioner = captioners.load(config, loading.device(device), key)
+        self.batch, self.captioner = config.batch, captioners.load(config, loading.device(device), key)
 
-    def __call__(self, images: Shard) -> None:
-        if not self.board.stopping():
-            clock, rows = shards.Clock(), images.images()
-            parts = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
-            texts = [text for part in parts for text in self.captioner.captions([row.pixels() for row in part])]
-            found = [[clean] if (clean := plan.clean_caption(text)) else [] for text in texts]
-            _publish(self.path, images.number, [(row.row, row.key) for row in rows], found, clock, self.fence)
-            self.board.post({"kind": "advance", "count": len(rows), "total": self.total_rows, "unit": "images"})
+    def __call__(self, number: int, images: Shard) -> Made:
+        rows = images.images()
+        parts = chunked(rows, self.batch).values()
+        texts = [text for part in parts for text in self.captioner.captions([row.pixels() for row in part])]
+        found = [[clean] if (clean := plan.clean_caption(text)) else [] for text in texts]
+        return _made(number, [(row.row, row.key) for row in rows], found)
 
 
-def _publish(
-    path: str,
-    number: int,
-    pictures: list[tuple[int, str]],
-    found: list[list[str]],
-    clock: shards.Clock,
-    fence: Fence,
-) -> None:
-    """A shard's table, and its receipt, which counts pictures: those without a caption are dropped."""
-    name, captioned = shards.tensor_name(number), sum(map(bool, found))
-    without = len(pictures) - captioned
-    shards.publish_receipt(
-        path,
-        number,
-        rows_in=len(pictures),
-        rows_out=captioned,
-        files={name: storage.publish(captions.table_bytes(pictures, found), storage.join(path, name))},
-        clock=clock,
+def _made(number: int, pictures: list[tuple[int, str]], found: list[list[str]]) -> Made:
+    """A shard's table; its receipt counts pictures: those without a caption are dropped."""
+    without = len(pictures) - sum(map(bool, found))
+    return Made(
+        rows=len(pictures),
+        files={shards.tensor_name(number): captions.table_bytes(pictures, found)},
         dropped={NO_CAPTION: without} if without else {},
         counts={CAPTIONS: sum(map(len, found))},
-        fence=fence,
     )
 
 

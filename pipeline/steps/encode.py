@@ -7,7 +7,7 @@ Tensors never travel through Ray: an actor reads a shard of images, encodes it a
 import functools
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ import numpy as np
 from datasets.buckets import Frame, Size
 from datasets.config import DataError
 from datasets.files import storage
-from datasets.files.fence import Fence
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shards
 from datasets.formats.rounding import Dtype, Int8, Rounding, rounded
 from datasets.formats.shard_table import Shard
 from datasets.formats.shards import ImageRow, Receipt
 from datasets.reading import captions
+from pipeline.cluster.mapping import Made, chunked
 from pipeline.models import encoders
 from pipeline.models.encoders import Encoder
 from pipeline.settings.sections import Encoding
@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # import torch, which a plan can do without
     from stages.models.text import TextTower
 
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
-Read = Callable[[list[ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
+Read = Callable[[Sequence[ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
 CENTRED = (
     1024  # captions at a time to centre a seeded tower on: other than a tower's other batches, it changes rounding
 )
@@ -114,7 +114,7 @@ def _encode(
     images = build.inputs["images"]
     rows = passes * images.manifest["rows"]
     dtype = None if settings.online else settings.dtype
-    arguments = (encoder, dtype, read, build.cluster.device, rows)
+    arguments = (encoder, dtype, read, build.cluster.device)
     works = _works(build) if encoder.reads == "tokens" else {n: Work(shard) for n, shard in images.shards().items()}
     return build.map_shards(ShardEncoder, arguments, works, rows, "images", folder)
 
@@ -215,67 +215,39 @@ class Work:
 
 
 class ShardEncoder:
-    """An actor: reads a shard of images, publishes a shard of tensors, then its receipt.
+    """Makes of a shard of images one of tensors.
 
     Without a `dtype` it stores what the encoder reads instead of what it makes. `read()` is called in the actor.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        dtype: Dtype | None,
-        read: Callable[[], Read],
-        device: str,
-        total_rows: int,
-        path: str,
-        fence: Fence,
-        board: Any,
-    ):
-        from pipeline.cluster.board import BoardClient
+    def __init__(self, encoder: Encoder, dtype: Dtype | None, read: Callable[[], Read], device: str):
         from pipeline.models import loading
 
-        self.encoder, self.dtype, self.total_rows, self.path = encoder, dtype, total_rows, path
-        self.fence, self.board = fence, BoardClient(board)
-        self.read = read()
+        self.encoder, self.dtype, self.read = encoder, dtype, read()
         self.encode = encoder.load(loading.device(device)) if dtype else None
 
-    def __call__(self, work: Work) -> None:
-        if not self.board.stopping():
-            clock, images = shards.Clock(), work.images
-            shard, bucket, named = images.number, images.bucket, work.rows()
-            rows, names = [row for row, _ in named], [name for _, name in named if name is not None]
-            pictures = len({row.key for row in rows})
-            files, counts, rounding = self._publish(shard, rows, bucket, names) if rows else ({}, None, None)
-            shards.publish_receipt(
-                self.path,
-                shard,
-                rows_in=pictures,
-                rows_out=pictures,
-                files=files,
-                clock=clock,
-                counts=counts,
-                bucket=bucket,
-                rounding=rounding,
-                fence=self.fence,
-            )
-            self.board.post({"kind": "advance", "count": pictures, "total": self.total_rows, "unit": "images"})
-
-    def _publish(
-        self, shard: int, rows: list[ImageRow], bucket: str | None, names: list[str]
-    ) -> tuple[dict[str, FileEntry], Counter[str], Rounding | None]:
+    def __call__(self, number: int, work: Work) -> Made:
+        bucket, named = work.images.bucket, work.rows()
+        rows, names = [row for row, _ in named], [name for _, name in named if name is not None]
+        if not rows:
+            return Made(0, {}, bucket=bucket)
         counts = _counts(rows, names)
         tensors = []
-        for start in range(0, len(rows), self.encoder.batch):
-            read, noticed = self.read(rows[start : start + self.encoder.batch], bucket)
+        for part in chunked(rows, self.encoder.batch).values():
+            read, noticed = self.read(part, bucket)
             counts += noticed
             tensors.append(self.encode(read) if self.encode else read)
         exact = np.concatenate(tensors)
-        kept = self._rounded(shard, exact) if self.dtype else exact
+        kept = self._rounded(number, exact) if self.dtype else exact
         field = self.encoder.field if self.dtype else self.encoder.reads
-        name = shards.tensor_name(shard)
         content = shards.write_tensors(rows, field, kept, names or None)
-        entry = storage.publish(content, storage.join(self.path, name))
-        return {name: entry}, counts, Rounding.of(exact, kept) if self.dtype else None
+        return Made(
+            rows=len({row.key for row in rows}),
+            files={shards.tensor_name(number): content},
+            counts=counts,
+            bucket=bucket,
+            rounding=Rounding.of(exact, kept) if self.dtype else None,
+        )
 
     def _rounded(self, shard: int, exact: np.ndarray) -> np.ndarray | Int8:
         assert self.dtype
@@ -302,7 +274,7 @@ def _tokens(context_length: int) -> Read:
 
     tokenizer = Tokenizer(context_length)
 
-    def read(rows: list[ImageRow], _: str | None) -> tuple[np.ndarray, Counter[str]]:
+    def read(rows: Sequence[ImageRow], _: str | None) -> tuple[np.ndarray, Counter[str]]:
         tokens = tokenizer([row.caption for row in rows])
         return tokens.ids.numpy().astype(np.uint16), Counter(truncated_captions=tokens.truncated)
 
@@ -315,7 +287,7 @@ def _pictures(frame: Frame) -> Read:
 
     from stages.models.layers import resized
 
-    def read(rows: list[ImageRow], bucket: str | None) -> tuple[np.ndarray, Counter[str]]:
+    def read(rows: Sequence[ImageRow], bucket: str | None) -> tuple[np.ndarray, Counter[str]]:
         size = frame.nearest(*Size.parse(bucket)) if bucket else None
         pixels = torch.from_numpy(np.stack([row.pixels(size) for row in rows])).permute(0, 3, 1, 2)
         return (pixels if bucket else resized(pixels, frame.size)).numpy(), Counter()

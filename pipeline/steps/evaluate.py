@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from datasets.config import DataError
 from datasets.files import storage
-from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
+from pipeline.cluster.mapping import Made, chunked
 from pipeline.models import contests, distances, drawing_speed, score_tables
 from pipeline.models.contests import Contest
 from pipeline.models.score_tables import LIKENED, PREVIEW, RIVAL
@@ -45,9 +45,8 @@ def evaluate(build: Build) -> Facts:
     workers, parts = set(), []
     for contest in found:
         folder = storage.join(building, contest.name)
-        arguments = (config, replace(contest, rows=[]), build.cluster.device, total)
-        chunks = {n: (n, contest.rows[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(contest.rows) // CHUNK))}
-        receipts = build.map_shards(Marker, arguments, chunks, total, "pictures", folder)
+        arguments = (config, replace(contest, rows=[]), build.cluster.device)
+        receipts = build.map_shards(Marker, arguments, chunked(contest.rows, CHUNK), total, "pictures", folder)
         parts += [storage.join(folder, name) for receipt in receipts for name in receipt.files]
         workers |= {receipt.pid for receipt in receipts}
     files, rows, metrics, pid = build.call(_publish, config, build.inputs, found, parts, build.path)
@@ -84,44 +83,19 @@ def _prepare(config: Config, inputs: Mapping[str, Artifact]) -> tuple[list[Conte
 
 
 class Marker:
-    """An actor: scores the pictures of everybody for one chunk of prompts, publishes their rows, then its receipt."""
+    """Scores the pictures of everybody for one chunk of prompts: rows of the table."""
 
-    def __init__(
-        self,
-        config: Config,
-        contest: Contest,
-        device: str,
-        total: int,
-        path: str,
-        fence: Fence,
-        board: Any,
-    ):
-        from pipeline.cluster.board import BoardClient
+    def __init__(self, config: Config, contest: Contest, device: str):
         from pipeline.models import loading, scorers
 
-        self.contest, self.batch, self.total, self.path = contest, config.eval.batch, total, path
+        self.contest, self.batch = contest, config.eval.batch
         self.places = {column: place.open() for column, place in contest.places.items()}
         self.scorers = scorers.load(config, str(loading.device(device)))
         self.schema = score_tables.schema(config.eval.rivals, config.sample.ablations)
-        self.fence, self.board = fence, BoardClient(board)
 
-    def __call__(self, numbered: tuple[int, Sequence[dict[str, Any]]]) -> None:
-        chunk, rows = numbered
-        if not self.board.stopping():
-            clock, name = shards.Clock(), shards.tensor_name(chunk)
-            parts = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
-            lines = [line for part in parts for line in self.marked(part)]
-            entry = storage.publish(shards.table_bytes(lines, self.schema), storage.join(self.path, name))
-            shards.publish_receipt(
-                self.path,
-                chunk,
-                rows_in=len(rows),
-                rows_out=len(rows),
-                files={name: entry},
-                clock=clock,
-                fence=self.fence,
-            )
-            self.board.post({"kind": "advance", "count": len(rows), "total": self.total, "unit": "pictures"})
+    def __call__(self, number: int, rows: Sequence[dict[str, Any]]) -> Made:
+        lines = [line for part in chunked(rows, self.batch).values() for line in self.marked(part)]
+        return Made(len(rows), {shards.tensor_name(number): shards.table_bytes(lines, self.schema)})
 
     def marked(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The table's rows of a batch of prompts: one for each prompt and scorer, prompt by prompt."""

@@ -3,7 +3,7 @@ original; sample_again: the same with other seeds; sample_baseline: their rival.
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ import pyarrow as pa
 from datasets.buckets import Size
 from datasets.config import DataError
 from datasets.files import storage
-from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.shard_table import Shard
+from pipeline.cluster.mapping import Made, chunked
 from pipeline.models import prompt_sets
 from pipeline.models.drawing import caption_seed, drawn
 from pipeline.models.prompt_sets import Prompt
@@ -27,7 +27,8 @@ from stages.sampling.grid import grid, png
 CHUNK = 8  # prompts between two receipts
 GRID_ROWS = 64
 Pictures = Iterable[np.ndarray]  # uint8 (H, W, 3) each
-Draw = Callable[[list[Prompt], np.ndarray | None], dict[str, Pictures]]  # prompts, originals (B, H, W, 3) -> by folder
+# prompts, originals uint8 (B, H, W, 3) if they have any -> pictures by folder
+Draw = Callable[[Sequence[Prompt], np.ndarray | None], dict[str, Pictures]]
 TITLES = {
     "original": "original",
     "stage_a": "Stage A alone",
@@ -60,9 +61,8 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
     prompts, about = build.call(prompt_sets.read, config, name, build.inputs)
     if not prompts:
         raise DataError(f"the prompt set {name} has no prompt: raise data.holdout, or leave {name} out of eval.prompts")
-    chunks = {n: (n, prompts[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(prompts) // CHUNK))}
-    arguments = (make, config, build.inputs, len(prompts), build.cluster.device)
-    receipts = build.map_shards(Painter, arguments, chunks, len(prompts), "pictures")
+    arguments = (make, config, build.inputs, build.cluster.device)
+    receipts = build.map_shards(Painter, arguments, chunked(prompts, CHUNK), len(prompts), "pictures")
     files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
     files |= build.call(_tables, build.path, prompts, files, titles)
     build.report.image(build.step.output, storage.read(storage.join(build.path, "grid.png")), 0)
@@ -76,44 +76,24 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
 
 
 class Painter:
-    """An actor that draws one chunk of prompts at a time; `make` runs in it and loads the models."""
+    """Draws one chunk of prompts at a time; `make` loads the models."""
 
-    def __init__(
-        self,
-        make: Callable[..., Draw],
-        config: Config,
-        inputs: dict[str, Artifact],
-        total: int,
-        device: str,
-        path: str,
-        fence: Fence,
-        board: Any,
-    ):
-        from pipeline.cluster.board import BoardClient
+    def __init__(self, make: Callable[..., Draw], config: Config, inputs: dict[str, Artifact], device: str):
         from pipeline.models import loading
 
-        self.total, self.path = total, path
         self.square = Size(config.data.image.size, config.data.image.size)
         self.draw = make(config, inputs, loading.device(device))
-        self.fence, self.board = fence, BoardClient(board)
         self._last: tuple[int, list[shards.ImageRow]] = (-1, [])
 
-    def __call__(self, numbered: tuple[int, list[Prompt]]) -> None:
-        chunk, rows = numbered
-        if not self.board.stopping():
-            started = shards.Clock()
-            files: dict[str, FileEntry] = {}
-            for folder, pictures in self.draw(rows, self._originals(rows)).items():
-                for row, pixels in zip(rows, pictures, strict=True):
-                    file = f"{folder}/{row.key}.png"
-                    files[file] = storage.publish(png(pixels), storage.join(self.path, file))
-            count = len(rows)
-            shards.publish_receipt(
-                self.path, chunk, rows_in=count, rows_out=count, files=files, clock=started, fence=self.fence
-            )
-            self.board.post({"kind": "advance", "count": count, "total": self.total, "unit": "pictures"})
+    def __call__(self, number: int, rows: Sequence[Prompt]) -> Made:
+        files = {
+            f"{folder}/{row.key}.png": png(pixels)
+            for folder, pictures in self.draw(rows, self._originals(rows)).items()
+            for row, pixels in zip(rows, pictures, strict=True)
+        }
+        return Made(len(rows), files)
 
-    def _originals(self, prompts: list[Prompt]) -> np.ndarray | None:
+    def _originals(self, prompts: Sequence[Prompt]) -> np.ndarray | None:
         """The pictures of which the prompts are captions, uint8 (B, H, W, 3); None where they are nobody's.
 
         No others of their shards are decoded.
@@ -142,7 +122,7 @@ def _stages(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
     loaded = loading.ready(lambda device: loading.everything(config, inputs, device), sampling, where)
     unguided = sampling.model_copy(update={"guidance_b": 1.0})
 
-    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+    def draw(rows: Sequence[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
         captions, seeds = [row.caption for row in rows], [row.seed for row in rows]
         ours: dict[str, Pictures] = {"generated": drawn(loaded, captions, seeds, sampling, sampling.batch, where)}
         if "preview" in sampling.ablations:  # the same seeds: the same codes
@@ -172,7 +152,7 @@ def _again(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
     sampling = config.sample
     loaded = loading.ready(lambda device: loading.everything(config, inputs, device), sampling, where)
 
-    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+    def draw(rows: Sequence[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
         seeds = [caption_seed(row.seed, row.caption) for row in rows]
         captions = [row.caption for row in rows]
         generated = {"generated": drawn(loaded, captions, seeds, sampling, sampling.batch, where)}
@@ -205,7 +185,7 @@ def _baseline(config: Config, inputs: dict[str, Artifact], where: Any) -> Draw:
         )
         return pixels[0].numpy()
 
-    def draw(rows: list[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
+    def draw(rows: Sequence[Prompt], originals: np.ndarray | None) -> dict[str, Pictures]:
         return _beside(originals, sizes.width) | {"generated": map(one, rows)}
 
     return draw

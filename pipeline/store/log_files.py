@@ -10,6 +10,7 @@ seconds at first and every two minutes later on, where there is something to say
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.store.redact import redact_line
 FOLDER = "logs"
 PIECES_S = 5.0, 120.0  # between two pieces: at first, and later on
 OF_LIFE = 0.01  # in between, this share of the time since the log began
+LAST = 50  # lines that are kept in memory
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -61,6 +63,8 @@ def can_grow(path: str) -> bool:
 class LogFile(logging.Handler):
     """Writes records to a log below a root. What it cannot write, on a full disk or a store that is away, is told once.
 
+    The `last` lines are kept too: where a store fails, they cannot be read from there.
+
     Raises:
         OSError: it cannot even be begun.
     """
@@ -70,6 +74,7 @@ class LogFile(logging.Handler):
         self.setFormatter(logging.Formatter(FORMAT))
         self._path, self._warn = path, warn
         self._told = False
+        self.last: deque[str] = deque(maxlen=LAST)
         self._began, self._pieces = time.monotonic(), 0
         self._waiting, self._guard, self._publishing = "", threading.Lock(), threading.Lock()
         self._closing = threading.Event()
@@ -85,6 +90,7 @@ class LogFile(logging.Handler):
         """See `logging.Handler`."""
         try:
             line = f"{redact_line(self.format(record))}\n"
+            self.last.extend(line.splitlines())
             if self._thread:
                 with self._guard:
                     self._waiting += line

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.hours import paper
 from pipeline.hours.spent import Spent
 
 LOG_LINES = 12  # of a step that failed
@@ -100,7 +101,8 @@ def cost(spent: Spent, unit: str) -> str:
     share = f", {spent.goodput:.0%} in steps that lasted" if spent.goodput is not None else ""
     money = f", cost {spent.cost:,.2f}" if spent.cost is not None else ""
     of_it = f" ({', '.join(lost)})" if lost else ""
-    return f"{spent.total / 3600:.4g} {unit}{of_it}{share}{money}"
+    energy = f"; {told}" if (told := paper.energy(spent)) else ""
+    return f"{spent.total / 3600:.4g} {unit}{of_it}{share}{money}{energy}"
 
 
 def of_end(error: str, lines: Sequence[str], spent: Spent, unit: str) -> str:

@@ -1,11 +1,8 @@
 """`show`: an artifact's manifest, the table of scores, the captions of samples."""
 
 import json
-import re
-from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from pipeline.errors import UsageError
@@ -14,19 +11,14 @@ from pipeline.models.feature_sets import FEATURES
 from pipeline.models.score_tables import EVERYTHING, TABLES
 from pipeline.plan.table import table
 from pipeline.plan.wanted import wanted
-from pipeline.results.scores import rate, win_tables
+from pipeline.results.measures import PAPER, Measures, distance_table, speed_table
+from pipeline.results.scores import IN_TABLES, rate, win_tables
 from pipeline.settings.config import Config
-from pipeline.settings.evaluation import NULL
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Artifact
 from pipeline.terminal import out, print_json, print_table
 from pipeline.verbs.configured import configured
 from pipeline.verbs.report import asked
-
-# What stands in the tables below the metrics.
-BELOW = "/(win_rate|win_low|win_high|ties|n|margin|p)$|^(fid|kid|is|(fd|kd|is):[0-9a-f]+)/|^seconds_a_picture/"
-TABLE_2 = Path(__file__).parents[2] / "conf" / "reference" / "table_2.yaml"
-COCO = "coco"  # the prompt set of which the paper reports FID and IS
 
 
 def handle(words: Words) -> None:
@@ -69,7 +61,7 @@ def show_scores(scores: Artifact) -> None:
     """What was measured, on which prompts, and the win rates with what chance alone gives under them."""
     metrics = Table("metric", "value", box=None, pad_edge=False)
     for metric, value in scores.manifest["metrics"].items():
-        if not re.search(BELOW, metric):
+        if not IN_TABLES.fullmatch(metric):
             metrics.add_row(metric, f"{value:.4g}")
     print_table(metrics)
     for name, about in scores.manifest["notes"].get("prompts", {}).items():
@@ -77,9 +69,9 @@ def show_scores(scores: Artifact) -> None:
     won = json.loads(scores.read(TABLES)) if TABLES in scores.files else []
     if won:
         print_table(_win_rates([line for line in won if line["part"] == EVERYTHING]))
-    for name, made in ((distances.FILE, _distances), (drawing_speed.FILE, _speed)):
+    for name, made in ((distances.FILE, distance_table), (drawing_speed.FILE, speed_table)):
         if name in scores.files:
-            print_table(made(json.loads(scores.read(name))))
+            print_table(_measures(made(json.loads(scores.read(name)))))
 
 
 def _win_rates(lines: list[dict[str, Any]]) -> Table:
@@ -96,43 +88,12 @@ def _win_rates(lines: list[dict[str, Any]]) -> Table:
     return found
 
 
-def _distances(lines: list[dict[str, Any]]) -> Table:
-    """A line a set of pictures: how far it lies from the real ones. FID of too few pictures is not told."""
-    called = lines[0]["called"]
-    names = [called["fid"].upper(), f"{called['kid'].upper()} x 1000", called["is"].upper()]
-    found = Table("pictures", "for", "changed by", "n", "real", *names, box=None, pad_edge=False)
-    for line in lines:
-        kid = (
-            ""
-            if line["kid"] is None
-            else "{:.2f} [{:.2f}, {:.2f}]".format(*(1000 * line[name] for name in ("kid", "kid_low", "kid_high")))
-        )
-        fid = "" if line["n_real"] is None else "too few" if line["fid"] is None else f"{line['fid']:.2f}"
-        found.add_row(
-            "same model, other seed" if line["whose"] == NULL else line["whose"],
-            line["set"],
-            "" if line["part"] == distances.EVERYTHING else line["part"],
-            f"{line['n']:,}",
-            "" if line["n_real"] is None else f"{line['n_real']:,}",
-            fid,
-            kid,
-            f"{line['inception_score']:.2f} ± {line['inception_score_std']:.2f}",
-        )
-    for row in yaml.safe_load(TABLE_2.read_text("utf-8"))["rows"] if COCO in {line["set"] for line in lines} else ():
-        theirs = (f"{row['fid']:.1f}", "", f"{row['inception_score']:.1f}")
-        found.add_row(f"{row['model']}, the paper's", COCO, "", "30,000", "", *theirs, style="bright_black")
-    return found
-
-
-def _speed(lines: list[dict[str, Any]]) -> Table:
-    """Seconds a picture by stage; a line for each number of pictures at a time."""
-    columns = ("Stage C", "Stage B", "Stage A", "all")
-    found = Table("seconds a picture", "at a time", *columns, "on", "in", box=None, pad_edge=False)
-    for line in lines:
-        seconds = [line[stage] for stage in drawing_speed.STAGES]
-        shown = (f"{value:.3g}" for value in (*seconds, sum(seconds)))
-        found.add_row(line["mode"], str(line["batch"]), *shown, line["device"], line["precision"])
-    return found
+def _measures(found: Measures) -> Table:
+    """The table as the terminal shows it: what the paper reports grey."""
+    table = Table(*found.columns, box=None, pad_edge=False)
+    for row in found.rows:
+        table.add_row(*(cell.shown for cell in row.cells), style="bright_black" if row.kind == PAPER else None)
+    return table
 
 
 def files(count: int) -> str:

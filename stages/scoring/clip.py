@@ -30,16 +30,21 @@ def load(weights: Path, architecture: str) -> CLIP:
     config = open_clip.get_model_config(architecture)
     if config is None:
         raise BadClipWeights(f"open_clip knows no model {architecture}")
-    model = CLIP(**config)
     try:
         state = read(weights)
         require_finite(state, weights)
     except BadWeights as error:
         raise BadClipWeights(str(error)) from error
+    with torch.device("meta"):  # the largest take minutes to make, so what the file holds is looked at first
+        wanted = {name: tensor.shape for name, tensor in CLIP(**config).state_dict().items()}
     try:
-        model.load_state_dict(to_open_clip(state) if "visual_projection.weight" in state else state)
+        found = to_open_clip(state) if "visual_projection.weight" in state else state
     except (RuntimeError, KeyError) as error:
         raise BadClipWeights(f"{weights} does not hold the tensors of a CLIP {architecture}") from error
+    if {name: tensor.shape for name, tensor in found.items()} != wanted:
+        raise BadClipWeights(f"{weights} does not hold the tensors of a CLIP {architecture}")
+    model = CLIP(**config)
+    model.load_state_dict(found)
     return model
 
 

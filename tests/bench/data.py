@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -139,16 +138,6 @@ def _read_tables(sources: list[Source], num_shards: int) -> None:
 # -------------------------------------------------------------------------------------------------- the encoders
 
 
-class _NoBoard:
-    """In the place of the actor that gathers progress."""
-
-    def post(self, message: dict[str, Any]) -> None:
-        """Drop it."""
-
-    def stopping(self) -> bool:
-        return False
-
-
 def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pairs: int) -> Iterator[Line]:
     """Images a second of the encoding actor, from tars to receipts, over those of its model alone."""
     batch = torch.rand(ENCODED, 3, size, size)
@@ -158,13 +147,13 @@ def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pair
             "latents_c", "image", lambda _: lambda image: model(to_unit_range(image)), "fp32", ENCODED, "", {}
         )
         read = partial(encode._pictures, Frame(size))
-        actor = encode.ShardEncoder(encoder, "fp16", read, "cpu", rows * num_shards, f"{folder}/codes", unfenced, None)
-        actor.board = _NoBoard()  # type: ignore[assignment]
+        worker = encode.ShardEncoder(encoder, "fp16", read, "cpu")
         steps = num_shards * -(-rows // ENCODED)
 
         def ours() -> None:
             for shard in range(num_shards):
-                actor(encode.Work(images[shard]))
+                made = worker(shard, encode.Work(images[shard]))
+                made.publish(f"{folder}/codes", shard, shards.Clock(), unfenced)
 
         def bare() -> None:
             for _ in range(steps):

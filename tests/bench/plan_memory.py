@@ -39,9 +39,12 @@ def measured(folder: Path, rows: int) -> dict[str, float]:
     }
 
 
-def peak_mib() -> int:
-    """Most resident memory of this process so far. `ru_maxrss` would be at least that of the process that began it."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def peak_mib(process: int | str = "self") -> int:
+    """Most resident memory of a process, this one or another, so far.
+
+    `ru_maxrss` would be at least that of the process that began it.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     assert found
     return int(found[1]) // 1024
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.cluster import board
+from pipeline.models import scorers
+from pipeline.steps import sample
 from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
-from tests.bench import data, figures, large_root, loop, models, plan_memory, storage
+from tests.bench import data, figures, large_root, loop, many_prompts, models, plan_memory, storage
 from tests.faulty_store import FaultyStore
 
 CPU = torch.device("cpu")
@@ -145,3 +148,17 @@ def test_object_store(s3: FaultyStore) -> None:
     found = {line.what: line for line in storage.objects({}, "pictures", large=1 << 20, small=4, pairs=2)}
     assert len(found) == 4
     assert all(line.bar == "at least 0.8" and "; ours " in line.figure for line in found.values())
+
+
+def test_many_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What one of its processes does; what it replaces is brought back."""
+    for owner, name in ((board, "BoardClient"), (sample, "drawn"), (scorers, "load")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    many_prompts.work(tmp_path, 3)
+    said = (tmp_path / many_prompts.LOG).read_text("utf-8").splitlines()
+    for doing in ("drawn", "scored"):
+        many = [line for line in said if line.startswith(f"{doing} many things")]
+        assert len(many) == len(set(many)) == 3
+    assert len(list(tmp_path.glob("artifacts/scores/*/scores.parquet"))) == 1
+    many_prompts.work(tmp_path, 3)  # all of it is finished
+    assert len((tmp_path / many_prompts.LOG).read_text("utf-8").splitlines()) == len(said)

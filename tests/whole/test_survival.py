@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.interruptions import FILE
+from pipeline.hours.table import table
 from pipeline.store.artifacts import Artifact, Store
 from stages.training import checkpoint
 
@@ -132,6 +133,20 @@ def logged_steps(root: Path) -> set[int]:
     return steps
 
 
+def require_equal_hours(root: Path) -> None:
+    """The hours of MLflow's steps add up to the ledger's, and so do those of its commands."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow/mlflow.db")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    held = table(str(root)).total.total / 3600
+    assert held > 0
+    for kind in ("step", "pipeline"):
+        runs = client.search_runs(experiments, f"tags.`wst.kind` = '{kind}'")
+        told = sum(run.data.metrics.get("hours/total", 0.0) for run in runs)
+        assert told == pytest.approx(held, rel=1e-9), f"of each {kind}"
+
+
 def learned(artifact: Artifact) -> dict[str, torch.Tensor]:
     """Stage C's weights without the biases of attention's keys.
 
@@ -170,6 +185,7 @@ def test_a_killed_rank_costs_steps_and_nothing_else(tmp_path, inputs, calm):
     assert 0 <= again <= EVERY + 1
     assert f"train_c: {again} step" in said
     assert "done again after 1 interruption\n" in said
+    require_equal_hours(root)
 
 
 @pytest.mark.cluster
@@ -192,6 +208,7 @@ def test_a_driver_of_two_ranks_saves_on_a_signal_and_may_be_killed(tmp_path, inp
     assert 0 <= again <= EVERY + 1  # all of the kill: after a signal nothing is done again
     assert logged_steps(root) == set(range(1, STEPS + 1))
     assert "done again after 2 interruptions\n" in said
+    require_equal_hours(root)
 
 
 @pytest.mark.cluster
@@ -286,6 +303,7 @@ def test_a_drained_node_costs_no_step_and_no_retry(tmp_path, inputs, calm):
     assert survived.manifest["content"] == calm.manifest["content"]
     assert figures(survived) == (1, 1, 0)
     assert "0 steps done again after 1 interruption, 1 of them because a node was taken away" in said
+    require_equal_hours(root)
 
 
 @pytest.mark.cluster
@@ -314,6 +332,7 @@ def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path
     assert (interrupted, noticed) == (2, 0)
     assert 0 <= again <= 2 * (EVERY + 1)
     torch.testing.assert_close(learned(survived), learned(calm), rtol=1e-4, atol=1e-4)
+    require_equal_hours(root)
 
 
 @pytest.mark.cluster

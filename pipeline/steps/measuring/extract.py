@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from datasets.config import DataError
-from datasets.files import storage
-from datasets.files.fence import Fence
 from datasets.formats import shards
 from datasets.formats.shards import ImageRow
 from datasets.reading.rivals import Rival
+from pipeline.cluster.mapping import Made, chunked
 from pipeline.models import contests, feature_sets
 from pipeline.models.contests import Place
 from pipeline.models.feature_sets import FIELD, FeatureSet
@@ -27,9 +26,8 @@ def extract(build: Build) -> Facts:
     """samples, or pictures from outside -> features_...: fp32 features and logits in a table a chunk of pictures."""
     config, asked = build.config, feature_sets.feature_sets(build.config)[build.step.output]
     wanted, place, about = build.call(_pictures, config, asked, build.inputs)
-    chunks = {n: (n, wanted[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(wanted) // CHUNK))}
-    arguments = (config, asked.alteration, place, len(wanted), build.cluster.device)
-    receipts = build.map_shards(Extractor, arguments, chunks, len(wanted), "pictures")
+    arguments = (config, asked.alteration, place, build.cluster.device)
+    receipts = build.map_shards(Extractor, arguments, chunked(wanted, CHUNK), len(wanted), "pictures")
     return Facts(
         files={name: entry for receipt in receipts for name, entry in receipt.files.items()},
         rows=len(wanted),
@@ -71,55 +69,29 @@ def _path(config: Config, asked: FeatureSet) -> str:
 
 
 class Extractor:
-    """An actor: shows Inception a chunk of pictures, publishes their features, then its receipt."""
+    """Shows Inception a chunk of pictures and keeps its features."""
 
-    def __init__(
-        self,
-        config: Config,
-        alteration: str | None,
-        place: Place,
-        total: int,
-        device: str,
-        path: str,
-        fence: Fence,
-        board: Any,
-    ):
-        from pipeline.cluster.board import BoardClient
+    def __init__(self, config: Config, alteration: str | None, place: Place, device: str):
         from pipeline.models import inception, loading
 
         self.settings, self.place = config.eval.distances, place.open()
         self.alteration = self.settings.alterations[alteration] if alteration else None
         self.inception = inception.load(config, str(loading.device(device)))
-        self.total, self.path, self.fence, self.board = total, path, fence, BoardClient(board)
 
-    def __call__(self, numbered: tuple[int, Sequence[Wanted]]) -> None:
-        chunk, wanted = numbered
-        if not self.board.stopping():
-            clock, name = shards.Clock(), shards.tensor_name(chunk)
-            values = np.concatenate(list(self._features(wanted)))
-            if not np.isfinite(values).all():
-                raise DataError(f"chunk {chunk}: a feature is no finite number; look at eval.distances.inception")
-            first = chunk * CHUNK
-            rows = [ImageRow(first + n, feature_sets.key(one), "", "", "", b"") for n, one in enumerate(wanted)]
-            content = shards.write_tensors(rows, FIELD, values)
-            entry = storage.publish(content, storage.join(self.path, name))
-            shards.publish_receipt(
-                self.path,
-                chunk,
-                rows_in=len(wanted),
-                rows_out=len(wanted),
-                files={name: entry},
-                clock=clock,
-                fence=self.fence,
-            )
-            self.board.post({"kind": "advance", "count": len(wanted), "total": self.total, "unit": "pictures"})
+    def __call__(self, number: int, wanted: Sequence[Wanted]) -> Made:
+        values = np.concatenate(list(self._features(wanted)))
+        if not np.isfinite(values).all():
+            raise DataError(f"chunk {number}: a feature is no finite number; look at eval.distances.inception")
+        first = number * CHUNK
+        rows = [ImageRow(first + n, feature_sets.key(one), "", "", "", b"") for n, one in enumerate(wanted)]
+        return Made(len(wanted), {shards.tensor_name(number): shards.write_tensors(rows, FIELD, values)})
 
     def _features(self, wanted: Sequence[Wanted]) -> Iterator[np.ndarray]:
         """Features of FID and KID beside logits of IS, fp32 (B, D + classes), a batch at a time."""
         from stages.scoring.alterations import squared
 
-        for start in range(0, len(wanted), self.settings.batch):
-            pictures = [self.place.pixels(one) for one in wanted[start : start + self.settings.batch]]
+        for part in chunked(wanted, self.settings.batch).values():
+            pictures = [self.place.pixels(one) for one in part]
             seen = {
                 side: self.inception([squared(one, side, self.settings.resize, self.alteration) for one in pictures])
                 for side in {self.settings.side, self.settings.side_is}

@@ -99,12 +99,8 @@ def _sentences(found: Table) -> list[str]:
     said += [f"{row.hours.step}: {_phases(row)}" for row in found.rows if len(row.spent.phases) > 1]
     if (kg := _kg(total)) is not None:
         said.append(f"{kg:,.1f} kg of CO2 by the paper's method: GPU-hours x {paper.KW} kW x {paper.KG_PER_KWH} kg/kWh")
-    if total.joules is not None:
-        kwh = total.joules / 3.6e6
-        share = total.measured / total.total
-        said.append(
-            f"{kwh:,.3g} kWh by NVML's counters, of {share:.0%} of these: {kwh * paper.KG_PER_KWH:,.3g} kg of CO2"
-        )
+    if energy := paper.energy(total):
+        said.append(energy)
     if total.cost is not None:
         said.append(f"cost {total.cost:,.2f}, by cluster.price_per_hour")
     said += [str(row.comparison) for row in found.rows if row.comparison]

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.results import measures
 from pipeline.results.scores import rate
 from pipeline.verbs.report import plots
 from pipeline.verbs.report.pictures import Album
@@ -40,6 +41,7 @@ def page(document: Mapping[str, Any], album: Album) -> str:
     )
     environment.filters |= {"figure": figure, "hours": hours, "size": size, "day": day}
     environment.filters |= {"short": plots.short, "rate": rate}
+    environment.globals |= {"distance_table": measures.distance_table, "speed_table": measures.speed_table}
     environment.globals |= {"curves": plots.curves, "forest": plots.forest, "bar": plots.bar}
     about = {"titles": TITLES, "sets": SETS, "most_changes": CHANGES, "album": album}
     return environment.get_template(TEMPLATE).render(doc=document, **about)

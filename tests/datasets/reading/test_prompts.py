@@ -72,9 +72,13 @@ def test_a_draw_is_the_seeds_whatever_the_order_of_the_file(tmp_path):
         ("prompts.csv", "a", "is no prompt file by its name; give one that ends in .tsv, .txt, .json, .jsonl"),
         ("other.tsv", "Text\tKind\na\tb\n", "its first line has no column Prompt, but text, kind"),
         ("short.tsv", "Category\tPrompt\nAnimals\n", "line 2 is cut short"),
-        ("instances.json", '{"annotations": [{"bbox": []}]}', "no 'caption'"),
+        ("instances.json", '{"annotations": [{"bbox": []}]}', "annotation 1 has no caption"),
         ("torn.json", '{"annotations": [', "is no prompt file of its form"),
-        ("list.json", "[1]", "is no prompt file of its form"),
+        ("list.json", "[1]", "it has no list of annotations"),
+        ("null.json", '{"annotations": null}', "it has no list of annotations"),
+        ("number.json", '{"annotations": [{"caption": "a"}, {"caption": 7}]}', "annotation 2 has no caption"),
+        ("torn.jsonl", '{"caption": "a"}\n\n{nope\n', "line 3 is no JSON"),
+        ("list.jsonl", "[1]\n", "line 1 has no caption"),
     ],
 )
 def test_what_is_no_prompt_file_is_refused_in_a_sentence(tmp_path, name, text, told):
@@ -84,3 +88,9 @@ def test_what_is_no_prompt_file_is_refused_in_a_sentence(tmp_path, name, text, t
         read(str(tmp_path / name), None, 0, "eval.prompts.x")
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_other_encodings_are_named(tmp_path):
+    (tmp_path / "x.txt").write_text("a cat", "utf-16")
+    with pytest.raises(DataError, match=r"^eval\.prompts\.x: .* \(it is not in UTF-8\)"):
+        read(str(tmp_path / "x.txt"), None, 0, "eval.prompts.x")

@@ -54,8 +54,14 @@ def test_or_by_the_prompts_that_a_list_gives_them(tmp_path):
         assert not Rival(str(place), "k").examine(other_keys).lacking
     with (tmp_path / "r/prompts.csv").open("a") as file:
         file.write("\nnone.png,a hen")
-    with pytest.raises(DataError, match=r"^k: .*prompts.csv names 1 files that are not there \('none.png'\)"):
+    with pytest.raises(DataError, match=r"^k: .*prompts.csv names pictures that are not there \('none.png'\)"):
         Rival(str(tmp_path / "r"), "k")
+
+
+def test_a_picture_is_no_place_of_pictures(tmp_path):
+    picture(9).save(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"^k: .*x\.png is a file; give a folder"):
+        Rival(str(tmp_path / "x.png"), "k")
 
 
 def test_of_an_artifact_of_samples_only_what_was_drawn_counts(tmp_path):

@@ -150,3 +150,21 @@ def overlaps() -> Iterator[tuple[list[dict[str, Any]], float]]:
 @pytest.mark.parametrize(("events", "seconds"), list(overlaps()))
 def test_leases_that_hold_one_device_at_a_time_are_found(events, seconds):
     assert overlapping(ledger.leases(events)) == pytest.approx(seconds)
+
+
+HELD = st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(1, 4))  # when, for how long in heartbeats, devices
+
+
+@given(st.lists(HELD, max_size=8), st.integers(1, 6), st.randoms())
+def test_what_is_held_beyond_the_room_is_found_second_by_second(held, room, random: Random):
+    events = [
+        event
+        for number, (start, beats, devices) in enumerate(held)
+        for event in lines(
+            f"{number}", devices, beats, opened=1e9 + BEAT * start, run=f"{number}", where="x", room=room
+        )
+    ]
+    random.shuffle(events)
+    at_once = (sum(devices for start, beats, devices in held if start <= beat < start + beats) for beat in range(60))
+    expected = BEAT * sum(max(0, count - room) for count in at_once)
+    assert overlapping(ledger.leases(events)) == pytest.approx(expected)

@@ -24,6 +24,7 @@ from datasets.formats.rounding import Int8, Rounding, rounded
 from datasets.formats.shards import Clock, ImageRow
 from pipeline.cluster import board, rank, ray_cluster, trainings
 from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.mapping import ShardActor
 from pipeline.cluster.rank import checkpoints_of, log_of
 from pipeline.errors import ClaimLost, UsageError
 from pipeline.models import loading
@@ -446,9 +447,10 @@ def test_a_shard_whose_run_has_lost_its_claim_gets_no_receipt(prepared):
     images, path = root.artifact("images"), root.store.path("latents_c", "lost")
     read = partial(encode._pictures, root.config.frames_of("train_c")[0])
     encoder = Encoder("latents_c", "image", lambda _: pytest.fail("online"), "fp32", 2, "", {})
-    actor = encode.ShardEncoder(encoder, None, read, "cpu", sum(ROWS), path, closed, Board())
+    arguments = (encoder, None, read, "cpu")
+    actor = ShardActor(encode.ShardEncoder, arguments, sum(ROWS), "images", path, closed, Board())
     with pytest.raises(ClaimLost):
-        actor(encode.Work(images.shards()[0]))
+        actor((0, encode.Work(images.shards()[0])))
     assert shards.finished(path) == {}
 
 

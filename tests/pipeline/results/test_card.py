@@ -45,6 +45,10 @@ def test_scores_have_their_n_and_what_chance_gives(tmp_path: Path) -> None:
     assert found["retrieval_top1", "training"] == (1.0, 3)
     assert found["psnr: share of wins over baseline", "held_out"] == (2 / 3, 3)
     assert found["psnr: share of wins same model, other seed", "held_out"] == (0.5, 3)
+    assert found["kd:1a2b3c4d", "held_out"] == (0.02, 3)
+    assert found["kd:1a2b3c4d same model, other seed", "held_out"] == (0.0175, 3)
+    assert ("fd:1a2b3c4d", "held_out") not in found  # of too few
+    assert found["fd:1a2b3c4d", "coco"] == (9.125, 3)
     assert all(n == 3 for _, n in found.values())
 
 

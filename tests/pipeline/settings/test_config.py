@@ -488,7 +488,8 @@ def test_a_rival_is_an_input_of_the_scores_and_of_nothing_before(before):
     assert {name for name in before if named[name] != before[name]} == {"scores", "release"}
     assert digests("eval.distances.fid_from=2") == before  # nothing takes features
     seen = digests("eval.distances.inception=w")
-    assert set(seen) - set(before) == {"features_training-ours", "features_training-reference"}
+    features = {f"features_training-{whose}" for whose in ("ours", "null", "reference")}
+    assert set(seen) - set(before) == {"null_samples", *features}
     assert {name for name in before if seen[name] != before[name]} == {"scores", "release"}
     timed = digests("eval=speed")
     assert set(timed) - set(before) == {"speed"}

@@ -15,6 +15,7 @@ from PIL import Image
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.reading import prompts
+from datasets.reading.rivals import Findings
 from pipeline.models import contests, scorers
 from pipeline.models.score_tables import FILE, TABLES
 from pipeline.settings.evaluation import TRAINING, samples_of
@@ -130,6 +131,19 @@ def prepared(path: Path, *config: str) -> Root:
     return root
 
 
+@pytest.mark.parametrize(("usable", "n"), [(2, 3), (6, 7), (2, 2003), (29999, 30000), (1, 8)])
+def test_the_share_that_is_named_is_enough(usable, n):
+    keys = [f"{number:032x}" for number in range(n)]
+    findings = Findings(frozenset(keys[:usable]), missing=tuple(keys[usable:]))
+    with pytest.raises(DataError, match=r"leave them out with eval\.allow_missing=") as told:
+        contests.require(findings, "eval.rivals.x", "DIR", "mine", n, 0.0)
+    share = float(str(told.value).rpartition("=")[2])
+    contests.require(findings, "eval.rivals.x", "DIR", "mine", n, share)
+    assert share < 1.2 * findings.lacking / n
+    with pytest.raises(DataError, match=r"mend them$"):
+        contests.require(Findings(frozenset(), missing=tuple(keys)), "k", "DIR", "mine", n, 0.0)
+
+
 def scored(root: Root) -> Artifact:
     build = root.build("scores")
     return root.commit(build, evaluate.evaluate(build))
@@ -198,7 +212,7 @@ def test_a_rival_that_lacks_pictures_is_refused_or_compared_on_the_others(bright
     second.write_bytes(b"no picture")
     Image.new("RGB", (1, 1)).save(third)
     refused = prepared(tmp_path / "refused", *words(files))
-    with pytest.raises(DataError, match=r"1 missing .* 1 undecodable .* 1 of another size .*up to 0\.03 of them out"):
+    with pytest.raises(DataError, match=r"1 missing .* 1 undecodable .* 1 of another size .*eval\.allow_missing=0\.03$"):
         evaluate.evaluate(refused.build("scores"))
     scores = scored(prepared(tmp_path / "allowed", *words(files), "eval.allow_missing=0.03"))
     assert lines(scores)["brightness", "mine", "other", "all"]["n"] == N - 3

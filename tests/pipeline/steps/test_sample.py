@@ -56,6 +56,25 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
+def ready(root: Root, stored: Any) -> None:
+    """What drawing needs: pictures, text tower, and models of random weights."""
+    download(root, stored)
+    root.commit(build := root.build("text_tiny"), encode.encode_text(build))
+    config = root.config
+    makers = {
+        "stage_a": {loading.STAGE_A: partial(StageA, config.stage_a.model)},
+        "stage_b": {
+            "stage_b.safetensors": partial(StageB, config.stage_b.model),
+            loading.COMPRESSOR: partial(Compressor, config.compressor.model),
+        },
+        "stage_c": {"stage_c.safetensors": partial(StageC, config.stage_c.model)},
+    }
+    for output, parts in makers.items():
+        build = root.build(output)
+        files = {n: storage.publish(trained(make, 0), storage.join(build.path, n)) for n, make in parts.items()}
+        root.commit(build, Facts(files, rows=0, call="", workers=[]))
+
+
 @pytest.fixture
 def prepared(tmp_path: Path, tars: Any) -> Any:  # noqa: F811
     """A root with pictures, text tower and models, two pictures held out, and a prompt set of five."""
@@ -64,21 +83,7 @@ def prepared(tmp_path: Path, tars: Any) -> Any:  # noqa: F811
 
     def prepare(name: str, *more: str) -> Root:
         root = Root(tmp_path / name, "data.image.size=128", "sample.limit=100", *words, *more)
-        download(root, tars)
-        root.commit(build := root.build("text_tiny"), encode.encode_text(build))
-        config = root.config
-        makers = {
-            "stage_a": {loading.STAGE_A: partial(StageA, config.stage_a.model)},
-            "stage_b": {
-                "stage_b.safetensors": partial(StageB, config.stage_b.model),
-                loading.COMPRESSOR: partial(Compressor, config.compressor.model),
-            },
-            "stage_c": {"stage_c.safetensors": partial(StageC, config.stage_c.model)},
-        }
-        for output, parts in makers.items():
-            build = root.build(output)
-            files = {n: storage.publish(trained(make, 0), storage.join(build.path, n)) for n, make in parts.items()}
-            root.commit(build, Facts(files, rows=0, call="", workers=[]))
+        ready(root, tars)
         held = {shard: (count, np.packbits(bits(shard, count)).tobytes()) for shard, count in enumerate(ROWS)}
         build = root.build("held_out")
         entry = storage.publish(views.dump(views.View(held)), storage.join(build.path, views.FILE))

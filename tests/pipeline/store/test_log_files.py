@@ -27,13 +27,16 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_said_is_read_in_its_order_and_once(root):
     path = log_files.of_step(root, "1", "stage_c")
     log, told = logging.getLogger(NAME), list[str]()
-    close = attached(LogFile(path, told.append), NAME)
+    handler = LogFile(path, told.append)
+    close = attached(handler, NAME)
     for number in range(300):
         log.info("line %d of 300: Würstchen", number)
     deadline = time.monotonic() + 60
     while "line 299" not in (text := log_files.read(path)) and time.monotonic() < deadline:  # while it is still open
         time.sleep(0.01)
     log.warning("the last one")
+    assert [line.split(" ", 3)[3] for line in handler.last][-2:] == ["line 299 of 300: Würstchen", "the last one"]
+    assert len(handler.last) == log_files.LAST
     close()
     log.warning("after it")
     assert [line.split(" ", 3)[3] for line in text.splitlines()] == [f"line {n} of 300: Würstchen" for n in range(300)]
@@ -71,5 +74,6 @@ def test_what_cannot_be_kept_is_told_once_and_ends_nothing(root, monkeypatch):
         logging.getLogger(NAME).info("a line")
     close()
     assert len(told) == 1
+    assert [line[-6:] for line in handler.last] == ["a line"] * 3
     assert "is not complete: " in told[0]
     assert "no space is left there" in told[0]

@@ -32,6 +32,12 @@ def test_four_lines_say_what_matters():
     assert card.verdict(STORY) == {"retrieval_top1 of 64": 0.75}
 
 
+def test_energy_is_told_where_it_was_measured():
+    measured = replace(COST, joules=1.8e6, measured=3600.0)
+    assert card.cost(measured, "A100-hours").endswith("; 0.5 kWh by NVML's counters, of 50% of these: 0.185 kg of CO2")
+    assert "kWh" not in card.cost(COST, "A100-hours")
+
+
 def test_a_run_that_failed_says_so_first():
     text = card.of_command(replace(STORY, error="sample failed 3 times", warnings=["a disk was full"], scores=()))
     assert text.startswith("**not finished: 1 of 2 steps built**")

@@ -1,7 +1,6 @@
 """Reading back what MLflow has of a step: its newest run, what earlier ones say before it, and its pictures."""
 
 import io
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,6 @@ from pipeline.tracking.mlflow_runs import Tracking
 from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
 
 EXPERIMENT = "wuerstchen"
-
-
-@pytest.fixture
-def store(empty_mlflow: Path, tmp_path: Path) -> MlflowStore:
-    store = locate_store(str(tmp_path / "root"), None)
-    store.database.parent.mkdir(parents=True)
-    shutil.copy(empty_mlflow, store.database)
-    return store
 
 
 def test_curves_pictures_and_a_place_for_the_report(store: MlflowStore) -> None:

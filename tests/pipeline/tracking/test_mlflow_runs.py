@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -46,14 +45,6 @@ MANIFEST = {
     "content": "c0ffee",
     "metrics": {"loss": 0.25},
 }
-
-
-@pytest.fixture
-def store(empty_mlflow: Path, tmp_path: Path) -> MlflowStore:
-    store = locate_store(str(tmp_path / "root"), None)
-    store.database.parent.mkdir(parents=True)
-    shutil.copy(empty_mlflow, store.database)
-    return store
 
 
 def _tracking(store: MlflowStore) -> Tracking:

@@ -11,7 +11,8 @@ from rich.table import Table
 from pipeline.models import score_tables
 from pipeline.models.distances import Distance
 from pipeline.models.drawing_speed import Timing
-from pipeline.verbs.show import _distances, _speed, _win_rates
+from pipeline.results.measures import distance_table, speed_table
+from pipeline.verbs.show import _measures, _win_rates
 
 
 def test_under_every_table_stands_what_chance_gives_and_what_the_paper_reports():
@@ -51,7 +52,7 @@ def test_fid_is_not_told_of_too_few_and_the_papers_stands_below():
         Distance(**about, **kid, part="first 1000", n=1000, n_real=1000, fid=None, called=named),
         Distance(**about, **dict.fromkeys(kid), part="jpeg_75", n=9, n_real=None, fid=None, called=named),
     ]
-    found = printed(_distances([asdict(line) for line in lines]))
+    found = printed(_measures(distance_table([asdict(line) for line in lines])))
     assert " ".join(found[0].split()) == "pictures for changed by n real FID KID x 1000 IS"
     assert " ".join(found[1].split()) == "ours coco 30,000 30,000 23.46 1.23 [-0.10, 2.50] 40.12 ± 0.50"
     assert "first 1000" in found[2]
@@ -59,11 +60,11 @@ def test_fid_is_not_told_of_too_few_and_the_papers_stands_below():
     assert " ".join(found[3].split()) == "ours coco jpeg_75 9 40.12 ± 0.50"
     assert " ".join(found[4].split()) == "Würstchen, the paper's coco 30,000 23.6 40.9"
     elsewhere = [asdict(line) | {"set": "mine", "called": named | {"fid": "fd:01234567"}} for line in lines]
-    assert len(found := printed(_distances(elsewhere))) == 4
+    assert len(found := printed(_measures(distance_table(elsewhere)))) == 4
     assert "FD:01234567" in found[0]
 
 
 def test_the_time_of_each_stage_stands_beside_what_they_take_together():
-    found = printed(_speed([asdict(Timing("compiled", 4, "NVIDIA H200", "bf16", 0.25, 0.5, 0.0125))]))
-    assert " ".join(found[0].split()) == "seconds a picture at a time Stage C Stage B Stage A all on in"
+    found = printed(_measures(speed_table([asdict(Timing("compiled", 4, "NVIDIA H200", "bf16", 0.25, 0.5, 0.0125))])))
+    assert " ".join(found[0].split()) == "drawn at a time Stage C Stage B Stage A all on in"
     assert " ".join(found[1].split()) == "compiled 4 0.25 0.5 0.0125 0.762 NVIDIA H200 bf16"

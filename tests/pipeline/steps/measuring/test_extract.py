@@ -64,20 +64,24 @@ def extracted(root: Root) -> dict[str, Artifact]:
     return made
 
 
-def test_drawn_pictures_stand_beside_their_originals(weights, tmp_path, seen):  # noqa: F811
+def test_drawn_pictures_and_those_of_other_seeds_stand_beside_their_originals(weights, tmp_path, seen):  # noqa: F811
     root = prepared(tmp_path / "root", *words(weights), "eval.distances.alterations.jpeg_75.jpeg=75")
     made = extracted(root)
-    assert [*made] == ["features_training-ours", "features_training-reference", "features_training-ours-jpeg_75"]
+    assert [*made] == [f"features_training-{whose}" for whose in ("ours", "null", "reference", "ours-jpeg_75")]
+    again = [picture // 2 for picture in ORIGINALS]
     drawn = [ORIGINALS[0], *(picture // 2 for picture in ORIGINALS[1:])]
     changed = [squared(picture, 64, "bicubic", Alteration(jpeg=75)) for picture in drawn]
-    assert seen == Counter(picture.tobytes() for picture in [*drawn, *ORIGINALS, *changed])
+    assert seen == Counter(picture.tobytes() for picture in [*drawn, *again, *ORIGINALS, *changed])
     scores = scored(root)
-    whole, altered = json.loads(scores.read(distances.FILE))
-    assert (whole["part"], altered["part"]) == ("all", "jpeg_75")
+    whole, null, altered = json.loads(scores.read(distances.FILE))
+    assert [(line["whose"], line["part"]) for line in (whole, null, altered)] == [
+        ("ours", "all"), ("null", "all"), ("ours", "jpeg_75"),
+    ]  # fmt: skip
     assert (whole["n"], whole["n_real"], whole["fid"]) == (4, 4, None)  # too few
     extractor = load(weights)
-    expected = kernel_distance(extractor(drawn)[0], extractor(ORIGINALS)[0])
-    assert whole["kid"] == pytest.approx(expected.mean, rel=1e-3)
+    real = extractor(ORIGINALS)[0]
+    for line, pictures in ((whole, drawn), (null, again)):
+        assert line["kid"] == pytest.approx(kernel_distance(extractor(pictures)[0], real).mean, rel=1e-3)
     assert whole["kid_low"] < whole["kid"] < whole["kid_high"]
     digits = next(name for name in scores.manifest["metrics"] if name.startswith("kd:"))[:11]
     assert scores.manifest["metrics"][f"{digits}/training/ours"] == whole["kid"]  # random weights are no Inception
@@ -97,8 +101,8 @@ def test_killed_half_way_no_picture_is_looked_at_twice(weights, tmp_path, seen, 
         extract.extract(root.build("features_training-ours"))
     monkeypatch.setattr(extract.shards, "publish_receipt", publish)
     made = extracted(root)["features_training-ours"]
-    assert set(seen.values()) <= {1, 2}  # one picture is its own original
-    assert seen.total() == 8
+    assert set(seen.values()) <= {1, 2}  # one picture is its own original, three come again with other seeds
+    assert seen.total() == 12
     keys = [feature_sets.key((row["key"], row["caption"])) for row in captions("training", 4)]
     tables = [extract.shards.read_tensors(made.read(f"0000{n}.parquet"), feature_sets.FIELD) for n in (0, 1)]
     assert [key for names, _ in tables for key in names] == keys
@@ -192,11 +196,12 @@ def test_a_set_without_real_pictures_has_its_inception_score_alone(weights, tmp_
     (tmp_path / "mine.txt").write_text("\n".join(f"prompt {n}" for n in range(4)))
     root = Root(tmp_path / "root", *words(weights), f"eval.prompts.mine={tmp_path}/mine.txt")
     rows = captions("mine", 4)
-    put(root, "samples_mine", {"generated": ORIGINALS}, rows)
-    assert [*feature_sets.feature_sets(root.config)] == ["features_mine-ours"]
-    (line,) = distances.measured(root.config, extracted(root))
-    assert (line.fid, line.kid, line.n_real) == (None, None, None)
-    assert 1 <= line.inception_score <= 4
+    for output in ("samples_mine", "null_samples_mine"):
+        put(root, output, {"generated": ORIGINALS}, rows)
+    assert [*feature_sets.feature_sets(root.config)] == ["features_mine-ours", "features_mine-null"]
+    for line in distances.measured(root.config, extracted(root)):
+        assert (line.fid, line.kid, line.n_real) == (None, None, None)
+        assert 1 <= line.inception_score <= 4
 
 
 def test_features_are_steps_of_the_table(weights, tmp_path):  # noqa: F811

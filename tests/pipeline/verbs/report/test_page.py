@@ -101,6 +101,28 @@ def test_every_score_is_the_one_that_was_measured(told: tuple[Experiment, str, d
     assert json.loads(json.dumps(document["scores"]["metrics"])) == document["scores"]["metrics"]
 
 
+def test_distances_and_times_are_those_that_were_measured(told: tuple[Experiment, str, dict[str, Any]]) -> None:
+    of, html, document = told
+    apart, timed = (json.loads(of.artifacts["scores"].read(name)) for name in ("distances.json", "speed.json"))
+    assert (document["scores"]["distances"], document["scores"]["speed"]) == (apart, timed)
+    tables = Parsed(html).tables
+    header, *rows = tables["distances"]
+    assert [text for text, _ in header][-3:] == ["FD:1A2B3C4D", "KD:1A2B3C4D x 1000", "IS:1A2B3C4D"]
+    assert [row[0][0] for row in rows[:4]] == ["ours", "same model, other seed", "ours", "ours"]
+    for line, row in zip(apart, rows, strict=False):
+        shown = dict(zip(("n", "n_real", "fid", "kid", "inception_score"), row[3:], strict=True))
+        for name, (text, value) in shown.items():
+            assert value == ("" if line[name] is None else str(line[name])), name
+            assert line[name] is not None or text == "too few"
+        assert row[6][0] == "{:.2f} [{:.2f}, {:.2f}]".format(*(1000 * line[k] for k in ("kid", "kid_low", "kid_high")))
+    assert [row[0][0] for row in rows[4:]][:1] == ["Würstchen, the paper's"]  # coco is among the sets
+    _, *rows = tables["speed"]
+    for line, row in zip(timed, rows, strict=True):
+        parts = [line[stage] for stage in ("stage_c", "stage_b", "stage_a")]
+        assert [float(value) for _, value in row[1:6]] == [line["batch"], *parts, sum(parts)]
+        assert (row[0][0], row[6][0], row[7][0]) == (line["mode"], line["device"], line["precision"])
+
+
 def test_hours_and_funnel_are_those_of_ledger_and_manifests(told: tuple[Experiment, str, dict[str, Any]]) -> None:
     of, html, document = told
     tables = Parsed(html).tables
