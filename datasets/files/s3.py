@@ -8,9 +8,10 @@ are worded as Arrow words them, so that `errors` knows them whoever asked.
 import errno
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from datasets.files import notices
@@ -21,6 +22,8 @@ PART = 8 << 20  # bytes of a request; a store takes as long for some 2 MB more a
 PARALLEL = 8  # parts of one object at a time
 GONE = frozenset({"NoSuchKey", "404"})
 EMPTY, CHANGED, THERE, MEANWHILE = 416, 412, 412, 409  # HTTP statuses, of a range and of conditions
+AT_ONCE = 1000  # objects that S3 lists, or deletes, in one request
+PASSING = frozenset({"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"})  # of one object of many
 PUTS = 5  # of two at once, a store may ask both to come again
 
 
@@ -127,17 +130,42 @@ def delete(uri: str) -> None:
     persistently(uri, request)
 
 
-def is_folder(uri: str) -> bool:
-    """Whether any object lies below a name."""
+def delete_below(uri: str) -> None:
+    """Delete all objects below a name: of each thousand one request asks for their names, and one deletes them."""
+    bucket = _place(uri)["Bucket"]
+    while keys := persistently(uri, lambda: _some_below(uri)):
+        persistently(uri, partial(_delete_keys, uri, bucket, keys))
+        if len(keys) < AT_ONCE:
+            return
 
-    def request() -> bool:
-        with _telling(uri, "ListObjectsV2"):
-            place = _place(uri)
-            prefix = f"{place['Key']}/" if place["Key"] else ""
-            answer = s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=prefix, MaxKeys=1)
-            return bool(answer.get("Contents"))
 
-    return persistently(uri, request)
+def delete_all(uris: Iterable[str]) -> None:
+    """Delete objects, a thousand a request; nothing happens where there is none."""
+    keys: dict[str, list[str]] = {}
+    for place in map(_place, uris):
+        keys.setdefault(place["Bucket"], []).append(place["Key"])
+    for bucket, found in keys.items():
+        for start in range(0, len(found), AT_ONCE):
+            uri, some = f"s3://{bucket}/{found[start]}", found[start : start + AT_ONCE]
+            persistently(uri, partial(_delete_keys, uri, bucket, some))
+
+
+def _some_below(uri: str) -> list[str]:
+    """The first thousand keys below a name."""
+    with _telling(uri, "ListObjectsV2"):
+        place = _place(uri)
+        prefix = f"{place['Key']}/" if place["Key"] else ""
+        answer = s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=prefix, MaxKeys=AT_ONCE)
+        return [found["Key"] for found in answer.get("Contents", ())]
+
+
+def _delete_keys(uri: str, bucket: str, keys: list[str]) -> None:
+    with _telling(uri, "DeleteObjects"):
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        failed = s3_client().delete_objects(Bucket=bucket, Delete=wanted).get("Errors", ())
+    for error in failed:
+        kind = ConnectionError if error["Code"] in PASSING else OSError
+        raise kind(f"AWS Error {_snake(error['Code'])} during DeleteObjects operation: {error.get('Message', '')}")
 
 
 def _place(uri: str) -> dict[str, str]:
@@ -162,11 +190,15 @@ def _telling(uri: str, operation: str) -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from error
         if status == CHANGED and operation == "GetObject":
             raise _Changed from error
-        snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
-        name = f"UNKNOWN (HTTP status {status})" if code.isdigit() else snake
+        name = f"UNKNOWN (HTTP status {status})" if code.isdigit() else _snake(code)
         kind = ConnectionError if status == 429 or status >= 500 else OSError
         said = error.response["Error"].get("Message", "")
         raise kind(f"AWS Error {name} during {operation} operation: {said}") from error
+
+
+def _snake(code: str) -> str:
+    """What S3 calls an error, as Arrow spells it."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
 
 
 def _client_error() -> Any:

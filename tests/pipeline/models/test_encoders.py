@@ -393,6 +393,19 @@ def test_a_checkpoint_of_another_training_is_refused_before_any_worker_starts(pr
         train.train_c(build)
 
 
+def test_trainings_read_through_the_cluster_s_cache(prepared, monkeypatch, tmp_path):
+    root = prepared()
+    words = [*WORDS, f"cluster.cache.folder={tmp_path}/kept", "cluster.cache.gib=0.5"]
+    monkeypatch.setattr(root, "config", compose.load("stage_c", words))
+    build = root.build("stage_c")
+    reading = train._order(build, build.config.stage_c, ("latents_c",), None).reading
+    data = reading.data(build.config.trainings_of("train_c")["stage_c"], [])
+    data.largest.first(1)
+    kept = [path for path in (tmp_path / "kept").glob("*/*") if path.is_file()]
+    assert kept
+    assert reading.cache.gib == 0.5
+
+
 def test_a_training_goes_on_in_the_order_in_which_it_began(prepared, monkeypatch):
     """One from before there were lanes has told of none."""
     root = prepared()
