@@ -1,7 +1,6 @@
 """The files of artifacts as they are read again and again: verified once, trusted from then on."""
 
 import contextlib
-import errno
 import fcntl
 import mmap
 import os
@@ -100,14 +99,14 @@ class VerifiedFiles:
 
 
 def _require_own(folder: Path) -> None:
-    """Make the folder, where it is not there; PermissionError where somebody else has: what lies in it is trusted."""
+    """Make the folder, where it is not there; OSError where somebody else has: what lies in it is trusted."""
     try:
         owner = os.stat(folder).st_uid
     except FileNotFoundError:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = os.stat(folder).st_uid
     if owner not in (os.geteuid(), 0):
-        raise PermissionError(errno.EACCES, "the folder is another user's", str(folder))
+        raise OSError("the folder is another user's")
 
 
 def _hit(place: Path, expect: FileEntry) -> memoryview | None:
