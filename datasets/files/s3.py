@@ -71,13 +71,22 @@ def _beginning(uri: str) -> tuple[bytes, int, str]:
     return content, int(size[1]) if size else len(content), answer["ETag"]
 
 
-def _fill(part: memoryview, uri: str, start: int, tag: str) -> None:
-    """Read as many bytes from `start` on as `part` takes."""
+def part(uri: str, start: int, size: int) -> bytes:
+    """So many bytes of an object from `start` on."""
+    content = bytearray(size)
+    with memoryview(content) as view:
+        _fill(view, uri, start)
+    return bytes(content)
+
+
+def _fill(part: memoryview, uri: str, start: int, tag: str | None = None) -> None:
+    """Read as many bytes from `start` on as `part` takes; with a tag, of what has that."""
 
     def request() -> None:
         with _telling(uri, "GetObject"):
             asked = f"bytes={start}-{start + len(part) - 1}"
-            body, filled = s3_client().get_object(**_place(uri), Range=asked, IfMatch=tag)["Body"], 0
+            same = {"IfMatch": tag} if tag else {}
+            body, filled = s3_client().get_object(**_place(uri), Range=asked, **same)["Body"], 0
             while count := body.readinto(part[filled:]):
                 filled += count
         if filled < len(part):
