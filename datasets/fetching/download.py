@@ -26,7 +26,7 @@ from datasets.fetching.names import Names
 from datasets.fetching.pace import HostSlots, Pace, Patience
 from datasets.files import storage
 from datasets.files.fence import Fence, unfenced
-from datasets.formats import shards
+from datasets.formats import ranges, shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.outcomes import PASSING, Lost, Outcome
 from datasets.pictures import one_thread_a_picture, stored
@@ -117,10 +117,10 @@ def _contents(shard: int, rows: pa.Table, fetched: Mapping[int, Fetched], extens
     """The files of a shard by name: its tar, and what became of each planned row."""
     results = [(planned, fetched[planned["row"]]) for planned in rows.sort_by("row").to_pylist()]
     kept = [_image_row(planned, result, extension) for planned, result in results if result.picture]
-    return {
-        shards.image_name(shard): shards.write_images(kept),
-        shards.index_name(shard): shards.table_bytes([_index_row(*result) for result in results], INDEX),
-    }
+    tar = shards.write_images(kept)
+    places = ranges.of_tar(tar)
+    index = [_index_row(*result) | places.get(result[0]["key"], {}) for result in results]
+    return {shards.image_name(shard): tar, shards.index_name(shard): shards.table_bytes(index, INDEX)}
 
 
 def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) -> dict[int, Fetched]:

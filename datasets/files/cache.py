@@ -21,7 +21,7 @@ class VerifiedFiles:
     node can share it: one of them fetches a file, the others wait for it, and whatever lies there is trusted.
 
     Args:
-        folder: on a disk of this machine; None keeps nothing.
+        folder: on a disk of this machine, our own (or root's); None keeps nothing.
         most_bytes: that may lie in there; what was read longest ago goes first.
     """
 
@@ -62,9 +62,10 @@ class VerifiedFiles:
         return memoryview(storage.read(path, expect))
 
     def _from_folder(self, place: Path, path: str, expect: FileEntry) -> memoryview:
+        _require_own(place.parent.parent)
         if (content := _hit(place, expect)) is not None:
             return content
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(exist_ok=True)
         with _locked(place.parent):
             if (content := _hit(place, expect)) is not None:  # another process has fetched it meanwhile
                 return content
@@ -95,6 +96,17 @@ class VerifiedFiles:
                 break
             file.unlink(missing_ok=True)
             excess -= size
+
+
+def _require_own(folder: Path) -> None:
+    """Make the folder, where it is not there; OSError where somebody else has: what lies in it is trusted."""
+    try:
+        owner = os.stat(folder).st_uid
+    except FileNotFoundError:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = os.stat(folder).st_uid
+    if owner not in (os.geteuid(), 0):
+        raise OSError("the folder is another user's")
 
 
 def _hit(place: Path, expect: FileEntry) -> memoryview | None:

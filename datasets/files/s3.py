@@ -8,9 +8,10 @@ are worded as Arrow words them, so that `errors` knows them whoever asked.
 import errno
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from datasets.files import notices
@@ -21,7 +22,8 @@ PART = 8 << 20  # bytes of a request; a store takes as long for some 2 MB more a
 PARALLEL = 8  # parts of one object at a time
 GONE = frozenset({"NoSuchKey", "404"})
 EMPTY, CHANGED, THERE, MEANWHILE = 416, 412, 412, 409  # HTTP statuses, of a range and of conditions
-PAGE = 1000  # names a listing gives at once, at most
+AT_ONCE = 1000  # objects that S3 lists, or deletes, in one request
+PASSING = frozenset({"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"})  # of one object of many
 PUTS = 5  # of two at once, a store may ask both to come again
 
 
@@ -69,13 +71,22 @@ def _beginning(uri: str) -> tuple[bytes, int, str]:
     return content, int(size[1]) if size else len(content), answer["ETag"]
 
 
-def _fill(part: memoryview, uri: str, start: int, tag: str) -> None:
-    """Read as many bytes from `start` on as `part` takes."""
+def part(uri: str, start: int, size: int) -> bytes:
+    """So many bytes of an object from `start` on."""
+    content = bytearray(size)
+    with memoryview(content) as view:
+        _fill(view, uri, start)
+    return bytes(content)
+
+
+def _fill(part: memoryview, uri: str, start: int, tag: str | None = None) -> None:
+    """Read as many bytes from `start` on as `part` takes; with a tag, of what has that."""
 
     def request() -> None:
         with _telling(uri, "GetObject"):
             asked = f"bytes={start}-{start + len(part) - 1}"
-            body, filled = s3_client().get_object(**_place(uri), Range=asked, IfMatch=tag)["Body"], 0
+            same = {"IfMatch": tag} if tag else {}
+            body, filled = s3_client().get_object(**_place(uri), Range=asked, **same)["Body"], 0
             while count := body.readinto(part[filled:]):
                 filled += count
         if filled < len(part):
@@ -120,32 +131,50 @@ def tag(uri: str) -> str:
 
 def delete(uri: str) -> None:
     """Delete an object, in one request; nothing happens where there is none. Arrow would ask and tidy four times."""
-    _delete(uri, **_place(uri))
+
+    def request() -> None:
+        with _telling(uri, "DeleteObject"):
+            s3_client().delete_object(**_place(uri))
+
+    persistently(uri, request)
 
 
 def delete_below(uri: str) -> None:
-    """Delete all objects below a name: one request finds a thousand of them, and each goes by one of its own."""
-    place = _place(uri)
-
-    def request() -> tuple[list[str], bool]:
-        with _telling(uri, "ListObjectsV2"):
-            answer = s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=f"{place['Key']}/", MaxKeys=PAGE)
-            return [found["Key"] for found in answer.get("Contents", ())], answer["IsTruncated"]
-
-    more = True
-    while more:
-        keys, more = persistently(uri, request)
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            for _ in pool.map(lambda key: _delete(uri, place["Bucket"], key), keys):
-                pass
+    """Delete all objects below a name: of each thousand one request asks for their names, and one deletes them."""
+    bucket = _place(uri)["Bucket"]
+    while keys := persistently(uri, lambda: _some_below(uri)):
+        persistently(uri, partial(_delete_keys, uri, bucket, keys))
+        if len(keys) < AT_ONCE:
+            return
 
 
-def _delete(uri: str, Bucket: str, Key: str) -> None:
-    def request() -> None:
-        with _telling(uri, "DeleteObject"):
-            s3_client().delete_object(Bucket=Bucket, Key=Key)
+def delete_all(uris: Iterable[str]) -> None:
+    """Delete objects, a thousand a request; nothing happens where there is none."""
+    keys: dict[str, list[str]] = {}
+    for place in map(_place, uris):
+        keys.setdefault(place["Bucket"], []).append(place["Key"])
+    for bucket, found in keys.items():
+        for start in range(0, len(found), AT_ONCE):
+            uri, some = f"s3://{bucket}/{found[start]}", found[start : start + AT_ONCE]
+            persistently(uri, partial(_delete_keys, uri, bucket, some))
 
-    persistently(uri, request)
+
+def _some_below(uri: str) -> list[str]:
+    """The first thousand keys below a name."""
+    with _telling(uri, "ListObjectsV2"):
+        place = _place(uri)
+        prefix = f"{place['Key']}/" if place["Key"] else ""
+        answer = s3_client().list_objects_v2(Bucket=place["Bucket"], Prefix=prefix, MaxKeys=AT_ONCE)
+        return [found["Key"] for found in answer.get("Contents", ())]
+
+
+def _delete_keys(uri: str, bucket: str, keys: list[str]) -> None:
+    with _telling(uri, "DeleteObjects"):
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        failed = s3_client().delete_objects(Bucket=bucket, Delete=wanted).get("Errors", ())
+    for error in failed:
+        kind = ConnectionError if error["Code"] in PASSING else OSError
+        raise kind(f"AWS Error {_snake(error['Code'])} during DeleteObjects operation: {error.get('Message', '')}")
 
 
 def _place(uri: str) -> dict[str, str]:
@@ -170,11 +199,15 @@ def _telling(uri: str, operation: str) -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from error
         if status == CHANGED and operation == "GetObject":
             raise _Changed from error
-        snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
-        name = f"UNKNOWN (HTTP status {status})" if code.isdigit() else snake
+        name = f"UNKNOWN (HTTP status {status})" if code.isdigit() else _snake(code)
         kind = ConnectionError if status == 429 or status >= 500 else OSError
         said = error.response["Error"].get("Message", "")
         raise kind(f"AWS Error {name} during {operation} operation: {said}") from error
+
+
+def _snake(code: str) -> str:
+    """What S3 calls an error, as Arrow spells it."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).upper()
 
 
 def _client_error() -> Any:

@@ -235,7 +235,7 @@ def move(source: str, target: str) -> None:
         if isinstance(error, StoreAway) or exists(source):
             raise
         raise NothingThere(errno.ENOENT, "there is no such file", source) from error
-    _remove_file(source)
+    s3.delete(source) if _on_s3(source) else remove(source)
 
 
 def append(line: str, path: str) -> None:
@@ -329,13 +329,12 @@ def sweep(folder: str, fence: Fence = unfenced) -> None:
 
 
 def remove_all(paths: Sequence[str]) -> None:
-    """Delete files, by several threads: a store answers each request after a while."""
+    """Delete files, many by one request or by several threads: a store answers each request after a while."""
+    if all(map(_on_s3, paths)):
+        s3.delete_all(paths)
+        return
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(_remove_file, paths))
-
-
-def _remove_file(path: str) -> None:
-    s3.delete(path) if _on_s3(path) else remove(path)
+        list(pool.map(remove, paths))
 
 
 def remove(path: str) -> None:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.files.storage import FileEntry
-from datasets.formats import shards
+from datasets.formats import ranges, shards
 from datasets.formats.shards import INDEX, Receipt
 from datasets.outcomes import Outcome
 
@@ -26,8 +26,13 @@ def from_images(content: bytes, keys: Set[str]) -> bytes:
 def from_index(content: bytes, keys: Set[str]) -> bytes:
     """The table beside a tar: its rows stay, but say no more than that these pictures are forgotten."""
     rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+    if not any(row["key"] in keys for row in rows):
+        return content
     forgotten = dict.fromkeys(INDEX.names) | {"status": str(Outcome.FORGOTTEN)}
-    told = [forgotten | {name: row[name] for name in ("key", "row")} if row["key"] in keys else row for row in rows]
+    told = [
+        forgotten | {name: row[name] for name in ("key", "row")} if row["key"] in keys else row
+        for row in ranges.without(rows, keys)
+    ]
     return shards.table_bytes(told, INDEX)
 
 

@@ -42,6 +42,7 @@ INDEX = pa.schema(
         ("width", pa.int32()),  # px, as fetched and seen upright
         ("height", pa.int32()),
         ("sha256", pa.string()),  # of the body as fetched
+        *(("offset", pa.int64()), ("bytes", pa.int32()), ("stored", pa.string())),  # as in `ranges`
     ]
 )
 ROW_GROUP = 128  # rows: 20 MB of CLIP-H states, a good size for a ranged read

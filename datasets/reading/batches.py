@@ -2,16 +2,14 @@
 
 The samples of all epochs form one endless sequence; each epoch is a permutation of all rows, or of those that
 a view chooses. Shards are permuted first, then rows are shuffled within windows of a few shards, so that reading
-stays local. The sequence is a pure function of the seed (and the view): neither the number of ranks nor the batch
-size enters, and resuming is reading on.
+stays local; in several lanes (`order`), each rank reads a part of the shards. The sequence is a pure function of the
+seed (and the view, and with lanes the batch sizes): the number of ranks does not enter, and resuming is reading on.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,10 +24,11 @@ from datasets.formats.shard_table import Shards
 from datasets.formats.shards import ImageRow
 from datasets.reading import captions
 from datasets.reading.captions import Drawn
+from datasets.reading.order import MIXED, WINDOW, Order, Span, places, span_at
 from datasets.reading.views import View
 
-WINDOW = 8  # shards whose rows are mixed
-DECODED_BYTES = 64 << 20  # decoded pictures that are kept of a shard
+LOADERS = 4  # threads, where there are several lanes, whose windows may end at once
+DECODED_BYTES = 64 << 20  # decoded pictures that are kept of a shard of each lane
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,17 @@ class Source:
 class Batches:
     """Samples of several artifacts made from the same pictures, joined shard by shard and compared by key.
 
-    Held are the shards of the window that is being read and, read in a thread meanwhile, those of the next one: tensors
-    as they lie in their file (a mapped one takes no memory of its own; int8 is copied), pictures encoded, and as many
-    of them decoded as `DECODED_BYTES` allows.
+    Held are the shards of the windows that are being read and, read in threads meanwhile, those of the next ones:
+    tensors as they lie in their file (a mapped one takes no memory of its own; int8 is copied), pictures encoded, and
+    as many of them decoded as `DECODED_BYTES` allows.
 
     Args:
+        window: shards whose rows are mixed; None: `WINDOW`, and with several lanes as many as hold `MIXED` rows.
         bucket: whose shards alone are read.
         files: what the shards are read through; None verifies each file once for this reader.
         view: the pictures to choose; None = all.
+        lanes: in which the samples come; above 1 it divides all batches.
+        spans: all phases of the training, which `read` needs to know its batches, where there are several lanes.
 
     Raises:
         DataError: there is no row at all.
@@ -73,27 +75,28 @@ class Batches:
         self,
         sources: Sequence[Source],
         seed: int,
-        window: int = WINDOW,
+        window: int | None = None,
         bucket: str | None = None,
         files: VerifiedFiles | None = None,
         view: View | None = None,
+        lanes: int = 1,
+        spans: Sequence[Span] = (),
     ):
         self._sources = tuple(sources)
         self._stored = _common_counts(sources, bucket)
-        self._counts = self._stored if view is None else view.counts(self._stored)
-        self._places = None if view is None else lru_cache(maxsize=window)(view.places)
-        self._seed = seed
-        self._window = window
-        self.rows = sum(self._counts.values())
+        counts = self._stored if view is None else view.counts(self._stored)
+        self.rows = sum(counts.values())
         if self.rows == 0:
             raise DataError(f"{sources[0].folder} holds no rows: raise data.limit or loosen data.filters")
-        self._windows = lru_cache(maxsize=2)(self._make_windows)
-        self._mixed = lru_cache(maxsize=2)(self._mix)
+        window = window or mixing(self._stored, lanes)
+        self._order = Order(counts, seed, window, lanes)
+        self._places = None if view is None else lru_cache(maxsize=lanes * window)(view.places)
+        self._seed, self._spans = seed, tuple(spans)
         self._files = files or VerifiedFiles()
-        self._shards = Ahead(self._load)
+        self._shards = Ahead(self._load, min(LOADERS, lanes))
 
     def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
-        """The samples `start` to `start + rows` of the endless sequence, each field stacked.
+        """The samples `start` to `start + rows` of the training, each field stacked; with lanes, of one batch.
 
         Returns:
             `image` as uint8 (rows, 3, H, W); tensors as (rows, *shape) in their stored dtype; `key` as uint8
@@ -108,67 +111,54 @@ class Batches:
                 f"a batch takes {rows} rows, but the data has only {self.rows}: "
                 "lower batch_size of the training or raise data.limit"
             )
-        return self.stretch(start, rows)
+        if self._order.lanes == 1:
+            return self.stretch(start, rows)
+        span = self._spans[span_at(self._spans, start)]
+        _, first = span.batch_at(start)
+        return self.part(start - first, span.batch_size, first, rows)
 
     def first(self, rows: int) -> dict[str, np.ndarray]:
         """The first samples, at most so many, as of `read`; of several captions the first, as it was planned."""
-        return self._stacked(0, min(rows, self.rows), drawn=False)
+        return self._stacked(list(self._order.first(rows)), drawn=False)
 
     def first_shards(self, rows: int) -> set[int]:
         """Numbers of the shards in which the first samples lie."""
-        return {self._place(position)[1] for position in range(min(rows, self.rows))}
+        return {shard for stretch in self._order.first(rows) for _, shard, _ in self._order.samples(*stretch)}
 
     def stretch(self, start: int, rows: int) -> dict[str, np.ndarray]:
-        """As `read`, of any length: beyond the data's, samples repeat."""
-        return self._stacked(start, rows, drawn=True)
+        """As `read` without lanes, of any length: beyond the data's, samples repeat."""
+        return self.part(start, rows, 0, rows)
 
-    def _stacked(self, start: int, rows: int, *, drawn: bool) -> dict[str, np.ndarray]:
-        """Samples as of `read`; of several captions the one that is drawn, or the first."""
-        self._shards.hold(self._needed(start, start + rows - 1))
-        places = [self._place(position) for position in range(start, start + rows)]
-        samples = [(self._shards[shard], row, epoch if drawn else None) for epoch, shard, row in places]
+    def part(self, start: int, size: int, first: int, rows: int) -> dict[str, np.ndarray]:
+        """Samples `first` to `first + rows` of the batch of `size` at `start` of this sequence, as of `read`."""
+        return self._stacked(list(places(start, size, first, rows, self._order.lanes)), drawn=True)
+
+    def _stacked(self, stretches: Sequence[tuple[int, int, int]], *, drawn: bool) -> dict[str, np.ndarray]:
+        """Samples of stretches of lanes, as of `read`; of several captions the one that is drawn, or the first."""
+        self._shards.hold(self._needed(stretches))
+        samples = [
+            (self._shards[shard], self._row(shard, place), epoch if drawn else None)
+            for stretch in stretches
+            for epoch, shard, place in self._order.samples(*stretch)
+        ]
         fields = ("key", *(source.field for source in self._sources))
         return {field: np.stack([_of(shard[field], row, epoch) for shard, row, epoch in samples]) for field in fields}
 
-    def _place(self, position: int) -> tuple[int, int, int]:
-        """Epoch of a sample, its shard, and its place in there."""
-        epoch, index, offset = self._window_of(position)
-        shard, row = self._mixed(epoch, index)[offset].tolist()
-        return epoch, shard, row if self._places is None else int(self._places(shard)[row])
+    def _row(self, shard: int, place: int) -> int:
+        """A sample's row in its shard, from its place among those that the view chooses of it."""
+        return place if self._places is None else int(self._places(shard)[place])
 
-    def _window_of(self, position: int) -> tuple[int, int, int]:
-        """Epoch of a sample, its window in there, and its place in that."""
-        epoch, offset = divmod(position, self.rows)
-        starts, _ = self._windows(epoch)
-        index = bisect_right(starts, offset) - 1
-        return epoch, index, offset - starts[index]
-
-    def _needed(self, first: int, last: int) -> list[int]:
-        """Shards of the windows of two samples, of all between them, and of the one that follows."""
-        (epoch, index, _), end = self._window_of(first), self._window_of(last)[:2]
-        needed: list[int] = []
-        while True:
-            _, windows = self._windows(epoch)
-            needed += windows[index]
-            if (epoch, index) > end:
-                return needed
-            epoch, index = (epoch, index + 1) if index + 1 < len(windows) else (epoch + 1, 0)
-
-    def _make_windows(self, epoch: int) -> tuple[list[int], list[list[int]]]:
-        """First sample and shards of each window of an epoch."""
-        windows = shard_windows(list(self._counts), seed=self._seed, epoch=epoch, window=self._window)
-        rows = [sum(self._counts[shard] for shard in window) for window in windows]
-        return [0, *accumulate(rows[:-1])], windows
-
-    def _mix(self, epoch: int, index: int) -> np.ndarray:
-        _, windows = self._windows(epoch)
-        counts = {shard: self._counts[shard] for shard in windows[index]}
-        return mixed_rows(counts, seed=self._seed, epoch=epoch, index=index)
+    def _needed(self, stretches: Iterable[tuple[int, int, int]]) -> list[int]:
+        """Shards of the windows of stretches, then of those that follow."""
+        windows = [self._order.needed(*stretch) for stretch in stretches]
+        now, then = [one for found in windows for one in found[:-1]], [found[-1] for found in windows]
+        return [shard for window in (*now, *then) for shard in window.shards]
 
     def _load(self, shard: int) -> "dict[str, _Samples | Drawn]":
         """All fields of a shard."""
         count = self._stored[shard]
-        read = {source.field: _read(source, shard, count, self._files, self._seed) for source in self._sources}
+        decoded = DECODED_BYTES // self._order.lanes
+        read = {source.field: _read(source, shard, count, self._files, self._seed, decoded) for source in self._sources}
         first, *others = (keys for keys, _ in read.values())
         if any(keys != first for keys in others):
             folders = ", ".join(source.folder for source in self._sources)
@@ -177,27 +167,17 @@ class Batches:
         return {"key": raw, **{field: samples for field, (_, samples) in read.items()}}
 
 
-def shard_windows(numbers: Sequence[int], *, seed: int, epoch: int, window: int) -> list[list[int]]:
-    """The shards of an epoch in random order, in groups of `window`."""
-    permuted = np.random.default_rng((seed, epoch)).permutation(numbers).tolist()
-    return [permuted[start : start + window] for start in range(0, len(permuted), window)]
-
-
-def mixed_rows(counts: Mapping[int, int], *, seed: int, epoch: int, index: int) -> np.ndarray:
-    """All rows of an epoch's window number `index` in random order: int64 (rows, 2) of shard and place in it.
-
-    `counts` gives the rows of each of its shards.
-    """
-    pairs = np.array([(shard, row) for shard, count in counts.items() for row in range(count)], np.int64)
-    return np.random.default_rng((seed, epoch, index)).permutation(pairs)
+def mixing(counts: Mapping[int, int], lanes: int) -> int:
+    """Shards with so many rows each that a window mixes: with several lanes, few but for small ones."""
+    return WINDOW if lanes == 1 else -(-MIXED * len(counts) // sum(counts.values()))
 
 
 class Ahead:
-    """Things by number, made by `load` in a thread before they are asked for."""
+    """Things by number, made by `load` in threads before they are asked for."""
 
-    def __init__(self, load: Callable[[int], Any]):
+    def __init__(self, load: Callable[[int], Any], threads: int = 1):
         self._load = load
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards")
         self._held: dict[int, Future[Any]] = {}
 
     def hold(self, numbers: Sequence[int]) -> None:
@@ -207,6 +187,10 @@ class Ahead:
         for number in numbers:
             if number not in self._held:
                 self._held[number] = self._pool.submit(self._load, number)
+
+    def close(self) -> None:
+        """Wait for what is being loaded, and begin no more."""
+        self._pool.shutdown(cancel_futures=True)
 
     def __getitem__(self, number: int) -> Any:
         """What `load` made of a number that is held; or raises what it raised."""
@@ -222,9 +206,9 @@ class _Samples(Protocol):
 class _Pictures:
     """The pictures of a shard, decoded when they are asked for: uint8 (3, H, W) each."""
 
-    def __init__(self, rows: Sequence[ImageRow], size: Size | None):
+    def __init__(self, rows: Sequence[ImageRow], size: Size | None, most_bytes: int):
         self._rows, self._size = rows, size
-        self._decoded = lru_cache(maxsize=DECODED_BYTES // self._decode(0).nbytes)(self._decode)
+        self._decoded = lru_cache(maxsize=most_bytes // self._decode(0).nbytes)(self._decode)
 
     def __getitem__(self, row: int, /) -> np.ndarray:
         return self._decoded(row)
@@ -252,14 +236,14 @@ def _of(samples: _Samples | Drawn, row: int, epoch: int | None) -> np.ndarray:
 
 
 def _read(
-    source: Source, shard: int, count: int, files: VerifiedFiles, seed: int
+    source: Source, shard: int, count: int, files: VerifiedFiles, seed: int, decoded: int
 ) -> tuple[list[str], _Samples | Drawn]:
     """Keys and samples of one field of a shard."""
     name = shards.image_name(shard) if source.field == "image" else shards.tensor_name(shard)
     content = files.read(storage.join(source.folder, name), source.shards[shard].files[name])
     if source.field == "image":
         rows = shards.read_images(content.tobytes(), count)
-        return [row.key for row in rows], _Pictures(rows, source.size)
+        return [row.key for row in rows], _Pictures(rows, source.size, decoded)
     keys, values = shards.read_tensors(content, source.field)
     if source.captions is None:
         return keys, values

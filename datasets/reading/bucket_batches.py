@@ -5,10 +5,9 @@ says which bucket a batch comes from, and so where in that sequence it lies. Bot
 the training's phases: the number of ranks does not enter, and resuming is reading on.
 """
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,17 +15,9 @@ import numpy as np
 from datasets.buckets import Frame, Size
 from datasets.config import DataError
 from datasets.files.cache import VerifiedFiles
-from datasets.reading.batches import WINDOW, Batches, Source
+from datasets.reading.batches import Batches, Source, mixing
+from datasets.reading.order import Span, span_at
 from datasets.reading.views import View
-
-
-@dataclass(frozen=True)
-class Span:
-    """A phase that reads buckets: its first sample and the one after its last, of the whole training, and its batch."""
-
-    start: int
-    stop: int
-    batch_size: int
 
 
 class BucketBatches:
@@ -36,6 +27,7 @@ class BucketBatches:
         sources: as for `Batches`; every shard has a bucket.
         spans: all phases of the training that read buckets, in their order; each goes on where the one before ended.
         view: the pictures to choose; None = all.
+        lanes: in which the samples of each bucket come; above 1 it divides all batches of the training.
 
     Raises:
         DataError: the pictures are stored as squares, or there are none.
@@ -50,15 +42,18 @@ class BucketBatches:
         spans: Sequence[Span],
         files: VerifiedFiles | None = None,
         view: View | None = None,
+        lanes: int = 1,
     ):
         stored, buckets = sources[0].shards.counts(), sources[0].shards.buckets()
         counts = stored if view is None else view.counts(stored)
         found = sorted({bucket for shard, rows in counts.items() if rows and (bucket := buckets[shard])})
         if not found:
             raise DataError(f"{sources[0].folder} holds no pictures in aspect-ratio buckets: set data.image.max_aspect")
-        window = max(1, WINDOW // len(found))  # so that all buckets together hold as many shards as one sequence
+        window = max(1, mixing(stored, lanes) // len(found))  # all buckets together hold as many shards as one sequence
         self._batches = {
-            bucket: Batches([_sized(source, frame, bucket) for source in sources], seed, window, bucket, files, view)
+            bucket: Batches(
+                [_sized(source, frame, bucket) for source in sources], seed, window, bucket, files, view, lanes
+            )
             for bucket in found
         }
         self._spans = tuple(spans)
@@ -93,13 +88,13 @@ class BucketBatches:
 
         Fields are as `Batches.read` gives them. A bucket with fewer rows than a batch repeats them in it.
         """
-        number = bisect_right([span.start for span in self._spans], start) - 1
+        number = span_at(self._spans, start)
         span, schedule = self._spans[number], self._schedules[number]
-        turn, first = divmod(start - span.start, span.batch_size)
-        assert start < span.stop
+        turn, first = span.batch_at(start)
         assert first + rows <= span.batch_size, "a batch comes from one bucket"
         bucket, before = schedule.batch(turn)
-        return self._batches[bucket].stretch(self._starts[number][bucket] + before * span.batch_size + first, rows)
+        begin = self._starts[number][bucket] + before * span.batch_size
+        return self._batches[bucket].part(begin, span.batch_size, first, rows)
 
 
 class Schedule:

@@ -3,6 +3,7 @@
 import pickle
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from datasets.files import notices
@@ -105,14 +106,18 @@ def heard(board: Any, work: Callable[..., T], *arguments: Any) -> T:
 
 
 class HeardActor:
-    """A `worker(*arguments)` for one pickled shard a batch, whose driver is told what the storage has to get over."""
+    """A `worker(*arguments)` for one pickled shard a batch, whose driver is told what the storage has to get over.
+
+    It may be called by several threads at once: what is got over is told once, by the whole process.
+    """
 
     def __init__(self, board: Any, worker: type, *arguments: Any):
-        self._board = board
-        self._work = heard(board, worker, *arguments)
+        self._telling = ExitStack()
+        self._telling.enter_context(notices.heard_by(_teller(board)))  # for as long as the actor lives
+        self._work = worker(*arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bool]]:
-        heard(self._board, self._work, pickle.loads(batch["shard"][0]))
+        self._work(pickle.loads(batch["shard"][0]))
         return {"done": [True]}
 
 

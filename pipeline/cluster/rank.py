@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -103,6 +103,8 @@ class Rank:
                 world=self.world,
             )
         self.metrics["training_seconds"] += time.monotonic() - began
+        if config.shared_lanes > 1:
+            self.metrics[f"{name}/lanes"] = config.shared_lanes
         self.tell_spent(name, outcome.step)
         if outcome.best:
             self.metrics[f"{name}/best_step"] = outcome.best.step
@@ -288,10 +290,11 @@ class RankCallbacks(Callbacks):
     def bad_steps(self, steps: list[int], done: str) -> None:
         """See `Callbacks`; a warning that names the rows to blame."""
         for step in steps:
-            start, rows = self._config.images_after(step), self._config.phase_at(step).batch_size
-            with self._reading:
-                batch = self._batches(step).stored.read(start, rows)
-            self._rank.warn(f"{self._name}: step {step + 1} went wrong ({done}); {suspects(batch)}")
+            rows, world = self._config.phase_at(step).batch_size, self._rank.world
+            starts = range(start := self._config.images_after(step), start + rows, rows // world)
+            with self._reading:  # as much at a time as a rank reads: other lanes' shards take memory too
+                found = suspects(self._batches(step).stored.read(first, rows // world) for first in starts)
+            self._rank.warn(f"{self._name}: step {step + 1} went wrong ({done}); {found}")
 
     def show(self, step: int, weights: str) -> None:
         """See `Callbacks`; draws the panel, of the weights and their average side by side.
@@ -322,13 +325,19 @@ class RankCallbacks(Callbacks):
         return self._data.batches[Frame(phase.size, phase.max_aspect), phase.view]
 
 
-def suspects(batch: Mapping[str, np.ndarray]) -> str:
-    """Which rows of a bad step's batch are to blame, in words: those with a number that is not finite, else any."""
-    keys = [bytes(key).hex() for key in batch["key"]]
-    finite = np.ones(len(keys), bool)
-    for values in batch.values():
-        if np.issubdtype(values.dtype, np.floating):
-            finite &= np.isfinite(values).reshape(len(keys), -1).all(axis=1)
+def suspects(batch: Iterable[Mapping[str, np.ndarray]]) -> str:
+    """Which rows of a bad step's batch are to blame, in words: those with a number that is not finite, else any.
+
+    The batch comes in parts.
+    """
+    keys, flags = list[str](), list[np.ndarray]()
+    for part in batch:
+        keys += [bytes(key).hex() for key in part["key"]]
+        flags.append(np.ones(len(part["key"]), bool))
+        for values in part.values():
+            if np.issubdtype(values.dtype, np.floating):
+                flags[-1] &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    finite = np.concatenate(flags)
     poor = [key for key, good in zip(keys, finite, strict=True) if not good]
     few = (poor or keys)[:KEYS_SHOWN]
     what = "numbers that are not finite in" if poor else "all numbers are finite in its pictures"

@@ -190,11 +190,17 @@ class Cluster:
         return max(1, self.cpus // workers) if self.config.address is None else self.config.cpus_per_worker
 
     def map_shards(
-        self, worker: type, arguments: tuple[Any, ...], shards: Sequence[Any], tick: Callable[[], None]
+        self,
+        worker: type,
+        arguments: tuple[Any, ...],
+        shards: Sequence[Any],
+        tick: Callable[[], None],
+        at_once: int = 1,
     ) -> None:
         """Ray Data over shards: a pool of `worker(*arguments)` actors, one of which is called with each.
 
-        What stands for a shard is small; tensors never travel through the object store.
+        So many shards are `at_once` in an actor's hands, by a thread each. What stands for a shard is small; tensors
+        never travel through the object store.
         """
         most, cpus = self._pool(len(shards))
         least = min(self.config.encoders.min, most)
@@ -206,7 +212,13 @@ class Cluster:
                 HeardActor,
                 batch_size=1,
                 fn_constructor_args=(self.board, worker, *arguments),
-                compute=ActorPoolStrategy(min_size=least, max_size=most),
+                compute=ActorPoolStrategy(
+                    min_size=least,
+                    max_size=most,
+                    max_concurrent_calls_per_actor=at_once,
+                    max_tasks_in_flight_per_actor=at_once + 1,
+                    enable_true_multi_threading=at_once > 1,
+                ),
                 num_cpus=cpus,
                 num_gpus=self.config.encoders.gpus if self.device == "cuda" else 0,
                 max_restarts=0,  # a dead actor fails the map; the step's next attempt goes on with what is left

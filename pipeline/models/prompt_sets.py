@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
+from datasets.formats import ranges
 from datasets.formats.shard_table import Shard
 from datasets.reading import prompts as files
 from datasets.reading import views
@@ -45,7 +45,7 @@ def read(config: Config, name: str, inputs: dict[str, Artifact]) -> tuple[list[P
     """
     place = config.drawn_sets()[name]
     if place in (HELD_OUT, TRAINING):
-        found = list(islice(_captions(config, place, inputs), config.sample.limit))
+        found = list(_captions(config, place, inputs, config.sample.limit))
         return found, {"set": name, "of": place, "n": len(found)}
     file = files.read(place, config.eval.limit, config.seed, f"eval.prompts.{name}")
     found = [
@@ -56,16 +56,15 @@ def read(config: Config, name: str, inputs: dict[str, Artifact]) -> tuple[list[P
     return found, {"set": name, "of": "file", "n": len(found), **about}
 
 
-def _captions(config: Config, of: str, inputs: dict[str, Artifact]) -> Iterator[Prompt]:
-    """Captions of the stored pictures, in their order: of those that the trainings see, or of the others."""
+def _captions(config: Config, of: str, inputs: dict[str, Artifact], most: int) -> Iterator[Prompt]:
+    """The first captions of the stored pictures, in their order: of those that the trainings see, or of the others."""
     images, held = inputs["images"], inputs.get("held_out")
     view = views.read(held.read(views.FILE)) if held else None
     if view and of == TRAINING:
         view = ~view
     for number, shard in images.shards().items():
-        places = None if view is None else set(view.places(number).tolist())
-        if places == set():
-            continue
-        for place, row in enumerate(shard.images()):
-            if places is None or place in places:
-                yield Prompt(row.key, row.caption, caption_seed(config.seed, row.caption), shard)
+        places = (range(shard.rows) if view is None else view.places(number).tolist())[:most]
+        for row in ranges.read(shard, places) if places else ():
+            yield Prompt(row.key, row.caption, caption_seed(config.seed, row.caption), shard)
+        if not (most := most - len(places)):
+            return

@@ -16,7 +16,8 @@ from datasets.files.cache import VerifiedFiles
 from datasets.planning import plan
 from datasets.reading import views
 from datasets.reading.batches import Batches, Source
-from datasets.reading.bucket_batches import BucketBatches, Span
+from datasets.reading.bucket_batches import BucketBatches
+from datasets.reading.order import Span
 from datasets.reading.views import View
 from pipeline.models.encoders import Encode, Encoder
 from pipeline.settings.resources import Cache
@@ -133,13 +134,12 @@ class Reading:
         Held-out samples do not depend on the seed, so that trainings can be compared.
         """
         files = VerifiedFiles(self.cache.folder, int(self.cache.gib * 2**30))
-        spans = _bucket_spans(training)
 
         def encoded(batches: Batches | BucketBatches, frame: Frame) -> EncodedBatches:
             return EncodedBatches(batches, frame, self.fields, online)
 
         batches = {
-            (frame, view): encoded(self._seen(frame, view, spans, files), frame) for frame, view in self.stretches
+            (frame, view): encoded(self._seen(frame, view, training, files), frame) for frame, view in self.stretches
         }
         last = training.phases[-1]
         frame, (_, held) = Frame(last.size, last.max_aspect), self._split(last.view)
@@ -147,12 +147,14 @@ class Reading:
         return TrainingData(batches, held_out, self.planned)
 
     def _seen(
-        self, frame: Frame, view: str | None, spans: Sequence[Span], files: VerifiedFiles
+        self, frame: Frame, view: str | None, training: TrainingConfig, files: VerifiedFiles
     ) -> Batches | BucketBatches:
         sources, (chosen, _) = self.sources[frame], self._split(view)
         if not frame.square:
-            return BucketBatches(sources, frame, self.seed, spans, files, chosen)
-        return Batches(sources, self.seed, files=files, view=chosen)
+            spans = _spans(training, buckets=True)
+            return BucketBatches(sources, frame, self.seed, spans, files, chosen, training.shared_lanes)
+        spans = _spans(training, buckets=False)
+        return Batches(sources, self.seed, files=files, view=chosen, lanes=training.shared_lanes, spans=spans)
 
     def _held_out(self, frame: Frame, held: View, files: VerifiedFiles) -> Batches:
         sources = self.sources[frame]
@@ -173,11 +175,11 @@ def split(view: Artifact | None, held_out: Artifact | None) -> tuple[View | None
     return (~held, held) if chosen is None else (chosen & ~held, chosen & held)
 
 
-def _bucket_spans(training: TrainingConfig) -> list[Span]:
-    """The phases that read buckets."""
+def _spans(training: TrainingConfig, *, buckets: bool) -> list[Span]:
+    """The phases that read buckets, or those that read squares."""
     starts = accumulate((phase.steps for phase in training.phases), initial=0)
     return [
         Span(training.images_after(start), training.images_after(start + phase.steps), phase.batch_size)
         for start, phase in zip(starts, training.phases, strict=False)
-        if phase.max_aspect > 1
+        if buckets == (phase.max_aspect > 1)
     ]

@@ -133,12 +133,13 @@ class Build:
         rows: int,
         unit: str,
         folder: str | None = None,
+        at_once: int = 1,
     ) -> list[Receipt]:
         """Map the shards without a receipt in `folder` with actors that each have a `worker(*arguments)`.
 
-        `total` has by number what the worker is called with for that shard, no more than it needs. `folder` is the
-        artifact's unless one below it is given; `rows` and `unit` are for the progress. Returns the receipts of all
-        shards in the order of `total`, whoever made them.
+        `total` has by number what the worker is called with for that shard, no more than it needs; so many of them
+        `at_once`, by threads. `folder` is the artifact's unless one below it is given; `rows` and `unit` are for the
+        progress. Returns the receipts of all shards in the order of `total`, whoever made them.
         """
         folder = folder or self.path
         finished = self.finished_shards(folder)
@@ -147,7 +148,7 @@ class Build:
         if todo:
             with self.lease(self.cluster.reserved(len(todo)), self.cluster.kind):
                 about = (worker, arguments, rows, unit, folder, self.claim.fence, self.cluster.board)
-                self.cluster.map_shards(ShardActor, about, list(todo.values()), self.tick)
+                self.cluster.map_shards(ShardActor, about, list(todo.values()), self.tick, at_once)
             self.raise_if_stopped()
             finished |= shards.finished(folder, todo)
         missing = [shard for shard in total if shard not in finished]

@@ -6,11 +6,13 @@ Tensors never travel through Ray: an actor reads a shard of images, encodes it a
 
 import functools
 import operator
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -38,11 +40,13 @@ if TYPE_CHECKING:  # import torch, which a plan can do without
 
     from stages.models.text import TextTower
 
+Item, T = TypeVar("Item"), TypeVar("T")
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
 Read = Callable[[Sequence[ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
 CENTRED = (
     1024  # captions at a time to centre a seeded tower on: other than a tower's other batches, it changes rounding
 )
+AT_ONCE = 3  # shards in an actor's hands: one is read, one encoded, one published
 CALLED, WITH = "captions of ", "pictures with "  # counts: captions by their name, pictures by the names they have
 CHANNEL = {"text": 2, "latents_a": 1, "latents_c": 1}  # axis of the channels
 
@@ -116,7 +120,7 @@ def _encode(
     dtype = None if settings.online else settings.dtype
     arguments = (encoder, dtype, read, build.cluster.device)
     works = _works(build) if encoder.reads == "tokens" else {n: Work(shard) for n, shard in images.shards().items()}
-    return build.map_shards(ShardEncoder, arguments, works, rows, "images", folder)
+    return build.map_shards(ShardEncoder, arguments, works, rows, "images", folder, AT_ONCE)
 
 
 def _works(build: Build) -> "dict[int, Work]":
@@ -217,7 +221,8 @@ class Work:
 class ShardEncoder:
     """Makes of a shard of images one of tensors.
 
-    Without a `dtype` it stores what the encoder reads instead of what it makes. `read()` is called in the actor.
+    Several threads may call it: the model works on one shard at a time, while others are read or published. Without a
+    `dtype` it stores what the encoder reads instead of what it makes. `read()` is called in the actor.
     """
 
     def __init__(self, encoder: Encoder, dtype: Dtype | None, read: Callable[[], Read], device: str):
@@ -225,6 +230,7 @@ class ShardEncoder:
 
         self.encoder, self.dtype, self.read = encoder, dtype, read()
         self.encode = encoder.load(loading.device(device)) if dtype else None
+        self._turn = threading.Lock()
 
     def __call__(self, number: int, work: Work) -> Made:
         bucket, named = work.images.bucket, work.rows()
@@ -232,11 +238,12 @@ class ShardEncoder:
         if not rows:
             return Made(0, {}, bucket=bucket)
         counts = _counts(rows, names)
+        parts = chunked(rows, self.encoder.batch).values()
         tensors = []
-        for part in chunked(rows, self.encoder.batch).values():
-            read, noticed = self.read(part, bucket)
-            counts += noticed
-            tensors.append(self.encode(read) if self.encode else read)
+        with self._turn:
+            for read, noticed in _ahead(lambda part: self.read(part, bucket), parts):
+                counts += noticed
+                tensors.append(self.encode(read) if self.encode else read)
         exact = np.concatenate(tensors)
         kept = self._rounded(number, exact) if self.dtype else exact
         field = self.encoder.field if self.dtype else self.encoder.reads
@@ -258,6 +265,18 @@ class ShardEncoder:
             raise DataError(
                 f"shard {shard} of {field}: {error}; look at the weights, or store it with encode.{field}.dtype=int8"
             ) from error
+
+
+def _ahead(make: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
+    """What is made of each item, the next of them by a thread while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        made = None
+        for item in items:
+            made, ready = pool.submit(make, item), made
+            if ready:
+                yield ready.result()
+        if made:
+            yield made.result()
 
 
 def _counts(rows: list[ImageRow], names: list[str]) -> Counter[str]:

@@ -3,7 +3,7 @@ original; sample_again: the same with other seeds; sample_baseline: their rival.
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from datasets.buckets import Size
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.storage import FileEntry
-from datasets.formats import shards
+from datasets.formats import ranges, shards
 from datasets.formats.shard_table import Shard
 from pipeline.cluster.mapping import Made, chunked
 from pipeline.models import prompt_sets
@@ -96,16 +96,19 @@ class Painter:
     def _originals(self, prompts: Sequence[Prompt]) -> np.ndarray | None:
         """The pictures of which the prompts are captions, uint8 (B, H, W, 3); None where they are nobody's.
 
-        No others of their shards are decoded.
+        No others of their shards are decoded, or read where these are few.
         """
         stored = {prompt.shard.number: prompt.shard for prompt in prompts if prompt.shard}
         if not stored:
             return None
-        found = {row.key: row for _, shard in sorted(stored.items()) for row in self._rows(shard)}
+        keys = {prompt.key for prompt in prompts}
+        found = {row.key: row for _, shard in sorted(stored.items()) for row in self._rows(shard, keys)}
         return np.stack([found[prompt.key].pixels(self.square) for prompt in prompts])
 
-    def _rows(self, shard: Shard) -> list[shards.ImageRow]:
-        """The pictures of a shard, not decoded; the last one's stay, since the next prompts are mostly of it too."""
+    def _rows(self, shard: Shard, keys: Set[str]) -> list[shards.ImageRow]:
+        """Pictures of a shard, not decoded; of one that is read whole they stay: the next prompts are of it too."""
+        if (few := ranges.by_keys(shard, keys)) is not None:
+            return few
         if self._last[0] != shard.number:
             self._last = shard.number, shard.images()
         return self._last[1]

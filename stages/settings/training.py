@@ -1,5 +1,6 @@
 """Settings of a training: its phases, optimiser, schedule, and how it is run, watched and saved."""
 
+import math
 from bisect import bisect_right
 from itertools import accumulate
 from typing import Annotated, Literal, Self
@@ -116,6 +117,11 @@ class TrainingConfig(Settings):
     """Ranks over which weights, gradients, moments and average are spread (FSDP2); 1: a copy each (DDP)."""
     reduce: Precision = "fp32"
     """Numbers in which ranks exchange gradients: fp32, or bf16 for half the bytes."""
+    lanes: Annotated[Annotated[int, Field(ge=1, le=100_000)], MANNER] = 1
+    """Lanes in which samples come, as many as divide all batches; a rank reads the shards of its lanes alone.
+
+    Ranks of which each has as many lanes read each shard about once a pass. 1: every rank reads all of them. Another
+    number is another order, as another seed would draw it; a training that has begun keeps its own."""
     ema: EmaConfig | None = None
     """Moving average of the weights, which replaces them in the end; null: none."""
     bad_steps: Annotated[BadStepsConfig, MANNER] = BadStepsConfig()
@@ -209,6 +215,11 @@ class TrainingConfig(Settings):
                 )
 
     @property
+    def shared_lanes(self) -> int:
+        """Lanes in which samples come: of the configured ones as many as divide all batches."""
+        return math.gcd(self.lanes, *(phase.batch_size for phase in self.phases))
+
+    @property
     def keeps_best(self) -> bool:
         """Whether validation decides which weights come out."""
         return self.validation is not None and self.validation.keep == "best"
@@ -219,5 +230,6 @@ class TrainingConfig(Settings):
         return frozenset() if self.keeps_best else frozenset({"validation"})
 
     def recipe(self, seed: int) -> dict[str, object]:
-        """What decides the trained weights, as JSON values: all but manners."""
-        return {"seed": seed, **self.model_dump(mode="json", exclude=manners(self))}
+        """What decides the trained weights, as JSON values: all but manners, and the order of samples in lanes."""
+        lanes = {"lanes": self.shared_lanes} if self.shared_lanes > 1 else {}
+        return {"seed": seed, **self.model_dump(mode="json", exclude=manners(self)), **lanes}

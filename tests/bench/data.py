@@ -140,9 +140,19 @@ def _read_tables(sources: list[Source], num_shards: int) -> None:
 
 def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pairs: int) -> Iterator[Line]:
     """Images a second of the encoding actor, from tars to receipts, over those of its model alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = encoded(model, folder, size, rows, num_shards, pairs)
+    each = 1000 * statistics.median(times[1]) / (num_shards * -(-rows // ENCODED))
+    yield ratio(f"encoding / its model alone, {size} px", *times, ENCODING, f"; {each:.0f} ms a batch of {ENCODED}")
+
+
+def encoded(
+    model: torch.nn.Module, folder: str, size: int, rows: int, num_shards: int, pairs: int
+) -> tuple[list[float], list[float]]:
+    """Seconds that the encoding actor takes for shards in a folder or store, and that its model takes alone."""
     batch = torch.rand(ENCODED, 3, size, size)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        images = _images(Path(folder, "images"), size, rows, num_shards)
+    with torch.inference_mode():
+        images = _images(f"{folder}/images", size, rows, num_shards)
         encoder = Encoder(
             "latents_c", "image", lambda _: lambda image: model(to_unit_range(image)), "fp32", ENCODED, "", {}
         )
@@ -151,9 +161,12 @@ def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pair
         steps = num_shards * -(-rows // ENCODED)
 
         def ours() -> None:
-            for shard in range(num_shards):
+            def work(shard: int) -> None:
                 made = worker(shard, encode.Work(images[shard]))
                 made.publish(f"{folder}/codes", shard, shards.Clock(), unfenced)
+
+            with ThreadPoolExecutor(encode.AT_ONCE) as pool:  # as Ray calls it
+                list(pool.map(work, range(num_shards)))
 
         def bare() -> None:
             for _ in range(steps):
@@ -161,22 +174,18 @@ def encoding(model: torch.nn.Module, size: int, rows: int, num_shards: int, pair
 
         bare()
         times = [(took(ours, time.perf_counter), took(bare, time.perf_counter)) for _ in range(pairs)]
-    encoded, alone = zip(*times, strict=True)
-    note = f"; {1000 * statistics.median(alone) / steps:.0f} ms a batch of {ENCODED}"
-    yield ratio(f"encoding / its model alone, {size} px", encoded, alone, ENCODING, note)
+    return [ours for ours, _ in times], [alone for _, alone in times]
 
 
-def _images(folder: Path, size: int, rows: int, num_shards: int) -> Shards:
+def _images(folder: str, size: int, rows: int, num_shards: int) -> Shards:
     for shard in range(num_shards):
         content = shards.write_images(
             ImageRow(row, f"{shard * rows + row:032x}", "", "x", "jpg", photo(size, row)) for row in range(rows)
         )
         name = shards.image_name(shard)
-        entry = storage.publish(content, str(folder / name))
-        shards.publish_receipt(
-            str(folder), shard, rows_in=rows, rows_out=rows, files={name: entry}, clock=shards.Clock()
-        )
-    return Shards.gathered(str(folder))
+        entry = storage.publish(content, f"{folder}/{name}")
+        shards.publish_receipt(folder, shard, rows_in=rows, rows_out=rows, files={name: entry}, clock=shards.Clock())
+    return Shards.gathered(folder)
 
 
 def photo(side: int, seed: int) -> bytes:

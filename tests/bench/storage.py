@@ -1,7 +1,8 @@
 """`python -m tests.bench.storage`: our reads and writes of objects beside those of a plain parallel client (boto3's).
 
 Both ask the same S3 server on loopback through a proxy in a process of its own, which answers each request 20 ms late,
-as a store elsewhere does; they take turns.
+as a store elsewhere does; they take turns. An encoding actor, whose model takes its time as a GPU does, beside that
+model alone, over the same.
 """
 
 import io
@@ -16,7 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
+
 from datasets.files import filesystems, storage
+from tests.bench.data import encoded
 from tests.bench.figures import Line, ratio, took
 from tests.object_store import serving
 
@@ -25,7 +29,8 @@ LATE_S = 0.02
 LARGE = 96 << 20  # bytes
 SMALL = 400  # objects of a KiB
 PAIRS = 7
-SPEED = 0.8  # bar: of the plain client's
+BUSY_S = 0.05  # a batch
+SPEED, WAITING = 0.8, 0.95  # bars: of the plain client's, and of the model's alone
 
 
 def lines() -> Iterator[Line]:
@@ -35,7 +40,33 @@ def lines() -> Iterator[Line]:
         serving(Path(folder, "store"), BUCKET) as server,
         _late(server.url, LATE_S) as url,
     ):
-        yield from objects(server.environment | {"AWS_ENDPOINT_URL": url}, BUCKET, LARGE, SMALL, PAIRS)
+        environment = server.environment | {"AWS_ENDPOINT_URL": url}
+        yield from objects(environment, BUCKET, LARGE, SMALL, PAIRS)
+        yield encoding(environment, BUCKET, BUSY_S, rows=64, num_shards=16, pairs=PAIRS)
+
+
+class Device(torch.nn.Module):
+    """A model that takes so many seconds a batch, of nobody's CPU."""
+
+    def __init__(self, busy_s: float) -> None:
+        super().__init__()
+        self._busy_s, self._smaller = busy_s, torch.nn.AvgPool2d(32)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        time.sleep(self._busy_s)
+        found: torch.Tensor = self._smaller(image)
+        return found
+
+
+def encoding(
+    environment: dict[str, str], bucket: str, busy_s: float, *, rows: int, num_shards: int, pairs: int
+) -> Line:
+    """The encoding actor on a store, over its model alone: whether that ever waits."""
+    with patch.dict(os.environ, environment):
+        filesystems.forget_clients()
+        times = encoded(Device(busy_s), f"s3://{bucket}/encoded", 64, rows, num_shards, pairs)
+    filesystems.forget_clients()
+    return ratio(f"encoding on a store, {1000 * busy_s:.0f} ms a batch / its model alone", *times, WAITING)
 
 
 def objects(environment: dict[str, str], bucket: str, large: int, small: int, pairs: int) -> Iterator[Line]:

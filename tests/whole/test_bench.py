@@ -146,6 +146,8 @@ def test_the_projections_schedule_is_that_of_the_config() -> None:
 
 def test_object_store(s3: FaultyStore) -> None:
     found = {line.what: line for line in storage.objects({}, "pictures", large=1 << 20, small=4, pairs=2)}
+    encoding = storage.encoding({}, "pictures", 0.001, rows=2, num_shards=2, pairs=2)
+    assert encoding.bar == "at least 0.95"
     assert len(found) == 4
     assert all(line.bar == "at least 0.8" and "; ours " in line.figure for line in found.values())
 

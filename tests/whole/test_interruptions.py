@@ -114,6 +114,7 @@ def test_aspect_ratio_buckets_on_two_ranks_leave_the_same_bytes(tmp_path):
     phases = "[{steps: 12, batch_size: 4, size: 384, max_aspect: 2}]"
     flags = [f"stage_{name}.train.phases={phases}" for name in "abc"]
     flags += [f"stage_{name}.train.checkpoint_every=4" for name in "abc"]
+    flags += [f"stage_{name}.train.lanes=2" for name in "abc"]
     flags += ["data=folder", f"data.folder.path={tmp_path}/pictures", "data.limit=null", "data.image.size=384"]
     flags += ["data.image.max_aspect=2", "compressor.warmup=null", "targets=[stage_c]", "workers=2"]
     assert start(tmp_path / "calm", *flags).wait(2 * PATIENCE_S) == 0

@@ -49,6 +49,18 @@ def test_files_are_published_read_listed_and_removed(folder):
     assert storage.listing(folder) == ["a/b.bin"]
 
 
+def test_files_and_folders_are_copied_to_where_they_can_be_opened(folder, tmp_path):
+    """As weights and tokenizers are, which libraries open by themselves; what is local is opened in place."""
+    contents = {"one.bin": b"1", "deep/two.json": b"{}"}
+    for name, content in contents.items():
+        storage.publish(content, f"{folder}/model/{name}")
+    (here := tmp_path / "here").mkdir()
+    one, whole = (storage.local_copy(f"{folder}/model{name}", here) for name in ("/one.bin", "/"))
+    assert one.read_bytes() == b"1"
+    assert {name: (whole / name).read_bytes() for name in contents} == contents
+    assert any(here.iterdir()) == storage.is_remote(folder)
+
+
 def test_receipts_are_read_together(folder):
     made = {
         shard: shards.publish_receipt(folder, shard, rows_in=1, rows_out=1, files={}, clock=Clock())

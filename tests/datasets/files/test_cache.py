@@ -144,3 +144,24 @@ def test_a_folder_that_cannot_be_used_makes_reading_slower_and_ends_nothing(tmp_
     assert ["not kept: " in str(notice) for notice in told] == [True, True]
     with pytest.raises(StorageError, match="there is no such file"):
         VerifiedFiles(str(tmp_path / "cache"), 100).read(f"{path}-none", entry)
+
+
+def test_a_folder_of_another_user_is_not_trusted(tmp_path, fetched, monkeypatch):
+    """In /tmp anybody may have made it: what lies there is not hashed again."""
+    path, entry = put("x", b"content")
+    (folder := tmp_path / "cache").mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, 1, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    heard: list[notices.Notice] = []
+    with notices.heard_by(heard.append):
+        assert VerifiedFiles(str(folder), 1000).read(path, entry).tobytes() == b"content"
+    assert fetched == [path]
+    assert [notice.reason for notice in heard] == ["not kept: the folder is another user's"]
+    assert not any(folder.iterdir())
+
+
+def test_a_folder_is_made_for_its_user_alone(tmp_path, fetched):
+    path, entry = put("x", b"content")
+    VerifiedFiles(str(tmp_path / "deep" / "cache"), 1000).read(path, entry)
+    assert (tmp_path / "deep" / "cache").stat().st_mode & 0o777 == 0o700

@@ -2,13 +2,13 @@
 
 import dataclasses
 import io
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.config import DataError
@@ -17,9 +17,10 @@ from datasets.files.fence import unfenced
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shards
 from datasets.formats.shard_table import Shards
-from datasets.formats.shards import Clock, ImageRow
+from datasets.formats.shards import Clock, ImageRow, Receipt
 from datasets.reading import batches
-from datasets.reading.batches import Batches, Source, mixed_rows, shard_windows
+from datasets.reading.batches import Batches, Source
+from datasets.reading.order import Order, Span
 
 COUNTS = [5, 3, 0, 4, 1]  # rows of each shard: 13 in all
 NUM_ROWS = sum(COUNTS)
@@ -107,24 +108,6 @@ def test_the_seed_decides(sources):
     assert first != other
 
 
-@settings(max_examples=60)
-@given(
-    counts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
-    seed=st.integers(0, 2**32 - 1),
-    epoch=st.integers(0, 1000),
-    window=st.integers(1, 15),
-)
-def test_windows_and_rows_are_permutations(counts, seed, epoch, window):
-    windows = shard_windows(range(len(counts)), seed=seed, epoch=epoch, window=window)
-    assert sorted(shard for group in windows for shard in group) == list(range(len(counts)))
-    assert all(len(group) == window for group in windows[:-1])
-    for index, group in enumerate(windows):
-        rows = mixed_rows({shard: counts[shard] for shard in group}, seed=seed, epoch=epoch, index=index)
-        assert sorted(map(tuple, rows.tolist())) == sorted(
-            (shard, row) for shard in group for row in range(counts[shard])
-        )
-
-
 def test_rows_mix_within_a_window_only(sources):
     data = Batches(sources, seed=2, window=1)
     shards_in_order = [sample // 16 for sample in sequence(data, 0, NUM_ROWS)]
@@ -190,8 +173,8 @@ def test_artifacts_with_other_shards_are_not_joined(sources):
 
 def shards_in_order(seed: int) -> list[int]:
     """Shards of the first epoch, where a window is one shard."""
-    numbers = [shard for shard, count in enumerate(COUNTS) if count]
-    return [shard for (shard,) in shard_windows(numbers, seed=seed, epoch=0, window=1)]
+    order = Order({shard: count for shard, count in enumerate(COUNTS) if count}, seed, window=1)
+    return [window.shards[0] for window in order.needed(0, 0, NUM_ROWS)[:-1]]
 
 
 def test_the_next_window_is_read_ahead_and_the_last_one_let_go(sources, monkeypatch):
@@ -214,3 +197,81 @@ def test_damage_ahead_is_told_when_it_is_reached(sources):
     data.read(0, COUNTS[first])
     with pytest.raises(CorruptFile, match=shards.image_name(second)):
         data.read(COUNTS[first], 1)
+
+
+# ------------------------------------------------------------------------------------------------------- in lanes
+
+
+SPANS = [Span(0, 48, 8), Span(48, 96, 12)]  # phases of other batches
+STEPS = [(span.start + number * span.batch_size, span.batch_size) for span in SPANS for number in range(4)]
+
+
+def in_lanes(sources: list[Source]) -> Batches:
+    return Batches(sources, seed=3, window=1, lanes=4, spans=SPANS)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_lanes_give_the_same_batches_to_any_number_of_ranks(sources, world):
+    whole = in_lanes(sources)
+    ranks = [in_lanes(sources) for _ in range(world)]
+    for start, size in STEPS:
+        batch = whole.read(start, size)
+        share = size // world
+        parts = [data.read(start + rank * share, share) for rank, data in enumerate(ranks)]
+        for field, values in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[field] for part in parts]), values)
+        np.testing.assert_array_equal(batch["text"][:, 0], batch["key"][:, -1])
+
+
+def test_ranks_of_which_none_has_whole_lanes_get_the_same_batches_too(sources):
+    whole, ranks = in_lanes(sources), [in_lanes(sources) for _ in range(3)]
+    read = [sample for rank, data in enumerate(ranks) for sample in sequence(data, 48 + 4 * rank, 4)]
+    assert read == sequence(whole, 48, 12)
+
+
+def test_a_training_in_lanes_goes_on_from_any_step(sources):
+    through = in_lanes(sources)
+    straight = [sequence(through, start, size) for start, size in STEPS]
+    assert [sequence(in_lanes(sources), start, size) for start, size in STEPS] == straight
+
+
+def test_all_lanes_together_give_each_sample_once_a_pass(sources):
+    spans = [Span(0, 4 * NUM_ROWS, 4)]
+    data = Batches(sources, seed=1, window=1, lanes=4, spans=spans)
+    read = [sample for start in range(0, 4 * NUM_ROWS, 4) for sample in sequence(data, start, 4)]
+    assert {read.count(sample) for sample in everything()} == {4}
+
+
+def test_the_first_samples_in_lanes_are_all_there_are(sources):
+    data = Batches(sources, seed=1, lanes=4)
+    assert set(data.first(NUM_ROWS + 5)["key"][:, -1].tolist()) == everything()
+    assert len(set(data.first(6)["key"][:, -1].tolist())) == 6
+    assert data.first_shards(NUM_ROWS) == {shard for shard, count in enumerate(COUNTS) if count}
+
+
+def test_eight_ranks_ask_a_store_for_each_shard_about_once_a_pass(s3, s3_root):
+    """Counted by the store: at most 1.1 times the data, what is read ahead included."""
+    folder, num_shards, world = f"{s3_root}/text", 250, 8
+    rows_of = np.random.default_rng(0).integers(3, 7, num_shards).tolist()
+    receipts, contents = [], {}
+    for shard, count in enumerate(rows_of):
+        rows = [ImageRow(row, f"{shard * 16 + row:032x}", "", "", "png", b"") for row in range(count)]
+        name = shards.tensor_name(shard)
+        contents[name] = shards.write_tensors(rows, "text", np.full((count, 2), shard, np.float16))
+        files = {name: storage.entry_of(contents[name])}
+        receipts.append(Receipt(shard, count, count, {}, files, 1.0, 1, "host"))
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda item: storage.publish(item[1], f"{folder}/{item[0]}"), contents.items()))
+    text = Source("text", Shards.told(folder, receipts))
+    total, size, before = sum(rows_of), 16, len(s3.asked)
+    spans = [Span(0, 10**6, size)]
+    ranks = [Batches([text], seed=0, window=2, lanes=8, spans=spans) for _ in range(world)]
+    for start in range(0, 2 * total - size, size):
+        for rank, data in enumerate(ranks):
+            data.read(start + rank * size // world, size // world)
+    for data in ranks:
+        data._shards.close()
+    asked = Counter(path.rpartition("/")[2] for method, path in s3.asked[before:] if method == "GET")
+    assert len(asked) == num_shards
+    read = sum(count * len(contents[name]) for name, count in asked.items())
+    assert read <= 1.1 * 2 * sum(map(len, contents.values()))

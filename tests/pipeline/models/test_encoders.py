@@ -6,6 +6,7 @@ And what a training refuses, and catches up on, before its workers start.
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -76,10 +77,12 @@ class Here:
     def call(self, function: Callable[..., Any], *arguments: Any, gpus: int, tick: Callable[[], None]) -> Any:
         return function(*arguments)
 
-    def map_shards(self, worker: type, arguments: tuple[Any, ...], items: list[Any], tick: Callable[[], None]) -> None:
+    def map_shards(
+        self, worker: type, arguments: tuple[Any, ...], items: list[Any], tick: Callable[[], None], at_once: int
+    ) -> None:
         actor = worker(*arguments)
-        for item in items:
-            actor(item)
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(actor, items))
 
     def reserved(self, items: int) -> float:
         return 1.0
@@ -385,10 +388,41 @@ def test_a_checkpoint_of_another_training_is_refused_before_any_worker_starts(pr
     (training,) = build.config.trainings_of("train_c").values()
     states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
     states.save(1, b"a state", training.recipe(build.config.seed))
-    train._check_checkpoints(build)
+    train._trainings(build)
     states.save(2, b"a state", training.recipe(build.config.seed) | {"learning_rate": 7.0})
     with pytest.raises(UsageError, match=rf"train_c: .* with learning_rate = 7.0, this .*; remove {states.folder} to"):
         train.train_c(build)
+
+
+def test_trainings_read_through_the_cluster_s_cache(prepared, monkeypatch, tmp_path):
+    root = prepared()
+    words = [*WORDS, f"cluster.cache.folder={tmp_path}/kept", "cluster.cache.gib=0.5"]
+    monkeypatch.setattr(root, "config", compose.load("stage_c", words))
+    build = root.build("stage_c")
+    reading = train._order(build, build.config.stage_c, ("latents_c",), None).reading
+    data = reading.data(build.config.trainings_of("train_c")["stage_c"], [])
+    data.largest.first(1)
+    kept = [path for path in (tmp_path / "kept").glob("*/*") if path.is_file()]
+    assert kept
+    assert reading.cache.gib == 0.5
+
+
+def test_a_training_goes_on_in_the_order_in_which_it_began(prepared, monkeypatch):
+    """One from before there were lanes has told of none."""
+    root = prepared()
+    build = root.build("stage_c")
+    states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
+    plain = build.config.trainings_of("train_c")["stage_c"]
+    storage.remove(states.folder)
+    monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.lanes=2"]))
+    build = root.build("stage_c")
+    assert train._trainings(build)["stage_c"].shared_lanes == 2
+    states.save(1, b"a state", plain.recipe(build.config.seed))
+    assert train._trainings(build)["stage_c"] == plain
+    states.save(1, b"a state", plain.model_copy(update={"lanes": 64}).recipe(build.config.seed))
+    began = train._trainings(build)["stage_c"]
+    assert began.shared_lanes == began.lanes > 1
+    assert began.recipe(0)["lanes"] == began.lanes
 
 
 def test_what_was_logged_after_the_driver_was_killed_is_caught_up_on_once(tmp_path):

@@ -13,23 +13,26 @@ from datasets.formats import shards
 from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow
 from datasets.planning import plan
+from datasets.reading import views
 from datasets.reading.batches import Batches, Source
 from datasets.reading.views import View
-from pipeline.models.training_data import HELD, EncodedBatches, TrainingData
+from pipeline.models.training_data import HELD, EncodedBatches, Reading, TrainingData
+from pipeline.settings.resources import Cache
 from pipeline.store.artifacts import Artifact
+from stages.settings.training import TrainingConfig
 
 ROWS, PER_SHARD = 30, 10
 FRAME = Frame(64, 1.0)
 
 
-def stored(folder: Path, width: int) -> list[Source]:
+def stored(folder: Path, width: int, bucket: str | None = None) -> list[Source]:
     """Thirty rows in three shards; the first number of each is its own."""
     for shard in range(ROWS // PER_SHARD):
         numbers = range(shard * PER_SHARD, (shard + 1) * PER_SHARD)
         rows = [ImageRow(row, f"{number:032x}", "", "", "png", b"") for row, number in enumerate(numbers)]
         values = np.repeat(np.array(numbers, np.float32)[:, None], width, 1)
         entry = storage.publish(shards.write_tensors(rows, "x", values), f"{folder}/{shards.tensor_name(shard)}")
-        about: dict[str, Any] = {"rows_in": PER_SHARD, "rows_out": PER_SHARD, "clock": Clock()}
+        about: dict[str, Any] = {"rows_in": PER_SHARD, "rows_out": PER_SHARD, "clock": Clock(), "bucket": bucket}
         shards.publish_receipt(str(folder), shard, files={shards.tensor_name(shard): entry}, **about)
     return [Source("x", Shards.gathered(str(folder)))]
 
@@ -73,3 +76,71 @@ def test_samples_of_another_size_are_left_out(tmp_path: Path) -> None:
     data = TrainingData({(FRAME, None): batches(large, ~half)}, batches(small, half))
     assert data.shown.fields["x"].shape == (6, 4)
     assert len(data.shown.captions) == 6
+
+
+# -------------------------------------------------------------------------------- what ranks make of the driver's words
+
+
+def training(*batches: int, aspect: float = 1.0, lanes: int = 1) -> TrainingConfig:
+    phases = [{"steps": 6, "batch_size": batch, "size": 128, "max_aspect": aspect} for batch in batches]
+    pace = {"learning_rate": 0.1, "warmup_steps": 0, "log_every": 1, "checkpoint_every": 1}
+    return TrainingConfig.model_validate({"phases": phases, "lanes": lanes, **pace})
+
+
+def reading(folder: Path, aspect: float = 1.0, cache: Path | None = None, held: int = 0) -> Reading:
+    """Of the thirty rows, the first of which may be held out."""
+    frame, held_out = Frame(128, aspect), None
+    if held:
+        bits = np.arange(ROWS) < held
+        chosen = View.of({shard: bits[shard * PER_SHARD :][:PER_SHARD] for shard in range(3)})
+        entry = storage.publish(views.dump(chosen), f"{folder}/held/{views.FILE}")
+        held_out = Artifact("held_out", f"{folder}/held", {"files": {views.FILE: vars(entry)}})
+    sources = stored(folder / "x", 4, None if frame.square else "128x128")
+    kept = Cache(folder=str(cache) if cache else None, gib=1)
+    return Reading(("x",), [], {frame: sources}, [(frame, None)], {}, held_out, seed=0, cache=kept)
+
+
+def numbers(batch: dict[str, np.ndarray]) -> list[int]:
+    return batch["x"][:, 0].astype(int).tolist()
+
+
+@pytest.mark.parametrize("aspect", [1.0, 2.0])
+def test_what_was_read_once_lies_in_the_node_s_cache(tmp_path: Path, aspect: float) -> None:
+    """Batches and held-out samples of any kind: they can be read when the files are gone."""
+    told = reading(tmp_path, aspect, tmp_path / "cache", held=6)
+
+    def everything() -> list[list[int]]:
+        data = told.data(training(8, aspect=aspect), [])
+        assert data.held_out
+        (batches,) = data.batches.values()
+        return [numbers(data.held_out.read(0, 6)), *(numbers(batches.read(8 * step, 8)) for step in range(6))]
+
+    before = everything()
+    for file in (tmp_path / "x").glob("*.parquet"):
+        file.unlink()
+    assert everything() == before
+
+
+@pytest.mark.parametrize("aspect", [1.0, 2.0])
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_a_training_in_lanes_has_the_same_batches_on_any_number_of_ranks(
+    tmp_path: Path, aspect: float, world: int
+) -> None:
+    told, config = reading(tmp_path, aspect), training(8, 16, aspect=aspect, lanes=64)
+    assert config.shared_lanes == 8
+
+    def batches(rank: int, of: int) -> list[list[int]]:
+        (data,) = told.data(config, []).batches.values()
+        found = []
+        for step in range(config.num_steps):
+            rows = config.phase_at(step).batch_size // of
+            found.append(numbers(data.read(config.images_after(step) + rank * rows, rows)))
+        return found
+
+    straight = batches(0, 1)
+    ranks = [batches(rank, world) for rank in range(world)]
+    assert [[number for part in parts for number in part] for parts in zip(*ranks, strict=True)] == straight
+    seen = [number for batch in straight for number in batch]
+    assert {seen.count(number) for number in range(ROWS)} <= {4, 5}  # 144 samples of 30 rows
+    plain = told.data(training(8, 16, aspect=aspect), [])
+    assert numbers(next(iter(plain.batches.values())).read(0, 8)) != straight[0]
