@@ -13,10 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets.config import CocoCaptionsConfig, DataError
+from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
+from datasets.source_settings import CocoCaptionsConfig
 from datasets.sources import folder
 from datasets.sources.captions import captions, number
 from datasets.sources.loopback import Hosts

@@ -18,8 +18,9 @@ from typing import TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.config import DataError, FolderConfig
+from datasets.config import DataError
 from datasets.left_out import LeftOut
+from datasets.source_settings import FolderConfig
 from datasets.sources.captions import captions
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")

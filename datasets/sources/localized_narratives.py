@@ -18,11 +18,12 @@ from typing import Any
 import pyarrow as pa
 
 from datasets import pictures
-from datasets.config import DataError, LocalizedNarrativesConfig
+from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
+from datasets.source_settings import LocalizedNarrativesConfig
 from datasets.sources import folder
 from datasets.sources.captions import captions
 from datasets.sources.loopback import Hosts

@@ -27,11 +27,12 @@ from urllib.parse import parse_qs, quote, unquote, urlencode
 import pyarrow as pa
 
 from datasets import pictures
-from datasets.config import DataError, WebdatasetConfig
+from datasets.config import DataError
 from datasets.files import compressed, storage
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
+from datasets.source_settings import WebdatasetConfig
 from datasets.sources import laion, loopback
 from datasets.sources.captions import captions, number
 from datasets.sources.loopback import Hosts

@@ -14,11 +14,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from datasets.config import DataConfig, DataError, FolderConfig
+from datasets.config import DataConfig, DataError
 from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.planning import plan
+from datasets.source_settings import FolderConfig
 from datasets.sources import folder
 from pipeline.errors import UsageError
 from pipeline.settings import compose

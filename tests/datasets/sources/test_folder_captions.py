@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets.config import FolderConfig
 from datasets.left_out import LeftOut
+from datasets.source_settings import FolderConfig
 from datasets.sources import folder
 
 

@@ -207,7 +207,7 @@ def test_every_source_is_a_choice_of_the_config_with_settings_and_a_conf_of_its_
     names = set(get_args(DataConfig.model_fields["source"].annotation))
     confs = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
     based = {name for name, conf in confs.items() if conf.get("defaults")}  # on another one's source
-    assert names == {*table.SOURCES, "laion_aesthetic"} == confs.keys() - based
+    assert names == {*table.SOURCES, "laion_aesthetic", "mixture"} == confs.keys() - based
     assert based == {"compositions"}
     assert set(table.SOURCES) < set(DataConfig.model_fields)
 
@@ -266,9 +266,8 @@ def test_moved_files_are_the_same_and_other_files_are_not(tmp_path, monkeypatch,
 
 def identified(data: DataConfig) -> dict[str, Any]:
     """A source's settings as fingerprints have them."""
-    return {
-        key: identity.of(value) if isinstance(value, Input) else value for key, value in table.identity(data).items()
-    }
+    found = table.identity(data.parts[0])
+    return {key: identity.of(value) if isinstance(value, Input) else value for key, value in found.items()}
 
 
 def test_the_fingerprint_holds_the_settings_of_the_chosen_source(tmp_path):
