@@ -71,15 +71,15 @@ def told(config: DataConfig, counts: Counts) -> list[str]:
         where, causes = called(tally.part), tally.left_out.counts
         lost = in_words({cause: count for cause, count in causes.items() if cause not in DRAWN})
         if lost or tally.part.apart:
-            left = f"; left out: {lost}" if lost else ""
+            without = f"; left out: {lost}" if lost else ""
             drawn = in_words({cause: causes[cause] for cause in DRAWN})
             beyond = f"; beyond its share or the limit: {drawn}" if drawn and tally.part.apart else ""
-            sentences.append(f"{where}: {tally.captions:,} of {tally.read:,} used{beyond}{left}")
+            sentences.append(f"{where}: {tally.captions:,} of {tally.read:,} used{beyond}{without}")
             sentences += [f"  left out: {example}" for example in tally.left_out.examples(EXAMPLES)]
         if others := in_words(tally.left_out.others):
             sentences.append(f"{where}: passed over, as neither pictures nor captions in use: {others}")
-    if beyond := counts.rejected.get("limit", 0):
-        fit = counts.captions + beyond
+    if left := counts.rejected.get("limit", 0):
+        fit = counts.captions + left
         sentences.append(f"data.limit={config.limit}: {counts.captions:,} of {fit:,} rows are taken; null takes all")
     return sentences
 
