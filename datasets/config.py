@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 from datasets.addresses import Allowed
 from datasets.buckets import Frame
 from datasets.caption_settings import CaptionerConfig, Name, RecapConfig, Weight, check_names
-from settings import FILES, MANNER, PLACE, TABLE, Count, Settings, Share, Text
+from datasets.source_settings import MIXTURE, Bytes, MixedSource, Part, SourceConfig, Thresholds, check_mixture
+from settings import FILES, MANNER, Settings, Share, Text
 
 
 def _allowed(entry: str) -> str:
@@ -15,21 +16,8 @@ def _allowed(entry: str) -> str:
     return entry
 
 
-def _is_encoding(name: str) -> str:
-    try:
-        "".encode(name)
-    except LookupError:
-        raise ValueError("is no encoding that Python knows; give utf-8, cp1252, utf-16 or the like") from None
-    return name
-
-
-Side = Annotated[int, Field(ge=1, le=10**6)]  # px
-Bytes = Annotated[int, Field(ge=1, le=10**12)]
 Pixels = Annotated[int, Field(ge=1, le=10**10)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
-Aspect = Annotated[float, Field(ge=1.0, le=1000.0)]  # of the longer to the shorter side
-Score = Annotated[float, Field(ge=-1000.0, le=1000.0)]
-Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
 Batch = Annotated[int, Field(ge=1, le=10_000)]  # rows taken through a model at a time
 
 NO_SCORES = (
@@ -40,58 +28,6 @@ NO_SCORES = (
 
 class DataError(ValueError):
     """Metadata, filters or sizes cannot give a data set; the message names the config key and the remedy."""
-
-
-class Thresholds(Settings):
-    """Bounds on a row's size and scores. Null switches a rule off; a missing or NaN value fails one."""
-
-    min_side: Side | None = None
-    """Smallest shorter side, px; null: any."""
-    max_side: Side | None = None
-    """Largest longer side, px; null: any."""
-    max_aspect: Aspect | None = None
-    """Largest ratio of the longer to the shorter side; null: any."""
-    min_aesthetic: Score | None = None
-    """Smallest score of LAION's second aesthetic predictor, 1 to 10 (the first one's scale is another); null: any."""
-    max_punsafe: Share | None = None
-    """Largest probability that the picture is unsafe; null: any."""
-    max_pwatermark: Share | None = None
-    """Largest probability that the picture has a watermark; null: any."""
-    min_similarity: Cosine | None = None
-    """Smallest cosine between CLIP's embeddings of picture and caption; null: any."""
-
-    @model_validator(mode="after")
-    def _sides_are_ordered(self) -> Self:
-        if self.min_side and self.max_side and self.min_side > self.max_side:
-            raise ValueError(
-                f"min_side={self.min_side} is above max_side={self.max_side}, so that nothing passes; lower one, raise "
-                "the other, or set one to null"
-            )
-        return self
-
-
-class FilterConfig(Thresholds):
-    """Which rows of the metadata are planned."""
-
-    min_words: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Fewest words of a caption."""
-    max_characters: Annotated[int, Field(ge=1, le=10**6)] = 2000
-    """Longest caption, in characters."""
-    max_same_caption: Count | None = None
-    """Most rows with the same caption, for shops repeat theirs a thousand times; null: any."""
-    max_same_url: Count | None = None
-    """Most rows with the same URL and different captions, drawn by the seed; null: any.
-
-    A picture is fetched for each of its rows; but once with `data.captions`, where this does not count."""
-
-    @model_validator(mode="after")
-    def _captions_fit(self) -> Self:
-        if self.max_characters < 2 * self.min_words - 1:
-            raise ValueError(
-                f"max_characters={self.max_characters} is too few for min_words={self.min_words}, so that no caption "
-                "passes; raise one or lower the other"
-            )
-        return self
 
 
 class ViewConfig(Thresholds):
@@ -175,101 +111,6 @@ class DownloadConfig(Settings):
     """Largest share of the planned pictures that a download may lose."""
 
 
-class OpenMojiConfig(Settings):
-    """The embedded source: which pictures, and constants for the scores that it does not have."""
-
-    captions: Annotated[tuple[Text, ...], Field(min_length=1)] | None
-    """Names of the package `emoji`, without skin tones; null takes every picture that has one (about 1,900)."""
-    more_captions: tuple[Text, ...] = Field((), exclude_if=lambda captions: not captions)
-    """Further names, beside `captions`."""
-    size: Annotated[int, Field(ge=1, le=8192)]
-    """Side at which the pictures are drawn and served, px."""
-    similarity: Cosine
-    """Constant in place of CLIP's cosine of picture and caption."""
-    punsafe: Share
-    """Constant in place of the probability that a picture is unsafe."""
-    pwatermark: Share
-    """Constant in place of the probability that a picture has a watermark."""
-    aesthetic: Score
-    """Constant in place of the aesthetic score."""
-
-    @property
-    def named(self) -> tuple[Text, ...] | None:
-        """All captions that are named; None: every picture's."""
-        return None if self.captions is None else (*self.captions, *self.more_captions)
-
-
-class FolderConfig(Settings):
-    """One's own pictures with captions."""
-
-    path: Annotated[Text, PLACE]
-    """A local folder: x.jpg with x.txt or x.caption beside it, or metadata.csv, .tsv, .jsonl or .parquet.
-
-    Tables have the columns file_name and text (or caption); a list of captions gives a row for each."""
-    encoding: Annotated[str, AfterValidator(_is_encoding)] = "utf-8"
-    """Encoding of captions in text files, CSV and JSON Lines, such as cp1252 or utf-16; a byte order mark may lead."""
-    caption_lines: Literal["joined", "each"] = "joined"
-    """Lines of a caption's text file: joined, one caption; or each a caption of its own, a row each."""
-    uncaptioned: Literal["left_out", "file_name", "folder_name"] = "left_out"
-    """What becomes of a picture without a caption: left out, or captioned by the name of its file or folder."""
-    follow_links: bool = True
-    """Whether links out of the folder, and those to folders, are followed: into a cache, say.
-
-    Give false for a folder by strangers: a link may lead anywhere on this machine."""
-    max_left_out: Annotated[Share, MANNER] = 0.5
-    """Largest share of the pictures, captions and rows of the folder that may be left out; `plan` lists it."""
-    licence: Text | None = None
-    """Licence of the pictures for the model card, an identifier such as cc-by-4.0; null: not stated."""
-    attribution: Text | None = None
-    """Whom to credit in the model card, in one's own words; null: nobody."""
-
-
-class CocoCaptionsConfig(Settings):
-    """COCO's captions and where their pictures come from."""
-
-    annotations: Annotated[Text, PLACE]
-    """Files `captions_*.json`: one, a folder, a pattern, or a URI."""
-    url: Literal["coco_url", "flickr_url"] = "coco_url"
-    """Which of a picture's two URLs is fetched: that of COCO's server, or Flickr's, the original, often gone."""
-    pictures: Annotated[Text | None, PLACE] = None
-    """A local folder that holds the pictures by their file_name, at any depth; null: they are fetched."""
-
-
-class LocalizedNarrativesConfig(Settings):
-    """Localized Narratives and where the pictures that they describe come from."""
-
-    annotations: Annotated[Text, PLACE]
-    """Files `*.jsonl`: one, a folder, a pattern, or a URI."""
-    images: dict[Text, Text]
-    """By dataset_id, a template of a picture's URL, or of its name below `pictures`; `{image_id}` stands for the ID."""
-    pictures: Annotated[Text | None, PLACE] = None
-    """A local folder of pictures, for Flickr30k and ADE20k, which are not on the web by their IDs; null: none."""
-
-    @model_validator(mode="after")
-    def _templates_are_templates(self) -> Self:
-        for dataset, template in self.images.items():
-            try:
-                named = template.format(image_id="0") != template.format(image_id="1")
-            except (AttributeError, IndexError, KeyError, ValueError):
-                named = False
-            if not named:
-                raise ValueError(f"the template of {dataset} is {template!r}; it must hold {{image_id}} only")
-        return self
-
-
-class WebdatasetConfig(Settings):
-    """Existing tar shards."""
-
-    path: Annotated[Text, PLACE]
-    """Tars, compressed or not: a file, a folder, a pattern, or a URI."""
-    max_bytes: Bytes
-    """Largest picture that is read, bytes; larger ones are left out."""
-    licence: Text | None = None
-    """Licence of the pictures for the model card, an identifier such as cc-by-4.0; null: not stated."""
-    attribution: Text | None = None
-    """Whom to credit in the model card, in one's own words; null: nobody."""
-
-
 class ScorerConfig(Settings):
     """LAION's aesthetic predictor: a CLIP, and a head on its embedding of a picture."""
 
@@ -283,22 +124,11 @@ class ScorerConfig(Settings):
     """Pictures scored at a time on a device."""
 
 
-Section = Field(None, exclude_if=lambda settings: settings is None)  # of another source: not shown
-
-
-class DataConfig(Settings):
+class DataConfig(SourceConfig):
     """Where pictures and captions come from, which are taken, and how they are stored."""
 
-    source: Literal["openmoji", "laion_aesthetic", "folder", "coco_captions", "localized_narratives", "webdataset"]
-    """Where rows and pictures come from, as `data=` chooses it; its own settings are the section of that name."""
-    metadata: Annotated[Text | None, TABLE]
-    """Parquet with LAION's columns: a file, a folder, a pattern, or a URI; null: the source's own rows.
-
-    `laion_aesthetic` has none of its own."""
-    scores: Annotated[Text | None, TABLE] = None
-    """Parquet with URL and AESTHETIC_SCORE, whose scores count; null: the metadata's own.
-
-    Scores are joined by URL; rows that it does not name are left out."""
+    sources: tuple[MixedSource, ...] = Field((), max_length=100, exclude_if=lambda sources: not sources)
+    """The sources of `source: mixture`, each with filters, metadata and scores of its own in place of `data`'s."""
     scorer: ScorerConfig | None = None
     """Scores computed from the stored pictures, which views take in place of the plan's; null: none are."""
     removed: Annotated[Text | None, FILES] = None
@@ -307,8 +137,6 @@ class DataConfig(Settings):
     """Rows to plan, drawn by the seed from those that pass the filters; null: all of them."""
     shard_rows: Annotated[int, Field(ge=1, le=100_000)]
     """Planned rows of a shard."""
-    filters: FilterConfig
-    """Which rows of the metadata are planned; null switches a rule off."""
     views: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$", max_length=64)], ViewConfig] = Field(default_factory=dict)
     """Selections of the stored pictures by name, for `view` of a training's phases; each has bounds as `filters`."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -334,16 +162,6 @@ class DataConfig(Settings):
     retry`)."""
     download: DownloadConfig
     """How pictures are fetched."""
-    openmoji: OpenMojiConfig | None = Section
-    """Settings of `source: openmoji`."""
-    folder: FolderConfig | None = Section
-    """Settings of `source: folder`."""
-    coco_captions: CocoCaptionsConfig | None = Section
-    """Settings of `source: coco_captions`."""
-    localized_narratives: LocalizedNarrativesConfig | None = Section
-    """Settings of `source: localized_narratives`."""
-    webdataset: WebdatasetConfig | None = Section
-    """Settings of `source: webdataset`."""
 
     @property
     def holds_out(self) -> bool:
@@ -356,23 +174,23 @@ class DataConfig(Settings):
         return tuple(sorted({*self.recaps, *self.captioners}))
 
     @property
-    def settings(self) -> Settings | None:
-        """The source's own settings; LAION's metadata has none."""
-        found: Settings | None = getattr(self, self.source, None)
-        return found
+    def parts(self) -> tuple[Part, ...]:
+        """The sources that the plan is made of: a single one is a mixture of one."""
+        if self.source != MIXTURE:
+            return (Part("data", self.source, self),)
+        return tuple(
+            Part(f"data.sources.{place}", source.name or source.source, source, source.weight, apart=True)
+            for place, source in enumerate(self.sources)
+        )
 
     @model_validator(mode="after")
-    def _source_is_complete(self) -> Self:
-        if self.source != "laion_aesthetic" and self.settings is None:
-            raise ValueError(f"data.{self.source} is missing: choose the source with data={self.source}")
-        for name, field in type(self).model_fields.items():
-            if field.exclude_if and name != self.source and getattr(self, name) is not None:
-                raise ValueError(f"data.{name} is of another source than data.source={self.source}: choose data={name}")
-        if self.source == "laion_aesthetic" and self.metadata is None:
-            raise ValueError(
-                "data.metadata is not set: give a Parquet file, folder, pattern or URI with LAION's columns "
-                "(URL, TEXT, WIDTH, HEIGHT, ...), for example data.metadata=/data/laion/*.parquet"
-            )
+    def _sources_are_complete(self) -> Self:
+        if self.source == MIXTURE:
+            check_mixture(self, self.sources)
+        elif self.sources:
+            raise ValueError(f"data.sources is of another source than data.source={self.source}: choose data=mixture")
+        for part in self.parts:
+            part.check()
         return self
 
     @model_validator(mode="after")
@@ -382,19 +200,21 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _pictures_are_large_enough(self) -> Self:
-        largest = {"filters.max_side": self.filters.max_side, "openmoji.size": self.openmoji and self.openmoji.size}
-        for key, side in largest.items():
-            if side and side < self.image.size:
-                raise ValueError(
-                    f"{key}={side} is below image.size={self.image.size}: no picture is enlarged, so that none would "
-                    "be left; raise it, or lower image.size"
-                )
+        for part in self.parts:
+            drawn = part.config.openmoji and part.config.openmoji.size
+            largest = {"filters.max_side": part.config.filters.max_side, "openmoji.size": drawn}
+            for key, side in largest.items():
+                if side and side < self.image.size:
+                    raise ValueError(
+                        f"{f'{part.key}.{key}'.removeprefix('data.')}={side} is below image.size={self.image.size}: no "
+                        "picture is enlarged, so that none would be left; raise it, or lower image.size"
+                    )
         return self
 
     @property
     def expected_rows(self) -> int | None:
         """Most rows that the plan can have, as far as the config alone tells."""
-        generated = self.openmoji is not None and self.metadata is None
-        named = self.openmoji.named if self.openmoji and generated else None
-        bounds = [bound for bound in (self.limit, len(named) if named else None) if bound is not None]
-        return min(bounds, default=None)
+        named = [part.config.named_rows for part in self.parts]
+        known = [rows for rows in named if rows is not None]
+        bounds = [self.limit, sum(known) if len(known) == len(named) else None]
+        return min((bound for bound in bounds if bound is not None), default=None)

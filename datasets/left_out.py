@@ -1,7 +1,7 @@
 """What no row of a plan could be made of: all counted by cause, and the first of each cause named by their places."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
 import pyarrow as pa
@@ -17,9 +17,11 @@ class LeftOut:
     """Rows that a source or a filter leaves out: `counts` by cause, and a list of where they stand and why.
 
     `others` counts by kind, such as a suffix, what is no row at all: it is named in the list too, and not a loss.
+    Sentences are put down as `said` makes them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, said: Callable[[str], str] = str) -> None:
+        self._said = said
         self.counts: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
         self._listed: dict[tuple[str, str], list[tuple[str, str]]] = {}  # by cause, and kind; place and sentence
@@ -50,26 +52,32 @@ class LeftOut:
         listed = (rows for (cause, _), rows in self._listed.items() if cause != PASSED_OVER)
         return [f"{place}: {sentence}" for rows in listed for place, sentence in rows[:each]]
 
-    def table(self, source: str) -> bytes:
-        """The list as a Parquet file of `SCHEMA`; of a cause with more than `LISTED` rows, the last tells the rest."""
-        rows = []
+    def rows(self, source: str) -> list[tuple[str, ...]]:
+        """The list as rows of `SCHEMA`; of a cause with more than `LISTED` rows, the last tells the rest."""
+        rows: list[tuple[str, ...]] = []
         for (cause, kind), listed in self._listed.items():
             rows += [(source, place, cause, sentence) for place, sentence in listed]
             more = (self.others[kind] if kind else self.counts[cause]) - len(listed)
             if more:
                 rows.append((source, "", cause, f"{more:,} more are not listed"))
-        columns = zip(*rows, strict=True) if rows else ([],) * len(SCHEMA)
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table([pa.array(column, pa.string()) for column in columns], SCHEMA), sink)
-        content: bytes = sink.getvalue().to_pybytes()
-        return content
+        return rows
 
     def _list(self, key: tuple[str, str], places: Iterable[object], sentence: str) -> None:
         rows = self._listed.setdefault(key, [])
-        told = sentence.encode(errors="replace").decode()
+        told = self._said(sentence).encode(errors="replace").decode()
         rows += [
             (str(place).encode(errors="replace").decode(), told) for place in islice(places, max(0, LISTED - len(rows)))
         ]
+
+
+def table(lists: Mapping[str, LeftOut]) -> bytes:
+    """The lists of some sources by their names as a Parquet file of `SCHEMA`."""
+    rows = [row for source, left_out in lists.items() for row in left_out.rows(source)]
+    columns = zip(*rows, strict=True) if rows else ([],) * len(SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table([pa.array(column, pa.string()) for column in columns], SCHEMA), sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def in_words(counts: Mapping[str, int]) -> str:

@@ -65,8 +65,8 @@ def _below(value: Any) -> dict[Any, Any]:
 def paths(settings: BaseModel, *marks: str) -> dict[str, str]:
     """What the fields with one of these marks name, by dotted key, of these settings and all below.
 
-    A field that holds names with paths names each of them; one that holds null, or a number where a path may stand too,
-    none.
+    A field that holds names with paths, or a list of such, names each of them; one that holds null, or a number where a
+    path may stand too, none.
     """
     return {key.removeprefix("."): path for key, path in _paths(settings, frozenset(marks), "", False)}
 
@@ -81,3 +81,6 @@ def _paths(value: Any, marks: frozenset[str], key: str, marked: bool) -> Iterato
         case Mapping():
             for name, part in value.items():
                 yield from _paths(part, marks, f"{key}.{name}", marked)
+        case tuple():
+            for place, part in enumerate(value):
+                yield from _paths(part, marks, f"{key}.{place}", marked)

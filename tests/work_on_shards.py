@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
+from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching import download
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.planning import plan
+from datasets.source_settings import OpenMojiConfig
 from datasets.sources import openmoji
 
 SIZE = 32

@@ -32,6 +32,7 @@ from datasets.outcomes import PASSING, Lost, Outcome
 from datasets.pictures import one_thread_a_picture, stored
 from datasets.planning import plan
 
+OF = ": "  # between source and cause in counts
 BRIEF_S = 1.0  # longest wait for a host in the first pass: others are asked meanwhile
 
 
@@ -108,6 +109,7 @@ def download_shard(
         clock=clock,
         dropped=dropped,
         retried=retried,
+        counts=_lost_of(rows, fetched),
         bucket=_bucket(rows),
         fence=fence,
     )
@@ -121,6 +123,15 @@ def _contents(shard: int, rows: pa.Table, fetched: Mapping[int, Fetched], extens
     places = ranges.of_tar(tar)
     index = [_index_row(*result) | places.get(result[0]["key"], {}) for result in results]
     return {shards.image_name(shard): tar, shards.index_name(shard): shards.table_bytes(index, INDEX)}
+
+
+def _lost_of(rows: pa.Table, fetched: Mapping[int, Fetched]) -> dict[str, int]:
+    """Of a mixture, pictures lost by source and cause (`SOURCE: CAUSE`); nothing of a single source."""
+    if plan.SOURCE.name not in rows.column_names:
+        return {}
+    sources = zip(rows["row"].to_pylist(), rows[plan.SOURCE.name].to_pylist(), strict=True)
+    results = ((source, fetched[row]) for row, source in sources)
+    return Counter(f"{source}{OF}{result.outcome}" for source, result in results if not result.picture)
 
 
 def _known(rows: pa.Table, forgotten: Set[str], earlier: Mapping[int, Fetched]) -> dict[int, Fetched]:
@@ -155,12 +166,15 @@ def results(tar: bytes, index: bytes) -> dict[int, Fetched]:
     }
 
 
-def losses(rows: pa.Table, index: bytes) -> Iterator[tuple[str, str, str]]:
-    """Of each lost picture of a shard, planned in `rows`: its URL, the cause, and what else is known, in words."""
-    urls = dict(zip(rows["row"].to_pylist(), rows["url"].to_pylist(), strict=True))
+def losses(rows: pa.Table, index: bytes) -> Iterator[tuple[str | None, str, str, str]]:
+    """Of each lost picture of a shard, planned in `rows`: its source in a mixture, its URL, the cause, and what else is
+    known, in words."""
+    planned = {row["row"]: row for row in rows.to_pylist()}
     for row in pq.read_table(pa.BufferReader(index)).to_pylist():
         if row["status"] != Outcome.OK:
-            yield urls[row["row"]], row["status"], (row["error"] or "").partition(": ")[2]
+            lost = planned[row["row"]]
+            told = (row["error"] or "").partition(": ")[2]
+            yield lost.get(plan.SOURCE.name), lost["url"], row["status"], told
 
 
 def _image_row(planned: dict[str, Any], result: Fetched, extension: str) -> ImageRow:

@@ -103,6 +103,13 @@ def unpacked(path: str) -> Iterator[pa.NativeFile]:
         yield pa.PythonFile(file, mode="r")
 
 
+@contextmanager
+def opened(path: str) -> Iterator[pa.NativeFile]:
+    """A file as it is, or what it holds where it is compressed. Raises as `unpacked`."""
+    with (unpacked if is_compressed(path) else storage.opened)(path) as file:
+        yield file
+
+
 def _unpacked(path: str) -> BinaryIO:
     with storage.opened(path) as source:
         start, limit = source.read_at(_LONGEST, 0), max(FREE, RATIO * source.size())
@@ -138,14 +145,22 @@ def _fill(file: BinaryIO, decode: Callable[[Any], Iterator[bytes]], source: _Pul
 
 
 class Unpacked:
-    """What compressed files hold, each unpacked once and kept: the last ones, up to `KEPT` bytes."""
+    """Files as they are, and what compressed ones hold, each unpacked once and kept: the last, up to `KEPT` bytes."""
 
     def __init__(self) -> None:
         self._files: dict[object, BinaryIO] = {}
+        self._compressed: dict[str, bool] = {}
         self._lock = threading.Lock()
 
     def read_at(self, path: str, size: int, offset: int) -> bytes:
-        """Bytes of what a compressed file holds; fewer, where it ends before. Raises as `unpacked`."""
+        """Bytes of what a file holds; fewer, where it ends before. Raises as `unpacked`."""
+        with self._lock:
+            if path not in self._compressed:
+                self._compressed[path] = is_compressed(path)
+        if not self._compressed[path]:
+            with storage.opened(path) as source:
+                content: bytes = source.read_at(size, offset)
+            return content
         with self._lock:
             key = path, *storage.stamps(path).values()
             file = self._files.pop(key, None) or _unpacked(path)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.config import FilterConfig, Thresholds
 from datasets.left_out import LeftOut
+from datasets.source_settings import FilterConfig, Thresholds
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from collections.abc import Hashable, Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+WHOSE = "whose"  # the sources of `captions`
+
 
 def firsts(values: Iterable[Hashable]) -> list[int]:
     """Places where each value comes for the first time, ascending."""
@@ -19,10 +21,13 @@ def grouped(rows: pa.Table) -> pa.Table:
 
     Which row is first is a matter of the order in which the source is read, as it is among copies of a row.
     """
-    groups, captions = _places(rows), rows["caption"].to_pylist()
-    lists = [[captions[place] for place in group] for group in groups.values()]
+    groups = _places(rows)
     heads = rows.take(pa.array([group[0] for group in groups.values()], pa.int64()))
-    return heads.append_column("captions", pa.array(lists, pa.list_(pa.string())))
+    for name, column in {"captions": "caption", WHOSE: "source"}.items():
+        values = rows[column].to_pylist()
+        lists = [[values[place] for place in group] for group in groups.values()]
+        heads = heads.append_column(name, pa.array(lists, pa.list_(pa.string())))
+    return heads
 
 
 def a_row_each(rows: pa.Table) -> pa.Table:
@@ -34,11 +39,10 @@ def a_row_each(rows: pa.Table) -> pa.Table:
     return pa.table({"key": keys, "caption": pc.list_flatten(lists)})
 
 
-def captions(rows: pa.Table) -> int:
-    """How many captions rows have, each of which is one, or has a list of them."""
-    if "captions" not in rows.column_names:
-        return int(rows.num_rows)
-    return int(pc.sum(pc.list_value_length(rows["captions"])).as_py() or 0)
+def by_source(rows: pa.Table) -> dict[str, int]:
+    """How many rows, or where they are pictures captions, come from each source."""
+    names = pc.list_flatten(rows[WHOSE]) if WHOSE in rows.column_names else rows["source"]
+    return {item["values"]: item["counts"] for item in pc.value_counts(names).to_pylist()}
 
 
 def _places(rows: pa.Table) -> dict[str, list[int]]:

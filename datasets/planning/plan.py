@@ -15,12 +15,13 @@ import re
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.buckets import Frame
@@ -28,7 +29,10 @@ from datasets.config import DataConfig, DataError
 from datasets.files import storage
 from datasets.left_out import LeftOut
 from datasets.planning import filters, grouping, scores
+from datasets.planning.layout import SHARDS_PER_PART, Layout
+from datasets.planning.mixture import Tally, in_shares
 from datasets.planning.spill import Cap, Spill
+from datasets.source_settings import Part
 from datasets.sources import laion, table
 
 SCHEMA = pa.schema(
@@ -50,8 +54,8 @@ SCHEMA = pa.schema(
 )
 BUCKETED = SCHEMA.append(pa.field("bucket", pa.string()))  # of plans with aspect-ratio buckets: such as 896x1152
 CAPTIONS = pa.field("captions", pa.list_(pa.string()))  # of plans whose rows are pictures; `caption` is the first
+SOURCE = pa.field("source", pa.string())  # of plans with several sources: the name of a row's
 NAMES = ("key", "url", "origin")  # by which a removal list may name a picture
-SHARDS_PER_PART = 256
 _PASSED_ON = ("width", "height", "similarity", "punsafe", "pwatermark", "aesthetic")
 _BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 _URL_CHARACTERS = "/%:@!$&'()*+,;=~-._?"  # what `quote` leaves alone: reserved characters, existing escapes
@@ -60,83 +64,130 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Counts:
-    """How many rows were planned of those that were read, and what became of all others.
+    """How many rows were planned of those that were read, and what became of all others, by source and in all.
 
-    `rejected` counts by reason: the filters' names, `url`, `caption`, `removed`, `duplicate`, `limit`, and what
-    the source itself could not use. Together with the planned rows they make up the `read` ones. `left_out` names them,
-    and what a source passed over. `buckets` counts the planned rows by bucket, where there are any. `captions` counts
-    those of the planned rows, in place of which pictures may be planned: then it is they that make up the `read` ones.
+    `rejected` counts by reason: the filters' names, `url`, `caption`, `removed`, `duplicate`, `share`, `limit`, and
+    what the source itself could not use. Together with the planned rows they make up the `read` ones. `buckets` counts
+    the planned rows by bucket, where there are any. `captions` counts those of the planned rows, in place of which
+    pictures may be planned: then it is they that make up the `read` ones.
     """
 
-    planned: int
-    captions: int
-    read: int
-    rejected: dict[str, int]
+    sources: tuple[Tally, ...]
     buckets: dict[str, int]
-    left_out: LeftOut
+
+    @property
+    def planned(self) -> int:
+        return sum(source.planned for source in self.sources)
+
+    @property
+    def captions(self) -> int:
+        return sum(source.captions for source in self.sources)
+
+    @property
+    def read(self) -> int:
+        return sum(source.read for source in self.sources)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        causes = dict.fromkeys(cause for source in self.sources for cause in source.left_out.counts)
+        return {cause: sum(source.left_out.counts[cause] for source in self.sources) for cause in causes}
 
 
 def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Counts:
-    """Read a source's metadata, filter it, draw from it, and lay the rest out in shards.
+    """Read the metadata of a plan's sources, filter it, draw from it, and lay the rest out in shards.
 
     `keep` gets the planned rows (`schema`, sorted by shard and row) in parts of up to 256 full shards.
     Which rows are planned, and where they lie, depends on the rows that pass the filters and on the seed alone; a
     larger limit only adds rows. Memory holds one part, and a 256th of the rows; temporary files hold the others.
 
     Raises:
-        DataError: there is no metadata, it is not LAION's, it has no rows, or none passes the filters.
+        DataError: a source has no metadata, they are not LAION's, have no rows, or none passes the filters.
     """
     frame, per_picture = config.image.frame, bool(config.captions)
-    picture_rules = _picture_rules(config)
-    caption_rules = filters.caption_rules(config.filters)
-    left_out, passed = LeftOut(), 0
-    rejected = left_out.counts
-    rules = [rule.name for rule in (*picture_rules, *caption_rules)]
-    rejected.update(dict.fromkeys((*rules, "url", "caption", "removed", "duplicate", "limit"), 0))
+    tallies = {part.name: Tally(part) for part in config.parts}
     removed = removals(config.removed)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
         spill = stack.enter_context(Spill(folder, "lot"))
-        limits = filters.caps(config.filters, by_url=not per_picture)
-        caps = [stack.enter_context(Cap(folder, name, limit)) for name, limit in limits]
-        for table in _source(config, left_out):
-            rejected_before = rejected.total()
-            pictures, _ = filters.accept(table, picture_rules, left_out)
+        caps: dict[str, list[Cap]] = {}
+        for name, tally in tallies.items():
+            limits = filters.caps(tally.part.config.filters, by_url=not per_picture)
+            caps[name] = [stack.enter_context(Cap(folder, rule, limit)) for rule, limit in limits]
+            for kept in _passing(tally, frame, seed, removed, per_picture):
+                spill.add(kept)
+                for cap in caps[name]:
+                    cap.add(kept)
+        drawn = _fair(spill, tallies, caps, per_picture)
+        if weights := {part.name: part.weight for part in config.parts if part.weight}:
+            drawn = in_shares(drawn, stack.enter_context(Spill(folder, "lot")), weights, config.limit, tallies)
+        schema_ = schema(frame, per_picture, mixed=any(part.apart for part in config.parts))
+        layout = Layout(frame, schema_, config.shard_rows, config.limit, keep)
+        for rows in drawn:
+            for name, count in grouping.by_source(layout.add(rows)).items():
+                tallies[name].left_out.counts["limit"] += count
+        layout.close()
+    for name, tally in tallies.items():
+        tally.planned, tally.captions = layout.rows[name], layout.captions[name]
+        assert tally.captions + tally.left_out.counts.total() == tally.read, name
+    return Counts(tuple(tallies.values()), dict(layout.buckets))
+
+
+def _passing(tally: Tally, frame: Frame, seed: int, removed: Set[str], per_picture: bool) -> Iterator[pa.Table]:
+    """The rows of a source that pass its filters, with their keys and lots; the others are counted.
+
+    Raises:
+        DataError: there are no rows, or none passes.
+    """
+    part, left_out, passed = tally.part, tally.left_out, 0
+    picture_rules, caption_rules = _picture_rules(part, frame), filters.caption_rules(part.config.filters)
+    rules = [rule.name for rule in (*picture_rules, *caption_rules)]
+    left_out.counts.update(dict.fromkeys((*rules, "url", "caption", "removed", "duplicate", "limit"), 0))
+    with table.naming(part):
+        for rows in _source(part, frame, left_out):
+            before = left_out.counts.total()
+            pictures, _ = filters.accept(rows, picture_rules, left_out)
             readable = _clean(pictures, seed, removed, left_out, per_picture)  # slow: after the filters that drop most
             kept, _ = filters.accept(readable, caption_rules, left_out)
-            assert kept.num_rows + rejected.total() - rejected_before == table.num_rows
+            assert kept.num_rows + left_out.counts.total() - before == rows.num_rows
             passed += kept.num_rows
-            spill.add(kept)
-            for cap in caps:
-                cap.add(kept)
-        read = passed + rejected.total()
-        if read == 0:
-            raise DataError(f"data.metadata: {config.metadata or config.source} holds no rows")
+            yield kept.append_column("source", pa.repeat(part.name, kept.num_rows))
+        tally.read = passed + left_out.counts.total()
+        if tally.read == 0:
+            raise DataError(f"data.metadata: {part.config.metadata or part.config.source} holds no rows")
         if passed == 0:
-            reasons = ", ".join(f"{reason} removed {count}" for reason, count in rejected.items() if count)
+            reasons = ", ".join(f"{reason} removed {count}" for reason, count in left_out.counts.items() if count)
             raise DataError(
-                f"data.filters: none of {read} rows passes: {reasons}; loosen these or change data.metadata"
+                f"data.filters: none of {tally.read} rows passes: {reasons}; loosen these or change data.metadata"
             )
-        layout = _Layout(frame, schema(frame, per_picture), config.shard_rows, config.limit, keep)
-        for first, rows in spill.buckets():
-            unique = _unique(rows)
-            _leave_out("duplicate", rows, unique, "another row has the same URL and caption", left_out)
-            for cap in caps:
-                fair = cap.kept(first, unique)
-                _leave_out(cap.name, unique, fair, f"more rows than data.filters.{cap.name} have the same", left_out)
-                unique = fair
-            if per_picture:
-                unique = grouping.grouped(unique)
-            rejected["limit"] += grouping.captions(layout.add(unique.sort_by("lot")))
-        layout.close()
-    assert layout.captions + rejected.total() == read
-    return Counts(layout.rows, layout.captions, read, dict(rejected), dict(layout.buckets), left_out)
 
 
-def schema(frame: Frame, pictures: bool) -> pa.Schema:
-    """Of planned rows: in buckets where pictures are not squares; of pictures with all their captions, or of these."""
+def _fair(
+    spill: Spill, tallies: Mapping[str, Tally], caps: Mapping[str, Sequence[Cap]], per_picture: bool
+) -> Iterator[pa.Table]:
+    """All rows in the order of their lots, copies and what is beyond a cap left out, captions put together."""
+    for first, rows in spill.buckets():
+        unique, fair = _unique(rows), []
+        for name, tally in tallies.items():
+            of = pc.field("source") == name
+            ours, found = unique.filter(of), rows.filter(of)
+            _leave_out("duplicate", found, ours, "another row has the same URL and caption", tally.left_out)
+            for cap in caps[name]:
+                kept = cap.kept(first, ours)
+                told = f"more rows than data.filters.{cap.name} have the same"
+                _leave_out(cap.name, ours, kept, told, tally.left_out)
+                ours = kept
+            fair.append(ours)
+        rows = pa.concat_tables(fair)
+        yield (grouping.grouped(rows) if per_picture else rows).sort_by("lot")
+
+
+def schema(frame: Frame, pictures: bool, mixed: bool = False) -> pa.Schema:
+    """Of planned rows: in buckets where pictures are not squares; of pictures with all their captions, or of these;
+    with the names of their sources, where these are several."""
     found = SCHEMA if frame.square else BUCKETED
-    return found.append(CAPTIONS) if pictures else found
+    for field in [CAPTIONS] * pictures + [SOURCE] * mixed:
+        found = found.append(field)
+    return found
 
 
 def check(config: DataConfig, ask_stores: bool) -> None:
@@ -145,13 +196,16 @@ def check(config: DataConfig, ask_stores: bool) -> None:
     Raises:
         DataError: as of `make`.
     """
-    columns = {
-        "data.metadata": (config.metadata, _needed(config)),
-        "data.scores": (config.scores, {"url", "aesthetic"}),
-    }
-    for key, (path, needed) in columns.items():
-        if path is not None and (ask_stores or not storage.is_remote(path)):
-            laion.columns(path, needed, key)
+    for part in config.parts:
+        own = part.config
+        columns = {
+            "data.metadata": (own.metadata, _needed(part, config.image.frame)),
+            "data.scores": (own.scores, {"url", "aesthetic"}),
+        }
+        for key, (path, needed) in columns.items():
+            if path is not None and (ask_stores or not storage.is_remote(path)):
+                with table.naming(part):
+                    laion.columns(path, needed, key)
 
 
 def removals(path: str | None, named_by: str = "data.removed") -> frozenset[str]:
@@ -249,23 +303,25 @@ def _is_control(letter: str) -> bool:
     return unicodedata.category(letter) == "Cc" or ord(letter) in _BIDI_CONTROLS
 
 
-def _picture_rules(config: DataConfig) -> list[filters.Rule]:
-    return filters.picture_rules(config.filters) + ([] if config.image.frame.square else [filters.sized()])
+def _picture_rules(part: Part, frame: Frame) -> list[filters.Rule]:
+    return filters.picture_rules(part.config.filters) + ([] if frame.square else [filters.sized()])
 
 
-def _needed(config: DataConfig) -> set[str]:
+def _needed(part: Part, frame: Frame) -> set[str]:
     """The columns that LAION's metadata must have."""
-    needed = {"url", "caption"}.union(*(rule.columns for rule in _picture_rules(config)))
-    return needed - {"aesthetic"} if config.scores else needed
+    needed = {"url", "caption"}.union(*(rule.columns for rule in _picture_rules(part, frame)))
+    return needed - {"aesthetic"} if part.config.scores else needed
 
 
-def _source(config: DataConfig, left_out: LeftOut) -> Iterable[pa.Table]:
-    """The source's rows under our names; what it could not even make a row of is counted by cause in `left_out`."""
-    if config.metadata is not None:
-        tables: Iterable[pa.Table] = laion.tables(config.metadata, _needed(config), left_out=left_out)
+def _source(part: Part, frame: Frame, left_out: LeftOut) -> Iterable[pa.Table]:
+    """A source's rows under our names; what it could not even make a row of is counted by cause in `left_out`."""
+    own = part.config
+    if own.metadata is not None:
+        tables: Iterable[pa.Table] = laion.tables(own.metadata, _needed(part, frame), left_out=left_out)
     else:
-        tables = map(laion.renamed, table.tables(config, left_out))
-    return scores.joined(tables, config.scores, left_out) if config.scores else tables
+        tables = map(laion.renamed, table.tables(part, left_out))
+    scored = scores.joined(tables, own.scores, left_out) if own.scores else tables
+    return (table.apart(part, rows) for rows in scored)
 
 
 def _leave_out(cause: str, rows: pa.Table, kept: pa.Table, sentence: str, left_out: LeftOut) -> None:
@@ -322,73 +378,6 @@ def _normalised_or_none(url: bytes | None) -> str | None:
         return normalised_url(url.decode()) if url else None
     except ValueError:
         return None
-
-
-class _Layout:
-    """Gives out shards and rows up to a limit, and hands over a part as soon as it is full.
-
-    A shard gets its number when it is full, and the others at the end: so those of a part are consecutive, and only one
-    shard a bucket waits.
-    """
-
-    def __init__(
-        self, frame: Frame, schema: pa.Schema, shard_rows: int, limit: int | None, keep: Callable[[pa.Table], None]
-    ):
-        self._frame, self._schema, self._shard_rows, self._limit, self._keep = frame, schema, shard_rows, limit, keep
-        self._open: dict[str, pa.Table] = {}  # rows by bucket, fewer than a shard each
-        self._numbered: list[pa.Table] = []
-        self._numbered_rows = self._shards = 0
-        self.rows = self.captions = 0
-        self.buckets: Counter[str] = Counter()
-
-    def add(self, rows: pa.Table) -> pa.Table:
-        """Lay out rows; returns those beyond the limit."""
-        room = rows.num_rows if self._limit is None else self._limit - self.rows
-        taken = rows.slice(0, room).drop("lot")
-        self.rows += taken.num_rows
-        self.captions += grouping.captions(taken)
-        for bucket, group in self._by_bucket(taken):
-            waiting = pa.concat_tables([self._open[bucket], group]) if bucket in self._open else group
-            full = waiting.num_rows // self._shard_rows * self._shard_rows
-            self._number(waiting.slice(0, full))
-            self._open[bucket] = waiting.slice(full)
-        while self._numbered_rows >= SHARDS_PER_PART * self._shard_rows:
-            self._hand_over(SHARDS_PER_PART * self._shard_rows)
-        return rows.slice(taken.num_rows)
-
-    def close(self) -> None:
-        """Hand over what is left."""
-        for bucket in sorted(self._open):
-            self._number(self._open[bucket])
-        if self._numbered_rows:
-            self._hand_over(self._numbered_rows)
-
-    def _by_bucket(self, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-        """Each bucket with its rows, in their order; squares are all together, without the column."""
-        if self._frame.square:
-            yield "", rows
-            return
-        ratios = rows["width"].to_numpy() / rows["height"].to_numpy()
-        places = np.searchsorted(self._frame.borders, ratios, side="right")
-        for place in np.unique(places):
-            bucket = str(self._frame.sizes[place])
-            group = rows.filter(pa.array(places == place))
-            self.buckets[bucket] += group.num_rows
-            yield bucket, group.append_column("bucket", pa.array([bucket] * group.num_rows))
-
-    def _number(self, rows: pa.Table) -> None:
-        shard, row = np.divmod(np.arange(rows.num_rows), self._shard_rows)
-        numbers = {"shard": shard + self._shards, "row": row}
-        for name, values in numbers.items():
-            rows = rows.append_column(name, pa.array(values))
-        self._shards += -(-rows.num_rows // self._shard_rows)
-        self._numbered.append(rows.select(self._schema.names))
-        self._numbered_rows += rows.num_rows
-
-    def _hand_over(self, count: int) -> None:
-        rows = pa.concat_tables(self._numbered)
-        self._keep(rows.slice(0, count).cast(self._schema))
-        self._numbered, self._numbered_rows = [rows.slice(count)], rows.num_rows - count
 
 
 def _unique(rows: pa.Table) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import posixpath
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from datasets import pictures
 from datasets.config import DataError
-from datasets.files import storage
+from datasets.files import compressed, storage, tars
 from datasets.outcomes import Lost
 from datasets.reading.prompts import Prompt
 
@@ -25,6 +26,7 @@ SMALLEST = 32  # px: no metric says anything of less
 SHOWN = 3  # names in a sentence
 
 Wanted = tuple[str, str]  # key and prompt
+_CONTENTS = compressed.Unpacked()  # of tars
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Findings:
 class Rival:
     """The pictures of one place.
 
-    A folder (its `generated/`, if it has one), or a tar, with png, jpg or webp files. Their names are keys, as those of
-    our samples, or `prompts.csv` (file, prompt) says which prompt each is for.
+    A folder (its `generated/`, if it has one), or a tar, compressed or not, with png, jpg or webp files. Their names
+    are keys, as those of our samples, or `prompts.csv` (file, prompt) says which prompt each is for.
 
     Raises:
         DataError: there is no such place, it holds no picture, or `prompts.csv` names others; names `config_key`.
@@ -65,13 +67,9 @@ class Rival:
 
     def __init__(self, path: str, config_key: str) -> None:
         self.path, self.config_key = path, config_key
-        self._tar = path.lower().endswith(".tar")
         if not storage.exists(path):
             raise DataError(f"{config_key}: there are no pictures at {path}; give a folder or a tar")
-        if not self._tar and storage.is_file(path):
-            raise DataError(f"{config_key}: {path} is a file; give a folder, or an uncompressed tar that ends in .tar")
-        if self._tar and storage.is_remote(path):
-            raise DataError(f"{config_key}: {path} is a tar in a store; unpack it there, or bring it to a disk")
+        self._tar = storage.is_file(path)
         names = [name for name in self._names if name.lower().endswith(SUFFIXES)]
         names = [name for name in names if name.startswith(GENERATED)] or names
         if not names:
@@ -139,8 +137,8 @@ class Rival:
         unknown = [row["file"] for row in rows if row["file"] not in known]
         if unknown:
             raise DataError(
-                f"{self.config_key}: {self.path}/{LISTED} names pictures that are not there ({_first(unknown)}); "
-                "bring them or take their rows out"
+                f"{self.config_key}: {self.path}/{LISTED} names {len(unknown)} files that are not there "
+                f"({_first(unknown)}); bring them or take their rows out"
             )
         return [(Prompt(" ".join(str(row["prompt"]).split())).key, row["file"]) for row in rows]
 
@@ -152,24 +150,20 @@ class Rival:
     def _members(self) -> dict[str, tuple[int, int]]:
         """Offset and size of each file of a tar."""
         try:
-            with tarfile.open(self.path, "r:") as tar:
+            with tars.opened(self.path, tars.TEXT_BYTES) as file:
                 return {
-                    member.name.removeprefix("./"): (member.offset_data, member.size)
-                    for member in tar
-                    if member.isfile()
+                    posixpath.normpath(member.name): (held.offset_data, held.size)
+                    for member, held in tars.members(file)
+                    if held
                 }
-        except (tarfile.TarError, EOFError) as error:
-            raise DataError(
-                f"{self.config_key}: {self.path} is no whole, uncompressed tar ({error}); pack it anew"
-            ) from error
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            raise DataError(f"{self.config_key}: {self.path} is no whole tar ({error}); pack it anew") from error
 
     def _read(self, name: str) -> bytes:
         if not self._tar:
             return storage.read(storage.join(self.path, name))
         offset, size = self._members[name]
-        with storage.opened(self.path) as file:
-            content: bytes = file.read_at(size, offset)
-        return content
+        return _CONTENTS.read_at(self.path, size, offset)
 
 
 def _first(names: Sequence[str]) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets.config import CocoCaptionsConfig, DataError
+from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
+from datasets.source_settings import CocoCaptionsConfig
 from datasets.sources import folder
 from datasets.sources.captions import captions, number
 from datasets.sources.loopback import Hosts
@@ -36,7 +37,8 @@ def tables(config: CocoCaptionsConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     """The captions of one file after the other; see `datasets.sources.table.Source`.
 
     Left out: `no_picture` (a caption whose image is not listed, not in the local folder, or without a URL),
-    `no_caption` (an image without annotation, or one as of `captions`), and `no_text`.
+    `no_caption` (an image without annotation, or one as of `captions`), `no_text`, and `no_row` (an image or annotation
+    that is none).
     """
     names = _names(config.pictures)
     for file, path in _files(config).items():
@@ -92,43 +94,60 @@ def _names(pictures: str | None) -> dict[str, str] | None:
 
 def _rows(file: str, path: str, url: str, names: dict[str, str] | None, left_out: LeftOut) -> list[dict[str, Any]]:
     """The captions of a file with their pictures."""
-    rows: list[dict[str, Any]] = []
     try:
         content = json.loads(storage.read(path))
-        licences = {item["id"]: f"{item['name']} ({item['url']})" for item in content.get("licenses", [])}
-        images = {image["id"]: image for image in content["images"]}
-        captioned = set()
-        for annotation in content["annotations"]:
-            image, caption = images.get(annotation["image_id"]), annotation["caption"]
-            place = f"{file} annotation {annotation.get('id', len(rows))}"
-            if image is None:
-                left_out.add("no_picture", place, f"its image_id={annotation['image_id']} is not listed")
-                continue
-            captioned.add(image["id"])
-            about = _about(image, url, names, licences)
-            if about is None:
-                where = f"{url}={image.get(url)}" if names is None else "it is not in the local folder"
-                left_out.add("no_picture", place, f"no picture {image.get('file_name')}: {where}")
-                continue
-            rows += [
-                {**about, "TEXT": text.encode(errors="replace")}  # JSON can spell halves of characters
-                for text in captions(caption, left_out, place)
-            ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        lists = [content.get("licenses", []), content["images"], content["annotations"]]
+        if not all(isinstance(found, list) for found in lists):
+            raise TypeError("its licenses, images or annotations are no list")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise DataError(
             f"{KEY}.annotations: {path} is no JSON of COCO captions ({reason}); give captions_*.json"
         ) from error
+    licences = {
+        str(item["id"]): f"{item.get('name')} ({item.get('url')})"
+        for _, item in _objects(f"{file} license", lists[0], "id")
+    }
+    images = {image["id"]: image for _, image in _objects(f"{file} image", lists[1], "id", left_out)}
+    rows: list[dict[str, Any]] = []
+    captioned = set()
+    for place, annotation in _objects(f"{file} annotation", lists[2], "image_id", left_out):
+        image = images.get(annotation["image_id"])
+        if image is None:
+            left_out.add("no_picture", place, f"its image_id={annotation['image_id']} is not listed")
+            continue
+        captioned.add(image["id"])
+        about = _about(image, url, names, licences)
+        if about is None:
+            where = f"{url}={image.get(url)}" if names is None else "it is not in the local folder"
+            left_out.add("no_picture", place, f"no picture {image.get('file_name')}: {where}")
+            continue
+        rows += [
+            {**about, "TEXT": text.encode(errors="replace")}  # JSON can spell halves of characters
+            for text in captions(annotation.get("caption"), left_out, place)
+        ]
     for image_id in images.keys() - captioned:
         left_out.add("no_caption", f"{file} image {image_id}", "no annotation names it")
     return rows
+
+
+def _objects(
+    what: str, found: list[Any], key: str, left_out: LeftOut | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a list that have a number or a text as `key`, with what to call them; others are left out."""
+    for place, item in enumerate(found):
+        if isinstance(item, dict) and isinstance(item.get(key), int | str):
+            yield f"{what} {item.get('id', place)}", item
+        elif left_out is not None:
+            left_out.add("no_row", f"{what} {place}", f"it is no object with {key}")
 
 
 def _about(
     image: dict[str, Any], url: str, names: dict[str, str] | None, licences: dict[Any, str]
 ) -> dict[str, Any] | None:
     """A picture's columns; None where nobody knows where it is."""
-    name = names.get(image.get("file_name") or "") if names is not None else None
+    called = image.get("file_name")
+    name = names.get(called) if names is not None and isinstance(called, str) else None
     place = folder.url(name) if name else None if names is not None else image.get(url)
     if not isinstance(place, str):
         return None
@@ -136,6 +155,6 @@ def _about(
         "URL": place.encode(errors="replace"),
         "WIDTH": number(image.get("width")),
         "HEIGHT": number(image.get("height")),
-        "LICENSE": licences.get(image.get("license")),
+        "LICENSE": licences.get(str(image.get("license"))),
         "ORIGINAL_URL": image.get(url) if name else None,
     }

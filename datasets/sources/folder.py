@@ -23,11 +23,12 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 
 from datasets import pictures
-from datasets.config import DataError, FolderConfig
+from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
+from datasets.source_settings import FolderConfig
 from datasets.sources import folder_captions, loopback
 from datasets.sources.loopback import Address, Hosts
 

@@ -11,15 +11,15 @@ import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.config import DataError, FolderConfig
+from datasets.config import DataError
 from datasets.left_out import LeftOut
+from datasets.source_settings import FolderConfig
 from datasets.sources.captions import captions
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
@@ -33,8 +33,10 @@ HELP = (
 _DELIMITERS = (",", ";", "\t")
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 _BOM = "\ufeff"
+_BLANK = f" \t\r\n{_BOM}"
 _LONGEST_FIELD = 1 << 24  # characters; csv's own limit refuses long captions
 
+HALF = re.compile("[\udc80-\udcff]")  # bytes that are no text, as `_lines` gives them
 Row = tuple[str, object, object]  # where it stands, its file_name, its caption
 
 
@@ -53,10 +55,11 @@ def of_tables(
 ) -> Iterator[tuple[str, list[str]]]:
     """Pictures with their captions as the rows of the folder's tables have them.
 
-    Left out: `no_picture`, `fields` (more or fewer than the header), and captions that are none.
+    Left out: `no_picture`, `fields` (more or fewer than the header, or quotes that end nowhere), `no_row` (a line that
+    is no JSON, or no object), `encoding`, and captions that are none.
 
     Raises:
-        DataError: a table is damaged, or has no column of files or of captions.
+        DataError: a table is damaged, has no column of files or of captions, or no row that is one.
     """
     for table in filter(is_table, files):
         rows = iter(_rows(table, files[table], config.encoding, left_out))
@@ -65,6 +68,10 @@ def of_tables(
             if name is None:
                 shown = f"there is no picture {file_name}" if isinstance(file_name, str) else f"file_name={file_name!r}"
                 left_out.add("no_picture", place, f"{shown}; names are relative to the table")
+            elif isinstance(caption, str) and HALF.search(caption):
+                told = f"its caption is no text in {config.encoding}; give data.folder.encoding, such as cp1252"
+                left_out.add("encoding", place, told)
+                yield name, []
             else:
                 yield name, captions(caption, left_out, place)
 
@@ -134,12 +141,9 @@ def _found(file_name: str, folder: str, pictures: Mapping[str, Path]) -> str | N
 def _rows(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
     """The rows of a table; one in which nothing has a caption is refused."""
     kind = posixpath.splitext(name)[1].lower()
-    read = {".parquet": _of_parquet, ".jsonl": _of_json}.get(kind)
+    read = {".parquet": _of_parquet, ".jsonl": _of_json}.get(kind, _of_csv)
     try:
-        if read:
-            yield from read(name, file, encoding)
-        else:
-            yield from _of_csv(name, file, encoding, left_out)
+        yield from read(name, file, encoding, left_out)
     except (KeyError, TypeError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
         reason = f"no column {error}" if isinstance(error, KeyError) else (str(error).splitlines() or ["?"])[0]
         hint = "; give data.folder.encoding, such as cp1252" if isinstance(error, UnicodeError) else ""
@@ -163,54 +167,72 @@ def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator
     csv.field_size_limit(_LONGEST_FIELD)
     with _lines(file, encoding) as lines:
         first = next(filter(str.strip, lines), "").removeprefix(_BOM)
+        first.encode()  # or its columns would seem to be missing
         delimiter = max(_DELIMITERS, key=lambda sign: _header(first, sign).count(FILE_COLUMN))
         header = next(csv.reader([first], delimiter=delimiter), [])
         place = {column: header.index(column) for column in _columns(header)}
         file_at, caption_at = place.values()
         rows = csv.reader(lines, delimiter=delimiter)
-        for row in filter(None, rows):
-            where = f"{name} line {rows.line_num + 1}"
+        while True:
+            start = rows.line_num + 2
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                left_out.add("fields", f"{name} line {start}", f"it cannot be read ({error}); mend its quotes")
+                continue
+            if row is None:
+                return
+            end = rows.line_num + 1
+            where = f"{name} line {start}" if start == end else f"{name} lines {start} to {end}"
             if len(row) == len(header):
                 yield where, row[file_at], row[caption_at]
-            else:
+            elif row:
                 told = f"it has {len(row)} fields, its header {len(header)}; put quotes around what holds the separator"
-                left_out.add("fields", where, told)
+                left_out.add("fields", where, told if start == end else f"{told}, and two where one stands within")
 
 
 def _header(line: str, delimiter: str) -> list[str]:
     return [field.strip().lower() for field in next(csv.reader([line], delimiter=delimiter), [])]
 
 
-def _of_json(name: str, file: Path, encoding: str) -> Iterator[Row]:
+def _of_json(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
+    columns: tuple[str, str] | None = None
+    error: Exception | None = None
     with _lines(file, encoding) as lines:
-        texts = ((number, line.removeprefix(_BOM)) for number, line in enumerate(lines, start=1))
-        rows = ((number, _parsed(number, text)) for number, text in texts if text.strip())
-        first = next(rows, None)
-        if first is None:
-            return
-        columns: tuple[str, str] | None = None
-        error: KeyError | None = None
-        for number, row in chain([first], rows):
-            if not isinstance(row, dict):
-                raise TypeError(f"line {number} is no object")
+        for number, line in enumerate(lines, start=1):
+            where = f"{name} line {number}"
+            if not line.strip(_BLANK):
+                continue
+            try:
+                row = _parsed(number, line.removeprefix(_BOM))
+            except (TypeError, ValueError) as wrong:  # which costs a row, where others are whole
+                error = error or wrong
+                left_out.add("no_row", where, str(wrong))
+                continue
             try:
                 file_column, caption_column = columns = _columns(list(row))
             except KeyError as missing:  # of this row; it may be the only one
                 error = error or missing
                 file_column, caption_column = FILE_COLUMN, CAPTION_COLUMNS[0]
-            yield f"{name} line {number}", row.get(file_column), row.get(caption_column)
-        if columns is None and error is not None:
-            raise error
+            yield where, row.get(file_column), row.get(caption_column)
+    if columns is None and error is not None:
+        raise error
 
 
-def _parsed(number: int, line: str) -> object:
+def _parsed(number: int, line: str) -> dict[str, object]:
     try:
-        return json.loads(line)
-    except ValueError as error:
+        line.encode()  # what is no text in the file's encoding is half of a character here
+        row = json.loads(line)
+    except UnicodeEncodeError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number} is no JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise TypeError(f"line {number} is no object")
+    return row
 
 
-def _of_parquet(name: str, file: Path, encoding: str) -> Iterator[Row]:
+def _of_parquet(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
     with pq.ParquetFile(file) as table:
         file_column, caption_column = _columns(table.schema_arrow.names)
         number = 0
@@ -221,4 +243,5 @@ def _of_parquet(name: str, file: Path, encoding: str) -> Iterator[Row]:
 
 
 def _lines(file: Path, encoding: str) -> TextIO:
-    return open(file, encoding=encoding, newline="")
+    """The lines of a text; bytes that are none in the encoding come as halves of characters (PEP 383)."""
+    return open(file, encoding=encoding, newline="", errors="surrogateescape")

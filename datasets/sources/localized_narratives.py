@@ -18,11 +18,12 @@ from typing import Any
 import pyarrow as pa
 
 from datasets import pictures
-from datasets.config import DataError, LocalizedNarrativesConfig
+from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
+from datasets.source_settings import LocalizedNarrativesConfig
 from datasets.sources import folder
 from datasets.sources.captions import captions
 from datasets.sources.loopback import Hosts
@@ -43,7 +44,7 @@ def tables(config: LocalizedNarrativesConfig, left_out: LeftOut) -> Iterator[pa.
     """The narratives, 16,384 at a time; see `datasets.sources.table.Source`.
 
     Left out: `no_template` (its dataset_id has none), `no_picture` (not in the local folder), `unreadable` (there, but
-    of no format that we read), and captions that are none, as of `captions`.
+    of no format that we read), `no_row` (a line that is no narrative), and captions that are none, as of `captions`.
     """
     _check(config)
     local = folder.listing(config.pictures, f"{KEY}.pictures") if config.pictures else None
@@ -51,7 +52,7 @@ def tables(config: LocalizedNarrativesConfig, left_out: LeftOut) -> Iterator[pa.
     rows: list[dict[str, Any]] = []
     found = 0
     for path in _files(config).values():
-        for place, dataset, image, caption in _narratives(path):
+        for place, dataset, image, caption in _narratives(path, left_out):
             template = config.images.get(dataset)
             if template is None:
                 unknown[dataset] += 1
@@ -100,11 +101,13 @@ def _files(config: LocalizedNarrativesConfig) -> dict[str, str]:
 
 
 def _check(config: LocalizedNarrativesConfig) -> None:
-    """Refuse files of which the first line is no narrative, or that have none."""
-    narratives = chain.from_iterable(map(_narratives, _files(config).values()))
+    """Refuse files that have no narrative."""
+    left_out = LeftOut()
+    narratives = chain.from_iterable(_narratives(path, left_out) for path in _files(config).values())
     if next(narratives, None) is None:
+        wrong = "".join(f" ({example})" for example in left_out.examples(1))
         raise DataError(
-            f"{KEY}.annotations: there is no narrative in {config.annotations}; give *.jsonl that hold some"
+            f"{KEY}.annotations: there is no narrative in {config.annotations}{wrong}; give the published *.jsonl"
         )
 
 
@@ -125,19 +128,18 @@ def _about(place: str, local: dict[str, Path] | None, left_out: LeftOut) -> dict
     return {"URL": folder.url(place).encode(), "WIDTH": width, "HEIGHT": height}
 
 
-def _narratives(path: str) -> Iterator[tuple[str, str, str, object]]:
-    """Place, dataset_id, image_id and caption of every line."""
-    with storage.streamed(path) as stream, io.TextIOWrapper(stream, encoding="utf-8") as lines:
-        count = 0
-        try:
-            for line in lines:
-                count += 1
-                if line.strip():
-                    narrative = json.loads(line)
-                    dataset, image = str(narrative["dataset_id"]), str(narrative["image_id"])
-                    yield f"{posixpath.basename(path)} line {count}", dataset, image, narrative["caption"]
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise DataError(
-                f"{KEY}.annotations: line {count} of {path} is no narrative ({reason}); give the published *.jsonl"
-            ) from error
+def _narratives(path: str, left_out: LeftOut) -> Iterator[tuple[str, str, str, object]]:
+    """Place, dataset_id, image_id and caption of every line; what is no narrative is left out."""
+    with storage.streamed(path) as stream, io.BufferedReader(stream) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{posixpath.basename(path)} line {number}"
+            try:
+                narrative = json.loads(line)
+                dataset, image = str(narrative["dataset_id"]), str(narrative["image_id"])
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
+                reason = f"no {error}" if isinstance(error, KeyError) else error
+                left_out.add("no_row", place, f"it is no narrative ({reason})")
+            else:
+                yield place, dataset, image, narrative.get("caption")

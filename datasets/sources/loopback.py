@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Address = tuple[str, int]
 Hosts = Mapping[str, Address]  # where reserved host names are served
+RESERVED = "invalid"  # the last part of their names
 _POLL_S = 0.05  # between two looks at whether to stop serving
 
 

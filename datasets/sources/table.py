@@ -1,20 +1,25 @@
 """Where rows and pictures come from: the table of sources.
 
-To add one, write a module with the functions of `Source`, and its settings as `DataConfig.<name>`; then add its line
+To add one, write a module with the functions of `Source`, and its settings as `SourceConfig.<name>`; then add its line
 here and `conf/data/<name>.yaml`. `laion_aesthetic` has no line: Parquet with LAION's columns can take the place of any
 source's own rows (`data.metadata`), and its pictures are on the web.
+
+A plan is made of one of them or of several (`DataConfig.parts`). They know their settings as `data.<name>`, and their
+reserved hosts by one name; what is otherwise in a mixture is done here.
 """
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from datasets.config import DataConfig
+from datasets.config import DataConfig, DataError
 from datasets.left_out import LeftOut
+from datasets.source_settings import Part
 from datasets.sources import coco_captions, folder, localized_narratives, openmoji, webdataset
-from datasets.sources.loopback import Hosts
+from datasets.sources.loopback import RESERVED, Address, Hosts
 
 
 class Source(Protocol):
@@ -49,21 +54,48 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def tables(data: DataConfig, left_out: LeftOut) -> Iterable[pa.Table]:
+@contextmanager
+def naming(part: Part) -> Iterator[None]:
+    """Let refusals name the keys of a source as they are where it is one of several."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(part.renamed(str(error))) from error
+
+
+def tables(part: Part, left_out: LeftOut) -> Iterable[pa.Table]:
     """The source's own rows, as `Source.tables`."""
-    return SOURCES[data.source].tables(data.settings, left_out)
+    return SOURCES[part.config.source].tables(part.config.settings, left_out)
 
 
-def hosts(data: DataConfig) -> AbstractContextManager[Hosts]:
+def apart(part: Part, rows: pa.Table) -> pa.Table:
+    """Rows under our names, whose pictures on reserved hosts are none of another source's of the mixture."""
+    if not part.apart:
+        return rows
+    urls = pc.replace_substring_regex(rows["url"], rf"^http://(\w+\.{RESERVED})/", rf"http://{part.name}.\1/")
+    return rows.set_column(rows.column_names.index("url"), "url", urls)
+
+
+@contextmanager
+def hosts(data: DataConfig) -> Iterator[Hosts]:
     """Addresses of reserved hosts: a source on this machine is served from the process that downloads."""
-    return SOURCES[data.source].hosts(data.settings) if data.settings else nullcontext({})
+    found: dict[str, Address] = {}
+    with ExitStack() as stack:
+        for part in data.parts:
+            if part.config.settings:
+                with naming(part):
+                    served = stack.enter_context(SOURCES[part.config.source].hosts(part.config.settings))
+                found |= {f"{part.name}.{host}" if part.apart else host: place for host, place in served.items()}
+        yield found
 
 
-def identity(data: DataConfig) -> dict[str, Any]:
+def identity(part: Part) -> dict[str, Any]:
     """The source's settings as fingerprints know them."""
-    return SOURCES[data.source].identity(data.settings) if data.settings else {}
+    with naming(part):
+        return SOURCES[part.config.source].identity(part.config.settings) if part.config.settings else {}
 
 
-def licence(data: DataConfig) -> dict[str, str | None]:
+def licence(part: Part) -> dict[str, str | None]:
     """The source's terms; none are known of rows that `data.metadata` brings."""
-    return SOURCES[data.source].licence(data.settings) if data.settings and data.metadata is None else {}
+    config = part.config
+    return SOURCES[config.source].licence(config.settings) if config.settings and config.metadata is None else {}

@@ -20,18 +20,18 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
 import pyarrow as pa
 
 from datasets import pictures
-from datasets.config import DataError, WebdatasetConfig
-from datasets.files import compressed, storage
+from datasets.config import DataError
+from datasets.files import compressed, storage, tars
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
+from datasets.source_settings import WebdatasetConfig
 from datasets.sources import laion, loopback
 from datasets.sources.captions import captions, number
 from datasets.sources.loopback import Hosts
@@ -43,9 +43,7 @@ _CAPTIONS = (".txt", ".cap", ".caption", ".text")  # the first counts where a pi
 _TEXTS = (*_CAPTIONS, ".json")
 _PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".Z", ".7z", ".zip")
 _SUFFIXES = (".tar", ".tgz", ".tbz2", ".tbz", ".txz", ".tzst", *(f".tar{suffix}" for suffix in _PACKED))
-_UNPACKED = compressed.Unpacked()  # for all shards that this process downloads
-_TEXT_BYTES = 1 << 18  # longest caption or JSON, and longest header, that is read
-_READ_AHEAD = 1 << 20
+_CONTENTS = compressed.Unpacked()  # for all shards that this process downloads
 _SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
 _SCHEMA = pa.schema(
     [("URL", pa.string()), ("TEXT", pa.binary()), ("WIDTH", pa.float64()), ("HEIGHT", pa.float64())]
@@ -93,21 +91,17 @@ def tables(config: WebdatasetConfig, left_out: LeftOut) -> Iterator[pa.Table]:
 @contextmanager
 def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
     """Serve the pictures that URLs of `tables` name, and nothing else of the tars."""
-    files, is_compressed = _files(config), lru_cache(maxsize=None)(compressed.is_compressed)
+    files = _files(config)
 
     def body(request: str) -> bytes | None:
         name, _, query = request.partition("?")
         path, place = files.get(unquote(name, errors="surrogateescape")), _Place.parsed(query)
         if path is None or place is None or place.size > config.max_bytes:
             return None
-        if is_compressed(path):
-            try:
-                content = _UNPACKED.read_at(path, place.size, place.offset)
-            except compressed.Unreadable:  # it has been changed since
-                return None
-        else:
-            with storage.opened(path) as source:
-                content = source.read_at(place.size, place.offset)
+        try:
+            content = _CONTENTS.read_at(path, place.size, place.offset)
+        except compressed.Unreadable:  # it has been changed since
+            return None
         return content if hashlib.sha256(content).hexdigest() == place.sha256 else None
 
     with loopback.serve(body) as address:
@@ -154,29 +148,13 @@ def _files(config: WebdatasetConfig) -> dict[str, str]:
     return files
 
 
-@contextmanager
-def _opened(path: str, max_bytes: int) -> Iterator["_Limited"]:
-    """A tar to read; what it holds, where it is compressed."""
-    opened = compressed.unpacked if compressed.is_compressed(path) else storage.opened
-    with opened(path) as source, _Limited(source, max_bytes) as file:
-        yield file
-
-
 def _samples(name: str, path: str, max_bytes: int, left_out: LeftOut) -> dict[str, _Sample]:
     """The samples of a tar by name, in its order, as far as it can be read."""
     samples: dict[str, _Sample] = {}
-    members: dict[str, tarfile.TarInfo] = {}  # files so far, which links may name
-    with _opened(path, max_bytes) as file:
+    with tars.opened(path, max_bytes) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if not member.isdir():
-                        _take(member, members, file, name, max_bytes, samples, left_out)
-                    if tar.offset <= member.offset:  # a negative length, which would lead round and round
-                        raise tarfile.ReadError("it leads back")
-                file.seek(tar.offset)
-                if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError("no end mark: tarfile takes a damaged header for the end")
+            for member, held in tars.members(file):
+                _take(member, held, file, name, max_bytes, samples, left_out)
         except OSError:  # of the store: it says nothing about the tar
             raise
         except Exception as error:  # tarfile raises anything over hostile bytes; it costs the rest of one tar
@@ -186,14 +164,14 @@ def _samples(name: str, path: str, max_bytes: int, left_out: LeftOut) -> dict[st
 
 def _take(
     member: tarfile.TarInfo,
-    members: dict[str, tarfile.TarInfo],
-    file: "_Limited",
+    held: tarfile.TarInfo | None,
+    file: tars.Limited,
     tar: str,
     max_bytes: int,
     samples: dict[str, _Sample],
     left_out: LeftOut,
 ) -> None:
-    """Add a member to its sample; what is neither picture nor text is passed over, and named."""
+    """Add a member, with the bytes of `held`, to its sample; what is neither picture nor text is passed over."""
     name = posixpath.normpath(member.name)  # ./x is x
     stem, kind = posixpath.splitext(name)
     kind = kind.lower()
@@ -205,12 +183,10 @@ def _take(
         left_out.pass_over(kind or "no suffix", f"{tar}/{member.name}", told)
         return
     sample = samples.setdefault(stem, _Sample())
-    held = _held(member, members)
     if held is None:
         sample.lost = "link", f"{member.name} is a link to {member.linkname or 'nothing'}, which is no file of the tar"
         return
-    members[name] = held
-    if held.size > (limit := max_bytes if kind in _PICTURES else _TEXT_BYTES):
+    if held.size > (limit := max_bytes if kind in _PICTURES else tars.TEXT_BYTES):
         sample.lost = "too_big", f"{member.name} has {held.size:,} bytes, more than {limit:,}"
     elif kind in sample.texts or (sample.url and kind in _PICTURES):
         sample.lost = "duplicate", f"{member.name} is there twice, or beside another picture of that name"
@@ -229,17 +205,6 @@ def _take(
             sample.size = pictures.size(io.BytesIO(content))
         except Lost as error:
             sample.lost = "unreadable", str(error)
-
-
-def _held(member: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
-    """The file whose bytes a member has: itself, or an earlier one that it is a link to."""
-    if member.isreg() and not member.issparse():
-        return member
-    if member.islnk():
-        return members.get(posixpath.normpath(member.linkname))
-    if member.issym():
-        return members.get(posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname)))
-    return None
 
 
 def _rows(tar: str, samples: dict[str, _Sample], left_out: LeftOut) -> list[dict[str, Any]]:
@@ -286,21 +251,3 @@ def _about(content: bytes) -> dict[str, Any]:
 
 def _utf_8(value: Any) -> bytes:
     return str(value).encode(errors="replace")  # JSON can spell halves of characters
-
-
-class _Limited(io.BufferedReader):
-    """A file of which no read takes more than a limit, and none lies beyond its end: a header may say anything."""
-
-    def __init__(self, source: pa.NativeFile, max_bytes: int):
-        super().__init__(source, _READ_AHEAD)
-        self._limit, self._end = max(max_bytes, _TEXT_BYTES), source.size()
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= self._limit:
-            raise tarfile.ReadError(f"a read of {size} bytes")
-        return super().read(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        if offset > self._end:  # which an object store takes for an error of its own
-            raise tarfile.ReadError(f"cut short before byte {offset}")
-        return super().seek(offset, whence)

@@ -91,28 +91,39 @@ def ahead(config: Config, planned: list[Planned]) -> Counts | None:
     return preview.ahead(config.data, config.seed) if _to_fetch(planned) else None
 
 
+def unread(config: Config, planned: list[Planned], counts: Counts | None) -> list[str]:
+    """What is known of the sources of a mixture that `ahead` has not listed, if it is still to be read."""
+    return preview.unread(config.data, counts) if _to_fetch(planned) and not missing_rows(config, planned) else []
+
+
 def columns(config: Config, planned: list[Planned]) -> dict[str, dict[str, str]]:
     """By key of the config, which columns will be taken from LAION's Parquet on this machine, if it is still to read.
 
     Nothing for what cannot be read: `missing_rows` tells that.
     """
-    paths = {"data.metadata": config.data.metadata, "data.scores": config.data.scores}
-    local = {key: path for key, path in paths.items() if path and not storage.is_remote(path)}
     if not _to_fetch(planned) or missing_rows(config, planned):
         return {}
-    return {key: laion.read_as(path, key) for key, path in local.items()}
+    paths = {(part, name): getattr(part.config, name) for part in config.data.parts for name in ("metadata", "scores")}
+    return {
+        f"{part.key}.{name}": laion.read_as(path, f"data.{name}")
+        for (part, name), path in paths.items()
+        if path and not storage.is_remote(path)
+    }
 
 
 def missing_scores(config: Config, planned: list[Planned]) -> str | None:
     """That views want scores which LAION's metadata on this machine have not and nothing brings, as a sentence."""
-    path, data = config.data.metadata, config.data
-    if path is None or data.scores or data.scorer or storage.is_remote(path):
-        return None
-    if missing_rows(config, planned) or not storage.matching(path, ".parquet"):
+    data = config.data
+    bare = [
+        part.config.metadata
+        for part in data.parts
+        if part.config.metadata and not (part.config.scores or data.scorer or storage.is_remote(part.config.metadata))
+    ]
+    if missing_rows(config, planned) or not all(storage.matching(path, ".parquet") for path in bare):
         return None  # the first is told elsewhere; a finished plan needs no metadata any more
     selects = [item for item in planned if item.step.name == "select" and item.state != "done"]
     wanting = [name for item in selects if data.views[name := item.step.output.removeprefix("view_")].scored]
-    if not wanting or "aesthetic" in laion.columns(path):
+    if not wanting or all("aesthetic" in laion.columns(path) for path in bare):
         return None
     return f"data.views.{wanting[0]}.min_aesthetic: {NO_SCORES}"
 
@@ -131,7 +142,7 @@ def every(config: Config, planned: list[Planned], counts: Counts | None, ask_sto
     found = (
         missing_rows(config, planned, ask_stores),
         missing_captions(config, planned, ask_stores),
-        counts and preview.beyond_budget(config.data, counts),
+        counts and preview.beyond_budget(counts),
         missing_weights(config, planned),
         misfit_weights(config, planned),
         missing_scores(config, planned),

@@ -8,6 +8,7 @@ function `(Build) -> Facts`, and add its row.
 from functools import partial
 
 from datasets.config import DataConfig
+from datasets.source_settings import MIXTURE
 from pipeline.models.feature_sets import feature_sets
 from pipeline.plan.dag import Step
 from pipeline.settings.config import Config
@@ -132,7 +133,8 @@ def _perceptual(config: Config) -> tuple[str, ...]:
 
 def _plan(data: DataConfig) -> tuple[str, ...]:
     """What decides which pictures there are, and in which shards they lie."""
-    rules = ("source", "metadata", "scores", "removed", "limit", "shard_rows", "filters", data.source)
+    own = ("source", "metadata", "scores", "filters", data.source) if data.source != MIXTURE else ("sources",)
+    rules = (*own, "removed", "limit", "shard_rows")
     buckets = () if data.image.frame.square else ("data.image.size", "data.image.max_aspect")
     pictures = ("data.per_picture",) if data.captions else ()
     return (*(f"data.{key}" for key in rules), *buckets, *pictures)

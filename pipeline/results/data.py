@@ -15,9 +15,7 @@ def section(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     metadata, held = artifacts.get("metadata"), artifacts.get("held_out")
     told: dict[str, Any] = {"funnel": funnel(metadata, artifacts) if metadata else []}
     if metadata:
-        notes = metadata.manifest["notes"]
-        terms = notes.get("licence", {})
-        told |= {"source": notes.get("source"), "licence": terms.get("licence"), "credit": terms.get("attribution")}
+        told |= _terms(metadata, artifacts.get("images"))
     if held:
         told["held_out"] = held.manifest["rows"]
     trained = {
@@ -26,6 +24,42 @@ def section(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         if artifact.manifest["step"].startswith("train_")
     }
     return told | {"trained_on": trained}
+
+
+def sources(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a plan's manifest says of each of its sources: name, licence, what became of the rows.
+
+    What one of a single source says of its rows is said of all.
+    """
+    notes: dict[str, Any] = metadata["notes"]
+    several: list[dict[str, Any]] | None = notes.get("sources")
+    return several or [
+        {"licence": {}, "licences": {}, **notes, "name": notes.get("source"), "planned": metadata["rows"]}
+    ]
+
+
+def _terms(metadata: Artifact, images: Artifact | None) -> dict[str, Any]:
+    """Source, licence and credit; of several sources those of each, with its rows and what the download lost of it."""
+    told = [
+        {
+            "source": source["name"],
+            "licence": source["licence"].get("licence"),
+            "credit": source["licence"].get("attribution"),
+            "read": source.get("read"),
+            "planned": source["planned"],
+            "weight": source.get("weight"),
+        }
+        for source in sources(metadata.manifest)
+    ]
+    if len(told) == 1:
+        return {name: told[0][name] for name in ("source", "licence", "credit")}
+    lost = images.manifest["notes"].get("lost_of", {}) if images else {}
+    return {
+        "source": ", ".join(source["source"] for source in told),
+        "licence": "; ".join(dict.fromkeys(source["licence"] for source in told if source["licence"])) or None,
+        "credit": " ".join(dict.fromkeys(source["credit"] for source in told if source["credit"])) or None,
+        "sources": [source | {"lost": lost.get(source["source"], {})} for source in told],
+    }
 
 
 def funnel(metadata: Artifact, artifacts: Mapping[str, Artifact]) -> list[Level]:
@@ -38,6 +72,8 @@ def funnel(metadata: Artifact, artifacts: Mapping[str, Artifact]) -> list[Level]
     levels = [_level("read", notes["read"], {})]
     planned = metadata.manifest["rows"]
     levels.append(_level("planned", notes.get("captions", planned), notes["rejected"], of=levels[-1]))
+    for source in notes.get("sources", ()):
+        levels.append(_level(f"of {source['name']}", source.get("captions", source["planned"]), source["rejected"]))
     if "captions" in notes:  # of which a planned picture has several
         levels.append(_level("pictures of these", planned, {}))
     if images := artifacts.get("images"):

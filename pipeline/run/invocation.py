@@ -59,7 +59,7 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
     obstacles.check_weights(config, planned)
     for remark in rivals.remarks(config, planned):
         console.print(remark, style="yellow", markup=False)
-    if counts and (beyond := preview.beyond_budget(config.data, counts)):
+    if counts and (beyond := preview.beyond_budget(counts)):
         raise BudgetExceeded(beyond)
     check_carried_out(root)
     check_writable(root, "root")

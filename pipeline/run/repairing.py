@@ -1,11 +1,12 @@
 """Repairing: which files are damaged, and how the shards that they belong to are made anew, and nothing else.
 
-A shard of images that is made anew may come out otherwise: a picture is gone from the web. So the same shard of all
-that was made from it shard by shard is made anew too, and the views, which name pictures. Trainings and what was drawn
-stay: they were made of what was there then. What is damaged and belongs to no shard stays as it is, and is named.
+A shard that is made anew may come out otherwise: a picture is gone from the web, a model writes another caption. So
+the same shard of all that was made from it shard by shard is made anew too, and the views, which name pictures.
+Trainings and what was drawn stay: they were made of what was there then. What is damaged and belongs to no shard stays
+as it is, and is named.
 
 Opening an artifact takes its mark away, so a repair that is killed leaves unfinished builds, which `data repair` or the
-next run goes on with. Images are opened last: until then their damage is still found.
+next run goes on with. What others are made from is opened after them: until then its damage is still found.
 """
 
 import uuid
@@ -19,7 +20,7 @@ from datasets.formats import shard_table
 from pipeline.errors import UsageError
 from pipeline.run import neighbours
 from pipeline.store import claims, deleting
-from pipeline.store.artifacts import REPAIR, Artifact, Store, descendants
+from pipeline.store.artifacts import REPAIR, Artifact, Store, children, descendants
 from pipeline.store.deleting import BY_SHARD, OF_ALL, Shard, receipt_folders, shard_of
 from pipeline.store.removal_list import check_carried_out
 
@@ -71,7 +72,7 @@ def of_no_shard(files: Iterable[tuple[Artifact, str]]) -> list[tuple[Artifact, s
 def open_damaged(
     store: Store, files: Sequence[tuple[Artifact, str]], alone: Sequence[tuple[Artifact, str]]
 ) -> list[Opened]:
-    """Make unfinished builds of all artifacts that have to be repaired; returns them, images last.
+    """Make unfinished builds of all artifacts that have to be repaired; returns them, what others are made from last.
 
     Args:
         store: where they lie; what other configs made of the same images is opened too.
@@ -120,7 +121,7 @@ def _check_inputs(found: Iterable[Opened], alone: Iterable[tuple[Artifact, str]]
 
 
 def _hit(store: Store, files: Iterable[tuple[Artifact, str]]) -> list[Opened]:
-    """The artifacts to be opened, with the shards to be made anew; images last."""
+    """The artifacts to be opened, with the shards to be made anew; what others are made from comes after them."""
     lost: dict[str, Opened] = {}
 
     def lose(artifact: Artifact, shards: Iterable[Shard]) -> None:
@@ -128,11 +129,23 @@ def _hit(store: Store, files: Iterable[tuple[Artifact, str]]) -> list[Opened]:
 
     for artifact, name in files:
         lose(artifact, filter(None, [shard_of(name)]))
-    for images in [opened for opened in lost.values() if opened.artifact.name == "images" and opened.shards]:
-        numbers = {shard.number for shard in images.shards}
-        for artifact in descendants(images.artifact, store.finished()):
-            if artifact.name.startswith(BY_SHARD):
-                lose(artifact, {Shard(folder, number) for folder in receipt_folders(artifact) for number in numbers})
-            if artifact.name.startswith(OF_ALL):
-                lose(artifact, ())
-    return sorted(lost.values(), key=lambda opened: opened.artifact.name == "images")
+    finished = list(store.finished())
+    waiting = [opened for opened in lost.values() if opened.shards]
+    while waiting:  # a child is looked at again when more of its shards are gone
+        opened = waiting.pop()
+        numbers = {shard.number for shard in opened.shards}
+        for child in children(opened.artifact, finished):
+            before = len(lost[child.path].shards) if child.path in lost else 0
+            if child.name.startswith(BY_SHARD):
+                lose(child, {Shard(folder, number) for folder in receipt_folders(child) for number in numbers})
+                if len(lost[child.path].shards) > before:
+                    waiting.append(lost[child.path])
+            elif child.name.startswith(OF_ALL):
+                lose(child, ())
+    made = list(lost.values())
+    return [one for _, one in sorted(enumerate(made), key=lambda item: _depth(item[1], made))]
+
+
+def _depth(opened: Opened, others: Sequence[Opened]) -> int:
+    """How many of the others are made from an artifact, which come before it."""
+    return len(descendants(opened.artifact, [other.artifact for other in others]))

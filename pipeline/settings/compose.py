@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from datasets.source_settings import MIXTURE, SourceName
 from pipeline.errors import UsageError, nearest
 from pipeline.settings import overrides as overriding
 from pipeline.settings.config import Config
@@ -112,6 +113,7 @@ def _hydra(conf: str, overrides: list[str]) -> Any:
     OmegaConf.register_new_resolver("oc.env", _from_environment, replace=True)
     for place, key in enumerate(texts):
         OmegaConf.update(composed, key, f"${{{WRITTEN}:{place}}}", force_add=True)
+    _complete_sources(composed)
     return composed
 
 
@@ -123,6 +125,19 @@ def _from_environment(name: str, *default: str | None) -> str | None:
         hide(os.environ[name])
     found: str | None = oc.env(name, *default)
     return found
+
+
+def _complete_sources(composed: Any) -> None:
+    """Give each source of a mixture what `conf/data/` says of it alone, where it is not said otherwise."""
+    from omegaconf import OmegaConf
+
+    sources = OmegaConf.select(composed, "data.sources")
+    for place, source in enumerate(sources or ()):
+        name = source.get("source") if OmegaConf.is_dict(source) else None
+        if name in get_args(SourceName) and name != MIXTURE:
+            conf = OmegaConf.load(CONF / "data" / f"{name}.yaml")
+            own = {key: conf._get_node(key) for key in ("metadata", "scores", "filters", name) if key in conf}
+            sources[place] = OmegaConf.merge(own, source)
 
 
 def _check_override(word: str) -> None:
@@ -143,10 +158,10 @@ def _explain_hydra(error: Exception) -> str:
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     text = str(error).splitlines()[0]
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: a value is needed; give {error.full_key}=..."
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key}: {text}"
+        key = re.sub(r"\[(\d+)\]", r".\1", str(error.full_key))  # items of lists, as overrides name them
+        missing = f"a value is needed; give {key}=..."
+        return f"{key}: {missing if isinstance(error, MissingMandatoryValue) else text}"
     text = text.replace("++", "")
     ambiguous = re.match("Ambiguous value for argument '(.*)'", text)
     unreadable = ambiguous[1] if ambiguous else getattr(error, "override", "").removeprefix("++")

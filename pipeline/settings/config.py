@@ -285,14 +285,16 @@ class Config(Settings):
             return [frame.size if frame.square else frame.name for frame in frames]
         if key == "data.per_picture":
             return bool(self.data.captions)
-        if key == f"data.{self.data.source}":
-            return _identified(table.identity(self.data), identify, key)
         if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
             return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
         tree: Any = self.model_dump(mode="json", exclude=manners(self))
         for name, found in self.inputs().items():
             if is_below(name, key):
                 _put(tree, name, found)
+        for part in self.data.parts:
+            section = f"{part.key}.{part.config.source}"
+            if is_below(section, key):
+                _put(tree, section, table.identity(part))
         try:
             tree = _at(tree, key)
         except KeyError:  # a manner that a step names after all
@@ -305,7 +307,7 @@ class Config(Settings):
 def _at(tree: Any, key: str) -> Any:
     """The value at a dotted key."""
     for part in key.split("."):
-        tree = tree[part]
+        tree = tree[int(part) if isinstance(tree, list | tuple) else part]
     return tree
 
 
@@ -314,6 +316,8 @@ def _identified(tree: Any, identify: Callable[[Input], Any], key: str) -> Any:
     if isinstance(tree, dict):
         found = {name: _identified(value, identify, f"{key}.{name}") for name, value in tree.items()}
         return {name: value for name, value in found.items() if value is not None or tree[name] is None}
+    if isinstance(tree, list):
+        return [_identified(value, identify, f"{key}.{place}") for place, value in enumerate(tree)]
     if not isinstance(tree, Input):
         return tree
     try:
@@ -325,7 +329,5 @@ def _identified(tree: Any, identify: Callable[[Input], Any], key: str) -> Any:
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set the value of a dotted key."""
-    *sections, name = key.split(".")
-    for section in sections:
-        tree = tree[section]
-    tree[name] = value
+    above, _, name = key.rpartition(".")
+    _at(tree, above)[name] = value

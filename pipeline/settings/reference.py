@@ -15,7 +15,8 @@ Schema = dict[str, Any]  # JSON schema, as pydantic makes it
 HEAD = """\
 # Every key of the config
 
-Made from the typed config (`pipeline/settings/`, `datasets/config.py`, `stages/settings/`); do not edit, but run
+Made from the typed config (`pipeline/settings/`, `datasets/config.py`, `datasets/source_settings.py`,
+`stages/settings/`); do not edit, but run
 
 ```
 python -m pipeline config reference > docs/reference/config.md

@@ -3,14 +3,14 @@
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cache
 from typing import Any
 
 import pyarrow as pa
 
 from datasets.config import DataConfig
-from datasets.fetching.download import Fetched, download_shard, losses, results
+from datasets.fetching.download import OF, Fetched, download_shard, losses, results
 from datasets.fetching.names import Names
 from datasets.files import notices, storage
 from datasets.files.fence import Fence
@@ -21,6 +21,7 @@ from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Receipt
 from datasets.outcomes import PASSING
 from datasets.planning import plan
+from datasets.source_settings import MIXTURE
 from datasets.sources import table
 from pipeline.errors import BudgetExceeded
 from pipeline.steps.build import Build, Facts
@@ -67,6 +68,7 @@ def download(build: Build) -> Facts:
             ],
         )
     _tell(build, dropped, lost)
+    lost_of = _lost_of(finished.values(), [part.name for part in data.parts]) if data.source == MIXTURE else {}
     receipts = [finished[shard] for shard in range(count)]
     return Facts(
         files={},
@@ -74,7 +76,7 @@ def download(build: Build) -> Facts:
         rows=sum(receipt.rows_out for receipt in receipts),
         call="img2dataset.downloader.Downloader.download_shard",
         workers=sorted({receipt.pid for receipt in receipts}),
-        notes={"planned": planned, "lost": dict(dropped)},
+        notes={"planned": planned, "lost": dict(dropped)} | ({"lost_of": lost_of} if lost_of else {}),
     )
 
 
@@ -211,7 +213,7 @@ def _examples(rows: pa.Table, path: str, receipt: Receipt) -> Lost:
     """The first lost pictures of each cause."""
     index = storage.read(storage.join(path, shards.index_name(receipt.shard)))
     found: Lost = defaultdict(list)
-    for url, cause, sentence in losses(rows, index):
+    for _, url, cause, sentence in losses(rows, index):
         if len(found[cause]) < NAMED:
             found[cause].append(f"{url} ({sentence})" if sentence else url)
     return dict(found)
@@ -222,6 +224,15 @@ def _dropped(finished: dict[int, Receipt]) -> Counter[str]:
     for shard in sorted(finished):
         dropped.update(finished[shard].dropped)
     return dropped
+
+
+def _lost_of(finished: Iterable[Receipt], sources: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Lost pictures by source and cause."""
+    found: dict[str, dict[str, int]] = {source: {} for source in sources}
+    for what, count in sum((Counter(receipt.counts) for receipt in finished), Counter()).items():
+        source, _, cause = what.partition(OF)
+        found[source][cause] = count
+    return found
 
 
 def _away(finished: Mapping[int, Receipt], max_lost: float) -> list[int]:

@@ -11,6 +11,7 @@ from datasets.files import storage
 from datasets.files.storage import FileEntry
 from pipeline.models.known_weights import licence
 from pipeline.results import card
+from pipeline.results.data import sources
 from pipeline.results.document import document
 from pipeline.results.subject import of_artifacts
 from pipeline.settings.config import Config
@@ -75,21 +76,32 @@ def _facts(config: Config, inputs: dict[str, Artifact]) -> "CardFacts":
 
 
 def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Licence of a plan's pictures, as the source states it (`other` where it does not), and a notice for the card."""
-    notes = metadata["notes"]
-    identifier = notes["licence"].get("licence") or "other"
-    credit = notes["licence"].get("attribution") or "The licence of each picture is its owner's."
-    url = f" ({notes['licence']['licence_url']})" if "licence_url" in notes["licence"] else ""
-    tags = ", ".join(notes["opt_outs"]["x_robots_tag"])
+    """Licence of a plan's pictures, as its sources state it (`other` where they do not, or not the same), and a notice
+    for the card."""
+    opt_outs, told = metadata["notes"]["opt_outs"], sources(metadata)
+    stated = {source["licence"].get("licence") or "other" for source in told}
+    identifier = stated.pop() if len(stated) == 1 else "other"
+    tags = ", ".join(opt_outs["x_robots_tag"])
     left_out = f"Left out is what its server forbids (X-Robots-Tag: {tags}; TDM-Reservation: 1)"
-    if notes["opt_outs"]["removal_list"]:
-        left_out += f", and {notes['opt_outs']['removed']:,} rows on a removal list"
-    sentences = [f"{metadata['rows']:,} pictures planned of the source {notes['source']}", f"{credit.rstrip('.')}{url}"]
-    if notes["licences"].keys() - {"not stated"}:
-        named = ", ".join(f"{name}: {count:,}" for name, count in notes["licences"].items())
-        sentences.append(f"Pictures by the licence that the source names: {named}")
+    if opt_outs["removal_list"]:
+        left_out += f", and {opt_outs['removed']:,} rows on a removal list"
+    sentences = [sentence for source in told for sentence in _source(source, single=len(told) == 1)]
     notice = ". ".join([*sentences, left_out]) + "."
     return {"identifier": identifier.lower().replace(" ", "-"), "notice": notice}
+
+
+def _source(source: Mapping[str, Any], single: bool) -> list[str]:
+    """Sentences on a source: its rows, whom to credit, the licences of its pictures."""
+    terms = source["licence"]
+    credit = terms.get("attribution") or "The licence of each picture is its owner's."
+    licence = f"; {terms['licence']}" if terms.get("licence") and not single else ""  # of one it is the release's
+    url = f" ({terms['licence_url']})" if "licence_url" in terms else ""
+    found = [f"{source['planned']:,} pictures planned of the source {source['name']}"]
+    found.append(f"{credit.rstrip('.')}{licence}{url}")
+    if source["licences"].keys() - {"not stated"}:
+        named = ", ".join(f"{name}: {count:,}" for name, count in source["licences"].items())
+        found.append(f"Pictures by the licence that the source names: {named}")
+    return found
 
 
 def _captions(data: DataConfig) -> list[str]:

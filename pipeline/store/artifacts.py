@@ -234,6 +234,12 @@ def lacking(path: str, files: Mapping[str, FileEntry]) -> str | None:
     return f"{len(found)} of {len(files)} files in {path} are missing or cut short: {', '.join(found[:NAMED])}{more}"
 
 
+def children(parent: Artifact, finished: Iterable[Artifact]) -> list[Artifact]:
+    """The finished artifacts that were made from another one itself."""
+    digest = parent.manifest["fingerprint"]
+    return [artifact for artifact in finished if digest in artifact.manifest["parents"].values()]
+
+
 def descendants(parent: Artifact, finished: Iterable[Artifact]) -> list[Artifact]:
     """The finished artifacts that were made from another one, directly or not."""
     digests, found, left = {parent.manifest["fingerprint"]}, list[Artifact](), list(finished)

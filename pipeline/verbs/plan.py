@@ -57,7 +57,10 @@ def handle(words: Words) -> None:
     print_json(words, document | ({"data": preview.document(counts)} if counts else {}) | {"columns": taken})
     for key, found in taken.items():
         console.print(f"{key}: {laion.told(found)}", markup=False)
-    for sentence in preview.told(loaded.data, counts) if counts else ():
+    for sentence in [
+        *(preview.told(loaded.data, counts) if counts else ()),
+        *obstacles.unread(loaded, planned, counts),
+    ]:
         console.print(sentence, markup=False)
     for sentence in obstacles.every(loaded, planned, counts):
         console.print(f"a run would stop at once: {sentence}", style="yellow", markup=False)

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.config import DataConfig, DownloadConfig, FilterConfig, ImageConfig
+from datasets.config import DataConfig, DownloadConfig, ImageConfig
 from datasets.planning import plan
+from datasets.source_settings import FilterConfig
 
 
 def measured(folder: Path, rows: int) -> dict[str, float]:

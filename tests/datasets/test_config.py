@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from datasets.config import FilterConfig, FolderConfig, ImageConfig, ViewConfig
+from datasets.config import ImageConfig, ViewConfig
+from datasets.source_settings import FilterConfig, FolderConfig
 
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n", "a\x00b", "\x1b[2J", "x\x7f"])

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import pictures
-from datasets.config import FolderConfig, ImageConfig
+from datasets.config import ImageConfig
+from datasets.source_settings import FolderConfig
 from datasets.sources import folder
 from pipeline.plan import cost
 from pipeline.plan.table import table

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from datasets.buckets import Frame
-from datasets.config import WebdatasetConfig
 from datasets.files import storage
 from datasets.files.fence import unfenced
 from datasets.files.storage import CorruptFile, FileEntry
@@ -22,6 +21,7 @@ from datasets.formats.shards import Clock, Receipt
 from datasets.left_out import LeftOut
 from datasets.reading.batches import Source
 from datasets.reading.bucket_batches import BucketBatches
+from datasets.source_settings import WebdatasetConfig
 from datasets.sources import webdataset
 from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.steps.train import _family

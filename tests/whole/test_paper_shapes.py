@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from datasets.buckets import Frame
-from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
+from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shard_table import Shards
 from datasets.planning import plan
 from datasets.reading.batches import Batches, Source
+from datasets.source_settings import OpenMojiConfig
 from datasets.sources import openmoji
 from pipeline.steps import encode
 from stages.models.compressor import Compressor

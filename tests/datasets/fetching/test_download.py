@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from datasets import pictures
-from datasets.config import DownloadConfig, ImageConfig, OpenMojiConfig
+from datasets.config import DownloadConfig, ImageConfig
 from datasets.fetching import web
 from datasets.fetching.download import download_shard, losses, results
 from datasets.files import storage
@@ -31,6 +31,7 @@ from datasets.formats import removal, shards
 from datasets.formats.shards import INDEX, Receipt
 from datasets.outcomes import Outcome
 from datasets.planning import plan
+from datasets.source_settings import OpenMojiConfig
 from datasets.sources import openmoji
 
 SIZE = 32

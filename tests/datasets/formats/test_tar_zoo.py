@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datasets.config import WebdatasetConfig
 from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.left_out import LeftOut
+from datasets.source_settings import WebdatasetConfig
 from datasets.sources import webdataset
 
 KEY = "0" * 32

@@ -72,7 +72,9 @@ def test_every_caption_of_a_picture_is_named_by_key():
         {"key": "a", "caption": "z"},
         {"key": "b", "caption": "y"},
     ]
-    assert grouping.captions(rows) == 3
+    rows = rows.append_column("source", pa.array(["one", "two"]))
+    assert grouping.by_source(rows) == {"one": 1, "two": 1}
+    assert grouping.by_source(rows.append_column("whose", pa.array([["one", "two"], ["two"]]))) == {"one": 1, "two": 2}
     assert grouping.captions(rows.slice(2)) == 0
 
 

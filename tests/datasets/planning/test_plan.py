@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from datasets.config import DataConfig, DataError, FilterConfig
+from datasets import left_out
+from datasets.config import DataConfig, DataError
 from datasets.planning import filters, plan
+from datasets.source_settings import FilterConfig
 from datasets.sources import laion, openmoji
 
 CONF = Path(__file__).parents[3] / "conf" / "data"
@@ -271,7 +273,8 @@ def test_exact_duplicates_are_dropped_and_counted(tmp_path):
 
 def test_of_rows_that_come_again_those_that_are_dropped_are_listed(tmp_path):
     config = data_config("laion_aesthetic", metadata=metadata(tmp_path, [laion_row(1)] * 3 + [laion_row(0)]))
-    listed = plan.make(config, 0, lambda part: None).left_out.table("metadata")
+    (tally,) = plan.make(config, 0, lambda part: None).sources
+    listed = left_out.table({"metadata": tally.left_out})
     rows = pq.read_table(pa.BufferReader(listed)).to_pylist()
     assert [(row["place"], row["cause"]) for row in rows] == [(laion_row(1)["URL"], "duplicate")] * 2
 

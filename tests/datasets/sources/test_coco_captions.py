@@ -2,8 +2,8 @@
 
 import json
 
-from datasets.config import CocoCaptionsConfig
 from datasets.left_out import LeftOut
+from datasets.source_settings import CocoCaptionsConfig
 from datasets.sources import coco_captions
 
 

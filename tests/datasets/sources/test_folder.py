@@ -14,11 +14,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from datasets.config import DataConfig, DataError, FolderConfig
+from datasets.config import DataConfig, DataError
 from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.planning import plan
+from datasets.source_settings import FolderConfig
 from datasets.sources import folder
 from pipeline.errors import UsageError
 from pipeline.settings import compose
@@ -142,7 +143,8 @@ def test_a_table_finds_names_in_another_unicode_form(tmp_path):
         ("metadata.jsonl", '{"file_name": "x.png"}\n', r"metadata\.jsonl is no table.*no column 'text'"),
         ("metadata.jsonl", '{"file_name": \n', r"metadata\.jsonl is no table"),
         ("metadata.jsonl", '["x.png", "words"]\n', r"metadata\.jsonl is no table"),
-        ("metadata.csv", b"file_name,text\nx.png,B\xe4r\n", r"metadata\.csv is no table.*utf-8"),
+        ("metadata.csv", b"file_name,text\nx.png,B\xe4r\n", r"metadata\.csv line 2: .* no text in utf-8; give data\.f"),
+        ("metadata.csv", b"file_name,Wort f\xfcr Wort\nx.png,B\n", r"metadata\.csv is no table.*encoding, such as cp"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, name, content, told):

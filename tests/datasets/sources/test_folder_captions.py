@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets.config import FolderConfig
 from datasets.left_out import LeftOut
+from datasets.source_settings import FolderConfig
 from datasets.sources import folder
 
 
@@ -111,3 +111,32 @@ def test_every_file_is_used_or_named(mine):
     assert left_out.counts == {"unreadable": 1}
     assert "pillow-heif" in left_out.examples(1)[0]
     assert left_out.others == {".pdf": 2, "no suffix": 1, "hidden": 1, ".xml": 1}
+
+
+def test_a_broken_line_costs_a_row_and_not_the_table(mine):
+    lines = [b'{"file_name": "x.png", "text": "a cat"}', b'{"file_name": "x.png", ', b'["x.png"]', b"\xff\xfe", b"  "]
+    lines += [b"[" * 100_000, b'{"file_name": "red_foxes/y-2.png", "text": "two foxes"}', b'{"text": "B\xe4r"}']
+    (mine / "metadata.jsonl").write_bytes(b"\n".join(lines))
+    found, left_out = read(mine)
+    assert found == {"x.png": ["a cat"], "red_foxes/y-2.png": ["two foxes"]}
+    assert left_out.counts == {"no_row": 5}
+    assert left_out.examples(1)[0].startswith("metadata.jsonl line 2: line 2 is no JSON")
+
+
+def test_quotes_that_end_elsewhere_cost_the_rows_between_by_their_lines(mine):
+    rows = [
+        "file_name,text",
+        'x.png,"a 5"" cat"',
+        'x.png,"5 inch',
+        "x.png,lost,too",
+        'x.png,end"',
+        "red_foxes/y-2.png,fox",
+    ]
+    (mine / "metadata.csv").write_text("\n".join(rows))
+    found, left_out = read(mine)
+    assert found == {"x.png": ['a 5" cat', "5 inch\nx.png,lost,too\nx.png,end"], "red_foxes/y-2.png": ["fox"]}
+    (mine / "metadata.csv").write_text("\n".join([rows[0], rows[1], rows[2], rows[3], 'x.png,e"nd', rows[5]]))
+    found, left_out = read(mine)
+    assert found["x.png"] == ['a 5" cat']
+    assert left_out.counts["fields"] == 1
+    assert any(place.startswith("metadata.csv lines 3 to 6: ") for place in left_out.examples(9))

@@ -207,7 +207,7 @@ def test_every_source_is_a_choice_of_the_config_with_settings_and_a_conf_of_its_
     names = set(get_args(DataConfig.model_fields["source"].annotation))
     confs = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
     based = {name for name, conf in confs.items() if conf.get("defaults")}  # on another one's source
-    assert names == {*table.SOURCES, "laion_aesthetic"} == confs.keys() - based
+    assert names == {*table.SOURCES, "laion_aesthetic", "mixture"} == confs.keys() - based
     assert based == {"compositions"}
     assert set(table.SOURCES) < set(DataConfig.model_fields)
 
@@ -266,9 +266,8 @@ def test_moved_files_are_the_same_and_other_files_are_not(tmp_path, monkeypatch,
 
 def identified(data: DataConfig) -> dict[str, Any]:
     """A source's settings as fingerprints have them."""
-    return {
-        key: identity.of(value) if isinstance(value, Input) else value for key, value in table.identity(data).items()
-    }
+    found = table.identity(data.parts[0])
+    return {key: identity.of(value) if isinstance(value, Input) else value for key, value in found.items()}
 
 
 def test_the_fingerprint_holds_the_settings_of_the_chosen_source(tmp_path):
@@ -327,6 +326,25 @@ def test_narratives_of_a_dataset_without_a_template_are_counted(tmp_path):
     assert planned(data).rejected == {"no_template": 1}
 
 
+def test_a_broken_line_of_narratives_is_a_row_that_is_lost(tmp_path):
+    data = narratives(tmp_path)
+    with (tmp_path / "coco_val.jsonl").open("ab") as file:
+        file.write(b'{"dataset_id": "mscoco_val2017", \n\xff\xfe\n[]\n{"image_id": "1", "caption": "x"}\n')
+        file.write(b'{"dataset_id": "mscoco_val2017", "image_id": "1"}\n')
+    assert planned(data).rejected == {"no_row": 4, "no_caption": 1}
+
+
+def test_what_is_no_annotation_or_image_of_coco_is_a_row_that_is_lost(tmp_path):
+    data = coco(tmp_path)
+    path = tmp_path / "captions_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] += [3, {"caption": "of nothing"}, {"image_id": [1], "caption": "x"}, {"image_id": 139}]
+    content["images"] += [None, {"file_name": "x.jpg"}]
+    content["licenses"] += [{"name": "without a number"}]
+    path.write_text(json.dumps(content))
+    assert planned(data).rejected == {"no_row": 5, "no_caption": 1}
+
+
 COCO_KEY, NARRATIVES_KEY = (
     r"data\.coco_captions\.annotations: .*x\.json",
     r"data\.localized_narratives\.annotations: .*",
@@ -340,14 +358,19 @@ COCO_KEY, NARRATIVES_KEY = (
         ("coco_captions", "x.json", '{"images": [' + "1," * 1000, COCO_KEY + ".* cut short; give .* or fetch it again"),
         ("coco_captions", "x.json", "[1]", COCO_KEY + " is no JSON object"),
         ("localized_narratives", "x.jsonl", "", NARRATIVES_KEY + r"there is no narrative in .*x\.jsonl; give"),
-        ("localized_narratives", "x.jsonl", "<html>", NARRATIVES_KEY + "line 1 of .* is no narrative .*; give"),
+        (
+            "localized_narratives",
+            "x.jsonl",
+            "<html>",
+            NARRATIVES_KEY + r".*x\.jsonl line 1: it is no narrative",
+        ),
     ],
 )
 def test_annotations_broken_at_an_end_have_no_identity(tmp_path, source, file, content, told):
     """So that a plan refuses them, before a run creates anything."""
     (tmp_path / file).write_text(content)
     with pytest.raises(DataError, match=told):
-        table.identity(settings(source, **{f"{source}__annotations": str(tmp_path / file)}))
+        table.identity(settings(source, **{f"{source}__annotations": str(tmp_path / file)}).parts[0])
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from datasets.config import DataError, WebdatasetConfig
+from datasets.config import DataError
 from datasets.files import compressed
 from datasets.left_out import LeftOut
+from datasets.source_settings import WebdatasetConfig
 from datasets.sources import webdataset
 
 

@@ -15,7 +15,7 @@ from pipeline.store.artifacts import Artifact, Fingerprint, Store
 from pipeline.store.deleting import Shard
 from tests.pipeline.verbs.test_gc import record
 
-FOLDERS = {"images": ("",), "latents_a": ("128", "256"), "text_tiny": ("",)}
+FOLDERS = {"images": ("",), "captions_dense": ("",), "latents_a": ("128", "256"), "text_tiny": ("",)}
 
 
 def commit(store: Store, name: str, *parents: Artifact, setting: int = 0) -> Artifact:
@@ -119,6 +119,23 @@ def test_with_a_shard_of_images_goes_what_was_made_from_it_of_any_conf(tmp_path,
     for name in ("latents_a", "others"):
         assert sorted(shards.finished(f"{made[name].path}/256")) == [0]
     assert storage.exists(f"{made['view_all'].path}/file")
+
+
+@pytest.mark.parametrize("reads", ["captions_dense", "images"])
+def test_with_a_shard_of_captions_goes_the_text_that_was_encoded_from_it(tmp_path, made, reads):
+    """A model may write others: text and captions of a shard are of one making."""
+    captions = commit(Store(str(tmp_path)), "captions_dense", made["images"])
+    text = commit(Store(str(tmp_path)), "text_tiny", made["images"], captions, setting=1)
+    made |= {"captions_dense": captions, "text": text}
+    before = finished(tmp_path)
+    opened = repairing.open_damaged(Store(str(tmp_path)), [damage(made[reads], "00001.parquet")], [])
+    names = [one.artifact.name for one in opened]
+    assert names.index("text_tiny") < names.index("captions_dense"), "or a kill between them would hide the damage"
+    hit = {text.path, captions.path}
+    gone = before - finished(tmp_path)
+    assert gone == hit if reads == "captions_dense" else gone > hit
+    assert sorted(shards.finished(text.path)) == sorted(shards.finished(captions.path)) == [0]
+    assert sorted(shards.finished(made["text_tiny"].path)) == ([0] if reads == "images" else [0, 1])
 
 
 def test_what_could_not_be_made_anew_is_not_opened(tmp_path, made):
