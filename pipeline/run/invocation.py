@@ -16,6 +16,7 @@ from datasets.files import notices, retrying, storage
 from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
 from datasets.planning import preview
+from pipeline.cluster.metrics import Projection, exported
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import BudgetExceeded, Interrupted, UsageError
 from pipeline.hours.spent import totals
@@ -285,7 +286,10 @@ class _Session:
         self.memory.lap()
         account = self.books.open(item)
         told = self.tracking, item, account.about.build, path, self.record.told["steps"][step.output]["log"]
-        with telling.step_run(*told, self.cluster.kind, self.books.leases) as tracked:
+        with (
+            telling.step_run(*told, self.cluster.kind, self.books.leases) as tracked,
+            exported(self.id, step.output) as figures,
+        ):
             build = Build(
                 config=self.config.with_absolute_paths(),
                 step=step,
@@ -295,7 +299,7 @@ class _Session:
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
                 lease=account.lease,
-                report=self._reporter(step.output, progress, tracked, account),
+                report=self._reporter(step.output, progress, tracked, account, figures),
                 stopped=stopped,
                 log=self.record.told["steps"][step.output]["log"],
             )
@@ -310,14 +314,16 @@ class _Session:
             tracked.end = artifact
         return artifact
 
-    def _reporter(self, output: str, progress: StepProgress, tracked: Any, account: Account) -> Reporter:
+    def _reporter(
+        self, output: str, progress: StepProgress, tracked: Any, account: Account, figures: Projection
+    ) -> Reporter:
         def hours() -> float:
             return account.of_build() / 3600
 
         def sign(done: int, total: int, unit: str) -> None:
             self.record.progress(output, done, total, unit, hours())
 
-        return Reporter(progress, tracked, self.summary.warnings, hours=hours, sign=sign)
+        return Reporter(progress, tracked, self.summary.warnings, hours=hours, sign=sign, exported=figures)
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint

@@ -51,6 +51,15 @@ class Nodes(Settings):
     label `nvidia.com/gpu.product`; null: any."""
 
 
+class Alerts(Settings):
+    """When Prometheus calls somebody, beside what `cluster.stall_s` and `data.download.max_lost` say."""
+
+    checkpoint_minutes: Annotated[float, Field(gt=0.0, le=100_000.0)] = 60.0
+    """Minutes without a new checkpoint of a training that goes on."""
+    mfu: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """Share of the devices' peak FLOP/s below which a training is slow."""
+
+
 class Job(Settings):
     """How a run is handed to a platform, for `infra render`."""
 
@@ -79,6 +88,8 @@ class Job(Settings):
     `vpc.amazonaws.com/efa`, on AWS `efa`, each with how many; none: Ethernet."""
     region: Text | None = None
     """AWS's region."""
+    alerts: Alerts = Alerts()
+    """When Prometheus calls somebody."""
     hosts: tuple[Text, ...] = ()
     """Names of plain hosts that are reached by ssh; the first is the head, and works too."""
 

@@ -68,6 +68,15 @@ class Reporter(Protocol):
     def got_further(self) -> bool:
         """Whether more was done, since it was asked last, than ever before."""
 
+    def lost(self, causes: Mapping[str, int]) -> None:
+        """Pictures that are lost so far, by cause."""
+
+    def begin_training(self, ranks: int) -> None:
+        """An attempt at the trainings begins, on so many ranks."""
+
+    def saved(self, training: str, step: int) -> None:
+        """All of a training's state after so many steps is kept."""
+
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Measurements at a training step."""
 
@@ -171,6 +180,7 @@ class Build:
         workers = self._workers()
         self.interruptions.begun += 1
         self.interruptions.write(self.building)
+        self.report.begin_training(workers)
         with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind, queued=True) as held:
             self.held[:] = [held]
             self.cluster.train(

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -21,11 +20,13 @@ from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.interruptions import FILE
 from pipeline.store.artifacts import Artifact, Store
 from stages.training import checkpoint
+from tests.raylets import Raylets
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("micro")]
 CHECKOUT = Path(__file__).parents[2]
 PATIENCE_S = 300
 STEPS, EVERY = 200, 10
+SHRINKING = ("cluster.min_workers=1", "cluster.replacement_s=5", "cluster.retries=2")
 TRAINING = (
     "workers=2",
     "targets=[stage_c]",
@@ -217,63 +218,11 @@ def test_a_checkpoint_of_another_training_is_refused_once_and_in_a_sentence(tmp_
     assert "trying again" not in said
 
 
-class Raylets:
-    """`tests.raylets` in a process of its own, and what a driver needs to join them."""
-
-    def __init__(self, *cpus: int):
-        self.environment = {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
-        }
-        command = [sys.executable, "-m", "tests.raylets", *map(str, cpus)]
-        self.process = subprocess.Popen(
-            command,
-            cwd=CHECKOUT,
-            env=os.environ | self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def __enter__(self) -> "Raylets":
-        self.address = self._answer()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        assert self.process.stdin
-        self.process.stdin.close()
-        try:
-            self.process.wait(60)
-        finally:
-            for process in [*below, psutil.Process(self.process.pid)] if self.process.poll() is None else below:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-
-    def start(self, root: Path, *words: str) -> subprocess.Popen[str]:
-        """A run on them."""
-        return start(root, f"cluster.address={self.address}", *words, environment=self.environment)
-
-    def tell(self, command: str) -> None:
-        """Have a command of `tests.raylets` carried out."""
-        assert self.process.stdin
-        print(command, file=self.process.stdin, flush=True)
-        assert self._answer() == "done"
-
-    def _answer(self) -> str:
-        assert self.process.stdout
-        line = self.process.stdout.readline().strip()
-        assert line, "the raylets are gone"
-        return line
-
-
 @pytest.mark.cluster
 def test_a_drained_node_costs_no_step_and_no_retry(tmp_path, inputs, calm):
     root = new_root(tmp_path, inputs)
     with Raylets(1, 1, 1) as nodes:
-        driver = nodes.start(root, "cluster.retries=0")
+        driver = start(root, *nodes.words, "cluster.retries=0", environment=nodes.environment)
         try:
             wait_for(saved(root, EVERY), driver)
             nodes.tell("drain 120")
@@ -292,7 +241,7 @@ def test_a_drained_node_costs_no_step_and_no_retry(tmp_path, inputs, calm):
 def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path, inputs, calm):
     root = new_root(tmp_path, inputs)
     with Raylets(1, 1) as nodes:
-        driver = nodes.start(root, "cluster.min_workers=1", "cluster.replacement_s=5", "cluster.retries=2")
+        driver = start(root, *nodes.words, *SHRINKING, environment=nodes.environment)
         try:
             wait_for(saved(root, EVERY), driver)
             nodes.tell("remove")

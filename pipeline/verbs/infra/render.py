@@ -10,6 +10,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -24,6 +25,7 @@ from pipeline.settings.config import Config
 from pipeline.settings.resources import Job, Nodes
 from pipeline.settings.words import Words
 from pipeline.terminal import console
+from pipeline.verbs.infra import monitoring
 from settings import TABLE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -67,11 +69,12 @@ def render(config: Config, root: str, run: str) -> Iterator[tuple[str, str]]:
     )
     environment.filters["quoted"] = shlex.quote
     values = _values(config, job, nodes, run)
-    for name in environment.list_templates():
-        yield name, environment.get_template(name).render(values)
+    for template in environment.list_templates():
+        yield template, environment.get_template(template).render(values)
+    yield from monitoring.files(config, job, values["name"])
 
 
-def _values(config: Config, job: Job, nodes: Nodes, run: str) -> dict[str, object]:
+def _values(config: Config, job: Job, nodes: Nodes, run: str) -> dict[str, Any]:
     """What the templates may name."""
     return {
         "job": job,
