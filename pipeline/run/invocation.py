@@ -145,9 +145,11 @@ class _Session:
             with self.stopped.at_once():
                 self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
+            if self.config.cluster.address:
+                console.print(f"on {self.cluster}", markup=False)
             self.books = self._open_books()
-            obstacles.check_precision(self.config, self.planned, self.cluster.kind)
-            self.summary.devices = self.cluster.kind
+            obstacles.check_precision(self.config, self.planned, self.cluster.room.kind())
+            self.summary.devices = self.cluster.room.kind()
             self.record = self._recorded()
             exits.push(self._tell)
             try:
@@ -177,8 +179,8 @@ class _Session:
 
     def _open_books(self) -> Books:
         cluster, keys = self.cluster, [(item.step.name, item.fingerprint.digest) for item in self.planned]
-        about = About(where=cluster.where, room=cluster.gpus or cluster.cpus, price=self.config.cluster.price_per_hour)
-        return Books(self.root, self.id, about, keys, self.config.budget.hours)
+        about = About(where=cluster.where, price=self.config.cluster.price_per_hour)
+        return Books(self.root, self.id, about, keys, self.config.budget.hours, cluster.devices)
 
     def _tell(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Describe the run in MLflow, which must not change how it ends."""
@@ -287,7 +289,7 @@ class _Session:
         account = self.books.open(item)
         told = self.tracking, item, account.about.build, path, self.record.told["steps"][step.output]["log"]
         with (
-            telling.step_run(*told, self.cluster.kind, self.books.leases) as tracked,
+            telling.step_run(*told, self.cluster.room.kind(), self.books.leases) as tracked,
             exported(self.id, step.output) as figures,
         ):
             build = Build(
@@ -342,7 +344,7 @@ class _Session:
             **provenance(self.command),
             "seconds": round(time.monotonic() - begun, 3),
             "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
-            "devices": spent.kind if spent else self.cluster.kind,
+            "devices": spent.kind if spent else self.cluster.room.kind(),
             "attempts": spent.attempts if spent else 1,
             "failed_attempts": spent.failed_attempts if spent else 0,
             "peak_bytes": self.memory.lap_bytes,

@@ -45,7 +45,7 @@ def evaluate(build: Build) -> Facts:
     workers, parts = set(), []
     for contest in found:
         folder = storage.join(building, contest.name)
-        arguments = (config, replace(contest, rows=[]), build.cluster.device, total)
+        arguments = (config, replace(contest, rows=[]), build.device, total)
         chunks = {n: (n, contest.rows[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(contest.rows) // CHUNK))}
         receipts = build.map_shards(Marker, arguments, chunks, total, "pictures", folder)
         parts += [storage.join(folder, name) for receipt in receipts for name in receipt.files]

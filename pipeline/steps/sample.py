@@ -61,7 +61,7 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
     if not prompts:
         raise DataError(f"the prompt set {name} has no prompt: raise data.holdout, or leave {name} out of eval.prompts")
     chunks = {n: (n, prompts[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(prompts) // CHUNK))}
-    arguments = (make, config, build.inputs, len(prompts), build.cluster.device)
+    arguments = (make, config, build.inputs, len(prompts), build.device)
     receipts = build.map_shards(Painter, arguments, chunks, len(prompts), "pictures")
     files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
     files |= build.call(_tables, build.path, prompts, files, titles)

@@ -21,7 +21,7 @@ def score(build: Build) -> Facts:
     """images -> aesthetic: fp32 scores in a table a shard, and how many pictures have about which."""
     scorer, images = build.config.data.scorer, build.inputs["images"]
     assert scorer is not None
-    arguments, rows = (scorer, build.cluster.device, images.manifest["rows"]), images.manifest["rows"]
+    arguments, rows = (scorer, build.device, images.manifest["rows"]), images.manifest["rows"]
     receipts = build.map_shards(ShardScorer, arguments, images.shards(), rows, "images")
     found = sum((Counter(receipt.counts) for receipt in receipts), Counter[str]())
     return Facts(

@@ -246,11 +246,7 @@ def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path
             wait_for(saved(root, EVERY), driver)
             nodes.tell("remove")
             wait_for(begun(root, 2), driver)
-            nodes.tell("add 1")
-            wait_for(lambda: len(ranks(nodes.process)) == 1, driver)
-            before = max(int(path.name[:9]) for path in root.rglob("checkpoints/stage_c/*.json"))
-            wait_for(saved(root, before + EVERY), driver)
-            ranks(nodes.process)[0].kill()
+            nodes.tell("add 1")  # and it saves by itself, to go on with both
             said = finish(driver)
         finally:
             driver.kill()
@@ -259,9 +255,10 @@ def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path
     held = [line["devices"] for line in lines if line["event"] == "lease_open" and line["step"] == "train_c"]
     assert held == [2, 1, 2]
     assert "train_c goes on with 1 of 2 workers" in said
+    assert "train_c: there is room for 2 workers again; it is saved, and goes on with them" in said
     interrupted, noticed, again = figures(survived)
     assert (interrupted, noticed) == (2, 0)
-    assert 0 <= again <= 2 * (EVERY + 1)
+    assert 0 <= again <= EVERY + 1  # of the loss: to grow costs none
     torch.testing.assert_close(learned(survived), learned(calm), rtol=1e-4, atol=1e-4)
 
 

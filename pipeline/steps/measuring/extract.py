@@ -28,7 +28,7 @@ def extract(build: Build) -> Facts:
     config, asked = build.config, feature_sets.feature_sets(build.config)[build.step.output]
     wanted, place, about = build.call(_pictures, config, asked, build.inputs)
     chunks = {n: (n, wanted[n * CHUNK : (n + 1) * CHUNK]) for n in range(-(-len(wanted) // CHUNK))}
-    arguments = (config, asked.alteration, place, len(wanted), build.cluster.device)
+    arguments = (config, asked.alteration, place, len(wanted), build.device)
     receipts = build.map_shards(Extractor, arguments, chunks, len(wanted), "pictures")
     return Facts(
         files={name: entry for receipt in receipts for name, entry in receipt.files.items()},

@@ -22,10 +22,10 @@ from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
-from pipeline.settings.resources import Job, Nodes
+from pipeline.settings.resources import POOL_LABEL, WORKERS, Job, Nodes
 from pipeline.settings.words import Words
 from pipeline.terminal import console
-from pipeline.verbs.infra import monitoring
+from pipeline.verbs.infra import monitoring, phases
 from settings import TABLE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -67,10 +67,15 @@ def render(config: Config, root: str, run: str) -> Iterator[tuple[str, str]]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["quoted"] = shlex.quote
+    environment.filters |= {"quoted": shlex.quote, "whole": math.ceil}
     values = _values(config, job, nodes, run)
     for template in environment.list_templates():
-        yield template, environment.get_template(template).render(values)
+        if text := environment.get_template(template).render(values):  # some are for several pools only
+            yield template, text
+    if job.platform == "slurm":
+        for name, part in phases.parts(config).items():
+            about = {"file": f"{name}.sbatch", "pool": name, "nodes": config.cluster.pools[name].nodes, "only": part}
+            yield about["file"], environment.get_template("job.sbatch").render(values | about)
     yield from monitoring.files(config, job, values["name"])
 
 
@@ -88,9 +93,12 @@ def _values(config: Config, job: Job, nodes: Nodes, run: str) -> dict[str, Any]:
         "folder": IMAGE_FOLDER,
         "seconds": math.ceil(job.hours * 3600),
         "time": f"{int(job.hours)}:{round(job.hours % 1 * 60):02}:00",
+        "pools": {WORKERS: nodes} | {name: pool.nodes for name, pool in config.cluster.pools.items()},
+        "starts": config.cluster.starts_nodes,
+        "label": POOL_LABEL,
+        "file": "job.sbatch",
+        "only": "",
         "drain_s": job.save_s - job.save_s // 6,  # of the grace period; the rest is for the processes to end in
-        "shared_gib": math.ceil(nodes.memory_gib / 4),
-        "memory_gib": math.ceil(nodes.memory_gib),
     }
 
 
