@@ -1,11 +1,13 @@
 """What Prometheus sees of a real run on a small cluster, and what rules and board ask for."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import psutil
 import pytest
@@ -33,6 +35,36 @@ def scraped(port: str) -> str:
             except OSError:
                 continue
     return ""
+
+
+def doctor(root: Path, nodes: Raylets, *words: str, **variables: str) -> tuple[int, list[tuple[str, str, str]]]:
+    """How it ends, and what it finds: checks, states and words."""
+    command = [sys.executable, "-m", "pipeline", "doctor", "conf=stage_a", "scale=micro", f"root={root}"]
+    environment = os.environ | nodes.environment | variables
+    done = subprocess.run(
+        [*command, *nodes.words, *words, "--json"], cwd=CHECKOUT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, [tuple(finding.values()) for finding in json.loads(done.stdout)["findings"]]
+
+
+def test_doctor_tells_of_each_node_and_a_wrong_token_is_a_sentence(tmp_path):
+    with Raylets(1, 1) as nodes:
+        code, found = doctor(tmp_path / "root", nodes, "workers=2")
+        assert code == 0, found
+        lines = [words for check, _, words in found if check.startswith("node ")]
+        assert len(lines) == 2
+        for line in lines:
+            assert re.fullmatch(
+                r"1 CPUs, 0 GPUs, \d+ GiB free, clock [+-]0\.\d+ s, root \d+ MB/s written, \d+ read", line
+            )
+        (ranks,) = [words for check, _, words in found if check == "ranks"]
+        assert re.fullmatch(r"2 ranks add up 67 MB at \d+ MB/s \(gloo\)", ranks)
+        assert not (tmp_path / "root").exists()
+        code, found = doctor(tmp_path / "root", nodes, RAY_AUTH_TOKEN="0" * 64)
+        assert code == 2
+        (refusal,) = [words for check, state, words in found if (check, state) == ("nodes", "failed")]
+        assert "another token" in refusal
 
 
 def test_every_series_that_rules_and_board_name_is_in_a_scrape_of_a_run(tmp_path):

@@ -32,11 +32,14 @@ def every(asked: Asked) -> Iterator[Finding]:
     except (UsageError, RetriesExhausted) as error:
         yield Finding("nodes", "failed", str(error))
         return
+    existed = storage.exists(asked.root)
     try:
         yield from _of_nodes(asked)
         yield _of_ranks(cluster, asked.root, workers)
     finally:
         cluster.close()
+        if not existed:
+            storage.remove(asked.root)
 
 
 def _of_nodes(asked: Asked) -> Iterator[Finding]:

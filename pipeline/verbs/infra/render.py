@@ -73,9 +73,10 @@ def render(config: Config, root: str, run: str) -> Iterator[tuple[str, str]]:
         if text := environment.get_template(template).render(values):  # some are for several pools only
             yield template, text
     if job.platform == "slurm":
-        for name, part in phases.parts(config).items():
-            about = {"file": f"{name}.sbatch", "pool": name, "nodes": config.cluster.pools[name].nodes, "only": part}
-            yield about["file"], environment.get_template("job.sbatch").render(values | about)
+        for name, only in phases.parts(config).items():
+            file, own = f"{name}.sbatch", config.cluster.pools[name].nodes
+            part = {"file": file, "pool": name, "nodes": own, "only": only}
+            yield file, environment.get_template("job.sbatch").render(values | part)
     yield from monitoring.files(config, job, values["name"])
 
 

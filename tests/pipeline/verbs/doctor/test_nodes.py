@@ -1,4 +1,4 @@
-"""What is said of a node, and what of it ends `doctor` with an error; on a real cluster: tests/whole/test_watched.py."""
+"""What is said of a node, and what of it ends `doctor` with an error; of a real one: tests/whole/test_watched.py."""
 
 from dataclasses import replace
 
