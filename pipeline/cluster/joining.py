@@ -92,17 +92,10 @@ def start(config: ClusterConfig) -> None:
             _temp_dir=ray_folder() if config.address is None else None,
             runtime_env=_environment(config) if config.address else None,
         )
-    except ConnectionError as error:
-        raise UsageError(f"cluster.address={config.address}: no Ray answers there ({error})") from None
     except (ValueError, TypeError, AssertionError):  # ours
         raise
     except Exception as error:  # Ray raises a plain one where its processes do not answer in time
-        _end_half_started(others)
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RetriesExhausted(
-            f"Ray did not start ({why}): the machine is very busy, or its memory or the disk of {ray_folder()} is "
-            "full; start the same command again once it is not"
-        ) from error
+        raise (_not_joined(config.address, error) if config.address else _not_started(error, others)) from error
     except SystemExit as error:  # of the handler that Ray sets at first, which knows no clean end
         _end_half_started(others)
         raise Interrupted(signal.SIGTERM) from error
@@ -129,6 +122,27 @@ def _environment(config: ClusterConfig) -> dict[str, Any]:
     """What workers on other nodes find around them: switches, and our code, where it is not there."""
     sent = {"py_modules": code()} if config.code == "sent" else {}
     return {"env_vars": quiet_environment() | retrying.environment(), **sent}
+
+
+def _not_joined(address: str, error: BaseException) -> UsageError:
+    """Why a Ray that runs was not joined."""
+    told = f"{type(error).__name__}: {error}" + (f" ({error.__cause__})" if error.__cause__ else "")
+    if "authentication" in told.lower():
+        return UsageError(
+            f"cluster.address={address}: the Ray there has another token; give this process the cluster's, as "
+            "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, or in ~/.ray/auth_token"
+        )
+    return UsageError(f"cluster.address={address}: no Ray answers there ({' '.join(told.split())})")
+
+
+def _not_started(error: Exception, others: Collection[psutil.Process]) -> RetriesExhausted:
+    """Why none was started; what was is ended."""
+    _end_half_started(others)
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return RetriesExhausted(
+        f"Ray did not start ({why}): the machine is very busy, or its memory or the disk of {ray_folder()} is full; "
+        "start the same command again once it is not"
+    )
 
 
 def _end_half_started(others: Collection[psutil.Process]) -> None:
