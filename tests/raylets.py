@@ -10,8 +10,10 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -45,16 +47,13 @@ class Raylets:
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
             "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CLUSTER_PACKAGES)])),
         }
+        self.said = Path(tempfile.mkdtemp(), "said")
         command = [sys.executable, "-m", "tests.raylets", *map(str, cpus)]
-        self.process = subprocess.Popen(
-            command,
-            cwd=CHECKOUT,
-            env=os.environ | self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(
+                command, cwd=CHECKOUT, env=os.environ | self.environment, stderr=said, **pipes
+            )
 
     def __enter__(self) -> "Raylets":
         self.address = self._answer()
@@ -85,7 +84,7 @@ class Raylets:
     def _answer(self) -> str:
         assert self.process.stdout
         line = self.process.stdout.readline().strip()
-        assert line, "the raylets are gone"
+        assert line, f"the raylets are gone: {self.said.read_text()[-4000:]}"
         return line
 
 
@@ -128,7 +127,7 @@ def main(cpus: list[int]) -> None:
                     cluster.remove_node(victim or with_rank(cluster), allow_graceful=False)
                     victim = None
                 case ["add", count]:
-                    cluster.add_node(num_cpus=int(count), **SIZE)
+                    cluster.add_node(wait=False, num_cpus=int(count), **SIZE)  # it is busy: whoever needs it waits
                 case ["metrics"]:
                     print(*ports(cluster), sep="\n")
             print("done", flush=True)
