@@ -27,7 +27,12 @@ demo: setup ## train a small Würstchen on this machine and draw pictures (12 to
 test: setup ## run the test suite
 	$(BIN)/python -m pytest
 
-test-cluster: setup ## take drivers, ranks, nodes and stores away from runs and trainings (about 15 minutes)
+.cluster-packages/installed: .venv/installed requirements-cluster.lock # those of clusters that the tests do without
+	grep -vxFf requirements.lock requirements-cluster.lock | grep -v '^ray' | $(BIN)/uv pip install --quiet --no-deps \
+		--python $(BIN)/python --target .cluster-packages --requirement -
+	@touch $@
+
+test-cluster: .cluster-packages/installed ## take drivers, ranks, nodes and stores away from runs and trainings (about 15 minutes)
 	$(BIN)/python -m pytest -m cluster -n 0
 
 chaos: setup ## kill runs inside each step and workers at 600 random points, and compare what is left (about 15 minutes)
@@ -56,4 +61,4 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements-cluster.lock
 
 clean: ## delete .venv and caches; never runs
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .cluster-packages .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -59,6 +59,10 @@ class Preempted(InfrastructureError):
     """A node was taken away, with notice; not a failure, so it is not counted against `cluster.retries`."""
 
 
+class Grows(InfrastructureError):
+    """A training that went on with fewer ranks has saved, for there is room for more; not a failure either."""
+
+
 class Interrupted(RuntimeError):
     """A signal asked for the end; everything worth keeping has been saved."""
 

@@ -1,11 +1,19 @@
 """Several raylets on this machine, as if they were nodes: `python -m tests.raylets CPUS...`, the head's first.
 
 Prints the head's address. Then it obeys the lines that it reads, and answers each: `drain SECONDS` and `remove` a node
-with a training rank (the same one, and never the head), `add CPUS` a node.
+with a training rank (the same one, and never the head), `add CPUS` a node, `metrics` with the ports to scrape, where
+Ray's agents have what they need for that.
 """
 
+import contextlib
+import os
+import secrets
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -18,7 +26,66 @@ HEALTH = {  # how soon a dead node counts as dead
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 3000,
     "health_check_failure_threshold": 3,
+    "metrics_report_interval_ms": 1000,
 }
+
+
+CHECKOUT = Path(__file__).parents[1]
+CLUSTER_PACKAGES = CHECKOUT / ".cluster-packages"
+
+
+class Raylets:
+    """Those of this module in a process of their own, and what a driver needs to join them.
+
+    Where `make test-cluster` has put the packages that clusters have beside ours, both find them.
+    """
+
+    def __init__(self, *cpus: int):
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+            "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CLUSTER_PACKAGES)])),
+        }
+        self.said = Path(tempfile.mkdtemp(), "said")
+        command = [sys.executable, "-m", "tests.raylets", *map(str, cpus)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(
+                command, cwd=CHECKOUT, env=os.environ | self.environment, stderr=said, **pipes
+            )
+
+    def __enter__(self) -> "Raylets":
+        self.address = self._answer()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        assert self.process.stdin
+        self.process.stdin.close()
+        try:
+            self.process.wait(60)
+        finally:
+            for process in [*below, psutil.Process(self.process.pid)] if self.process.poll() is None else below:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Those of a run on them, in their `environment`."""
+        return (f"cluster.address={self.address}",)
+
+    def tell(self, command: str) -> list[str]:
+        """Have a command carried out; what it answers."""
+        assert self.process.stdin
+        print(command, file=self.process.stdin, flush=True)
+        return list(iter(self._answer, "done"))
+
+    def _answer(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline().strip()
+        assert line, f"the raylets are gone: {self.said.read_text()[-4000:]}"
+        return line
 
 
 def with_rank(cluster: Cluster):
@@ -39,6 +106,11 @@ def drain(cluster: Cluster, node, seconds: int) -> bool:
     return accepted
 
 
+def ports(cluster: Cluster) -> list[int]:
+    """Those where each node tells its metrics."""
+    return sorted(node["MetricsExportPort"] for node in cluster.global_state.node_table() if node["Alive"])
+
+
 def main(cpus: list[int]) -> None:
     cluster = Cluster(True, head_node_args={"num_cpus": cpus[0], "_system_config": HEALTH, **SIZE})
     try:
@@ -55,7 +127,9 @@ def main(cpus: list[int]) -> None:
                     cluster.remove_node(victim or with_rank(cluster), allow_graceful=False)
                     victim = None
                 case ["add", count]:
-                    cluster.add_node(num_cpus=int(count), **SIZE)
+                    cluster.add_node(wait=False, num_cpus=int(count), **SIZE)  # it is busy: whoever needs it waits
+                case ["metrics"]:
+                    print(*ports(cluster), sep="\n")
             print("done", flush=True)
     finally:
         cluster.shutdown()

@@ -137,8 +137,8 @@ class Rival:
         unknown = [row["file"] for row in rows if row["file"] not in known]
         if unknown:
             raise DataError(
-                f"{self.config_key}: {self.path}/{LISTED} names {len(unknown)} files that are not there "
-                f"({_first(unknown)}); bring them or take their rows out"
+                f"{self.config_key}: {self.path}/{LISTED} names pictures that are not there ({_first(unknown)}); "
+                "bring them or take their rows out"
             )
         return [(Prompt(" ".join(str(row["prompt"]).split())).key, row["file"]) for row in rows]
 

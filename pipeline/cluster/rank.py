@@ -269,6 +269,8 @@ class RankCallbacks(Callbacks):
             storage.publish(json.dumps(entries).encode(), storage.join(folder, f"{step}.json"))
         self.states.save(step, data, self._config.recipe(self._rank.seed), best.step if best else None)
         log.info("%s: step %d is saved, %.1f MB of it here", self._name, step, len(data) / 1e6)
+        if self._rank.rank == 0:
+            self._rank.board.post({"kind": "saved", "training": self._name, "step": step})
 
     def should_stop(self) -> bool:
         """Whether the run was asked to stop, or a node is being taken away."""

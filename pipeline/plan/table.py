@@ -13,8 +13,32 @@ from pipeline.models.feature_sets import feature_sets
 from pipeline.plan.dag import Step
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import NULL, samples_of
+from pipeline.settings.resources import Work
 from pipeline.settings.sections import STAGES
 from stages.settings.sampling import SamplingConfig
+
+WORK: dict[str, Work] = {  # by the module that does it, what kind of work it is
+    "fetch": "data",
+    "download": "data",
+    "deduplicate": "data",
+    "select": "data",
+    "score": "encode",
+    "caption": "encode",
+    "encode": "encode",
+    "train": "train",
+    "bring": "evaluate",
+    "interpolate": "evaluate",
+    "sample": "evaluate",
+    "measuring.extract": "evaluate",
+    "measuring.speed": "evaluate",
+    "evaluate": "evaluate",
+    "export": "evaluate",
+}
+
+
+def work_of(step: Step) -> Work:
+    """What kind of work a step is, for `cluster.pools`."""
+    return "text" if step.name == "encode_text" else WORK[step.call.partition(":")[0]]
 
 
 def table(config: Config) -> list[Step]:

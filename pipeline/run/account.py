@@ -1,7 +1,7 @@
 """What a run costs, while it goes on: an account for the build of each step, and the budget of all."""
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,10 +19,20 @@ class Account:
         writer: this run's part of the ledger.
         step, fingerprint, about: of the build.
         before: its leases in runs before.
+        room: how many devices the cluster has at the moment.
     """
 
-    def __init__(self, writer: Writer, step: str, fingerprint: str, about: About, before: Sequence[Lease] = ()):
+    def __init__(
+        self,
+        writer: Writer,
+        step: str,
+        fingerprint: str,
+        about: About,
+        before: Sequence[Lease] = (),
+        room: Callable[[], float | None] = lambda: None,
+    ):
         self.about = about
+        self._room = room
         self._writer, self._step, self._fingerprint = writer, step, fingerprint
         self._before = spent(before).by_kind
         self._held: list[Held] = []
@@ -30,7 +40,7 @@ class Account:
     @contextmanager
     def lease(self, devices: float, kind: str, *, queued: bool = False) -> Iterator[Held]:
         """See `Writer.lease`."""
-        names = self._step, self._fingerprint, devices, kind, self.about
+        names = self._step, self._fingerprint, devices, kind, replace(self.about, room=self._room())
         with self._writer.lease(*names, queued=queued) as held:
             self._held.append(held)
             yield held
@@ -59,11 +69,19 @@ class Books:
         about: what its leases have in common.
         planned: (step, fingerprint) of all that the budget is for, also what runs before have built.
         budget: device-hours, of all runs; None: as many as it takes.
+        room: how many devices the cluster has at the moment.
     """
 
     def __init__(
-        self, root: str, run: str, about: About, planned: Collection[tuple[str, str]], budget: float | None = None
+        self,
+        root: str,
+        run: str,
+        about: About,
+        planned: Collection[tuple[str, str]],
+        budget: float | None = None,
+        room: Callable[[], float | None] = lambda: None,
     ):
+        self._room = room
         self._root, self._run, self._about, self._budget = root, run, about, budget
         self._writer = Writer(root, run)
         self._accounts: list[Account] = []
@@ -79,7 +97,7 @@ class Books:
         build = (next(begun, None) if going_on else None) or uuid.uuid4().hex
         about = replace(self._about, build=build, output=step.output, parents=fingerprint.parents)
         before = [lease for lease in ours if lease.about.build == build or (going_on and lease.about.build is None)]
-        self._accounts.append(Account(self._writer, step.name, fingerprint.digest, about, before))
+        self._accounts.append(Account(self._writer, step.name, fingerprint.digest, about, before, self._room))
         return self._accounts[-1]
 
     def leases(self) -> list[Lease]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from datasets.files.errors import StoreRefuses
-from pipeline.errors import InfrastructureError, Preempted, RetriesExhausted
+from pipeline.errors import Grows, InfrastructureError, Preempted, RetriesExhausted
 from pipeline.run.stopping import pause
 from pipeline.steps.build import Build, Facts
 from pipeline.terminal import console
@@ -34,6 +34,9 @@ def until_done(call: str, build: Build, finish: Callable[[Facts], T], retries: i
             return finish(getattr(importlib.import_module(f"pipeline.steps.{module}"), function)(build))
         except StoreRefuses:  # no room, no rights: somebody has to do something first
             raise
+        except Grows as error:
+            log.info("%s begins again: %s", call, error)
+            console.print(f"{function}: {error}", style="yellow", markup=False)
         except Preempted as error:
             log.warning("%s was preempted: %s", call, error)
             build.interruptions.preemptions += 1

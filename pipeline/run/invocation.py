@@ -17,6 +17,7 @@ from datasets.files import notices, retrying, storage
 from datasets.files.notices import Notice, Retry
 from datasets.files.storage import CorruptFile
 from datasets.planning import preview
+from pipeline.cluster.metrics import Projection, exported
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import BudgetExceeded, Interrupted, UsageError
 from pipeline.hours.spent import totals
@@ -145,9 +146,11 @@ class _Session:
             with self.stopped.at_once():
                 self.cluster = Cluster(self.config.cluster, self.config.workers)
             exits.callback(self.cluster.close)
+            if self.config.cluster.address:
+                console.print(f"on {self.cluster}", markup=False)
             self.books = self._open_books()
-            obstacles.check_precision(self.config, self.planned, self.cluster.kind)
-            self.summary.devices = self.cluster.kind
+            obstacles.check_precision(self.config, self.planned, self.cluster.room.kind())
+            self.summary.devices = self.cluster.room.kind()
             self.record = self._recorded()
             exits.push(self._tell)
             try:
@@ -177,8 +180,8 @@ class _Session:
 
     def _open_books(self) -> Books:
         cluster, keys = self.cluster, [(item.step.name, item.fingerprint.digest) for item in self.planned]
-        about = About(where=cluster.where, room=cluster.gpus or cluster.cpus, price=self.config.cluster.price_per_hour)
-        return Books(self.root, self.id, about, keys, self.config.budget.hours)
+        about = About(where=cluster.where, price=self.config.cluster.price_per_hour)
+        return Books(self.root, self.id, about, keys, self.config.budget.hours, cluster.devices)
 
     def _tell(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Describe the run in MLflow, which must not change how it ends."""
@@ -288,7 +291,10 @@ class _Session:
         self.memory.lap()
         account = self.books.open(item)
         told = self.tracking, item, account.about.build, path, lines
-        with telling.step_run(*told, self.cluster.kind, self.books.leases) as tracked:
+        with (
+            telling.step_run(*told, self.cluster.room.kind(), self.books.leases) as tracked,
+            exported(self.id, step.output) as figures,
+        ):
             build = Build(
                 config=self.config.with_absolute_paths(),
                 step=step,
@@ -298,7 +304,7 @@ class _Session:
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
                 lease=account.lease,
-                report=self._reporter(step.output, progress, tracked, account),
+                report=self._reporter(step.output, progress, tracked, account, figures),
                 stopped=stopped,
                 log=self.record.told["steps"][step.output]["log"],
             )
@@ -313,14 +319,16 @@ class _Session:
             tracked.end = artifact
         return artifact
 
-    def _reporter(self, output: str, progress: StepProgress, tracked: Any, account: Account) -> Reporter:
+    def _reporter(
+        self, output: str, progress: StepProgress, tracked: Any, account: Account, figures: Projection
+    ) -> Reporter:
         def hours() -> float:
             return account.of_build() / 3600
 
         def sign(done: int, total: int, unit: str) -> None:
             self.record.progress(output, done, total, unit, hours())
 
-        return Reporter(progress, tracked, self.summary.warnings, hours=hours, sign=sign)
+        return Reporter(progress, tracked, self.summary.warnings, hours=hours, sign=sign, exported=figures)
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
@@ -339,7 +347,7 @@ class _Session:
             **provenance(self.command),
             "seconds": round(time.monotonic() - begun, 3),
             "device_seconds": round(spent.device_seconds, 3) if spent else 0.0,
-            "devices": spent.kind if spent else self.cluster.kind,
+            "devices": spent.kind if spent else self.cluster.room.kind(),
             "attempts": spent.attempts if spent else 1,
             "failed_attempts": spent.failed_attempts if spent else 0,
             "peak_bytes": self.memory.lap_bytes,

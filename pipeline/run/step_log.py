@@ -3,11 +3,12 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets.files.retrying import persistently
+from pipeline.cluster.metrics import Projection
 from pipeline.errors import Interrupted
 from pipeline.run.progress import StepProgress
 from pipeline.store import log_files
@@ -21,7 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Reporter:
-    """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log."""
+    """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log.
+
+    Prometheus hears of some of it, see `metrics`.
+    """
 
     screen: StepProgress
     tracked: Any
@@ -31,10 +35,14 @@ class Reporter:
     furthest: dict[tuple[int, str], int] = field(default_factory=dict)  # most that was done, by what of
     further: bool = False
     sign: Callable[[int, int, str], None] = lambda done, total, unit: None  # for `status`
+    exported: Projection = field(default_factory=Projection)
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self.screen.update(done, total, unit)
         self.sign(done, total, unit)
+        self.exported.progress(done, total, unit)
+        if self.hours:
+            self.exported.device_hours(self.hours())
         if done > self.furthest.get((total, unit), 0):
             self.furthest[total, unit], self.further = done, True
         if done >= total or time.monotonic() - self.logged > LOG_EVERY_S:
@@ -53,7 +61,18 @@ class Reporter:
     def advance(self, count: int, total: int, unit: str) -> None:
         self.progress(self.screen.done + count, total, unit)
 
+    def lost(self, causes: Mapping[str, int]) -> None:
+        self.exported.lost(causes)
+
+    def begin_training(self, ranks: int) -> None:
+        self.exported.begin_training(ranks)
+
+    def saved(self, training: str, step: int) -> None:
+        self.exported.saved()
+        log.info("%s: step %d is saved", training, step)
+
     def metrics(self, values: dict[str, float], step: int) -> None:
+        self.exported.trained(values)
         training = next(iter(values), "").partition("/")[0]
         told = {f"{SO_FAR}/{training}" if training == WARMUP else SO_FAR: self.hours()} if self.hours else {}
         self.tracked.metrics(values | told, step)

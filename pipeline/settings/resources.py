@@ -6,6 +6,10 @@ from pydantic import Field, model_validator
 
 from settings import PLACE, Settings, Text
 
+Work = Literal["data", "text", "encode", "train", "evaluate"]
+WORKERS = "workers"  # the pool of `cluster.nodes`
+POOL_LABEL = "wuerstchen-pool"  # of a node, in Ray
+
 
 class Encoders(Settings):
     """The pool of encoding and sampling actors."""
@@ -51,6 +55,25 @@ class Nodes(Settings):
     label `nvidia.com/gpu.product`; null: any."""
 
 
+class Pool(Settings):
+    """Nodes of their own for some kinds of work, beside `cluster.nodes`, which take the trainings and all others."""
+
+    work: Annotated[tuple[Literal["data", "text", "encode", "evaluate"], ...], Field(min_length=1)]
+    """What runs there: `data` (fetch, download, deduplicate, select), `text` (hidden states of captions), `encode`
+    (latents, captions and scores of pictures), `evaluate` (drawing, measuring, the release)."""
+    nodes: Nodes
+    """Its nodes; `count` at most, where they are started as they are needed."""
+
+
+class Alerts(Settings):
+    """When Prometheus calls somebody, beside what `cluster.stall_s` and `data.download.max_lost` say."""
+
+    checkpoint_minutes: Annotated[float, Field(gt=0.0, le=100_000.0)] = 60.0
+    """Minutes without a new checkpoint of a training that goes on."""
+    mfu: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """Share of the devices' peak FLOP/s below which a training is slow."""
+
+
 class Job(Settings):
     """How a run is handed to a platform, for `infra render`."""
 
@@ -79,6 +102,8 @@ class Job(Settings):
     `vpc.amazonaws.com/efa`, on AWS `efa`, each with how many; none: Ethernet."""
     region: Text | None = None
     """AWS's region."""
+    alerts: Alerts = Alerts()
+    """When Prometheus calls somebody."""
     hosts: tuple[Text, ...] = ()
     """Names of plain hosts that are reached by ssh; the first is the head, and works too."""
 
@@ -102,6 +127,11 @@ class Cluster(Settings):
     """Price of a device-hour, in any currency, for what `plan` and `report hours` tell; null: unknown."""
     nodes: Nodes | None = None
     """What the cluster is made of, for `infra render`; trainings are held against it. null: unknown."""
+    pools: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,19}$")], Pool] = Field(default_factory=dict)
+    """Nodes of their own for some kinds of work, by name: small letters, digits, dashes.
+
+    KubeRay and AWS then start the nodes of each, and of `cluster.nodes`, as they are needed, from none on; on Slurm
+    each is a job, the trainings' after the others."""
     job: Job | None = None
     """How a run is handed to it, for `infra render`; null: it is there already."""
     encoders: Encoders
@@ -121,6 +151,43 @@ class Cluster(Settings):
     """Fewest ranks that a training goes on with once nodes are lost; null: `workers`, it waits for new nodes."""
     replacement_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 600.0
     """Seconds that lost nodes have to be replaced in, before a training goes on with fewer ranks."""
+    code: Literal["there", "sent"] = "there"
+    """How our code gets to the nodes of a running Ray. there: they have it, in an image or on a disk that they share;
+    sent: Ray sends the driver's."""
+
+    @model_validator(mode="after")
+    def _each_work_has_one_pool(self) -> Self:
+        taken: dict[str, str] = {}
+        for name, pool in self.pools.items():
+            for work in pool.work:
+                if taken.setdefault(work, name) != name:
+                    raise ValueError(f"pools: {taken[work]} and {name} both take {work}; leave it to one of them")
+        if self.pools and (self.nodes is None or self.job is None):
+            raise ValueError("pools are beside nodes, for a job; give cluster.nodes and cluster.job too")
+        if taboo := {WORKERS, "job", "head"}.intersection(self.pools):
+            raise ValueError(f"pools: {min(taboo)} is what something else is called; give the pool another name")
+        if self.pools and self.job and self.job.platform == "hosts":
+            raise ValueError("pools: plain hosts are there anyway; leave cluster.pools out")
+        if self.starts_nodes and self.job and self.job.queue:
+            raise ValueError("pools: Kueue admits a whole cluster at once, and none that grows; leave job.queue out")
+        return self
+
+    @property
+    def starts_nodes(self) -> bool:
+        """Whether the platform starts the nodes of each pool as they are needed, with the label of their pool."""
+        return bool(self.pools) and self.job is not None and self.job.platform in ("kuberay", "aws")
+
+    def pool_of(self, work: Work) -> str:
+        """The pool that takes a kind of work."""
+        return next((name for name, pool in self.pools.items() if work in pool.work), WORKERS)
+
+    def nodes_for(self, work: Work | None) -> list[Nodes]:
+        """The nodes of the pool that takes a kind of work; None: of all pools."""
+        own = [self.nodes] if self.nodes else []
+        if work is None:
+            return own + [pool.nodes for pool in self.pools.values()]
+        name = self.pool_of(work)
+        return [self.pools[name].nodes] if name in self.pools else own
 
 
 class Budget(Settings):

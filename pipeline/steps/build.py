@@ -6,7 +6,7 @@ artifact's folder, and returns what the manifest shall say. The engine around it
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -19,9 +19,10 @@ from pipeline.cluster.interruptions import Interruptions
 from pipeline.cluster.mapping import ShardActor, Worker
 from pipeline.errors import Interrupted
 from pipeline.plan.dag import Step
-from pipeline.plan.table import table
+from pipeline.plan.table import table, work_of
 from pipeline.plan.wanted import reading
 from pipeline.settings.config import Config
+from pipeline.settings.resources import Work
 from pipeline.store import deleting
 from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store
 from pipeline.store.claims import Claim
@@ -69,6 +70,15 @@ class Reporter(Protocol):
     def got_further(self) -> bool:
         """Whether more was done, since it was asked last, than ever before."""
 
+    def lost(self, causes: Mapping[str, int]) -> None:
+        """Pictures that are lost so far, by cause."""
+
+    def begin_training(self, ranks: int) -> None:
+        """An attempt at the trainings begins, on so many ranks."""
+
+    def saved(self, training: str, step: int) -> None:
+        """All of a training's state after so many steps is kept."""
+
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Measurements at a training step."""
 
@@ -100,6 +110,36 @@ class Build:
     held: list[Held] = field(default_factory=list)  # by the training that goes on
 
     @property
+    def work(self) -> Work:
+        """What kind of work it is, which says on which nodes it runs."""
+        return work_of(self.step)
+
+    @property
+    def device(self) -> str:
+        """`cuda` or `cpu`: where its workers compute."""
+        return self.cluster.room.device(self.work)
+
+    @property
+    def _kind(self) -> str:
+        return self.cluster.room.kind(self.work)
+
+    @contextmanager
+    def _leased(self, devices: Callable[[], float], kind: str) -> Iterator[Callable[[], None]]:
+        """Hold devices meanwhile, as many as there are at the moment: what it gives is called now and then."""
+        with ExitStack() as held:
+            count = devices()
+            held.enter_context(self.lease(count, kind))
+
+            def follow() -> None:
+                nonlocal count
+                if (now := devices()) != count:
+                    held.close()
+                    held.enter_context(self.lease(now, kind))
+                    count = now
+
+            yield follow
+
+    @property
     def building(self) -> str:
         """Folder for what only an unfinished build needs."""
         return storage.join(self.path, BUILDING)
@@ -115,15 +155,21 @@ class Build:
 
     def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""
-        gpus = int(accelerated and self.cluster.device == "cuda")
-        with self.lease(1, self.cluster.kind if gpus else CPU):
-            return self.cluster.call(function, *arguments, gpus=gpus, tick=self._tick_or_stop)
+        gpus = int(accelerated and self.device == "cuda")
+        with self.lease(1, self._kind if gpus else CPU):
+            return self.cluster.call(function, *arguments, work=self.work, gpus=gpus, tick=self._tick_or_stop)
 
     def call_each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], count: int) -> Iterator[T]:
         """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
+        room = self.cluster.room
+
+        def tick() -> None:
+            follow()
+            self._tick_or_stop()
+
         if count:
-            with self.lease(min(count, self.cluster.cpus), CPU):
-                yield from self.cluster.call_each(function, items, self._tick_or_stop)
+            with self._leased(lambda: max(1, min(count, room.has("CPU", self.work))), CPU) as follow:
+                yield from self.cluster.call_each(function, items, self.work, tick)
 
     def map_shards(
         self,
@@ -146,9 +192,15 @@ class Build:
         self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
         todo = {shard: (shard, work) for shard, work in total.items() if shard not in finished}
         if todo:
-            with self.lease(self.cluster.reserved(len(todo)), self.cluster.kind):
+            room = self.cluster.room
+
+            def tick() -> None:
+                follow()
+                self.tick()
+
+            with self._leased(lambda: room.reserved(self.work, len(todo)), self._kind) as follow:
                 about = (worker, arguments, rows, unit, folder, self.claim.fence, self.cluster.board)
-                self.cluster.map_shards(ShardActor, about, list(todo.values()), self.tick, at_once)
+                self.cluster.map_shards(ShardActor, about, list(todo.values()), self.work, tick, at_once)
             self.raise_if_stopped()
             finished |= shards.finished(folder, todo)
         missing = [shard for shard in total if shard not in finished]
@@ -173,7 +225,8 @@ class Build:
         workers = self._workers()
         self.interruptions.begun += 1
         self.interruptions.write(self.building)
-        with self.lease(self.cluster.reserved_for_training(workers), self.cluster.kind, queued=True) as held:
+        self.report.begin_training(workers)
+        with self.lease(self.cluster.reserved_for_training(workers), self._kind, queued=True) as held:
             self.held[:] = [held]
             self.cluster.train(
                 loop,
@@ -189,6 +242,7 @@ class Build:
                 workers=workers,
                 folder=self.building,
                 tick=self.tick,
+                worlds=self.config.worlds_of(self.step.name),
             )
         self.raise_if_stopped()
 

@@ -76,7 +76,7 @@ def caption(build: Build) -> Facts:
     """images -> captions_<name>: a caption of every stored picture by a model."""
     name, images = build.step.output.removeprefix("captions_"), build.inputs["images"]
     config, rows = build.config.data.captioners[name], images.manifest["rows"]
-    arguments = (config, f"data.captioners.{name}", build.cluster.device)
+    arguments = (config, f"data.captioners.{name}", build.device)
     receipts = build.map_shards(ShardCaptioner, arguments, images.shards(), rows, "images")
     facts = _facts(build, receipts, "ray.data.Dataset.map_batches")
     if not facts.rows:

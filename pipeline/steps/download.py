@@ -19,7 +19,7 @@ from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Receipt
-from datasets.outcomes import PASSING
+from datasets.outcomes import PASSING, Outcome
 from datasets.planning import plan
 from datasets.source_settings import MIXTURE
 from datasets.sources import table
@@ -46,6 +46,8 @@ def download(build: Build) -> Facts:
     count = sum(-(-rows // data.shard_rows) for rows in buckets.values())
     again = {shard for shard, receipt in finished.items() if not PASSING.isdisjoint(receipt.dropped)}
     lost: Lost = defaultdict(list)
+    causes = {str(cause): 0 for cause in Outcome if cause != Outcome.OK}  # a counter begins with none
+    build.report.lost(causes | _dropped(finished))
     _ask(build, finished, set(range(count)) - finished.keys(), lost)
     poor = set(_away(finished, data.download.max_lost))  # at once, for the network may be back
     if _budget(_dropped(finished), planned, data.download.max_lost, lost):
@@ -114,6 +116,7 @@ def _ask(build: Build, finished: dict[int, Receipt], wanted: Set[int], lost: Los
     )
     for receipt, found in build.call_each(_download, todo, len(wanted)):
         finished[receipt.shard] = receipt
+        build.report.lost(_dropped(finished))
         for cause, examples in found.items():
             lost[cause] += examples[: NAMED - len(lost[cause])]
 

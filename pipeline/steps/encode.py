@@ -118,7 +118,7 @@ def _encode(
     images = build.inputs["images"]
     rows = passes * images.manifest["rows"]
     dtype = None if settings.online else settings.dtype
-    arguments = (encoder, dtype, read, build.cluster.device)
+    arguments = (encoder, dtype, read, build.device)
     works = _works(build) if encoder.reads == "tokens" else {n: Work(shard) for n, shard in images.shards().items()}
     return build.map_shards(ShardEncoder, arguments, works, rows, "images", folder, AT_ONCE)
 

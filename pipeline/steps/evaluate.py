@@ -45,7 +45,7 @@ def evaluate(build: Build) -> Facts:
     workers, parts = set(), []
     for contest in found:
         folder = storage.join(building, contest.name)
-        arguments = (config, replace(contest, rows=[]), build.cluster.device)
+        arguments = (config, replace(contest, rows=[]), build.device)
         receipts = build.map_shards(Marker, arguments, chunked(contest.rows, CHUNK), total, "pictures", folder)
         parts += [storage.join(folder, name) for receipt in receipts for name in receipt.files]
         workers |= {receipt.pid for receipt in receipts}

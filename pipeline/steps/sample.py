@@ -61,7 +61,7 @@ def _paint(build: Build, make: Callable[..., Draw], titles: dict[str, str]) -> F
     prompts, about = build.call(prompt_sets.read, config, name, build.inputs)
     if not prompts:
         raise DataError(f"the prompt set {name} has no prompt: raise data.holdout, or leave {name} out of eval.prompts")
-    arguments = (make, config, build.inputs, build.cluster.device)
+    arguments = (make, config, build.inputs, build.device)
     receipts = build.map_shards(Painter, arguments, chunked(prompts, CHUNK), len(prompts), "pictures")
     files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
     files |= build.call(_tables, build.path, prompts, files, titles)

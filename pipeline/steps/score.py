@@ -19,7 +19,7 @@ def score(build: Build) -> Facts:
     """images -> aesthetic: fp32 scores in a table a shard, and how many pictures have about which."""
     scorer, images = build.config.data.scorer, build.inputs["images"]
     assert scorer is not None
-    arguments = (scorer, build.cluster.device)
+    arguments = (scorer, build.device)
     receipts = build.map_shards(ShardScorer, arguments, images.shards(), images.manifest["rows"], "images")
     found = sum((Counter(receipt.counts) for receipt in receipts), Counter[str]())
     return Facts(

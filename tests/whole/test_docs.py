@@ -311,6 +311,18 @@ def test_the_make_targets_that_a_document_names_exist(doc):
     assert named <= targets
 
 
+def test_each_procedure_of_the_runbook_names_its_test_or_says_that_none_does():
+    text = (CHECKOUT / "docs/guides/operating.md").read_text().partition("## Runbook")[2].partition("\n## ")[0]
+    tests = "".join(path.read_text() for path in (CHECKOUT / "tests").rglob("test_*.py"))
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    for what, _, costs, named in rows:
+        found = re.findall(r"`(test_\w+)`", named)
+        assert costs
+        assert found or named.startswith("not one: "), what
+        assert all(re.search(rf"^def {name}\(", tests, re.MULTILINE) for name in found), named
+
+
 def test_the_commits_that_contributing_names_are_in_the_history():
     named = re.findall(r"^- `([0-9a-f]{7})`", (CHECKOUT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     shallow = subprocess.run(

@@ -15,7 +15,10 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.__main__ import main
+from pipeline.plan.dag import order
+from pipeline.plan.table import table, work_of
 from pipeline.settings import compose
+from pipeline.verbs.infra import phases
 
 CHECKOUT = Path(__file__).parents[2]
 INFRA = CHECKOUT / "infra"
@@ -116,9 +119,90 @@ def test_everything_about_a_platform_follows_its_keys(tmp_path):
     kubernetes_validate.validate(yaml.safe_load(files["check.yaml"]), "1.31", strict=True)
 
 
+POOL = "cluster.pools={data: {work: [data], nodes: {count: 3, gpus: 0, cpus: 60, memory_gib: 240, kind: m6i.16xlarge}}}"
+
+
+def test_a_pool_of_kuberay_starts_at_none_and_is_found_by_its_label(tmp_path):
+    job = yaml.safe_load(
+        rendered(tmp_path, [*commands()["kuberay"], POOL, "cluster.job.fabric={rdma/hca: 8}"])["rayjob.yaml"]
+    )
+    cluster = job["spec"]["rayClusterSpec"]
+    assert (cluster["enableInTreeAutoscaling"], cluster["autoscalerOptions"]["version"]) == (True, "v2")
+    assert [
+        (group["groupName"], group["minReplicas"], group["maxReplicas"], group["labels"])
+        for group in cluster["workerGroupSpecs"]
+    ] == [("workers", 0, 8, {"wuerstchen-pool": "workers"}), ("data", 0, 3, {"wuerstchen-pool": "data"})]
+    (first,), (second,) = (group["template"]["spec"]["containers"] for group in cluster["workerGroupSpecs"])
+    assert first["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert second["resources"]["limits"] == {"cpu": "60", "memory": "240Gi"}
+    for group in cluster["workerGroupSpecs"]:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, "1.31", strict=True)
+    assert "enableInTreeAutoscaling" not in rayjob()["rayClusterSpec"]
+
+
+def test_a_pool_of_aws_starts_at_none_and_has_no_gpus_nor_network_cards(tmp_path):
+    tree = yaml.safe_load(rendered(tmp_path, [*commands()["aws"], POOL])["cluster.yaml"])
+    validate_config(prepare_config(tree))
+    types = tree["available_node_types"]
+    assert {
+        name: (kind["min_workers"], kind["max_workers"], kind["labels"])
+        for name, kind in types.items()
+        if name != "head"
+    } == {
+        "workers": (0, 8, {"wuerstchen-pool": "workers"}),
+        "data": (0, 3, {"wuerstchen-pool": "data"}),
+    }
+    assert tree["max_workers"] == 11
+    assert "docker" in types["workers"]
+    assert not {"docker", "NetworkInterfaces"} & (types["data"].keys() | types["data"]["node_config"].keys())
+
+
+def test_on_slurm_a_pool_is_a_job_before_the_trainings(tmp_path):
+    files = rendered(tmp_path, [*commands()["slurm"], POOL])
+    first, second = files["data.sbatch"], files["job.sbatch"]
+    assert "#SBATCH --nodes=3\n" in first
+    assert "--gpus-per-node" not in first
+    assert '\nset -- "$@" \'targets=[metadata,images' in first
+    assert "]' cluster.device=cpu\n" in first
+    assert "stage_" not in re.search(r"targets=\[(.*)\]'", first)[1]  # type: ignore[index]
+    assert 'set -- "$@"' not in second
+    assert "#SBATCH --gpus-per-node=8\n" in second
+    (tmp_path / "sbatch").write_text('#!/bin/sh\necho "$@" >>"$0.said"\necho 7\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    subprocess.run(["bash", str(tmp_path / "submit.sh"), "conf=stage_a"], check=True, env={"PATH": path}, timeout=60)
+    assert (tmp_path / "sbatch.said").read_text().splitlines() == [
+        f"--parsable --kill-on-invalid-dep=yes {tmp_path}/data.sbatch conf=stage_a",
+        f"--parsable --kill-on-invalid-dep=yes --dependency=afterok:7 {tmp_path}/job.sbatch conf=stage_a",
+    ]
+    tool = shutil.which("shellcheck", path=Path(sys.executable).parent)
+    scripts = [str(tmp_path / name) for name in ("data.sbatch", "submit.sh")]
+    found = subprocess.run(
+        [str(tool), "--shell=bash", f"--exclude={SEEN_ELSEWHERE}", *scripts], capture_output=True, text=True
+    )
+    assert found.stdout == ""
+
+
+def test_a_part_of_a_run_needs_nothing_of_the_others():
+    ((name, words),) = phases.parts(compose.load("stage_c", ["cluster=slurm", POOL])).items()
+    assert name == "data"
+    part = compose.load("stage_c", ["cluster=slurm", *shlex.split(words)])
+    assert {work_of(step) for step in order(table(part), part.targets)} == {"data"}
+    text = compose.load("stage_c", ["cluster=slurm", POOL.replace("work: [data]", "work: [data, text]")])
+    assert "text_" in phases.parts(text)["data"]
+    with pytest.raises(ValueError, match=r"cluster.pools.late: no step of this run"):
+        phases.parts(
+            compose.load("stage_c", ["cluster=slurm", POOL.replace("data: {work: [data]", "late: {work: [evaluate]")])
+        )
+
+
 @pytest.mark.parametrize(
     ("platform", "words", "told"),
     [
+        ("kuberay", [POOL, "cluster.job.queue=research"], "Kueue admits a whole cluster at once"),
+        ("hosts", [POOL], "plain hosts are there anyway"),
+        ("slurm", [POOL.replace("data: {work", "Data: {work")], "cluster.pools.Data"),
         ("kuberay", ["root=runs"], "root=runs: the nodes of kuberay share no such folder; give a URI"),
         ("kuberay", ["root=/shared"], "root=/shared: the nodes of kuberay share no such folder; give a URI"),
         ("slurm", ["root=runs"], "root=runs: the nodes of slurm share no such folder; give an absolute path"),

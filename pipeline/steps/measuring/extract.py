@@ -26,7 +26,7 @@ def extract(build: Build) -> Facts:
     """samples, or pictures from outside -> features_...: fp32 features and logits in a table a chunk of pictures."""
     config, asked = build.config, feature_sets.feature_sets(build.config)[build.step.output]
     wanted, place, about = build.call(_pictures, config, asked, build.inputs)
-    arguments = (config, asked.alteration, place, build.cluster.device)
+    arguments = (config, asked.alteration, place, build.device)
     receipts = build.map_shards(Extractor, arguments, chunked(wanted, CHUNK), len(wanted), "pictures")
     return Facts(
         files={name: entry for receipt in receipts for name, entry in receipt.files.items()},

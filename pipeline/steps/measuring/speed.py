@@ -15,9 +15,7 @@ from pipeline.store.artifacts import Artifact
 
 def time_drawing(build: Build) -> Facts:
     """text, stages -> speed: seconds a picture of each stage, with device and precision."""
-    entry, timed, pid = build.call(
-        _published, build.config, build.inputs, build.cluster.device, build.path, accelerated=True
-    )
+    entry, timed, pid = build.call(_published, build.config, build.inputs, build.device, build.path, accelerated=True)
     return Facts(files={FILE: entry}, rows=timed, call="stages.sampling.speed.seconds_a_picture", workers=[pid])
 
 

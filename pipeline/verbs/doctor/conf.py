@@ -1,12 +1,9 @@
 """Checks of a conf: its Ray, its MLflow, and whether its trainings and inputs fit."""
 
-import os
 import socket
 import urllib.error
 import urllib.request
 from http.client import HTTPException
-
-import psutil
 
 from datasets.config import DataError
 from pipeline.errors import UsageError
@@ -27,31 +24,18 @@ def cluster(asked: Asked) -> Finding | None:
     wanted = asked.cluster.address
     if wanted is None:
         return Finding(check, "ok", "null: a run starts a Ray of its own here, for as long as it lasts")
-    named = os.environ.get("RAY_ADDRESS") if wanted == "auto" else wanted
-    addresses = [named] if named else rays_here()
-    if not addresses:
-        remedy = "start one with `ray start --head`, or run on a node of the cluster"
-        return Finding(check, "failed", f"{wanted}: no Ray runs on this machine; {remedy}")
+    from pipeline.cluster import joining
+
+    here = joining.rays_here()
+    if told := joining.why_not(wanted, here):
+        return Finding(check, "failed", told)
+    address = joining.found(wanted, here)
     try:
-        for address in addresses:
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
-    except ValueError:
-        return Finding(check, "failed", f"{address} is no address; give auto, HOST:PORT or ray://HOST:PORT")
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
     except OSError as error:
         return Finding(check, "failed", f"{wanted}: no Ray answers at {address} ({error})")
-    return Finding(check, "ok", f"{wanted}: there is one at {' and '.join(addresses)}")
-
-
-def rays_here() -> list[str]:
-    """Addresses of the clusters that this machine is a node of: as Ray itself finds `auto`, by its processes."""
-    flag = "--gcs-address="
-    found: set[str] = set()
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or [""]
-        if os.path.basename(words[0]) == "raylet":
-            found.update(word.removeprefix(flag) for word in words if word.startswith(flag))
-    return sorted(found)
+    return Finding(check, "ok", f"{wanted}: there is one at {address}")
 
 
 def tracking(asked: Asked) -> Finding | None:

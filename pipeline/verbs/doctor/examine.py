@@ -18,13 +18,14 @@ from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.terminal import print_json, print_table
 from pipeline.tracking.mlflow_store import locate_store
-from pipeline.verbs.doctor import conf, machine
+from pipeline.verbs.doctor import conf, machine, nodes
 from pipeline.verbs.doctor.finding import Asked, Check, Finding
 from settings import Settings
 
 S = TypeVar("S", bound=Settings)
 
 OF_DEVICES = (machine.device, machine.memory, machine.shared_memory, machine.disk, machine.ray_place, conf.cluster)
+JOINED = ("cluster.address", "storage")  # what nodes can only be asked with
 CHECKS: tuple[Check, ...] = (
     machine.python,
     machine.packages,
@@ -55,6 +56,8 @@ def handle(words: Words) -> None:
         asked, findings = Asked(root), []
     checks = [check for check in CHECKS if words.devices or check not in OF_DEVICES]
     findings += [found for check in checks if (found := check(asked))]
+    if words.devices and not [found for found in findings if found.state == "failed" and found.check in JOINED]:
+        findings += nodes.every(asked)
     _show(findings, words.json)
     failed = [found.check for found in findings if found.state == "failed"]
     if failed:

@@ -10,6 +10,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -21,9 +22,10 @@ from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
-from pipeline.settings.resources import Job, Nodes
+from pipeline.settings.resources import POOL_LABEL, WORKERS, Job, Nodes
 from pipeline.settings.words import Words
 from pipeline.terminal import console
+from pipeline.verbs.infra import monitoring, phases
 from settings import TABLE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -65,13 +67,20 @@ def render(config: Config, root: str, run: str) -> Iterator[tuple[str, str]]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["quoted"] = shlex.quote
+    environment.filters |= {"quoted": shlex.quote, "whole": math.ceil}
     values = _values(config, job, nodes, root, run)
-    for name in environment.list_templates():
-        yield name, environment.get_template(name).render(values)
+    for template in environment.list_templates():
+        if text := environment.get_template(template).render(values):  # some are for several pools only
+            yield template, text
+    if job.platform == "slurm":
+        for name, only in phases.parts(config).items():
+            file, own = f"{name}.sbatch", config.cluster.pools[name].nodes
+            part = {"file": file, "pool": name, "nodes": own, "only": only}
+            yield file, environment.get_template("job.sbatch").render(values | part)
+    yield from monitoring.files(config, job, values["name"])
 
 
-def _values(config: Config, job: Job, nodes: Nodes, root: str, run: str) -> dict[str, object]:
+def _values(config: Config, job: Job, nodes: Nodes, root: str, run: str) -> dict[str, Any]:
     """What the templates may name."""
     return {
         "job": job,
@@ -86,9 +95,12 @@ def _values(config: Config, job: Job, nodes: Nodes, root: str, run: str) -> dict
         "folder": IMAGE_FOLDER,
         "seconds": math.ceil(job.hours * 3600),
         "time": f"{int(job.hours)}:{round(job.hours % 1 * 60):02}:00",
+        "pools": {WORKERS: nodes} | {name: pool.nodes for name, pool in config.cluster.pools.items()},
+        "starts": config.cluster.starts_nodes,
+        "label": POOL_LABEL,
+        "file": "job.sbatch",
+        "only": "",
         "drain_s": job.save_s - job.save_s // 6,  # of the grace period; the rest is for the processes to end in
-        "shared_gib": math.ceil(nodes.memory_gib / 4),
-        "memory_gib": math.ceil(nodes.memory_gib),
     }
 
 

@@ -135,7 +135,8 @@ def test_a_driver_killed_after_any_message_leaves_no_step_unlogged(tmp_path: Pat
 
     def driver(messages: list[dict[str, Any]]) -> Any:
         """A build whose board has these messages."""
-        report = SimpleNamespace(metrics=lambda values, step: logged.append(step), progress=lambda *told, **more: None)
+        silent = dict.fromkeys(("progress", "saved"), lambda *told, **more: None)
+        report = SimpleNamespace(metrics=lambda values, step: logged.append(step), **silent)
         cluster = SimpleNamespace(exchange=lambda stop: copy.deepcopy(messages))
         config = SimpleNamespace(trainings_of=lambda name: ["toy"])
         claim, step = SimpleNamespace(raise_if_lost=lambda: None), SimpleNamespace(name="train_toy")

@@ -23,10 +23,11 @@ from datasets.files.fence import unfenced
 from datasets.formats import shards
 from datasets.formats.rounding import Int8, Rounding, rounded
 from datasets.formats.shards import Clock, ImageRow
-from pipeline.cluster import board, rank, ray_cluster, trainings
+from pipeline.cluster import board, rank, trainings
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.mapping import ShardActor
 from pipeline.cluster.rank import checkpoints_of, log_of
+from pipeline.cluster.room import Room
 from pipeline.errors import ClaimLost, UsageError
 from pipeline.models import loading
 from pipeline.models.encoders import Encoder
@@ -71,21 +72,18 @@ class Board:
 class Here:
     """A cluster that is this process."""
 
-    device = kind = "cpu"
+    room = Room(compose.load("stage_c", ["scale=micro"]).cluster, lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
     board = Board()
 
-    def call(self, function: Callable[..., Any], *arguments: Any, gpus: int, tick: Callable[[], None]) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
         return function(*arguments)
 
     def map_shards(
-        self, worker: type, arguments: tuple[Any, ...], items: list[Any], tick: Callable[[], None], at_once: int
+        self, worker: type, arguments: tuple[Any, ...], items: list[Any], work: Any, tick: Any, at_once: int
     ) -> None:
         actor = worker(*arguments)
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(actor, items))
-
-    def reserved(self, items: int) -> float:
-        return 1.0
 
 
 class Report:
@@ -358,15 +356,6 @@ def test_rounding_is_the_error_of_all_rows_together():
 def test_what_does_not_fit_is_not_stored(dtype, value):
     with pytest.raises(OverflowError, match=f"do not fit into {dtype}"):
         rounded(np.array([[1.0, value]], np.float32), dtype, 1)
-
-
-@pytest.mark.parametrize(("share", "actors", "held"), [(1, 4, 4), (0.5, 8, 4.0), (0.3, 12, 3.6), (0.75, 4, 3.0)])
-def test_encoders_may_share_gpus(share, actors, held):
-    room = ray_cluster.Cluster.__new__(ray_cluster.Cluster)  # of four GPUs, without starting Ray
-    settings = compose.load("stage_c", ["scale=micro", "cluster.encoders.max=99", f"cluster.encoders.gpus={share}"])
-    room.config, room.gpus, room.cpus = settings.cluster, 4, 2
-    assert room._pool(1000)[0] == actors
-    assert room.reserved(1000) == pytest.approx(held)
 
 
 def test_the_previewer_needs_no_stored_size_where_it_encodes_itself():

@@ -27,7 +27,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch, held: dict[str, float]) -> None:
 
 
 def books(root: Any, run: str, budget: float | None = None) -> Books:
-    return Books(str(root), run, About(where="here", room=8), [KEY], budget)
+    return Books(str(root), run, About(where="here"), [KEY], budget, room=lambda: 8)
 
 
 def test_a_build_that_goes_on_keeps_its_name_and_its_hours(tmp_path):

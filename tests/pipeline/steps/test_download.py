@@ -85,7 +85,7 @@ def test_what_an_outage_took_is_asked_for_again_and_never_final(monkeypatch, bef
         config=SimpleNamespace(data=SimpleNamespace(shard_rows=10, download=SimpleNamespace(max_lost=0.4))),
         finished_shards=lambda path: {shard: receipt(shard, **dropped) for shard, dropped in before.items()},
         path="images",
-        report=SimpleNamespace(warning=lambda text: None),
+        report=SimpleNamespace(warning=lambda text: None, lost=lambda causes: None),
     )
     if ways is None:
         facts = steps.download(build)

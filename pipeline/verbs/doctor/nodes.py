@@ -1,0 +1,105 @@
+"""Checks of a running cluster, from one of its nodes: what each is like, and how fast ranks reach each other."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from datasets.files import storage
+from pipeline.environment import quiet_environment
+from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError
+from pipeline.verbs.doctor.finding import Asked, Finding
+from stages.anatomy.memory_estimate import GIB
+
+if TYPE_CHECKING:  # imports Ray and torch
+    from pipeline.cluster.nodes import Node, Seen
+    from pipeline.cluster.ray_cluster import Cluster
+
+SKEW_S = 5.0  # as of the file system's clock
+FREE_GIB = 20.0  # Ray's logs, spilled objects
+MB = 1e6
+
+
+def every(asked: Asked) -> Iterator[Finding]:
+    """A finding for each node of the Ray that a run would join, and one for its ranks."""
+    if asked.cluster is None or asked.cluster.address is None:
+        return
+    quiet_environment()
+    from pipeline.cluster.ray_cluster import Cluster
+
+    workers = asked.config.workers if asked.config else 1
+    try:
+        cluster = Cluster(asked.cluster, workers)
+    except (UsageError, RetriesExhausted) as error:
+        yield Finding("nodes", "failed", str(error))
+        return
+    existed = storage.exists(asked.root)
+    try:
+        yield from _of_nodes(asked)
+        yield _of_ranks(cluster, asked.root, workers)
+    finally:
+        cluster.close()
+        if not existed:
+            storage.remove(asked.root)
+
+
+def _of_nodes(asked: Asked) -> Iterator[Finding]:
+    from pipeline.cluster import nodes
+
+    found = nodes.every()
+    here = nodes.look(asked.root)
+    for node, told in zip(found, nodes.ask(found, nodes.look, asked.root), strict=True):
+        if isinstance(told, BaseException):
+            yield Finding(f"node {node.address}", "failed", f"it does not answer: {told}")
+        else:
+            yield of_node(node, told, here, nodes.skew_s(node), nodes.SAMPLE)
+
+
+def of_node(node: "Node", told: "Seen", here: "Seen", skew_s: float, sample: int) -> Finding:
+    """What is to be said of a node, in one line; `here` is what the driver's says of itself."""
+    check, cpus, failed, warned = f"node {node.address}", int(node.resources.get("CPU", 0)), [], []
+    other = [f"{name} {told.versions[name]}" for name in here.versions if told.versions[name] != here.versions[name]]
+    if other:
+        failed.append(
+            f"{', '.join(other)}, where the driver has {', '.join(map(here.versions.__getitem__, _names(other)))}"
+        )
+    if told.code != here.code:
+        failed.append("its code is not the driver's; give all nodes one image or folder, or cluster.code=sent")
+    if told.store:
+        failed.append(f"the root: {told.store}")
+    if abs(skew_s) > SKEW_S:
+        warned.append(f"set its clock, which is {skew_s:+.1f} s off")
+    if told.free / GIB < FREE_GIB:
+        warned.append(f"{told.free / GIB:.0f} GiB free for Ray's logs and spilled objects")
+    state = "failed" if failed else "warning" if warned else "ok"
+    speed = (
+        ""
+        if told.store
+        else f", root {sample / told.written_s / MB:.0f} MB/s written, {sample / told.read_s / MB:.0f} read"
+    )
+    facts = f"{cpus} CPUs, {node.gpus}, {told.free / GIB:.0f} GiB free, clock {skew_s:+.3f} s{speed}"
+    return Finding(check, state, "; ".join([*failed, *warned, facts]))
+
+
+def _names(versions: Sequence[str]) -> list[str]:
+    return [version.partition(" ")[0] for version in versions]
+
+
+def _of_ranks(cluster: "Cluster", root: str, workers: int) -> Finding:
+    """How fast the ranks of a training would add up their gradients."""
+    from pipeline.cluster import nodes
+
+    check, ranks = "ranks", min(workers, cluster.room_for_ranks())
+    if ranks < 2:
+        return Finding(check, "ok", f"{ranks} rank: nothing to exchange")
+    folder = storage.join(root, f".doctor-{time.time_ns()}")
+    try:
+        cluster.train(nodes.add_up, {"board": cluster.board}, workers=ranks, folder=folder, tick=lambda: None)
+    except InfrastructureError as error:
+        return Finding(check, "failed", f"{ranks} ranks do not reach each other: {error}")
+    finally:
+        storage.remove(folder)
+    (told,) = [message for message in cluster.exchange(stop=False) if message["kind"] == "sums"]
+    speed = nodes.bandwidth(ranks, told["seconds"]) / MB
+    return Finding(
+        check, "ok", f"{ranks} ranks add up {nodes.GRADIENTS * 4 / MB:.0f} MB at {speed:.0f} MB/s ({told['backend']})"
+    )
