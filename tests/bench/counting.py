@@ -6,14 +6,13 @@ fused, and a kernel's time at best is the longer one of its FLOPs at the card's 
 """
 
 import weakref
-from collections import Counter
+from functools import cache
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -27,8 +26,6 @@ _FREE = {  # no kernel, though their schemas do not say so
     aten.new_empty_strided,
     aten.lift_fresh,
     aten.is_same_size,
-    aten._nested_tensor_from_mask,
-    torch.ops.prim.device,
 }
 _WRITE_ONLY = {aten.copy_, aten.fill_, aten.zero_, aten.normal_, aten.uniform_, aten.random_, aten.bernoulli_}
 
@@ -69,39 +66,26 @@ class Work:
         """At best, on a card of so many dense bf16 FLOP/s (of TF32, half as many) and bytes a second."""
         return sum(seconds_of(kernel, flops, bandwidth) for kernel in self.kernels)
 
-    def longest(self, flops: float, bandwidth: float) -> Counter[str]:
-        """Seconds at best by the name of the kernel."""
-        found: Counter[str] = Counter()
-        for kernel in self.kernels:
-            found[kernel.name] += seconds_of(kernel, flops, bandwidth)  # type: ignore[assignment]
-        return found
-
 
 def seconds_of(kernel: Kernel, flops: float, bandwidth: float) -> float:
     """A kernel at best."""
     return max(kernel.flops / (flops * 16 / kernel.bits), kernel.bytes / bandwidth)
 
 
-class Counted(TorchDispatchMode):
-    """Collects the kernels of what runs within it. `beside`: tensors that are there already; they count as alive."""
+class Counter:
+    """Collects the kernels of the operators it hears of. `beside`: tensors that are there already, and count as alive."""
 
     def __init__(self, beside: Iterable[Tensor] = ()) -> None:
-        super().__init__()
         self.work = Work()
-        self.paused = False
         self._alive: dict[int, int] = {}
         self._bytes = 0
-        for tensor in beside:
-            self._hold(tensor)
+        self.hold(list(beside))
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        made = function(*args, **kwargs)
-        if not self.paused and not is_free(function):
+    def __call__(self, function: Any, args: Any, kwargs: Any, made: Any) -> None:
+        """Hear of an operator, its arguments, and what it made."""
+        if not is_free(function):
             self.work.kernels.append(kernel_of(function, args, kwargs, made))
-        if not self.paused:
-            self.hold(made)
-        return made
+        self.hold(made)
 
     def hold(self, made: Any, within: int = 0) -> None:
         """What was made is alive from here on; `within`: bytes alive meanwhile and gone already."""
@@ -122,6 +106,7 @@ class Counted(TorchDispatchMode):
         self._bytes -= self._alive.pop(key)
 
 
+@cache
 def is_free(function: Any) -> bool:
     """Whether an operator starts no kernel: a view, a question, an allocation."""
     if function.overloadpacket in _FREE:

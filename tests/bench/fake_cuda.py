@@ -13,7 +13,6 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,10 +22,13 @@ from stages.draws import Draws
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
 
 
+Listener = Callable[[Any, Any, Any, Any], None]  # to an operator, its arguments by place and name, and what it made
+
+
 @contextmanager
-def fake_cuda() -> Iterator[None]:
-    """Meanwhile all tensors are fakes, those made without a device lie on the CUDA device, and autocast works there."""
-    recorded = _Recorded()
+def fake_cuda() -> Iterator["Card"]:
+    """Meanwhile all tensors are fakes, those made without a device lie on the card, and autocast works there."""
+    card = Card()
     with ExitStack() as stack:
         for what, substitute in {
             # What asks whether there is a card: autocast switches itself off without one.
@@ -39,55 +41,54 @@ def fake_cuda() -> Iterator[None]:
         stack.enter_context(patch.object(F, "dropout", dropout))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
         for name in ("__enter__", "__exit__"):
-            stack.enter_context(patch.object(torch.autocast, name, recorded.followed(getattr(torch.autocast, name))))
+            stack.enter_context(patch.object(torch.autocast, name, card.followed(getattr(torch.autocast, name))))
         stack.enter_context(patch.object(FakeTensor, "_normalize_fake_device", staticmethod(_normalised)))
-        handlers = {torch.ops.prim.device.default: recorded.device}
-        stack.enter_context(patch.dict(fake_tensor._DISPATCH_META_HANDLERS, handlers))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(CUDA)
-        stack.enter_context(recorded)
-        yield
+        stack.enter_context(card)
+        yield card
 
 
-class _Recorded(TorchDispatchMode):
-    """Tells autograd that all lies on `meta`, and autocast that it lies on the card.
+class Card(TorchDispatchMode):
+    """Sees every operator, and tells autograd that all lies on `meta`, autocast that it lies on the card.
 
     The engine of autograd wants a context of the device that its nodes were recorded on, which is not there; autocast
     leaves alone what does not lie on its device. Both ask by the same operator. Autograd asks first, and once, for
-    what an operator has just made.
+    what an operator has just made. `listener` hears of every other operator.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: set[int] = set()
-        self.casts = False
+        self.listener: Listener | None = None
+        self._made: set[int] = set()
+        self._casts = False
 
     def followed(self, switch: Callable[..., Any]) -> Callable[..., Any]:
         """What switches autocast, with a note of what it is then: within an operator, torch itself says that it is off."""
 
         def switched(*args: Any) -> Any:
             result = switch(*args)
-            self.casts = torch.is_autocast_enabled("cuda")
+            self._casts = torch.is_autocast_enabled("cuda")
             return result
 
         return switched
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.detach.default:
-            self.made = set()
-        elif function is not torch.ops.prim.device.default:
-            given = tree_leaves((args, kwargs))
-            follows = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
-            self.made = {id(leaf) for leaf in tree_leaves(made)} if follows else set()
+        if function is torch.ops.prim.device.default:
+            return self._device(args[0])
+        kwargs = kwargs or {}
+        made = function(*args, **kwargs)
+        records = torch.is_grad_enabled() and function is not torch.ops.aten.detach.default
+        records = records and any(isinstance(given, Tensor) and given.requires_grad for given in tree_leaves((args, kwargs)))
+        self._made = {id(leaf) for leaf in tree_leaves(made)} if records else set()
+        if self.listener:
+            self.listener(function, args, kwargs, made)
         return made
 
-    def device(self, args: tuple[Tensor]) -> torch.device:
-        """Where the one who asks shall believe that a tensor lies."""
-        (tensor,) = args
-        records = id(tensor) in self.made
-        self.made.discard(id(tensor))  # autograd asks once
-        return CUDA if self.casts and not records else META
+    def _device(self, tensor: Tensor) -> torch.device:
+        records = id(tensor) in self._made
+        self._made.discard(id(tensor))
+        return CUDA if self._casts and not records else META
 
 
 def record(leaves: list[nn.Parameter]) -> list[Any]:
