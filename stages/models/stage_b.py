@@ -21,10 +21,12 @@ from stages.models.layers import (
     ResBlock,
     TimestepBlock,
     Unpatchify,
+    activated,
     channels_last,
     damp_residuals_,
     in_fp32,
     layer_norm,
+    norm_before_product,
     timestep_embedding,
     to_unit_range,
     xavier_,
@@ -71,13 +73,13 @@ class StageB(nn.Module):
         self.down_blocks = nn.ModuleList([nn.ModuleList(repeats(0))])
         for level in range(1, len(widths)):
             shrink = Conv2d(widths[level - 1], widths[level], 2, stride=2)
-            resampler = nn.Sequential(layer_norm(widths[level - 1]), shrink)
+            resampler = nn.Sequential(norm_before_product(widths[level - 1]), shrink)
             self.down_blocks.append(nn.ModuleList([resampler, *repeats(level)]))
 
         self.up_blocks = nn.ModuleList()
         for level in range(len(widths) - 1, 0, -1):
             grow = ConvTranspose2d(widths[level], widths[level - 1], 2, stride=2)
-            resampler = nn.Sequential(layer_norm(widths[level]), grow)
+            resampler = nn.Sequential(norm_before_product(widths[level]), grow)
             skip = widths[level] if level < len(widths) - 1 else 0
             self.up_blocks.append(nn.ModuleList([*repeats(level, skip), resampler]))
         self.up_blocks.append(nn.ModuleList(repeats(0, widths[0] if len(widths) > 1 else 0)))
@@ -101,7 +103,7 @@ class StageB(nn.Module):
         that was trained without. Returns (B, 4, H, W) fp32.
         """
         timestep = timestep_embedding(t, self.timestep_channels)
-        text = None if text is None else self.seq_norm(self.clip_mapper(text))
+        text = None if text is None else activated(self.seq_norm(self.clip_mapper(text)))
         levels = len(self.down_blocks)
         sides = [(x.shape[-2] // self.patch >> level, x.shape[-1] // self.patch >> level) for level in range(levels)]
         codes = [_resized(code, *side) if self._mapper(level) else None for level, side in enumerate(sides)]

@@ -15,6 +15,7 @@ from stages.models.layers import (
     Conv2d,
     ResBlock,
     TimestepBlock,
+    activated,
     channels_last,
     damp_residuals_,
     in_fp32,
@@ -59,7 +60,7 @@ class StageC(nn.Module):
         states of all positions, padding included. Returns (B, 16, H, W) fp32.
         """
         timestep = timestep_embedding(t, self.timestep_channels)
-        text = self.cond_mapper(text)
+        text = activated(self.cond_mapper(text))
         hidden = self.projection(channels_last(x))
         for block in self.blocks:
             if isinstance(block, TimestepBlock):
