@@ -157,7 +157,9 @@ class Rival:
                     if held
                 }
         except (tarfile.TarError, EOFError, ValueError) as error:
-            raise DataError(f"{self.config_key}: {self.path} is no whole tar ({error}); pack it anew") from error
+            raise DataError(
+                f"{self.config_key}: {self.path} is no folder, and no whole tar ({error}); give one"
+            ) from error
 
     def _read(self, name: str) -> bytes:
         if not self._tar:

@@ -51,7 +51,7 @@ class Made:
 class Worker(Protocol):
     """What a step gives to be called with each shard; its models are loaded when it is made, once an actor."""
 
-    def __call__(self, number: int, work: Any) -> Made:
+    def __call__(self, number: int, work: Any, /) -> Made:
         """What is made of a shard."""
 
 

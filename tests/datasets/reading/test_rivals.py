@@ -72,7 +72,7 @@ def test_or_by_the_prompts_that_a_list_gives_them(tmp_path):
 
 def test_a_picture_is_no_place_of_pictures(tmp_path):
     picture(9).save(tmp_path / "x.png")
-    with pytest.raises(DataError, match=r"^k: .*x\.png is a file; give a folder"):
+    with pytest.raises(DataError, match=r"^k: .*x\.png is no folder, and no whole tar"):
         Rival(str(tmp_path / "x.png"), "k")
 
 
@@ -114,7 +114,7 @@ def test_pictures_of_a_pixel_are_none(tmp_path):
     [
         ("none", None, "there are no pictures at"),
         ("empty/readme.txt", b"x", "holds no picture"),
-        ("torn.tar", b"no tar" * 100, "is no whole tar"),
+        ("torn.tar", b"no tar" * 100, "is no folder, and no whole tar"),
     ],
 )
 def test_no_place_of_pictures_is_refused_in_a_sentence(tmp_path, name, content, told):
