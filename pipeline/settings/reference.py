@@ -34,7 +34,8 @@ blank, but for `sample.negative`.
 class Section:
     """A table: the keys of one kind of settings, wherever they stand.
 
-    `prefix` stands before each key. Several `places` have one table where their last names are the same.
+    `prefix` stands before each key. Several `places` have one table where their last names are the same: under the place
+    that is nearest to the top, or under these names.
     """
 
     prefix: str
@@ -74,22 +75,28 @@ def _schema() -> Schema:
 
 
 def _sections(schema: Schema) -> list[Section]:
-    """All tables, in the order in which the config names them; what several places share comes at the end."""
+    """All tables, in the order in which the config names them; what several equal places share comes at the end."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for place, kind in _places(schema, schema["$defs"], ""):
         kinds[kind].append(place)
     found = []
     for kind, places in kinds.items():
-        if shared := _last_names(places):
-            found.append(Section(shared, tuple(places), kind, schema["$defs"][kind]))
+        if len(places) > 1 and (shared := _last_names(places)):
+            found.append(Section(_nearest(places) or shared, tuple(places), kind, schema["$defs"][kind]))
         else:
             found += [Section(place, (place,), kind, schema["$defs"][kind]) for place in places]
-    found.sort(key=lambda section: (len(section.places) > 1, list(schema["properties"]).index(_first_name(section))))
+    found.sort(key=lambda section: (section.prefix not in section.places, list(schema["properties"]).index(_first_name(section))))
     return [Section("", ("",), "Config", schema), *found]
 
 
 def _first_name(section: Section) -> str:
     return section.places[0].partition(".")[0]
+
+
+def _nearest(places: list[str]) -> str:
+    """The place that is nearest to the top, if one is."""
+    first, second = sorted(places, key=lambda place: place.count("."))[:2]
+    return first if first.count(".") < second.count(".") else ""
 
 
 def _last_names(places: list[str]) -> str:

@@ -40,7 +40,10 @@ def test_fid_is_told_of_enough_pictures_and_of_the_first_so_many(tmp_path):
     config = compose.load("evaluate", ["scale=micro", f"eval.distances.inception={tmp_path / 'w'}", *told])
     ours, mine = features(tmp_path / "ours", 150, 0.5)
     real, theirs = features(tmp_path / "real", 140, 0)
-    whole, few, most = distances.measured(config, {"features_training-ours": ours, "features_training-reference": real})
+    again, _ = features(tmp_path / "null", 150, 0.5)
+    sets = {"ours": ours, "null": again, "reference": real}
+    found = distances.measured(config, {f"features_training-{name}": one for name, one in sets.items()})
+    whole, few, most = (line for line in found if line.whose == "ours")
     assert [(line.part, line.n, line.n_real) for line in (whole, few, most)] == [
         ("all", 150, 140),
         ("first 60", 60, 60),

@@ -83,7 +83,7 @@ class Here:
     ) -> None:
         actor = worker(*arguments)
         with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(actor, items))
+            list((pool.map if at_once > 1 else map)(actor, items))
 
 
 class Report:

@@ -82,7 +82,9 @@ def test_what_an_outage_took_is_asked_for_again_and_never_final(monkeypatch, bef
     metadata = SimpleNamespace(manifest={"rows": 30, "notes": {}})
     build: Any = SimpleNamespace(
         inputs={"metadata": metadata},
-        config=SimpleNamespace(data=SimpleNamespace(shard_rows=10, download=SimpleNamespace(max_lost=0.4))),
+        config=SimpleNamespace(
+            data=SimpleNamespace(source="laion", shard_rows=10, download=SimpleNamespace(max_lost=0.4))
+        ),
         finished_shards=lambda path: {shard: receipt(shard, **dropped) for shard, dropped in before.items()},
         path="images",
         report=SimpleNamespace(warning=lambda text: None, lost=lambda causes: None),

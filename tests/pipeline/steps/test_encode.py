@@ -20,6 +20,7 @@ from datasets.files.fence import unfenced
 from datasets.formats import shards
 from datasets.formats.shard_table import Shard, Shards
 from datasets.formats.shards import Clock, ImageRow
+from pipeline.cluster.mapping import ShardActor
 from pipeline.models.encoders import Encoder
 from pipeline.steps import encode
 from stages.models.text import TextTower, seeded_tower
@@ -83,14 +84,12 @@ def stored(folder: Path) -> Shards:
     return Shards.gathered(str(folder))
 
 
-def actor(folder: Path, forward: Callable[[torch.Tensor], torch.Tensor]) -> encode.ShardEncoder:
+def actor(folder: Path, forward: Callable[[torch.Tensor], torch.Tensor]) -> ShardActor:
     encoder = Encoder("latents_c", "image", lambda where: forward, "fp32", BATCH, "", {})
-    board: Any = None
-    made = encode.ShardEncoder(
-        encoder, "fp16", lambda: encode._pictures(Frame(8)), "cpu", SHARDS * ROWS, str(folder), unfenced, board
-    )
+    arguments = (encoder, "fp16", lambda: encode._pictures(Frame(8)), "cpu")
+    made = ShardActor(encode.ShardEncoder, arguments, SHARDS * ROWS, "images", str(folder), unfenced, None)
     unheard: Any = SimpleNamespace(stopping=lambda: False, post=lambda message: None)
-    made.board = unheard
+    made._board = unheard
     return made
 
 
@@ -124,7 +123,7 @@ def test_a_model_has_the_next_shard_when_it_is_done_with_one(tmp_path: Path, mon
     monkeypatch.setattr(storage, "publish", publishes)
     made = actor(tmp_path / "codes", forward)
     with ThreadPoolExecutor(encode.AT_ONCE) as pool:
-        list(pool.map(lambda number: made(encode.Work(images[number])), range(SHARDS)))
+        list(pool.map(lambda number: made((number, encode.Work(images[number]))), range(SHARDS)))
     assert sorted(seen) == list(range(SHARDS))
     for shard, found in Shards.gathered(str(tmp_path / "codes")).items():
         keys, values = shards.read_tensors(found.read(shards.tensor_name(shard)), "latents_c")
