@@ -103,12 +103,10 @@ def columns(config: Config, planned: list[Planned]) -> dict[str, dict[str, str]]
     """
     if not _to_fetch(planned) or missing_rows(config, planned):
         return {}
-    paths = {(part, name): getattr(part.config, name) for part in config.data.parts for name in ("metadata", "scores")}
-    return {
-        f"{part.key}.{name}": laion.read_as(path, f"data.{name}")
-        for (part, name), path in paths.items()
-        if path and not storage.is_remote(path)
+    paths = {
+        f"{part.key}.{name}": getattr(part.config, name) for part in config.data.parts for name in ("metadata", "scores")
     }
+    return {key: laion.read_as(path, key) for key, path in paths.items() if path and not storage.is_remote(path)}
 
 
 def missing_scores(config: Config, planned: list[Planned]) -> str | None:

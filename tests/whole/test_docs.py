@@ -212,6 +212,7 @@ def stand_in(word: str, root: Path) -> str:
     }
     near |= {"KEY": "0" * 32, "conf=NAME": "conf=stage_c"}
     key, separator, _ = word.partition("=")
+    word = word.replace("metadata: /data/laion", f"metadata: {near['data.metadata']}")  # of a source among several
     return near.get(word) or (f"{key}={near[key]}" if separator and key in near else word)
 
 
