@@ -80,9 +80,9 @@ def download_shard(
         pace: turns at each host, shared with other shards; None: `download.per_host` for this shard alone.
         names: looks hosts up, for other shards too; None: for this one alone.
         forgotten: keys, URLs and origins of pictures that are not asked for.
-        earlier: what another download has made of its rows; those that it lost for a passing reason are fetched.
-        replaced: the receipt in this folder of the download that `earlier` tells of; it stays where nothing is gained.
-        settled: told of so many more rows of which it is known, at least for now, what became of them.
+        earlier: what another download made of its rows, of which those lost for a passing reason are fetched.
+        replaced: that download's receipt in this folder, which stays where nothing is gained.
+        settled: told of so many more rows whose fate is known, at least for now.
         fence: asked right before the receipt.
 
     Raises:
@@ -91,7 +91,6 @@ def download_shard(
     clock = Clock()
     opener = web.Opener(download, hosts, pace or HostSlots(download.per_host, download.max_wait_s), names)
     known = _known(rows, forgotten, earlier or {})
-    settled(len(known))
     fetched, retried = _fetch_all(rows, known, shard, image, download, opener, settled)
     dropped = Counter(str(result.outcome) for result in fetched.values() if not result.picture)
     if replaced and dropped == replaced.dropped:
@@ -209,6 +208,7 @@ def _fetch_all(
 
     In the first pass nobody waits for a host that has enough: others are asked meanwhile.
     """
+    settled(len(known))
     fetched, retried, passing = dict(known), 0, PASSING
     opener.patience = Patience(min(BRIEF_S, download.max_wait_s), BRIEF_S)
     for _ in range(1 + max(1, download.retries)):
