@@ -488,4 +488,4 @@ def test_asked_again_in_its_own_folder_a_shard_keeps_what_it_has(server, tmp_pat
     assert shards.finished(str(tmp_path)) == {7: better}
     assert sorted(server.RequestHandlerClass.seen) == ["down", "late", "late"]
     lost = list(losses(rows, files[1].read_bytes()))
-    assert lost == [(f"http://{HOST}/down", "server_error", "HTTP Error 500: Internal Server Error")]
+    assert lost == [(None, f"http://{HOST}/down", "server_error", "HTTP Error 500: Internal Server Error")]
