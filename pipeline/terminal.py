@@ -24,7 +24,10 @@ QUIET_S = 60.0  # between two lines about a store that keeps failing
 
 class Console(RichConsole):
     """Rich's, where it goes into a pipe that nobody reads any more: an answer ends there, as with `print`; work goes
-    on without being watched."""
+    on without being watched. Nothing in a text stands for another sign, or for a colour unless that is asked for."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"highlight": False, "emoji": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As Rich does, of a text that cannot move the cursor, change colours or turn others around."""
@@ -42,8 +45,8 @@ def printable(text: str) -> str:
     return HEEDED.sub(lambda sign: repr(sign[0])[1:-1], text)
 
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True, markup=False)
+console = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, markup=False)
 
 
 def print_table(table: Table, file: TextIO | None = None) -> None:
@@ -55,7 +58,7 @@ def print_table(table: Table, file: TextIO | None = None) -> None:
         column.overflow = "fold"
     file = file or sys.stdout
     width = None if file.isatty() else COLUMNS
-    Console(file=file, stderr=file is sys.stderr, highlight=False, width=width).print(table)
+    Console(file=file, stderr=file is sys.stderr, markup=False, width=width).print(table)
 
 
 def print_json(document: object) -> None:

@@ -3,10 +3,9 @@
 Seen before anything is drawn or scored, as far as it can be: which captions of the data are drawn, only the data tell.
 """
 
-import json
 from collections.abc import Sequence
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from datasets.reading import prompts
 from datasets.reading.prompts import PromptFile
 from datasets.reading.rivals import Rival
@@ -61,6 +60,7 @@ def with_runs(config: Config, root: str) -> Config:
 
     Raises:
         UsageError: there is no such run, or it has drawn none of the prompt sets.
+        CorruptFile: its record is damaged.
     """
     rivals = dict(config.eval.rivals)
     for name, place in rivals.items():
@@ -77,7 +77,7 @@ def _samples(root: str, run: str, asked: str, config: Config) -> dict[str, str]:
     record = storage.join(root, "invocations", f"{run}.json")
     if not storage.exists(record):
         raise UsageError(f"{asked}: root={root} has no run of that ID; `status` lists its runs")
-    digests = json.loads(storage.read(record))["fingerprints"]
+    digests = json_files.parse(record, storage.read(record), lambda told: dict(told["fingerprints"]))
     found = {
         name: (output, digests[output]) for name in config.prompt_sets() if (output := samples_of(name)) in digests
     }

@@ -73,7 +73,7 @@ def show_summary(summary: Summary) -> None:
     unit = "GPU-hours" if summary.devices.startswith("cuda") else "CPU-hours"
     table = Table("step", "artifact", "state", "seconds", unit, "where", box=None, header_style="bold", pad_edge=False)
     for step in summary.steps:
-        place = escape(step.path.removeprefix(f"{summary.root}/"))
+        place = step.path.removeprefix(f"{summary.root}/")
         table.add_row(step.name, step.output, step.state, f"{step.seconds:.1f}", f"{step.device_hours:.4f}", place)
     console.print()
     console.print(f"all in {summary.root}", markup=False)

@@ -278,7 +278,9 @@ def retry(config: Config, root: str, words: Words, command: str) -> None:
         planned = planned_steps(again, root, Selection(until="download"))
     if passing or given_up:
         asked = ", ".join(f"{cause} {count:,}" for cause, count in sorted(passing.items(), key=lambda item: -item[1]))
-        console.print(f"asking again for {sum(passing.values()):,} pictures ({asked}) with data.attempt={attempt}")
+        console.print(
+            f"asking again for {sum(passing.values()):,} pictures ({asked}) with data.attempt={attempt}", markup=False
+        )
         if any(item.state != "done" for item in planned):
             invocation.run(again, words.required_conf(), root, planned, command)
         _, rows = _images(again, root)

@@ -30,4 +30,4 @@ def export(config: Config, root: str, folder: str | None) -> None:
     with readers.reading(Store(root), [release], partial(console.print, markup=False)):
         for name in release.files:
             storage.publish(release.read(name), storage.join(target, name))
-    console.print(f"{files(len(release.files))} in {target}")
+    console.print(f"{files(len(release.files))} in {target}", markup=False)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from datasets.config import ViewConfig
 from datasets.files import storage
 from datasets.files.fence import Fence
+from datasets.files.storage import CorruptFile
 from datasets.formats import removal, shards
 from datasets.planning import plan
 from datasets.reading import duplicates, holdout, views
@@ -329,7 +330,7 @@ def _from_torn(store: Store, keys: Set[str], captions: Set[str], outcome: Outcom
     if torn:
         _from_mlflow(store.root, outcome)
     drawn = [storage.join(artifact.path, "captions.json") for artifact in torn if "captions.json" in artifact.files]
-    tables = map(json.loads, storage.read_all(drawn))  # after a kill each is as it was, or as it is to be
+    tables = map(_drawn, drawn)  # after a kill each is as it was, or as it is to be
     known = captions | {row["caption"] for rows in tables for row in rows if row["key"] in keys}
     torn.sort(key=lambda artifact: artifact.name == "release")  # its card takes a caption of the samples that are left
     for artifact in torn:
@@ -340,6 +341,14 @@ def _from_torn(store: Store, keys: Set[str], captions: Set[str], outcome: Outcom
                 _from_pictures(held, keys)
                 if artifact.name == "release":
                     held.rewrite(CARD, partial(_from_card, release=artifact, captions=known))
+
+
+def _drawn(path: str) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = json.loads(storage.read(path))
+    except ValueError as error:
+        raise CorruptFile(f"{path} is damaged: {error}; `python -m pipeline data repair` says how to mend it") from None
+    return found
 
 
 def _from_mlflow(root: str, outcome: Outcome) -> None:

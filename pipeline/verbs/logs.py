@@ -9,6 +9,7 @@ from datasets.files import json_files, storage
 from pipeline.errors import UsageError, nearest
 from pipeline.settings.words import Words
 from pipeline.store import log_files, readers
+from pipeline.terminal import printable
 
 POLL_S = 2.0
 
@@ -31,7 +32,7 @@ def handle(words: Words) -> None:
             path, seen = newest, 0
         text = log_files.read(path, seen)
         seen += len(text)
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))
         sys.stdout.flush()
         if not at_work:
             return

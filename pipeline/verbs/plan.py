@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from datasets.config import DataError
 from datasets.planning import preview
@@ -18,7 +18,7 @@ from pipeline.settings.words import Words
 from pipeline.store.artifacts import Store
 from pipeline.store.provenance import other_versions
 from pipeline.store.removal_list import names_of, requests
-from pipeline.terminal import console, print_table
+from pipeline.terminal import console, out, print_table
 from pipeline.verbs.configured import configured, print_json
 
 TOLD = 3  # changes of a stale step in the table
@@ -86,9 +86,9 @@ def tell_why(planned: Sequence[Planned], name: str) -> None:
         names = dict.fromkeys(item.step.name for item in planned)
         raise UsageError(f"--why {name}: this plan has no such step{nearest(name, names)}; it has {', '.join(names)}")
     for item in found:
-        print(f"{item.step.name} ({item.step.output}): {item.state}{'' if item.changes else ', ' + item.reason}")
+        out.print(f"{item.step.name} ({item.step.output}): {item.state}{'' if item.changes else ', ' + item.reason}")
         for change in item.changes:
-            print(f"    {change}")
+            out.print(f"    {change}")
 
 
 def _brief(item: Planned) -> str:
@@ -107,12 +107,12 @@ def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> No
     for item, estimate in zip(planned, costs, strict=True):
         colour = {"done": "green", "resume": "cyan", "run": "default", "stale": "yellow"}[item.state]
         memory = f"{estimate['memory']['total'] / 2**30:.1f} GiB" if estimate["memory"] else ""
-        state = f"[{colour}]{item.state}[/]"
-        table.add_row(item.step.name, item.step.output, state, escape(_brief(item)), estimate["text"], memory)
+        state = Text(item.state, style=colour)
+        table.add_row(item.step.name, item.step.output, state, _brief(item), estimate["text"], memory)
     print_table(table)
     for item, estimate in zip(planned, costs, strict=True):
         if len(estimate["phases"]) > 1:
-            print(f"{item.step.name} in {len(estimate['phases'])} phases: {'; '.join(estimate['phases'])}")
+            out.print(f"{item.step.name} in {len(estimate['phases'])} phases: {'; '.join(estimate['phases'])}")
 
 
 def show_budget(lines: Sequence[Line]) -> None:

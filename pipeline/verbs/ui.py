@@ -36,7 +36,9 @@ def handle(words: Words) -> None:
     store = locate_store(storage.absolute(words.root), tracking.uri if words.conf else None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive us
     with contextlib.suppress(KeyboardInterrupt), serve_ui(store, int(port)) as url:
-        console.print(f"MLflow: {url}{runs_page(url, tracking.experiment)} (Ctrl-C ends it)", soft_wrap=True)
+        console.print(
+            f"MLflow: {url}{runs_page(url, tracking.experiment)} (Ctrl-C ends it)", soft_wrap=True, markup=False
+        )
         threading.Event().wait()
 
 

@@ -33,6 +33,16 @@ def test_so_is_a_table():
     assert [line.strip() for line in file.getvalue().splitlines()] == [TAME, TAME]
 
 
+def test_nothing_in_a_text_or_a_table_is_taken_for_markup_or_a_picture():
+    """Names of folders and users may hold anything."""
+    odd = "a[b]c [/d] [red]e[/] :heart:"
+    table, file = Table(odd, box=None), io.StringIO()
+    table.add_row(odd)
+    print_table(table, file)
+    Console(file=file, soft_wrap=True, markup=False).print(odd)
+    assert [line.strip() for line in file.getvalue().splitlines()] == [odd] * 3
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_json_says_the_same_and_is_tame(encoding, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from rich.markup import escape
 from rich.table import Table
 
 from datasets.config import DataError
@@ -97,5 +96,5 @@ def _show(findings: list[Finding], as_json: bool) -> None:
         return
     lines = Table("check", "state", "found", box=None, pad_edge=False)
     for found in findings:
-        lines.add_row(found.check, found.state, escape(found.found))
+        lines.add_row(found.check, found.state, found.found)
     print_table(lines)

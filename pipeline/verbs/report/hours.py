@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table as Lines
 
 from pipeline.hours import paper
@@ -80,7 +79,7 @@ def _show(found: Table) -> None:
         tries = str(hours.attempts), str(hours.failed_attempts)
         goodput = "" if cost.goodput is None else f"{cost.goodput:.0%}"
         before = f"{row.lineage.total / 3600:.4f}"
-        lines.add_row(hours.step, hours.fingerprint, *tries, spent, before, goodput, escape(hours.kind))
+        lines.add_row(hours.step, hours.fingerprint, *tries, spent, before, goodput, hours.kind)
     print_table(lines)
     for sentence in _sentences(found):
         out.print(sentence, markup=False)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.files.storage import CorruptFile
 from datasets.reading.prompts import Prompt
 from pipeline.errors import UsageError
 from pipeline.plan.rivals import remarks, with_runs
@@ -78,5 +79,9 @@ def test_another_run_of_the_root_is_a_rival_by_its_samples(files):
     unknown = compose.load("evaluate", ["scale=micro", "eval.rivals.before='run=none'"])
     with pytest.raises(UsageError, match=r"^eval\.rivals\.before=run=none: root=\S+ has no run of that ID"):
         with_runs(unknown, str(files / "root"))
+    (files / "root/invocations/torn.json").write_text('{"id": "torn", "fin')
+    torn = compose.load("evaluate", ["scale=micro", "eval.rivals.before='run=torn'"])
+    with pytest.raises(CorruptFile, match=r"invocations/torn\.json is damaged: "):
+        with_runs(torn, str(files / "root"))
     with pytest.raises(UsageError, match="that run has drawn none of the prompt sets mine"):
         with_runs(load(files, "eval.rivals.before='run=early'"), str(files / "root"))

@@ -56,8 +56,10 @@ def attempt(
     return calls
 
 
-def test_a_failure_of_the_infrastructure_is_tried_again(monkeypatch):
+def test_a_failure_of_the_infrastructure_is_tried_again_and_stands_in_the_log(monkeypatch, caplog):
     assert attempt(monkeypatch, [InfrastructureError("node died"), OSError("disk gone")]) == 3
+    assert [line.getMessage() for line in caplog.records] == [f"attempt {n} of fetch:fetch failed" for n in (1, 2)]
+    assert [str(line.exc_info[1]) for line in caplog.records if line.exc_info] == ["node died", "disk gone"]
 
 
 def test_a_commit_that_fails_or_finds_files_missing_is_an_attempt_that_failed(monkeypatch):
@@ -86,8 +88,9 @@ def test_a_run_whose_claim_is_lost_does_not_try_again(monkeypatch):
         attempt(monkeypatch, [ClaimLost("gone")])
 
 
-def test_a_node_taken_away_with_notice_is_no_failure(monkeypatch):
+def test_a_node_taken_away_with_notice_is_no_failure_but_is_told(monkeypatch, caplog):
     assert attempt(monkeypatch, [InfrastructureError("again")] + [Preempted("away")] * 5 + [OSError("again")]) == 8
+    assert caplog.text.count("fetch:fetch was preempted: away") == 5
 
 
 def test_a_signal_ends_the_attempts(monkeypatch):

@@ -40,6 +40,23 @@ from pipeline.store.claims import Claim
 from pipeline.store.writable import check_writable
 
 
+@pytest.mark.parametrize("address", ["auto", "null"])
+def test_a_ray_of_our_own_is_guarded_by_a_secret_and_another_keeps_its(address, tmp_path, monkeypatch):
+    class BeginsNothing(Exception):
+        pass
+
+    def begins(*_: Any) -> None:
+        raise BeginsNothing
+
+    made: list[bool] = []
+    monkeypatch.setattr(invocation, "private_ray", lambda: made.append(True))
+    monkeypatch.setattr(invocation, "_Session", begins)
+    config = compose.load("stage_a", ["scale=micro", f"cluster.address={address}"])
+    with pytest.raises(BeginsNothing):
+        invocation.run(config, "stage_a", str(tmp_path), [], "run")
+    assert made == [True] * (address == "null")
+
+
 def test_a_loss_of_the_claim_comes_first_of_what_ranks_say():
     lost = ClaimLost("gone")
     failures = {0: InfrastructureError("another rank ended"), 1: lost, 2: ValueError("odd")}

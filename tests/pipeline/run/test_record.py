@@ -2,6 +2,7 @@
 
 import json
 import logging
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from pipeline.__main__ import main
 from pipeline.run import record
 from pipeline.run.record import Record
 from pipeline.run.step_log import logging_to
-from pipeline.store import log_files
+from pipeline.store import log_files, readers
+from pipeline.store.artifacts import Store
 
 
 @pytest.fixture
@@ -41,6 +43,19 @@ def test_status_tells_how_far_a_step_is(run, tmp_path, capsys, monkeypatch):
     run.end(None)
     assert main(["status", f"root={tmp_path}", "--follow"]) == 0
     assert "conf=stage_c  done" in capsys.readouterr().out
+
+
+def test_others_read_what_it_asks_for_and_that_it_is_at_work(run, tmp_path):
+    run.begin("stage_c", "train_c", f"{tmp_path}/artifacts/stage_c/{'0' * 16}")
+    (found,) = readers.runs(str(tmp_path), print)
+    assert (found.id, found.live) == ("20260101-000000-abcd", True)
+    assert readers.Wants(Store(str(tmp_path))).of([found]) == {("stage_c", "0" * 16)}
+    run.end_step("stage_c", "failed")
+    run.end(ValueError("no"))
+    (found,) = readers.runs(str(tmp_path), print)
+    assert (found.live, found.record["outcome"]) == (False, "ValueError: no")
+    begun, ended = (datetime.fromisoformat(found.record[key]) for key in ("started", "ended"))
+    assert begun <= ended == found.lived
 
 
 def test_a_sign_that_cannot_be_given_ends_no_run(run, monkeypatch, caplog):

@@ -1,5 +1,6 @@
 """Roots from before inputs counted by content: used as they are where that is safe, and named where it is not."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 import pytest
 
 from datasets.files import storage
+from datasets.files.inputs import Whole
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, planned_steps
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
-from pipeline.store import earlier
+from pipeline.store import earlier, identity
 from pipeline.store.artifacts import Store
 
 MADE = "2026-01-02T00:00:00+00:00"
@@ -131,3 +133,15 @@ def test_torn_names_are_passed_over(torn, inputs, tmp_path):
     old_root(root, config)
     write(root / earlier.FILE, torn)
     assert fetch(config, root).state == "done"
+
+
+def test_weights_in_a_store_counted_by_sizes_and_times_where_it_tells_these(monkeypatch):
+    uri = "memory://earlier/weights"
+    storage.publish(b"weights", f"{uri}/a.pt")
+    monkeypatch.setattr(storage, "stamps", lambda path: {"b.pt": (8, 2), "a.pt": (7, 1)})
+    line = f"(7, 1)  {uri}/a.pt\n(8, 2)  {uri}/b.pt\n"
+    assert earlier.identify(Whole(uri)) == f"version {hashlib.sha256(line.encode()).hexdigest()}"
+    assert earlier.identify(Whole(f"{uri}/none")) == f"nothing at {uri}/none"
+    monkeypatch.setattr(storage, "stamps", lambda path: {"a.pt": None})
+    monkeypatch.setattr(identity, "of_path", lambda path: f"the content at {path}")
+    assert earlier.identify(Whole(uri)) == f"the content at {uri}"

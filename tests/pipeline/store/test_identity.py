@@ -205,6 +205,41 @@ def test_every_key_that_names_weights_enters_by_content(tmp_path: Path) -> None:
     assert all_of(tmp_path / "w") == before
 
 
+@pytest.mark.parametrize(
+    ("words", "file", "artifact"),
+    [
+        (["eval.prompts={{mine: {0}/p.txt}}"], "p.txt", "samples_mine"),
+        (["eval.distances={{inception: {0}/i.pt}}"], "i.pt", "features_training-ours"),
+        (
+            ["eval.distances={{inception: /none, references: {{training: {0}/r}}}}"],
+            "r/a.png",
+            "features_training-reference",
+        ),
+        (["eval.scorers={{clip_l: /none, aesthetic: {0}/x.pt}}"], "x.pt", "scores"),
+        (
+            ["data.recaps={{more: {{path: {0}/c}}}}", "data.captions={{more: 0.5, alt: 0.5}}"],
+            "c/1.parquet",
+            "text_tiny",
+        ),
+        (["data.captioners={{more: {{weights: {0}}}}}", "data.captions={{more: 0.5, alt: 0.5}}"], "x.bin", "text_tiny"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_so_does_all_that_lies_outside_of_the_config(
+    words: list[str], file: str, artifact: str, tmp_path: Path
+) -> None:
+    def of(folder: str) -> str:
+        load.cache_clear()
+        return fingerprint(*(word.format(tmp_path / folder) for word in words), of="release")[artifact]
+
+    write(tmp_path / "here" / file, b"a red heart")
+    write(tmp_path / "moved" / file, b"a red heart")
+    assert of("here") == of("moved")
+    before = of("moved")
+    write(tmp_path / "moved" / file, b"a RED heart")
+    assert of("moved") != before
+
+
 def test_interpolated_weights_enter_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.pt", b"a")

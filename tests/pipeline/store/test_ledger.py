@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datasets.files import storage
 from pipeline.errors import Interrupted
 from pipeline.hours.spent import by_step, totals
 from pipeline.run.memory import PeakMemory, tree_bytes
@@ -174,6 +175,22 @@ def test_order_and_repetition_do_not_change_the_sum(
     shuffled = events + random.choices(events, k=3)
     random.shuffle(shuffled)
     assert by_step(ledger.leases(shuffled)) == table
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"held_s": "1"}, {"held_s": float("nan")}, {"time": None}, {"lease": []}, {"event": 1}, {"queued_s": "x"}),
+        *({"joules": {}}, {"phases": {"steps": "x"}}, {"phases": 1}, {"step": 1}, {"devices": "two"}, {"kind": None}),
+    ],
+    ids=str,
+)
+def test_a_line_with_values_of_another_kind_is_as_good_as_torn(tmp_path: Path, other: dict[str, Any]) -> None:
+    opening = _event("lease_open", "a", 0.0, step="train_c", fingerprint="abc123", devices=2, kind="cpu")
+    lines = [opening, _event("lease_close", "a", 5.0, outcome="done"), opening | {"lease": "b"} | other]
+    storage.publish("".join(json.dumps(line) + "\n" for line in lines).encode(), f"{tmp_path}/ledger/one.jsonl")
+    (lease,), torn = ledger.read(str(tmp_path))
+    assert (torn, lease.phases) == (1, {"other": 10.0})
 
 
 def test_kinds_of_device_are_kept_apart() -> None:

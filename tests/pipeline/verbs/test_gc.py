@@ -68,6 +68,28 @@ def test_a_dry_run_names_what_no_last_run_wants_and_deletes_nothing(root, capsys
     assert stages(root) == [1, 2]
 
 
+def test_people_get_a_table(root, capsys):
+    assert main(["gc", f"root={root}"]) == 0
+    head, *lines, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["artifact", "fingerprint", "MiB", "why"]
+    assert "last wanted by run 1 of somebody" in lines[0]
+    assert last.startswith("1 folders with ")
+    assert last.endswith(" bytes could go; nothing is deleted without --yes")
+
+
+def test_others_are_told_that_it_is_being_deleted(root, capsys, monkeypatch):
+    told: list[str] = []
+
+    def discard(path: str, fence: claims.Fence) -> None:
+        with pytest.raises(LeaseHeld) as caught:
+            claims.take(str(root), fence.what, print)
+        told.append(str(caught.value))
+
+    monkeypatch.setattr(gc.deleting, "discard", discard)
+    (path,) = collect(root, capsys, "--yes")["deleted"]
+    assert [text.partition(" by ")[0] for text in told] == [f"{path} is being deleted"]
+
+
 def test_with_yes_it_is_gone_and_the_ancestors_of_what_is_wanted_stay(root, capsys):
     (path,) = collect(root, capsys, "--yes")["deleted"]
     assert not Path(path).exists()
