@@ -14,7 +14,7 @@ from pipeline.run.last_screen import Summary
 from pipeline.store.artifacts import BUILDING, Artifact
 from pipeline.store.ledger import Lease
 from pipeline.store.redact import redact_line
-from pipeline.tracking import card
+from pipeline.tracking import card, names
 from pipeline.tracking.card import Story
 from pipeline.tracking.mlflow_runs import StepRun, Tracking
 
@@ -48,7 +48,7 @@ def of_run(
         pictures=[path for artifact in artifacts.values() for path in _sheets(artifact)],
         command=record["command"],
     )
-    tracking.describe(card.of_command(story), card.verdict(story) | _seen(artifacts))
+    tracking.describe(card.of_command(story), card.verdict(story) | _learned(artifacts))
 
 
 @contextmanager
@@ -65,9 +65,9 @@ def step_run(
 
     The ledger has its `leases`; `lines` are the last ones of its log by then.
     """
-    names = item.step.name, item.step.output, item.fingerprint.digest
+    step = item.step.name, item.step.output, item.fingerprint.digest
     reached = Interruptions.read(storage.join(path, BUILDING)).reached
-    with tracking.step(*names, build=build, settings=item.fingerprint.settings, reached=reached) as tracked:
+    with tracking.step(*step, build=build, settings=item.fingerprint.settings, reached=reached) as tracked:
         try:
             yield tracked
         except BaseException as error:
@@ -93,13 +93,14 @@ def _sentence(error: BaseException | None) -> str | None:
     return None if error is None else redact_line(str(error)) or type(error).__name__
 
 
-def _seen(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
-    """Images that each training has seen."""
-    found = {}
+def _learned(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
+    """Images that each training has seen, and its losses in the end, beside which commands are compared."""
+    found: dict[str, float] = {}
     for artifact in artifacts.values():
-        for name, value in artifact.manifest.get("metrics", {}).items():
-            if name.endswith("/images"):
-                found[f"images/{name.removesuffix('/images')}"] = value
+        metrics = artifact.manifest.get("metrics", {})
+        seen = {name: value for name, value in metrics.items() if name.endswith("/images")}
+        found |= {f"images/{name.removesuffix('/images')}": value for name, value in seen.items()}
+        found |= names.seen_first(metrics)
     return found
 
 
