@@ -40,7 +40,8 @@ if TYPE_CHECKING:  # import torch, which a plan can do without
 
     from stages.models.text import TextTower
 
-Item, T = TypeVar("Item"), TypeVar("T")
+Item = TypeVar("Item")
+T = TypeVar("T")
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
 Read = Callable[[list[ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
 CENTRED = (
