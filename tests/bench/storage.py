@@ -80,7 +80,7 @@ def objects(environment: dict[str, str], bucket: str, large: int, small: int, pa
 
         def download() -> None:
             plain.download_fileobj(bucket, "large", into := io.BytesIO())
-            assert into.tell() == large
+            assert len(into.getbuffer()) == large  # its parts come in any order, and leave the place anywhere
 
         work: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "written": (

@@ -82,8 +82,12 @@ class Here:
         self, worker: type, arguments: tuple[Any, ...], items: list[Any], work: Any, tick: Any, at_once: int
     ) -> None:
         actor = worker(*arguments)
-        with ThreadPoolExecutor(at_once) as pool:
-            list((pool.map if at_once > 1 else map)(actor, items))
+        if at_once > 1:
+            with ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(actor, items))
+        else:
+            for item in items:  # which ends with the first that fails
+                actor(item)
 
 
 class Report:
@@ -388,7 +392,7 @@ def test_trainings_read_through_the_cluster_s_cache(prepared, monkeypatch, tmp_p
     words = [*WORDS, f"cluster.cache.folder={tmp_path}/kept", "cluster.cache.gib=0.5"]
     monkeypatch.setattr(root, "config", compose.load("stage_c", words))
     build = root.build("stage_c")
-    reading = train._order(build, build.config.stage_c, ("latents_c",), None).reading
+    reading = train._reading(build, ("latents_c",), None)
     data = reading.data(build.config.trainings_of("train_c")["stage_c"], [])
     data.largest.first(1)
     kept = [path for path in (tmp_path / "kept").glob("*/*") if path.is_file()]
