@@ -32,6 +32,8 @@ LIFT_PAUSES = 5  # or so many times as long as the host asked for patience then
 MARGIN = 0.9  # of the rate that a host has borne
 GROWTH = 0.05  # of a rate in a second, where it is used to the full; faster for each second without a refusal
 FASTEST_AFTER_S = 20.0
+DOUBLING = 0.7  # of a rate with each answer, until it is refused: twice as much in a second
+BACK = 0.7  # of a rate that was refused, at least, where it was kept to
 REMEMBERED = 10_000  # hosts of which there was no refusal
 UNPROVEN = 1 / 8  # of the patience with others, for a host that has never answered
 CLOSED = 10  # times the patience, for a host with which it has come to an end
@@ -79,6 +81,7 @@ class _Host:
     rate: float = math.inf  # requests a second that it bears
     polls: int = 0  # looks for a free connection since the last turn
     look_s: float = POLL_S  # between two looks of one who waits
+    met: bool = False  # it has refused at a rate that was kept to: what it bears is not far below
     tokens: float = 1.0
     filled: float = 0.0
     closed_until: float = 0.0
@@ -165,7 +168,8 @@ class HostSlots:
         host.asked, host.proven, host.pause_s = now, True, FIRST_PAUSE_S
         host.answers += 1
         host.counted = False
-        host.rate += GROWTH * (1.0 + min(now - host.reacted, FASTEST_AFTER_S))
+        growth = GROWTH * (1.0 + min(now - host.reacted, FASTEST_AFTER_S))
+        host.rate += growth if host.met else max(growth, DOUBLING)
 
     def _refused(self, host: _Host, now: float, together: int, began: float, after_s: float) -> None:
         too_many = together > max(1, host.borne)
@@ -187,7 +191,9 @@ class HostSlots:
         host.pause_s = min(2 * host.pause_s, max(FIRST_PAUSE_S, self._patience_s / 4))
         if not host.counted:
             seconds = max(now - host.since, 1e-3)
-            host.rate = min(host.rate, MARGIN * host.answers / seconds)
+            borne = MARGIN * host.answers / seconds
+            host.met = host.rate < math.inf
+            host.rate = min(host.rate, max(borne, BACK * host.rate) if host.met else borne)
             host.answers, host.since, host.counted = host.answers / 2, now - seconds / 2, True
         host.tokens = 0.0
 

@@ -28,8 +28,7 @@ from datasets.buckets import Frame
 from datasets.config import DataConfig, DataError
 from datasets.files import storage
 from datasets.left_out import LeftOut
-from datasets.planning import filters, grouping, scores
-from datasets.planning.layout import SHARDS_PER_PART, Layout
+from datasets.planning import filters, grouping, layout, scores
 from datasets.planning.mixture import Tally, in_shares
 from datasets.planning.spill import Cap, Spill
 from datasets.source_settings import Part
@@ -121,15 +120,15 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
         if weights := {part.name: part.weight for part in config.parts if part.weight}:
             drawn = in_shares(drawn, stack.enter_context(Spill(folder, "lot")), weights, config.limit, tallies)
         schema_ = schema(frame, per_picture, mixed=any(part.apart for part in config.parts))
-        layout = Layout(frame, schema_, config.shard_rows, config.limit, keep)
+        laid_out = layout.Layout(frame, schema_, config.shard_rows, config.limit, keep)
         for rows in drawn:
-            for name, count in grouping.by_source(layout.add(rows)).items():
+            for name, count in grouping.by_source(laid_out.add(rows)).items():
                 tallies[name].left_out.counts["limit"] += count
-        layout.close()
+        laid_out.close()
     for name, tally in tallies.items():
-        tally.planned, tally.captions = layout.rows[name], layout.captions[name]
+        tally.planned, tally.captions = laid_out.rows[name], laid_out.captions[name]
         assert tally.captions + tally.left_out.counts.total() == tally.read, name
-    return Counts(tuple(tallies.values()), dict(layout.buckets))
+    return Counts(tuple(tallies.values()), dict(laid_out.buckets))
 
 
 def _passing(tally: Tally, frame: Frame, seed: int, removed: Set[str], per_picture: bool) -> Iterator[pa.Table]:
@@ -165,14 +164,13 @@ def _fair(
     spill: Spill, tallies: Mapping[str, Tally], caps: Mapping[str, Sequence[Cap]], per_picture: bool
 ) -> Iterator[pa.Table]:
     """All rows in the order of their lots, copies and what is beyond a cap left out, captions put together."""
-    for first, rows in spill.buckets():
+    for firsts, rows in spill.buckets():
         unique, fair = _unique(rows), []
         for name, tally in tallies.items():
-            of = pc.field("source") == name
-            ours, found = unique.filter(of), rows.filter(of)
+            ours, found = (some.filter(pc.equal(some["source"], name)) for some in (unique, rows))
             _leave_out("duplicate", found, ours, "another row has the same URL and caption", tally.left_out)
             for cap in caps[name]:
-                kept = cap.kept(first, ours)
+                kept = cap.kept(firsts, ours)
                 told = f"more rows than data.filters.{cap.name} have the same"
                 _leave_out(cap.name, ours, kept, told, tally.left_out)
                 ours = kept
@@ -260,7 +258,7 @@ def captions(read: Callable[[str], bytes], files: Iterable[str], numbers: Iterab
     """
     names, wanted = parts(files), sorted(set(numbers))
     found: dict[str, str] = {}
-    for place in sorted({min(number // SHARDS_PER_PART, len(names) - 1) for number in wanted}):
+    for place in sorted({min(number // layout.SHARDS_PER_PART, len(names) - 1) for number in wanted}):
         rows = pq.read_table(pa.BufferReader(read(names[place])), columns=["key", "caption", "shard"])
         ours = rows.take(np.flatnonzero(np.isin(rows["shard"].to_numpy(), wanted)))
         found |= dict(zip(ours["key"].to_pylist(), ours["caption"].to_pylist(), strict=True))

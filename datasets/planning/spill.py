@@ -2,20 +2,26 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+FEW = 1 << 15  # rows that wait in memory
+TOGETHER = 1 << 12  # rows, at least, that are worth being looked at together
+
 
 class Spill:
-    """Rows in temporary files by the first byte of a uint64 column, so that no more than a 256th is in memory."""
+    """Rows in temporary files by the first byte of a uint64 column, so that no more than a 256th is in memory; or all,
+    and no file is written, where they are few."""
 
     def __init__(self, folder: str, column: str):
         self._folder, self._column = folder, column
         self._name = secrets.token_hex(4)
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        self._waiting: dict[int, list[pa.Table]] = {}  # what comes after the rows of the files
+        self._count = 0  # of these
 
     def __enter__(self) -> "Spill":
         return self
@@ -29,21 +35,40 @@ class Spill:
         bytes_ = (rows[self._column].to_numpy() >> np.uint64(56)).astype(np.uint8)
         grouped = rows.take(pa.array(np.argsort(bytes_, kind="stable")))
         present, starts, counts = np.unique(np.sort(bytes_), return_index=True, return_counts=True)
-        for first, start, count in zip(present, starts, counts, strict=True):
-            self._writer(int(first), rows.schema).write_table(grouped.slice(start, count))
+        for first, start, count in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):
+            self._waiting.setdefault(first, []).append(grouped.slice(start, count))
+        self._count += rows.num_rows
+        if self._count > FEW:
+            for first, tables in self._waiting.items():
+                for table in tables:
+                    self._writer(first, table.schema).write_table(table)
+            self._waiting, self._count = {}, 0
 
-    def buckets(self) -> Iterator[tuple[int, pa.Table]]:
-        """Each first byte with its rows; nothing can be added any more."""
-        for first in sorted(self._writers):
-            yield first, self.bucket(first)
+    def buckets(self) -> Iterator[tuple[list[int], pa.Table]]:
+        """First bytes, ascending, with their rows, of several that have few together; nothing can be added any more."""
+        firsts: list[int] = []
+        tables: list[pa.Table] = []
+        for first in sorted({*self._writers, *self._waiting}):
+            firsts.append(first)
+            tables.append(self._bucket(first))
+            if sum(table.num_rows for table in tables) >= TOGETHER:
+                yield firsts, pa.concat_tables(tables)
+                firsts, tables = [], []
+        if tables:
+            yield firsts, pa.concat_tables(tables)
 
-    def bucket(self, first: int) -> pa.Table | None:
-        """The rows of a first byte; None where there are none."""
+    def of(self, firsts: Iterable[int]) -> pa.Table | None:
+        """The rows of first bytes; None where there are none."""
+        tables = [self._bucket(first) for first in firsts if first in self._writers or first in self._waiting]
+        return pa.concat_tables(tables) if tables else None
+
+    def _bucket(self, first: int) -> pa.Table:
+        waiting = self._waiting.get(first, [])
         if first not in self._writers:
-            return None
+            return pa.concat_tables(waiting)
         self._writers[first].close()
         with pa.OSFile(self._path(first)) as source:
-            return pa.ipc.open_stream(source).read_all()
+            return pa.concat_tables([pa.ipc.open_stream(source).read_all(), *waiting])
 
     def _writer(self, first: int, schema: pa.Schema) -> "pa.ipc.RecordBatchStreamWriter":
         if first not in self._writers:
@@ -79,11 +104,11 @@ class Cap:
         """Note rows."""
         self._seen.add(pa.table({"text": pa.array(self._hashes(rows)), "lot": rows["lot"]}))
 
-    def kept(self, first: int, rows: pa.Table) -> pa.Table:
-        """The rows of a first byte of the lot that are within the cap; all rows must have been noted before."""
+    def kept(self, firsts: Iterable[int], rows: pa.Table) -> pa.Table:
+        """The rows of first bytes of the lot that are within the cap; all rows must have been noted before."""
         if not self._judged:
             self._judge()
-        beyond = self._beyond.bucket(first)
+        beyond = self._beyond.of(firsts)
         if beyond is None:
             return rows
         lots, texts = rows["lot"].to_numpy(), self._hashes(rows)

@@ -156,24 +156,33 @@ def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool =
         folders[:] = [
             name for name in sorted(folders) if _is_entered(Path(place, name), root, entered, follow, left_out)
         ]
-        for file in (Path(place, name) for name in sorted(names)):
-            name = unicodedata.normalize("NFC", file.relative_to(root).as_posix())
-            if file.name.startswith("."):
+        below = os.path.relpath(place, root).replace(os.sep, "/")
+        for own in sorted(names):  # by strings: of many files, making paths of them takes most of the time
+            file, name = (
+                os.path.join(place, own),
+                unicodedata.normalize("NFC", own if below == "." else f"{below}/{own}"),
+            )
+            if own.startswith("."):
                 left_out.pass_over("hidden", name, "hidden files are passed over")
-            elif file.is_symlink() and not (file.exists() and (follow or file.resolve().is_relative_to(real))):
+            elif os.path.islink(file) and not _is_followed(Path(file), real, follow):
                 told = "it leads out of the folder; to follow it: data.folder.follow_links=true"
-                left_out.add("link", name, told if file.exists() else f"it leads nowhere: to {os.readlink(file)}")
-            elif not file.is_file() or not (is_picture(name) or _is_captions(name)):
+                there = os.path.exists(file)
+                left_out.add("link", name, told if there else f"it leads nowhere: to {os.readlink(file)}")
+            elif not (is_picture(name) or _is_captions(name)) or not os.path.isfile(file):
                 kind = posixpath.splitext(name)[1].lower() or "no suffix"
                 told = f"neither picture ({' '.join(pictures.SUFFIXES)}) nor caption (.txt .caption, metadata.csv)"
                 left_out.pass_over(kind, name, told)
             else:
-                files[name] = file
+                files[name] = Path(file)
     if not any(map(is_picture, files)):
         found = ", ".join(f"{kind} {count:,}" for kind, count in (left_out.counts + left_out.others).items())
         told = f" ({found})" if found else ""
         raise DataError(f"{key}: there are no pictures in {path}{told}; give the folder that holds them")
     return files
+
+
+def _is_followed(link: Path, root: Path, follow: bool) -> bool:
+    return link.exists() and (follow or link.resolve().is_relative_to(root))
 
 
 def is_picture(name: str) -> bool:

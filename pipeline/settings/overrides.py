@@ -68,15 +68,18 @@ def hint_at_key(
 ) -> str:
     """A hint at the known key that is most like a wrong one and that could have its value; else nothing.
 
-    `fits(tree, key)` tells whether a tree is refused for a key.
+    Where that is a section beside it, no key further away is meant, whatever could have the value. `fits(tree, key)`
+    tells whether a tree is refused for a key.
     """
-    last = key.rpartition(".")[2]
+    above, _, last = key.rpartition(".")
     for near in difflib.get_close_matches(key, sorted(known), n=TRIED, cutoff=0.5):
         tried = copy.deepcopy(tree)
         source, target = _parent(tried, key), _parent(tried, near)
         if source is None or target is None or last not in source:  # names with dots in them
             continue
-        right = near.rpartition(".")[2]
+        beside, _, right = near.rpartition(".")
+        if beside == above and isinstance(target.get(right), dict) and not isinstance(source[last], dict):
+            return f" (did you mean {near}? It has keys of its own, such as {near}.{next(iter(target[right]))})"
         target[right] = _laid_over(target.get(right), source.pop(last))
         if fits(tried, near):
             return f" (did you mean {near}?)"

@@ -25,7 +25,7 @@ from datasets.formats import shards
 from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow, Receipt
 from datasets.outcomes import Lost, Outcome
-from datasets.planning import plan
+from datasets.planning import layout, plan
 from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches, Schedule, Span
 from datasets.sources import folder
@@ -131,7 +131,7 @@ def make(config: DataConfig) -> tuple[list[pa.Table], plan.Counts]:
 
 
 def test_every_shard_of_a_plan_has_one_bucket(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "SHARDS_PER_PART", 3)
+    monkeypatch.setattr(layout, "SHARDS_PER_PART", 3)
     generator = np.random.default_rng(0)
     sizes = [(int(width), int(height)) for width, height in generator.integers(400, 800, (99, 2))]
     parts, counts = make(data_config(metadata=metadata(tmp_path, sizes), limit=90))

@@ -75,7 +75,7 @@ def test_every_caption_of_a_picture_is_named_by_key():
     rows = rows.append_column("source", pa.array(["one", "two"]))
     assert grouping.by_source(rows) == {"one": 1, "two": 1}
     assert grouping.by_source(rows.append_column("whose", pa.array([["one", "two"], ["two"]]))) == {"one": 1, "two": 2}
-    assert grouping.captions(rows.slice(2)) == 0
+    assert grouping.by_source(rows.slice(2)) == {}
 
 
 def test_coco_s_captions_and_a_list_in_a_table_are_of_one_picture(tmp_path):

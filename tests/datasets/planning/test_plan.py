@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from datasets import left_out
 from datasets.config import DataConfig, DataError
-from datasets.planning import filters, plan
+from datasets.planning import filters, layout, plan
 from datasets.source_settings import FilterConfig
 from datasets.sources import laion, openmoji
 
@@ -232,7 +232,7 @@ def test_the_plan_lays_rows_out_in_shards_and_reads_back(tmp_path):
 
 
 def test_parts_are_handed_over_when_they_are_full(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "SHARDS_PER_PART", 2)
+    monkeypatch.setattr(layout, "SHARDS_PER_PART", 2)
     rows = [laion_row(number) for number in range(300)]
     parts = made(tmp_path, rows, shard_rows=7).parts
     assert [part.num_rows for part in parts] == [14] * 21 + [6]
@@ -241,7 +241,7 @@ def test_parts_are_handed_over_when_they_are_full(tmp_path, monkeypatch):
 
 
 def test_captions_are_found_by_the_shards_of_their_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "SHARDS_PER_PART", 2)
+    monkeypatch.setattr(layout, "SHARDS_PER_PART", 2)
     found = made(tmp_path, [laion_row(number) for number in range(40)], shard_rows=7)
     files = {f"plan/{place:05d}.parquet": plan.parquet_bytes(part, 7) for place, part in enumerate(found.parts)}
     read = []

@@ -104,6 +104,11 @@ def refused(*words):
         ("stage_a.train.phases.batch_size=4", "phases is a list; .* such as stage_a.train.phases.0.batch_size"),
         ("stage_a.train.phases.9.size=4", "stage_a.train.phases.9.size=4: a list on the way there has no such item"),
         ("stage_b.trian.learning_rate=0.002", "no such key (did you mean stage_b.train?)"),
+        (
+            "stage_c.trian=1",
+            r"no such key (did you mean stage_c.train? It has keys of its own, such as stage_c.train.phas",
+        ),
+        ("data.imgae=jpg", r"no such key (did you mean data.image? It has keys of its own, such as data.image.size)"),
         ("stage_bb.train.learning_rate=0.002", "no such key (did you mean stage_b?)"),
         ("data.fitlers.min_side=3", "no such key (did you mean data.filters?)"),
         ("targets=it's", "not readable (did you mean 'targets="),
@@ -112,7 +117,7 @@ def refused(*words):
     ],
 )
 def test_what_does_not_fit_is_told_with_a_key_that_does(word, told):
-    assert re.search(told.replace("(did", r"\(did").replace("?)", r"\?\)"), refused(word))
+    assert re.search(told.replace("(did", r"\(did").replace("?", r"\?").replace("?)", r"?\)"), refused(word))
 
 
 @pytest.mark.parametrize(
