@@ -30,6 +30,7 @@ HEALTH = {  # how soon a dead node counts as dead
 }
 
 
+TRIES = 3
 CHECKOUT = Path(__file__).parents[1]
 CLUSTER_PACKAGES = CHECKOUT / ".cluster-packages"
 
@@ -37,16 +38,19 @@ CLUSTER_PACKAGES = CHECKOUT / ".cluster-packages"
 class Raylets:
     """Those of this module in a process of their own, and what a driver needs to join them.
 
-    Where `make test-cluster` has put the packages that clusters have beside ours, both find them.
+    Where they are `watched`, they find the packages that clusters have beside ours, which `make test-cluster` has put
+    there, and tell metrics.
     """
 
-    def __init__(self, *cpus: int):
+    def __init__(self, *cpus: int, watched: bool = False):
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
-            "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CLUSTER_PACKAGES)])),
         }
+        if watched:
+            before = os.environ.get("PYTHONPATH")
+            self.environment["PYTHONPATH"] = os.pathsep.join([*([before] if before else []), str(CLUSTER_PACKAGES)])
         self.said = Path(tempfile.mkdtemp(), "said")
         command = [sys.executable, "-m", "tests.raylets", *map(str, cpus)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -111,8 +115,22 @@ def ports(cluster: Cluster) -> list[int]:
     return sorted(node["MetricsExportPort"] for node in cluster.global_state.node_table() if node["Alive"])
 
 
+def begun(cpus: int) -> Cluster:
+    """A head; a busy machine gets another try, since Ray waits for half a minute only."""
+    for left in reversed(range(TRIES)):
+        try:
+            return Cluster(True, head_node_args={"num_cpus": cpus, "_system_config": HEALTH, **SIZE})
+        except Exception:
+            if not left:
+                raise
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+    raise AssertionError
+
+
 def main(cpus: list[int]) -> None:
-    cluster = Cluster(True, head_node_args={"num_cpus": cpus[0], "_system_config": HEALTH, **SIZE})
+    cluster = begun(cpus[0])
     try:
         for count in cpus[1:]:
             cluster.add_node(num_cpus=count, **SIZE)
