@@ -1,8 +1,8 @@
 """Several raylets on this machine, as if they were nodes: `python -m tests.raylets CPUS...`, the head's first.
 
 Prints the head's address. Then it obeys the lines that it reads, and answers each: `drain SECONDS` and `remove` a node
-with a training rank (the same one, and never the head), `add CPUS` a node, `metrics` with the ports to scrape, where
-Ray's agents have what they need for that.
+with a training rank (the same one, and never the head), `add CPUS [POOL]` a node, `metrics` with the ports to scrape,
+where Ray's agents have what they need for that.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
+
+from pipeline.settings.resources import POOL_LABEL
 
 SIZE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 HEALTH = {  # how soon a dead node counts as dead
@@ -144,8 +146,9 @@ def main(cpus: list[int]) -> None:
                 case ["remove"]:
                     cluster.remove_node(victim or with_rank(cluster), allow_graceful=False)
                     victim = None
-                case ["add", count]:
-                    cluster.add_node(wait=False, num_cpus=int(count), **SIZE)  # it is busy: whoever needs it waits
+                case ["add", count, *pool]:  # it is busy: whoever needs it waits
+                    labels = {POOL_LABEL: pool[0]} if pool else {}
+                    cluster.add_node(wait=False, num_cpus=int(count), labels=labels, **SIZE)
                 case ["metrics"]:
                     print(*ports(cluster), sep="\n")
             print("done", flush=True)
