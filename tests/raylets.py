@@ -1,8 +1,8 @@
 """Several raylets on this machine, as if they were nodes: `python -m tests.raylets CPUS...`, the head's first.
 
 Prints the head's address. Then it obeys the lines that it reads, and answers each: `drain SECONDS` and `remove` a node
-with a training rank (the same one, and never the head), `add CPUS` a node, `metrics` with the ports to scrape, where
-Ray's agents have what they need for that.
+with a training rank (the same one, and never the head), `add CPUS [POOL]` a node, `metrics` with the ports to scrape,
+where Ray's agents have what they need for that.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
+from pipeline.settings.resources import POOL_LABEL
+
 SIZE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 HEALTH = {  # how soon a dead node counts as dead
     "health_check_initial_delay_ms": 0,
@@ -30,6 +32,7 @@ HEALTH = {  # how soon a dead node counts as dead
 }
 
 
+TRIES = 3
 CHECKOUT = Path(__file__).parents[1]
 CLUSTER_PACKAGES = CHECKOUT / ".cluster-packages"
 
@@ -37,16 +40,19 @@ CLUSTER_PACKAGES = CHECKOUT / ".cluster-packages"
 class Raylets:
     """Those of this module in a process of their own, and what a driver needs to join them.
 
-    Where `make test-cluster` has put the packages that clusters have beside ours, both find them.
+    Where they are `watched`, they find the packages that clusters have beside ours, which `make test-cluster` has put
+    there, and tell metrics.
     """
 
-    def __init__(self, *cpus: int):
+    def __init__(self, *cpus: int, watched: bool = False):
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
-            "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CLUSTER_PACKAGES)])),
         }
+        if watched:
+            before = os.environ.get("PYTHONPATH")
+            self.environment["PYTHONPATH"] = os.pathsep.join([*([before] if before else []), str(CLUSTER_PACKAGES)])
         self.said = Path(tempfile.mkdtemp(), "said")
         command = [sys.executable, "-m", "tests.raylets", *map(str, cpus)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -111,8 +117,22 @@ def ports(cluster: Cluster) -> list[int]:
     return sorted(node["MetricsExportPort"] for node in cluster.global_state.node_table() if node["Alive"])
 
 
+def begun(cpus: int) -> Cluster:
+    """A head; a busy machine gets another try, since Ray waits for half a minute only."""
+    for left in reversed(range(TRIES)):
+        try:
+            return Cluster(True, head_node_args={"num_cpus": cpus, "_system_config": HEALTH, **SIZE})
+        except Exception:
+            if not left:
+                raise
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+    raise AssertionError
+
+
 def main(cpus: list[int]) -> None:
-    cluster = Cluster(True, head_node_args={"num_cpus": cpus[0], "_system_config": HEALTH, **SIZE})
+    cluster = begun(cpus[0])
     try:
         for count in cpus[1:]:
             cluster.add_node(num_cpus=count, **SIZE)
@@ -126,8 +146,9 @@ def main(cpus: list[int]) -> None:
                 case ["remove"]:
                     cluster.remove_node(victim or with_rank(cluster), allow_graceful=False)
                     victim = None
-                case ["add", count]:
-                    cluster.add_node(wait=False, num_cpus=int(count), **SIZE)  # it is busy: whoever needs it waits
+                case ["add", count, *pool]:  # it is busy: whoever needs it waits
+                    labels = {POOL_LABEL: pool[0]} if pool else {}
+                    cluster.add_node(wait=False, num_cpus=int(count), labels=labels, **SIZE)
                 case ["metrics"]:
                     print(*ports(cluster), sep="\n")
             print("done", flush=True)

@@ -171,7 +171,7 @@ class Cluster:
     def _demand(self, ranks: int) -> Iterator[None]:
         """Ask for room for so many ranks meanwhile, where there is an autoscaler."""
         where = self.room.selector("train")
-        request_resources([self._rank_resources(ranks)] * ranks, bundle_label_selectors=[where] * ranks)
+        request_resources(bundles=[self._rank_resources(ranks)] * ranks, bundle_label_selectors=[where] * ranks)
         try:
             yield
         finally:
@@ -292,8 +292,9 @@ class Cluster:
         def look() -> None:
             nonlocal looked, more
             if more is None and time.monotonic() - looked > LOOK_S:
-                beside = self.room_for_ranks() - workers  # ours may not have taken theirs yet
-                more = grown(worlds, workers, min(beside, self.room_for_ranks(free=True)))
+                if free := self.room_for_ranks(free=True):
+                    free = min(free, self.room_for_ranks() - workers)  # ours may not have taken theirs yet
+                more = grown(worlds, workers, free)
                 self._grows, looked = more is not None, time.monotonic()
             tick()
 

@@ -1,6 +1,6 @@
-"""A node that is added in the middle of a data step is used; `python -m tests.whole.test_growing ADDRESS` drives it.
+"""A node that is added in the middle of a data step is used; this module as a program is the driver.
 
-It says `tasks` and `actors` once one node works, and ends each part when a second one, and a third, has done some.
+It says `tasks` and `actors` once all nodes that there are for these work, and ends each part when one more has, too.
 """
 
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -40,9 +41,8 @@ def work(folder: str, item: int) -> None:
     Worker(folder)(item)
 
 
-def drive(address: str, folder: Path) -> None:
-    words = ["scale=micro", f"cluster.address={address}", "cluster.encoders={min: 1, max: 8}"]
-    cluster = Cluster(compose.load("stage_c", words).cluster, 1)
+def drive(folder: Path, *words: str) -> None:
+    cluster = Cluster(compose.load("stage_c", ["scale=micro", *words]).cluster, 1)
     begun = set()
 
     def tick(part: str, nodes: int) -> None:
@@ -53,32 +53,41 @@ def drive(address: str, folder: Path) -> None:
         if seen >= nodes:
             raise Enough
 
+    items = ((str(folder), item) for item in range(WORK))
+    first = 1 if cluster.config.pools else 2
     try:
-        for _ in cluster.call_each(
-            work, ((str(folder), item) for item in range(WORK)), "data", lambda: tick("tasks", 2)
-        ):
+        for _ in cluster.call_each(work, items, "data", lambda: tick("tasks", first)):
             pass
     except Enough:
-        print("both", flush=True)
+        print("enough", flush=True)
     try:
-        cluster.map_shards(Worker, (str(folder),), range(WORK), "encode", lambda: tick("actors", 3))
+        cluster.map_shards(Worker, (str(folder),), range(WORK), "encode", lambda: tick("actors", first + 1))
     except Enough:
-        print("all", flush=True)
+        print("enough", flush=True)
+
+
+def driven(nodes: Raylets, folder: Path, added: list[str], *words: str) -> None:
+    """Each part goes on with the node that is added when it says so."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.whole.test_growing", str(folder), *nodes.words, *words]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | nodes.environment, **pipes) as driver:
+        try:
+            for part, node in zip(("tasks\n", "actors\n"), added, strict=True):
+                assert driver.stdout.readline() == part, driver.stderr.read()
+                nodes.tell(f"add {node}")
+                assert driver.stdout.readline() == "enough\n", driver.stderr.read()
+        finally:
+            driver.kill()
 
 
 def test_a_node_that_is_added_gets_tasks_and_actors(tmp_path):
     with Raylets(1) as nodes:
-        command = [sys.executable, "-m", "tests.whole.test_growing", nodes.address, str(tmp_path)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | nodes.environment, **pipes) as driver:
-            try:
-                for part, then in (("tasks\n", "both\n"), ("actors\n", "all\n")):
-                    assert driver.stdout.readline() == part, driver.stderr.read()
-                    nodes.tell("add 1")
-                    assert driver.stdout.readline() == then, driver.stderr.read()
-            finally:
-                driver.kill()
+        driven(nodes, tmp_path / "all", ["1", "1"], "cluster.encoders={min: 1, max: 8}")
+        pool = "{work: [data], nodes: {count: 1, gpus: 0, cpus: 1, memory_gib: 1}}"
+        words = ["cluster=kuberay", "cluster.device=cpu", f"cluster.pools={{cheap: {pool}}}"]
+        driven(nodes, tmp_path / "pools", ["1 cheap", "1 workers"], *words)  # none of either is there at first
 
 
 if __name__ == "__main__":
-    drive(sys.argv[1], Path(sys.argv[2]))
+    drive(Path(sys.argv[1]), *sys.argv[2:])

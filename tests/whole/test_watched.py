@@ -72,7 +72,7 @@ def test_every_series_that_rules_and_board_name_is_in_a_scrape_of_a_run(tmp_path
         pytest.skip("Ray tells no metrics without the packages of clusters: make test-cluster puts them there")
     words = ["run", "conf=stage_a", "scale=micro", f"root={tmp_path}", "workers=1"]
     seen: set[str] = set()
-    with Raylets(1) as nodes:
+    with Raylets(1, watched=True) as nodes:
         command = [sys.executable, "-m", "pipeline", *words, *nodes.words]
         driver = subprocess.Popen(
             command, cwd=CHECKOUT, env=os.environ | nodes.environment, stderr=subprocess.PIPE, text=True
