@@ -200,7 +200,7 @@ def _sample(blocks: Iterable[Block], train: TrainingConfig) -> Sample:
     for block in blocks:
         kept = block.bytes_kept(autocast)
         widest = max(widest, kept)
-        if train.checkpointing and block.recomputed:
+        if train.checkpointing is True and block.recomputed:
             largest = max(largest, kept)
             kept = Block(kept=block.recomputed).bytes_kept(autocast)
         total += kept

@@ -36,7 +36,9 @@ def fake_cuda() -> Iterator["Card"]:
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
         }.items():
             stack.enter_context(patch(what, substitute))
-        stack.enter_context(patch.object(Draws, "_generator", lambda self: None))  # a generator of CUDA needs a card too
+        stack.enter_context(
+            patch.object(Draws, "_generator", lambda self: None)
+        )  # a generator of CUDA needs a card too
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
         stack.enter_context(patch.object(F, "dropout", dropout))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
@@ -79,7 +81,9 @@ class Card(TorchDispatchMode):
         kwargs = kwargs or {}
         made = function(*args, **kwargs)
         records = torch.is_grad_enabled() and function is not torch.ops.aten.detach.default
-        records = records and any(isinstance(given, Tensor) and given.requires_grad for given in tree_leaves((args, kwargs)))
+        records = records and any(
+            isinstance(given, Tensor) and given.requires_grad for given in tree_leaves((args, kwargs))
+        )
         self._made = {id(leaf) for leaf in tree_leaves(made)} if records else set()
         if self.listener:
             self.listener(function, args, kwargs, made)
