@@ -120,7 +120,7 @@ class Rank:
         return outcome.finished
 
     def _settled(self, name: str, config: TrainingConfig) -> TrainingConfig:
-        """Where its checkpointing is auto: whether to recompute activations, by the least memory of any rank's device."""
+        """Where its checkpointing is auto: whether to recompute activations, by the least memory of any device."""
         if config.checkpointing != "auto":
             return config
         room = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else math.inf

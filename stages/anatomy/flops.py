@@ -2,15 +2,15 @@
 
 A multiply-add counts as two, as in PaLM's appendix B (arXiv 2204.02311); normalisations, activations and
 resizing count nothing. These are the FLOPs of the architecture, one image each, whatever an implementation saves
-or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointing leave them alone. So of Stage B's, 21 %
-are counted in its MFU and never computed.
+or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointing leave them alone. So of Stage B's,
+21 % are counted in its MFU and never computed.
 """
 
 from stages.anatomy import architectures
 from stages.anatomy.blocks import Block, summed
 
-# Dense bf16 FLOP/s with sums in fp32, by torch's name of the card: NVIDIA's data sheets, whose figures are twice as large
-# where they count sparsity, and for GeForce the white papers of Ada and Blackwell. Of other cards nobody here knows them.
+# Dense bf16 FLOP/s with sums in fp32, by torch's name of the card: NVIDIA's data sheets, whose figures are twice as
+# large where they count sparsity, and for GeForce the white papers of Ada and Blackwell. Others are not known here.
 PEAKS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,

@@ -234,7 +234,7 @@ def shared(read: Callable[[], bytes], owner: int, rank: int, world: int, device:
 
 
 def bucket_mib(gradients: int, ranks: int) -> int:
-    """MiB of gradients that ranks exchange at a time: more of them have longer rings, and an eighth leaves room to hide."""
+    """MiB of gradients that ranks exchange at a time: more have longer rings; an eighth leaves room to hide."""
     return max(BUCKET_MIB, min(RING_MIB * ranks, gradients >> 23))
 
 

@@ -111,7 +111,7 @@ def moves(config: TrainingConfig, step: int) -> bool:
 
 @torch.no_grad()
 def follow(average: dict[str, Tensor], state: dict[str, Tensor], config: TrainingConfig, step: int) -> None:
-    """Move the average, BatchNorm statistics included, towards the weights where it is time: a copy until `ema.start`."""
+    """Move the average, BatchNorm statistics included, towards the weights when it is due; a copy until `ema.start`."""
     if not moves(config, step):
         return
     assert config.ema is not None

@@ -1,8 +1,9 @@
 """A CUDA device of which nothing is there but its rules: tensors have shapes, dtypes and strides, and no numbers.
 
-So a training step of full size runs on any machine in seconds, and what its kernels would read and write can be counted.
-The rules are those of torch's own dispatcher (autocast, layouts of convolutions). Attention and dropout take the kernels
-that torch would choose on a card: flash for half precision, the memory-efficient one for fp32; the fused dropout.
+So a training step of full size runs on any machine in seconds, and what its kernels would read and write can be
+counted. The rules are those of torch's own dispatcher (autocast, layouts of convolutions). Attention and dropout take
+the kernels that torch would choose on a card: flash for half precision, the memory-efficient one for fp32; the fused
+dropout.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ class Card(TorchDispatchMode):
         self._casts = False
 
     def followed(self, switch: Callable[..., Any]) -> Callable[..., Any]:
-        """What switches autocast, with a note of what it is then: within an operator, torch itself says that it is off."""
+        """What switches autocast, with a note of what it is then: within an operator, torch says that it is off."""
 
         def switched(*args: Any) -> Any:
             result = switch(*args)
