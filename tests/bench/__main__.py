@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import data, fake_step, loop, models, own_folder, storage
+from tests.bench import data, drawing, fake_step, loop, models, own_folder, storage
 from tests.bench.figures import Line
 
 
@@ -24,9 +24,7 @@ def main() -> None:
     table = Table("what", "figure", "bar", "", box=None, pad_edge=False)
     table.add_row("machine", f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}")
     verdicts = []
-    for line in chain(
-        loop.lines(), data.lines(), own_folder.lines(), storage.lines(), models.lines(), fake_step.lines()
-    ):
+    for line in chain(*(part.lines() for part in (loop, data, own_folder, storage, models, drawing, fake_step))):
         what, figure, bar, met = Line(*line)
         print(f"{what}: {figure}", file=sys.stderr, flush=True)
         table.add_row(what, figure, bar, "" if met is None else "met" if met else "MISSED")

@@ -2,8 +2,8 @@
 
 Needs torch, torchvision, pydantic, PyYAML and this checkout. First correctness: three steps of A, B and C here against
 the CPU, in fp32 and bf16, as they are and compiled; then utilisation and memory of full-size steps, beside what
-`tests.bench.fake_step` says is possible at best; seconds a picture; the longest kernels. A table on the screen, and all
-of it as JSON in `--out`. `--device cpu --tiny` does the same with small models, so that one knows that the script works.
+`plan` says of their memory; seconds a picture; the longest kernels. A table on the screen, and all of it as JSON in
+`--out`. `--device cpu --tiny` does the same with small models, so that one knows that the script works.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,8 @@ def lines(device: torch.device, tiny: bool) -> Iterator[Line]:
         yield from pace(case, device, compiles=not tiny, steps=2 if tiny else PAIRS)
     yield from depthwise(device, width=32 if tiny else 1536, side=24, batch=2 if tiny else 24)
     a, b, c = (SMALL_A, SMALL_B, SMALL_C) if tiny else (StageAConfig(), StageBConfig(), StageCConfig())
-    yield from models.pictures(
-        a, b, c, device, 128 if tiny else 1024, (1,) if tiny else (1, 4), (2, 2) if tiny else (60, 12)
-    )
+    size, batches, model_calls = (128, (1,), (2, 2)) if tiny else (1024, (1, 4), (60, 12))
+    yield from models.pictures(a, b, c, device, size, batches, model_calls)
     yield from longest(timed[-1] if tiny else TIMED[1], device)
     if not tiny:
         yield from models.ratios(models.CUDA_CASES, device, torch.bfloat16, PAIRS)
@@ -129,7 +128,12 @@ def losses(case: Case, device: torch.device, precision: str, compiled: bool) -> 
 
 
 def trainer_of(case: Case, device: torch.device) -> Trainer:
-    return Trainer(case.objective(), case.training, 0, device, 0, 1)
+    """With weights that all have an effect: at their start, heads are zero."""
+    objective, generator = case.objective(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+    return Trainer(objective, case.training, 0, device, 0, 1)
 
 
 def filled(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -172,7 +176,7 @@ def pace(case: Case, device: torch.device, compiles: bool, steps: int) -> Iterat
 
 
 def shifted(x: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """A depthwise 3x3 convolution of (B, H, W, C) as nine shifted multiply-adds, which a compiler fuses into one pass."""
+    """A depthwise 3x3 convolution of (B, H, W, C) as nine shifted multiply-adds, which a compiler fuses."""
     height, width = x.shape[1:3]
     assert convolution.bias is not None
     weight, padded = convolution.weight, torch.nn.functional.pad(x, (0, 0, 1, 1, 1, 1))
@@ -214,16 +218,15 @@ def longest(case: Case, device: torch.device) -> Iterator[Line]:
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=kinds) as profiled:
         trainer.advance(batch, Activity())
-    own: Callable[[Any], float] = lambda entry: (
-        getattr(entry, f"self_{device.type}_time_total", 0.0) or getattr(entry, "self_device_time_total", 0.0)
-    )
+
+    def own(entry: Any) -> float:
+        return float(entry.self_device_time_total if device.type == "cuda" else entry.self_cpu_time_total)
+
     entries = sorted(profiled.key_averages(), key=own, reverse=True)
     total = sum(map(own, entries)) or 1.0
     for entry in entries[:LONGEST]:
-        yield Line(
-            f"{case.name}: {entry.key[:40]}",
-            f"{own(entry) / 1e3:,.2f} ms, {own(entry) / total:.1%}, {entry.count} times",
-        )
+        figure = f"{own(entry) / 1e3:,.2f} ms, {own(entry) / total:.1%}, {entry.count} times"
+        yield Line(f"{case.name}: {entry.key[:40]}", figure)
 
 
 if __name__ == "__main__":
