@@ -160,8 +160,10 @@ def _mfu(artifact: Artifact | None, hours: StepHours) -> float | None:
 
 
 def peak_of(kind: str) -> float | None:
-    """Dense bf16 FLOP/s of a kind of device, as Ray or torch call it; None where it is not known, or not one."""
+    """Dense bf16 FLOP/s of a kind of device, as torch calls it, or Ray, whose name may leave open which of several."""
     _, _, name = kind.partition("cuda:")
+    if name in PEAKS:
+        return PEAKS[name]
     model = name.removeprefix("NVIDIA ").split("-")[0].split(" ")[0]
     found = {peak for card, peak in PEAKS.items() if model and card.removeprefix("NVIDIA ").startswith(model)}
     return found.pop() if len(found) == 1 and "+" not in kind else None

@@ -1,7 +1,7 @@
 """What a planned step would cost, before anything exists: work from counts, time from the rates, device memory."""
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.settings.config import Config
 from pipeline.settings.sections import WITHOUT_BLOCKS, Encoding
 from stages.anatomy import flops, memory_estimate
 from stages.anatomy.memory_estimate import GIB, Memory
+from stages.settings.training import TrainingConfig
 
 COMMON_GIB = 80  # memory of the GPUs that most clusters train on: A100, H100
 A100_FLOPS = 0.18 * flops.PEAKS["NVIDIA A100-SXM4-80GB"]  # the share of it that the paper's training of Stage C reached
@@ -140,11 +141,29 @@ def _larger_than(gib: float, planned: Sequence[Planned], config: Config) -> Iter
 
 
 def memory(step: str, config: Config) -> Memory | None:
-    """What a worker of a training step needs, at its largest, encoders and panels included; None for other steps."""
-    need = _training(step, config)
+    """What a worker of a training step needs, at its largest, encoders and panels included; None for other steps.
+
+    Where `checkpointing` is auto, blocks are recomputed if it would take more than a GPU of this cluster has.
+    """
+    need, automatic = whole_memory(step, config), [t for t in config.trainings_of(step).values() if _auto(t)]
+    room = (config.cluster.gpu_memory_gib or COMMON_GIB) * GIB
+    return whole_memory(step, config, recomputed=True) if need and automatic and need.total > room else need
+
+
+def whole_memory(step: str, config: Config, recomputed: bool = False) -> Memory | None:
+    """The same, where trainings whose `checkpointing` is auto do so or not."""
+    trainings = {
+        name: training.model_copy(update={"checkpointing": recomputed}) if _auto(training) else training
+        for name, training in config.trainings_of(step).items()
+    }
+    need = _training(step, config, trainings)
     if need is None:
         return None
     return replace(need, encoders=_encoders(step, config), activations=max(need.activations, _panel(step, config)))
+
+
+def _auto(training: TrainingConfig) -> bool:
+    return training.checkpointing == "auto"
 
 
 def _panel(step: str, config: Config) -> int:
@@ -180,9 +199,8 @@ def _encoders(step: str, config: Config) -> int:
     return total
 
 
-def _training(step: str, config: Config) -> Memory | None:
+def _training(step: str, config: Config, trainings: Mapping[str, TrainingConfig]) -> Memory | None:
     """The same without the encoders."""
-    trainings = config.trainings_of(step)
     a, b, c, compressor = config.stage_a, config.stage_b, config.stage_c, config.compressor
     match step:
         case "train_a":

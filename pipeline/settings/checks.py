@@ -252,7 +252,7 @@ def panels_can_be_drawn(trainings: Trainings) -> None:
 def blocks_can_be_recomputed(trainings: Trainings) -> None:
     """Activations are recomputed where there are blocks."""
     for key, training in trainings.items():
-        if training.checkpointing and key in WITHOUT_BLOCKS:
+        if training.checkpointing is True and key in WITHOUT_BLOCKS:
             raise ValueError(f"{key}.checkpointing=true: this model has no blocks to recompute; leave it false")
 
 

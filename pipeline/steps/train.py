@@ -11,7 +11,7 @@ from datasets.reading import prompts
 from datasets.reading.batches import Source
 from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.errors import Preempted, UsageError
-from pipeline.plan import batch_sizes, training_flops
+from pipeline.plan import batch_sizes, cost, training_flops
 from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
@@ -233,11 +233,13 @@ def _train(
     _check_batches(build)
     _catch_up(build)
     if _published(build) is None:
+        need = cost.whole_memory(build.step.name, build.config)
         payload = {
             "order": order,
             "seed": build.config.seed,
             "stall_s": build.config.cluster.stall_s,
             "flops": training_flops.per_picture(build.step.name, build.config),
+            "bytes": need.total if need else 0,
         }
         build.train(trainings.run, payload)
     found = result(build.path)

@@ -22,6 +22,7 @@ from stages.anatomy.blocks import (
     linear,
     mixing,
     norm,
+    norm_before_product,
     residual,
     transformer,
 )
@@ -113,12 +114,12 @@ def stage_b(config: StageBConfig, height: int = 0, width: int = 0, tokens: int =
     yield norm(levels[0])
     for level, x in enumerate(levels):
         if level:
-            yield from (norm(levels[level - 1]), convolution(levels[level - 1], x, 2))
+            yield from (norm_before_product(levels[level - 1]), convolution(levels[level - 1], x, 2))
         yield from _level_b(config, level, x, tokens)
     for level, x in reversed([*enumerate(levels)]):
         yield from _level_b(config, level, x, tokens, skip=x.channels if level < len(levels) - 1 else 0)
         if level:
-            yield from (norm(x), convolution(x, levels[level - 1], 2))
+            yield from (norm_before_product(x), convolution(x, levels[level - 1], 2))
     yield in_fp32(norm(levels[0]), linear(levels[0], 2 * pixels))
 
 

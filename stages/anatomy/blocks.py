@@ -95,6 +95,11 @@ def norm(x: Features, affine: bool = False) -> Block:
     return Block(affine * 2 * x.channels, kept_fp32=x.numbers)
 
 
+def norm_before_product(x: Features) -> Block:
+    """LayerNorm whose result goes into a product: it reads, and keeps, x in half precision. Keeps x."""
+    return Block(kept=x.numbers)
+
+
 def batch_norm(x: Features) -> Block:
     """BatchNorm with scale and shift. Keeps x."""
     return Block(2 * x.channels, kept=x.numbers)
@@ -135,10 +140,10 @@ def block_c(x: Features, skip: int = 0, code: int = 0, mapped: int = 0) -> Block
     inner, seen = x.of(4 * x.channels), x.of(x.channels + skip + mapped)
     return joined(
         convolution(x, x, groups=x.channels),
-        norm(x),
+        norm_before_product(x),
         linear(seen, inner.channels).keeping(x.numbers + x.positions * (skip + code)),
         activation(inner),
-        Block(2 * inner.channels, kept_fp32=inner.numbers, kept_copies=inner.numbers),  # global response norm
+        Block(2 * inner.channels, kept=inner.numbers),  # global response norm
         Block(kept_bytes=inner.numbers),  # dropout's mask
         linear(inner, x.channels),
         recomputed=x.numbers,
@@ -154,12 +159,11 @@ def block_a(x: Features, text: Features) -> Block:
     """Block A of Stage B and C: attention of each position to all positions and to the text."""
     mapped = text.of(x.channels)
     return joined(
-        norm(x),
+        norm_before_product(x),
         linear(x, 3 * x.channels),
-        Block(kept_fp32=text.numbers),  # SiLU
         linear(text, x.channels),
         linear(mapped, 2 * x.channels)._replace(parameters=0),  # the text's keys and values, by the same weights
-        Block(kept=2 * x.numbers),  # the positions' keys and values before the text's were joined to them
+        Block(kept=x.numbers),  # the positions, joined with the text
         attention(x, x.positions + text.positions),
         linear(x, x.channels),
         recomputed=x.numbers,

@@ -2,17 +2,29 @@
 
 A multiply-add counts as two, as in PaLM's appendix B (arXiv 2204.02311); normalisations, activations and
 resizing count nothing. These are the FLOPs of the architecture, one image each, whatever an implementation saves
-or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointing leave them alone.
+or computes twice: Stage B's weights, merged as `ResBlock` does, and checkpointing leave them alone. So of Stage B's,
+21 % are counted in its MFU and never computed.
 """
 
 from stages.anatomy import architectures
 from stages.anatomy.blocks import Block, summed
 
-PEAKS = {  # dense bf16 FLOP/s by the makers' data sheets, by torch's name of the card
+# Dense bf16 FLOP/s with sums in fp32, by torch's name of the card: NVIDIA's data sheets, whose figures are twice as
+# large where they count sparsity, and for GeForce the white papers of Ada and Blackwell. Others are not known here.
+PEAKS = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA GeForce RTX 5090": 209.5e12,
 }
 
 

@@ -1,10 +1,10 @@
 """How much device memory a training needs. Imports no torch: `plan` stays quick.
 
 Weights, gradients and moments follow exactly from the parameters of the network's blocks. Activations are what autograd
-keeps of them for the backward pass. The tests hold them to within 20 % of what torch keeps on a CPU. Kernels of a GPU
-differ by a few per cent (attention there stays in half precision, dropout keeps one byte an element); `RUNTIME` stands
-for what is not counted. What runs between two steps, a validation or a panel, has the room that activations leave, and
-counts where it takes more.
+keeps of them for the backward pass, by the rules of a GPU. The tests hold steps of A, B and C at full width to within
+10 % of what is alive at most (`tests.bench.fake_step`), the others to within 20 % of what torch keeps on a CPU;
+`RUNTIME` stands for what is not counted. What runs between two steps, a validation or a panel, has the room that
+activations leave, and counts where it takes more.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -200,7 +200,7 @@ def _sample(blocks: Iterable[Block], train: TrainingConfig) -> Sample:
     for block in blocks:
         kept = block.bytes_kept(autocast)
         widest = max(widest, kept)
-        if train.checkpointing and block.recomputed:
+        if train.checkpointing is True and block.recomputed:
             largest = max(largest, kept)
             kept = Block(kept=block.recomputed).bytes_kept(autocast)
         total += kept

@@ -289,7 +289,10 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 
 
 def in_fp32(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a module or function to `x` in fp32, also under autocast."""
+    """Apply a module or function to `x` in fp32, also under autocast.
+
+    On GPUs products and convolutions of fp32 numbers may take TF32 (10 bits of mantissa), as torch is told to.
+    """
     with torch.autocast(x.device.type, enabled=False):
         return function(x.float())
 

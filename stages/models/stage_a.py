@@ -4,7 +4,8 @@ After `vqgan.py` of dome272/Wuerstchen (state-dict keys kept; 122 at full size).
 the unquantised latents; the codebook regularises the training and gives a second way to decode.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -76,6 +77,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, size: int, channels: int, init: str) -> None:
         super().__init__()
         self.codebook = nn.Embedding(size, channels)
+        self.in_use: Tensor
         if init == "uniform":  # the embedding itself starts as N(0, 1)
             nn.init.uniform_(self.codebook.weight, -1 / size, 1 / size)
 
@@ -84,7 +86,8 @@ class VectorQuantizer(nn.Module):
         """Index of the nearest vector of each position: (B, C, H, W) -> (B, H, W) int64."""
         points = z.permute(0, 2, 3, 1)
         codes = self.codebook.weight.detach().float()
-        with torch.autocast(z.device.type, enabled=False):
+        exact = nullcontext() if torch.compiler.is_compiling() else full_fp32()  # by TF32, 1 % would differ
+        with torch.autocast(z.device.type, enabled=False), exact:
             offsets = codes.square().sum(dim=1)
             chunks = points.reshape(-1, points.shape[-1]).float().split(LOOKUP_ROWS)
             nearest = [torch.addmm(offsets, chunk, codes.T, alpha=-2).argmin(dim=1) for chunk in chunks]
@@ -97,10 +100,14 @@ class VectorQuantizer(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Quantise z (B, C, H, W), fp32; the gradient passes straight through to z.
 
-        Also returns the loss: that of the codebook plus 0.25 x commitment.
+        Also returns the loss: that of the codebook plus 0.25 x commitment. `in_use` is then the share of the codebook
+        that some position was nearest to.
         """
         z = z.float()
-        q = self.lookup(self.indices(z))
+        indices = self.indices(z)
+        size = self.codebook.num_embeddings
+        self.in_use = z.new_zeros(size).index_fill(0, indices.flatten(), 1.0).mean()
+        q = self.lookup(indices)
         loss = F.mse_loss(q, z.detach()) + COMMITMENT * F.mse_loss(z, q.detach())
         return z + (q - z).detach(), loss
 
@@ -212,6 +219,7 @@ class StageAObjective(nn.Module):
             "mse": error.square().mean(),
             "colour": F.avg_pool2d(error, 4).abs().mean(),
             "vq": vq,
+            "codes_in_use": self.stage_a.vquantizer.in_use,
         }
         weights = {"l1": self.loss.l1, "mse": self.loss.mse, "colour": self.loss.colour, "vq": self.loss.vq}
         if self.perceptual is not None:
@@ -225,8 +233,19 @@ class StageAObjective(nn.Module):
             )
             weights["discriminator"] = 1.0
             weights["adversarial"] = self.loss.adversarial
-        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        loss = torch.stack([weights[name] * parts[name] for name in weights]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Meanwhile products of fp32 numbers are not computed by TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def random_crop(image: Tensor, side: int, vertical: Tensor, horizontal: Tensor) -> Tensor:

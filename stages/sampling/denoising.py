@@ -31,7 +31,10 @@ class Noise:
 
     def __call__(self, *shape: int) -> Tensor:
         """(B, *shape) fp32."""
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
+        numbers = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
+        if self.device.type == "cuda":  # the host does not wait for the device between two steps
+            return numbers.pin_memory().to(self.device, non_blocking=True)
+        return numbers.to(self.device)
 
 
 @dataclass(frozen=True)

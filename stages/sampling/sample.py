@@ -52,6 +52,8 @@ class Models:
     """What shows a code without Stage B and A; None where that is never asked for."""
     settings: SamplingConfig = field(default_factory=SamplingConfig)
     """How `draw` draws unless told otherwise."""
+    negatives: dict[tuple[int, str, torch.device], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Hidden states of what was kept away from last, by the tower's id, for the pictures that follow."""
 
     def compile(self, backend: str = "inductor") -> None:
         """Compile Stage B and C, in place: their next call at each size and batch takes about a minute more."""
@@ -208,7 +210,7 @@ def draw_code(
     strength: float = 1.0,
 ) -> Tensor:
     """Stage C's part of `generate`, captions included: raw codes (B, 16, h, w); `start` are codes to start from."""
-    text, negative = _encoded(models.text_c, texts, settings.negative, device)
+    text, negative = _encoded(models, models.text_c, texts, settings.negative, device)
     steps = Steps.of_c(settings, strength)
     with on(device, models.stage_c) as stage_c:
         return sample_code(stage_c, text, negative, noise, settings.width, settings.height, steps, start=start)
@@ -220,7 +222,7 @@ def draw_latents(
     """Stage B's part, captions included: Stage A's latents of raw codes."""
     text = negative = None
     if models.text_b is not None:
-        text, negative = _encoded(models.text_b, texts, settings.negative, device)
+        text, negative = _encoded(models, models.text_b, texts, settings.negative, device)
     with on(device, models.stage_b) as stage_b:
         return sample_latents(stage_b, code, text, negative, noise, Steps.of_b(settings))
 
@@ -238,10 +240,19 @@ def _compressed(models: Models, image: Tensor, device: torch.device) -> Tensor:
         return compressor(to_unit_range(image.to(device)))
 
 
-def _encoded(tower: "TextTower", texts: Sequence[str], negative: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Hidden states (B, N, D) of the captions, and as many of what to keep away from."""
+def _encoded(
+    models: Models, tower: "TextTower", texts: Sequence[str], negative: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, N, D) of the captions, and as many of what to keep away from; each text is encoded once."""
+    different, key = list(dict.fromkeys(texts)), (id(tower), negative, device)
     with on(device, tower):
-        return tower.encode(texts)[0], tower.encode([negative] * len(texts))[0]
+        states = tower.encode(different)[0]
+        if key not in models.negatives:
+            if len(models.negatives) > 1:  # one a tower
+                models.negatives.clear()
+            models.negatives[key] = tower.encode([negative])[0]
+    rows = torch.tensor([different.index(text) for text in texts], device=device)
+    return states[rows], models.negatives[key].expand(len(texts), -1, -1)
 
 
 def _previewed(models: Models, code: Tensor, device: torch.device) -> Tensor:

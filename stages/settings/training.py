@@ -29,6 +29,8 @@ class Phase(Settings):
     """Which of the pictures it sees, by the name of one of `data.views`; null: all of them."""
     freeze_norm: bool = False
     """Whether BatchNorm works with its running statistics instead of the batch's."""
+    reduce: Precision | None = Field(None, exclude_if=lambda precision: precision is None)
+    """Numbers in which ranks exchange gradients in this phase; null: those of the whole training."""
 
 
 class EmaConfig(Settings):
@@ -101,10 +103,11 @@ class TrainingConfig(Settings):
     """Largest norm of the whole gradient."""
     precision: Precision = "bf16"
     """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
-    checkpointing: Annotated[bool, MANNER] = False
+    checkpointing: Annotated[bool | Literal["auto"], MANNER] = False
     """Whether blocks recompute their activations in the backward pass: a third more work for much less memory.
 
-    The result is the same. Stage A, B, C and the baseline have such blocks."""
+    auto: where the device's memory is too small by `plan`'s estimate. The result is the same. Stage A, B, C and the
+    baseline have such blocks."""
     compile: Annotated[bool, MANNER] = False
     """Whether torch.compile makes kernels for the models' blocks, once for each kind and image size.
 
@@ -115,6 +118,8 @@ class TrainingConfig(Settings):
     What looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""
     shard: Annotated[Annotated[int, Field(ge=1, le=100_000)], MANNER] = 1
     """Ranks over which weights, gradients, moments and average are spread (FSDP2); 1: a copy each (DDP)."""
+    deterministic: Annotated[bool, MANNER] = False
+    """Whether GPUs take only kernels that give the same bits each time, where there are such; CPUs always do."""
     reduce: Precision = "fp32"
     """Numbers in which ranks exchange gradients: fp32, or bf16 for half the bytes."""
     lanes: Annotated[Annotated[int, Field(ge=1, le=100_000)], MANNER] = 1
@@ -153,6 +158,12 @@ class TrainingConfig(Settings):
             raise ValueError(
                 f"panel_every must be null where shard is {self.shard}: no rank has whole weights to draw with"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _spread_in_one_precision(self) -> Self:
+        if self.shard > 1 and len(self.reduces) > 1:
+            raise ValueError(f"phases.reduce must be one for all phases where shard is {self.shard}, as FSDP has one")
         return self
 
     @model_validator(mode="after")
@@ -213,6 +224,15 @@ class TrainingConfig(Settings):
                     f"micro_batch={self.micro_batch} does not divide the {rows} rows that each of {world} workers has "
                     f"of phases.{number}.batch_size={phase.batch_size}"
                 )
+
+    def reduce_in(self, phase: Phase) -> Precision:
+        """Numbers in which ranks exchange gradients in a phase."""
+        return phase.reduce or self.reduce
+
+    @property
+    def reduces(self) -> frozenset[Precision]:
+        """Those of all phases."""
+        return frozenset(self.reduce_in(phase) for phase in self.phases)
 
     @property
     def shared_lanes(self) -> int:

@@ -6,13 +6,13 @@ tensors by name, so that optimiser, average and checkpoints need not know of any
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -22,6 +22,8 @@ from stages.models.layers import Block
 from stages.settings.base import Precision
 from stages.training.checkpoint import Rows
 
+CLIP_EPS = 1e-6  # as torch's clipping by norm
+BUCKET_MIB, RING_MIB = 25, 2  # least gradients that DDP exchanges at a time; that many a rank, for a ring's latency
 _PASSED_ON = 64 << 20  # bytes at a time from one rank to all
 
 
@@ -29,46 +31,67 @@ class Replica:
     """An objective on a device, as this rank trains it.
 
     `model` is what to call, `trained` holds the leaves for the optimiser by name: the parameters themselves, or this
-    rank's rows of them.
+    rank's rows of them. `reduces` are the precisions in which its phases exchange gradients, one where it is spread;
+    `reduce` is that of the present one.
     """
 
     def __init__(
-        self, objective: nn.Module, device: torch.device, rank: int, world: int, shard: int, reduce: Precision
+        self,
+        objective: nn.Module,
+        device: torch.device,
+        rank: int,
+        world: int,
+        shard: int,
+        reduces: Collection[Precision],
     ):
         self.device, self.world, self.parts, self.part = device, world, shard, rank % shard
+        self.reduce: Precision = "fp32"
         self.number = rank // shard  # of the replica that this rank is in
         self._whole = objective
         self._module = copy.deepcopy(objective) if shard > 1 else objective  # sharding a module is for good
-        self._module.to(device)
+        if device.type == "cuda" and shard == 1:  # as its convolutions want their weights; FSDP wants rows
+            self._module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        else:
+            self._module.to(device)
         if world > 1 and device.type == "cuda":  # on CPUs each rank normalises over its own rows
             self._module = nn.SyncBatchNorm.convert_sync_batchnorm(self._module)
         self._group: dist.ProcessGroup | None = None
         if shard > 1:
-            self._shard(reduce)
+            self._shard(reduces)
             self.model = self._module
         elif world > 1:
-            self.model = self._replicate(reduce)
+            self.model = self._replicate(reduces)
         else:
             self.model = self._module
         self._sources = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
         self.trained = {name: _leaf(value) for name, value in self._sources.items()}
 
-    def _replicate(self, reduce: Precision) -> nn.Module:
+    def _replicate(self, reduces: Collection[Precision]) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else None
         # No `static_graph`: it saves the search for unused parameters, which is off anyway, and torch (2.15) fails an
         # assertion of its own where the first step accumulates gradients.
-        model = DistributedDataParallel(self._module, device_ids=devices, gradient_as_bucket_view=True)
-        if reduce == "bf16":
-            model.register_comm_hook(None, bf16_compress_hook)
+        model = DistributedDataParallel(
+            self._module,
+            device_ids=devices,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=bucket_mib(sum(p.numel() * p.element_size() for p in self._module.parameters()), self.world),
+        )
+        if "bf16" in reduces:
+            model.register_comm_hook(None, self._exchange)
         return model
 
-    def _shard(self, reduce: Precision) -> None:
+    def _exchange(self, state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        exchange = bf16_compress_hook if self.reduce == "bf16" else allreduce_hook
+        found: torch.futures.Future[Tensor] = exchange(None, bucket)
+        return found
+
+    def _shard(self, reduces: Collection[Precision]) -> None:
         shape, names = (self.world // self.parts, self.parts), ("replicate", "shard")
         mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
         self._group = mesh.get_group("shard")
         if shape[0] == 1:
             mesh = mesh["shard"]
-        policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce == "bf16" else None)
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if "bf16" in reduces else None)
         # Whole weights stay until the backward pass is over (ZeRO-2): memory goes to moments, not to weights.
         for block in [module for module in self._module.modules() if isinstance(module, Block)]:
             fully_shard(block, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
@@ -134,8 +157,11 @@ class Replica:
         for name, leaf in self.trained.items():
             leaf.grad = self._sources[name].grad = None
 
-    def clip(self, largest: float) -> Tensor:
-        """Scale this rank's gradients so that the whole gradient's norm is at most `largest`; the norm before, ()."""
+    def clip(self, largest: float, divisor: Tensor | None) -> Tensor:
+        """Scale this rank's gradients so that the whole gradient's norm is at most `largest`; the norm before, ().
+
+        divisor: takes what the optimiser is to divide them by, which spares a pass over all of them; None: scale them.
+        """
         for name, leaf in self.trained.items():
             gradient = self._sources[name].grad
             leaf.grad = None if gradient is None else _local(gradient)
@@ -144,7 +170,10 @@ class Replica:
             squared = norm.square()
             dist.all_reduce(squared, group=self._group)
             norm = squared.sqrt()
-        nn.utils.clip_grads_with_norm_(self.trained.values(), largest, norm)
+        if divisor is None:
+            nn.utils.clip_grads_with_norm_(self.trained.values(), largest, norm)
+        else:
+            divisor.copy_(((norm + CLIP_EPS) / largest).clamp(min=1.0))
         return norm
 
     def state(self) -> dict[str, Tensor]:
@@ -202,6 +231,11 @@ def shared(read: Callable[[], bytes], owner: int, rank: int, world: int, device:
         if rank != owner:
             pieces.append(there.cpu().numpy().tobytes())
     return content or b"".join(pieces)
+
+
+def bucket_mib(gradients: int, ranks: int) -> int:
+    """MiB of gradients that ranks exchange at a time: more have longer rings; an eighth leaves room to hide."""
+    return max(BUCKET_MIB, min(RING_MIB * ranks, gradients >> 23))
 
 
 def pieces(rows: int, micro_batch: int | None) -> list[slice]:

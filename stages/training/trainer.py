@@ -1,6 +1,7 @@
 """Where a training stands on one rank, and what takes it further: a step, a look at it, an older state."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from stages.training.bad_steps import BadSteps, BadStepsWatch
 from stages.training.callbacks import Parts
 from stages.training.checkpoint import Best, Checkpoint, State
 from stages.training.parallel import Replica, most, shared
-from stages.training.update import Optimizer, average_of, follow, learning_rate_factor, update
+from stages.training.update import Optimizer, average_of, follow, learning_rate_factor, moves, update
 from stages.training.validation import Validation
 
 GRAPHS = 256  # compiled at most, one for each kind of block and size of images; more would run uncompiled
@@ -31,7 +32,7 @@ class Trainer:
         self, objective: nn.Module, config: TrainingConfig, seed: int, device: torch.device, rank: int, world: int
     ) -> None:
         self.config, self.seed, self.device, self.rank, self.world = config, seed, device, rank, world
-        self.replica = Replica(objective, device, rank, world, config.shard, config.reduce)
+        self.replica = Replica(objective, device, rank, world, config.shard, config.reduces)
         self.optimizer = Optimizer(self.replica.trained.values(), config, device)
         self.average = average_of(self.replica.state(), config.ema) if config.ema else None
         self.recipe = config.recipe(seed)
@@ -39,7 +40,11 @@ class Trainer:
         self.best: Best | None = None
         self.step = 0
         self.learning_rate = 0.0
+        self._norm_frozen: bool | None = None  # as the modes are set
+        assert config.checkpointing != "auto", "who knows the device's memory decides before"
         checkpoint_blocks(self.replica.module, config.checkpointing)
+        if config.deterministic and device.type == "cuda":
+            _be_deterministic()
         if config.compile:
             torch._dynamo.config.recompile_limit = GRAPHS
             compile_blocks(self.replica.module)
@@ -61,14 +66,17 @@ class Trainer:
         """Do the next step; returns its scalars."""
         config, step = self.config, self.step
         phase = config.phase_at(step)
-        _set_mode(self.replica.model, freeze_norm=phase.freeze_norm)
+        if phase.freeze_norm != self._norm_frozen:  # whoever changes modes in between puts them back
+            _set_mode(self.replica.model, freeze_norm=phase.freeze_norm)
+            self._norm_frozen = phase.freeze_norm
+        self.replica.reduce = config.reduce_in(phase)
         self.learning_rate = config.learning_rate * learning_rate_factor(config, step)
         torch.manual_seed(derived_seed(self.seed, step, 0, self.rank))  # dropout; four parts: apart from all of Draws
         own = phase.batch_size // self.world
         draws = Draws(self.seed, step, self.rank * own, own, phase.batch_size, self.device)
         scalars = update(self.replica, self.optimizer, batch, draws, self.learning_rate, config, doing)
         self.step += 1
-        if self.average is not None:
+        if self.average is not None and moves(config, self.step):
             follow(self.average, self.replica.state(), config, self.step)
         return scalars
 
@@ -142,3 +150,10 @@ def _set_mode(model: nn.Module, *, freeze_norm: bool) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+def _be_deterministic() -> None:
+    """Kernels that give the same bits each time, where torch has them; it warns of those that it has not."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)

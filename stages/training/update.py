@@ -14,11 +14,13 @@ from stages.training.parallel import Replica, pieces
 
 
 class Optimizer(torch.optim.AdamW):
-    """Fused AdamW, and the flag that makes it skip an update."""
+    """Fused AdamW, the flag that makes it skip an update, and on GPUs what it divides gradients by on the way."""
 
     def __init__(self, trained: Iterable[nn.Parameter], config: TrainingConfig, device: torch.device) -> None:
         super().__init__(trained, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-        self.found_inf = torch.zeros((), device=device)  # named and read by torch, as for GradScaler
+        # Both are named and read by torch, as for GradScaler.
+        self.found_inf = torch.zeros((), device=device)
+        self.grad_scale = torch.ones((), device=device) if device.type == "cuda" else None
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
@@ -46,8 +48,7 @@ def update(
     moments and buffers.
     """
     skips = config.bad_steps.then == "skip"
-    buffers = list(replica.module.buffers()) if skips else []
-    before = [buffer.clone() for buffer in buffers]
+    buffers = Buffers(replica.module.buffers() if skips else ())
     for group in optimizer.param_groups:
         group["lr"] = rate
     replica.forget_gradients()  # before the forward pass, or the old ones lie beside its activations
@@ -65,15 +66,35 @@ def update(
         for key, value in {"loss": loss, **parts}.items():
             scalars[key] = scalars.get(key, 0) + value.detach() / len(cuts)
     doing.begin(draws.step, activity.UPDATING)
-    norm = replica.clip(config.gradient_clip)
+    norm = replica.clip(config.gradient_clip, optimizer.grad_scale)
     # While this flag is 1 the fused kernel skips the update, so the host need not look at each loss. The
     # norm is taken after the ranks have averaged their gradients, so all of them decide alike.
     bad = ~norm.isfinite()
     optimizer.found_inf.copy_(bad if skips else bad | optimizer.found_inf.bool())
     optimizer.step()
-    for buffer, old in zip(buffers, before, strict=True):
-        buffer.copy_(torch.where(bad, old, buffer))
+    buffers.put_back(bad)
     return {"loss": scalars.pop("loss"), "gradient_norm": norm, **scalars}
+
+
+class Buffers:
+    """The values of a model's buffers at some time, in few kernels whatever their number: one tensor a dtype."""
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in buffers:
+            kinds.setdefault(buffer.dtype, []).append(buffer)
+        self._kept = [(own, _joined(own)) for own in kinds.values()]
+
+    @torch.no_grad()
+    def put_back(self, wanted: Tensor) -> None:
+        """Give the buffers those values again where `wanted`, () bool, is true; the host need not know."""
+        for own, old in self._kept:
+            values = torch.where(wanted, old, _joined(own)).split([buffer.numel() for buffer in own])
+            torch._foreach_copy_(own, [value.view_as(buffer) for value, buffer in zip(values, own, strict=True)])
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def average_of(state: dict[str, Tensor], ema: EmaConfig) -> dict[str, Tensor]:
@@ -81,19 +102,24 @@ def average_of(state: dict[str, Tensor], ema: EmaConfig) -> dict[str, Tensor]:
     return {key: value.to("cpu" if ema.device == "cpu" else value.device, copy=True) for key, value in state.items()}
 
 
+def moves(config: TrainingConfig, step: int) -> bool:
+    """Whether the average moves after `step` steps: every `ema.every` from `ema.start` on, and at the last step."""
+    if config.ema is None or step < config.ema.start:
+        return False
+    return (step - config.ema.start) % config.ema.every == 0 or step == config.num_steps
+
+
 @torch.no_grad()
 def follow(average: dict[str, Tensor], state: dict[str, Tensor], config: TrainingConfig, step: int) -> None:
-    """Move the average, BatchNorm statistics included, towards the weights: a copy until `ema.start`.
-
-    It moves every `ema.every` steps from there on, and at the last step of all.
-    """
-    assert config.ema is not None
-    after = step - config.ema.start
-    if after < 0 or (after % config.ema.every and step != config.num_steps):
+    """Move the average, BatchNorm statistics included, towards the weights when it is due; a copy until `ema.start`."""
+    if not moves(config, step):
         return
-    weight = 1.0 if after == 0 else 1 - config.ema.decay
-    for key, value in state.items():
-        if value.is_floating_point():
-            average[key].lerp_(value.to(average[key].device), weight)
-        else:
-            average[key].copy_(value)
+    assert config.ema is not None
+    weight = 1.0 if step == config.ema.start else 1 - config.ema.decay
+    moving = [key for key, value in state.items() if value.is_floating_point()]
+    for key in state.keys() - set(moving):
+        average[key].copy_(state[key])
+    if moving:
+        torch._foreach_lerp_(
+            [average[key] for key in moving], [state[key].to(average[key].device) for key in moving], weight
+        )

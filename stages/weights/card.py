@@ -113,7 +113,8 @@ image = pipeline(
 
 Written for diffusers {DIFFUSERS_VERSION}, which loads its Würstchen classes from local folders only: download
 from the Hub with `huggingface_hub.snapshot_download` first. `prior/` and `decoder/` also load one by one, as
-`WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline`."""
+`WuerstchenPriorPipeline` and `WuerstchenDecoderPipeline`. To pass it on, copy the folder as it is: what diffusers'
+`save_pretrained` makes of these pipelines, diffusers cannot load."""
 
 
 def _table(scores: Sequence[Score]) -> str:

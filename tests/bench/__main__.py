@@ -4,7 +4,8 @@ Every ratio is how many times as fast ours is; a bar is met or missed by the med
 
 The loop is compared with the same model, batches and optimiser in a plain PyTorch loop; the reader with webdataset and
 pyarrow; encoding with its model alone; the download with plain img2dataset; a folder of pictures with a plain loop of
-Pillow; reads and writes of an object store with boto3's; the models with diffusers'.
+Pillow; reads and writes of an object store with boto3's; the models with diffusers'. What full-size steps could reach
+on GPUs at best is reckoned, not measured.
 """
 
 import sys
@@ -14,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import data, loop, models, own_folder, storage
+from tests.bench import data, drawing, fake_step, loop, models, own_folder, storage
 from tests.bench.figures import Line
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     table = Table("what", "figure", "bar", "", box=None, pad_edge=False)
     table.add_row("machine", f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}")
     verdicts = []
-    for line in chain(loop.lines(), data.lines(), own_folder.lines(), storage.lines(), models.lines()):
+    for line in chain(*(part.lines() for part in (loop, data, own_folder, storage, models, drawing, fake_step))):
         what, figure, bar, met = Line(*line)
         print(f"{what}: {figure}", file=sys.stderr, flush=True)
         table.add_row(what, figure, bar, "" if met is None else "met" if met else "MISSED")

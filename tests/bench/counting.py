@@ -1,14 +1,15 @@
-"""What the kernels of a piece of work would do: operations, FLOPs, bytes read and written, and the memory alive at most.
+"""What the kernels of a piece of work would do: operations, FLOPs, bytes moved, and the memory alive at most.
 
-Every operator that torch dispatches counts as a kernel which reads each of its inputs once and writes each of its outputs
-once, all from and to the device's memory. Views move nothing. So the bytes are what is moved at least where nothing is
-fused, and a kernel's time at best is the longer one of its FLOPs at the card's peak and its bytes at the card's bandwidth.
+Every operator that torch dispatches counts as a kernel which reads each of its inputs once and writes each of its
+outputs once, all from and to the device's memory. Views move nothing. So the bytes are what is moved at least where
+nothing is fused, and a kernel's time at best is the longer one of its FLOPs at the card's peak and its bytes at the
+card's bandwidth.
 """
 
 import weakref
-from functools import cache
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def seconds_of(kernel: Kernel, flops: float, bandwidth: float) -> float:
 
 
 class Counter:
-    """Collects the kernels of the operators it hears of. `beside`: tensors that are there already, and count as alive."""
+    """Collects the kernels of the operators it hears of. `beside`: tensors that are there already, and alive."""
 
     def __init__(self, beside: Iterable[Tensor] = ()) -> None:
         self.work = Work()

@@ -1,8 +1,9 @@
 """A CUDA device of which nothing is there but its rules: tensors have shapes, dtypes and strides, and no numbers.
 
-So a training step of full size runs on any machine in seconds, and what its kernels would read and write can be counted.
-The rules are those of torch's own dispatcher (autocast, layouts of convolutions). Attention and dropout take the kernels
-that torch would choose on a card: flash for half precision, the memory-efficient one for fp32; the fused dropout.
+So a training step of full size runs on any machine in seconds, and what its kernels would read and write can be
+counted. The rules are those of torch's own dispatcher (autocast, layouts of convolutions). Attention and dropout take
+the kernels that torch would choose on a card: flash for half precision, the memory-efficient one for fp32; the fused
+dropout.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +37,9 @@ def fake_cuda() -> Iterator["Card"]:
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
         }.items():
             stack.enter_context(patch(what, substitute))
-        stack.enter_context(patch.object(Draws, "_generator", lambda self: None))  # a generator of CUDA needs a card too
+        stack.enter_context(
+            patch.object(Draws, "_generator", lambda self: None)
+        )  # a generator of CUDA needs a card too
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", attention))
         stack.enter_context(patch.object(F, "dropout", dropout))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
@@ -64,7 +67,7 @@ class Card(TorchDispatchMode):
         self._casts = False
 
     def followed(self, switch: Callable[..., Any]) -> Callable[..., Any]:
-        """What switches autocast, with a note of what it is then: within an operator, torch itself says that it is off."""
+        """What switches autocast, with a note of what it is then: within an operator, torch says that it is off."""
 
         def switched(*args: Any) -> Any:
             result = switch(*args)
@@ -79,7 +82,9 @@ class Card(TorchDispatchMode):
         kwargs = kwargs or {}
         made = function(*args, **kwargs)
         records = torch.is_grad_enabled() and function is not torch.ops.aten.detach.default
-        records = records and any(isinstance(given, Tensor) and given.requires_grad for given in tree_leaves((args, kwargs)))
+        records = records and any(
+            isinstance(given, Tensor) and given.requires_grad for given in tree_leaves((args, kwargs))
+        )
         self._made = {id(leaf) for leaf in tree_leaves(made)} if records else set()
         if self.listener:
             self.listener(function, args, kwargs, made)

@@ -1,20 +1,23 @@
 """`python -m tests.bench.fake_step`: what a training step of full size could reach at best, by card; needs no card.
 
 The training's own step runs on a card that is not there (`tests.bench.fake_cuda`), its kernels are counted
-(`tests.bench.counting`) and priced by data sheet. No kernel is as good as that, so this is a bound, not a forecast: what
-it says cannot be reached, cannot be reached; what it says regresses, regresses.
+(`tests.bench.counting`) and priced by data sheet, each on its own: what a compiler fuses moves less. No kernel is as
+good as that, so this is a bound, not a forecast, of what runs uncompiled.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from stages.anatomy import flops, memory_estimate
 from stages.anatomy.memory_estimate import GIB
+from stages.draws import Draws
 from stages.models.compressor import Compressor
 from stages.models.discriminator import Discriminator
 from stages.models.stage_a import StageA, StageAObjective
@@ -48,6 +51,11 @@ class Case:
     rows: int
     changes: dict[str, Any]
     bar: float | None = None  # MFU at best on an H200
+    compressor: CompressorConfig = COMPRESSOR
+
+    def changed(self, changes: dict[str, Any]) -> "Case":
+        """The same, trained in another way."""
+        return replace(self, changes=self.changes | changes)
 
     @property
     def training(self) -> TrainingConfig:
@@ -68,12 +76,12 @@ class Case:
             return StageAObjective(StageA(self.model), LOSS_A, Discriminator())
         null_text = torch.zeros(TOKENS, self.model.text_width)
         if isinstance(self.model, StageBConfig):
-            return StageBObjective(StageB(self.model), Compressor(COMPRESSOR), StageBLoss(), null_text)
+            return StageBObjective(StageB(self.model), Compressor(self.compressor), StageBLoss(), null_text)
         return StageCObjective(StageC(self.model), StageCLoss(), null_text)
 
     def batch(self) -> dict[str, Tensor]:
         """As the loop hands it on: storage's dtypes."""
-        side, code = self.size // 4, COMPRESSOR.code_side(self.size)
+        side, code = self.size // 4, self.compressor.code_side(self.size)
         half: dict[str, Any] = {"dtype": torch.float16}
         image = torch.empty(self.rows, 3, self.size, self.size, dtype=torch.uint8)
         if isinstance(self.model, StageAConfig):
@@ -91,9 +99,9 @@ class Case:
             forward = flops.encode_a(self.model, side, side) + flops.decode_a(self.model, side, side)
         elif isinstance(self.model, StageBConfig):
             forward = flops.stage_b(self.model, self.size // 4, self.size // 4, TOKENS)
-            forward += flops.encode_c(COMPRESSOR, COMPRESSOR.seen_side(self.size))
+            forward += flops.encode_c(COMPRESSOR, self.compressor.seen_side(self.size))
         else:
-            forward = flops.stage_c(self.model, *[COMPRESSOR.code_side(self.size)] * 2, TOKENS)
+            forward = flops.stage_c(self.model, *[self.compressor.code_side(self.size)] * 2, TOKENS)
         return 3.0 * forward * self.rows
 
     @property
@@ -102,9 +110,9 @@ class Case:
         if isinstance(self.model, StageAConfig):
             found = memory_estimate.train_a(self.model, LOSS_A, self.training, workers=1)
         elif isinstance(self.model, StageBConfig):
-            found = memory_estimate.train_b(self.model, COMPRESSOR, True, TOKENS, self.training, workers=1)
+            found = memory_estimate.train_b(self.model, self.compressor, True, TOKENS, self.training, workers=1)
         else:
-            found = memory_estimate.train_c(self.model, COMPRESSOR, TOKENS, self.training, workers=1)
+            found = memory_estimate.train_c(self.model, self.compressor, TOKENS, self.training, workers=1)
         return found.total - found.runtime
 
 
@@ -163,6 +171,28 @@ def step(case: Case) -> Work:
         card.listener = None
         del nodes
     return counter.work
+
+
+@contextmanager
+def drawn_on_cpu() -> Iterator[None]:
+    """Meanwhile a step's noise is drawn on the CPU and moved: the same numbers on all devices."""
+    normal, uniform, shared = Draws.normal, Draws.uniform, Draws.shared_uniform
+
+    def there(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def drawn(draws: Draws, *shape: int) -> Tensor:
+            device, draws.device = draws.device, torch.device("cpu")
+            numbers = draw(draws, *shape)
+            draws.device = device
+            return numbers.to(device)
+
+        return drawn
+
+    with (
+        patch.object(Draws, "normal", there(normal)),
+        patch.object(Draws, "uniform", there(uniform)),
+        patch.object(Draws, "shared_uniform", there(shared)),
+    ):
+        yield
 
 
 def best(work: Work, card: str) -> float:

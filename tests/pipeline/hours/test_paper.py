@@ -41,7 +41,11 @@ def test_only_a100_hours_are_called_so(kind, unit):
     [
         ("cuda:A100", 312e12),
         ("cuda:NVIDIA A100-SXM4-80GB", 312e12),
-        ("cuda:H100", 989e12),
+        ("cuda:H100", None),  # which of three
+        ("cuda:NVIDIA H100 80GB HBM3", 989e12),
+        ("cuda:NVIDIA H100 PCIe", 756e12),
+        ("cuda:NVIDIA GeForce RTX 4090", 165.2e12),
+        ("cuda:NVIDIA GeForce RTX 3090", None),
         ("cpu", None),
         ("cuda:GPU", None),
         ("cuda:A100 + cuda:H200", None),

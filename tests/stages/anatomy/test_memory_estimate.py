@@ -36,7 +36,7 @@ from stages.settings.models import (
 from stages.settings.training import TrainingConfig
 from stages.training.perceptual import Perceptual
 
-TOLERANCE = 0.2  # as the module states it
+TOLERANCE = 0.2  # as the module states it; A, B and C are held to 10 % in tests/whole/test_fake_step.py
 BATCH, TOKENS, SIZE = 4, 9, 128
 SHORT = {  # an EfficientNetV2 with every kind of block
     "stem": 8,
@@ -256,13 +256,6 @@ def close(found: Memory, kept: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_of_stage_a(precision):
-    objective = StageAObjective(StageA(A), StageALoss())
-    estimate = memory_estimate.train_a(A, StageALoss(), training(precision=precision), workers=1)
-    close(estimate, kept_bytes(objective, batch(), precision))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stage_as_judges_count(precision):
     loss = StageALoss(perceptual=1.0, perceptual_weights="vgg16.pth", adversarial=1.0)
     vgg16 = {f"features.{key}": value for key, value in make_layers(cfgs["D"]).state_dict().items()}
@@ -280,30 +273,12 @@ def test_stage_as_judges_count(precision):
     assert estimate.activations - own == pytest.approx(judges, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("joint", [True, False])
-def test_activations_of_stage_b_and_the_compressor(precision, joint):
-    torch.manual_seed(0)
-    objective = StageBObjective(StageB(B), Compressor(SMALL), StageBLoss(), torch.zeros(TOKENS, 40), joint)
-    estimate = memory_estimate.train_b(B, SMALL, joint, TOKENS, training(precision=precision), workers=1)
-    close(estimate, kept_bytes(objective, batch(), precision))
-
-
 def test_activations_of_the_warm_up():
     loss = CompressorWarmupLoss(width=48)
     objective = CompressorWarmup(Compressor(SMALL), 16, 4, loss)
     estimate = memory_estimate.warm_up(SMALL, loss.width, 4, training(), workers=1)
     close(estimate, kept_bytes(objective, batch(), "fp32"))
     assert estimate.weights == FP32 * count(objective)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("size", [256, 512])
-def test_activations_of_stage_c(precision, size):
-    objective = StageCObjective(StageC(C), StageCLoss(), torch.zeros(TOKENS, 40))
-    train = training(precision=precision, phases=[{"steps": 1, "batch_size": BATCH, "size": size}])
-    estimate = memory_estimate.train_c(C, SMALL, TOKENS, train, workers=1)
-    close(estimate, kept_bytes(objective, batch(size), precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

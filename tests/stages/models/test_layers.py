@@ -6,7 +6,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stages.models.layers import Attention, GlobalResponseNorm, Patchify, Unpatchify, resized, timestep_embedding
+from stages.models.layers import (
+    Attention,
+    GlobalResponseNorm,
+    Patchify,
+    Unpatchify,
+    fused_norm,
+    norm_before_product,
+    plain_norm,
+    resized,
+    timestep_embedding,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +98,35 @@ def test_resized_pictures_are_pillows_bilinear() -> None:
         difference = small.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs).astype(int)
         assert np.abs(difference).max() <= 1
     assert resized(pictures, 64) is pictures
+
+
+# ------------------------------------------------------------------------------- norms of half-precision features
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_other_devices_is_that_of_cpus(dtype: torch.dtype) -> None:
+    """To rounding in fp32, which is to the bit in what a bf16 model makes of it; and in the gradient, 0 at 0."""
+    x = torch.randn(2, 12, 12, 32).to(dtype)
+    x[:, :, :, 0] = 0
+    outputs, gradients = [], []
+    for norm in (plain_norm, fused_norm):
+        given = x.clone().requires_grad_()
+        found = norm(given)
+        (found / (found.mean(dim=-1, keepdim=True) + 1e-6)).square().sum().backward()
+        assert given.grad is not None
+        outputs.append(found.detach())
+        gradients.append(given.grad)
+    torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+    assert not gradients[1][..., 0].any()
+    if dtype == torch.bfloat16:
+        share = (outputs[0].to(dtype) != outputs[1].to(dtype)).float().mean()
+        assert share < 0.01  # where a sum lies on the border between two numbers
+
+
+def test_a_norm_before_a_product_rounds_as_a_cast_after_it() -> None:
+    x, norm = torch.randn(4, 8, 8, 64).bfloat16(), norm_before_product(64)
+    torch.testing.assert_close(norm(x), norm(x.float()).bfloat16(), rtol=2**-7, atol=1e-6)
+    exact = torch.nn.functional.layer_norm(x.double(), (64,), eps=1e-6)
+    assert (norm(x).double() - exact).abs().mean() <= 1.01 * (norm(x.float()).bfloat16().double() - exact).abs().mean()
+    assert torch.equal(norm(x.float()), torch.nn.functional.layer_norm(x.float(), (64,), eps=1e-6))

@@ -179,7 +179,7 @@ def test_a_tiny_stage_a_overfits_with_all_losses_on(random_vgg: dict[str, Tensor
         optimiser.step()
         history.append({name: part.item() for name, part in parts.items()})
     first, last = history[0], history[-1]
-    assert list(first) == ["l1", "mse", "colour", "vq", "perceptual", "discriminator", "adversarial"]
+    assert list(first) == ["l1", "mse", "colour", "vq", "codes_in_use", "perceptual", "discriminator", "adversarial"]
     assert last["mse"] < 0.2 * first["mse"]
     assert last["perceptual"] < 0.7 * first["perceptual"]
     assert first["discriminator"] == pytest.approx(math.log(2), abs=0.2)

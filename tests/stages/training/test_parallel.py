@@ -83,7 +83,7 @@ class Run(Callbacks):
 
     def validate(self) -> dict[str, float]:
         """Losses of the weights, and of an average that is not the same."""
-        replica = Replica(self.objective, torch.device("cpu"), self.rank, self.world, self.config.shard, "fp32")
+        replica = Replica(self.objective, torch.device("cpu"), self.rank, self.world, self.config.shard, ["fp32"])
         average = {name: 1.5 * value for name, value in replica.state().items()}
         found = self.held_out().losses(replica, average, self.config, self.rank)
         return {name: value for name, value in found.items() if not name.endswith("seconds")}

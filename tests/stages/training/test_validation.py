@@ -363,7 +363,7 @@ def test_stage_a_is_validated_without_its_discriminator() -> None:
     image = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 128), np.uint8)
     batch = {"image": image, "key": np.zeros((2, 16), np.uint8)}
     validation = Validation(lambda first, rows: batch, 2)
-    losses = validation.losses(Replica(objective, CPU, 0, 1, 1, "fp32"), None, config, rank=0)
+    losses = validation.losses(Replica(objective, CPU, 0, 1, 1, ["fp32"]), None, config, rank=0)
     assert losses["validation_loss"] == pytest.approx(losses["validation_mse"] + losses["validation_vq"])
     assert "validation_discriminator" not in losses
 

@@ -1,0 +1,64 @@
+"""Training steps of full width on a card that is not there: their work does not grow, and `plan` knows their memory."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
+from tests.bench import fake_step
+from tests.bench.counting import Counter, Work
+from tests.bench.fake_cuda import fake_cuda
+from tests.bench.fake_step import EMA, HALF, RECOMPUTED, Case
+
+C, B, A = StageCConfig(depth=2), StageBConfig(blocks=(1, 1, 1, 1)), StageAConfig(bottleneck_blocks=2)
+CASES = {  # with operations and GB of a step: raise them only on purpose
+    "c": (Case("C", C, 1024, 24, HALF | EMA), 556, 30.01),
+    "c, recomputed": (Case("C", C, 1024, 24, HALF | EMA | RECOMPUTED), 624, 34.99),
+    "b": (Case("B", B, 512, 8, HALF), 4_121, 58.25),
+    "a": (Case("A", A, 256, 64, {"precision": "fp32"}), 829, 103.13),
+}
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[str, Work]:
+    return {name: fake_step.step(case) for name, (case, _, _) in CASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_does_no_more_than_it_did(steps: dict[str, Work], name: str) -> None:
+    _, operations, gigabytes = CASES[name]
+    assert steps[name].operations <= 1.03 * operations
+    assert steps[name].bytes / 1e9 <= 1.03 * gigabytes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plan_knows_a_steps_memory(steps: dict[str, Work], name: str) -> None:
+    assert CASES[name][0].planned == pytest.approx(steps[name].peak, rel=0.1)
+
+
+def test_matrix_products_are_those_of_the_architecture(steps: dict[str, Work]) -> None:
+    """Three times the forward pass, and one more where it is recomputed; heads and casts are little."""
+    case = CASES["c"][0]
+    assert steps["c"].flops == pytest.approx(case.model_flops, rel=0.02)
+    assert steps["c, recomputed"].flops == pytest.approx(case.model_flops * 4 / 3, rel=0.1)
+
+
+def test_kernels_are_counted_and_priced() -> None:
+    """A product and a sum whose FLOPs and bytes can be told by hand, by CUDA's autocast."""
+    with fake_cuda() as card:
+        left, right = torch.empty(256, 512), torch.empty(512, 128)
+        counter = Counter([left, right])
+        card.listener = counter
+        with torch.autocast("cuda", torch.bfloat16):
+            product = left @ right
+        total: Any = product.sum(dim=0)
+        card.listener = None
+    casts, (product_kernel, sum_kernel) = counter.work.kernels[:2], counter.work.kernels[2:]
+    assert [kernel.bytes for kernel in casts] == [6 * 256 * 512, 6 * 512 * 128]
+    assert (product_kernel.flops, product_kernel.bits) == (2 * 256 * 512 * 128, 16)
+    assert product_kernel.bytes == 2 * (256 * 512 + 512 * 128 + 256 * 128)
+    assert sum_kernel.bytes == 2 * (256 * 128 + 128)
+    assert (product.dtype, total.shape) == (torch.bfloat16, (128,))
+    assert counter.work.seconds(1e15, 1e12) == pytest.approx(sum(k.bytes for k in counter.work.kernels) / 1e12)
+    assert counter.work.peak == 4 * (256 * 512 + 512 * 128) + 2 * (256 * 512 + 512 * 128 + 256 * 128 + 128)
