@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # import torch, which a plan can do without
     from pipeline.cluster.trainings import Order
     from pipeline.models.showing import Decoder, Prompts
     from pipeline.models.training_data import Reading
-    from stages.settings.training import TrainingConfig
 
 PERCEPTUAL_OFF = "the perceptual loss is off: stage_a.loss.perceptual_weights names no VGG16 weights"
 PROMPTS = 4  # of files, in a panel
@@ -231,6 +230,7 @@ def _train(
     if tower:
         _tell_of_others(build, build.inputs[f"text_{tower}"])
     _check_batches(build)
+    _check_checkpoints(build)
     _catch_up(build)
     if _published(build) is None:
         need = cost.whole_memory(build.step.name, build.config)
@@ -284,7 +284,7 @@ def _order(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
     from pipeline.cluster.trainings import Order
 
     return Order(
-        trainings=_trainings(build),
+        trainings=build.config.trainings_of(build.step.name),
         settings=settings,
         compressor=build.config.compressor,
         stage_a_model=build.config.stage_a.model,
@@ -328,30 +328,18 @@ def _check_batches(build: Build) -> None:
         raise UsageError(told)
 
 
-def _trainings(build: Build) -> "dict[str, TrainingConfig]":
-    """The step's trainings. One that has begun goes on with the samples in the order in which it began.
-
-    Raises:
-        UsageError: there are checkpoints of another training, such as one that was carried here.
-    """
+def _check_checkpoints(build: Build) -> None:
+    """Refuse checkpoints of another training, such as one that was carried here, before any worker starts."""
     from pipeline.cluster.rank import checkpoints_of
     from stages.training.checkpoint import CheckpointMismatch, require_recipe
 
-    found = {}
     for name, training in build.config.trainings_of(build.step.name).items():
         states = Checkpoints(checkpoints_of(build.building, name), build.report.warning)
-        recipes = states.recipes()
-        begun = [int(str(recipe.get("lanes", 1))) for recipe in recipes][-1:]  # none: by a version that knew no lanes
-        if begun and begun[0] != training.shared_lanes:
-            build.report.warning(f"{build.step.name}: {name} goes on in lanes={begun[0]}, as it began")
-            training = training.model_copy(update={"lanes": begun[0]})
         try:
-            for recipe in recipes:
+            for recipe in states.recipes():
                 require_recipe(recipe, training.recipe(build.config.seed))
         except CheckpointMismatch as error:
             raise UsageError(f"{build.step.name}: {error}; remove {states.folder} to start again") from None
-        found[name] = training
-    return found
 
 
 def _catch_up(build: Build) -> None:

@@ -122,11 +122,11 @@ class TrainingConfig(Settings):
     """Whether GPUs take only kernels that give the same bits each time, where there are such; CPUs always do."""
     reduce: Precision = "fp32"
     """Numbers in which ranks exchange gradients: fp32, or bf16 for half the bytes."""
-    lanes: Annotated[Annotated[int, Field(ge=1, le=100_000)], MANNER] = 1
+    lanes: int = Field(1, ge=1, le=100_000)
     """Lanes in which samples come, as many as divide all batches; a rank reads the shards of its lanes alone.
 
     Ranks of which each has as many lanes read each shard about once a pass. 1: every rank reads all of them. Another
-    number is another order, as another seed would draw it; a training that has begun keeps its own."""
+    number is another order, as another seed would draw it."""
     ema: EmaConfig | None = None
     """Moving average of the weights, which replaces them in the end; null: none."""
     bad_steps: Annotated[BadStepsConfig, MANNER] = BadStepsConfig()
@@ -246,10 +246,9 @@ class TrainingConfig(Settings):
 
     @property
     def idle(self) -> frozenset[str]:
-        """Settings that decide nothing here: a validation that only watches."""
-        return frozenset() if self.keeps_best else frozenset({"validation"})
+        """Settings that decide nothing here: a validation that only watches, and the one lane of ever."""
+        return frozenset([*["validation"] * (not self.keeps_best), *["lanes"] * (self.lanes == 1)])
 
     def recipe(self, seed: int) -> dict[str, object]:
-        """What decides the trained weights, as JSON values: all but manners, and the order of samples in lanes."""
-        lanes = {"lanes": self.shared_lanes} if self.shared_lanes > 1 else {}
-        return {"seed": seed, **self.model_dump(mode="json", exclude=manners(self)), **lanes}
+        """What decides the trained weights, as JSON values: all but manners."""
+        return {"seed": seed, **self.model_dump(mode="json", exclude=manners(self))}
