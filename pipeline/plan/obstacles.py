@@ -104,7 +104,9 @@ def columns(config: Config, planned: list[Planned]) -> dict[str, dict[str, str]]
     if not _to_fetch(planned) or missing_rows(config, planned):
         return {}
     paths = {
-        f"{part.key}.{name}": getattr(part.config, name) for part in config.data.parts for name in ("metadata", "scores")
+        f"{part.key}.{name}": getattr(part.config, name)
+        for part in config.data.parts
+        for name in ("metadata", "scores")
     }
     return {key: laion.read_as(path, key) for key, path in paths.items() if path and not storage.is_remote(path)}
 

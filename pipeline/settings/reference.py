@@ -34,8 +34,8 @@ blank, but for `sample.negative`.
 class Section:
     """A table: the keys of one kind of settings, wherever they stand.
 
-    `prefix` stands before each key. Several `places` have one table where their last names are the same: under the place
-    that is nearest to the top, or under these names.
+    `prefix` stands before each key. Several `places` have one table where their last names are the same: under the
+    place that is nearest to the top, or under these names.
     """
 
     prefix: str
@@ -85,7 +85,12 @@ def _sections(schema: Schema) -> list[Section]:
             found.append(Section(_nearest(places) or shared, tuple(places), kind, schema["$defs"][kind]))
         else:
             found += [Section(place, (place,), kind, schema["$defs"][kind]) for place in places]
-    found.sort(key=lambda section: (section.prefix not in section.places, list(schema["properties"]).index(_first_name(section))))
+    found.sort(
+        key=lambda section: (
+            section.prefix not in section.places,
+            list(schema["properties"]).index(_first_name(section)),
+        )
+    )
     return [Section("", ("",), "Config", schema), *found]
 
 

@@ -77,12 +77,12 @@ class Replica:
             bucket_cap_mb=bucket_mib(sum(p.numel() * p.element_size() for p in self._module.parameters()), self.world),
         )
         if "bf16" in reduces:
-            model.register_comm_hook(None, self._exchange)
+            model.register_comm_hook(dist.group.WORLD, self._exchange)
         return model
 
-    def _exchange(self, state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _exchange(self, group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         exchange = bf16_compress_hook if self.reduce == "bf16" else allreduce_hook
-        found: torch.futures.Future[Tensor] = exchange(None, bucket)
+        found: torch.futures.Future[Tensor] = exchange(group, bucket)
         return found
 
     def _shard(self, reduces: Collection[Precision]) -> None:

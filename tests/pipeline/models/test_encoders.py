@@ -381,7 +381,7 @@ def test_a_checkpoint_of_another_training_is_refused_before_any_worker_starts(pr
     (training,) = build.config.trainings_of("train_c").values()
     states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
     states.save(1, b"a state", training.recipe(build.config.seed))
-    train._trainings(build)
+    train._check_checkpoints(build)
     states.save(2, b"a state", training.recipe(build.config.seed) | {"learning_rate": 7.0})
     with pytest.raises(UsageError, match=rf"train_c: .* with learning_rate = 7.0, this .*; remove {states.folder} to"):
         train.train_c(build)
@@ -398,24 +398,6 @@ def test_trainings_read_through_the_cluster_s_cache(prepared, monkeypatch, tmp_p
     kept = [path for path in (tmp_path / "kept").glob("*/*") if path.is_file()]
     assert kept
     assert reading.cache.gib == 0.5
-
-
-def test_a_training_goes_on_in_the_order_in_which_it_began(prepared, monkeypatch):
-    """One from before there were lanes has told of none."""
-    root = prepared()
-    build = root.build("stage_c")
-    states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
-    plain = build.config.trainings_of("train_c")["stage_c"]
-    storage.remove(states.folder)
-    monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.lanes=2"]))
-    build = root.build("stage_c")
-    assert train._trainings(build)["stage_c"].shared_lanes == 2
-    states.save(1, b"a state", plain.recipe(build.config.seed))
-    assert train._trainings(build)["stage_c"] == plain
-    states.save(1, b"a state", plain.model_copy(update={"lanes": 64}).recipe(build.config.seed))
-    began = train._trainings(build)["stage_c"]
-    assert began.shared_lanes == began.lanes > 1
-    assert began.recipe(0)["lanes"] == began.lanes
 
 
 def test_what_was_logged_after_the_driver_was_killed_is_caught_up_on_once(tmp_path):

@@ -198,7 +198,7 @@ def test_a_training_that_no_common_gpu_holds_gets_the_keys_that_help(tmp_path):
         return cost.large_trainings(planned_steps(loaded, str(tmp_path), Selection()), loaded)
 
     steps = [sentence.split()[0] for sentence in told()]
-    assert steps == ["train_a", "train_b", "train_c"]
+    assert steps == ["train_b", "train_c"]  # the others recompute activations where they must
     (train_c,) = (sentence for sentence in told() if sentence.startswith("train_c"))
     (workers,) = re.findall(r"workers=(\d+)", train_c)
     assert "train_c" in " ".join(told(f"workers={int(workers) // 2}"))
@@ -257,7 +257,7 @@ def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
     check()
     check("cluster.gpu_memory_gib=null", "stage_c.train.phases.0.batch_size=4096")
     with pytest.raises(UsageError, match=r"train_b needs about \d+\.\d GiB of device memory a worker \(weights 1\."):
-        check("cluster.gpu_memory_gib=12")
+        check("cluster.gpu_memory_gib=8")
     with pytest.raises(UsageError) as refusal:
         check("stage_c.train.phases.0.batch_size=4096")
     text = str(refusal.value)

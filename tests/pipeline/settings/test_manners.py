@@ -31,8 +31,8 @@ def leaves(settings: Any, key: str = "", manner: bool = False) -> Iterator[tuple
         how = manner or MANNER in field.metadata or place.startswith(HOW) or name in getattr(settings, "idle", ())
         if isinstance(value, BaseModel):
             yield from leaves(value, place, how)
-        elif place.endswith(".validation.keep"):
-            yield place, False, field.annotation, value  # what makes a validation that only watches one that decides
+        elif place.endswith((".validation.keep", ".train.lanes")):
+            yield place, False, field.annotation, value  # another value of it decides, though this one decides nothing
         elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
             yield from leaves(value[0], f"{place}.0", how)
         else:

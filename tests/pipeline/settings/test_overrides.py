@@ -108,7 +108,7 @@ def refused(*words):
             "stage_c.trian=1",
             r"no such key (did you mean stage_c.train? It has keys of its own, such as stage_c.train.phas",
         ),
-        ("data.imgae=jpg", r"no such key (did you mean data.image? It has keys of its own, such as data.image.size)"),
+        ("data.imgae=jpg", r"no such key (did you mean data.image? It has keys of its own, such as data.image.size"),
         ("stage_bb.train.learning_rate=0.002", "no such key (did you mean stage_b?)"),
         ("data.fitlers.min_side=3", "no such key (did you mean data.filters?)"),
         ("targets=it's", "not readable (did you mean 'targets="),
