@@ -149,7 +149,7 @@ def step_log(folder: Path, build: Any) -> str:
     session.id, session.store, session.record, session.artifacts = "1", Store(root), Record(root, {"id": "1"}), {}
     tracked = SimpleNamespace(metrics=lambda *_: None, image=lambda *_: None)
 
-    def built(item: Planned, claim: Claim, progress: StepProgress, _: Any) -> Artifact:
+    def built(item: Planned, claim: Claim, lines: Any, progress: StepProgress, _: Any) -> Artifact:
         path = f"{root}/{claim.fence.what}"
         build(Reporter(progress, tracked, session.summary.warnings))
         facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
