@@ -262,8 +262,7 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
     Raises:
         CorruptFile: it has an unknown format.
     """
-    path = storage.join(folder, MANIFEST)
-    manifest = json_files.read(path, _whole)
+    manifest = json_files.read(path := storage.join(folder, MANIFEST), _whole)
     if manifest is None:
         return None
     if manifest["format"] not in READ:

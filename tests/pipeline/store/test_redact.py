@@ -76,7 +76,7 @@ def test_what_the_environment_gives_to_a_config_is_in_nothing_that_is_kept(tmp_p
     record.end(error)
     path, warnings = log_files.of_step(str(tmp_path), "one", "images"), list[str]()
     undo = log_files.attached(log_files.LogFile(path, warnings.append), "pipeline")
-    logging.getLogger("pipeline.store").info("%s", error)
+    logging.getLogger("pipeline.run").info("%s", error)
     undo()
     print_ = Fingerprint("download", 1, {"agent": said, "token": "canary-9"}, {})
     store, place = Store(str(tmp_path)), Store(str(tmp_path)).path("images", print_.digest)
