@@ -9,8 +9,8 @@ from pipeline.settings.keys import flatten
 from pipeline.store.redact import redact
 
 ELSEWHERE = ("root", "conf", "scale", "cluster", "tracking", "workers", "budget")  # or of no matter for the result
-# First sections of a run's page. MLflow sorts them by code points, capitals first, and once more figures come, by letters
-# alone: numbers come first in both.
+# First sections of a run's page. MLflow sorts them by code points, capitals first, and where more figures come later, by
+# letters alone: numbers come first in both.
 LOSS, PICTURES = "1 Loss", "2 Pictures"
 FIRST = {"loss": "", "validation_loss": " validation", "validation_loss_ema": " validation of the average"}
 DIGITS = 4  # of an id or fingerprint, which tell runs of one name apart
