@@ -9,7 +9,7 @@ from pipeline.settings.keys import flatten
 from pipeline.store.redact import redact
 
 ELSEWHERE = ("root", "conf", "scale", "cluster", "tracking", "workers", "budget")  # or of no matter for the result
-# First sections of a run's page. MLflow sorts them by code points, capitals first, and where more figures come later, by
+# First sections of a run's page. MLflow sorts them by code points, capitals first, and once more of them come, by
 # letters alone: numbers come first in both.
 LOSS, PICTURES = "1 Loss", "2 Pictures"
 FIRST = {"loss": "", "validation_loss": " validation", "validation_loss_ema": " validation of the average"}
