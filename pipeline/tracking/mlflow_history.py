@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tracking.mlflow_store import MlflowStore, connect
-from pipeline.tracking.names import PICTURES
 
 PICTURE = re.compile(r"images/(?P<name>.+)\+step\+(?P<step>\d+)\+timestamp\+(?P<time>\d+)\+[^+]+\.png")
 Point = tuple[int, float]  # step and value
@@ -49,7 +48,7 @@ class History:
         for run in self._runs(fingerprint):
             for path in self._paths(run.info.run_id, "images"):
                 if told := PICTURE.fullmatch(path):
-                    name = told["name"].replace("~", "/").removeprefix(f"{PICTURES}/")  # earlier ones lack it
+                    name = told["name"].replace("~", "/").rpartition("/")[2]  # without its section
                     step, time = int(told["step"]), int(told["time"])
                     if time > found.get((name, step), (-1, None))[0]:
                         found[name, step] = time, Picture(name, step, self._reader(run.info.run_id, path))

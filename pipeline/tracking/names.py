@@ -9,8 +9,9 @@ from pipeline.settings.keys import flatten
 from pipeline.store.redact import redact
 
 ELSEWHERE = ("root", "conf", "scale", "cluster", "tracking", "workers", "budget")  # or of no matter for the result
-# Sections of a run's page. MLflow sorts them by their letters, capitals first: losses come before `hours/`, `speed/`.
-LOSS, PICTURES = "Loss", "Pictures"
+# First sections of a run's page. MLflow sorts them by code points, capitals first, and once more of them come, by
+# letters alone: numbers come first in both.
+LOSS, PICTURES = "1 Loss", "2 Pictures"
 FIRST = {"loss": "", "validation_loss": " validation", "validation_loss_ema": " validation of the average"}
 DIGITS = 4  # of an id or fingerprint, which tell runs of one name apart
 
@@ -43,7 +44,7 @@ def of_step(name: str, fingerprint: str) -> str:
 
 
 def seen_first(values: Mapping[str, float]) -> dict[str, float]:
-    """A training's losses once more, in the first section of its run's page: `Loss/stage_c` is `stage_c/loss`."""
+    """A training's losses once more, in the first section of its run's page: `1 Loss/stage_c` is `stage_c/loss`."""
     split = ((name.partition("/"), value) for name, value in values.items())
     return {f"{LOSS}/{training}{FIRST[what]}": value for (training, _, what), value in split if what in FIRST}
 

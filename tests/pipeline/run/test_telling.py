@@ -53,7 +53,7 @@ def test_a_run_tells_its_scores_with_how_many_they_are_of(leases, tmp_path):
     record = {"steps": steps, "command": "python -m pipeline run conf=stage_c"}
     telling.of_run(tracking, Summary(devices="cpu"), record, made, leases, None)
     ((card, verdict),) = tracking.said
-    assert verdict == {"retrieval_top1 of 16": 0.5, "images/stage_c": 512.0, "Loss/stage_c": 0.25}
+    assert verdict == {"retrieval_top1 of 16": 0.5, "images/stage_c": 512.0, "1 Loss/stage_c": 0.25}
     assert card.startswith("**retrieval_top1 0.5 of 16**")
     assert "| [train_c](run:stage_c) | stage_c | built |" in card
     assert "/r/samples/grid.png" in card
