@@ -10,6 +10,7 @@ import pyarrow.fs as pafs
 from datasets.files.errors import StoreRefuses
 
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+READERS = 32  # threads, for small files
 CONNECTIONS = 64  # that boto3's client keeps: as many as threads that read at once
 CONNECT_S = 10  # for a connection to a store
 SILENCE_S = 30  # without a byte of an answer
@@ -66,6 +67,7 @@ def _bucket(uri: str, tries: int) -> tuple[pafs.FileSystem, str]:
     """A bucket's client, made once: that takes as long as a request, and a new one has no open connection."""
     if uri.startswith("gs://"):  # whose client would make a request again for a quarter of an hour
         uri = f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_S}"
+    pa.set_io_thread_count(max(pa.io_thread_count(), READERS))  # Arrow writes by eight threads, however many ask
     filesystem, inner = pafs.FileSystem.from_uri(uri)
     if isinstance(filesystem, pafs.S3FileSystem):
         _, (options,) = filesystem.__reduce__()  # what the URI and AWS_ENDPOINT_URL say, which only from_uri reads

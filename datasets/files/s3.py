@@ -1,4 +1,4 @@
-"""What Arrow's client of S3 does not do, by boto3: reads of one request, large ones in parts, puts on a condition.
+"""What Arrow's client of S3 does not do, by boto3: reads and puts of one request, large reads in parts, conditions.
 
 Arrow asks how large an object is before it reads it, and takes all of it over one connection. Here the first request
 brings the beginning, and with it the size; what is left of a large object comes in parts, several at a time. Errors
@@ -91,6 +91,16 @@ def _fill(part: memoryview, uri: str, start: int, tag: str | None = None) -> Non
                 filled += count
         if filled < len(part):
             raise ConnectionError(f"{len(part) - filled} bytes of a part did not come")
+
+    persistently(uri, request)
+
+
+def put(data: bytes, uri: str) -> None:
+    """Put an object in one request. Arrow's client would do so by a few threads of its own, however many ask."""
+
+    def request() -> None:
+        with _telling(uri, "PutObject"):
+            s3_client().put_object(**_place(uri), Body=data)
 
     persistently(uri, request)
 

@@ -25,13 +25,12 @@ import pyarrow.fs as pafs
 from datasets.files import conditional, local, s3
 from datasets.files.errors import NothingThere, StorageError, StoreAway, told
 from datasets.files.fence import Fence, unfenced
-from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, is_remote, open_filesystem
+from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, READERS, absolute, is_remote, open_filesystem
 from datasets.files.retrying import persistently
 
 T = TypeVar("T")
 CHUNK = 8 << 20  # bytes
 ETAG = "etag "  # before what a store says of an object's content
-READERS = 32  # threads, for small files
 ONE_REQUEST = 10 << 20  # bytes; that many or more are uploaded in parts
 
 
@@ -184,7 +183,9 @@ def publish(content: bytes | Pieces | Path, path: str) -> FileEntry:
     While pieces are written and hashed, other threads go on.
     """
     data = content.read_bytes() if isinstance(content, Path) else content
-    if is_remote(path):
+    if _on_s3(path) and len(data) < ONE_REQUEST:
+        s3.put(b"".join(_pieces(data)), path)
+    elif is_remote(path):
         _ask(path, lambda filesystem, inner: _upload(data, filesystem, inner), _tries(data))
     else:
         persistently(path, lambda: local.publish(_pieces(data), Path(absolute(path))))
