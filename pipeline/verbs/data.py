@@ -130,8 +130,8 @@ def _not_stored(metadata: Artifact, folder: str) -> Iterator[Row]:
             if shard in done:
                 name = shards.index_name(shard)
                 index = storage.read(storage.join(folder, name), expect=done[shard].files[name])
-                for source, *loss in losses(rows, index):
-                    yield (f"download of {source}" if source else "download", *loss)
+                for source, url, cause, told in losses(rows, index):
+                    yield f"download of {source}" if source else "download", url, cause, told
 
 
 def verify(config: Config, root: str, words: Words) -> None:
