@@ -1,12 +1,14 @@
 """How often each host is asked, and over how many connections: what it bears is learned from its answers.
 
 A host is asked over one connection more than it has answered over, from two on: so never over more than one too many,
-and as soon as it bears no more, for a while over none. That while grows each time that one more is tried in vain.
+and as soon as it bears no more, for a while over none. That while grows each time that one more is tried in vain. One
+more begins in the middle between others: a host that wants requests apart is not taken for one that counts them.
 
 A host that has enough says so: with 429 or 503, with Retry-After, or by dropping a connection while it has others. If
 the connections were more than it has ever answered over, they were too many; else they came too fast. Then a bucket of
 tokens fills at the rate at which it has answered, pauses included, which is the rate that it bears, whatever the window
-by which it counts. It rises again.
+by which it counts. It rises again: twofold in a second until it is refused once, and from then on slowly; a rate that
+was kept to and refused is not far above what the host bears.
 """
 
 import itertools
@@ -30,7 +32,7 @@ LIFT_S = 1.0  # until one more connection is tried again
 LIFT_LONGER = 4  # times as long after each that was tried in vain
 LIFT_PAUSES = 5  # or so many times as long as the host asked for patience then
 MARGIN = 0.9  # of the rate that a host has borne
-GROWTH = 0.05  # of a rate in a second, where it is used to the full; faster for each second without a refusal
+GROWTH = 0.03  # of a rate in a second, where it is used to the full; faster for each second without a refusal
 FASTEST_AFTER_S = 20.0
 DOUBLING = 0.7  # of a rate with each answer, until it is refused: twice as much in a second
 BACK = 0.7  # of a rate that was refused, at least, where it was kept to
@@ -90,8 +92,16 @@ class _Host:
     since: float = 0.0  # answers are counted from then on; at each count they and the time are halved
     answers: float = 0.0
     counted: bool = True  # there was none since the last count
+    asked_at: float = -math.inf  # the last time
+    answer_s: float = 0.0  # until an answer, of late
     lift_at: float = -math.inf  # until then it is asked over no more than it has borne
     lift_s: float = LIFT_S / LIFT_LONGER
+
+    def early(self, now: float) -> float:
+        """Seconds until one connection more than it has borne would be evenly spread among the others."""
+        if not 0 < self.borne <= len(self.held):
+            return 0.0
+        return max(0.0, self.answer_s / (len(self.held) + 1) - (now - self.asked_at))
 
     def ceiling(self, now: float) -> int:
         """Connections that it is asked over."""
@@ -127,6 +137,9 @@ class HostSlots:
             if len(host.held) >= min(self._each, host.ceiling(now)):
                 host.polls += 1
                 return Turn(None, wait_s=host.look_s, queued=True)
+            if early_s := host.early(now):
+                return Turn(None, wait_s=early_s, queued=True)
+            host.asked_at = now
             ticket, together = next(self._tickets), len(host.held) + 1
             host.held[ticket] = (now + self._held_s, together, now)
             host.tokens -= 1
@@ -141,7 +154,7 @@ class HostSlots:
             assert turn.ticket is not None
             _, together, began = host.held.pop(turn.ticket, (now, turn.together, now))
             if heard is Heard.ANSWER:
-                self._answered(host, now, together)
+                self._answered(host, now, together, now - began)
             elif heard is Heard.REFUSAL:
                 self._refused(host, now, together, began, after_s)
 
@@ -163,7 +176,10 @@ class HostSlots:
         host.filled = now
         return max(0.0, 1.0 - host.tokens) / host.rate
 
-    def _answered(self, host: _Host, now: float, together: int) -> None:
+    def _answered(self, host: _Host, now: float, together: int, seconds: float) -> None:
+        host.answer_s = 0.8 * (host.answer_s or seconds) + 0.2 * seconds
+        if together > max(1, host.borne):  # so what was refused before came too fast, not over too many
+            host.lift_s, host.lift_at = LIFT_S / LIFT_LONGER, -math.inf
         host.borne = max(host.borne, together)
         host.asked, host.proven, host.pause_s = now, True, FIRST_PAUSE_S
         host.answers += 1

@@ -155,10 +155,14 @@ def test_no_more_connections_are_opened_than_may_be_by_the_config():
     assert (world.most, world.refused) == (3, 0)
 
 
+@pytest.mark.parametrize("retry_after_s", [0.0, 1.0])
 @pytest.mark.parametrize("latency_s", [0.002, 0.05, 0.2])
-def test_requests_that_must_not_follow_closely_are_not_taken_for_too_many_connections(latency_s):
-    world = World(spaced(20), 8, 32, latency_s, 0.0)
-    assert world.run(300) <= 2 * 300 / 20
+@pytest.mark.parametrize("threads", [8, 32])
+def test_requests_that_must_not_follow_closely_are_not_taken_for_too_many_connections(
+    latency_s, threads, retry_after_s
+):
+    world = World(spaced(20), 8, threads, latency_s, retry_after_s)
+    assert world.run(300) <= 2 * 300 / 20 + retry_after_s  # of which each refusal takes one
     assert world.stored == 300
 
 
