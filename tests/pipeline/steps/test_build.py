@@ -1,6 +1,7 @@
 """What a step gets: shards that are really there, a stop within a tick of a loss, and a fence before each receipt."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,12 @@ import pipeline
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shards import Clock, ImageRow
+from pipeline.cluster.room import Room
 from pipeline.errors import ClaimLost
+from pipeline.settings import compose
 from pipeline.steps.build import Build
-from pipeline.store import claims
+from pipeline.store import claims, ledger
+from pipeline.store.ledger import Writer
 
 
 @pytest.fixture
@@ -67,6 +71,39 @@ def test_a_step_ends_with_the_tick_after_a_loss_was_noticed(build):
         build.claim.beat()
     with pytest.raises(ClaimLost, match="latents_a/0 was taken over"):
         build.tick()
+
+
+def test_a_lease_follows_the_nodes_and_all_of_it_is_one_attempt(build, tmp_path):
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}]
+    config = compose.load("stage_c", ["scale=micro", "cluster.address=auto"]).cluster
+
+    class Growing:
+        room = Room(config, lambda: nodes)
+
+        def exchange(self, stop: bool) -> list[dict[str, Any]]:
+            return []
+
+        def call_each(self, function: Any, items: Any, work: str, tick: Any) -> Any:
+            assert work == "data"
+            for number, item in enumerate(items):
+                if number == 1:
+                    nodes.append(nodes[0])
+                tick()
+                yield function(*item)
+
+    writer = Writer(str(tmp_path), "one")
+    step: Any = SimpleNamespace(name="download", call="download:download")
+    growing: Any = replace(
+        build,
+        step=step,
+        cluster=Growing(),
+        lease=lambda *about: writer.lease("download", "abc", *about),
+        stopped=lambda: None,
+    )
+    assert list(growing.call_each(lambda number: -number, [(number,) for number in range(4)], 4)) == [0, -1, -2, -3]
+    found, _ = ledger.read(str(tmp_path))
+    assert sorted((lease.devices, lease.outcome) for lease in found) == [(2, "done"), (4, "done")]
+    assert len({lease.attempt for lease in found}) == 1
 
 
 def calls(*names: str) -> list[tuple[str, ast.Call]]:
