@@ -1,5 +1,6 @@
 """The benches run through all their parts at a tiny size, those for CUDA on the CPU."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from pipeline.cluster import board
 from pipeline.models import scorers
 from pipeline.steps import sample
+from stages.models.layers import Conv2d
 from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
-from tests.bench import data, figures, large_root, loop, many_prompts, models, plan_memory, storage
+from tests.bench import data, drawing, figures, gpu, large_root, loop, many_prompts, models, plan_memory, storage
 from tests.faulty_store import FaultyStore
 
 CPU = torch.device("cpu")
@@ -164,3 +166,27 @@ def test_many_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("artifacts/scores/*/scores.parquet"))) == 1
     many_prompts.work(tmp_path, 3)  # all of it is finished
     assert len((tmp_path / many_prompts.LOG).read_text("utf-8").splitlines()) == len(said)
+
+
+def test_the_script_for_a_card(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    lines = gpu.main(["--device", "cpu", "--tiny", "--out", str(out)])
+    found = by_name(lines)
+    assert all(line.met is not False for line in lines)
+    assert found["Stage C: fp32, eager, loss off the CPU's"] == "0.0e+00"
+    assert "images/s" in found["Stage B: eager"]
+    assert "seconds a picture of 128 px, batch 1" in found
+    assert len(json.loads(out.read_text())["figures"]) == len(lines)
+
+
+def test_shifted_multiply_adds_are_the_convolution() -> None:
+    layer, x = Conv2d(8, 8, 3, padding=1, groups=8), torch.randn(2, 5, 7, 8)
+    torch.testing.assert_close(gpu.shifted(x, layer), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_drawing_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = drawing.SETTINGS.model_copy(update={"width": 128, "height": 128, "steps_c": 2, "steps_b": 1})
+    monkeypatch.setattr(drawing, "SETTINGS", small)
+    start, line = drawing.lines(pairs=1, batches=(2,))
+    assert "diffusers" in start.figure
+    assert line.bar == "at most 0.7"

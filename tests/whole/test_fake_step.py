@@ -55,7 +55,7 @@ def test_kernels_are_counted_and_priced() -> None:
         total: Any = product.sum(dim=0)
         card.listener = None
     casts, (product_kernel, sum_kernel) = counter.work.kernels[:2], counter.work.kernels[2:]
-    assert [kernel.bytes for kernel in casts] == [6 * 256 * 512, 6 * 512 * 128]
+    assert sorted(kernel.bytes for kernel in casts) == [6 * 512 * 128, 6 * 256 * 512]
     assert (product_kernel.flops, product_kernel.bits) == (2 * 256 * 512 * 128, 16)
     assert product_kernel.bytes == 2 * (256 * 512 + 512 * 128 + 256 * 128)
     assert sum_kernel.bytes == 2 * (256 * 128 + 128)
