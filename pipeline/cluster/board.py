@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from datasets.files import notices
 from datasets.files.notices import Notice, Retry
 from pipeline.cluster.failures import get
-from pipeline.cluster.watchdog import Pulses
+from pipeline.cluster.ranks.watchdog import Pulses
 from pipeline.errors import InfrastructureError
 
 T = TypeVar("T")

@@ -31,7 +31,7 @@ def interpolate(build: Build) -> Facts:
 
 def _after(trained: Artifact, key: str, number: int, last: int) -> str:
     """Path of the weights after a phase."""
-    from pipeline.cluster.rank import phase_file
+    from pipeline.cluster.ranks.rank import phase_file
 
     name = WEIGHTS if number == last else phase_file("stage_c", number)
     if name not in trained.files:

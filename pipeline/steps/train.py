@@ -9,7 +9,7 @@ from datasets.files import json_files, storage
 from datasets.files.storage import FileEntry
 from datasets.reading import prompts
 from datasets.reading.batches import Source
-from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.errors import Preempted, UsageError
 from pipeline.plan import batch_sizes, cost, training_flops
 from pipeline.plan.dag import order
@@ -22,7 +22,7 @@ from stages.settings.losses import StageALoss
 from stages.settings.models import PreviewerConfig
 
 if TYPE_CHECKING:  # import torch, which a plan can do without
-    from pipeline.cluster.trainings import Order
+    from pipeline.cluster.ranks.trainings import Order
     from pipeline.models.showing import Decoder, Prompts
     from pipeline.models.training_data import Reading
 
@@ -223,8 +223,8 @@ def _train(
 ) -> Facts:
     """Do the step's trainings of `settings` on batches of `fields`, with the hidden states of a tower; `shown` are
     the order's decoder and prompts, for panels."""
-    from pipeline.cluster import trainings
-    from pipeline.cluster.rank import result
+    from pipeline.cluster.ranks import trainings
+    from pipeline.cluster.ranks.rank import result
 
     order = replace(_order(build, settings, fields, tower), **(shown or {}))
     if tower:
@@ -281,7 +281,7 @@ def _model_flops(build: Build) -> float:
 
 
 def _order(build: Build, settings: Any, fields: tuple[str, ...], tower: str | None) -> "Order":
-    from pipeline.cluster.trainings import Order
+    from pipeline.cluster.ranks.trainings import Order
 
     return Order(
         trainings=build.config.trainings_of(build.step.name),
@@ -297,7 +297,7 @@ def _order(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
 
 def _published(build: Build) -> dict[str, Any] | None:
     """What a job has finished before its driver could say so; not where its files have been deleted since."""
-    from pipeline.cluster.rank import result
+    from pipeline.cluster.ranks.rank import result
 
     found = result(build.path)
     told = lacking(build.path, _entries(found)) if found else None
@@ -330,7 +330,7 @@ def _check_batches(build: Build) -> None:
 
 def _check_checkpoints(build: Build) -> None:
     """Refuse checkpoints of another training, such as one that was carried here, before any worker starts."""
-    from pipeline.cluster.rank import checkpoints_of
+    from pipeline.cluster.ranks.rank import checkpoints_of
     from stages.training.checkpoint import CheckpointMismatch, require_recipe
 
     for name, training in build.config.trainings_of(build.step.name).items():
@@ -344,7 +344,7 @@ def _check_checkpoints(build: Build) -> None:
 
 def _catch_up(build: Build) -> None:
     """Log what ranks did after their driver was killed, up to their last checkpoint: nobody heard of it then."""
-    from pipeline.cluster.rank import log_of
+    from pipeline.cluster.ranks.rank import log_of
 
     for name in build.config.trainings_of(build.step.name):
         folder = log_of(build.building, name)

@@ -22,7 +22,7 @@ from datasets.formats.shards import Clock, ImageRow
 from pipeline.store.artifacts import Fingerprint, Store
 from datasets.formats import shards
 from datasets.formats.shards import Clock, ImageRow
-from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 
@@ -192,7 +192,7 @@ print(json.dumps(sweep(carry_out, contents, interrupted, lambda root: built(root
 
 # Two ranks' parts of five states, now one and now the other first; who comes after goes on from the newest state.
 CHECKPOINTS = """
-from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.ranks.checkpoints import Checkpoints
 
 def content(step, part):
     return b"step %d, part %d" % (step, part)

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.cluster.checkpoints import Checkpoints
 from pipeline.cluster.interruptions import FILE
+from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.hours.table import table
 from pipeline.store.artifacts import Artifact, Store
 from stages.training import checkpoint

@@ -23,10 +23,11 @@ from datasets.files.fence import unfenced
 from datasets.formats import shards
 from datasets.formats.rounding import Int8, Rounding, rounded
 from datasets.formats.shards import Clock, ImageRow
-from pipeline.cluster import board, rank, trainings
-from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster import board
 from pipeline.cluster.mapping import ShardActor
-from pipeline.cluster.rank import checkpoints_of, log_of
+from pipeline.cluster.ranks import rank, trainings
+from pipeline.cluster.ranks.checkpoints import Checkpoints
+from pipeline.cluster.ranks.rank import checkpoints_of, log_of
 from pipeline.cluster.room import Room
 from pipeline.errors import ClaimLost, UsageError
 from pipeline.models import loading

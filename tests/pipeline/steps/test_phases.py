@@ -15,7 +15,7 @@ from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow
 from datasets.reading import views
 from datasets.reading.batches import Batches, Source
-from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.errors import UsageError
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table

@@ -15,7 +15,7 @@ from datasets.files import notices, storage
 from datasets.files.storage import CorruptFile
 from datasets.formats import removal, shard_table, shards
 from datasets.formats.shards import Clock
-from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.errors import ClaimLost, InfrastructureError
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import MANIFEST, Artifact, Fingerprint, Store, rewrite, tabulate

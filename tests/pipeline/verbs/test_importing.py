@@ -18,8 +18,8 @@ from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenD
 from torch import Tensor, nn
 
 from pipeline.__main__ import main
-from pipeline.cluster import trainings
-from pipeline.cluster.trainings import Order
+from pipeline.cluster.ranks import trainings
+from pipeline.cluster.ranks.trainings import Order
 from pipeline.errors import UsageError
 from pipeline.models import loading
 from pipeline.models.training_data import Reading
@@ -671,7 +671,7 @@ class FirstStep:
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dome272(tmp_path)
-    monkeypatch.setattr("pipeline.cluster.trainings.Rank", FirstStep)
+    monkeypatch.setattr("pipeline.cluster.ranks.trainings.Rank", FirstStep)
     monkeypatch.setattr("pipeline.models.loading.null_text", lambda _: torch.zeros(16, 32))
     files = {"stage_a": "vqgan.pt", "stage_b": "stage_b.pt", "stage_c": "stage_c.pt"}
     settings = loaded(*(f"{stage}.weights={tmp_path}/{file}" for stage, file in files.items() if existing))

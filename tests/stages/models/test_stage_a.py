@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from pipeline.cluster import trainings
+from pipeline.cluster.ranks import trainings
 from pipeline.steps import train as steps
 from pipeline.steps.build import Facts
 from stages.draws import Draws

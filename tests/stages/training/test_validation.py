@@ -23,7 +23,7 @@ from datasets.planning.plan import key_of
 from datasets.reading import holdout, views
 from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches, Span
-from pipeline.cluster.checkpoints import Checkpoints
+from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.errors import UsageError
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table

@@ -14,8 +14,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from pipeline.cluster import ray_cluster
-from pipeline.cluster.rank import suspects
-from pipeline.cluster.watchdog import EXIT_STALLED, Pulses, Watchdog
+from pipeline.cluster.ranks.rank import suspects
+from pipeline.cluster.ranks.watchdog import EXIT_STALLED, Pulses, Watchdog
 from stages.draws import Draws
 from stages.settings.training import TrainingConfig
 from stages.training import activity

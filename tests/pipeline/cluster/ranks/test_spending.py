@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.cluster.spending import Spending
+from pipeline.cluster.ranks.spending import Spending
 from pipeline.store.phases import READING, STARTUP, STEPS
 from stages.training import activity
 from stages.training.activity import Activity

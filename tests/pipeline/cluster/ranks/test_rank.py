@@ -24,8 +24,8 @@ from datasets.formats.shards import Clock, ImageRow
 from datasets.reading.batches import Batches, Source
 from pipeline.cluster.board import Board
 from pipeline.cluster.interruptions import FILE
-from pipeline.cluster.rank import Rank, RankCallbacks, checkpoints_of, log_of
-from pipeline.cluster.spending import Spending
+from pipeline.cluster.ranks.rank import Rank, RankCallbacks, checkpoints_of, log_of
+from pipeline.cluster.ranks.spending import Spending
 from pipeline.models.panels import Panel
 from pipeline.models.training_data import EncodedBatches, TrainingData
 from pipeline.steps.build import Build
@@ -205,7 +205,7 @@ def test_the_best_validated_weights_come_out_where_the_config_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RankCallbacks, "should_stop", lambda self: False)  # who would ask Ray
-    monkeypatch.setattr("pipeline.cluster.rank.Watchdog", lambda *watched: nullcontext())  # whose board is Ray's too
+    monkeypatch.setattr("pipeline.cluster.ranks.rank.Watchdog", lambda *watched: nullcontext())  # its board is Ray's
     trained, metrics = {}, {}
     for keep in ("last", "best"):
         config = recipe(checkpoint_every=2, validation={"every": 2, "keep": keep})

@@ -27,11 +27,11 @@ from datasets.files import json_files, storage
 from datasets.files.retrying import persistently
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
-from pipeline.cluster import devices
 from pipeline.cluster.board import BoardClient
-from pipeline.cluster.checkpoints import Checkpoints
-from pipeline.cluster.spending import Spending
-from pipeline.cluster.watchdog import Watchdog
+from pipeline.cluster.ranks import devices
+from pipeline.cluster.ranks.checkpoints import Checkpoints
+from pipeline.cluster.ranks.spending import Spending
+from pipeline.cluster.ranks.watchdog import Watchdog
 from pipeline.models.loading import weights
 from pipeline.models.panels import Panel, beside
 from pipeline.models.training_data import EncodedBatches, TrainingData

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.cluster import devices
+from pipeline.cluster.ranks import devices
 
 
 class Nvml:

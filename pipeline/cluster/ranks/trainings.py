@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from pipeline.cluster.rank import Rank
+from pipeline.cluster.ranks.rank import Rank
 from pipeline.models import loading, panels
 from pipeline.models.panels import Panel
 from pipeline.models.showing import Decoder, Prompts, Shower

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.cluster import trainings
-from pipeline.cluster.trainings import PANEL, TRAININGS, Order
+from pipeline.cluster.ranks import trainings
+from pipeline.cluster.ranks.trainings import PANEL, TRAININGS, Order
 from pipeline.models import loading
 from pipeline.settings import compose
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.files import storage
-from pipeline.cluster.checkpoints import KEEP, Checkpoints, Found
+from pipeline.cluster.ranks.checkpoints import KEEP, Checkpoints, Found
 
 SIZE = 1000
 
