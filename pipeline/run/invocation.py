@@ -34,6 +34,7 @@ from pipeline.run.progress import StepProgress
 from pipeline.run.record import Record
 from pipeline.run.step_log import Reporter, logging_to
 from pipeline.run.stopping import Stop, signals
+from pipeline.run.writable import check_writable
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
 from pipeline.store import claims, deleting, earlier
@@ -44,7 +45,6 @@ from pipeline.store.process import ProcessId
 from pipeline.store.provenance import provenance
 from pipeline.store.redact import redact, redact_line
 from pipeline.store.removal_list import check_carried_out, names_of, requests
-from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 from settings import FILES
 

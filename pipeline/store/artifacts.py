@@ -16,21 +16,21 @@ fingerprints. Equal fingerprints mean equal content, so a finished artifact is n
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from datasets.files import json_files, notices, storage
-from datasets.files.fence import Fence, unfenced
+from datasets.files.fence import unfenced
 from datasets.files.notices import PassedOver
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shard_table
 from datasets.formats.shard_table import Shards
-from datasets.formats.shards import Receipt
 from pipeline.errors import InfrastructureError
 from pipeline.store.claims import OLD_LEASE, Claim
 from pipeline.store.redact import redact
+from pipeline.store.removals import Removals, without
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +39,6 @@ FORMAT = 2
 READ = (1, FORMAT)  # before, a manifest named the files of shards too
 NAMED = 3  # files, in a message
 MANIFEST = "manifest.json"
-FORGOTTEN = "forgotten.json"
 BUILDING = "building"
 REPAIR = f"{BUILDING}/repair.json"  # what a finished artifact was of which some shards are made anew
 DIGEST = "[0-9a-f]{16}"
@@ -268,7 +267,7 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
     if manifest["format"] not in READ:
         raise CorruptFile(f"{path} has format {manifest['format']}; this version reads formats up to {FORMAT}")
     removed = Removals.found(folder, manifest.get("build", ""))
-    return _without(manifest, removed) if removed else None
+    return without(manifest, removed) if removed else None
 
 
 def _whole(told: dict[str, Any]) -> dict[str, Any]:
@@ -283,124 +282,3 @@ def _whole(told: dict[str, Any]) -> dict[str, Any]:
             json_files.require(entry, int, "bytes")
             json_files.require(entry, str, "sha256")
     return told
-
-
-@dataclass
-class Removals:
-    """What was taken out of a finished artifact's files: the files as they are now (None: gone), and the rows left.
-
-    It is of one build. That of an earlier one, whose discarding was killed or which a repair made anew, does not count:
-    nobody has to delete it, at a moment when it may be another's. `before` are the files as they were before the latest
-    change of each: a kill between this record and the file itself leaves the old one, which is then still known.
-    """
-
-    files: dict[str, dict[str, Any] | None] = field(default_factory=dict)
-    before: dict[str, dict[str, Any]] = field(default_factory=dict)
-    rows: int | None = None
-    forgotten: int = 0
-    bytes: int | None = None  # of all files; earlier versions did not say
-    build: str = ""  # of its manifest; earlier versions did not say
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> "Removals":
-        """Those of a finished artifact; empty ones where there are none."""
-        found = cls.found(artifact.path, artifact.manifest.get("build", ""))
-        assert found is not None, f"{artifact.path} was finished a moment ago"
-        return found
-
-    @classmethod
-    def found(cls, folder: str, build: str) -> "Removals | None":
-        """Those of a build, empty ones where there are none; None where nobody can know, which is told."""
-        path, none = storage.join(folder, FORGOTTEN), cls(build=build)
-        found = json_files.read(path, lambda told: cls(**told)) if storage.exists(path) else none
-        return none if found and found.build != build else found
-
-    def recorded(self, artifact: Artifact, name: str) -> dict[str, Any] | None:
-        """A file of the artifact, as it is or is about to be; None where it is not there any more."""
-        if name in self.files:
-            return self.files[name]
-        entry = artifact.files.get(name)
-        return vars(entry) if entry else None
-
-    def record(self, artifact: Artifact, name: str, entry: dict[str, Any] | None) -> None:
-        """What a file is from now on."""
-        self.rows = artifact.manifest["rows"] if self.rows is None else self.rows
-        before = artifact.manifest["bytes"] if self.bytes is None else self.bytes
-        sizes = [told["bytes"] if told else 0 for told in (self.recorded(artifact, name), entry)]
-        self.bytes = before - sizes[0] + sizes[1]
-        self.files[name] = entry
-
-    def publish(self, folder: str) -> None:
-        """Write them beside the manifest."""
-        storage.publish(json.dumps(vars(self), indent=1).encode(), storage.join(folder, FORGOTTEN))
-
-
-def _without(manifest: dict[str, Any], removed: Removals) -> dict[str, Any]:
-    """A manifest as it reads after removals; its fingerprint and content hash stay those of the build."""
-    if removed.rows is None:
-        return manifest
-    files = {name: entry for name, entry in {**manifest["files"], **removed.files}.items() if entry}
-    notes = dict(manifest["notes"])
-    if "lost" in notes:
-        notes["lost"] = {**notes["lost"], "forgotten": notes["lost"].get("forgotten", 0) + removed.forgotten}
-    size = sum(entry["bytes"] for entry in files.values()) if removed.bytes is None else removed.bytes
-    now = {"files": files, "bytes": size, "rows": removed.rows}
-    return {**manifest, **now, "notes": notes, "forgotten": removed.forgotten}
-
-
-def rewrite(
-    artifact: Artifact,
-    name: str,
-    change: Callable[[bytes], bytes | None],
-    fence: Fence = unfenced,
-    *,
-    shard: bool = False,
-) -> bool:
-    """Replace a file of a finished artifact by what `change` makes of it (None: delete it); False where it is the same.
-
-    The removals are recorded first; killed in between, the same call goes on. The caller holds the artifact's claim,
-    with this fence. With that of a `shard` the table of shards is out of force until `tabulate`.
-
-    Raises:
-        CorruptFile: the file holds neither what it should nor what it held before.
-    """
-    path = storage.join(artifact.path, name)
-    removed = Removals.of(artifact)
-    entry = removed.recorded(artifact, name)
-    if entry is None:  # gone, or about to be
-        fence()
-        storage.remove(path)
-        return False
-    content = storage.read(path)
-    found = vars(storage.entry_of(content))
-    if found not in (entry, removed.before.get(name)):
-        raise CorruptFile(
-            f"{path} does not hold the bytes that its manifest names; delete its artifact's folder, and go on"
-        )
-    new = change(content)
-    if new == content:
-        return False
-    if shard:
-        removed.record(artifact, shard_table.FILE, None)
-    removed.record(artifact, name, vars(storage.entry_of(new)) if new is not None else None)
-    removed.before[name] = found
-    fence()
-    removed.publish(artifact.path)
-    if new is None:
-        storage.remove(path)
-    else:
-        storage.publish(new, path)
-    return True
-
-
-def tabulate(artifact: Artifact, receipts: Mapping[str, Sequence[Receipt]], fence: Fence = unfenced) -> None:
-    """Put the table of a finished artifact's shards into force again, from their receipts by folder, after a `rewrite`.
-
-    Killed in between, the table counts for nothing, and the receipts are read in its place.
-    """
-    removed = Removals.of(artifact)
-    if shard_table.FILE in removed.files and removed.files[shard_table.FILE] is None:
-        fence()
-        entry = storage.publish(shard_table.dump(receipts), storage.join(artifact.path, shard_table.FILE))
-        removed.record(artifact, shard_table.FILE, vars(entry))
-        removed.publish(artifact.path)

@@ -33,9 +33,10 @@ from pipeline.models.feature_sets import FEATURES
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 from pipeline.store import claims, deleting, removal_list, unfinished
-from pipeline.store.artifacts import Artifact, Removals, Store, descendants, rewrite, tabulate
+from pipeline.store.artifacts import Artifact, Store, descendants
 from pipeline.store.deleting import shard_folders
 from pipeline.store.removal_list import names_of, requests
+from pipeline.store.removals import Removals, rewrite, tabulate
 from pipeline.terminal import console
 
 EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures

@@ -18,13 +18,13 @@ from datasets.outcomes import Lost
 from pipeline.errors import UsageError
 from pipeline.models.drawing import caption_seed, drawn
 from pipeline.plan.wanted import wanted
+from pipeline.run.writable import check_writable
 from pipeline.settings.compose import explain
 from pipeline.settings.config import Config
 from pipeline.settings.sections import Sampling
 from pipeline.settings.words import Words
 from pipeline.store import readers
 from pipeline.store.artifacts import Store
-from pipeline.store.writable import check_writable
 from pipeline.terminal import console
 from pipeline.verbs.configured import configured
 from stages.settings.sampling import SamplingConfig

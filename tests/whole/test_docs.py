@@ -33,11 +33,12 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.words import VERBS, Words, parse, usage
 from pipeline.steps.build import Facts
-from pipeline.store.artifacts import Fingerprint, Removals
+from pipeline.store.artifacts import Fingerprint
 from pipeline.store.claims import Owner
 from pipeline.store.ledger import Writer
 from pipeline.store.process import ProcessId
 from pipeline.store.provenance import provenance
+from pipeline.store.removals import Removals
 from pipeline.verbs.sample import Request
 
 CHECKOUT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ from datasets.files import storage
 from pipeline.environment import ray_folder
 from pipeline.errors import UsageError
 from pipeline.plan import cost
+from pipeline.run.writable import check_writable
 from pipeline.settings.resources import Cluster
-from pipeline.store.writable import check_writable
 from pipeline.verbs.doctor.finding import Asked, Finding, finding
 from stages.anatomy.memory_estimate import GIB
 

@@ -33,11 +33,11 @@ from pipeline.run.progress import StepProgress
 from pipeline.run.record import Record
 from pipeline.run.step_log import Reporter
 from pipeline.run.stopping import Stop
+from pipeline.run.writable import check_writable
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.claims import Claim
-from pipeline.store.writable import check_writable
 
 
 @pytest.mark.parametrize("address", ["auto", "null"])

@@ -18,7 +18,8 @@ from datasets.formats.shards import Clock
 from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.errors import ClaimLost, InfrastructureError
 from pipeline.store import claims, deleting
-from pipeline.store.artifacts import MANIFEST, Artifact, Fingerprint, Store, rewrite, tabulate
+from pipeline.store.artifacts import MANIFEST, Artifact, Fingerprint, Store
+from pipeline.store.removals import rewrite, tabulate
 
 PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
 
