@@ -92,7 +92,12 @@ def container() -> dict[str, Any]:
 
 def environment(database: int, folder: Path, destination: str) -> dict[str, str]:
     """What Kubernetes makes of the container's `env`, with addresses of this machine."""
-    here = {"HOST": "127.0.0.1", "DESTINATION": destination, "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini")}
+    here = {
+        "HOST": "127.0.0.1",
+        "LISTEN": "127.0.0.1",
+        "DESTINATION": destination,
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+    }
     values: dict[str, str] = {}
     for variable in container()["env"]:
         name, source = variable["name"], variable.get("valueFrom", {}).get("secretKeyRef")
@@ -108,7 +113,7 @@ def environment(database: int, folder: Path, destination: str) -> dict[str, str]
 def mlflow(folder: Path, variables: dict[str, str]) -> Iterator[str]:
     """The container's own command, which listens on a free port; its address."""
     script, port = container()["args"][0], free_port()
-    assert script.count("5000") == 4
+    assert script.count("5000") == 5
     script = script.replace("python -m mlflow", f"{sys.executable} -m mlflow").replace("5000", str(port))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     log = folder / "mlflow.log"
