@@ -88,10 +88,9 @@ def download_shard(
     Raises:
         RuntimeError: img2dataset did not account for every row.
     """
-    clock = Clock()
-    opener = web.Opener(download, hosts, pace or HostSlots(download.per_host, download.max_wait_s), names)
-    known = _known(rows, forgotten, earlier or {})
-    settled(len(known))
+    clock, pace = Clock(), pace or HostSlots(download.per_host, download.max_wait_s)
+    opener = web.Opener(download, hosts, pace, names)
+    settled(len(known := _known(rows, forgotten, earlier or {})))
     fetched, retried = _fetch_all(rows, known, shard, image, download, opener, settled)
     dropped = Counter(str(result.outcome) for result in fetched.values() if not result.picture)
     if replaced and dropped == replaced.dropped:
