@@ -82,7 +82,7 @@ class Replica:
 
     def _exchange(self, state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         exchange = bf16_compress_hook if self.reduce == "bf16" else allreduce_hook
-        found: torch.futures.Future[Tensor] = exchange(None, bucket)
+        found: torch.futures.Future[Tensor] = exchange(None, bucket)  # type: ignore[arg-type]  # None: all ranks
         return found
 
     def _shard(self, reduces: Collection[Precision]) -> None:
