@@ -82,11 +82,7 @@ class Replica:
 
     def _exchange(self, group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         exchange = bf16_compress_hook if self.reduce == "bf16" else allreduce_hook
-<<<<<<< HEAD
         found: torch.futures.Future[Tensor] = exchange(group, bucket)
-=======
-        found: torch.futures.Future[Tensor] = exchange(None, bucket)  # type: ignore[arg-type]  # None: all ranks
->>>>>>> fast
         return found
 
     def _shard(self, reduces: Collection[Precision]) -> None:
