@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ from datasets.files.notices import Notice, Retry
 from pipeline.cluster.failures import get
 from pipeline.cluster.ranks.watchdog import Pulses
 from pipeline.errors import InfrastructureError
+from pipeline.store.redact import hide_all
 
 T = TypeVar("T")
 
@@ -99,8 +100,12 @@ class BoardClient:
         self._board.rest.remote(self._job, rank)
 
 
-def heard(board: Any, work: Callable[..., T], *arguments: Any) -> T:
-    """Do a piece of work, and tell the driver what the storage has to get over meanwhile."""
+def heard(board: Any, hidden: Iterable[str], work: Callable[..., T], *arguments: Any) -> T:
+    """Do a piece of work, and tell the driver what the storage has to get over meanwhile.
+
+    Whatever is written here leaves out what the driver has `hidden` of its environment, as all do that write there.
+    """
+    hide_all(hidden)
     with notices.heard_by(_teller(board)):
         return work(*arguments)
 
@@ -108,10 +113,12 @@ def heard(board: Any, work: Callable[..., T], *arguments: Any) -> T:
 class HeardActor:
     """A `worker(*arguments)` for one pickled shard a batch, whose driver is told what the storage has to get over.
 
-    It may be called by several threads at once: what is got over is told once, by the whole process.
+    What the driver has `hidden` is left out of whatever it writes. It may be called by several threads at once: what is
+    got over is told once, by the whole process.
     """
 
-    def __init__(self, board: Any, worker: type, *arguments: Any):
+    def __init__(self, board: Any, hidden: Iterable[str], worker: type, *arguments: Any):
+        hide_all(hidden)
         self._telling = ExitStack()
         self._telling.enter_context(notices.heard_by(_teller(board)))  # for as long as the actor lives
         self._work = worker(*arguments)

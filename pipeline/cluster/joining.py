@@ -43,7 +43,8 @@ def rays_here() -> list[str]:
 
 def asked(address: str) -> str | None:
     """The address that `cluster.address` names; None where any Ray of this machine will do."""
-    return os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    return None if named in ("", "auto") else named
 
 
 def why_not(address: str, here: Sequence[str]) -> str | None:
@@ -54,6 +55,8 @@ def why_not(address: str, here: Sequence[str]) -> str | None:
     named = asked(address)
     if named and named.startswith("ray://"):
         return f"cluster.address={named}: no training runs through Ray's client; {FROM_ELSEWHERE}"
+    if named and named.startswith(("http://", "https://")):
+        return f"cluster.address={named}: there jobs are handed in, and no Ray is joined; {FROM_ELSEWHERE}"
     if named and not named.rpartition(":")[2].isdecimal():
         return f"{named} is no address; give auto, or HOST:PORT of Ray's head"
     if not here:

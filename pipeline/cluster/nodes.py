@@ -77,11 +77,11 @@ def ask(nodes: Sequence[Node], function: Callable[..., T], *arguments: Any) -> l
     return [_outcome(reference) for reference in references]
 
 
-def look(root: str) -> Seen:
-    """What this node is like, with a file of `root` written, read and removed."""
+def look(folder: str) -> Seen:
+    """What this node is like, with a file in `folder` written, read and removed."""
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
     free = shutil.disk_usage(tempfile.gettempdir()).free
-    path, sample = storage.join(root, f".doctor-{uuid.uuid4().hex}"), os.urandom(SAMPLE)
+    path, sample = storage.join(folder, uuid.uuid4().hex), os.urandom(SAMPLE)
     try:
         begun = time.monotonic()
         storage.publish(sample, path)

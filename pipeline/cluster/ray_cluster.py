@@ -38,6 +38,7 @@ from pipeline.cluster.room import Room, grown, ranks
 from pipeline.errors import Grows, InfrastructureError, UsageError
 from pipeline.settings.resources import Cluster as ClusterConfig
 from pipeline.settings.resources import Work
+from pipeline.store.redact import hidden
 
 T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
@@ -106,7 +107,7 @@ class Cluster:
         """Run one function as a Ray task on one CPU and so many GPUs; what `tick` raises ends the task."""
         where = self.room.selector(work)
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, label_selector=where or None)(heard)
-        reference = task.options(name=function.__name__).remote(self.board, function, *arguments)
+        reference = task.options(name=function.__name__).remote(self.board, hidden(), function, *arguments)
         try:
             return _patiently(lambda: get(reference), tick)
         except BaseException:
@@ -124,7 +125,7 @@ class Cluster:
         task = ray.remote(num_cpus=1, max_retries=0, label_selector=where or None)(heard).options(
             name=function.__name__
         )
-        coming = (task.remote(self.board, function, *item) for item in items)
+        coming = (task.remote(self.board, hidden(), function, *item) for item in items)
         running: list[Any] = []
         try:
             while True:
@@ -222,7 +223,7 @@ class Cluster:
             mapped = data.map_batches(
                 HeardActor,
                 batch_size=1,
-                fn_constructor_args=(self.board, worker, *arguments),
+                fn_constructor_args=(self.board, hidden(), worker, *arguments),
                 compute=ActorPoolStrategy(
                     min_size=least,
                     max_size=most,
@@ -258,7 +259,7 @@ class Cluster:
         """
         self._jobs += 1
         trainer = ray.train.torch.TorchTrainer(
-            partial(heard, self.board, loop),
+            partial(heard, self.board, hidden(), loop),  # not in the config of the loop, which Ray may show
             train_loop_config={**payload, "job": self._jobs},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,

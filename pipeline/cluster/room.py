@@ -68,8 +68,8 @@ class Room:
         return max(1, min(self.config.encoders.min, most, room)), most
 
     def reserved(self, work: Work, shards: int) -> float:
-        """Devices that such a pool holds now: GPUs, or CPUs where there are none."""
-        actors = max(1, min(self.actors(work, shards)[1], self._actors_now(work)))
+        """Devices that such a pool holds now: GPUs, or CPUs where there are none; 0 while no node is there."""
+        actors = min(self.actors(work, shards)[1], self._actors_now(work))
         return actors * (self.config.encoders.gpus if self.device(work) == "cuda" else 1)
 
     def _actors_now(self, work: Work) -> int:

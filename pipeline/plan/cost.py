@@ -162,6 +162,15 @@ def whole_memory(step: str, config: Config, recomputed: bool = False) -> Memory 
     return replace(need, encoders=_encoders(step, config), activations=max(need.activations, _panel(step, config)))
 
 
+def whole_bytes(step: str, config: Config) -> dict[int, int]:
+    """Bytes of memory that each worker of a training step needs if nothing is recomputed where `checkpointing` is auto,
+    by the number of workers: a training goes on with fewer of them where nodes are lost, which then have more rows."""
+    needs = {
+        world: whole_memory(step, config.model_copy(update={"workers": world})) for world in config.worlds_of(step)
+    }
+    return {world: need.total if need else 0 for world, need in needs.items()}
+
+
 def _auto(training: TrainingConfig) -> bool:
     return training.checkpointing == "auto"
 

@@ -124,18 +124,19 @@ class Build:
         return self.cluster.room.kind(self.work)
 
     @contextmanager
-    def _leased(self, devices: Callable[[], float], kind: str) -> Iterator[Callable[[], None]]:
-        """Hold devices meanwhile, as many as there are at the moment: what it gives is called now and then."""
+    def _leased(self, devices: Callable[[], tuple[float, str]]) -> Iterator[Callable[[], None]]:
+        """Hold devices meanwhile, as many as there are at the moment and of their kind: what it gives is called now and
+        then. While there are none, they are waited for, which costs nothing."""
         with ExitStack() as held:
-            count = devices()
-            held.enter_context(self.lease(count, kind))
+            last = count, kind = devices()
+            held.enter_context(self.lease(count, kind, queued=not count))
 
             def follow() -> None:
-                nonlocal count
-                if (now := devices()) != count:
+                nonlocal last
+                if (now := devices()) != last:
                     held.close()
-                    held.enter_context(self.lease(now, kind))
-                    count = now
+                    last = count, kind = now
+                    held.enter_context(self.lease(count, kind, queued=not count))
 
             yield follow
 
@@ -155,21 +156,22 @@ class Build:
 
     def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""
-        gpus = int(accelerated and self.device == "cuda")
-        with self.lease(1, self._kind if gpus else CPU):
-            return self.cluster.call(function, *arguments, work=self.work, gpus=gpus, tick=self._tick_or_stop)
+        gpus, room = int(accelerated and self.device == "cuda"), self.cluster.room
+
+        def devices() -> tuple[float, str]:
+            return min(1, room.has("GPU" if gpus else "CPU", self.work)), self._kind if gpus else CPU
+
+        with self._leased(devices) as follow:
+            return self.cluster.call(
+                function, *arguments, work=self.work, gpus=gpus, tick=lambda: self._follow_or_stop(follow)
+            )
 
     def call_each(self, function: Callable[..., T], items: Iterable[tuple[Any, ...]], count: int) -> Iterator[T]:
         """Run a function for each of `count` argument tuples, a Ray task each; they are taken as they are needed."""
         room = self.cluster.room
-
-        def tick() -> None:
-            follow()
-            self._tick_or_stop()
-
         if count:
-            with self._leased(lambda: max(1, min(count, room.has("CPU", self.work))), CPU) as follow:
-                yield from self.cluster.call_each(function, items, self.work, tick)
+            with self._leased(lambda: (min(count, room.has("CPU", self.work)), CPU)) as follow:
+                yield from self.cluster.call_each(function, items, self.work, lambda: self._follow_or_stop(follow))
 
     def map_shards(
         self,
@@ -198,7 +200,7 @@ class Build:
                 follow()
                 self.tick()
 
-            with self._leased(lambda: room.reserved(self.work, len(todo)), self._kind) as follow:
+            with self._leased(lambda: (room.reserved(self.work, len(todo)), self._kind)) as follow:
                 about = (worker, arguments, rows, unit, folder, self.claim.fence, self.cluster.board)
                 self.cluster.map_shards(ShardActor, about, list(todo.values()), self.work, tick, at_once)
             self.raise_if_stopped()
@@ -296,8 +298,9 @@ class Build:
         if heard:
             self.interruptions.write(self.building)
 
-    def _tick_or_stop(self) -> None:
+    def _follow_or_stop(self, follow: Callable[[], None]) -> None:
         """As `tick`, for work that does not ask whether to stop: whatever it publishes is whole, or not there."""
+        follow()
         self.tick()
         self.raise_if_stopped()
 

@@ -25,11 +25,14 @@ if TYPE_CHECKING:  # imports torch, through the release
 
 def export(build: Build) -> Facts:
     """stages, texts, samples, scores, metadata -> release: prior, decoder, compressor, model card."""
-    files, pid = build.call(_write, build.config, build.inputs, build.path)
+    facts = _facts(build.config, build.inputs)  # here: they take tables of conf/, which our code is sent without
+    files, pid = build.call(_write, build.config, build.inputs, build.path, facts)
     return Facts(files=files, rows=0, call="safetensors.torch.save", workers=[pid], timed=["README.md"])
 
 
-def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict[str, FileEntry], int]:
+def _write(
+    config: Config, inputs: dict[str, Artifact], path: str, facts: "CardFacts"
+) -> tuple[dict[str, FileEntry], int]:
     import torch
 
     from pipeline.models import loading
@@ -46,7 +49,7 @@ def _write(config: Config, inputs: dict[str, Artifact], path: str) -> tuple[dict
         stage_b_config=config.stage_b.model,
         stage_c_config=config.stage_c.model,
         compressor_config=config.compressor.model,
-        card=model_card(_facts(config, inputs)),
+        card=model_card(facts),
     )
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in written}
     return files, os.getpid()

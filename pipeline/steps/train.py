@@ -233,13 +233,12 @@ def _train(
     _check_checkpoints(build)
     _catch_up(build)
     if _published(build) is None:
-        need = cost.whole_memory(build.step.name, build.config)
         payload = {
             "order": order,
             "seed": build.config.seed,
             "stall_s": build.config.cluster.stall_s,
             "flops": training_flops.per_picture(build.step.name, build.config),
-            "bytes": need.total if need else 0,
+            "bytes": cost.whole_bytes(build.step.name, build.config),  # by the number of ranks, which is not settled
         }
         build.train(trainings.run, payload)
     found = result(build.path)

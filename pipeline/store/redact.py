@@ -5,7 +5,7 @@ Hidden are the values of telling keys, passwords and signatures in URLs, and wha
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 SECRET = re.compile(
@@ -22,6 +22,16 @@ def hide(value: str) -> None:
     """From now on, leave out a value that the environment gives to a config. Numbers, URIs and paths are no secrets."""
     if value.strip() and not re.match(r"-?[\d.]+$|\w+://", value) and not os.path.exists(value):
         _from_environment.add(value)
+
+
+def hidden() -> tuple[str, ...]:
+    """What is hidden so far, for a process that works for this one: it is to be handed over, and never written."""
+    return tuple(sorted(_from_environment))
+
+
+def hide_all(values: Iterable[str]) -> None:
+    """From now on, leave out what another process has hidden."""
+    _from_environment.update(values)
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Rank:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
         self.flops, self.stall_s, self.fence = payload["flops"], payload["stall_s"], payload["fence"]
-        self.bytes = payload["bytes"]  # that a training takes where it recomputes nothing
+        self.bytes = payload["bytes"][self.world]  # that a training takes of each rank where it recomputes nothing
         self.board = BoardClient(payload["board"], payload["job"])
         self.step_log, self.attempt = payload["log"], payload["attempt"]
         self.spending = Spending()

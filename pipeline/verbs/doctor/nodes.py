@@ -1,6 +1,5 @@
 """Checks of a running cluster, from one of its nodes: what each is like, and how fast ranks reach each other."""
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ from datasets.files import storage
 from pipeline.environment import quiet_environment
 from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError
 from pipeline.verbs.doctor.finding import Asked, Finding
+from pipeline.verbs.doctor.traces import no_traces
 from stages.anatomy.memory_estimate import GIB
 
 if TYPE_CHECKING:  # imports Ray and torch
@@ -32,22 +32,20 @@ def every(asked: Asked) -> Iterator[Finding]:
     except (UsageError, RetriesExhausted) as error:
         yield Finding("nodes", "failed", str(error))
         return
-    existed = storage.exists(asked.root)
     try:
-        yield from _of_nodes(asked)
-        yield _of_ranks(cluster, asked.root, workers)
+        with no_traces(asked.root) as folder:
+            yield from _of_nodes(folder)
+            yield of_ranks(cluster, storage.join(folder, "ranks"), workers)
     finally:
         cluster.close()
-        if not existed:
-            storage.remove(asked.root)
 
 
-def _of_nodes(asked: Asked) -> Iterator[Finding]:
+def _of_nodes(folder: str) -> Iterator[Finding]:
     from pipeline.cluster import nodes
 
     found = nodes.every()
-    here = nodes.look(asked.root)
-    for node, told in zip(found, nodes.ask(found, nodes.look, asked.root), strict=True):
+    here = nodes.look(folder)
+    for node, told in zip(found, nodes.ask(found, nodes.look, folder), strict=True):
         if isinstance(told, BaseException):
             yield Finding(f"node {node.address}", "failed", f"it does not answer: {told}")
         else:
@@ -84,20 +82,21 @@ def _names(versions: Sequence[str]) -> list[str]:
     return [version.partition(" ")[0] for version in versions]
 
 
-def _of_ranks(cluster: "Cluster", root: str, workers: int) -> Finding:
-    """How fast the ranks of a training would add up their gradients."""
+def of_ranks(cluster: "Cluster", folder: str, workers: int) -> Finding:
+    """How fast the ranks of a training would add up their gradients, on devices that nobody uses at the moment."""
+    check, most = "ranks", min(workers, cluster.room_for_ranks())
+    if most < 2:
+        return Finding(check, "ok", f"{most} rank: nothing to exchange")
+    ranks = min(most, cluster.room_for_ranks(free=True))
+    if ranks < 2:
+        used = f"the devices are in use: {ranks} of {most} ranks would find room now"
+        return Finding(check, "warning", f"{used}; ask again for the speed of their exchange once what runs has ended")
     from pipeline.cluster import nodes
 
-    check, ranks = "ranks", min(workers, cluster.room_for_ranks())
-    if ranks < 2:
-        return Finding(check, "ok", f"{ranks} rank: nothing to exchange")
-    folder = storage.join(root, f".doctor-{time.time_ns()}")
     try:
         cluster.train(nodes.add_up, {"board": cluster.board}, workers=ranks, folder=folder, tick=lambda: None)
     except InfrastructureError as error:
         return Finding(check, "failed", f"{ranks} ranks do not reach each other: {error}")
-    finally:
-        storage.remove(folder)
     (told,) = [message for message in cluster.exchange(stop=False) if message["kind"] == "sums"]
     speed = nodes.bandwidth(ranks, told["seconds"]) / MB
     return Finding(

@@ -38,10 +38,10 @@ def test_work_and_actors_are_heard_and_only_they():
         notices.tell(RETRY)
         return first + second
 
-    assert heard(remote(board), add, 1, 2) == 3
+    assert heard(remote(board), (), add, 1, 2) == 3
     notices.tell(RETRY)  # by nobody's work
     assert board.exchange(False) == [{"kind": "notice", "notice": RETRY}]
-    actor = HeardActor(remote(board), Worker, 1)
+    actor = HeardActor(remote(board), (), Worker, 1)
     assert actor({"shard": [pickle.dumps(2)]}) == {"done": [True]}
     told = [message["notice"] for message in board.exchange(False)]
     assert told == [RETRY, PassedOver("/cache/x", "not kept")]
@@ -78,7 +78,7 @@ def test_work_that_fails_is_heard_no_more():
         raise ValueError("wrong")
 
     with pytest.raises(ValueError, match="wrong"):
-        heard(remote(board), fail)
+        heard(remote(board), (), fail)
     notices.tell(RETRY)
     assert board.exchange(False) == []
 

@@ -48,5 +48,22 @@ def test_auto_is_the_one_that_runs_here_or_that_the_environment_names(monkeypatc
     assert "Ray's client" in str(joining.why_not("auto", [HEAD]))
 
 
+@pytest.mark.parametrize("word", ["auto", ""])
+def test_an_environment_that_names_none_is_as_good_as_no_word(word, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", word)
+    assert joining.why_not("auto", [HEAD]) is None
+    assert joining.found("auto", [HEAD]) == HEAD
+    assert "name one of" in str(joining.why_not("auto", [HEAD, OTHER]))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_where_jobs_are_handed_in_nobody_joins(scheme, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"{scheme}://head:8265")
+    for address in ("auto", f"{scheme}://head:8265"):
+        told = str(joining.why_not(address, [HEAD]))
+        assert told.startswith(f"cluster.address={scheme}://head:8265: there jobs are handed in")
+        assert "ray job submit --address" in told
+
+
 def test_a_node_without_our_code_is_sent_all_of_it():
     assert [path.rpartition("/")[2] for path in joining.code()] == ["pipeline", "stages", "datasets", "settings"]

@@ -60,6 +60,7 @@ def test_a_pool_that_is_still_at_zero_has_what_it_will_have():
     assert (here.device("train"), here.kind("train"), here.tasks("data")) == ("cuda", "cuda:GPU", 1)
     assert (here.device("text"), here.device("encode"), here.device()) == ("cpu", "cuda", "cuda")
     assert here.actors("encode", 400)[0] == 1
+    assert here.reserved("encode", 400) == 0
     nodes += [node(16, pool="cheap"), node(90, gpus=8, pool=WORKERS)]
     assert (here.has("CPU", "data"), here.has("CPU", "train"), here.has("CPU")) == (16, 90, 106)
     assert here.kind("encode") == "cuda:A100"

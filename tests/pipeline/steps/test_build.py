@@ -14,9 +14,12 @@ import pipeline
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shards import Clock, ImageRow
+from pipeline.cluster.mapping import Worker
 from pipeline.cluster.room import Room
 from pipeline.errors import ClaimLost
+from pipeline.hours.spent import spent
 from pipeline.settings import compose
+from pipeline.settings.resources import POOL_LABEL, WORKERS
 from pipeline.steps.build import Build
 from pipeline.store import claims, ledger
 from pipeline.store.ledger import Writer
@@ -97,12 +100,82 @@ def test_a_lease_follows_the_nodes_and_all_of_it_is_one_attempt(build, tmp_path)
         build,
         step=step,
         cluster=Growing(),
-        lease=lambda *about: writer.lease("download", "abc", *about),
+        lease=lambda *about, **more: writer.lease("download", "abc", *about, **more),
         stopped=lambda: None,
     )
     assert list(growing.call_each(lambda number: -number, [(number,) for number in range(4)], 4)) == [0, -1, -2, -3]
     found, _ = ledger.read(str(tmp_path))
     assert sorted((lease.devices, lease.outcome) for lease in found) == [(2, "done"), (4, "done")]
+    assert len({lease.attempt for lease in found}) == 1
+
+
+A100 = {"Alive": True, "Resources": {"CPU": 90.0, "GPU": 8.0, "accelerator_type:A100": 1.0}}
+H100 = {"Alive": True, "Resources": {"CPU": 90.0, "GPU": 4.0, "accelerator_type:H100": 1.0}}
+PLATFORM = (
+    "cluster=kuberay",
+    "cluster.nodes={count: 2, gpus: 8, cpus: 90, memory_gib: 900, kind: A100}",
+    "cluster.pools={cheap: {work: [data, text], nodes: {count: 4, gpus: 0, cpus: 16, memory_gib: 64}}}",
+    "workers=16",
+)
+
+
+@pytest.mark.parametrize("work", ["shards", "task", "tasks"])
+def test_nobody_pays_for_a_pool_that_is_at_zero(work, build, tmp_path):
+    nodes: list[dict[str, Any]] = []
+    config = compose.load("stage_c", ["data.metadata=x", "cluster.encoders={min: 1, max: 99}", *PLATFORM]).cluster
+
+    class Starting:
+        """Where the first nodes come after a while, then others, and at last all are gone again."""
+
+        room = Room(config, lambda: nodes)
+        board = None
+
+        def exchange(self, stop: bool) -> list[dict[str, Any]]:
+            return []
+
+        def follow(self, tick: Any) -> None:
+            for there in ([], [A100], [A100, H100], []):
+                nodes[:] = [{**node, "Labels": {POOL_LABEL: WORKERS}} for node in there]
+                tick()
+
+        def map_shards(self, actor: Any, about: Any, todo: Any, work: Any, tick: Any, at_once: int) -> None:
+            self.follow(tick)
+            for shard, _ in todo:
+                make(build.path, shard)
+
+        def call(self, function: Any, *arguments: Any, work: Any, gpus: int, tick: Any) -> Any:
+            assert gpus == 1
+            self.follow(tick)
+
+        def call_each(self, function: Any, items: Any, work: Any, tick: Any) -> Any:
+            self.follow(tick)
+            yield from items
+
+    writer = Writer(str(tmp_path), "one")
+    starting: Any = replace(
+        build,
+        step=SimpleNamespace(name="encode_a", call="encode:latents_a"),
+        cluster=Starting(),
+        lease=lambda *about, **more: writer.lease("encode_a", "abc", *about, **more),
+        report=SimpleNamespace(advance=lambda *_: None),
+        stopped=lambda: None,
+    )
+    match work:
+        case "shards":
+            starting.map_shards(Worker, (), {shard: None for shard in range(64)}, 192, "images")
+            held = [("cuda:A100", 8), ("cuda:A100+H100", 12)]
+        case "task":
+            starting.call(print, accelerated=True)
+            held = [("cuda:A100", 1), ("cuda:A100+H100", 1)]
+        case "tasks":
+            assert len(list(starting.call_each(print, [(1,)] * 100, 100))) == 100
+            held = [("cpu", 90), ("cpu", 100)]
+    found, _ = ledger.read(str(tmp_path))
+    waiting = [lease for lease in found if not lease.devices]
+    assert [(lease.kind, lease.devices) for lease in sorted(found, key=lambda one: one.opened) if lease.devices] == held
+    assert len(waiting) == 2
+    assert sum(sum(lease.phases.values()) for lease in waiting) == 0
+    assert "cuda:GPU" not in spent(found).by_kind
     assert len({lease.attempt for lease in found}) == 1
 
 

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -91,6 +94,37 @@ def test_what_the_environment_gives_to_a_config_is_in_nothing_that_is_kept(tmp_p
     (artifact,) = store.finished()
     assert artifact.manifest["settings"] == {"agent": "agent *** of old", "token": "***"}
     assert json.loads(kept[record.path])["config"]["data"]["download"]["user_agent"] == "agent *** of old"
+
+
+ELSEWHERE = """
+import logging, pickle, sys
+from types import SimpleNamespace
+from pipeline.cluster.board import HeardActor, heard
+from pipeline.store import log_files
+
+board = SimpleNamespace(post=SimpleNamespace(remote=print))
+hidden = pickle.load(sys.stdin.buffer)
+
+def work(path, text):
+    undo = log_files.attached(log_files.LogFile(path, print), "pipeline")
+    logging.getLogger("pipeline.models").info("%s", text)
+    undo()
+
+if sys.argv[1] == "task":
+    heard(board, hidden, work, *sys.argv[2:])
+else:
+    HeardActor(board, hidden, lambda: lambda shard: work(*sys.argv[2:]))({"shard": [pickle.dumps(None)]})
+"""
+
+
+@pytest.mark.parametrize("kind", ["task", "actor"])
+def test_a_process_that_works_for_the_driver_hides_what_that_has_hidden(kind, tmp_path):
+    redact.hide("canary-7")
+    path = tmp_path / "rank.log"
+    command = [sys.executable, "-c", ELSEWHERE, kind, str(path), "agent canary-7 is refused"]
+    subprocess.run(command, input=pickle.dumps(redact.hidden()), check=True, timeout=120)
+    assert "agent *** is refused" in path.read_text()
+    assert "canary" not in path.read_text()
 
 
 def test_numbers_places_and_short_words_from_there_are_told(tmp_path, monkeypatch, hidden):

@@ -186,7 +186,7 @@ class Root:
             claim=ALONE,
             inputs={parent: artifact for parent, artifact in found.items() if artifact},
             cluster=Here(),
-            lease=lambda devices, kind: nullcontext(),
+            lease=lambda *_, **__: nullcontext(),
             report=Report(),
             stopped=lambda: None,
             forgotten=frozenset(),
