@@ -201,9 +201,12 @@ class _Http(urllib.request.AbstractHTTPHandler):
         """Where to connect: to the allowed ones of the host's addresses, or to the proxy, which is told whom to ask.
 
         Raises:
-            Lost: no address is allowed, or known; whom a proxy would ask is not on the web.
+            Lost: no address is allowed, or known; whom a proxy would ask is not on the web; a redirect leads from the
+                web to what lies on this machine.
         """
         if reserved := self._hosts.get(host):
+            if request.origin_req_host != host:
+                raise Lost(Outcome.FORBIDDEN, f"{host} is no place of the web, to which a redirect may lead")
             return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", reserved)]
         proxy = self._download.proxy
         try:

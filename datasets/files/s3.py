@@ -60,33 +60,45 @@ def _read(uri: str) -> bytes:
 def _beginning(uri: str) -> tuple[bytes, int, str]:
     """The first part of an object, the size of all of it in bytes, and its tag."""
     with _telling(uri, "GetObject"):
-        try:
-            answer = s3_client().get_object(**_place(uri), Range=f"bytes=0-{PART - 1}")
-        except _client_error() as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == EMPTY:  # there is no first byte
-                return b"", 0, ""
-            raise
+        answer = _range(uri, 0, PART)
+        if answer is None:
+            return b"", 0, ""
         content = answer["Body"].read()
     size = re.search(r"/(\d+)$", answer.get("ContentRange", ""))
     return content, int(size[1]) if size else len(content), answer["ETag"]
 
 
 def part(uri: str, start: int, size: int) -> bytes:
-    """So many bytes of an object from `start` on."""
-    content = bytearray(size)
-    with memoryview(content) as view:
-        _fill(view, uri, start)
-    return bytes(content)
+    """So many bytes of an object from `start` on; fewer, or none, where it ends before."""
+
+    def request() -> bytes:
+        with _telling(uri, "GetObject"):
+            answer = _range(uri, start, size)
+            content: bytes = answer["Body"].read() if answer else b""
+            return content
+
+    return persistently(uri, request)
 
 
-def _fill(part: memoryview, uri: str, start: int, tag: str | None = None) -> None:
-    """Read as many bytes from `start` on as `part` takes; with a tag, of what has that."""
+def _range(uri: str, start: int, size: int, **conditions: str) -> Any:
+    """The answer of a store that is asked for so many bytes from `start` on; None where an object has none there."""
+    try:
+        return s3_client().get_object(**_place(uri), Range=f"bytes={start}-{start + size - 1}", **conditions)
+    except _client_error() as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == EMPTY:
+            return None
+        raise
+
+
+def _fill(part: memoryview, uri: str, start: int, tag: str) -> None:
+    """Read as many bytes from `start` on as `part` takes, of what has this tag."""
 
     def request() -> None:
         with _telling(uri, "GetObject"):
-            asked = f"bytes={start}-{start + len(part) - 1}"
-            same = {"IfMatch": tag} if tag else {}
-            body, filled = s3_client().get_object(**_place(uri), Range=asked, **same)["Body"], 0
+            answer, filled = _range(uri, start, len(part), IfMatch=tag), 0
+            if answer is None:  # there were bytes when it was asked how large it is
+                raise _Changed
+            body = answer["Body"]
             while count := body.readinto(part[filled:]):
                 filled += count
         if filled < len(part):

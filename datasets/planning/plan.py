@@ -92,18 +92,24 @@ class Counts:
         return {cause: sum(source.left_out.counts[cause] for source in self.sources) for cause in causes}
 
 
-def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Counts:
+def make(
+    config: DataConfig, seed: int, keep: Callable[[pa.Table], None], sources: Sequence[Part] | None = None
+) -> Counts:
     """Read the metadata of a plan's sources, filter it, draw from it, and lay the rest out in shards.
 
     `keep` gets the planned rows (`schema`, sorted by shard and row) in parts of up to 256 full shards.
     Which rows are planned, and where they lie, depends on the rows that pass the filters and on the seed alone; a
     larger limit only adds rows. Memory holds one part, and a 256th of the rows; temporary files hold the others.
 
+    Args:
+        sources: those of the config's `parts` that are wanted; None: all of them.
+
     Raises:
         DataError: a source has no metadata, they are not LAION's, have no rows, or none passes the filters.
     """
     frame, per_picture = config.image.frame, bool(config.captions)
-    tallies = {part.name: Tally(part) for part in config.parts}
+    sources = config.parts if sources is None else sources
+    tallies = {part.name: Tally(part) for part in sources}
     removed = removals(config.removed)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
@@ -117,9 +123,9 @@ def make(config: DataConfig, seed: int, keep: Callable[[pa.Table], None]) -> Cou
                 for cap in caps[name]:
                     cap.add(kept)
         drawn = _fair(spill, tallies, caps, per_picture)
-        if weights := {part.name: part.weight for part in config.parts if part.weight}:
+        if weights := {part.name: part.weight for part in sources if part.weight}:
             drawn = in_shares(drawn, stack.enter_context(Spill(folder, "lot")), weights, config.limit, tallies)
-        schema_ = schema(frame, per_picture, mixed=any(part.apart for part in config.parts))
+        schema_ = schema(frame, per_picture, mixed=any(part.apart for part in sources))
         laid_out = layout.Layout(frame, schema_, config.shard_rows, config.limit, keep)
         for rows in drawn:
             for name, count in grouping.by_source(laid_out.add(rows)).items():
@@ -145,7 +151,9 @@ def _passing(tally: Tally, frame: Frame, seed: int, removed: Set[str], per_pictu
         for rows in _source(part, frame, left_out):
             before = left_out.counts.total()
             pictures, _ = filters.accept(rows, picture_rules, left_out)
-            readable = _clean(pictures, seed, removed, left_out, per_picture)  # slow: after the filters that drop most
+            readable = _clean(
+                pictures, part, seed, removed, left_out, per_picture
+            )  # slow: after the filters that drop most
             kept, _ = filters.accept(readable, caption_rules, left_out)
             assert kept.num_rows + left_out.counts.total() - before == rows.num_rows
             passed += kept.num_rows
@@ -277,10 +285,10 @@ def normalised_url(url: str) -> str:
     """One spelling for URLs that mean the same: scheme and host in lower case, no fragment, all escaped.
 
     Raises:
-        ValueError: no http(s) URL with a host, or one that carries a password.
+        ValueError: no http(s) URL with a host, or one that carries a password, or escapes, which hide another host.
     """
     parts = urlsplit(url.strip())
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not {"@", "%"}.isdisjoint(parts.netloc):
         raise ValueError(f"{url!r} is no http(s) URL of a public file")
     host = parts.hostname.encode("idna").decode() if ":" not in parts.hostname else f"[{parts.hostname}]"
     port = f":{parts.port}" if parts.port not in (None, _DEFAULT_PORTS[parts.scheme]) else ""
@@ -318,8 +326,7 @@ def _source(part: Part, frame: Frame, left_out: LeftOut) -> Iterable[pa.Table]:
         tables: Iterable[pa.Table] = laion.tables(own.metadata, _needed(part, frame), left_out=left_out)
     else:
         tables = map(laion.renamed, table.tables(part, left_out))
-    scored = scores.joined(tables, own.scores, left_out) if own.scores else tables
-    return (table.apart(part, rows) for rows in scored)
+    return scores.joined(tables, own.scores, left_out) if own.scores else tables
 
 
 def _leave_out(cause: str, rows: pa.Table, kept: pa.Table, sentence: str, left_out: LeftOut) -> None:
@@ -331,7 +338,9 @@ def _leave_out(cause: str, rows: pa.Table, kept: pa.Table, sentence: str, left_o
         left_out.add_all(cause, (urls[key] for key in keys.elements()), count, sentence)
 
 
-def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut, pictures: bool = False) -> pa.Table:
+def _clean(
+    rows: pa.Table, part: Part, seed: int, removed: Set[str], left_out: LeftOut, pictures: bool = False
+) -> pa.Table:
     """Rows with normalised URLs, clean captions, keys and lots, of pictures or of captions; those without, or removed,
     are left out."""
     salt = seed.to_bytes(8, "little")
@@ -339,7 +348,7 @@ def _clean(rows: pa.Table, seed: int, removed: Set[str], left_out: LeftOut, pict
     raw = (rows[name].to_pylist() for name in ("url", "caption", "licence", "origin"))
     for place, (raw_url, raw_caption, raw_licence, raw_origin) in enumerate(zip(*raw, strict=True)):
         try:
-            url = normalised_url((raw_url or b"").decode())
+            url = table.apart(part, normalised_url((raw_url or b"").decode()))
         except ValueError:  # among them: not UTF-8, a host that IDNA refuses, a port that is no number
             left_out.add("url", repr(raw_url)[:200], "it is no http(s) URL of a public file")
             continue

@@ -1,6 +1,7 @@
 """What a plan would leave out, said before anything runs, and whether it is too much."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -32,13 +33,9 @@ def ahead(config: DataConfig, seed: int) -> Counts | None:
     if not quick or not (config.source == MIXTURE or any(_budget(part) is not None for part in quick)):
         return None
     if len(quick) < len(config.parts):
-        sources = tuple(
-            source.model_copy(update={"weight": None})
-            for source, part in zip(config.sources, config.parts, strict=True)
-            if part in quick
-        )
-        config = config.model_copy(update={"sources": sources, "limit": None})
-    return plan.make(config, seed, _drop)
+        quick = [replace(part, weight=None) for part in quick]
+        config = config.model_copy(update={"limit": None})
+    return plan.make(config, seed, _drop, quick)
 
 
 def unread(config: DataConfig, counts: Counts | None) -> list[str]:

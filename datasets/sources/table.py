@@ -8,18 +8,20 @@ A plan is made of one of them or of several (`DataConfig.parts`). They know thei
 reserved hosts by one name; what is otherwise in a mixture is done here.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datasets.config import DataConfig, DataError
 from datasets.left_out import LeftOut
 from datasets.source_settings import Part
 from datasets.sources import coco_captions, folder, localized_narratives, openmoji, webdataset
 from datasets.sources.loopback import RESERVED, Address, Hosts
+
+_ON_RESERVED = re.compile(rf"^(https?://)([^/]*\.{RESERVED}\.?(:\d+)?/)")  # of a normalised URL
 
 
 class Source(Protocol):
@@ -68,12 +70,9 @@ def tables(part: Part, left_out: LeftOut) -> Iterable[pa.Table]:
     return SOURCES[part.config.source].tables(part.config.settings, left_out)
 
 
-def apart(part: Part, rows: pa.Table) -> pa.Table:
-    """Rows under our names, whose pictures on reserved hosts are none of another source's of the mixture."""
-    if not part.apart:
-        return rows
-    urls = pc.replace_substring_regex(rows["url"], rf"^http://(\w+\.{RESERVED})/", rf"http://{part.name}.\1/")
-    return rows.set_column(rows.column_names.index("url"), "url", urls)
+def apart(part: Part, url: str) -> str:
+    """A normalised URL; one on a reserved host names no picture of another source of the mixture, whoever wrote it."""
+    return _ON_RESERVED.sub(rf"\1{part.name}.\2", url) if part.apart else url
 
 
 @contextmanager

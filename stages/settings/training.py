@@ -246,8 +246,8 @@ class TrainingConfig(Settings):
 
     @property
     def idle(self) -> frozenset[str]:
-        """Settings that decide nothing here: a validation that only watches, and the one lane of ever."""
-        return frozenset([*["validation"] * (not self.keeps_best), *["lanes"] * (self.lanes == 1)])
+        """Settings that decide nothing here: a validation that only watches, and lanes that come to one, as ever."""
+        return frozenset([*["validation"] * (not self.keeps_best), *["lanes"] * (self.shared_lanes == 1)])
 
     def recipe(self, seed: int) -> dict[str, object]:
         """What decides the trained weights, as JSON values: all but manners."""

@@ -428,6 +428,17 @@ def test_with_the_guard_off_a_redirect_may_lead_inwards(server, monkeypatch):
     assert fetch(opener(server, private_addresses=True), f"to:{location}") == b"here"
 
 
+@pytest.mark.parametrize("target", ["http://mine.invalid/here", "http://MINE.invalid:80/here", "//mine%2einvalid/here"])
+def test_no_redirect_leads_from_one_host_to_pictures_of_this_machine(server, target):
+    hosts = {HOST: server.server_address, "mine.invalid": server.server_address}
+    asked = web.Opener(DOWNLOAD, hosts, web.HostSlots(8))
+    assert asked.open(urllib.request.Request("http://mine.invalid/here"), timeout=60).read() == b"here"
+    with pytest.raises(Lost) as caught:
+        fetch(asked, f"to:{target}")
+    assert caught.value.outcome is Outcome.FORBIDDEN
+    assert fetch(asked, "to:/here") == b"here"
+
+
 def certificate(folder: Path) -> str:
     """Path of a key and a certificate for `HOST` that nobody but itself vouches for."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])

@@ -45,6 +45,24 @@ def test_a_part_that_fails_is_read_again_and_no_other(store, s3_root, monkeypatc
     assert methods(store, before) == {"GET": 20 + failed}
 
 
+@pytest.mark.parametrize(("start", "size"), [(0, 10), (3, 4), (7, 3), (7, 9), (9, 1), (10, 1), (99, 5), (0, 99)])
+def test_a_part_is_what_a_file_has_there_in_one_request(store, s3_root, start, size):
+    storage.publish(b"0123456789", f"{s3_root}/x")
+    before = len(store.asked)
+    assert s3.part(f"{s3_root}/x", start, size) == b"0123456789"[start : start + size]
+    assert methods(store, before) == {"GET": 1}
+
+
+def test_a_part_that_did_not_come_whole_is_no_shorter_one(store, s3_root):
+    content = os.urandom(5000)
+    storage.publish(content, f"{s3_root}/x")
+    store.fault = some(0.5, "cut", seed=1)
+    assert [s3.part(f"{s3_root}/x", start, 1000) for start in range(0, 5000, 1000)] == [
+        content[start : start + 1000] for start in range(0, 5000, 1000)
+    ]
+    assert store.requests("cut") > 0
+
+
 def test_what_is_written_anew_while_it_is_read_is_read_anew(store, s3_root, monkeypatch):
     """No reader gets the beginning of one and the end of another."""
     monkeypatch.setattr(s3, "PART", 1000)

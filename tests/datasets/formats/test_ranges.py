@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from datasets.files.storage import CorruptFile
 from datasets.formats import ranges, removal, shards
 from datasets.formats.shard_table import Shard
@@ -105,9 +105,26 @@ def test_damage_is_found_in_what_is_read(tmp_path):
         with pytest.raises(CorruptFile, match=r"00003\.tar"):
             ranges.read(shard, [9])
         assert len(ranges.read(shard, [10])) == 1
-    tar.write_bytes(content[: told["offset"] + 5])
-    with pytest.raises(CorruptFile, match=r"00003\.tar"):
-        ranges.read(shard, [9])
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(request.getfixturevalue("s3_root") if request.param == "s3" else tmp_path)
+
+
+@pytest.mark.parametrize("left", [-5, 5], ids=["beyond", "within"])
+def test_a_tar_that_ends_before_a_picture_or_within_it_is_damaged_wherever_it_lies(folder, left):
+    """The store is not away: it is asked once, and the whole tar is looked at, whose checksum tells."""
+    shard, wanted = stored(folder), stored_rows("jpg")[20].key
+    name = storage.join(folder, shards.image_name(3))
+    content = storage.read(name)
+    storage.publish(content[: ranges.of_tar(content)[wanted]["offset"] + left], name)
+    heard: list[notices.Notice] = []
+    with notices.heard_by(heard.append), pytest.raises(CorruptFile, match=r"00003\.tar"):
+        ranges.read(shard, [20])
+    assert heard == []
+    assert ranges.by_keys(shard, {wanted}) is None
+    assert len(ranges.read(shard, [10])) == 1
 
 
 @pytest.mark.parametrize("taken", [{1}, {1, 2, 20}, {38}, {5, 7}, set(KEPT)])

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from datasets.formats import shards
 from datasets.left_out import LeftOut
 from datasets.planning import plan
+from datasets.source_settings import Part, SourceConfig
 from stages.models.text import END, Tokenizer
 
 TOKENIZER = Tokenizer(16)
+WEB = Part("data", "laion_aesthetic", SourceConfig(source="laion_aesthetic"))
 HOSTILE = st.one_of(
     st.binary(max_size=80),  # mostly no UTF-8
     st.text(max_size=80).map(str.encode),
@@ -32,7 +34,7 @@ def test_whatever_rows_say_goes_unchanged_from_the_plan_to_tars_tables_and_token
     captions = pa.array([text for _, text in rows], pa.large_binary())
     table = {"url": pa.array(urls, pa.large_binary()), "caption": captions, "licence": empty, "origin": empty}
     left_out = LeftOut()
-    kept = plan._clean(pa.table(table | scores), 0, frozenset(), left_out)
+    kept = plan._clean(pa.table(table | scores), WEB, 0, frozenset(), left_out)
     assert kept.num_rows + left_out.counts.total() == len(rows)
     stored = [
         shards.ImageRow(place, row["key"], row["url"], row["caption"], "png", b"picture")

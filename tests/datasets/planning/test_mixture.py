@@ -4,6 +4,8 @@ import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,6 +95,31 @@ def test_pictures_of_one_name_in_two_folders_are_two(tmp_path):
     assert {row["key"]: len(row["source"]) for row in planned} == blue, "each from its own folder"
 
 
+FOREIGN = """
+http://folder.invalid/0.png http://mine.folder.invalid/0.png http://MINE.Folder.INVALID/0.png
+http://mine.folder.invalid:80/0.png http://mine.folder.invalid:8080/0.png https://mine.folder.invalid/0.png
+http:\\\\mine.folder.invalid/0.png http://mine.folder.invalid./0.png http://mine.folder.invalid?/0.png
+http://ｍine.folder。invalid/0.png http://mine.folder.%69nvalid/0.png http://x%40mine.folder.invalid/0.png
+http://mine.folder.invalid%2fx.example/0.png http://a:b@mine.folder.invalid/0.png
+"""
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_spelling_of_another_source_names_a_picture_of_ones_own_folder(tmp_path, order):
+    urls = FOREIGN.split()
+    web = rows(tmp_path / "web", len(urls), URL=urls)
+    config = mixed(*[pictures(tmp_path / "mine", 1), web][::order])
+    planned, counts = made(config)
+    assert Counter(row["source"] for row in planned)["mine"] == 1
+    with table.hosts(config) as hosts:
+        assert hosts.keys() == {"mine.folder.invalid"}
+        asked = [Request(row["url"]).host for row in planned if row["source"] != "mine"]
+        assert len(asked) + counts.rejected["url"] + counts.rejected["duplicate"] == len(urls)
+        assert not {urlsplit(f"//{host}").hostname for host in asked} & hosts.keys()
+        served = [row["url"] for row in planned if urlsplit(row["url"]).hostname in hosts]
+    assert served == ["http://mine.folder.invalid/0.png"]
+
+
 def test_shares_hold_to_within_a_row_and_are_drawn_by_the_seed(tmp_path):
     sources = (pictures(tmp_path / "few", 10) | {"weight": 1}, rows(tmp_path / "web", 200) | {"weight": 3.0})
     planned, counts = made(mixed(*sources))
@@ -173,6 +200,25 @@ def test_refusals_name_the_keys_of_the_source(tmp_path):
         with pytest.raises(DataError, match=told):
             made(mixed(good, source))
     assert LeftOut(mixed(good).parts[0].renamed).told() == ""
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_listed_ahead_is_named_by_its_place_among_all(tmp_path, place):
+    """Those that are not listed ahead have a place too."""
+    sources = [rows(tmp_path / "web", 3), rows(tmp_path / "more", 3) | {"name": "more"}]
+    sources = [source | {"weight": 1} for source in sources]
+    none = {"source": "folder", "folder": {"path": str(tmp_path / "none")}, "weight": 1}
+    with pytest.raises(DataError, match=rf"^data\.sources\.{place}\.folder\.path: "):
+        preview.ahead(mixed(*sources[:place], none, *sources[place:]), 0)
+    mine = pictures(tmp_path / "mine", 4) | {"weight": 1}
+    mine["folder"]["max_left_out"] = 0.1
+    (tmp_path / "mine" / "0.png").write_bytes(b"no picture")
+    counts = preview.ahead(mixed(*sources[:place], mine, *sources[place:], limit=1), 0)
+    assert counts is not None
+    assert [(tally.part.key, tally.planned) for tally in counts.sources] == [(f"data.sources.{place}", 3)]
+    told = preview.beyond_budget(counts)
+    assert told is not None
+    assert told.startswith(f"data.sources.{place}.folder.max_left_out=0.1: 1 of 4 ")
 
 
 def test_losses_of_a_download_are_those_of_their_sources(tmp_path):

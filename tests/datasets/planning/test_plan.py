@@ -393,6 +393,12 @@ def test_openmoji_takes_the_users_metadata_too(tmp_path):
         make(data_config("openmoji", metadata=metadata(tmp_path, [])))
 
 
+@pytest.mark.parametrize("host", ["example.%6frg", "a%40example.org", "example.org%2f.invalid", "example.org%3a80"])
+def test_an_escape_in_a_host_which_would_be_another_one_when_it_is_asked_makes_no_url(host):
+    with pytest.raises(ValueError, match="no http"):
+        plan.normalised_url(f"http://{host}/x.jpg")
+
+
 @pytest.mark.parametrize(
     ("url", "normal"),
     [

@@ -88,6 +88,14 @@ def test_another_value_enters_fingerprints_or_the_key_is_a_manner():
     assert tried > 200
 
 
+def test_lanes_that_divide_no_batch_are_the_one_lane_that_there_always_was():
+    other = changed("stage_c.train.lanes", 7)
+    assert other
+    assert other.stage_c.train.shared_lanes == 1
+    assert digests(other) == digests(config())
+    assert other.stage_c.train.recipe(0) == config().stage_c.train.recipe(0)
+
+
 def test_a_batch_in_pieces_is_no_manner_where_batchnorm_sees_a_piece():
     nothing_drawn_with_it = "sample.ablations=[]"
 
