@@ -3,6 +3,8 @@
 import json
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,8 @@ import pytest
 import torch
 
 from pipeline.__main__ import main
+from pipeline.cluster import joining
+from pipeline.verbs.doctor import conf
 
 MICRO = ("conf=stage_c", "scale=micro")
 PAPER = ("conf=stage_c", "scale=paper", "cluster=a100x64", "workers=64")
@@ -112,18 +116,24 @@ def test_a_conf_that_does_not_compose_leaves_the_machine(capsys, tmp_path):
     assert "doctor needs conf=NAME" in capsys.readouterr().err
 
 
-def test_ray_is_asked_for_where_a_run_would_look(capsys, tmp_path, monkeypatch, listening):
+def test_ray_is_asked_for_where_a_run_would_look(monkeypatch, listening):
     def told(address: str) -> tuple[str, str]:
-        found = findings(capsys, tmp_path, *MICRO, f"cluster.address='{address}'")["cluster.address"]
-        return found["state"], found["found"]
+        asked: Any = SimpleNamespace(cluster=SimpleNamespace(address=address))
+        found = conf.cluster(asked)
+        return found.state, found.found
 
+    monkeypatch.setattr(joining, "rays_here", lambda: [listening])
     assert told(listening) == ("ok", f"{listening}: there is one at {listening}")
     assert told(NOBODY)[0] == "failed"
-    assert told("no-port") == ("failed", "no-port is no address; give auto, HOST:PORT or ray://HOST:PORT")
-    monkeypatch.setenv("RAY_ADDRESS", listening)
+    assert told("no-port") == ("failed", "no-port is no address; give auto, or HOST:PORT of Ray's head")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert told("auto") == ("ok", f"auto: there is one at {listening}")
     monkeypatch.setenv("RAY_ADDRESS", NOBODY)
     assert told("auto")[1].startswith(f"auto: no Ray answers at {NOBODY} (")
+    monkeypatch.setattr(joining, "rays_here", list)
+    assert told(listening)[1].startswith(
+        f"cluster.address={listening}: no Ray runs on this machine; run on one of its "
+    )
 
 
 def test_an_mlflow_server_that_does_not_answer_is_a_warning(capsys, tmp_path):
