@@ -172,19 +172,19 @@ def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator
         header = next(csv.reader([first], delimiter=delimiter), [])
         place = {column: header.index(column) for column in _columns(header)}
         file_at, caption_at = place.values()
-        rows = csv.reader(lines, delimiter=delimiter)
-        while True:
-            start = rows.line_num + 2
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)  # or what follows a closing quote would count too
+        row: list[str] | None = []
+        while row is not None:
+            start, unread = rows.line_num + 2, ""
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                left_out.add("fields", f"{name} line {start}", f"it cannot be read ({error}); mend its quotes")
-                continue
-            if row is None:
-                return
+                row, unread = [], f"it cannot be read ({error}); mend its quotes"
             end = rows.line_num + 1
             where = f"{name} line {start}" if start == end else f"{name} lines {start} to {end}"
-            if len(row) == len(header):
+            if unread:
+                left_out.add("fields", where, unread)
+            elif row and len(row) == len(header):
                 yield where, row[file_at], row[caption_at]
             elif row:
                 told = f"it has {len(row)} fields, its header {len(header)}; put quotes around what holds the separator"

@@ -142,4 +142,5 @@ def test_quotes_that_end_elsewhere_cost_the_rows_between_by_their_lines(mine):
     found, left_out = read(mine)
     assert found["x.png"] == ['a 5" cat']
     assert left_out.counts["fields"] == 1
-    assert any(place.startswith("metadata.csv lines 3 to 6: ") for place in left_out.examples(9))
+    assert found["red_foxes/y-2.png"] == ["fox"]
+    assert any(place.startswith("metadata.csv lines 3 to 5: it cannot be read") for place in left_out.examples(9))
