@@ -61,4 +61,5 @@ def test_kernels_are_counted_and_priced() -> None:
     assert sum_kernel.bytes == 2 * (256 * 128 + 128)
     assert (product.dtype, total.shape) == (torch.bfloat16, (128,))
     assert counter.work.seconds(1e15, 1e12) == pytest.approx(sum(k.bytes for k in counter.work.kernels) / 1e12)
-    assert counter.work.peak == 4 * (256 * 512 + 512 * 128) + 2 * (256 * 512 + 512 * 128 + 256 * 128)  # as it multiplies
+    while_it_multiplies = 4 * (256 * 512 + 512 * 128) + 2 * (256 * 512 + 512 * 128 + 256 * 128)
+    assert counter.work.peak == while_it_multiplies

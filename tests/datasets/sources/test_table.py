@@ -380,7 +380,12 @@ def test_annotations_broken_at_an_end_have_no_identity(tmp_path, source, file, c
         ("coco_captions", "x.json", "[1]", COCO_KEY + " is no JSON of COCO captions"),
         ("coco_captions", "x.json", '{"images": []}', COCO_KEY + ".*no 'annotations'"),
         ("coco_captions", "x.json", '{"images": [], "annotations": []}', COCO_KEY + " holds no caption"),
-        ("coco_captions", "x.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', COCO_KEY + " holds no caption"),
+        (
+            "coco_captions",
+            "x.json",
+            '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}',
+            COCO_KEY + " holds no caption",
+        ),
         ("coco_captions", "x.txt", "", r"x\.txt is (no JSON|empty).*; give captions_"),
         ("localized_narratives", "x.jsonl", "\n", NARRATIVES_KEY + r"there is no narrative in .*x\.jsonl; give"),
         ("localized_narratives", "x.jsonl", '\n{"image_id": "1"}\n', NARRATIVES_KEY + ".*line 2: .*no 'dataset_id'"),
