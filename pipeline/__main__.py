@@ -12,9 +12,11 @@ if __name__ == "__main__":
 
 import importlib
 import logging
+import traceback
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 if not all(map(find_spec, ("pyarrow", "pydantic", "hydra"))):
     sys.exit("error: this Python lacks the packages: run `make setup`, then `source .venv/bin/activate`")
@@ -24,6 +26,7 @@ from pipeline import __version__
 from pipeline.environment import name_and_home
 from pipeline.errors import BudgetExceeded, NotBuilt, UsageError, as_told, exit_code
 from pipeline.settings.words import Words, parse, usage
+from pipeline.store.redact import redact_line
 from pipeline.terminal import Notices, console, escape_what_cannot_be_shown
 
 HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does it
@@ -84,6 +87,11 @@ def _let_go_of_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _show_traceback(*error: Any) -> None:
+    """Of a programming error, on stderr: without secrets, as all that is said there."""
+    sys.stderr.write(redact_line("".join(traceback.format_exception(*error))))
+
+
 def _stop(*_: object) -> None:
     """On Ctrl-C. Libraries may make another error of it."""
     _stopped.append(True)
@@ -123,4 +131,5 @@ def _run(words: Words, override: str | None) -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, _stop)
+    sys.excepthook = _show_traceback
     sys.exit(main(sys.argv[1:]))

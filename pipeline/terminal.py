@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datasets.files.notices import Notice, Retry
+from pipeline.store.redact import redact_line
 
 COLUMNS = 120  # of a table where there is no terminal
 NAMED = 10  # of the files that were passed over
@@ -24,14 +25,15 @@ QUIET_S = 60.0  # between two lines about a store that keeps failing
 
 class Console(RichConsole):
     """Rich's, where it goes into a pipe that nobody reads any more: an answer ends there, as with `print`; work goes
-    on without being watched. Nothing in a text stands for another sign, or for a colour unless that is asked for."""
+    on without being watched. Nothing in a text stands for another sign, or for a colour unless that is asked for, and
+    secrets are left out: what goes onto a console is kept in the logs of jobs."""
 
     def __init__(self, **options: Any):
         super().__init__(**{"highlight": False, "emoji": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As Rich does, of a text that cannot move the cursor, change colours or turn others around."""
-        return super().render_str(printable(text), **options)
+        """As Rich does, of a text that cannot move the cursor, change colours, turn others around or tell secrets."""
+        return super().render_str(printable(redact_line(text)), **options)
 
     def on_broken_pipe(self) -> None:
         if not self.stderr:

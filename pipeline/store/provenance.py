@@ -5,7 +5,6 @@ None of it enters a fingerprint: an upgrade makes nothing stale. `plan` says whe
 
 import importlib.metadata
 import platform
-import shlex
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.store.process import user_name
-from pipeline.store.redact import redact_text
+from pipeline.store.redact import redact_command
 
 LIBRARIES = (  # those whose results lie in artifacts
     "torch", "torchvision", "open_clip_torch", "numpy", "pillow", "pyarrow", "ray", "img2dataset", "webdataset",
@@ -26,7 +25,7 @@ def provenance(command: str) -> dict[str, Any]:
     """What a manifest or a record says of its making; `command` is a command line, whose secrets are left out."""
     return {
         "user": user_name(),
-        "command": shlex.join(redact_text(word) for word in shlex.split(command)),
+        "command": redact_command(command),
         "commit": commit(Path(__file__).parent),
         "versions": versions(),
     }

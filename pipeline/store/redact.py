@@ -1,21 +1,32 @@
-"""Taking secrets out of what is kept before anybody else gets to see it: configs, command lines, logs.
+"""Taking secrets out of what others get to see: sentences, logs, configs, command lines, what MLflow is told.
 
 Hidden are the values of telling keys, passwords and signatures in URLs, and what a config takes from the environment.
+Whatever leaves a process as words goes through here at its door: both consoles, tracebacks, logs, records, manifests,
+MLflow, reports. JSON on stdout is exact: it is made of what is kept, or of rows of the data.
 """
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 SECRET = re.compile(
-    r"(^|_)(token|secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private|account)_?key)(_|$)"
+    r"(^|_)(token|secrets?|passwords?|passwd|pwd|passphrase|credentials?|authorization|signature|sig"
+    r"|(api|access|private|account)_?key)(_|$)"
 )
 
 SHORTEST = 6  # signs of a hidden value that is looked for within other texts
 _from_environment: set[str] = set()
 
-PASSWORD = re.compile(r"(?<=\w://)[^/\s@:]*:(?!\d+/)[^\s@]+@")  # a secret key may have slashes; a port has one after it
+# A secret key may have slashes; a port has one after it
+PASSWORD = re.compile(r"(?<=\w://)[^/\s@:]{0,99}:(?!\d+/)[^\s@]{1,999}@")
+USER = re.compile(r'(?<=\w://)[^/\s?#"]*@')  # up to the last @: passwords have some too
+QUERY = re.compile(r'(\w://[^\s?#"]{0,4000})\?((?!/artifacts/)[^\s#"])+')  # by what follows it is known who reads which
+# The same within other URLs, escaped once or more often, and keys that tell it of their values
+ESCAPED_USER = re.compile(r"((?:%(?:25)*2F){2})(?:(?!%(?:25)*2F)[^/\s])*(%(?:25)*40)", re.IGNORECASE)
+GIVEN = re.compile(r"(?<![\w.-])(?:(?<=%)(?:25)*(?:3F|26))?([\w.-]{1,99})(?:=|%(?:25)*3D)", re.IGNORECASE)
+VALUE = re.compile(r"""(?:(?!%(?:25)*26)[^\s&;,"'<>])*""")
 
 
 def hide(value: str) -> None:
@@ -40,7 +51,7 @@ def redact(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_secret(key: str) -> bool:
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-.]", "_", key)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[-.]", "_", key)
     return bool(SECRET.search(words.lower()))
 
 
@@ -60,8 +71,13 @@ def redact_text(word: str) -> str:
     return f"{key}=***" if separator and value and _is_secret(key) else redact_line(word)
 
 
+def redact_command(command: str) -> str:
+    """A command line, quoted for a shell, without what `redact` would leave out of its words."""
+    return shlex.join(redact_text(word) for word in shlex.split(command))
+
+
 def redact_line(text: str) -> str:
-    """A text, such as a line of a log, without what `redact` would leave out of one."""
+    """A text, such as a sentence or a line of a log, without what `redact` would leave out of one."""
     for value in sorted(_from_environment, key=len, reverse=True):
         text = "***" if text == value else text.replace(value, "***") if len(value) >= SHORTEST else text
     return _without_urls(text)
@@ -77,5 +93,12 @@ def holds_password(value: Any) -> bool:
 
 
 def _without_urls(text: str) -> str:
-    text = re.sub(r"(?<=://)[^/\s@]+@", "***@", PASSWORD.sub("***@", text))
-    return re.sub(r"(\w://[^\s?#]*)\?[^\s#]+", r"\1?***", text)
+    for pattern in (PASSWORD, USER):
+        text = pattern.sub("***@", text)
+    text = ESCAPED_USER.sub(r"\1***\2", QUERY.sub(r"\1?***", text))
+    kept, end = [], 0
+    for key in GIVEN.finditer(text):
+        if key.start() >= end and _is_secret(key[1]) and (value := VALUE.match(text, key.end())) and value[0]:
+            kept.append(f"{text[end : key.end()]}***")
+            end = value.end()
+    return "".join([*kept, text[end:]])

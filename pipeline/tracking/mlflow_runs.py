@@ -169,7 +169,10 @@ class Tracking:
             yield f"{where} refused {self._recorder.refused} records for good; the log says which"
 
     def record(self, kind: str, **content: Any) -> None:
-        """Give MLflow a record, see `Recorder`; returns at once."""
+        """Give MLflow a record, see `Recorder`, without secrets; returns at once."""
+        self._send(kind, redact(content))
+
+    def _send(self, kind: str, content: Mapping[str, Any]) -> None:
         if self._outbox:
             self._outbox.add({"kind": kind, **content})
 
@@ -215,7 +218,8 @@ class StepRun:
     def image(self, name: str, png: bytes, step: int) -> None:
         """Show a picture; pictures of one name form a series over steps."""
         content = base64.b64encode(png).decode()
-        self._tracking.record("image", run=self.key, name=names.of_picture(name), png=content, step=step, time=_now())
+        told = {"run": self.key, "name": names.of_picture(name), "png": content, "step": step, "time": _now()}
+        self._tracking._send("image", told)  # as it is: in a picture nothing is a word
 
     def finish(self, artifact: Artifact) -> None:
         """Record what the finished artifact's manifest says, and the figures of a step that measures."""

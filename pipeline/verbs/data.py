@@ -244,7 +244,7 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
         return
     for section in ("planned", "download", "captions", "scored"):
         for name, value in told.get(section, {}).items():
-            out.print(f"{section:9} {name:11} {value}")
+            print(printable(f"{section:9} {name:11} {value}"))  # as it is: a URL is told with its query
     if when:
         out.print(f"forgotten on {when}: nothing of it is stored any more but its row of the plan, above")
     for path in told.get("files", ()):

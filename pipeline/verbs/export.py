@@ -5,6 +5,7 @@ from functools import partial
 from datasets.files import storage
 from pipeline.errors import UsageError
 from pipeline.plan.wanted import wanted
+from pipeline.run.delivery import deliver
 from pipeline.settings.config import Config
 from pipeline.settings.words import Words
 from pipeline.store import readers
@@ -13,6 +14,8 @@ from pipeline.terminal import console
 from pipeline.verbs.configured import configured
 from pipeline.verbs.show import files
 
+INDEX = "model_index.json"  # comes last: without it no loader takes a folder for a release
+
 
 def handle(words: Words) -> None:
     loaded, root = configured(words)
@@ -20,14 +23,20 @@ def handle(words: Words) -> None:
 
 
 def export(config: Config, root: str, folder: str | None) -> None:
-    """Copy the release of exactly this config to a folder."""
+    """Copy the release of exactly this config to a new folder.
+
+    Raises:
+        UsageError: no `out`, or one in which there is something else than what a killed call has left.
+        NotBuilt: there is no such release yet.
+    """
     if not folder:
         raise UsageError("export needs out=DIR")
     target = storage.absolute(folder)
-    if storage.listing(target):
-        raise UsageError(f"out={folder}: the folder is not empty; give a new one")
     release = wanted(config, root, ["release"])["release"]
+    found = set(storage.listing(target))
+    if INDEX in found or found - release.files.keys():
+        raise UsageError(f"out={folder}: the folder is not empty; give a new one")
+    names = sorted(release.files, key=lambda name: (name.endswith(INDEX), name == INDEX))
     with readers.reading(Store(root), [release], partial(console.print, markup=False)):
-        for name in release.files:
-            storage.publish(release.read(name), storage.join(target, name))
+        deliver(((name, partial(release.read, name)) for name in names), target)
     console.print(f"{files(len(release.files))} in {target}", markup=False)

@@ -15,6 +15,7 @@ from pipeline.settings import compose
 from pipeline.settings.resources import Cluster, Tracking
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
+from pipeline.store.redact import redact
 from pipeline.terminal import print_json, print_table
 from pipeline.tracking.mlflow_store import locate_store
 from pipeline.verbs.doctor import conf, machine, nodes
@@ -92,7 +93,7 @@ def _section(kind: type[S], tree: object) -> S | None:
 
 def _show(findings: list[Finding], as_json: bool) -> None:
     if as_json:
-        print_json({"findings": [asdict(found) for found in findings]})
+        print_json(redact({"findings": [asdict(found) for found in findings]}))
         return
     lines = Table("check", "state", "found", box=None, pad_edge=False)
     for found in findings:

@@ -20,6 +20,7 @@ from pipeline.models.known_weights import FOLDER, how_to_get
 from pipeline.plan import obstacles
 from pipeline.plan.dag import order
 from pipeline.plan.table import table
+from pipeline.run.delivery import deliver
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.resources import POOL_LABEL, WORKERS, Job, Nodes
@@ -44,10 +45,10 @@ def handle(words: Words) -> None:
     if not (out := words.own.get("out")):
         raise UsageError("infra render needs out=DIR, the folder for the files")
     config = compose.load(words.required_conf(), words.overrides)
-    for name, text in render(config, words.root, f"run {words.same}"):
-        path = storage.join(storage.absolute(out), name)
-        storage.publish(text.encode(), path)
-        console.print(path, markup=False)
+    files = dict(render(config, words.root, f"run {words.same}"))
+    deliver(((name, text.encode) for name, text in files.items()), storage.absolute(out))
+    for name in files:
+        console.print(storage.join(storage.absolute(out), name), markup=False)
 
 
 def render(config: Config, root: str, run: str) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pipeline.errors import UsageError
 from pipeline.results.document import document
 from pipeline.results.subject import Subject
 from pipeline.settings.words import Words
+from pipeline.store.redact import redact
 from pipeline.terminal import console, print_json
 from pipeline.tracking.mlflow_history import History, opened
 from pipeline.tracking.mlflow_store import locate_store
@@ -46,6 +47,7 @@ def experiment(words: Words) -> None:
     missing: list[str] = []
     history = opened(locate_store(subject.root, tracking.uri), tracking.experiment, missing.append)
     told, shown = document(subject, history, missing)
+    told = redact(told)
     text = json.dumps(told, indent=1, ensure_ascii=False)
     if out is not None:
         html = page.page(told, Album(subject, shown))

@@ -19,6 +19,7 @@ from pipeline.settings.evaluation import BASELINE, NULL, samples_of
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.readers import reading
+from pipeline.store.redact import redact_command
 from pipeline.terminal import console, out, print_json, print_table
 from pipeline.verbs.configured import configured
 from pipeline.verbs.study import ballots, page, pairs
@@ -61,7 +62,7 @@ def build(words: Words) -> None:
     with reading(Store(root), found.values(), partial(console.print, markup=False)):
         compared = [_compared(config, name, found) for name in config.prompt_sets()]
         made_of = {name: artifact.manifest["fingerprint"] for name, artifact in found.items()}
-        about = {"command": words.same, "seed": config.seed, "artifacts": made_of}
+        about = {"command": redact_command(words.same), "seed": config.seed, "artifacts": made_of}
         key = pairs.drawn(compared, count, config.seed, Random(secrets.randbits(128)), about)
         content = page.html(key.study, page.shown(key, compared))
     place = storage.join(root, FOLDER, f"{key.study}.json")

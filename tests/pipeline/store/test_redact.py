@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 
-from datasets.files import storage
+from datasets.files import filesystems, notices, storage
+from pipeline import __main__ as main
+from pipeline import terminal
 from pipeline.run.record import Record
 from pipeline.settings import compose
 from pipeline.store import log_files, redact
@@ -26,7 +29,23 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 @pytest.mark.parametrize(
     "key",
-    ["token", "hub_token", "hubToken", "hub-token", "api.key", "secretKey", "secrets", "passphrase", "aws_access_key"],
+    [
+        "token",
+        "hub_token",
+        "hubToken",
+        "hub-token",
+        "api.key",
+        "secretKey",
+        "secrets",
+        "passphrase",
+        "aws_access_key",
+        "X-Amz-Signature",
+        "x-amz-credential",
+        "sig",
+        "AWSAccessKeyId",
+        "db_pwd",
+        "Authorization",
+    ],
 )
 def test_values_of_telling_keys_are_left_out_and_all_below_them(key):
     assert redact.redact({key: "x", "a": {key: {"b": ["x", 1]}}, "c": [{key: 2}]}) == {
@@ -38,7 +57,9 @@ def test_values_of_telling_keys_are_left_out_and_all_below_them(key):
     assert redact.redact({key: None}) == {key: None}
 
 
-@pytest.mark.parametrize("key", ["tokenizer", "tokens", "key", "keys", "monkey", "secretary", "passed"])
+@pytest.mark.parametrize(
+    "key", ["tokenizer", "tokens", "key", "keys", "monkey", "secretary", "passed", "signal", "significant"]
+)
 def test_other_keys_keep_theirs(key):
     assert redact.redact({key: "x"}) == {key: "x"}
     assert redact_text(f"{key}=x") == f"{key}=x"
@@ -52,6 +73,22 @@ def test_other_keys_keep_theirs(key):
         ("see https://u@h/a?X-Amz-Signature=s#top, or http://h:80/b", "see https://***@h/a?***#top, or http://h:80/b"),
         ("http://proxy:8080/a@b", "http://proxy:8080/a@b"),
         ("what? a@b.c", "what? a@b.c"),
+        ("HTTPS://USER:PW@HOST/A?X-AMZ-SIGNATURE=S", "HTTPS://***@HOST/A?***"),
+        (
+            "http://u:p@ss@h/x, http://u:q@h/y?a=1 and s3://K:S/E@C@b/z",
+            "http://***@h/x, http://***@h/y?*** and s3://***@b/z",
+        ),
+        ("https://h/#access_token=s", "https://h/#access_token=***"),
+        ("hub_token=s: no such thing", "hub_token=*** no such thing"),
+        ("s3://b/x%3FX-Amz-Signature=s&a=1&sig=s", "s3://b/x%3FX-Amz-Signature=***&a=1&sig=***"),
+        (
+            "h/?to=https%3A%2F%2Fu%3Ap%40h%2Fx%3FX-Amz-Signature%3Ds%26a%3D1",
+            "h/?to=https%3A%2F%2F***%40h%2Fx%3FX-Amz-Signature%3D***%26a%3D1",
+        ),
+        ("a%252F%252Fu%253Ap%2540h%253Fsig%253Ds", "a%252F%252F***%2540h%253Fsig%253D***"),
+        ('{"uri": "https://h/x?k=1", "rows": 2}', '{"uri": "https://h/x?***", "rows": 2}'),
+        ("s3://b/a?b/artifacts/stage_c/0123456789abcdef/w", "s3://b/a?***/artifacts/stage_c/0123456789abcdef/w"),
+        ("http://127.0.0.1:5000/#/runs?compareRunsMode=CHART", "http://127.0.0.1:5000/#/runs?compareRunsMode=CHART"),
     ],
 )
 def test_of_urls_passwords_and_queries_are_left_out(text, left):
@@ -65,6 +102,43 @@ def test_of_urls_passwords_and_queries_are_left_out(text, left):
 )
 def test_a_password_in_a_uri_is_found_however_deep(value, held):
     assert holds_password(value) is held
+
+
+def test_a_command_line_is_told_for_a_shell_without_secrets():
+    assert (
+        redact.redact_command("run 'out=a b' sig=s from='https://u:p@h/x?y=1'")
+        == "run 'out=a b' 'sig=***' 'from=https://***@h/x?***'"
+    )
+
+
+@pytest.mark.parametrize("call", [storage.read, storage.listing, storage.content_tag])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://nowhere/x?X-Amz-Signature=canary&sig=canary", "S3://canary:canary@nowhere/x", "nothing://u:canary@h/x?canary",
+        "http://canary:canary@127.0.0.1:1/x.parquet?X-AMZ-SIGNATURE=canary",
+    ],
+)  # fmt: skip
+def test_errors_of_all_clients_are_told_without_secrets(call, uri, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://u:canary@127.0.0.1:1")
+    monkeypatch.setenv("WUERSTCHEN_STORAGE_PATIENCE_S", "0")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    filesystems.forget_clients()
+    with pytest.raises(Exception) as caught, notices.heard_by(terminal.Notices()):  # noqa: PT011 -- of any library
+        call(uri)
+    filesystems.forget_clients()
+    terminal.console.print(f"error: {caught.value}", markup=False)
+    terminal.out.print(f"a run would stop at once: {caught.value}")
+    lines = Table("found")
+    lines.add_row(str(caught.value))
+    terminal.print_table(lines)
+    main._show_traceback(caught.type, caught.value, caught.tb)
+    said = capsys.readouterr()
+    assert "error: " in said.err
+    assert "Traceback" in said.err
+    assert "***" in said.err + said.out
+    assert "canary" not in (said.err + said.out).lower()
 
 
 def test_what_the_environment_gives_to_a_config_is_in_nothing_that_is_kept(tmp_path, monkeypatch):

@@ -1,0 +1,83 @@
+"""Files that a command puts into a folder outside of the root, for others: whole, also where it is killed."""
+
+import errno
+import fcntl
+import glob
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datasets.files import local, notices, storage
+from datasets.files.errors import StorageError
+from datasets.files.notices import PassedOver
+
+
+def deliver(files: Iterable[tuple[str, Callable[[], bytes]]], folder: str) -> None:
+    """Put files, each by its name and what makes its content, into a folder.
+
+    A local folder that is not there yet appears in one step, with all of them; what killed calls have left of it goes.
+    In one that is there, and in a store, each file appears in its turn: the last one says that all are there.
+
+    Raises:
+        StorageError: it cannot be written, or somebody else has put something there meanwhile.
+    """
+    if storage.is_remote(folder) or storage.exists(folder):
+        _put(files, folder)
+        return
+    with _beside(Path(storage.absolute(folder))) as staged:
+        _put(files, staged)
+        try:
+            storage.move(staged, folder)
+        except StorageError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise StorageError(error.errno, "somebody else has put something there meanwhile", folder) from error
+
+
+def _put(files: Iterable[tuple[str, Callable[[], bytes]]], folder: str) -> None:
+    for name, content in files:
+        storage.publish(content(), storage.join(folder, name))
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[str]:
+    """A new folder beside another, gone after the block unless it was moved; those of killed calls go first."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with _held(left) as free:
+            if free:
+                _drop(str(left))
+    staged = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    local.make_folder(staged)
+    with _held(staged):
+        try:
+            yield str(staged)
+        finally:
+            storage.remove(str(staged))
+
+
+def _drop(left: str) -> None:
+    try:
+        storage.remove(left)
+    except StorageError as error:  # somebody else's, which takes room and no more
+        notices.tell(PassedOver(left, f"a killed call has left it: {error.strerror}"))
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder for as long as the block, or this process, lasts; False where another one does, or nobody can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # gone, or somebody else's
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,125 @@
+"""What is put into a folder for others is whole, or is not taken for it, wherever the command is killed."""
+
+import pytest
+
+from datasets.files import storage
+from datasets.files.errors import StorageError
+from pipeline.errors import UsageError
+from pipeline.run.delivery import _beside, _held, deliver
+from pipeline.settings import compose
+from pipeline.store.artifacts import Artifact
+from pipeline.verbs import export
+from tests.killing import swept
+
+FILES = {"a/one": b"1", "two": b"22", "index": b"333"}
+KILLED = """
+from pipeline.run.delivery import deliver
+FILES = {"a/one": b"1", "two": b"22", "index": b"333"}
+
+def work(root):
+    deliver([(name, lambda name=name: FILES[name]) for name in FILES], str(root / "out"))
+
+def again(root):
+    if not (root / "out" / "index").exists():
+        work(root)
+
+def tree(root):
+    files = (file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return {str(file.relative_to(root)): file.read_bytes() for file in files if ".tmp" not in str(file.parent)}
+
+def interrupted(root, before, calm):
+    there = PREPARED and set(before) != set(calm) and "out/index" not in before
+    return [] if before in ({}, calm) or there else [f"the folder holds {sorted(before)}"]
+
+def prepare(root):
+    root.mkdir()
+    if PREPARED:
+        (root / "out").mkdir()
+
+print(json.dumps(sweep(work, tree, interrupted, prepare, recover=again)))
+"""
+
+
+def contents(files=FILES):
+    return [(name, lambda name=name: files[name]) for name in files]
+
+
+@pytest.mark.parametrize(("there", "every"), [(False, 1), (True, 3)])
+def test_a_killed_call_leaves_all_or_no_last_file_and_the_next_one_ends_it(tmp_path, there, every):
+    assert swept(tmp_path, f"PREPARED = {there}\n{KILLED}", every) >= 12 // every
+
+
+def test_a_new_folder_appears_at_once_and_takes_along_what_killed_calls_have_left(tmp_path):
+    left, others = tmp_path / ".out.0123456789ab.tmp", tmp_path / ".out2.0123456789ab.tmp"
+    for folder in (left, others):
+        (folder / "a").mkdir(parents=True)
+
+    def looking():
+        assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+        return b"1"
+
+    deliver([("a/one", looking), ("two", looking)], str(tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out2.0123456789ab.tmp", "out"]
+    assert storage.listing(str(tmp_path / "out")) == ["a/one", "two"]
+
+
+def test_of_two_at_once_one_ends_in_a_sentence_and_neither_harms_the_other(tmp_path):
+    out = tmp_path / "out"
+
+    def meanwhile():
+        deliver(contents(), str(out))
+        return b"other"
+
+    with pytest.raises(StorageError, match=f"{out}: somebody else"):
+        deliver([("index", meanwhile)], str(out))
+    assert {name: (out / name).read_bytes() for name in storage.listing(str(out))} == FILES
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_somebody_is_at_work_on_stays(tmp_path):
+    with _beside(tmp_path / "out") as staged, _beside(tmp_path / "out") as other:
+        assert staged != other
+        with _held(tmp_path / staged) as held:
+            assert not held
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    def fails():
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        deliver([("one", lambda: b"1"), ("two", fails)], str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["new", "there", "store"])
+def test_a_release_comes_whole_and_its_index_last(tmp_path, place, request, monkeypatch):
+    out = f"{request.getfixturevalue('s3_root')}/out" if place == "store" else str(tmp_path / "out")
+    names = ["README.md", "model_index.json", "prior/model_index.json", "vqgan/config.json"]
+    inside = str(tmp_path / "artifact")
+    files = {name: vars(storage.publish(name.encode(), f"{inside}/{name}")) for name in names}
+    made = Artifact("release", inside, {"files": files, "fingerprint": "0" * 16})
+    config = compose.load("stage_c", ["scale=micro"])
+    monkeypatch.setattr(export, "wanted", lambda *_: {"release": made})
+    monkeypatch.setattr(export.Store, "find", lambda *_: made)
+    if place == "there":
+        (tmp_path / "out").mkdir()
+    put = []
+    monkeypatch.setattr(
+        storage, "publish", lambda *words, publish=storage.publish: put.append(words) or publish(*words)
+    )
+
+    if place != "new":
+        storage.publish(b"cut", f"{out}/vqgan/config.json")  # by a call that was killed
+    export.export(config, str(tmp_path), out)
+    assert storage.listing(out) == names
+    assert all(storage.read(f"{out}/{name}") == name.encode() for name in names)
+    assert put[-1][1].endswith("/model_index.json")
+    assert put[-2][1].endswith("/prior/model_index.json")
+    with pytest.raises(UsageError, match="not empty"):
+        export.export(config, str(tmp_path), out)
+    storage.remove(f"{out}/model_index.json")
+    storage.publish(b"mine", f"{out}/notes.txt")
+    with pytest.raises(UsageError, match="not empty"):
+        export.export(config, str(tmp_path), out)
