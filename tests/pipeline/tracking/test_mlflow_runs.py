@@ -94,9 +94,13 @@ def test_each_step_is_a_child_of_the_invocation(store: MlflowStore) -> None:
     assert tracking.warnings == []
 
 
-def test_the_config_is_kept_without_its_secrets(store: MlflowStore) -> None:
+def test_the_config_and_what_is_told_are_kept_without_secrets(store: MlflowStore) -> None:
+    told = "s3://canary-5@b/x%3Fsig=canary-6&a=1 and HTTPS://U:canary-7@H?X-AMZ-SIGNATURE=canary-8"
     with _tracking(store) as tracking:
-        pass
+        tracking.describe(told, {})
+        with tracking.step("train_c", told, "abc") as run:
+            run.reads({"images": Artifact("images", told, MANIFEST)})
+            run.describe(told)
     run = _runs(store)[PARENT]
     assert run.data.params == {"conf": "stage_c", "scale": "micro", "stage_c.train.learning_rate": "2e-4"}
     assert store.artifacts
@@ -105,6 +109,7 @@ def test_the_config_is_kept_without_its_secrets(store: MlflowStore) -> None:
     assert "s3://***@bucket/laion?***" in file.read_text()
     kept = b"".join(path.read_bytes() for path in store.database.parent.rglob("*") if path.is_file())
     assert b"canary" not in kept
+    assert b"s3://***@b/x%3Fsig=***&a=1 and HTTPS://***@H?***" in kept
     assert tracking.warnings == []
 
 
