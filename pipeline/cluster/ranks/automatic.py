@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from stages.anatomy.memory_estimate import GIB
+from stages.precision import computes_bf16
 from stages.settings.base import Precision
 from stages.settings.training import TrainingConfig
 from stages.training.parallel import most
-from stages.training.precision import computes_bf16
 
 log = logging.getLogger(__name__)
 

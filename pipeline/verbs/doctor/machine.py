@@ -64,7 +64,7 @@ def our_datasets(_: Asked) -> Finding:
 def device(asked: Asked) -> Finding:
     import torch
 
-    from stages.training.precision import computes_bf16
+    from stages.precision import computes_bf16
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

@@ -9,15 +9,15 @@ from pipeline.cluster.ranks import automatic
 from pipeline.cluster.ranks.automatic import settled
 from pipeline.plan import cost
 from pipeline.settings import compose
+from stages.precision import computes_bf16
 from stages.settings.training import TrainingConfig
-from stages.training.precision import computes_bf16
 
 CPU = torch.device("cpu")
 
 
 def training(**changes: object) -> TrainingConfig:
-    phases = [{"steps": 1, "batch_size": 1, "size": 64}]
-    return TrainingConfig.model_validate({"phases": phases, "learning_rate": 0.1, "warmup_steps": 0, **changes})
+    values = {"learning_rate": 0.1, "warmup_steps": 0, "log_every": 1, "checkpoint_every": 1}
+    return TrainingConfig.model_validate({"phases": [{"steps": 1, "batch_size": 1, "size": 64}], **values, **changes})
 
 
 @pytest.mark.parametrize(("world", "recomputed"), [(64, False), (32, True)])

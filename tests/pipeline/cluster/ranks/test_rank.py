@@ -210,7 +210,7 @@ def test_the_best_validated_weights_come_out_where_the_config_says_so(
     for keep in ("last", "best"):
         config = recipe(checkpoint_every=2, validation={"every": 2, "keep": keep})
         rank, objective = Attempt(tmp_path / keep, config).rank, Opposite()
-        rank.device, rank.stall_s = CPU, 60.0
+        rank.device, rank.bytes, rank.stall_s = CPU, 0, 60.0
         rank.metrics["training_seconds"] = 0.0
         held_out: Any = HeldOut()
         assert rank.train("toy", objective, config, replace(data(tmp_path / keep / "data"), held_out=held_out))
