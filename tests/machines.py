@@ -7,6 +7,7 @@ they reach what listens on the bridge's address. The rest of the disk they share
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -35,6 +36,7 @@ NODE = {  # how soon a dead node counts as dead, and how long a driver may save
     **{f"RAY_{name}": str(value) for name, value in HEALTH.items()},
     "RAY_JOB_STOP_WAIT_TIME_S": "100",
 }
+BEGIN_RAY = "for try in 1 2 3; do {} && exec sleep infinity; ray stop --force; done"  # it waits for half a minute only
 BEGIN = (
     'hostname "$NAME"; for folder in "${@:2:$1}"; do mount -t tmpfs tmpfs "$folder"; done; shift $(($1 + 1)); exec "$@"'
 )
@@ -166,4 +168,5 @@ class RayMachines:
             time.sleep(0.1)
 
     def _start(self, *words: str) -> Machine:
-        return self._machines.start("ray", "start", *words, *SIZE, "--block", **self.environment)
+        tries = BEGIN_RAY.format(shlex.join(["ray", "start", *words, *SIZE]))
+        return self._machines.start("bash", "-c", tries, **self.environment)

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.raylets import CLUSTER_PACKAGES
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 WORDS = (*MICRO, "workers=2", "data.shard_rows=1")  # of several shards each actor has some
 PATIENCE_S = 300
+WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # of MLflow's own, which take a core
 
 
 def wait_for(event: Callable[[], object], process: subprocess.Popen[str], said: Path) -> None:
@@ -49,7 +51,8 @@ def mlflow(address: str, folder: Path) -> Iterator[str]:
     place, said = f"{address}:5000", folder / "mlflow.txt"
     command = [sys.executable, "-m", "mlflow", "server", "--host", address, "--workers=1", "--allowed-hosts", place]
     command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/pictures"]
-    with said.open("w") as told, subprocess.Popen(command, stdout=told, stderr=told, cwd=folder, text=True) as server:
+    pipes: dict[str, Any] = {"stderr": subprocess.STDOUT, "text": True, "env": {**os.environ, **WITHOUT_JOBS}}
+    with said.open("w") as told, subprocess.Popen(command, stdout=told, cwd=folder, **pipes) as server:
         try:
             wait_for(lambda: answers(f"http://{place}/health"), server, said)
             yield f"http://{place}"
