@@ -10,7 +10,7 @@ import struct
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +18,6 @@ from typing import Any
 
 Fault = Callable[[str, str], str | None]  # method, path -> what goes wrong with a request, None for nothing
 
-LOOPBACK = "127.0.0.1"
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
@@ -33,25 +32,24 @@ class FaultyStore:
     - "mute": nobody answers, for as long as the proxy stands;
     - None: nothing.
 
-    `seen` counts requests by (method, what became of them); `asked` has the method and path of each, and `askers` the
-    paths by the address of who asked. Where `late_s` is set, each is answered so many seconds late.
+    `seen` counts requests by (method, what became of them); `asked` has the method and path of each. Where `late_s` is
+    set, each is answered so many seconds late.
     """
 
-    def __init__(self, host: str, port: int, address: str = LOOPBACK):
+    def __init__(self, host: str, port: int):
         self.fault: Fault = lambda method, path: None
         self.seen: Counter[tuple[str, str | None]] = Counter()
         self.asked: list[tuple[str, str]] = []
-        self.askers: defaultdict[str, set[str]] = defaultdict(set)
         self.late_s = 0.0
         self._store = (host, port)
         self._server: ThreadingHTTPServer | None = None
         self._mute = threading.Event()
-        self.address, self.port = address, 0
+        self.port = 0
         self.come()
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}:{self.port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def come(self) -> None:
         """Listen, where it listened before."""
@@ -60,7 +58,7 @@ class FaultyStore:
         class Handler(_Handler):
             proxy = store
 
-        self._server = _Server((self.address, self.port), Handler)
+        self._server = _Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -127,7 +125,6 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.fault(self.command, self.path)
         self.proxy.seen[self.command, fault] += 1
         self.proxy.asked.append((self.command, self.path))
-        self.proxy.askers[self.client_address[0]].add(self.path)
         time.sleep(self.proxy.late_s)
         body = self._body()
         if fault == "slow":
@@ -208,10 +205,10 @@ def some(share: float, kind: str, seed: int) -> Fault:
 
 
 @contextmanager
-def before(url: str, address: str = LOOPBACK) -> Iterator[FaultyStore]:
-    """A proxy before the store at an http URL, which listens on an address of this machine."""
+def before(url: str) -> Iterator[FaultyStore]:
+    """A proxy before the store at an http URL."""
     host, _, port = url.removeprefix("http://").partition(":")
-    store = FaultyStore(host, int(port), address)
+    store = FaultyStore(host, int(port))
     try:
         yield store
     finally:

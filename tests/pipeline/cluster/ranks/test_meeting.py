@@ -1,4 +1,4 @@
-"""Which interface ranks listen on; that they meet across machines is in `tests/whole/test_machines.py`."""
+"""Which interface ranks listen on; that they meet there is in `tests/whole/test_watched.py`."""
 
 import pytest
 
