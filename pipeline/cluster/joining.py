@@ -25,7 +25,7 @@ from pipeline.settings.resources import Cluster as ClusterConfig
 FLAG = "--gcs-address="
 FROM_ELSEWHERE = (
     "run on one of its nodes, or hand the command to it: "
-    "ray job submit --address http://HOST:8265 -- python -m pipeline run ..."
+    "ray job submit --address http://HOST:8265 --working-dir . -- python -m pipeline run ..."
 )
 ENDING_S = 10.0  # for the kernel to end what was killed
 PACKAGES = ("pipeline", "stages", "datasets", "settings")

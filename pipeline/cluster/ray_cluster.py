@@ -34,6 +34,7 @@ from datasets.files import storage
 from pipeline.cluster import joining
 from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause, get
+from pipeline.cluster.ranks.meeting import Meeting
 from pipeline.cluster.room import Room, grown, ranks
 from pipeline.errors import Grows, InfrastructureError, UsageError
 from pipeline.settings.resources import Cluster as ClusterConfig
@@ -261,6 +262,7 @@ class Cluster:
         trainer = ray.train.torch.TorchTrainer(
             partial(heard, self.board, hidden(), loop),  # not in the config of the loop, which Ray may show
             train_loop_config={**payload, "job": self._jobs},
+            torch_config=Meeting(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
                 use_gpu=self.room.device("train") == "cuda",

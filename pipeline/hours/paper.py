@@ -12,7 +12,7 @@ from pipeline.hours.spent import Spent, StepHours
 from pipeline.settings.keys import flatten
 from pipeline.store.ledger import CPU
 
-REFERENCES = Path(__file__).parents[2] / "conf" / "reference" / "gpu_hours.yaml"
+REFERENCES = Path(__file__).with_name("gpu_hours.yaml")
 CPU_UNIT = "cpu-hours, not comparable to A100-hours"
 PAPER = {  # step: the model of the reference, its stage, and what of the step's settings is its parameters and schedule
     "train_a": ("Würstchen", "A", ("stage_a.model", "stage_a.train.phases")),

@@ -12,7 +12,7 @@ from datasets.files import storage
 from pipeline.errors import UsageError
 from pipeline.store import identity
 
-TABLE = Path(__file__).parents[2] / "conf" / "reference" / "weights.yaml"
+TABLE = Path(__file__).with_suffix(".yaml")
 FOLDER = "weights"
 
 

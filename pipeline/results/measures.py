@@ -15,7 +15,7 @@ from pipeline.models import distances, drawing_speed
 from pipeline.results.scores import OTHER_SEED
 from pipeline.settings.evaluation import NULL
 
-TABLE_2 = Path(__file__).parents[2] / "conf" / "reference" / "table_2.yaml"
+TABLE_2 = Path(__file__).with_name("table_2.yaml")
 COCO, PAPER = "coco", "paper"  # the prompt set of which the paper reports FID and IS; rows of its own
 STAGES = {"stage_c": "Stage C", "stage_b": "Stage B", "stage_a": "Stage A"}
 Line = Mapping[str, Any]

@@ -38,7 +38,7 @@ def names() -> list[str]:
 
 def groups() -> dict[str, list[str]]:
     """Config groups (`scale`, `data`, ...) with their options."""
-    folders = (path for path in CONF.iterdir() if path.is_dir() and path.name != "reference")
+    folders = (path for path in CONF.iterdir() if path.is_dir())
     return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in sorted(folders)}
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imports torch, through the release
 
 def export(build: Build) -> Facts:
     """stages, texts, samples, scores, metadata -> release: prior, decoder, compressor, model card."""
-    facts = _facts(build.config, build.inputs)  # here: they take tables of conf/, which our code is sent without
+    facts = _facts(build.config, build.inputs)  # here: they take confs, which our code is sent without
     files, pid = build.call(_write, build.config, build.inputs, build.path, facts)
     return Facts(files=files, rows=0, call="safetensors.torch.save", workers=[pid], timed=["README.md"])
 

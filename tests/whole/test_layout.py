@@ -140,6 +140,12 @@ for name in {names}:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_nodes_read_lies_in_a_package():
+    """With `cluster.code=sent` each package lands in a folder of its own: only the driver composes confs."""
+    above = {dotted(file) for file in ours() if re.search(r"__file__\)\.(?:parents|parent\.parent)", file.read_text())}
+    assert above == {"pipeline.settings.compose"}
+
+
 # ------------------------------------------------------------------------------------------------- sizes and rooms
 
 
