@@ -140,6 +140,17 @@ for name in {names}:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_workers_that_train_nothing_import_nothing_that_trains():
+    """The board, and tasks of the data's steps: of these there is a process for each CPU."""
+    code = """
+import sys
+import pipeline.cluster.board, pipeline.cluster.slots, pipeline.steps.fetch, pipeline.steps.download
+sys.exit(str({"torch", "ray.train", "ray.data", "mlflow"} & set(sys.modules) or ""))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
 # ------------------------------------------------------------------------------------------------- sizes and rooms
 
 
