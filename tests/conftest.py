@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hydra
 import hypothesis
 import pytest
 
+from tests import composing
 from tests.faulty_store import FaultyStore, before
 from tests.object_store import ObjectStore, serving
 
@@ -16,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the workers of 
 
 hypothesis.settings.register_profile("ours", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("ours")
+hydra.compose = composing.once
 
 CHECKOUT = Path(__file__).parent.parent
 MICRO = ("conf=stage_c", "scale=micro")
@@ -47,6 +50,21 @@ def pipeline() -> Callable[..., subprocess.CompletedProcess[str]]:
         done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=environment)
         assert not check or done.returncode == 0, done.stderr
         return done
+
+    return call
+
+
+@pytest.fixture
+def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m pipeline WORDS...` in this process, which has the libraries that a new one takes seconds for."""
+    from pipeline.__main__ import main
+
+    def call(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = main([*map(str, words)])
+        said = capsys.readouterr()
+        assert not check or code == 0, said.err
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
 
     return call
 

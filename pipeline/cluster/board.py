@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from datasets.files import notices
 from datasets.files.notices import Notice, Retry
-from pipeline.cluster.failures import get
+from pipeline.cluster.answers import get
 from pipeline.cluster.ranks.watchdog import Pulses
 from pipeline.errors import InfrastructureError
 from pipeline.store.redact import hide_all

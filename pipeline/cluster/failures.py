@@ -1,8 +1,5 @@
 """Ray's many wrappings of an error, undone: what a worker raised, or what of the infrastructure failed."""
 
-from typing import Any
-
-import ray
 import ray.exceptions
 import torch
 from ray.data.exceptions import UserCodeException
@@ -25,14 +22,6 @@ FIRST = (  # one rank's end makes others fail to reach it
     InfrastructureError,
     BaseException,
 )
-
-
-def get(reference: Any) -> Any:
-    """A task's result, or the error that it raised."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        raise cause(error) from error
 
 
 def cause(error: BaseException) -> BaseException:

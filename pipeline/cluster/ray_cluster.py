@@ -32,8 +32,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from datasets.fetching.pace import HostSlots
 from datasets.files import storage
 from pipeline.cluster import joining
+from pipeline.cluster.answers import get
 from pipeline.cluster.board import Board, HeardActor, heard
-from pipeline.cluster.failures import cause, get
+from pipeline.cluster.failures import cause
 from pipeline.cluster.ranks.meeting import Meeting
 from pipeline.cluster.room import Room, grown, ranks
 from pipeline.errors import Grows, InfrastructureError, UsageError
@@ -55,6 +56,8 @@ class Cluster:
     def __init__(self, config: ClusterConfig, workers: int):
         self.config = config
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+        if config.address is None:  # nobody drains this machine: spare each training a process that would look
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         joining.start(config)
         context = DataContext.get_current()
         context.enable_progress_bars = False

@@ -3,7 +3,7 @@
 from typing import Any
 
 from datasets.fetching.pace import Heard, Turn
-from pipeline.cluster.failures import get
+from pipeline.cluster.answers import get
 
 
 class SlotsClient:

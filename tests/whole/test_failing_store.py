@@ -191,28 +191,19 @@ def test_work_goes_on_after_an_outage_with_nothing_lost(store, root, tmp_path, h
 @pytest.mark.cluster
 @pytest.mark.parametrize("away_s", [0, 60])
 def test_work_goes_on_after_a_real_outage(tmp_path, monkeypatch, heard, away_s):
-    """The server is killed, and comes back with what it had said that it holds."""
-    with serving(tmp_path / "store", "pictures") as server:
+    """The server is killed, and comes back with what it had said that it holds; who begins meanwhile waits for it."""
+    with serving(tmp_path / "store", "pictures") as server, ThreadPoolExecutor() as pool:
         for name, value in {**server.environment, PATIENCE: "600"}.items():
             monkeypatch.setenv(name, value)
         filesystems.forget_clients()
-        Work("s3://pictures/root", tmp_path).gets_over(server.go, server.come, lambda: time.sleep(away_s))
-        assert heard
-    filesystems.forget_clients()
+        began = []
 
+        def gone() -> None:
+            server.go()
+            began.append(pool.submit(claims.take, "s3://pictures/root", "artifacts/y/0", print))
 
-@pytest.mark.cluster
-def test_a_store_that_is_away_at_the_start_for_a_minute_is_waited_for(tmp_path, monkeypatch, heard):
-    with serving(tmp_path / "store", "pictures") as server:
-        for name, value in {**server.environment, PATIENCE: "600"}.items():
-            monkeypatch.setenv(name, value)
-        filesystems.forget_clients()
-        server.go()
-        with ThreadPoolExecutor() as pool:
-            done = pool.submit(claims.take, "s3://pictures/root", "artifacts/x/0", print)
-            time.sleep(60)
-            server.come()
-            done.result().release()
+        Work("s3://pictures/root", tmp_path).gets_over(gone, server.come, lambda: time.sleep(away_s))
+        began[0].result().release()
         assert heard
     filesystems.forget_clients()
 

@@ -146,6 +146,17 @@ def test_what_nodes_read_lies_in_a_package():
     assert above == {"pipeline.settings.compose"}
 
 
+def test_workers_that_train_nothing_import_nothing_that_trains():
+    """The board, and tasks of the data's steps: of these there is a process for each CPU."""
+    code = """
+import sys
+import pipeline.cluster.board, pipeline.cluster.slots, pipeline.steps.fetch, pipeline.steps.download
+sys.exit(str({"torch", "ray.train", "ray.data", "mlflow"} & set(sys.modules) or ""))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
 # ------------------------------------------------------------------------------------------------- sizes and rooms
 
 

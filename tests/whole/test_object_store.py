@@ -1,10 +1,7 @@
 """The same code on an object store: an S3-compatible server in a process of its own, on loopback."""
 
 import io
-import json
 import pickle
-import subprocess
-import sys
 import tarfile
 import urllib.request
 from pathlib import Path
@@ -27,8 +24,6 @@ from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.steps.train import _family
 from pipeline.store import artifacts, claims, deleting
 from pipeline.store.artifacts import Fingerprint, Store
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -191,15 +186,3 @@ def test_tars_of_others_are_read_and_served_in_place(folder):
         host, port = hosts[webdataset.HOST]
         url = row["URL"].replace(webdataset.HOST, f"{host}:{port}")
         assert urllib.request.urlopen(url).read() == picture.getvalue()
-
-
-@pytest.mark.ray
-def test_a_run_on_an_object_store_goes_on_where_it_was(s3, s3_root, tmp_path):
-    command = [sys.executable, "-m", "pipeline", "run", "conf=stage_c", "scale=micro", f"root={s3_root}"]
-    command += [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "--until", "download", "--json"]
-    outcomes = []
-    for _ in range(2):
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        outcomes.append(json.loads(done.stdout)["outcome"])
-    assert outcomes == ["done", "nothing to do"]

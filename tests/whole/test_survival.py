@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from pipeline.store.artifacts import Artifact, Store
 from stages.training import checkpoint
 from tests.raylets import Raylets
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("micro")]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 CHECKOUT = Path(__file__).parents[2]
-PATIENCE_S = 300
+PATIENCE_S = 600
 STEPS, EVERY = 200, 10
 SHRINKING = ("cluster.min_workers=1", "cluster.replacement_s=5", "cluster.retries=2")
 TRAINING = (
@@ -37,10 +38,39 @@ TRAINING = (
 
 
 @pytest.fixture(scope="module")
-def inputs(micro_root: Path) -> list[Artifact]:
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The training that nothing befell, and before it in the same run all that it reads."""
+    root = tmp_path_factory.mktemp("calm")
+    assert "interrupted" not in finish(start(root))
+    assert figures(stage_c(root)) == (0, 0, 0)
+    return stage_c(root)
+
+
+@pytest.fixture(scope="module")
+def inputs(calm: Artifact) -> list[Artifact]:
     """All that Stage C's training reads."""
-    late = ("stage_c", "samples", "scores", "release")
-    return [artifact for artifact in Store(str(micro_root)).finished() if artifact.name not in late]
+    root = Path(calm.path).parents[2]
+    return [artifact for artifact in Store(str(root)).finished() if artifact.name != "stage_c"]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, inputs: list[Artifact]) -> Path:
+    """A root in which the training was asked to end, and has saved its state."""
+    root = new_root(tmp_path_factory.mktemp("stopped"), inputs)
+    driver = start(root)
+    try:
+        wait_for(saved(root, EVERY), driver)
+        driver.send_signal(signal.SIGTERM)
+        finish(driver, 143)
+    finally:
+        driver.kill()
+    return root
+
+
+def copied(stopped: Path, root: Path) -> Path:
+    """A root of one's own that is as that one, which names none of its own paths but in its records."""
+    shutil.copytree(stopped, root, symlinks=True)
+    return root
 
 
 def new_root(root: Path, inputs: list[Artifact]) -> Path:
@@ -161,15 +191,6 @@ def learned(artifact: Artifact) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory, inputs: list[Artifact]) -> Artifact:
-    """The training that nothing befell."""
-    root = new_root(tmp_path_factory.mktemp("calm"), inputs)
-    assert "interrupted" not in finish(start(root))
-    assert figures(stage_c(root)) == (0, 0, 0)
-    return stage_c(root)
-
-
 def test_a_killed_rank_costs_steps_and_nothing_else(tmp_path, inputs, calm):
     root = new_root(tmp_path, inputs)
     driver = start(root)
@@ -189,18 +210,16 @@ def test_a_killed_rank_costs_steps_and_nothing_else(tmp_path, inputs, calm):
     require_equal_hours(root)
 
 
-@pytest.mark.cluster
-def test_a_driver_of_two_ranks_saves_on_a_signal_and_may_be_killed(tmp_path, inputs, calm):
-    root = new_root(tmp_path, inputs)
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
-        before = max((int(path.name[:9]) for path in root.rglob("checkpoints/stage_c/*.json")), default=0)
-        driver = start(root)
-        try:
-            wait_for(saved(root, before + EVERY), driver)
-            driver.send_signal(number)
-            finish(driver, code)
-        finally:
-            driver.kill()
+def test_a_driver_of_two_ranks_saves_on_a_signal_and_may_be_killed(tmp_path, stopped, calm):
+    root = copied(stopped, tmp_path / "root")
+    before = max(int(path.name[:9]) for path in root.rglob("checkpoints/stage_c/*.json"))
+    driver = start(root)
+    try:
+        wait_for(saved(root, before + EVERY), driver)
+        driver.kill()
+        finish(driver, -signal.SIGKILL)
+    finally:
+        driver.kill()
     said = finish(start(root))
     survived = stage_c(root)
     assert survived.manifest["content"] == calm.manifest["content"]
@@ -212,16 +231,8 @@ def test_a_driver_of_two_ranks_saves_on_a_signal_and_may_be_killed(tmp_path, inp
     require_equal_hours(root)
 
 
-@pytest.mark.cluster
-def test_a_checkpoint_of_another_training_is_refused_once_and_in_a_sentence(tmp_path, inputs):
-    root = new_root(tmp_path, inputs)
-    driver = start(root)
-    try:
-        wait_for(saved(root, EVERY), driver)
-        driver.send_signal(signal.SIGTERM)
-        finish(driver, 143)
-    finally:
-        driver.kill()
+def test_a_checkpoint_of_another_training_is_refused_once_and_in_a_sentence(tmp_path, stopped):
+    root = copied(stopped, tmp_path / "root")
     (folder,) = root.glob("artifacts/stage_c/*/building/checkpoints/stage_c")
     newest = Checkpoints(str(folder), warn=print).newest()
     assert newest
@@ -235,7 +246,6 @@ def test_a_checkpoint_of_another_training_is_refused_once_and_in_a_sentence(tmp_
     assert "trying again" not in said
 
 
-@pytest.mark.cluster
 def test_a_drained_node_costs_no_step_and_no_retry(tmp_path, inputs, calm):
     root = new_root(tmp_path, inputs)
     with Raylets(1, 1, 1) as nodes:
@@ -255,7 +265,6 @@ def test_a_drained_node_costs_no_step_and_no_retry(tmp_path, inputs, calm):
     require_equal_hours(root)
 
 
-@pytest.mark.cluster
 def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path, inputs, calm):
     root = new_root(tmp_path, inputs)
     with Raylets(1, 1) as nodes:
@@ -281,7 +290,6 @@ def test_with_a_node_lost_it_goes_on_with_fewer_workers_and_grows_again(tmp_path
     require_equal_hours(root)
 
 
-@pytest.mark.cluster
 def test_a_rank_that_hangs_is_named_and_costs_steps_only(tmp_path, inputs, calm):
     root = new_root(tmp_path, inputs)
     driver = start(root, "cluster.stall_s=10")

@@ -337,7 +337,7 @@ def test_the_content_of_the_folder_stands_in_the_fingerprint_and_its_place_does_
 
 
 @pytest.mark.ray
-def test_a_folder_walks_the_road_of_every_source(tmp_path, pipeline):
+def test_a_folder_walks_the_road_of_every_source_into_an_object_store(s3_root, tmp_path, pipeline, answer):
     for name in ODD:
         captioned(tmp_path / "mine" / name)
     picture(tmp_path / "mine" / "bare.png")
@@ -349,11 +349,15 @@ def test_a_folder_walks_the_road_of_every_source(tmp_path, pipeline):
         "data.folder.licence=cc0-1.0",
         "data.folder.attribution='Photographs of my own'",
         "data.image.size=128",
-        f"root={tmp_path}/runs",
+        f"root={s3_root}",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     )
-    done = pipeline("run", *words, "--until", "download")
+    done = pipeline("run", *words, "--until", "download", "--json")
+    assert json.loads(done.stdout)["outcome"] == "done"
     assert "left out: no_caption 1" in done.stderr
-    manifest = json.loads(pipeline("show", *words, "artifact=metadata", "--json").stdout)
+    again = answer("run", *words, "--until", "download", "--json")
+    assert json.loads(again.stdout)["outcome"] == "nothing to do"
+    manifest = json.loads(answer("show", *words, "artifact=metadata", "--json").stdout)
     assert manifest["rows"] == len(ODD)
     assert manifest["notes"]["licence"] == {"licence": "cc0-1.0", "attribution": "Photographs of my own"}
-    assert json.loads(pipeline("show", *words, "artifact=images", "--json").stdout)["rows"] == len(ODD)
+    assert json.loads(answer("show", *words, "artifact=images", "--json").stdout)["rows"] == len(ODD)

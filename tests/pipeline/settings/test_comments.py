@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from pydantic import BaseModel, Field
 
-from pipeline.settings import compose
 from pipeline.settings.comments import WIDTH, commented_yaml
 from pipeline.settings.config import Config
 from settings import Settings
+from tests.pipeline.plan.test_fingerprints import CONFS
 from tests.pipeline.settings.loading import GROUPS, load
 
 NAMES = {"rates", "images"}  # mappings by names, which the mapping's own comment explains
@@ -80,7 +80,7 @@ def test_a_key_without_a_docstring_is_noticed():
 
 
 @pytest.mark.parametrize("scale", GROUPS["scale"])
-@pytest.mark.parametrize("conf", compose.names())
+@pytest.mark.parametrize("conf", CONFS)  # the others only name targets, as `test_fingerprints` requires
 def test_every_key_of_every_conf_at_every_scale_has_a_comment(conf, scale):
     config = load(conf=conf, scale=scale)
     text = commented_yaml(config)

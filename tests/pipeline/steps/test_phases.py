@@ -1,11 +1,9 @@
 """Phases: a training goes through sizes and views, keeps the weights after each, and ends between two of them."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -21,7 +19,6 @@ from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
-from pipeline.store.artifacts import Store
 from stages.settings.training import TrainingConfig
 from stages.state_dicts import Serialized
 from stages.training import checkpoint
@@ -224,21 +221,3 @@ def test_the_paper_ends_halfway_between_its_last_two_phases():
     third, fourth = config.stage_c.train.phases[2:]
     assert (third.max_aspect, fourth.view, len(config.stage_c.train.phases)) == (2.0, "aesthetic", 4)
     assert {"train_c", "interpolate"} <= digests(config).keys()
-
-
-@pytest.mark.ray
-@pytest.mark.xdist_group("micro")
-def test_one_command_gives_the_weights_between_two_phases(micro_root, pipeline, tmp_path):
-    shutil.copytree(micro_root / "artifacts", tmp_path / "artifacts", ignore=shutil.ignore_patterns("stage_c"))
-    pipeline("run", "conf=stage_c", "scale=micro", "targets=[stage_c]", *FINE, *HALF, f"root={tmp_path}")
-    made = {artifact.name: artifact for artifact in Store(str(tmp_path)).finished()}
-    trained, between = made["stage_c_phases"], made["stage_c"]
-    assert trained.files.keys() == {"stage_c.safetensors", "phases/1/stage_c.safetensors"}
-    ends = [
-        safetensors.torch.load(trained.read(name)) for name in ("phases/1/stage_c.safetensors", "stage_c.safetensors")
-    ]
-    state = safetensors.torch.load(between.read("stage_c.safetensors"))
-    assert state.keys() == ends[0].keys() == ends[1].keys()
-    assert all(torch.equal(state[key], torch.lerp(ends[0][key], ends[1][key], 0.5)) for key in state)
-    assert not torch.equal(ends[0]["projection.weight"], ends[1]["projection.weight"])
-    assert between.manifest["notes"]["compressor"] == trained.manifest["notes"]["compressor"]

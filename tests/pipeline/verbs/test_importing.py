@@ -820,7 +820,7 @@ def test_an_import_names_the_files_of_each_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_import_through_the_command_line(pipeline: Any, tmp_path: Path) -> None:
+def test_import_through_the_command_line(pipeline: Any, answer: Any, tmp_path: Path) -> None:
     """All four models of a folder at once; the words that it prints are those that find them again."""
     root, source = tmp_path / "root", tmp_path / "public, (v2)"
     source.mkdir()
@@ -838,8 +838,8 @@ def test_import_through_the_command_line(pipeline: Any, tmp_path: Path) -> None:
 
     words = shlex.split(use.split(": ", 1)[1])
     assert f"root={root}" in words
-    plan = json.loads(pipeline("plan", *words, "--json").stdout)
+    plan = json.loads(answer("plan", *words, "--json").stdout)
     states = {step["artifact"]: step["state"] for step in plan["steps"]}
     assert [states[name] for name in ("stage_a", "stage_b", "stage_c")] == ["done"] * 3
-    again = pipeline("import", "conf=stage_c", "scale=micro", f"root={root}", f"from={source}")
+    again = answer("import", "conf=stage_c", "scale=micro", f"root={root}", f"from={source}")
     assert stages["stage_c"].path in again.stderr
