@@ -530,3 +530,21 @@ def test_an_empty_body_is_whole_whatever_is_said_of_its_coding(coding):
 )
 def test_whatever_a_server_says_of_its_patience_is_read_or_none(told, least, most):
     assert least <= web._seconds(told) <= most
+
+
+@pytest.mark.parametrize(
+    ("asked", "date", "seconds"),
+    [
+        ("3", "", 3.0),
+        ("Wed, 21 Oct 2065 07:28:05 GMT", "Wed, 21 Oct 2065 07:28:00 GMT", 5.0),  # whatever our clock says
+        ("Wed, 21 Oct 2015 07:28:05 GMT", "Wed, 21 Oct 2065 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2015 07:28:05 GMT", "today", 0.0),
+        ("soon", "", 0.0),
+    ],
+)
+def test_patience_is_asked_for_by_the_clock_of_the_server(asked, date, seconds):
+    headers = http.client.HTTPMessage()
+    headers["Retry-After"] = asked
+    if date:
+        headers["Date"] = date
+    assert web._seconds(headers) == seconds
