@@ -1,15 +1,17 @@
-"""Peak memory of a run: the summed PSS of this process and everything below it, sampled each second.
+"""Peak memory of a run: the summed PSS of this process and everything below it, sampled each second or less often.
 
 PSS counts a page that n processes share as 1/n in each, so the sum is what the tree occupies; summed RSS
 would count Ray's object store and every library's pages once per process.
 """
 
 import threading
+import time
 from types import TracebackType
 
 import psutil
 
-INTERVAL_S = 1.0  # a sample takes the kernel 5 ms a process
+INTERVAL_S = 1.0
+SHARE = 0.02  # of the time, at most, that is spent on samples: one takes the kernel 1 to 50 ms a process
 
 
 class PeakMemory:
@@ -35,14 +37,15 @@ class PeakMemory:
         self._thread.join()
 
     def lap(self) -> None:
-        """Begin a new lap."""
-        self.lap_bytes = 0
+        """Begin a new lap, however short it will be, with a sample."""
+        self.lap_bytes = tree_bytes()
 
     def _sample(self) -> None:
         while True:
+            began = time.monotonic()
             now = tree_bytes()
             self.peak_bytes, self.lap_bytes = max(self.peak_bytes, now), max(self.lap_bytes, now)
-            if self._stop.wait(INTERVAL_S):
+            if self._stop.wait(max(INTERVAL_S, (time.monotonic() - began) / SHARE)):
                 break
 
 

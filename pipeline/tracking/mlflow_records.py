@@ -168,10 +168,17 @@ class Recorder:
 
     def _inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         tags = [InputTag("mlflow.data.context", "read")]
         inputs = [DatasetInput(Dataset(**dataset), tags) for dataset in datasets]
-        self._client.log_inputs(run_id, datasets=inputs)
+        try:
+            self._client.log_inputs(run_id, datasets=inputs)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            log.info("another run has just made one of the datasets, which is there now: %s", error)
+            self._client.log_inputs(run_id, datasets=inputs)
 
     def _release(self, run_id: str, record: Record) -> None:
         """Register a release as a version of the one model, unless it is one already.

@@ -101,8 +101,11 @@ class TrainingConfig(Settings):
     """Learning rate after the warm-up: constant, or a cosine that ends at 1 % of the peak."""
     gradient_clip: float = Field(1.0, gt=0.0, le=10.0**9)
     """Largest norm of the whole gradient."""
-    precision: Precision = "bf16"
-    """Autocast of the forward pass; weights, moments and losses are fp32 in both."""
+    precision: Precision | Literal["auto"] = "bf16"
+    """Autocast of the forward pass; weights, moments and losses are fp32 in both.
+
+    auto: bf16 where every rank's device computes in it, fp32 elsewhere: a CPU without it takes ten times as long to
+    imitate it. A training that goes on elsewhere may so go on in the other."""
     checkpointing: Annotated[bool | Literal["auto"], MANNER] = False
     """Whether blocks recompute their activations in the backward pass: a third more work for much less memory.
 

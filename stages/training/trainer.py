@@ -41,7 +41,8 @@ class Trainer:
         self.step = 0
         self.learning_rate = 0.0
         self._norm_frozen: bool | None = None  # as the modes are set
-        assert config.checkpointing != "auto", "who knows the device's memory decides before"
+        assert config.checkpointing != "auto", "who knows the devices decides before"
+        assert config.precision != "auto", "who knows the devices decides before"
         checkpoint_blocks(self.replica.module, config.checkpointing)
         if config.deterministic and device.type == "cuda":
             _be_deterministic()

@@ -6,7 +6,6 @@ trained, rank 0 publishes the weights and, last, `result.json`, which the driver
 
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -29,6 +28,7 @@ from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
 from pipeline.cluster.ranks import devices
+from pipeline.cluster.ranks.automatic import settled
 from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.cluster.ranks.spending import Spending
 from pipeline.cluster.ranks.watchdog import Watchdog
@@ -38,12 +38,10 @@ from pipeline.models.training_data import EncodedBatches, TrainingData
 from pipeline.store import log_files
 from pipeline.store.deleting import RESULT
 from stages.anatomy.flops import PEAKS
-from stages.anatomy.memory_estimate import GIB
 from stages.settings.training import Phase, TrainingConfig
 from stages.state_dicts import Serialized, serialized
 from stages.training import checkpoint, loop
 from stages.training.callbacks import Callbacks, Parts
-from stages.training.parallel import most
 from stages.training.validation import Validation
 
 KEYS_SHOWN = 8  # of a bad batch
@@ -93,7 +91,9 @@ class Rank:
         `panel` makes pictures of what the objective's models can do, whatever their weights are at the time. False when
         it was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
-        config = self._settled(name, config)
+        warn = self.warn if self.rank == 0 else log.warning
+        config, taken = settled(name, config, self.bytes, self.device, self.world, warn)
+        self.metrics |= taken
         if self.rank == 0 and self.device.type == "cuda" and torch.cuda.get_device_name(self.device) not in PEAKS:
             log.info("%s: no MFU is told: nobody here knows the peak of this card", name)
         self._warn_of_small_buckets(name, config, data.batches)
@@ -120,18 +120,6 @@ class Rank:
             self.metrics[f"{name}/kept_step"] = outcome.best.step if config.keeps_best else outcome.step
         self.states = callbacks.states
         return outcome.finished
-
-    def _settled(self, name: str, config: TrainingConfig) -> TrainingConfig:
-        """Where its checkpointing is auto: whether to recompute activations, by the least memory of any device."""
-        if config.checkpointing != "auto":
-            return config
-        room = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else math.inf
-        least = -most(-room, self.world, self.device)
-        recomputed = self.bytes > least
-        what = "activations are recomputed" if recomputed else "nothing is recomputed"
-        log.info("%s: checkpointing=auto: %s; %.1f GiB of %.1f", name, what, self.bytes / GIB, least / GIB)
-        self.metrics[f"{name}/checkpointing"] = float(recomputed)
-        return config.model_copy(update={"checkpointing": recomputed})
 
     def publish_model(self, name: str, model: nn.Module) -> None:
         """Publish the weights of a part of what was trained last: in the end, and after each earlier phase."""

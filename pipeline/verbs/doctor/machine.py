@@ -64,9 +64,11 @@ def our_datasets(_: Asked) -> Finding:
 def device(asked: Asked) -> Finding:
     import torch
 
+    from stages.precision import computes_bf16
+
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        return finding("device", torch.cuda.is_bf16_supported(), f"{len(names)} x {names[0]}, bf16 needed")
+        return finding("device", computes_bf16(torch.device("cuda")), f"{len(names)} x {names[0]}, bf16 needed")
     found = f"no CUDA device: {os.cpu_count()} CPU cores"
     cluster = asked.cluster
     if cluster and cluster.device == "cuda":

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.entities import Dataset, DatasetInput
 from PIL import Image
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from pipeline.environment import QUIET
 from pipeline.errors import Interrupted, UsageError
@@ -244,6 +247,24 @@ def test_a_step_shows_what_it_reads_and_a_command_what_was_typed(store: MlflowSt
         1.0,
     )
     assert tracking.warnings == []
+
+
+def test_two_runs_that_make_one_dataset_at_once_both_have_read_it(store: MlflowStore) -> None:
+    client, experiment = connect(store, "wuerstchen")
+    other = client.create_run(experiment).info.run_id
+    dataset = Dataset("latents_c", "c0ffee", "artifact", "/root/latents_c")
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        assert tracking.flush(60)  # nothing but the dataset is written from here on
+
+        def between(*_: object) -> None:
+            client.log_inputs(other, [DatasetInput(dataset, [])])
+
+        event.listen(Session, "before_flush", between, once=True)  # after the look whether the dataset is there
+        run.reads({"latents_c": Artifact("latents_c", "/root/latents_c", MANIFEST)})
+        assert tracking.flush(60)
+    assert tracking.warnings == []
+    read = [client.get_run(run_id).inputs.dataset_inputs for run_id in (other, _runs(store)[CHILD].info.run_id)]
+    assert [(found.dataset.name, found.dataset.digest) for (found,) in read] == [("latents_c", "c0ffee")] * 2
 
 
 def test_a_release_is_a_version_of_the_one_model_and_only_once(store: MlflowStore) -> None:

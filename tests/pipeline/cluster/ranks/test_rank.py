@@ -28,8 +28,6 @@ from pipeline.cluster.ranks.rank import Rank, RankCallbacks, checkpoints_of, log
 from pipeline.cluster.ranks.spending import Spending
 from pipeline.models.panels import Panel
 from pipeline.models.training_data import EncodedBatches, TrainingData
-from pipeline.plan import cost
-from pipeline.settings import compose
 from pipeline.steps.build import Build
 from pipeline.steps.train import _catch_up
 from stages.draws import Draws
@@ -65,34 +63,6 @@ def recipe(**changes: object) -> TrainingConfig:
         "checkpoint_every": 4,
     }
     return TrainingConfig.model_validate(values | changes)
-
-
-@pytest.mark.parametrize(("world", "recomputed"), [(64, False), (32, True)])
-def test_whether_activations_are_recomputed_is_settled_by_the_ranks_that_there_are(world, recomputed, monkeypatch):
-    """A training of 64 that has lost a node goes on with 32, each of which has twice the rows."""
-    words = (
-        "scale=paper",
-        "data.metadata=x",
-        "workers=64",
-        "cluster.min_workers=32",
-        "stage_c.train.checkpointing=auto",
-    )
-    config = compose.load("stage_c", [*words, "cluster.address=auto"])
-    needs = cost.whole_bytes("train_c", config)
-    assert (max(needs), min(needs)) == (64, 32)
-    assert needs[64] < needs[32]
-    context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: world, get_node_rank=lambda: 0)
-    card = SimpleNamespace(total_memory=(needs[64] + needs[32]) // 2)
-    monkeypatch.setattr("ray.train.get_context", lambda: context)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
-    monkeypatch.setattr("pipeline.cluster.ranks.rank.most", lambda value, *_: value)
-    monkeypatch.setattr(Rank, "told", lambda _, own: [own])
-    about = dict.fromkeys(("path", "building", "seed", "flops", "stall_s", "fence", "board", "job", "log", "attempt"))
-    rank = Rank({**about, "bytes": needs})
-    rank.device = torch.device("cuda")
-    train = config.stage_c.train
-    assert train is not None
-    assert rank._settled("stage_c", train).checkpointing is recomputed
 
 
 def data(folder: Path, poor: int | None = None) -> TrainingData:
@@ -240,7 +210,7 @@ def test_the_best_validated_weights_come_out_where_the_config_says_so(
     for keep in ("last", "best"):
         config = recipe(checkpoint_every=2, validation={"every": 2, "keep": keep})
         rank, objective = Attempt(tmp_path / keep, config).rank, Opposite()
-        rank.device, rank.stall_s = CPU, 60.0
+        rank.device, rank.bytes, rank.stall_s = CPU, 0, 60.0
         rank.metrics["training_seconds"] = 0.0
         held_out: Any = HeldOut()
         assert rank.train("toy", objective, config, replace(data(tmp_path / keep / "data"), held_out=held_out))

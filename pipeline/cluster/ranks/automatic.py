@@ -1,0 +1,46 @@
+"""What is `auto` in a training's settings, settled by the devices of all its ranks."""
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+
+from stages.anatomy.memory_estimate import GIB
+from stages.precision import computes_bf16
+from stages.settings.base import Precision
+from stages.settings.training import TrainingConfig
+from stages.training.parallel import most
+
+log = logging.getLogger(__name__)
+
+
+def settled(
+    name: str, config: TrainingConfig, needed: int, device: torch.device, world: int, warn: Callable[[str], None]
+) -> tuple[TrainingConfig, dict[str, float]]:
+    """The settings without auto, and what they came to, as metrics; all ranks ask, and hear the same.
+
+    needed: bytes that the training takes of this rank where it recomputes nothing.
+    """
+    metrics: dict[str, float] = {}
+    able = most(not computes_bf16(device), world, device) == 0
+    precision: Precision = ("bf16" if able else "fp32") if config.precision == "auto" else config.precision
+    if config.precision == "auto":
+        log.info("%s: precision=auto: %s", name, precision)
+        metrics[f"{name}/bf16"] = float(able)
+    elif config.precision == "bf16" and not able:
+        warn(f"{name}: precision=bf16 is slow where a device can only imitate it; fp32, or auto, takes less time here")
+    recomputed = config.checkpointing
+    if recomputed == "auto":
+        least = _least_memory(device, world)
+        recomputed = needed > least
+        what = "activations are recomputed" if recomputed else "nothing is recomputed"
+        log.info("%s: checkpointing=auto: %s; %.1f GiB of %.1f", name, what, needed / GIB, least / GIB)
+        metrics[f"{name}/checkpointing"] = float(recomputed)
+    return config.model_copy(update={"precision": precision, "checkpointing": recomputed}), metrics
+
+
+def _least_memory(device: torch.device, world: int) -> float:
+    """Bytes of memory of the smallest device of any rank; a CPU has as many as it takes."""
+    own = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+    return -most(-own, world, device)
