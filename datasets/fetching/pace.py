@@ -4,11 +4,14 @@ A host is asked over one connection more than it has answered over, from two on:
 and as soon as it bears no more, for a while over none. That while grows each time that one more is tried in vain. One
 more begins in the middle between others: a host that wants requests apart is not taken for one that counts them.
 
-A host that has enough says so: with 429 or 503, with Retry-After, or by dropping a connection while it has others. If
-the connections were more than it has ever answered over, they were too many; else they came too fast. Then a bucket of
-tokens fills at the rate at which it has answered, pauses included, which is the rate that it bears, whatever the window
-by which it counts. It rises again: twofold in a second until it is refused once, and from then on slowly; a rate that
-was kept to and refused is not far above what the host bears.
+A host that has enough says so: with 429 or 503, with Retry-After, or by dropping a connection while it has others. It
+is left alone for as long as it asks, and then asked less often; refusals of requests that were sent before it was first
+heard are of the same cause. What it has answered until then, the pause included, is a rate that it bears. From there
+the rate rises, as TCP's windows do (RFC 9438): quickly until it is refused; then from a part of that quickly at first,
+slowly near to it, where it stays for a while, before more is tried.
+
+A limit of connections and one of requests answer alike. If the connections were more than it has ever answered over,
+they were too many; if as many, both may be; else they came too fast.
 """
 
 import itertools
@@ -28,14 +31,13 @@ SELDOM_S = 2.0  # and at most
 POLLS = 4  # looks of all who wait for a turn at a host: where there are more for each that is given, they become rarer
 FIRST_PAUSE_S = 0.2  # of a host that says not how long; each further one is twice as long
 TOGETHER = 2  # connections to a host of which nothing is known
-LIFT_S = 1.0  # until one more connection is tried again
+LIFT_S = 2.0  # until one more connection is tried again
 LIFT_LONGER = 4  # times as long after each that was tried in vain
-LIFT_PAUSES = 5  # or so many times as long as the host asked for patience then
-MARGIN = 0.9  # of the rate that a host has borne
-GROWTH = 0.03  # of a rate in a second, where it is used to the full; faster for each second without a refusal
-FASTEST_AFTER_S = 20.0
-DOUBLING = 0.7  # of a rate with each answer, until it is refused: twice as much in a second
-BACK = 0.7  # of a rate that was refused, at least, where it was kept to
+GROWTH = 2.0  # of a rate with each answer, until it is refused: sevenfold in a second
+BACK = 0.6  # of a rate that was refused: where it begins again, if the host has not answered at more
+NEAR = 0.95  # of a rate that was refused: where it stays
+CALM_S = 20.0  # at that rate, until more is tried
+FULL = 1.0 - 1e-6  # tokens, as far as floating point fills them
 REMEMBERED = 10_000  # hosts of which there was no refusal
 UNPROVEN = 1 / 8  # of the patience with others, for a host that has never answered
 CLOSED = 10  # times the patience, for a host with which it has come to an end
@@ -83,7 +85,9 @@ class _Host:
     rate: float = math.inf  # requests a second that it bears
     polls: int = 0  # looks for a free connection since the last turn
     look_s: float = POLL_S  # between two looks of one who waits
-    met: bool = False  # it has refused at a rate that was kept to: what it bears is not far below
+    low: float = 0.0  # the rate after the last refusal
+    top: float = math.inf  # and before: what it bears is not far below
+    calm_s: float = 0.0  # since then, as far as the rate was used: each answer is worth 1 / rate
     tokens: float = 1.0
     filled: float = 0.0
     closed_until: float = 0.0
@@ -102,6 +106,13 @@ class _Host:
         if not 0 < self.borne <= len(self.held):
             return 0.0
         return max(0.0, self.answer_s / (len(self.held) + 1) - (now - self.asked_at))
+
+    def risen(self) -> float:
+        """The rate after one more answer."""
+        if self.top == math.inf or self.calm_s >= CALM_S:
+            return self.rate + GROWTH
+        near = NEAR * self.top
+        return max(self.rate, near - (near - self.low) * (1 - self.calm_s / CALM_S) ** 3)
 
     def ceiling(self, now: float) -> int:
         """Connections that it is asked over."""
@@ -133,6 +144,7 @@ class HostSlots:
             now, host = self._clock(), self._host(name)
             host.held = {ticket: one for ticket, one in host.held.items() if one[0] > now}
             if wait_s := self._wait(host, now):
+                host.polls += 1
                 return Turn(None, wait_s=wait_s)
             if len(host.held) >= min(self._each, host.ceiling(now)):
                 host.polls += 1
@@ -166,7 +178,7 @@ class HostSlots:
         return self._hosts.setdefault(name, _Host(now, since=now))
 
     def _wait(self, host: _Host, now: float) -> float:
-        """Seconds until a host may be asked, as far as it is known; 0: now."""
+        """Seconds until a host may be asked; 0: now. Of many that wait, not all look for the same turn."""
         if now < host.closed_until:
             return host.closed_until - now
         if host.rate == math.inf:
@@ -174,7 +186,10 @@ class HostSlots:
         else:
             host.tokens = min(1.0, host.tokens + (now - host.filled) * host.rate)  # some bear no two at once
         host.filled = now
-        return max(0.0, 1.0 - host.tokens) / host.rate
+        if host.tokens >= FULL:
+            return 0.0
+        later = int(self._random.uniform(0.0, host.look_s) * host.rate)
+        return (1.0 - host.tokens + later) / host.rate
 
     def _answered(self, host: _Host, now: float, together: int, seconds: float) -> None:
         host.answer_s = 0.8 * (host.answer_s or seconds) + 0.2 * seconds
@@ -184,34 +199,40 @@ class HostSlots:
         host.asked, host.proven, host.pause_s = now, True, FIRST_PAUSE_S
         host.answers += 1
         host.counted = False
-        growth = GROWTH * (1.0 + min(now - host.reacted, FASTEST_AFTER_S))
-        host.rate += growth if host.met else max(growth, DOUBLING)
+        if host.rate < math.inf:
+            host.calm_s += 1 / host.rate
+            host.rate = host.risen()
 
     def _refused(self, host: _Host, now: float, together: int, began: float, after_s: float) -> None:
-        too_many = together > max(1, host.borne)
+        host.closed_until = max(host.closed_until, now + after_s)
         if began < host.reacted:
             return
         host.reacted = now
-        if too_many:
-            host.lift_s = max(LIFT_LONGER * host.lift_s, LIFT_PAUSES * after_s)
+        too_many = together > max(1, host.borne)
+        if together >= max(TOGETHER, host.borne):
+            host.borne = min(host.borne, together - 1)
+            host.lift_s *= LIFT_LONGER
             host.lift_at = now + host.lift_s * self._random.uniform(0.75, 1.25)  # not in step with requests
-        if after_s or not too_many:
-            host.closed_until = max(host.closed_until, now + (after_s or host.pause_s))
+        pause_s = after_s or host.pause_s
         if not too_many:
-            self._slow_down(host, now)
+            host.closed_until = max(host.closed_until, now + pause_s)
+        if not too_many or host.top == math.inf:
+            self._slow_down(host, now, pause_s)
         if now - host.asked > self._patience_s * (1 if host.proven else UNPROVEN):
             host.closed_until = max(host.closed_until, now + CLOSED * self._patience_s)
 
-    def _slow_down(self, host: _Host, now: float) -> None:
-        """Take for a host's rate that at which it has answered, pauses included."""
+    def _slow_down(self, host: _Host, now: float, pause_s: float) -> None:
+        """Take for a host's rate that at which it has answered, pauses included, or a part of what it was asked at."""
         host.pause_s = min(2 * host.pause_s, max(FIRST_PAUSE_S, self._patience_s / 4))
-        if not host.counted:
-            seconds = max(now - host.since, 1e-3)
-            borne = MARGIN * host.answers / seconds
-            host.met = host.rate < math.inf
-            host.rate = min(host.rate, max(borne, BACK * host.rate) if host.met else borne)
-            host.answers, host.since, host.counted = host.answers / 2, now - seconds / 2, True
         host.tokens = 0.0
+        if host.counted and host.rate < math.inf:
+            return
+        seconds = now - host.since
+        borne = max(1.0, host.answers) / (seconds + pause_s)
+        at_least = BACK * host.rate if host.rate < math.inf else 0.0
+        host.top, host.low = host.rate, min(host.rate, max(borne, at_least))
+        host.rate, host.calm_s = host.low, 0.0
+        host.answers, host.since, host.counted = host.answers / 2, now - seconds / 2, True
 
 
 @dataclass
@@ -231,8 +252,9 @@ class Patience:
             turn = pace.take(host)
             if turn.ticket is not None:
                 return turn
-            seconds = turn.wait_s * random.uniform(1.0, 1.5)
+            seconds = turn.wait_s
             if turn.queued:
+                seconds *= random.uniform(1.0, 1.5)
                 self.in_queues_s -= seconds
             else:
                 self.with_refusals_s -= seconds

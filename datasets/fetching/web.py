@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from email.message import Message
 from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -168,7 +169,7 @@ class _Http(urllib.request.AbstractHTTPHandler):
             turn = request.patience.turn(self._pace, host)
             try:
                 answer = self._exchange(connection, request, places)
-                after_s = min(_seconds(answer.headers.get("Retry-After", "0")), float(2**31))
+                after_s = min(_seconds(answer.headers), float(2**31))
                 heard = Heard.REFUSAL if answer.status in _ENOUGH else Heard.ANSWER
                 if heard is Heard.ANSWER:
                     return answer
@@ -356,12 +357,19 @@ class _Timed(io.RawIOBase):
         super().close()
 
 
-def _seconds(retry_after: str) -> float:
-    """Seconds from now that a Retry-After header names (RFC 9110, 10.2.3: a number, or a date)."""
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
+def _seconds(headers: Message) -> float:
+    """Seconds that Retry-After asks for (RFC 9110, 10.2.3): a number, or a date by the clock of the server."""
+    asked = headers.get("Retry-After", "")
+    if asked.strip().isdecimal():
+        return float(asked)
+    then, now = _moment(asked), _moment(headers.get("Date", "")) or datetime.now(UTC)
+    return max(0.0, (then - now).total_seconds()) if then else 0.0
+
+
+def _moment(date: str) -> datetime | None:
+    """The moment that a header names; None where it names none."""
     try:
-        moment = email.utils.parsedate_to_datetime(retry_after)
+        moment = email.utils.parsedate_to_datetime(date)
     except ValueError:
-        return 0.0
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC)

@@ -73,6 +73,11 @@ def told(config: DataConfig, counts: Counts) -> list[str]:
             beyond = f"; beyond its share or the limit: {drawn}" if drawn and tally.part.apart else ""
             sentences.append(f"{where}: {tally.captions:,} of {tally.read:,} used{beyond}{without}")
             sentences += [f"  left out: {example}" for example in tally.left_out.examples(EXAMPLES)]
+        if (tally.part.config.filters.min_side or 0) < config.image.size:
+            sentences.append(
+                f"{where}: {tally.part.key}.filters.min_side is below data.image.size={config.image.size}: smaller "
+                "pictures are planned, but none is stored (too_small), for nothing is enlarged"
+            )
         if others := in_words(tally.left_out.others):
             sentences.append(f"{where}: passed over, as neither pictures nor captions in use: {others}")
     if left := counts.rejected.get("limit", 0):

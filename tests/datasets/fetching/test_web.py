@@ -517,16 +517,22 @@ def test_an_empty_body_is_whole_whatever_is_said_of_its_coding(coding):
 
 
 @pytest.mark.parametrize(
-    ("told", "least", "most"),
+    ("told", "date", "least", "most"),
     [
-        ("7", 7, 7),
-        ("²", 0, 0),
-        ("soon", 0, 0),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
-        ("Fri, 01 Jan 2100 00:00:00 -0000", 1e9, 1e10),
-        ("-5", 0, 0),
-        ("", 0, 0),
+        ("7", None, 7, 7),
+        ("²", None, 0, 0),
+        ("soon", None, 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", None, 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "today", 0, 0),
+        ("Wed, 21 Oct 2015 07:28:05 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 5, 5),  # by the clock of the server
+        ("Fri, 01 Jan 2100 00:00:00 -0000", None, 1e9, 1e10),
+        ("-5", None, 0, 0),
+        ("", None, 0, 0),
     ],
 )
-def test_whatever_a_server_says_of_its_patience_is_read_or_none(told, least, most):
-    assert least <= web._seconds(told) <= most
+def test_whatever_a_server_says_of_its_patience_is_read_or_none(told, date, least, most):
+    headers = http.client.HTTPMessage()
+    headers["Retry-After"] = told
+    if date:
+        headers["Date"] = date
+    assert least <= web._seconds(headers) <= most
