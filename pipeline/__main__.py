@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import importlib
 import logging
+import threading
 import traceback
 from dataclasses import replace
 from importlib.util import find_spec
@@ -132,4 +133,5 @@ def _run(words: Words, override: str | None) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, _stop)
     sys.excepthook = _show_traceback
+    threading.excepthook = lambda told: _show_traceback(told.exc_type, told.exc_value, told.exc_traceback)
     sys.exit(main(sys.argv[1:]))

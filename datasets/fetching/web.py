@@ -362,14 +362,16 @@ def _seconds(headers: Message) -> float:
     asked = headers.get("Retry-After", "")
     if asked.strip().isdecimal():
         return float(asked)
-    then, now = _moment(asked), _moment(headers.get("Date", "")) or datetime.now(UTC)
-    return max(0.0, (then - now).total_seconds()) if then else 0.0
+    if not (then := _moment(asked)):
+        return 0.0
+    now = _moment(headers.get("Date", "")) or datetime.now(UTC)
+    return max(0.0, (then - now).total_seconds())
 
 
 def _moment(date: str) -> datetime | None:
     """The moment that a header names; None where it names none."""
     try:
         moment = email.utils.parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):  # of years, too
         return None
     return moment.replace(tzinfo=moment.tzinfo or UTC)

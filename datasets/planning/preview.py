@@ -73,7 +73,8 @@ def told(config: DataConfig, counts: Counts) -> list[str]:
             beyond = f"; beyond its share or the limit: {drawn}" if drawn and tally.part.apart else ""
             sentences.append(f"{where}: {tally.captions:,} of {tally.read:,} used{beyond}{without}")
             sentences += [f"  left out: {example}" for example in tally.left_out.examples(EXAMPLES)]
-        if (tally.part.config.filters.min_side or 0) < config.image.size:
+        least = tally.part.config.filters.min_side  # null where a source knows no sizes
+        if least is not None and least < config.image.size:
             sentences.append(
                 f"{where}: {tally.part.key}.filters.min_side is below data.image.size={config.image.size}: smaller "
                 "pictures are planned, but none is stored (too_small), for nothing is enlarged"

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 from datasets.files import local, notices, storage
 from datasets.files.errors import StorageError
 from datasets.files.notices import PassedOver
+
+STAGED = ".delivery"  # the end of the name of a folder that is being filled
 
 
 def deliver(files: Iterable[tuple[str, Callable[[], bytes]]], folder: str) -> None:
@@ -44,13 +47,16 @@ def _put(files: Iterable[tuple[str, Callable[[], bytes]]], folder: str) -> None:
 @contextmanager
 def _beside(target: Path) -> Iterator[str]:
     """A new folder beside another, gone after the block unless it was moved; those of killed calls go first."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        with _held(left) as free:
-            if free:
-                _drop(str(left))
-    staged = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-    local.make_folder(staged)
-    with _held(staged):
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{STAGED}"):
+        if re.fullmatch("[0-9a-f]{12}", left.name[len(target.name) + 2 : -len(STAGED)]) and not left.is_symlink():
+            with _held(left) as free:
+                if free:
+                    _drop(str(left))
+    staged = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{STAGED}")
+    new = staged.with_suffix(".new")
+    local.make_folder(new)
+    with _held(new):
+        new.rename(staged)  # held before it can be taken for a killed call's
         try:
             yield str(staged)
         finally:

@@ -43,7 +43,7 @@ from pipeline.store.claims import Claim
 from pipeline.store.ledger import About
 from pipeline.store.process import ProcessId
 from pipeline.store.provenance import provenance
-from pipeline.store.redact import redact, redact_line
+from pipeline.store.redact import redact, redact_path
 from pipeline.store.removal_list import check_carried_out, names_of, requests
 from pipeline.terminal import console
 from settings import FILES
@@ -203,7 +203,7 @@ class _Session:
             **provenance(self.command),
             "checkout": str(Path.cwd()),
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
-            "paths": sorted(map(redact_line, {*named, *real})),
+            "paths": sorted(map(redact_path, {*named, *real})),
             "config": redact(self.config.model_dump(mode="json")),
         }
         return Record(self.root, told)
@@ -350,7 +350,7 @@ class _Session:
             "devices": spent.kind if spent else self.cluster.room.kind(),
             "attempts": spent.attempts if spent else 1,
             "failed_attempts": spent.failed_attempts if spent else 0,
-            "peak_bytes": self.memory.lap_bytes,
+            "peak_bytes": self.memory.lap_bytes(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return self.store.commit(step.output, fingerprint, told, build.claim)

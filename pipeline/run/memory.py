@@ -17,12 +17,13 @@ SHARE = 0.02  # of the time, at most, that is spent on samples: one takes the ke
 class PeakMemory:
     """Samples in the background while the `with` block runs.
 
-    `peak_bytes` is the largest sum so far, `lap_bytes` the largest since the last call of `lap`.
+    `peak_bytes` is the largest sum so far.
     """
 
     def __init__(self) -> None:
         self.peak_bytes = 0
-        self.lap_bytes = 0
+        self._lap_bytes = 0
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
 
@@ -35,18 +36,29 @@ class PeakMemory:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        self._look()
 
     def lap(self) -> None:
-        """Begin a new lap, however short it will be, with a sample."""
-        self.lap_bytes = tree_bytes()
+        """Begin a new lap."""
+        with self._lock:
+            self._lap_bytes = 0
+
+    def lap_bytes(self) -> int:
+        """The largest sum of the lap so far, now included: it may be shorter than the time between two samples."""
+        self._look()
+        return self._lap_bytes
 
     def _sample(self) -> None:
         while True:
             began = time.monotonic()
-            now = tree_bytes()
-            self.peak_bytes, self.lap_bytes = max(self.peak_bytes, now), max(self.lap_bytes, now)
+            self._look()
             if self._stop.wait(max(INTERVAL_S, (time.monotonic() - began) / SHARE)):
                 break
+
+    def _look(self) -> None:
+        with self._lock:  # so that no sample of the lap before counts in this one
+            now = tree_bytes()
+            self.peak_bytes, self._lap_bytes = max(self.peak_bytes, now), max(self._lap_bytes, now)
 
 
 def tree_bytes() -> int:

@@ -12,21 +12,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 SECRET = re.compile(
-    r"(^|_)(token|secrets?|passwords?|passwd|pwd|passphrase|credentials?|authorization|signature|sig"
-    r"|(api|access|private|account)_?key)(_|$)"
+    r"(^|_)(token|secrets?|passwords?|passwd|passphrase|credentials?|authorization|signature|sig"
+    r"|(api|access|private|account)_?key)(_|$)|_pwd(_|$)"
 )
 
 SHORTEST = 6  # signs of a hidden value that is looked for within other texts
 _from_environment: set[str] = set()
 
 # A secret key may have slashes; a port has one after it
-PASSWORD = re.compile(r"(?<=\w://)[^/\s@:]{0,99}:(?!\d+/)[^\s@]{1,999}@")
+PASSWORD = re.compile(r"(?<=\w://)(?!\[)[^/\s@:]{0,99}:(?!\d+/)[^\s@]{1,999}@")
 USER = re.compile(r'(?<=\w://)[^/\s?#"]*@')  # up to the last @: passwords have some too
-QUERY = re.compile(r'(\w://[^\s?#"]{0,4000})\?((?!/artifacts/)[^\s#"])+')  # by what follows it is known who reads which
+QUERY = re.compile(r'((?<!\bs3)(?<=\w)://[^\s?#"]{0,4000})\?[^\s#"]+')  # in S3's URIs a ? is a sign of a name
 # The same within other URLs, escaped once or more often, and keys that tell it of their values
 ESCAPED_USER = re.compile(r"((?:%(?:25)*2F){2})(?:(?!%(?:25)*2F)[^/\s])*(%(?:25)*40)", re.IGNORECASE)
-GIVEN = re.compile(r"(?<![\w.-])(?:(?<=%)(?:25)*(?:3F|26))?([\w.-]{1,99})(?:=|%(?:25)*3D)", re.IGNORECASE)
-VALUE = re.compile(r"""(?:(?!%(?:25)*26)[^\s&;,"'<>])*""")
+GIVEN = re.compile(
+    r"""(?<![\w.-])(?:(?<=%)(?:25)*(?:3F|26))?([\w.-]{1,99})(?:=|%(?:25)*3D|["']\s*:\s*(?=["']))""", re.IGNORECASE
+)
+VALUE = re.compile(r"""(?:"[^"\n]*"|'[^'\n]*'|(?:(?!%(?:25)*26)[^\s&;,"'<>])*)""")
+BEARER = re.compile(r"""\b(authorization["']?\s*[:=]\s*["']?(?:bearer|basic|token)\s+)[^\s"']+""", re.IGNORECASE)
 
 
 def hide(value: str) -> None:
@@ -83,6 +86,11 @@ def redact_line(text: str) -> str:
     return _without_urls(text)
 
 
+def redact_path(path: str) -> str:
+    """A path, or a URI without user, password and query; whatever else its names hold is the path's own."""
+    return QUERY.sub(r"\1?***", _without_users(path))
+
+
 def holds_password(value: Any) -> bool:
     """Whether a value, or one in it, has a URI with a password in it, such as `s3://KEY:SECRET@bucket`."""
     if isinstance(value, Mapping):
@@ -92,10 +100,15 @@ def holds_password(value: Any) -> bool:
     return isinstance(value, str) and bool(PASSWORD.search(value))
 
 
-def _without_urls(text: str) -> str:
+def _without_users(text: str) -> str:
     for pattern in (PASSWORD, USER):
         text = pattern.sub("***@", text)
-    text = ESCAPED_USER.sub(r"\1***\2", QUERY.sub(r"\1?***", text))
+    return text
+
+
+def _without_urls(text: str) -> str:
+    text = QUERY.sub(r"\1?***", _without_users(text))
+    text = BEARER.sub(r"\1***", ESCAPED_USER.sub(r"\1***\2", text))
     kept, end = [], 0
     for key in GIVEN.finditer(text):
         if key.start() >= end and _is_secret(key[1]) and (value := VALUE.match(text, key.end())) and value[0]:

@@ -3,6 +3,7 @@
 from functools import partial
 
 from datasets.files import storage
+from datasets.files.storage import FileEntry
 from pipeline.errors import UsageError
 from pipeline.plan.wanted import wanted
 from pipeline.run.delivery import deliver
@@ -33,10 +34,15 @@ def export(config: Config, root: str, folder: str | None) -> None:
         raise UsageError("export needs out=DIR")
     target = storage.absolute(folder)
     release = wanted(config, root, ["release"])["release"]
-    found = set(storage.listing(target))
-    if INDEX in found or found - release.files.keys():
+    found = storage.listing(target)
+    if INDEX in found or not all(_is_ours(storage.join(target, name), release.files.get(name)) for name in found):
         raise UsageError(f"out={folder}: the folder is not empty; give a new one")
     names = sorted(release.files, key=lambda name: (name.endswith(INDEX), name == INDEX))
     with readers.reading(Store(root), [release], partial(console.print, markup=False)):
         deliver(((name, partial(release.read, name)) for name in names), target)
     console.print(f"{files(len(release.files))} in {target}", markup=False)
+
+
+def _is_ours(path: str, entry: FileEntry | None) -> bool:
+    """Whether a killed call of the same export has put it there: a person's README may have the name of ours."""
+    return entry is not None and storage.sha256(path) == entry.sha256

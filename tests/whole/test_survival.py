@@ -94,9 +94,10 @@ def start(root: Path, *words: str, environment: dict[str, str] | None = None) ->
         *TRAINING,
         *words,
     ]
-    return subprocess.Popen(
-        command, cwd=CHECKOUT, env=os.environ | (environment or {}), stderr=subprocess.PIPE, text=True
-    )
+    ours = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_TRAIN_")
+    }  # a test's own run's
+    return subprocess.Popen(command, cwd=CHECKOUT, env=ours | (environment or {}), stderr=subprocess.PIPE, text=True)
 
 
 def finish(driver: subprocess.Popen[str], code: int = 0) -> str:

@@ -8,7 +8,6 @@ import torch
 
 from stages.anatomy.memory_estimate import GIB
 from stages.precision import computes_bf16
-from stages.settings.base import Precision
 from stages.settings.training import TrainingConfig
 from stages.training.parallel import most
 
@@ -23,12 +22,12 @@ def settled(
     needed: bytes that the training takes of this rank where it recomputes nothing.
     """
     metrics: dict[str, float] = {}
-    able = most(not computes_bf16(device), world, device) == 0
-    precision: Precision = ("bf16" if able else "fp32") if config.precision == "auto" else config.precision
-    if config.precision == "auto":
+    precision = config.precision
+    if precision == "auto":
+        precision = "fp32" if most(not computes_bf16(device), world, device) else "bf16"
         log.info("%s: precision=auto: %s", name, precision)
-        metrics[f"{name}/bf16"] = float(able)
-    elif config.precision == "bf16" and not able:
+        metrics[f"{name}/bf16"] = float(precision == "bf16")
+    elif precision == "bf16" and not computes_bf16(device):
         warn(f"{name}: precision=bf16 is slow where a device can only imitate it; fp32, or auto, takes less time here")
     recomputed = config.checkpointing
     if recomputed == "auto":

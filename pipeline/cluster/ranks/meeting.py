@@ -40,5 +40,5 @@ def listen_where_ray_does() -> None:
 
 
 def interface(cards: Mapping[str, Sequence[str]], address: str) -> str | None:
-    """The interface that has an address; a node behind a translated one has it on none."""
-    return next((name for name, addresses in cards.items() if address in addresses), None)
+    """The interface whose first address it is, which Gloo takes; a node behind a translated address has it on none."""
+    return next((name for name, addresses in cards.items() if addresses and addresses[0] == address), None)

@@ -12,7 +12,6 @@ import torch
 
 from datasets.caption_settings import CaptionerConfig
 from pipeline.models import loading
-from stages.precision import computes_bf16
 from stages.weight_files import BadWeights
 
 
@@ -32,8 +31,7 @@ def load(config: CaptionerConfig, where: torch.device, key: str) -> Captioner:
     import transformers
 
     folder = str(loading.local(config.weights))
-    half = computes_bf16(where) if config.precision == "auto" else config.precision == "bf16"
-    kind = torch.bfloat16 if half else torch.float32
+    kind = torch.bfloat16 if config.precision == "bf16" else torch.float32
     try:
         options = {"local_files_only": True, "trust_remote_code": False}
         processor = transformers.AutoProcessor.from_pretrained(folder, **options)

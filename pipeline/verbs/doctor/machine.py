@@ -68,7 +68,9 @@ def device(asked: Asked) -> Finding:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        return finding("device", computes_bf16(torch.device("cuda")), f"{len(names)} x {names[0]}, bf16 needed")
+        able = computes_bf16(torch.device("cuda"))
+        without = "" if able else ", which do not compute in bf16: give precision=fp32 or auto"
+        return Finding("device", "ok" if able else "warning", f"{len(names)} x {names[0]}{without}")
     found = f"no CUDA device: {os.cpu_count()} CPU cores"
     cluster = asked.cluster
     if cluster and cluster.device == "cuda":

@@ -125,6 +125,7 @@ def test_so_is_one_of_a_window(latency_s, retry_after_s, threads):
     assert world.run(300) <= 2 * (300 - 20) / 20
     assert world.stored == 300
     assert world.most <= 8
+    assert world.refused <= 60
 
 
 @pytest.mark.parametrize("retry_after_s", [0.0, 1.0])

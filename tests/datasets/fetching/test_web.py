@@ -526,6 +526,8 @@ def test_an_empty_body_is_whole_whatever_is_said_of_its_coding(coding):
         ("Wed, 21 Oct 2015 07:28:00 GMT", "today", 0, 0),
         ("Wed, 21 Oct 2015 07:28:05 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 5, 5),  # by the clock of the server
         ("Fri, 01 Jan 2100 00:00:00 -0000", None, 1e9, 1e10),
+        ("Fri, 01 Jan 99999999999999999999 00:00:00 GMT", None, 0, 0),
+        ("Fri, 01 Jan 2100 00:00:00 -0000", "Fri, 01 Jan 99999999999999999999 00:00:00 GMT", 1e9, 1e10),
         ("-5", None, 0, 0),
         ("", None, 0, 0),
     ],

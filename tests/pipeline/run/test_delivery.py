@@ -25,7 +25,7 @@ def again(root):
 
 def tree(root):
     files = (file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return {str(file.relative_to(root)): file.read_bytes() for file in files if ".tmp" not in str(file.parent)}
+    return {str(file.relative_to(root)): file.read_bytes() for file in files if ".delivery" not in str(file.parent)}
 
 def interrupted(root, before, calm):
     there = PREPARED and set(before) != set(calm) and "out/index" not in before
@@ -50,16 +50,18 @@ def test_a_killed_call_leaves_all_or_no_last_file_and_the_next_one_ends_it(tmp_p
 
 
 def test_a_new_folder_appears_at_once_and_takes_along_what_killed_calls_have_left(tmp_path):
-    left, others = tmp_path / ".out.0123456789ab.tmp", tmp_path / ".out2.0123456789ab.tmp"
-    for folder in (left, others):
-        (folder / "a").mkdir(parents=True)
+    left, *others = (f".{name}.delivery" for name in ("out.0123456789ab", "out2.0123456789ab", "out.old", "out.0"))
+    for folder in (left, *others, ".out.0123456789ab.tmp"):
+        (tmp_path / folder / "a").mkdir(parents=True)
+    (tmp_path / ".out.ba9876543210.delivery").symlink_to(tmp_path / others[0])
 
     def looking():
         assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
         return b"1"
 
     deliver([("a/one", looking), ("two", looking)], str(tmp_path / "out"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out2.0123456789ab.tmp", "out"]
+    stay = {*others, ".out.0123456789ab.tmp", ".out.ba9876543210.delivery", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == stay
     assert storage.listing(str(tmp_path / "out")) == ["a/one", "two"]
 
 
@@ -111,7 +113,10 @@ def test_a_release_comes_whole_and_its_index_last(tmp_path, place, request, monk
     )
 
     if place != "new":
-        storage.publish(b"cut", f"{out}/vqgan/config.json")  # by a call that was killed
+        storage.publish(b"mine", f"{out}/README.md")
+        with pytest.raises(UsageError, match="not empty"):
+            export.export(config, str(tmp_path), out)
+        storage.publish(b"README.md", f"{out}/README.md")  # as ours, by a call that was killed
     export.export(config, str(tmp_path), out)
     assert storage.listing(out) == names
     assert all(storage.read(f"{out}/{name}") == name.encode() for name in names)

@@ -14,6 +14,7 @@ from pipeline.errors import UsageError
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.config import Config
+from tests import composing
 
 SCHEMA = Config.model_json_schema()
 BASES = [
@@ -154,3 +155,28 @@ def assert_sentence(text: str) -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_what_the_overrides_start_from_is_valid(base):
     assert compose.check(base)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["scale=micro", "seed=7", "stage_c.train.learning_rate=0.5"],
+        ["data=folder", "data.folder.path=a b", "~eval.rivals", "data.views={fine: {min_aesthetic: 6}}"],
+        ["scale=paper", "cluster=a100x64", "workers=64", "data.metadata=x"],
+        ["stage_c.train=null", "stage_c.train.compile=true"],
+        ["scale=nothing"],
+        ["seed"],
+        ["nobody.knows=1"],
+    ],
+)
+def test_confs_that_tests_compose_once_are_those_that_hydra_composes(words, monkeypatch):
+    def outcome() -> object:
+        try:
+            return compose.compose("stage_c", words)
+        except UsageError as error:
+            return str(error)
+
+    once = [outcome(), outcome()]
+    monkeypatch.setattr("hydra.compose", composing._compose)
+    assert once == [outcome()] * 2

@@ -219,7 +219,9 @@ def test_peak_memory_counts_children_and_outlives_them() -> None:
     size = 200 << 20
     before = tree_bytes()
     with _child(size), PeakMemory() as memory:
-        pass
+        assert before + size < memory.lap_bytes() < before + 2 * size
+    memory.lap()
+    assert memory.lap_bytes() < before + size / 2  # what the lap before held is not this one's
     assert before + size < memory.peak_bytes < before + 2 * size
     assert tree_bytes() < before + size / 2
 

@@ -87,13 +87,35 @@ def test_other_keys_keep_theirs(key):
         ),
         ("a%252F%252Fu%253Ap%2540h%253Fsig%253Ds", "a%252F%252F***%2540h%253Fsig%253D***"),
         ('{"uri": "https://h/x?k=1", "rows": 2}', '{"uri": "https://h/x?***", "rows": 2}'),
-        ("s3://b/a?b/artifacts/stage_c/0123456789abcdef/w", "s3://b/a?***/artifacts/stage_c/0123456789abcdef/w"),
+        ("s3://b/a?b/artifacts/stage_c/0123456789abcdef/w", "s3://b/a?b/artifacts/stage_c/0123456789abcdef/w"),
+        ("https://h/x?to=/artifacts/a&k=canary", "https://h/x?***"),
+        ("http://[::1]:9000/b/a@b", "http://[::1]:9000/b/a@b"),
+        ("PWD=/home/me ok", "PWD=/home/me ok"),
+        ("hub_token='can ary' ok", "hub_token=*** ok"),
+        ('f(token="canary", n=1)', "f(token=***, n=1)"),
+        ("{'password': 'can ary', 'n': 1}", "{'password': ***, 'n': 1}"),
+        ('{"hub_token": "canary"}', '{"hub_token": ***}'),
+        ("Authorization: Bearer canary", "Authorization: Bearer ***"),
+        ("data.token: there is no such key", "data.token: there is no such key"),
         ("http://127.0.0.1:5000/#/runs?compareRunsMode=CHART", "http://127.0.0.1:5000/#/runs?compareRunsMode=CHART"),
     ],
 )
 def test_of_urls_passwords_and_queries_are_left_out(text, left):
     assert redact_line(text) == left
     assert redact.redact({"a": [text]}) == {"a": [left]}
+
+
+@pytest.mark.parametrize(
+    ("path", "left"),
+    [
+        ("/s/lr=1,sig=5/runs/artifacts/stage_c/0123456789abcdef/w", None),
+        ("s3://b/a?token=1/artifacts/stage_c/0123456789abcdef/w", None),
+        ("s3://K:canary@b/w", "s3://***@b/w"),
+        ("https://u:canary@h/w?X-Amz-Signature=canary", "https://***@h/w?***"),
+    ],
+)
+def test_a_path_keeps_its_names(path, left):
+    assert redact.redact_path(path) == (left or path)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_whether_activations_are_recomputed_is_settled_by_the_ranks_that_there_a
         ("auto", True, False, "fp32", {"stage_a/bf16": 0.0}, 0),
         ("auto", False, True, "fp32", {"stage_a/bf16": 0.0}, 0),
         ("bf16", True, True, "bf16", {}, 0),
-        ("bf16", False, True, "bf16", {}, 1),
+        ("bf16", True, False, "bf16", {}, 1),
         ("fp32", False, False, "fp32", {}, 0),
     ],
 )
