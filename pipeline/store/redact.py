@@ -22,7 +22,7 @@ _from_environment: set[str] = set()
 # A secret key may have slashes; a port has one after it
 PASSWORD = re.compile(r"(?<=\w://)(?!\[)[^/\s@:]{0,99}:(?!\d+/)[^\s@]{1,999}@")
 USER = re.compile(r'(?<=\w://)[^/\s?#"]*@')  # up to the last @: passwords have some too
-QUERY = re.compile(r'((?<!\bs3)(?<=\w)://[^\s?#"]{0,4000})\?[^\s#"]+')  # in S3's URIs a ? is a sign of a name
+QUERY = re.compile(r'(\w://[^\s?#"]{0,4000})\?[^\s#"]+')
 # The same within other URLs, escaped once or more often, and keys that tell it of their values
 ESCAPED_USER = re.compile(r"((?:%(?:25)*2F){2})(?:(?!%(?:25)*2F)[^/\s])*(%(?:25)*40)", re.IGNORECASE)
 GIVEN = re.compile(
@@ -87,8 +87,12 @@ def redact_line(text: str) -> str:
 
 
 def redact_path(path: str) -> str:
-    """A path, or a URI without user, password and query; whatever else its names hold is the path's own."""
-    return QUERY.sub(r"\1?***", _without_users(path))
+    """A path, or a URI without user, password and query; whatever else its names hold is the path's own.
+
+    In S3's URIs a question mark is a sign of a name: what follows it tells who reads which artifact.
+    """
+    known = _without_users(path)
+    return known if known.lower().startswith("s3://") else QUERY.sub(r"\1?***", known)
 
 
 def holds_password(value: Any) -> bool:
