@@ -70,7 +70,7 @@ def train_a(config: StageAConfig, loss: StageALoss, train: TrainingConfig, worke
     judged, seen = loss.adversarial > 0, loss.perceptual > 0 and loss.perceptual_weights is not None
     count = parameters.stage_a(config) + judged * parameters.discriminator()
     beside = judged * 2 * FP32 * parameters.discriminator()
-    beside += seen * parameters.vgg16() * (FP32 + HALF * (train.precision != "fp32"))
+    beside += seen * parameters.vgg16() * (FP32 + HALF * _in_half(train))
 
     def sample(phase: Phase) -> Sample:
         side = loss.crop or phase.size
@@ -169,7 +169,7 @@ def _memory(
     the model, is a copy of all weights. Where a copy is spread over ranks, each has whole weights beside its share of
     them during a step, and whole gradients while it adds them up over pieces of a batch.
     """
-    trained, half = count - frozen, HALF * count * (train.precision != "fp32")
+    trained, half = count - frozen, HALF * count * _in_half(train)
     averaged = train.ema is not None and train.ema.device == "model"
     at_once = [_at_once(phase, train, workers) for phase in train.phases]
     in_pieces = at_once != [phase.batch_size // workers for phase in train.phases]
@@ -188,6 +188,11 @@ def _memory(
     )
 
 
+def _in_half(train: TrainingConfig) -> bool:
+    """Whether it computes in bf16; auto does on the GPUs whose memory is counted here."""
+    return train.precision != "fp32"
+
+
 def _at_once(phase: Phase, train: TrainingConfig, workers: int) -> int:
     """Rows that a worker takes through the model at a time."""
     rows = phase.batch_size // workers
@@ -196,7 +201,7 @@ def _at_once(phase: Phase, train: TrainingConfig, workers: int) -> int:
 
 def _sample(blocks: Iterable[Block], train: TrainingConfig) -> Sample:
     """Bytes of a sample; where a training recomputes blocks, it keeps also those of the largest meanwhile."""
-    autocast, total, largest, widest = train.precision != "fp32", 0, 0, 0
+    autocast, total, largest, widest = _in_half(train), 0, 0, 0
     for block in blocks:
         kept = block.bytes_kept(autocast)
         widest = max(widest, kept)
