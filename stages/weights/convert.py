@@ -1,12 +1,12 @@
 """State dicts and configs between dome272/Wuerstchen's names, which are ours, and diffusers' names.
 
-The rules of diffusers' `scripts/convert_wuerstchen.py`, and their inverse; one pair of functions serves Stage
-A, B and C.
+The rules of diffusers' `scripts/convert_wuerstchen.py`, and their inverse: one pair of functions for the tensors
+of Stage A, B and C, and one for their settings.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,45 @@ from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
 CODEBOOK = ("vquantizer.codebook.weight", "vquantizer.embedding.weight")
 PACKED = re.compile(r"(.*\.attention)\.attn\.in_proj_(weight|bias)")
 SPLIT = re.compile(r"(.*\.attention)\.to_([qkv])\.(weight|bias)")
+
+C = TypeVar("C", StageAConfig, StageBConfig, StageCConfig)
+
+# diffusers' arguments that shape a model, and the settings that they are
+ARGUMENTS: Mapping[type, Mapping[str, str]] = {
+    StageAConfig: {
+        "levels": "levels",
+        "bottleneck_blocks": "bottleneck_blocks",
+        "embed_dim": "hidden",
+        "latent_channels": "latent_channels",
+        "num_vq_embeddings": "codebook_size",
+        "scale_factor": "scale",
+    },
+    StageBConfig: {
+        "c_in": "latent_channels",
+        "c_out": "latent_channels",
+        "c_r": "timestep_channels",
+        "patch_size": "patch",
+        "c_cond": "cond_width",
+        "c_hidden": "widths",
+        "nhead": "heads",
+        "blocks": "blocks",
+        "level_config": "patterns",
+        "inject_effnet": "inject_code",
+        "effnet_embd": "code_channels",
+        "clip_embd": "text_width",
+        "dropout": "dropout",
+    },
+    StageCConfig: {
+        "c_in": "latent_channels",
+        "c": "width",
+        "c_cond": "text_width",
+        "c_r": "timestep_channels",
+        "depth": "depth",
+        "nhead": "heads",
+        "dropout": "dropout",
+    },
+}
+WITHOUT_ATTENTION = -1  # diffusers' heads of such a level of Stage B; ours are 0
 
 
 def to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -46,88 +85,17 @@ def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def vqgan_config(config: StageAConfig) -> dict[str, Any]:
-    """Arguments of diffusers' PaellaVQModel."""
-    return {
-        "levels": config.levels,
-        "bottleneck_blocks": config.bottleneck_blocks,
-        "embed_dim": config.hidden,
-        "latent_channels": config.latent_channels,
-        "num_vq_embeddings": config.codebook_size,
-        "scale_factor": config.scale,
-    }
+def arguments(config: StageAConfig | StageBConfig | StageCConfig) -> dict[str, Any]:
+    """What makes diffusers' PaellaVQModel, WuerstchenDiffNeXt or WuerstchenPrior of the same shape, in JSON's types."""
+    settings = config.model_dump(mode="json")
+    if isinstance(config, StageBConfig):
+        settings["heads"] = [heads or WITHOUT_ATTENTION for heads in config.heads]
+    return {theirs: settings[ours] for theirs, ours in ARGUMENTS[type(config)].items()}
 
 
-def stage_a_config(arguments: Mapping[str, Any]) -> StageAConfig:
-    """The inverse of `vqgan_config`; what only a training reads keeps its default, here and below."""
-    return StageAConfig(
-        levels=arguments["levels"],
-        bottleneck_blocks=arguments["bottleneck_blocks"],
-        hidden=arguments["embed_dim"],
-        latent_channels=arguments["latent_channels"],
-        codebook_size=arguments["num_vq_embeddings"],
-        scale=arguments["scale_factor"],
-    )
-
-
-def decoder_config(config: StageBConfig) -> dict[str, Any]:
-    """Arguments of diffusers' WuerstchenDiffNeXt."""
-    return {
-        "c_in": config.latent_channels,
-        "c_out": config.latent_channels,
-        "c_r": config.timestep_channels,
-        "patch_size": config.patch,
-        "c_cond": config.cond_width,
-        "c_hidden": list(config.widths),
-        "nhead": [heads or -1 for heads in config.heads],
-        "blocks": list(config.blocks),
-        "level_config": list(config.patterns),
-        "inject_effnet": list(config.inject_code),
-        "effnet_embd": config.code_channels,
-        "clip_embd": config.text_width,
-        "dropout": config.dropout,
-    }
-
-
-def stage_b_config(arguments: Mapping[str, Any]) -> StageBConfig:
-    """The inverse of `decoder_config`."""
-    return StageBConfig(
-        latent_channels=arguments["c_in"],
-        timestep_channels=arguments["c_r"],
-        patch=arguments["patch_size"],
-        cond_width=arguments["c_cond"],
-        widths=arguments["c_hidden"],
-        heads=tuple(max(heads, 0) for heads in arguments["nhead"]),
-        blocks=arguments["blocks"],
-        patterns=arguments["level_config"],
-        inject_code=arguments["inject_effnet"],
-        code_channels=arguments["effnet_embd"],
-        text_width=arguments["clip_embd"],
-        dropout=arguments["dropout"],
-    )
-
-
-def prior_config(config: StageCConfig) -> dict[str, Any]:
-    """Arguments of diffusers' WuerstchenPrior."""
-    return {
-        "c_in": config.latent_channels,
-        "c": config.width,
-        "c_cond": config.text_width,
-        "c_r": config.timestep_channels,
-        "depth": config.depth,
-        "nhead": config.heads,
-        "dropout": config.dropout,
-    }
-
-
-def stage_c_config(arguments: Mapping[str, Any]) -> StageCConfig:
-    """The inverse of `prior_config`."""
-    return StageCConfig(
-        latent_channels=arguments["c_in"],
-        width=arguments["c"],
-        text_width=arguments["c_cond"],
-        timestep_channels=arguments["c_r"],
-        depth=arguments["depth"],
-        heads=arguments["nhead"],
-        dropout=arguments["dropout"],
-    )
+def config_of(kind: type[C], arguments: Mapping[str, Any]) -> C:
+    """The inverse of `arguments`; what only a training reads keeps its default."""
+    settings = {ours: arguments[theirs] for theirs, ours in ARGUMENTS[kind].items()}
+    if kind is StageBConfig:
+        settings["heads"] = [max(heads, 0) for heads in settings["heads"]]
+    return kind(**settings)

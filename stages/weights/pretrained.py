@@ -311,12 +311,8 @@ def _stated_difference(found: Found, config: ModelConfig) -> str | None:
     match config:
         case _ if "_class_name" not in found.settings:
             ours = config.model_dump(mode="json")
-        case StageAConfig():
-            ours = convert.vqgan_config(config)
-        case StageBConfig():
-            ours = convert.decoder_config(config)
-        case StageCConfig():
-            ours = convert.prior_config(config)
+        case StageAConfig() | StageBConfig() | StageCConfig():
+            ours = convert.arguments(config)
         case _:
             ours = {}
     for key, value in ours.items():

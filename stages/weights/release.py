@@ -126,9 +126,9 @@ def release_files(
     for place, index in _INDICES.items():
         yield place, _json(index)
 
-    vqgan = _model("PaellaVQModel", convert.vqgan_config(stage_a_config), models.stage_a)
-    decoder = _model("WuerstchenDiffNeXt", convert.decoder_config(stage_b_config), models.stage_b)
-    prior = _model("WuerstchenPrior", convert.prior_config(stage_c_config), models.stage_c)
+    vqgan = _model("PaellaVQModel", convert.arguments(stage_a_config), models.stage_a)
+    decoder = _model("WuerstchenDiffNeXt", convert.arguments(stage_b_config), models.stage_b)
+    prior = _model("WuerstchenPrior", convert.arguments(stage_c_config), models.stage_c)
     yield from _within(vqgan, "vqgan", "decoder/vqgan")
     yield from _within(decoder, "decoder", "decoder/decoder")
     yield from _within(prior, "prior_prior", "prior/prior")
@@ -205,9 +205,9 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Models:
     if shared:
         _require_tower(root, "", text_c)
     models = Models(
-        stage_a=_load_stage(root / "vqgan", lambda config: StageA(convert.stage_a_config(config))),
-        stage_b=_load_stage(root / "decoder", lambda config: StageB(convert.stage_b_config(config))),
-        stage_c=_load_stage(root / "prior_prior", lambda config: StageC(convert.stage_c_config(config))),
+        stage_a=_load_stage(root / "vqgan", lambda config: StageA(convert.config_of(StageAConfig, config))),
+        stage_b=_load_stage(root / "decoder", lambda config: StageB(convert.config_of(StageBConfig, config))),
+        stage_c=_load_stage(root / "prior_prior", lambda config: StageC(convert.config_of(StageCConfig, config))),
         text_b=text_c if shared else _load_tower(root, ""),
         text_c=text_c,
         compressor=_load_compressor(root / "compressor"),

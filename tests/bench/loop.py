@@ -80,7 +80,7 @@ def against_diffusers(
         return
     from stages.weights import convert
 
-    compressor, prior = Compressor(CompressorConfig()).eval(), WuerstchenPrior(**convert.prior_config(model))
+    compressor, prior = Compressor(CompressorConfig()).eval(), WuerstchenPrior(**convert.arguments(model))
     side = size * 3 // 128
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-4)
     pictures, captions = torch.rand(batch, 3, size, size), ["a bear in a forest"] * batch

@@ -61,8 +61,8 @@ class Case:
 
     def theirs(self) -> nn.Module:
         if isinstance(self.config, StageBConfig):
-            return WuerstchenDiffNeXt(**convert.decoder_config(self.config))
-        return WuerstchenPrior(**convert.prior_config(self.config))
+            return WuerstchenDiffNeXt(**convert.arguments(self.config))
+        return WuerstchenPrior(**convert.arguments(self.config))
 
     def inputs(self, device: torch.device) -> list[Tensor]:
         """x, t, the code (Stage B) and text of one batch."""

@@ -77,9 +77,9 @@ def dome272(folder: Path) -> None:
 
 def diffusers_models() -> dict[str, Any]:
     made = {
-        "vqgan": (PaellaVQModel(**convert.vqgan_config(A)), STATE_A),
-        "decoder": (WuerstchenDiffNeXt(**convert.decoder_config(B)), STATE_B),
-        "prior": (WuerstchenPrior(**convert.prior_config(C)), STATE_C),
+        "vqgan": (PaellaVQModel(**convert.arguments(A)), STATE_A),
+        "decoder": (WuerstchenDiffNeXt(**convert.arguments(B)), STATE_B),
+        "prior": (WuerstchenPrior(**convert.arguments(C)), STATE_C),
     }
     for model, state in made.values():
         model.load_state_dict(convert.to_diffusers(state))
@@ -344,18 +344,18 @@ def test_another_size_is_told_by_the_first_tensor_and_the_size(model: Any, updat
 
 
 @pytest.mark.parametrize(
-    ("model", "to_theirs", "update", "told"),
+    ("model", "update", "told"),
     [
-        ("stage_a", convert.vqgan_config, {"scale": 0.43}, "scale_factor 1.0, not 0.43"),
-        ("stage_b", convert.decoder_config, {"heads": (0, 4)}, "nhead [-1, 2], not [-1, 4]"),
-        ("stage_c", convert.prior_config, {"heads": 4}, "nhead 2, not 4"),
+        ("stage_a", {"scale": 0.43}, "scale_factor 1.0, not 0.43"),
+        ("stage_b", {"heads": (0, 4)}, "nhead [-1, 2], not [-1, 4]"),
+        ("stage_c", {"heads": 4}, "nhead 2, not 4"),
     ],
 )
 def test_what_no_shape_shows_is_held_against_the_config_beside_the_file(
-    model: Any, to_theirs: Callable[[Any], dict[str, Any]], update: dict[str, Any], told: str
+    model: Any, update: dict[str, Any], told: str
 ) -> None:
     ours = getattr(MICRO, model).model
-    stated = {"_class_name": "x", **to_theirs(ours)}
+    stated = {"_class_name": "x", **convert.arguments(ours)}
     wanted = ours.model_copy(update=update)
     require_fit(found(model, STATES[model]), wanted)
     require_fit(found(model, STATES[model], **stated), ours.model_copy(update={"dropout": 0.5}))

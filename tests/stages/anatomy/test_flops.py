@@ -51,7 +51,7 @@ def meta(*shape: int) -> Tensor:
 def test_stage_c_at_full_size(side: int, teraflop: float) -> None:
     config = StageCConfig()
     with torch.device("meta"):
-        theirs = WuerstchenPrior(**convert.prior_config(config))
+        theirs = WuerstchenPrior(**convert.arguments(config))
     closed = flops.stage_c(config, side, side, 77)
     assert closed == counted(theirs, meta(1, 16, side, side), meta(1), meta(1, 77, 1024))
     assert closed / 1e12 == pytest.approx(teraflop, abs=1e-3)
@@ -68,7 +68,7 @@ def test_stage_c_as_we_compute_it() -> None:
 )
 def test_stage_b_of_the_plain_architecture(config: StageBConfig, sides: tuple[int, int], tokens: int) -> None:
     with torch.device("meta"):
-        theirs = WuerstchenDiffNeXt(**convert.decoder_config(config))
+        theirs = WuerstchenDiffNeXt(**convert.arguments(config))
     inputs = meta(1, 4, *sides), meta(1), meta(1, 16, 3, 3), meta(1, tokens, config.text_width)
     assert flops.stage_b(config, *sides, tokens) == counted(theirs, *inputs)
 

@@ -151,7 +151,7 @@ def test_stage_a(seed: int) -> None:
     rng = Random(seed)
     config = stage_a_config(rng)
     ours = randomised(StageA(config), seed)
-    theirs = PaellaVQModel(**convert.vqgan_config(config)).eval()
+    theirs = PaellaVQModel(**convert.arguments(config)).eval()
     theirs.load_state_dict(convert.to_diffusers(ours.state_dict()))
 
     ratio = 2**config.levels
@@ -173,7 +173,7 @@ def test_stage_b(seed: int, zeroed: bool) -> None:
     rng = Random(seed)
     config = stage_b_config(rng, text_width=rng.choice([1024, 1280]), code_channels=rng.choice([4, 16]))
     ours = randomised(StageB(config), seed)
-    theirs = WuerstchenDiffNeXt(**convert.decoder_config(config)).eval()
+    theirs = WuerstchenDiffNeXt(**convert.arguments(config)).eval()
     theirs.load_state_dict(convert.to_diffusers(ours.state_dict()))
 
     generator = torch.Generator().manual_seed(seed)
@@ -193,7 +193,7 @@ def test_stage_c(seed: int) -> None:
     rng = Random(seed)
     config = stage_c_config(rng, text_width=rng.choice([1024, 1280]), latent_channels=rng.choice([4, 16]))
     ours = away_from_zero(randomised(StageC(config), seed), seed)
-    theirs = WuerstchenPrior(**convert.prior_config(config)).eval()
+    theirs = WuerstchenPrior(**convert.arguments(config)).eval()
     theirs.load_state_dict(convert.to_diffusers(ours.state_dict()))
 
     generator = torch.Generator().manual_seed(seed)

@@ -278,7 +278,7 @@ def test_stage_c_starts_at_the_authors_scale() -> None:
 
 def test_the_codebooks_loss_and_gradients_equal_diffusers() -> None:
     ours = StageA(CONFIG_A)
-    theirs = PaellaVQModel(**convert.vqgan_config(CONFIG_A))
+    theirs = PaellaVQModel(**convert.arguments(CONFIG_A))
     theirs.load_state_dict(convert.to_diffusers(ours.state_dict()))
     features, weight = torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)
     results = []
