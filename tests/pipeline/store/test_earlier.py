@@ -17,7 +17,7 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.store import earlier, identity
-from pipeline.store.artifacts import Store
+from pipeline.store.artifacts import Look, Store
 
 MADE = "2026-01-02T00:00:00+00:00"
 BEFORE, AFTER = 1_767_225_600, 1_798_761_600  # 2026-01-01 and 2027-01-01
@@ -67,7 +67,7 @@ def old_root(root: Path, config: Config) -> str:
 
 
 def fetch(config: Config, root: Path) -> Any:
-    return next(item for item in planned_steps(config, str(root), Selection()) if item.step.name == "fetch")
+    return next(item for item in planned_steps(config, Look(str(root)), Selection()) if item.step.name == "fetch")
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -100,7 +100,7 @@ def test_what_a_run_has_written_down_holds_by_content_from_then_on(source, input
     config, root = load(source, inputs), tmp_path / "root"
     old_root(root, config)
     steps = order(table(config), ["metadata"])
-    earlier.keep(str(root), names_of_inputs(config, str(root), steps))
+    earlier.keep(str(root), names_of_inputs(config, Look(str(root)), steps))
     file = inputs / SOURCES[source][1]
     content = file.read_text()
     write(file, content, AFTER)  # touched, and nothing else
