@@ -94,7 +94,7 @@ def names(store: Store, lookup: Lookup, reads: Mapping[str, Iterable[str]]) -> l
 
 def keep(root: str, found: Sequence[Name]) -> None:
     """Write down what a root goes on calling its inputs: each in a file of its own, so that many may do so at once."""
-    written = _read(root)
+    written = _read(root) if found else []
     for item in found:
         if item not in written:
             content = json.dumps({"names": [item]}, indent=1).encode()
