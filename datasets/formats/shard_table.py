@@ -100,13 +100,27 @@ class Shards(Mapping[int, Shard]):
         return {name: FileEntry(size, sha256.hex()) for name, size, sha256 in zip(names, sizes, sums, strict=True)}
 
 
-def dump(receipts: Mapping[str, Iterable[Receipt]]) -> bytes:
-    """The bytes of the file: of the receipts in an artifact's folders, by these; equal ones give equal bytes."""
-    parts = [_with_folder(folder, _table(list(found))) for folder, found in sorted(receipts.items())]
+def dump(receipts: Mapping[str, Iterable[Receipt]], before: pa.Table | None = None) -> bytes:
+    """The bytes of the file: of the receipts in an artifact's folders, by these; equal ones give equal bytes.
+
+    Of shards without a receipt here, what a table from `before` says stays.
+    """
+    tables = {folder: _table(list(found)) for folder, found in receipts.items()}
+    if before is not None:
+        tables = {folder: _others(before, folder, table) for folder, table in tables.items()}
+    parts = [_with_folder(folder, table) for folder, table in sorted(tables.items())]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(parts).combine_chunks(), sink, compression="zstd", write_statistics=False)
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def _others(before: pa.Table, folder: str, table: pa.Table) -> pa.Table:
+    """A table of some shards in a folder, with the others there from before."""
+    others = before.filter(
+        (pc.field("folder") == folder) & ~pc.field("shard").isin(table["shard"].combine_chunks())
+    ).drop_columns("folder")
+    return pa.concat_tables([others, table]).sort_by("shard").cast(_OF_A_FOLDER)  # as it is called when it is made anew
 
 
 def load(content: bytes) -> pa.Table:

@@ -16,6 +16,7 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.words import parse
 from pipeline.store import claims, readers
+from pipeline.store.artifacts import Look
 from pipeline.store.process import ProcessId
 
 SHOWN = 5  # runs, in a message
@@ -60,7 +61,7 @@ def config_of(record: Record, root: str) -> Config | None:
     try:
         words = parse(shlex.split(record["command"])[3:])
         config = rivals.with_runs(compose.load(words.required_conf(), words.overrides), root)
-        now = prints_of(config, root, order(table(config), config.targets))
+        now = prints_of(config, Look(root), order(table(config), config.targets))
     except (UsageError, DataError, ValueError, OSError):
         return None
     then = fingerprints(record)

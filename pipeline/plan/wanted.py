@@ -10,38 +10,38 @@ from pipeline.plan.table import table
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.store import earlier
-from pipeline.store.artifacts import Artifact, Fingerprint, Store
+from pipeline.store.artifacts import Artifact, Fingerprint, Look, Store
 
 Reading = Callable[[str], Any]  # a dotted key -> its value, as fingerprints use it
 
 
-def reading(config: Config, root: str, steps: Sequence[Step]) -> Reading:
-    """How the values that steps read enter this root's fingerprints: by content, or as the root has called it before.
+def reading(config: Config, store: Store, steps: Sequence[Step]) -> Reading:
+    """How the values that steps read enter a root's fingerprints: by content, or as the root has called it before.
 
     Raises:
         DataError: the source cannot be read.
         UsageError: another input cannot be read; names its key.
     """
-    called = {key: then for key, _, then in names_of_inputs(config, root, steps)}
+    called = {key: then for key, _, then in names_of_inputs(config, store, steps)}
     return lambda key: called[key] if key in called else config.lookup(key)
 
 
-def names_of_inputs(config: Config, root: str, steps: Sequence[Step]) -> list[earlier.Name]:
+def names_of_inputs(config: Config, store: Store, steps: Sequence[Step]) -> list[earlier.Name]:
     """What the root calls inputs that these steps read, where that is not their content."""
-    store, keys = Store(root), dict.fromkeys(key for step in steps for key in step.reads)
-    made = [artifact for step in steps for artifact in store.finished(step.output)]
-    return earlier.names(root, config.lookup, keys, made)
+    keys = dict.fromkeys(key for step in steps for key in step.reads)
+    reads = {key: [step.output for step in steps if key in step.reads] for key in keys}
+    return earlier.names(store, config.lookup, reads)
 
 
-def prints_of(config: Config, root: str, steps: Sequence[Step]) -> dict[str, Fingerprint]:
-    """Fingerprints in this root of steps that come parents first."""
-    return fingerprints(steps, reading(config, root, steps))
+def prints_of(config: Config, store: Store, steps: Sequence[Step]) -> dict[str, Fingerprint]:
+    """Fingerprints in a root of steps that come parents first."""
+    return fingerprints(steps, reading(config, store, steps))
 
 
-def planned_steps(config: Config, root: str, selection: Selection) -> list[Planned]:
+def planned_steps(config: Config, look: Look, selection: Selection) -> list[Planned]:
     """What a run of this config would do with each step that its targets need."""
     steps = dag.order(table(config), config.targets)
-    return dag.plan(steps, reading(config, root, steps), Store(root), selection)
+    return dag.plan(steps, reading(config, look, steps), look, selection)
 
 
 def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed") -> dict[str, Artifact]:
@@ -50,9 +50,9 @@ def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed")
     Raises:
         NotBuilt: one is missing; the message lists what exists and names the nearest.
     """
-    store = Store(root)
+    store = Look(root)
     steps = order(table(config), names)
-    prints = prints_of(config, root, steps)
+    prints = prints_of(config, store, steps)
     found: dict[str, Artifact] = {}
     for name in names:
         artifact = store.find(name, prints[name].digest)

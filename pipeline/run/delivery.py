@@ -15,6 +15,7 @@ from datasets.files.errors import StorageError
 from datasets.files.notices import PassedOver
 
 STAGED = ".delivery"  # the end of the name of a folder that is being filled
+LOCK = ".lock"  # and of the file beside it that is held meanwhile: NFS locks files alone, and those that are written
 
 
 def deliver(files: Iterable[tuple[str, Callable[[], bytes]]], folder: str) -> None:
@@ -47,20 +48,25 @@ def _put(files: Iterable[tuple[str, Callable[[], bytes]]], folder: str) -> None:
 @contextmanager
 def _beside(target: Path) -> Iterator[str]:
     """A new folder beside another, gone after the block unless it was moved; those of killed calls go first."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*{STAGED}"):
+    for lock in target.parent.glob(f".{glob.escape(target.name)}.*{STAGED}{LOCK}"):
+        left = lock.with_suffix("")
         if re.fullmatch("[0-9a-f]{12}", left.name[len(target.name) + 2 : -len(STAGED)]) and not left.is_symlink():
-            with _held(left) as free:
+            with _held(lock) as free:
                 if free:
                     _drop(str(left))
+                    _drop(str(lock))
     staged = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{STAGED}")
-    new = staged.with_suffix(".new")
-    local.make_folder(new)
+    lock, new = Path(f"{staged}{LOCK}"), Path(f"{staged}.new")
+    local.make_folder(target.parent)
+    new.touch()
     with _held(new):
-        new.rename(staged)  # held before it can be taken for a killed call's
+        new.rename(lock)  # held before it can be taken for a killed call's
         try:
+            local.make_folder(staged)
             yield str(staged)
         finally:
             storage.remove(str(staged))
+            storage.remove(str(lock))
 
 
 def _drop(left: str) -> None:
@@ -71,10 +77,10 @@ def _drop(left: str) -> None:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Hold a folder for as long as the block, or this process, lasts; False where another one does, or nobody can."""
+def _held(file: Path) -> Iterator[bool]:
+    """Hold a file for as long as the block, or this process, lasts; False where another one does, or nobody can."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:  # gone, or somebody else's
         yield False
         return

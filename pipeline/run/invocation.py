@@ -38,7 +38,7 @@ from pipeline.run.writable import check_writable
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
 from pipeline.store import claims, deleting, earlier
-from pipeline.store.artifacts import Artifact, Fingerprint, Store, lacking
+from pipeline.store.artifacts import Artifact, Fingerprint, Look, Store, lacking
 from pipeline.store.claims import Claim
 from pipeline.store.ledger import About
 from pipeline.store.process import ProcessId
@@ -51,8 +51,9 @@ from settings import FILES
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, conf: str, root: str, planned: list[Planned], command: str) -> Summary:
-    """Build every planned step that is not done; returns what the last screen shows."""
+def run(config: Config, conf: str, look: Look, planned: list[Planned], command: str) -> Summary:
+    """Build every planned step that is not done; returns what the last screen shows. `look` is what the plan saw."""
+    root = look.root
     cost.check_memory(planned, config)
     counts = obstacles.ahead(config, planned)
     if found := obstacles.every(config, planned, counts):
@@ -64,19 +65,19 @@ def run(config: Config, conf: str, root: str, planned: list[Planned], command: s
         raise BudgetExceeded(beyond)
     check_carried_out(root)
     check_writable(root, "root")
-    earlier.keep(root, names_of_inputs(config, root, [item.step for item in planned]))
+    earlier.keep(root, names_of_inputs(config, look, [item.step for item in planned]))
     quiet_environment()
     if config.cluster.address is None:
         private_ray()
     started = time.monotonic()
-    summary = Summary(predicted_hours=budget.predicted(planned, config, Store(root).finished()))
+    summary = Summary(predicted_hours=budget.predicted(planned, config, look.finished()))
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
         retrying.patient(config.cluster.patience_s),
         signals() as stopped,
         notices.heard_by(partial(_hear, summary)),
         PeakMemory() as memory,
-        _Session(config, conf, root, planned, command, memory, summary, stopped) as session,
+        _Session(config, conf, look, planned, command, memory, summary, stopped) as session,
     ):
         stopped.watch = session.books.over_budget
         for item in planned:
@@ -107,12 +108,17 @@ class _Session:
 
     config: Config
     conf: str
-    root: str
+    look: Look
     planned: list[Planned]
     command: str
     memory: PeakMemory
     summary: Summary
     stopped: Stop = field(default_factory=Stop)
+
+    @property
+    def root(self) -> str:
+        """Where it all lies."""
+        return self.look.root
 
     def __enter__(self) -> "_Session":
         with self.stopped.at_once():  # these take seconds
@@ -210,7 +216,7 @@ class _Session:
 
     def _wanted(self) -> dict[str, Fingerprint]:
         """All that this config asks for, also what the flags leave out."""
-        return prints_of(self.config, self.root, dag.order(table(self.config), self.config.targets))
+        return prints_of(self.config, self.look, dag.order(table(self.config), self.config.targets))
 
     def came_out_the_same(self, item: Planned) -> bool:
         """Whether a finished step need not be done again after all: its inputs, built anew, are what they were."""
@@ -357,7 +363,7 @@ class _Session:
 
     def _check_unchanged(self, item: Planned) -> None:
         """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
-        read = reading(self.config, self.root, [item.step])
+        read = reading(self.config, self.store, [item.step])
         now = replace(item.fingerprint, settings={key: read(key) for key in item.step.reads})
         if now != item.fingerprint:
             changes = "; ".join(differences(item.fingerprint.as_dict(), now))

@@ -93,9 +93,9 @@ class Job(Settings):
     """Slurm's account."""
     priority: Text | None = None
     """Kubernetes' priority class, or Slurm's quality of service."""
-    secret: Text | None = None
+    secret_name: Text | None = None
     """Kubernetes' secret with the store's credentials as environment; null: pods have a role."""
-    pull_secret: Text | None = None
+    pull_secret_name: Text | None = None
     """Kubernetes' secret for the image's registry."""
     fabric: dict[Text, Annotated[int, Field(ge=1, le=64)]] = Field(default_factory=dict)
     """Network cards of a node that NCCL uses: on Kubernetes the names of the resources, such as

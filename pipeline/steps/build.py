@@ -148,11 +148,11 @@ class Build:
     def made_with(self, config: Config) -> Artifact | None:
         """What this step has made of the same inputs under another config, if it has; paths must not matter to it."""
         step = next(step for step in table(config) if step.output == self.step.output)
-        root = self.path.rsplit("/", 3)[0]
+        store = Store(self.path.rsplit("/", 3)[0])
         parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
-        settings = dict(zip(step.reads, map(reading(config, root, [step]), step.reads), strict=True))
+        settings = dict(zip(step.reads, map(reading(config, store, [step]), step.reads), strict=True))
         digest = Fingerprint(step.name, step.version, settings, parents).digest
-        return Store(root).find(step.output, digest)
+        return store.find(step.output, digest)
 
     def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""

@@ -196,7 +196,7 @@ def _stage_a(build: Build, stage_b: Artifact, store: Store) -> Artifact | None:
     if "stage_a" in stage_b.manifest["parents"]:
         return stage_b.parent("stage_a")
     steps = order(table(build.config), ["stage_a"])
-    return store.find("stage_a", prints_of(build.config, store.root, steps)["stage_a"].digest)
+    return store.find("stage_a", prints_of(build.config, store, steps)["stage_a"].digest)
 
 
 def _source(artifact: Artifact, field: str) -> Source:

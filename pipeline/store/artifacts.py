@@ -18,7 +18,7 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from datasets.files import json_files, notices, storage
@@ -136,15 +136,17 @@ class Store:
 
     def __init__(self, root: str):
         self.root = root
+        self._every = storage.join(root, "artifacts")
+        self._manifest, self._within = read_manifest, _folders_in
 
     def path(self, name: str, digest: str) -> str:
         """Folder of the artifact `name` with a fingerprint."""
-        return storage.join(self.root, "artifacts", name, digest)
+        return storage.join(self._every, name, digest)
 
     def find(self, name: str, digest: str) -> Artifact | None:
         """The finished artifact, or None; one whose manifest is damaged is not finished, which is told."""
         path = self.path(name, digest)
-        manifest = read_manifest(path)
+        manifest = self._manifest(path)
         return Artifact(name, path, manifest) if manifest else None
 
     def started(self, name: str, digest: str) -> bool:
@@ -155,15 +157,14 @@ class Store:
         """Every finished artifact (of one name), oldest first."""
         found = []
         for path in self.folders(name):
-            if manifest := read_manifest(path):
+            if manifest := self._manifest(path):
                 found.append(Artifact(manifest["name"], path, manifest))
         return iter(sorted(found, key=lambda artifact: artifact.manifest["created"]))
 
     def folders(self, name: str | None = None) -> list[str]:
         """Paths of all artifacts (of one name), finished or not. What lies in them is not listed: it may be a lot."""
-        every = storage.join(self.root, "artifacts")
-        named = [storage.join(every, one) for one in ([name] if name else storage.children(every)[1])]
-        return [storage.join(folder, digest) for folder in named for digest in storage.children(folder)[1]]
+        named = [storage.join(self._every, one) for one in ([name] if name else self._within(self._every))]
+        return [storage.join(folder, digest) for folder in named for digest in self._within(folder)]
 
     def commit(
         self, name: str, fingerprint: Fingerprint, facts: Mapping[str, Any], claim: Claim | None = None
@@ -216,6 +217,34 @@ class Store:
         publish = claim.publish if claim else storage.publish
         publish(text.encode(), storage.join(path, MANIFEST))
         return Artifact(name, path, json.loads(text))
+
+
+class Look(Store):
+    """The artifacts below one root as they are when they are first asked for: each folder is listed once, each manifest
+    read once, and where a listing tells that there is none, it is not asked for.
+
+    For what a plan needs of them; whoever builds or deletes looks anew.
+    """
+
+    def __init__(self, root: str):
+        super().__init__(root)
+        self._manifest, self._within = cache(read_manifest), cache(_folders_in)
+
+    def find(self, name: str, digest: str) -> Artifact | None:
+        """See `Store.find`."""
+        return super().find(name, digest) if name in self._within(self._every) else None
+
+    def started(self, name: str, digest: str) -> bool:
+        """See `Store.started`."""
+        return self.path(name, digest) in self.folders(name) and super().started(name, digest)
+
+    def folders(self, name: str | None = None) -> list[str]:
+        """See `Store.folders`."""
+        return super().folders(name) if name in (None, *self._within(self._every)) else []
+
+
+def _folders_in(folder: str) -> list[str]:
+    return storage.children(folder)[1]
 
 
 def _before_repair(path: str) -> str | None:

@@ -289,9 +289,9 @@ def holder(root: str, what: str, notify: Notify, pace: Pace = PACE) -> Owner | N
 
 def old_leases(root: str) -> list[str]:
     """What below a root's artifacts somebody of a version before claims is at work on, or was when he died."""
-    folder = storage.join(root, "artifacts")
-    found = (name for name in storage.listing(folder) if name.endswith(f"/{OLD_LEASE}"))
-    return [f"artifacts/{name.removesuffix(f'/{OLD_LEASE}')}" for name in found]
+    names = [f"artifacts/{name}" for name in storage.children(storage.join(root, "artifacts"))[1]]
+    places = [f"{name}/{digest}" for name in names for digest in storage.children(storage.join(root, name))[1]]
+    return [place for place in places if storage.exists(storage.join(root, place, OLD_LEASE))]
 
 
 def _require_free(place: str, path: str, owner: Owner, notify: Notify, pace: Pace) -> None:

@@ -146,7 +146,9 @@ def _repair(told: dict[str, Any]) -> dict[str, Any]:
 
 def shard_folders(artifact: Artifact) -> list[str]:
     """Folders inside an artifact that hold shards: the artifact's own (""), or one a size, or the hashes'."""
-    names = (PurePosixPath(name) for name in artifact.files)
+    if told := artifact.manifest.get("shards"):
+        return list(told)
+    names = (PurePosixPath(name) for name in artifact.files)  # earlier ones name the files of shards themselves
     numbered = (name for name in names if name.suffix == ".parquet" and name.stem.isdigit())
     return sorted({"" if str(name.parent) == "." else str(name.parent) for name in numbered})
 

@@ -9,7 +9,7 @@ content decides. Otherwise the plan names the key.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from datasets.files import json_files, storage
 from datasets.files.inputs import Bundled, Input, Made, Named, Rows, Whole
 from datasets.sources import folder
 from pipeline.store import identity
-from pipeline.store.artifacts import Artifact
+from pipeline.store.artifacts import Artifact, Store
 
 FOLDER = "inputs"
 FILE = "inputs.json"  # of roots from before, all in one
@@ -66,19 +66,19 @@ def _sizes(files: Any) -> str:
     return found.hexdigest()[:16]
 
 
-def names(root: str, lookup: Lookup, reads: Iterable[str], made: Sequence[Artifact]) -> list[Name]:
-    """What this root goes on calling inputs of a config.
+def names(store: Store, lookup: Lookup, reads: Mapping[str, Iterable[str]]) -> list[Name]:
+    """What a root goes on calling inputs of a config.
 
     Args:
         lookup: the config's.
-        reads: dotted keys that steps read.
-        made: the root's finished artifacts of these steps.
+        reads: dotted keys that steps read, and the names of the artifacts that these steps make.
     """
-    written, found = _read(root), []
-    for key in reads:
+    written, found = _read(store.root), []
+    for key, outputs in reads.items():
         inputs: list[Input] = []
         lookup(key, lambda item, inputs=inputs: inputs.append(item) or "")  # type: ignore[misc]
-        known = [artifact for artifact in made if key in artifact.manifest["settings"]] if inputs else []
+        made = (artifact for output in outputs for artifact in store.finished(output)) if inputs else ()
+        known = [artifact for artifact in made if key in artifact.manifest["settings"]]
         if not known and not any(key == name for name, _, _ in written):
             continue
         now = lookup(key, identity.of)
@@ -94,7 +94,7 @@ def names(root: str, lookup: Lookup, reads: Iterable[str], made: Sequence[Artifa
 
 def keep(root: str, found: Sequence[Name]) -> None:
     """Write down what a root goes on calling its inputs: each in a file of its own, so that many may do so at once."""
-    written = _read(root)
+    written = _read(root) if found else []
     for item in found:
         if item not in written:
             content = json.dumps({"names": [item]}, indent=1).encode()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
 from datasets.files import json_files, storage
@@ -19,7 +18,7 @@ from datasets.files.errors import StoreRefuses
 from datasets.files.storage import CorruptFile
 from pipeline.errors import LeaseHeld
 from pipeline.store import claims, ledger
-from pipeline.store.artifacts import DIGEST, Artifact, Store
+from pipeline.store.artifacts import DIGEST, Artifact, Look, Store
 from pipeline.store.process import ProcessId
 
 FOLDER = "invocations"
@@ -98,8 +97,7 @@ class Wants:
     """What runs want of a store, each of whose manifests is read once."""
 
     def __init__(self, store: Store):
-        self._root, self._find = store.root, cache(store.find)
-        self._images = cache(lambda: list(store.finished("images")))
+        self._look = Look(store.root)
 
     def of(self, found: Iterable[Run]) -> set[Name]:
         """The artifacts that some runs want, with all that those were made from."""
@@ -109,7 +107,7 @@ class Wants:
             name = waiting.pop()
             if name not in names:
                 names.add(name)
-                artifact = self._find(*name)
+                artifact = self._look.find(*name)
                 waiting += artifact.manifest["parents"].items() if artifact else ()
         return names
 
@@ -120,8 +118,8 @@ class Wants:
         found = list(names.items())
         for path in record["paths"]:  # of any root: this one may have been moved since
             found += re.findall(f"/artifacts/([^/]+)/({DIGEST})(?=/|$)", path)
-        if "images" in names and self._find("images", names["images"]) is None:
-            earlier = (images.manifest for images in self._images())
+        if "images" in names and self._look.find("images", names["images"]) is None:
+            earlier = (images.manifest for images in self._look.finished("images"))
             metadata = names.get("metadata")
             found += [("images", it["fingerprint"]) for it in earlier if it["parents"].get("metadata") == metadata]
         return found

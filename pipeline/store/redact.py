@@ -13,7 +13,7 @@ from typing import Any
 
 SECRET = re.compile(
     r"(^|_)(token|secrets?|passwords?|passwd|passphrase|credentials?|authorization|signature|sig"
-    r"|(api|access|private|account)_?key)(_|$)|_pwd(_|$)"
+    r"|(api|access|private|account)_?key|(?<=_)pwd)(?!_name$)(_|$)"  # but for what a secret is called
 )
 
 SHORTEST = 6  # signs of a hidden value that is looked for within other texts
@@ -28,7 +28,12 @@ ESCAPED_USER = re.compile(r"((?:%(?:25)*2F){2})(?:(?!%(?:25)*2F)[^/\s])*(%(?:25)
 GIVEN = re.compile(
     r"""(?<![\w.-])(?:(?<=%)(?:25)*(?:3F|26))?([\w.-]{1,99})(?:=|%(?:25)*3D|["']\s*:\s*(?=["']))""", re.IGNORECASE
 )
-VALUE = re.compile(r"""(?:"[^"\n]*"|'[^'\n]*'|(?:(?!%(?:25)*26)[^\s&;,"'<>])*)""")
+# Up to a space, or what begins another one: a value may have commas and ampersands in it
+VALUE = re.compile(
+    r"""(?:"[^"\n]*"|'[^'\n]*'"""
+    r"""|(?:(?![,;](?:\s|$)|(?:&|%(?:25)*26)[\w.-]*(?:=|%(?:25)*3D))[^\s"'<>])*)""",
+    re.IGNORECASE,
+)
 BEARER = re.compile(r"""\b(authorization["']?\s*[:=]\s*["']?(?:bearer|basic|token)\s+)[^\s"']+""", re.IGNORECASE)
 
 

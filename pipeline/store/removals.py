@@ -4,17 +4,21 @@
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from datasets.files import json_files, storage
+from datasets.files import json_files, notices, storage
 from datasets.files.fence import Fence, unfenced
-from datasets.files.storage import CorruptFile
-from datasets.formats import shard_table
+from datasets.files.notices import PassedOver
+from datasets.files.storage import CorruptFile, FileEntry
+from datasets.formats import shard_table, shards
 from datasets.formats.shards import Receipt
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pipeline.store.artifacts import Artifact
 
 FORGOTTEN = "forgotten.json"
@@ -64,6 +68,11 @@ class Removals:
         sizes = [told["bytes"] if told else 0 for told in (self.recorded(artifact, name), entry)]
         self.bytes = before - sizes[0] + sizes[1]
         self.files[name] = entry
+
+    def shards(self, folder: str) -> list[int]:
+        """The shards in a folder of which a file was changed."""
+        files = (PurePosixPath(name) for name, entry in self.files.items() if entry)
+        return sorted({int(file.stem) for file in files if str(file.parent) == (folder or ".") and file.stem.isdigit()})
 
     def publish(self, folder: str) -> None:
         """Write them beside the manifest."""
@@ -116,6 +125,8 @@ def rewrite(
     if new == content:
         return False
     if shard:
+        if table := removed.recorded(artifact, shard_table.FILE):
+            removed.before[shard_table.FILE] = table
         removed.record(artifact, shard_table.FILE, None)
     removed.record(artifact, name, vars(storage.entry_of(new)) if new is not None else None)
     removed.before[name] = found
@@ -128,14 +139,35 @@ def rewrite(
     return True
 
 
-def tabulate(artifact: "Artifact", receipts: Mapping[str, Sequence[Receipt]], fence: Fence = unfenced) -> None:
-    """Put the table of a finished artifact's shards into force again, from their receipts by folder, after a `rewrite`.
+def tabulate(artifact: "Artifact", folders: Iterable[str], fence: Fence = unfenced) -> None:
+    """Put the table of a finished artifact's shards in these folders into force again, after a `rewrite`.
 
-    Killed in between, the table counts for nothing, and the receipts are read in its place.
+    It says what it said before, and of the shards that were changed since the build what their receipts say. Killed in
+    between, it counts for nothing, and the receipts of all are read in its place.
     """
     removed = Removals.of(artifact)
-    if shard_table.FILE in removed.files and removed.files[shard_table.FILE] is None:
-        fence()
-        entry = storage.publish(shard_table.dump(receipts), storage.join(artifact.path, shard_table.FILE))
-        removed.record(artifact, shard_table.FILE, vars(entry))
-        removed.publish(artifact.path)
+    if removed.files.get(shard_table.FILE, ...) is not None:
+        return
+    before = _table_before(artifact, removed)
+    receipts: dict[str, list[Receipt]] = {}
+    for folder in folders:
+        where = storage.join(artifact.path, *filter(None, [folder]))
+        if before is None:
+            receipts[folder] = list(shards.receipts(where).values())
+        else:
+            receipts[folder] = [shards.receipt(where, number) for number in removed.shards(folder)]
+    fence()
+    entry = storage.publish(shard_table.dump(receipts, before), storage.join(artifact.path, shard_table.FILE))
+    removed.record(artifact, shard_table.FILE, vars(entry))
+    removed.publish(artifact.path)
+
+
+def _table_before(artifact: "Artifact", removed: Removals) -> "pa.Table | None":
+    """The table of shards that was in force before the first of the changes; None where it is not there any more."""
+    entry = removed.before.get(shard_table.FILE)
+    path = storage.join(artifact.path, shard_table.FILE)
+    try:
+        return shard_table.load(storage.read(path, expect=FileEntry(**entry))) if entry else None
+    except (CorruptFile, FileNotFoundError) as error:
+        notices.tell(PassedOver(path, f"{error}; the receipts of all shards are read in its place"))
+        return None

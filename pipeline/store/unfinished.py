@@ -59,12 +59,12 @@ def drop(store: Store, keys: Set[str], shown: Collection[str], notify: Callable[
         How many files were deleted.
     """
     folder, deleted = storage.join(store.root, "artifacts"), 0
-    whole = tuple(artifact.path.removeprefix(f"{folder}/") + "/" for artifact in store.finished())
-    files = [name for name in storage.listing(folder) if not name.startswith(whole)]
-    for artifact in sorted({"/".join(name.split("/")[:2]) for name in files}):
-        inside = [name for name in files if name.startswith(f"{artifact}/")]
-        with claims.hold(store.root, f"artifacts/{artifact}", notify, deleting.CHANGED) as claim:
-            deleted += _drop(folder, inside, keys, shown, claim.fence)
+    for path in sorted({*store.folders()} - {artifact.path for artifact in store.finished()}):
+        artifact = path.removeprefix(f"{folder}/")
+        inside = [f"{artifact}/{name}" for name in storage.listing(path)]
+        if inside:
+            with claims.hold(store.root, f"artifacts/{artifact}", notify, deleting.CHANGED) as claim:
+                deleted += _drop(folder, inside, keys, shown, claim.fence)
     return deleted
 
 

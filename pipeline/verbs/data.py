@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
-from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.store.removal_list import check_carried_out, listed, names_of, requests
 from pipeline.terminal import console, out, print_json, print_table, printable
 from pipeline.verbs import forgetting
@@ -99,13 +100,13 @@ def lost(config: Config, root: str, as_json: bool) -> None:
         UsageError: nothing is planned yet.
     """
     metadata = wanted(config, root, ["metadata"])["metadata"]
-    print_ = prints_of(config, root, order(table(config), ["images"]))["images"]
-    rows = [*_left_out(metadata), *_not_stored(metadata, Store(root).path("images", print_.digest))]
+    print_ = prints_of(config, Look(root), order(table(config), ["images"]))["images"]
+    rows = chain(_left_out(metadata), _not_stored(metadata, Store(root).path("images", print_.digest)))
     if as_json:
         names = ("source", "place", "cause", "sentence")
         print_json({"root": root, "rows": [dict(zip(names, row, strict=True)) for row in rows]})
         return
-    for row in rows:
+    for row in rows:  # as they are found: they may be millions
         print("\t".join(map(printable, row)))
 
 
@@ -178,9 +179,10 @@ def repair(config: Config, root: str, words: Words, command: str) -> None:
     opened = repairing.open_damaged(Store(root), [file for file in found if file not in alone], alone)
     waiting = _waiting(config, root)
     if waiting:
-        planned = planned_steps(config, root, Selection())
+        look = Look(root)
+        planned = planned_steps(config, look, Selection())
         ours = [item for item in planned if item.state == "done" or item.step.output in waiting]
-        invocation.run(config, words.required_conf(), root, ours, command)
+        invocation.run(config, words.required_conf(), look, ours, command)
     others = [it.artifact.path for it in opened if Store(root).find(*it.artifact.called) is None]
     shards_of = {it.artifact.name: sorted({shard.number for shard in it.shards}) for it in opened}
     left = [storage.join(artifact.path, name) for artifact, name in alone]
@@ -206,7 +208,7 @@ def _numbered(shards: list[int]) -> str:
 
 def _waiting(config: Config, root: str) -> list[str]:
     """The artifacts of a config whose repair has begun and not come to its end."""
-    prints = prints_of(config, root, order(table(config), config.targets))
+    prints = prints_of(config, Look(root), order(table(config), config.targets))
     return [name for name, print_ in prints.items() if repairing.is_open(Store(root), name, print_.digest)]
 
 
@@ -266,7 +268,8 @@ def retry(config: Config, root: str, words: Words, command: str) -> None:
     Raises:
         UsageError: nothing is downloaded yet.
     """
-    planned = planned_steps(config, root, Selection(until="download"))
+    look = Look(root)
+    planned = planned_steps(config, look, Selection(until="download"))
     download = next(item for item in planned if item.step.output == "images")
     given_up = download.state == "resume"
     lost, before = _downloaded(root, download) if given_up else _images(config, root)
@@ -275,14 +278,14 @@ def retry(config: Config, root: str, words: Words, command: str) -> None:
     if passing and not given_up:
         attempt += 1
         again = compose.load(words.required_conf(), [*words.overrides, f"data.attempt={attempt}"])
-        planned = planned_steps(again, root, Selection(until="download"))
+        planned = planned_steps(again, look, Selection(until="download"))
     if passing or given_up:
         asked = ", ".join(f"{cause} {count:,}" for cause, count in sorted(passing.items(), key=lambda item: -item[1]))
         console.print(
             f"asking again for {sum(passing.values()):,} pictures ({asked}) with data.attempt={attempt}", markup=False
         )
         if any(item.state != "done" for item in planned):
-            invocation.run(again, words.required_conf(), root, planned, command)
+            invocation.run(again, words.required_conf(), look, planned, command)
         _, rows = _images(again, root)
     if words.json:
         told = {"asked": passing, "gained": rows - before, "rows": rows, "attempt": attempt}
@@ -312,9 +315,10 @@ def _downloaded(root: str, download: Planned) -> tuple[dict[str, int], int]:
 def dedup(config: Config, root: str, words: Words, command: str) -> None:
     """Find duplicates among the stored pictures; a view with `duplicates: drop` leaves them out."""
     alone = config.model_copy(update={"targets": ("duplicates",)})
-    planned = planned_steps(alone, root, Selection())
+    look = Look(root)
+    planned = planned_steps(alone, look, Selection())
     if any(item.state != "done" for item in planned):
-        invocation.run(alone, words.required_conf(), root, planned, command)
+        invocation.run(alone, words.required_conf(), look, planned, command)
     found = wanted(config, root, ["images", "duplicates"])
     pictures, duplicates = found["images"].manifest["rows"], found["duplicates"]
     counts = duplicates.manifest["notes"]["duplicates"]
@@ -383,7 +387,7 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
 
 def _finished(config: Config, root: str) -> dict[str, Artifact]:
     """The finished artifacts of this config by name, parents first."""
-    store, steps = Store(root), order(table(config), config.targets)
-    prints = prints_of(config, root, steps)
+    store, steps = Look(root), order(table(config), config.targets)
+    prints = prints_of(config, store, steps)
     found = {step.output: store.find(step.output, prints[step.output].digest) for step in steps}
     return {name: artifact for name, artifact in found.items() if artifact}

@@ -187,16 +187,13 @@ def _from_everything(
     for artifact in (*made, images):
         if artifact.name.startswith(("text_", "latents_", "captions_", "images", "duplicates", "aesthetic")):
             with _held(store, artifact, outcome) as held:
-                for folder in shard_folders(artifact):
+                folders = shard_folders(artifact)
+                for folder in folders:
                     for shard, keys in by_shard.items():
                         _from_shard(held, folder, shard, keys)
-                receipts = {
-                    folder: list(shards.receipts(storage.join(artifact.path, *filter(None, [folder]))).values())
-                    for folder in shard_folders(artifact)
-                }
-                tabulate(artifact, receipts, held.fence)
-                if artifact.name != "duplicates":
-                    held.settle(sum(receipt.rows_out for receipt in next(iter(receipts.values()))))
+                tabulate(artifact, folders, held.fence)
+                if artifact.name != "duplicates" and (left := store.find(*artifact.called)):
+                    held.settle(sum(left.shards(folders[0]).counts().values()))
     now = store.find("images", images.manifest["fingerprint"])
     assert now is not None, "the images were there a moment ago"
     for artifact in made:

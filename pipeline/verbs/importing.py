@@ -10,7 +10,7 @@ from pipeline.settings.config import Config
 from pipeline.settings.sections import STAGES
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
-from pipeline.store.artifacts import Store
+from pipeline.store.artifacts import Look
 from pipeline.terminal import console
 from pipeline.verbs.configured import command, configured
 
@@ -90,10 +90,11 @@ def bring(config: Config, conf: str, root: str, found: dict[str, str], same: str
         console.print(f"nothing to build by itself; {use}", markup=False)
         return
     config = config.model_copy(update={"targets": targets})
-    planned = planned_steps(config, root, Selection())
+    look = Look(root)
+    planned = planned_steps(config, look, Selection())
     if any(item.state != "done" for item in planned):
-        invocation.run(config, conf, root, planned, command)
+        invocation.run(config, conf, look, planned, command)
     for item in planned:
-        path = Store(root).path(item.step.output, item.fingerprint.digest)
+        path = look.path(item.step.output, item.fingerprint.digest)
         console.print(f"{item.step.output} is in {path}", markup=False)
     console.print(use, markup=False)

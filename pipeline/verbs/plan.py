@@ -15,7 +15,7 @@ from pipeline.plan.budget import Line
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings.words import Words
-from pipeline.store.artifacts import Store
+from pipeline.store.artifacts import Look
 from pipeline.store.provenance import other_versions
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console, out, print_table
@@ -26,9 +26,10 @@ TOLD = 3  # changes of a stale step in the table
 
 def handle(words: Words) -> None:
     loaded, root = configured(words)
-    planned = planned_steps(loaded, root, words.selection)
+    look = Look(root)
+    planned = planned_steps(loaded, look, words.selection)
     costs = cost.estimates(planned, loaded)
-    lines = budget.lines(planned, costs, loaded, Store(root).finished())
+    lines = budget.lines(planned, costs, loaded, look.finished())
     forgotten = names_of(requests(root))
     if words.why is not None:
         tell_why(planned, words.why)

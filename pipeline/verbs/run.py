@@ -6,6 +6,7 @@ from pipeline.plan.wanted import planned_steps
 from pipeline.run import invocation
 from pipeline.run.last_screen import Summary, show_summary
 from pipeline.settings.words import Words
+from pipeline.store.artifacts import Look
 from pipeline.terminal import console
 from pipeline.tracking.mlflow_store import locate_store
 from pipeline.verbs.configured import command, configured, print_json
@@ -15,7 +16,8 @@ def handle(words: Words) -> None:
     from pipeline.tracking.mlflow_runs import send_unsent
 
     loaded, root = configured(words)
-    planned = planned_steps(loaded, root, words.selection)
+    look = Look(root)
+    planned = planned_steps(loaded, look, words.selection)
     todo = [item for item in planned if item.state != "done"]
     if not todo:
         console.print(f"nothing to do: all {len(planned)} steps of conf={words.conf} are done in {root}", markup=False)
@@ -23,7 +25,7 @@ def handle(words: Words) -> None:
             console.print(told, markup=False)
         print_json(words, {"outcome": "nothing to do", "steps": [item.step.output for item in planned]})
         return
-    summary = invocation.run(loaded, words.required_conf(), root, planned, command())
+    summary = invocation.run(loaded, words.required_conf(), look, planned, command())
     summary.next_command = _next_command(words, summary)
     show_summary(summary)
     print_json(words, {"outcome": "done", "steps": [vars(step) for step in summary.steps]})

@@ -28,7 +28,7 @@ from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
 from pipeline.settings import compose
 from pipeline.store import artifacts
-from pipeline.store.artifacts import Store
+from pipeline.store.artifacts import Look, Store
 from tests.bench.figures import Line, at_most
 
 WORDS = ("conf=stage_c", "scale=micro")
@@ -71,7 +71,7 @@ def make(folder: Path, count: int, *, bare: bool = False) -> Store:
     """The artifacts of a config up to what its trainings read, each with so many shards."""
     store, config = Store(str(folder)), compose.load(WORDS[0].removeprefix("conf="), list(WORDS[1:]))
     steps = order(table(config), config.targets)
-    prints = prints_of(config, str(folder), steps)
+    prints = prints_of(config, Look(str(folder)), steps)
     folders = {"images": "", "latents_a": None, "latents_c": None}
     for step in steps:
         name = step.output

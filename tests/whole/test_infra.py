@@ -96,7 +96,7 @@ def test_everything_about_a_platform_follows_its_keys(tmp_path):
         "workers=32",
         "cluster.nodes={count: 4, gpus: 8, cpus: 80, memory_gib: 500, kind: NVIDIA-H100-80GB-HBM3}",
         "cluster.job={platform: kuberay, image: 'registry.example/w:2', hours: 1.5, save_s: 60, restarts: 3, "
-        "secret: null, queue: research, priority: low, pull_secret: key, fabric: {rdma/hca: 8}}",
+        "secret_name: null, queue: research, priority: low, pull_secret_name: key, fabric: {rdma/hca: 8}}",
     ]
     words.remove("workers=64")
     files = rendered(tmp_path, words)

@@ -15,6 +15,7 @@ from pipeline.settings import compose
 from pipeline.settings.resources import Cluster, Tracking
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
+from pipeline.store.artifacts import Look
 from pipeline.store.redact import redact
 from pipeline.terminal import print_json, print_table
 from pipeline.tracking.mlflow_store import locate_store
@@ -71,7 +72,7 @@ def _composed(name: str, overrides: list[str], root: str) -> tuple[Asked, Findin
         tree = compose.compose(name, overrides)
         config = compose.check(tree)
         locate_store(root, config.tracking.uri)  # before a remote root is asked
-        planned = planned_steps(config, root, Selection())
+        planned = planned_steps(config, Look(root), Selection())
         costs = cost.estimates(planned, config)
     except (UsageError, DataError, OSError) as error:  # the last: a remote root does not answer
         cluster, tracking = _section(Cluster, tree.get("cluster")), _section(Tracking, tree.get("tracking"))

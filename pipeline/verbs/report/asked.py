@@ -14,7 +14,7 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.resources import Tracking
 from pipeline.settings.words import Words
-from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.verbs.configured import configured
 
 DEFAULT = "stage_c"  # whose tracking stands for that of a run that does not tell its own
@@ -30,7 +30,7 @@ def subject(words: Words) -> tuple[Subject, Tracking]:
         return _of_run(storage.absolute(words.root), _record(words))
     config, root = configured(words)
     steps = order(table(config), config.targets)
-    prints = {name: print_.digest for name, print_ in prints_of(config, root, steps).items()}
+    prints = {name: print_.digest for name, print_ in prints_of(config, Look(root), steps).items()}
     every = [one for one in recorded.records(root) if one["conf"] == words.conf]
     ours = [one for one in every if _asked_for(one, prints)]
     record = ours[-1] if ours else None

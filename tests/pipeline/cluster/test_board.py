@@ -1,6 +1,7 @@
 """The board: what the storage of a worker has to get over is heard by the driver."""
 
 import pickle
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_a_rank_of_an_earlier_job_is_heard_no_more():
     for client, text in ((ranks[0], "late"), (ranks[1], "b"), (others, "c")):
         client.post({"kind": "warning", "text": text})
     assert [message["text"] for message in board.exchange(False)] == ["a", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(("job", "stalled"), [(2, False), (1, True)])
+def test_a_rank_at_rest_is_not_waited_for_and_none_of_an_earlier_job_rests_for_it(job, stalled):
+    board = Board()
+    board.begin_job(2)
+    board.beat(2, 1, 3, "saving", 0.0, 60.0)
+    board.rest(job, 1)
+    time.sleep(0.01)  # it is silent for longer than the stall of the next
+    assert ("rank 1" in (board.beat(2, 0, 3, "waiting", 0.0, 0.001) or "")) is stalled
 
 
 def test_work_that_fails_is_heard_no_more():

@@ -80,6 +80,14 @@ def test_the_json_adds_up_and_torn_lines_are_told(root, capsys):
     assert "train_b: it starts from weights whose hours are not in this" in said
 
 
+def test_the_share_of_the_peak_is_of_all_the_time_that_devices_were_held(tmp_path):
+    build(tmp_path, "train_a", "stage_a", {}, metrics={"model_flops": 3e12})
+    build(tmp_path, "train_b", "stage_b", {})  # whose FLOPs nobody counted
+    found = {row.output: row for row in table(str(tmp_path)).rows}
+    assert found["stage_a"].mfu == pytest.approx(3e12 / 312e12 / found["stage_a"].spent.total)  # an A100's, dense bf16
+    assert found["stage_b"].mfu is None
+
+
 def test_an_empty_root_has_a_table_of_nothing(tmp_path):
     found = table(str(tmp_path))
     assert (found.rows, found.total.total, found.torn_lines) == ([], 0, 0)

@@ -8,7 +8,7 @@ from pipeline.plan import budget, cost
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
-from pipeline.store.artifacts import Artifact
+from pipeline.store.artifacts import Artifact, Look
 from pipeline.terminal import COLUMNS
 from pipeline.verbs.plan import show_budget
 
@@ -17,7 +17,7 @@ PAPER = ["scale=paper", "cluster=a100x64", "workers=64", "data.metadata=x.parque
 
 def lines(words: list[str], made: list[Any] | None = None) -> list[budget.Line]:
     loaded = compose.load("stage_c", words)
-    planned = planned_steps(loaded, "/nowhere", Selection())
+    planned = planned_steps(loaded, Look("/nowhere"), Selection())
     return budget.lines(planned, cost.estimates(planned, loaded), loaded, made or [])
 
 
@@ -58,6 +58,6 @@ def test_what_this_root_has_trained_says_how_fast_it_is():
 def test_what_an_a100_would_take_is_no_prediction_for_any_machine(words, told):
     assert (budget.BY_A100 not in {line.basis for line in lines(words)}) is told
     loaded = compose.load("stage_c", words)
-    predicted = budget.predicted(planned_steps(loaded, "/nowhere", Selection()), loaded, [])
+    predicted = budget.predicted(planned_steps(loaded, Look("/nowhere"), Selection()), loaded, [])
     assert (predicted is not None) is told
     assert predicted == (pytest.approx(budget.total(lines(words)).hours) if told else None)

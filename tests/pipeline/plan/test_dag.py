@@ -137,3 +137,11 @@ def test_a_later_download_finds_the_attempt_before_it_by_its_fingerprint(tmp_pat
     earlier = _earlier(build)
     assert earlier is not None
     assert earlier.folder == built["images"].path
+
+
+def test_what_is_done_needs_no_input_that_is_gone_and_left_out(tmp_path):
+    store = Store(str(tmp_path))
+    build(store, SETTINGS, ["metadata", "images", "stage_a", "stage_b"])
+    for path in store.folders("images"):
+        storage.remove(path)
+    assert states(store, SETTINGS, Selection(only="train_b")) == {"stage_b": ("done", "manifest found")}

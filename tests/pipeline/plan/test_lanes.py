@@ -8,10 +8,11 @@ from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
+from pipeline.store.artifacts import Look
 
 
 def planned(config: Config, tmp_path: object) -> list[Planned]:
-    return planned_steps(config, str(tmp_path), Selection())
+    return planned_steps(config, Look(str(tmp_path)), Selection())
 
 
 def remarks(tmp_path: object, *words: str) -> list[str]:

@@ -10,6 +10,7 @@ from pipeline.plan.recorded import config_of, fingerprints, record
 from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
 from pipeline.settings import compose
+from pipeline.store.artifacts import Look
 from tests.experiment import BEFORE, RUN, Experiment
 
 WORDS = ["scale=micro", "stage_c.train.learning_rate=0.001"]
@@ -43,7 +44,7 @@ def test_no_other_file_is_taken_for_a_run(tmp_path: Path, run: str) -> None:
 def test_a_command_gives_its_config_unless_it_means_another_today(tmp_path: Path) -> None:
     config = compose.load("stage_c", WORDS)
     steps = order(table(config), config.targets)
-    prints = {name: one.digest for name, one in prints_of(config, str(tmp_path), steps).items()}
+    prints = {name: one.digest for name, one in prints_of(config, Look(str(tmp_path)), steps).items()}
     of = Experiment(tmp_path)
     of.record(command=f"python -m pipeline run conf=stage_c root={tmp_path} {' '.join(WORDS)}", fingerprints=prints)
     found = config_of(record(of.root, RUN), of.root)

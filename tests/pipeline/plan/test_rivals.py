@@ -17,6 +17,7 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.steps.build import Facts
+from pipeline.store.artifacts import Look
 from tests.pipeline.models.test_encoders import Root
 
 TEXTS = [f"prompt {number}" for number in range(10)]
@@ -39,7 +40,7 @@ def load(files: Path, *words: str) -> Config:
 
 
 def told(config: Config, root: Path) -> list[str]:
-    return remarks(config, planned_steps(config, str(root), Selection()))
+    return remarks(config, planned_steps(config, Look(str(root)), Selection()))
 
 
 def test_prompts_that_come_again_are_told(files):

@@ -1,11 +1,18 @@
 """What is put into a folder for others is whole, or is not taken for it, wherever the command is killed."""
 
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from datasets.files import storage
 from datasets.files.errors import StorageError
 from pipeline.errors import UsageError
-from pipeline.run.delivery import _beside, _held, deliver
+from pipeline.run.delivery import LOCK, _beside, _held, deliver
 from pipeline.settings import compose
 from pipeline.store.artifacts import Artifact
 from pipeline.verbs import export
@@ -53,15 +60,18 @@ def test_a_new_folder_appears_at_once_and_takes_along_what_killed_calls_have_lef
     left, *others = (f".{name}.delivery" for name in ("out.0123456789ab", "out2.0123456789ab", "out.old", "out.0"))
     for folder in (left, *others, ".out.0123456789ab.tmp"):
         (tmp_path / folder / "a").mkdir(parents=True)
+        (tmp_path / f"{folder}{LOCK}").touch()
     (tmp_path / ".out.ba9876543210.delivery").symlink_to(tmp_path / others[0])
+    (tmp_path / f".out.ba9876543210.delivery{LOCK}").touch()
+    (tmp_path / f".out.00123456789a.delivery{LOCK}").touch()  # of a call that was killed before it had a folder
 
     def looking():
         assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
         return b"1"
 
     deliver([("a/one", looking), ("two", looking)], str(tmp_path / "out"))
-    stay = {*others, ".out.0123456789ab.tmp", ".out.ba9876543210.delivery", "out"}
-    assert {path.name for path in tmp_path.iterdir()} == stay
+    stay = {*others, ".out.0123456789ab.tmp", ".out.ba9876543210.delivery"}
+    assert {path.name for path in tmp_path.iterdir()} == {*stay, *(f"{name}{LOCK}" for name in stay), "out"}
     assert storage.listing(str(tmp_path / "out")) == ["a/one", "two"]
 
 
@@ -81,9 +91,33 @@ def test_of_two_at_once_one_ends_in_a_sentence_and_neither_harms_the_other(tmp_p
 def test_what_somebody_is_at_work_on_stays(tmp_path):
     with _beside(tmp_path / "out") as staged, _beside(tmp_path / "out") as other:
         assert staged != other
-        with _held(tmp_path / staged) as held:
+        with _held(Path(f"{staged}{LOCK}")) as held:
             assert not held
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_call_has_left_goes_on_nfs_too(tmp_path, monkeypatch):
+    """Which locks for itself no folder, and no file that is open for reading alone (flock(2))."""
+
+    def flock(descriptor, operation, flock=fcntl.flock):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    dies = f"""
+import os
+from pipeline.run.delivery import deliver
+
+def dies():
+    os._exit(9)
+
+deliver([("one", lambda: b"1"), ("two", dies)], {str(tmp_path / "out")!r})
+"""
+    assert subprocess.run([sys.executable, "-c", dies]).returncode == 9
+    assert storage.listing(str(tmp_path)) != []
+    deliver(contents(), str(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_failure_leaves_nothing(tmp_path):

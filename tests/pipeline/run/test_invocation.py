@@ -36,7 +36,7 @@ from pipeline.run.stopping import Stop
 from pipeline.run.writable import check_writable
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
-from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.store.claims import Claim
 
 
@@ -53,7 +53,7 @@ def test_a_ray_of_our_own_is_guarded_by_a_secret_and_another_keeps_its(address, 
     monkeypatch.setattr(invocation, "_Session", begins)
     config = compose.load("stage_a", ["scale=micro", f"cluster.address={address}"])
     with pytest.raises(BeginsNothing):
-        invocation.run(config, "stage_a", str(tmp_path), [], "run")
+        invocation.run(config, "stage_a", Look(str(tmp_path)), [], "run")
     assert made == [True] * (address == "null")
 
 
@@ -113,15 +113,9 @@ def test_a_rank_that_no_longer_reaches_another_is_tried_again(tmp_path):
     ],
 )
 def test_missing_weights_are_named_before_anything_is_created(tmp_path, words, key):
-    loaded = compose.load("stage_c", ["scale=micro", *words])
+    loaded, look = compose.load("stage_c", ["scale=micro", *words]), Look(str(tmp_path / "root"))
     with pytest.raises(UsageError, match=f"{key}: there is nothing at"):
-        invocation.run(
-            loaded,
-            "stage_c",
-            str(tmp_path / "root"),
-            planned_steps(loaded, str(tmp_path / "root"), Selection()),
-            "",
-        )
+        invocation.run(loaded, "stage_c", look, planned_steps(loaded, look, Selection()), "")
     assert not (tmp_path / "root").exists()
 
 
@@ -132,8 +126,8 @@ def test_weights_that_change_while_a_run_is_at_work_are_not_built_from(tmp_path)
     loaded = compose.load(
         "stage_c", ["scale=micro", f"stage_c.weights={file}", "stage_c.train=null", "targets=[stage_c]"]
     )
-    (item,) = planned_steps(loaded, str(tmp_path / "root"), Selection())
-    session: Any = SimpleNamespace(config=loaded, root=str(tmp_path / "root"))
+    (item,) = planned_steps(loaded, Look(str(tmp_path / "root")), Selection())
+    session: Any = SimpleNamespace(config=loaded, store=Store(str(tmp_path / "root")))
     invocation._Session._check_unchanged(session, item)
     file.write_bytes(b"another")
     with pytest.raises(UsageError, match=r"stage_c.weights: content changed, .*, since this run began; start it again"):
@@ -144,8 +138,8 @@ def step_log(folder: Path, build: Any) -> str:
     """The log of a step that `build(reporter)` is."""
     root = str(folder / "root")
     config = compose.load("stage_c", ["scale=micro", "targets=[metadata]"])
-    planned = planned_steps(config, root, Selection())
-    session = invocation._Session(config, "stage_c", root, planned, "", PeakMemory(), Summary())
+    planned = planned_steps(config, Look(root), Selection())
+    session = invocation._Session(config, "stage_c", Look(root), planned, "", PeakMemory(), Summary())
     session.id, session.store, session.record, session.artifacts = "1", Store(root), Record(root, {"id": "1"}), {}
     tracked = SimpleNamespace(metrics=lambda *_: None, image=lambda *_: None)
 
@@ -209,7 +203,7 @@ def test_an_unwritable_root_is_refused(tmp_path):
 def test_a_step_stays_whose_inputs_were_built_anew_and_came_out_the_same(tmp_path, told):
     """Also one of which the flags leave out the inputs; manifests of before do not tell what they were made of."""
     loaded, root = compose.load("stage_c", ["scale=micro"]), str(tmp_path)
-    store, planned = Store(root), planned_steps(loaded, root, Selection(until="download"))
+    store, planned = Store(root), planned_steps(loaded, Look(root), Selection(until="download"))
 
     def commit(item: Planned, content: bytes, inputs: dict[str, str]) -> Artifact:
         entry = storage.publish(content, f"{store.path(item.step.output, item.fingerprint.digest)}/file")
@@ -218,9 +212,9 @@ def test_a_step_stays_whose_inputs_were_built_anew_and_came_out_the_same(tmp_pat
 
     metadata = commit(planned[0], b"rows", {})
     commit(planned[1], b"pictures", {"metadata": metadata.manifest["content"]})
-    again = planned_steps(loaded, root, Selection(until="download", force=("fetch",)))
+    again = planned_steps(loaded, Look(root), Selection(until="download", force=("fetch",)))
     assert again[1].state == "stale"
-    session = invocation._Session(loaded, "stage_c", root, again, "", PeakMemory(), Summary())
+    session = invocation._Session(loaded, "stage_c", Look(root), again, "", PeakMemory(), Summary())
     session.store = store
     assert session.came_out_the_same(again[1])
     assert not session.came_out_the_same(again[0]), "it is forced"

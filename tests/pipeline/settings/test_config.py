@@ -13,6 +13,7 @@ from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
+from pipeline.store.artifacts import Look
 from stages.anatomy import flops, parameters
 from stages.settings.models import CompressorConfig
 from tests.pipeline.plan.test_fingerprints import CONFS
@@ -129,7 +130,7 @@ def test_paper_starts_the_codes_maps_as_the_authors_do_in_the_units_of_its_code(
 
 
 def costs(tmp_path: Path, loaded: Config) -> dict[str, dict]:
-    planned = planned_steps(loaded, str(tmp_path), Selection())
+    planned = planned_steps(loaded, Look(str(tmp_path)), Selection())
     return {item.step.name: found for item, found in zip(planned, cost.estimates(planned, loaded), strict=True)}
 
 
@@ -197,7 +198,7 @@ def test_online_counts_every_training_that_would_encode(targets, step, more, tmp
 def test_a_training_that_no_common_gpu_holds_gets_the_keys_that_help(tmp_path):
     def told(*words: str) -> list[str]:
         loaded = load("data.metadata=x.parquet", *words, scale="paper")
-        return cost.large_trainings(planned_steps(loaded, str(tmp_path), Selection()), loaded)
+        return cost.large_trainings(planned_steps(loaded, Look(str(tmp_path)), Selection()), loaded)
 
     steps = [sentence.split()[0] for sentence in told()]
     assert steps == ["train_b", "train_c"]  # the others recompute activations where they must
@@ -254,7 +255,7 @@ def test_encoders_that_run_online_need_memory_of_the_training():
 def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
     def check(*words: str, selection: Selection = Selection()) -> None:  # noqa: B008
         loaded = load(*words, scale="single_gpu")
-        cost.check_memory(planned_steps(loaded, str(tmp_path), selection), loaded)
+        cost.check_memory(planned_steps(loaded, Look(str(tmp_path)), selection), loaded)
 
     check()
     check("cluster.gpu_memory_gib=null", "stage_c.train.phases.0.batch_size=4096")
@@ -282,7 +283,7 @@ def test_fewer_workers_are_those_that_divide_all_batches():
 def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
     def check(kind: str, *words: str, selection: Selection = Selection()) -> None:  # noqa: B008
         loaded = load(*words)
-        obstacles.check_precision(loaded, planned_steps(loaded, str(tmp_path), selection), kind)
+        obstacles.check_precision(loaded, planned_steps(loaded, Look(str(tmp_path)), selection), kind)
 
     words = ("stage_c.train.precision=bf16", "sample.precision=bf16")
     for kind in ("cpu", "cuda:GPU", "cuda:A100+H100"):

@@ -33,7 +33,7 @@ from pipeline.settings import compose
 from pipeline.settings.selection import Selection
 from pipeline.steps import caption, encode, fetch, select, train
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.verbs import data as verb
 from pipeline.verbs.forgetting import forget
 from stages.models.text import Tokenizer
@@ -209,10 +209,10 @@ def test_a_training_tells_of_pictures_without_a_weighted_caption(recapped):
 
 
 def test_a_plan_counts_captions_where_text_is_encoded(recapped):
-    planned = planned_steps(recapped.config, recapped.store.root, Selection())
+    planned = planned_steps(recapped.config, Look(recapped.store.root), Selection())
     costs = dict(zip([item.step.output for item in planned], cost.estimates(planned, recapped.config), strict=True))
     assert costs["latents_c"]["work"] == PICTURES
-    fresh = planned_steps(recapped.config, f"{recapped.store.root}/none", Selection())
+    fresh = planned_steps(recapped.config, Look(f"{recapped.store.root}/none"), Selection())
     (text,) = [
         estimate
         for item, estimate in zip(fresh, cost.estimates(fresh, recapped.config), strict=True)

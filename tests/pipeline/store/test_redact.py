@@ -45,6 +45,8 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         "AWSAccessKeyId",
         "db_pwd",
         "Authorization",
+        "secret_names_key",
+        "name_of_token",
     ],
 )
 def test_values_of_telling_keys_are_left_out_and_all_below_them(key):
@@ -58,7 +60,20 @@ def test_values_of_telling_keys_are_left_out_and_all_below_them(key):
 
 
 @pytest.mark.parametrize(
-    "key", ["tokenizer", "tokens", "key", "keys", "monkey", "secretary", "passed", "signal", "significant"]
+    "key",
+    [
+        "tokenizer",
+        "tokens",
+        "key",
+        "keys",
+        "monkey",
+        "secretary",
+        "passed",
+        "signal",
+        "significant",
+        "secret_name",
+        "pullSecretName",
+    ],
 )
 def test_other_keys_keep_theirs(key):
     assert redact.redact({key: "x"}) == {key: "x"}
@@ -93,6 +108,9 @@ def test_other_keys_keep_theirs(key):
         ("PWD=/srv/me ok", "PWD=/srv/me ok"),
         ("hub_token='can ary' ok", "hub_token=*** ok"),
         ('f(token="canary", n=1)', "f(token=***, n=1)"),
+        ("f(token=can,ary,n, seed=1)", "f(token=***, seed=1)"),
+        ("password=can&ary;x,y; password=can,ary", "password=***; password=***"),
+        ("sig=can&ary&seed=1&sig=s%26ary%26seed%3D1", "sig=***&seed=1&sig=***%26seed%3D1"),
         ("{'password': 'can ary', 'n': 1}", "{'password': ***, 'n': 1}"),
         ('{"hub_token": "canary"}', '{"hub_token": ***}'),
         ("Authorization: Bearer canary", "Authorization: Bearer ***"),

@@ -7,7 +7,7 @@ import pytest
 from datasets.files import storage
 from datasets.formats import shards
 from pipeline.errors import ClaimLost
-from pipeline.store import deleting, unfinished
+from pipeline.store import claims, deleting, unfinished
 from pipeline.store.artifacts import MANIFEST, Artifact, Fingerprint, Store
 from tests.pipeline.store.test_deleting import built, open_fence
 
@@ -64,3 +64,17 @@ def test_of_unfinished_builds_goes_what_may_show_a_picture_and_the_rest_stays(tm
     storage.remove(f"{artifact.path}/{MANIFEST}")
     assert unfinished.drop(store, {KEY}, ("panel.png",), print) == 2
     assert storage.listing(artifact.path) == ["00000.parquet", "receipts/00000.json", "tower.safetensors"]
+
+
+def test_of_what_is_finished_no_file_is_listed_to_find_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be millions."""
+    artifact, store = built(tmp_path), Store(str(tmp_path))
+    begun = storage.join(store.path("stage_c", "0" * 16), "panel.png")
+    storage.publish(b"png", begun)
+    files, listed = storage._files, list[str]()
+    monkeypatch.setattr(storage, "_files", lambda folder: listed.append(folder) or files(folder))
+    assert claims.old_leases(store.root) == []
+    assert unfinished.drop(store, {KEY}, ("panel.png",), print) == 1
+    assert [place for place in listed if storage.join(artifact.path, "x").startswith(place)] == []

@@ -31,7 +31,7 @@ from pipeline.run import invocation
 from pipeline.settings import compose, config
 from pipeline.settings.selection import Selection
 from pipeline.steps import bring, interpolate
-from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.verbs import importing
 from stages import weight_files
 from stages.models.compressor import Compressor
@@ -534,10 +534,9 @@ def test_a_run_refuses_wrong_weights_before_anything_is_created(
     save(spoilt(STATE_X, "mapper.0.weight", torch.inf), tmp_path / "inf.safetensors")
     monkeypatch.chdir(tmp_path)
     settings = loaded(*(word.format(tmp=tmp_path) for word in words))
-    planned = planned_steps(settings, str(tmp_path / "root"), Selection())
-    assert told.format(tmp=tmp_path) in refused(
-        lambda: invocation.run(settings, "stage_c", str(tmp_path / "root"), planned, "")
-    )
+    look = Look(str(tmp_path / "root"))
+    planned = planned_steps(settings, look, Selection())
+    assert told.format(tmp=tmp_path) in refused(lambda: invocation.run(settings, "stage_c", look, planned, ""))
     assert not (tmp_path / "root").exists()
 
 
@@ -571,7 +570,7 @@ def test_a_plan_tells_of_other_models_by_headers_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipeline.store.identity.of_path", lambda path: path)  # what a store would be asked for
     settings = loaded(*words)
-    planned = planned_steps(settings, str(tmp_path / "root"), Selection())
+    planned = planned_steps(settings, Look(str(tmp_path / "root")), Selection())
     found = obstacles.misfit_weights(settings, planned)
     assert found is None if told is None else told.format(tmp=tmp_path) in (found or "")
 

@@ -33,7 +33,7 @@ from pipeline.settings import compose
 from pipeline.settings.selection import Selection
 from pipeline.steps import score, select
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.verbs import data
 from pipeline.verbs.forgetting import forget
 from stages.sampling.grid import png
@@ -284,7 +284,7 @@ def test_a_view_by_scores_that_neither_exist_nor_are_configured_is_refused(tmp_p
                 *words,
             ],
         )
-        return obstacles.missing_scores(config, planned_steps(config, str(tmp_path / "root"), Selection()))
+        return obstacles.missing_scores(config, planned_steps(config, Look(str(tmp_path / "root")), Selection()))
 
     assert told() is None  # no phase uses the view
     assert "data.views.fine.min_aesthetic: the metadata have no aesthetic scores; join some with" in str(told(PHASES))
@@ -302,6 +302,6 @@ def test_a_plan_without_scores_is_named_where_its_view_is_made(tmp_path):
 def test_missing_weights_of_the_scorer_end_a_run_before_it_begins(tmp_path):
     scorer = ["data.scorer.clip_weights=weights/clip-vit-large-patch14.safetensors", "data.scorer.head_weights=none"]
     config = compose.load("stage_c", ["scale=micro", VIEW, PHASES, *scorer])
-    planned = planned_steps(config, str(tmp_path / "root"), Selection())
+    planned = planned_steps(config, Look(str(tmp_path / "root")), Selection())
     told = obstacles.every(config, planned, None)[0]
     assert re.search(r"data.scorer.clip_weights: there is nothing at .*weights get clip_l", told)

@@ -11,6 +11,7 @@ from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
 from pipeline.settings import compose
 from pipeline.settings.words import Words, parse
+from pipeline.store.artifacts import Look
 from pipeline.verbs import show
 from pipeline.verbs.report import asked, command
 from tests.experiment import BEFORE, RUN, Experiment, experiment
@@ -28,7 +29,7 @@ def test_a_conf_takes_the_last_run_that_asked_for_just_that(tmp_path: Path) -> N
     config = compose.load("stage_c", ["scale=micro"])
     build_all(tmp_path, config)
     steps = order(table(config), config.targets)
-    prints = {name: one.digest for name, one in prints_of(config, str(tmp_path), steps).items()}
+    prints = {name: one.digest for name, one in prints_of(config, Look(str(tmp_path)), steps).items()}
     of = Experiment(tmp_path)
     of.record(OTHER, fingerprints={**prints, "stage_c": "0" * 16})
     of.record(BEFORE, fingerprints=prints)
