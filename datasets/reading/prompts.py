@@ -5,8 +5,9 @@
     .json   COCO's captions_*.json: every annotation's caption
     .jsonl  Localized Narratives: every line's caption
 
-All are text in UTF-8, with or without a byte order mark, with lines that end as any system ends them. A prompt that comes again is left out and counted. Where fewer are wanted than there are, a seed draws them: those whose
-hash with it is lowest, so that the draw is the same wherever the file lies and in whatever order it is.
+All are text in UTF-8, with or without a byte order mark, with lines that end as any system ends them. A prompt that
+comes again is left out and counted. Where fewer are wanted than there are, a seed draws them: those whose hash with it
+is lowest, so that the draw is the same wherever the file lies and in whatever order it is.
 """
 
 import hashlib

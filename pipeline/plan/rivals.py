@@ -1,4 +1,4 @@
-"""What steps that draw or measure would find: prompts that come again, rivals' or real pictures that are missing or no good.
+"""What steps that draw or measure would find: prompts that come again, rivals' or real pictures that lack.
 
 Seen before anything is drawn or scored, as far as it can be: which captions of the data are drawn, only the data tell.
 """

@@ -115,6 +115,7 @@ class Tracking:
         output: str,
         fingerprint: str,
         *,
+        label: str | None = None,
         build: str | None = None,
         settings: Mapping[str, Any] | None = None,
         reached: Mapping[str, int] | None = None,
@@ -122,10 +123,10 @@ class Tracking:
         """The child run of a step that builds the artifact `output`, around all its attempts.
 
         A `build` that another invocation has begun goes on in the run that it had then; of its trainings, steps that
-        they had `reached` keep their points. `settings` are what the step reads.
+        they had `reached` keep their points. `label` tells steps of one name apart; `settings` are what the step reads.
         """
         tags = {"wst.kind": "step", "wst.step": name, "wst.output": output, "wst.fingerprint": fingerprint}
-        key = self._start(names.of_step(name, fingerprint), self._parent, tags, build)
+        key = self._start(names.of_step(label or name, fingerprint), self._parent, tags, build)
         self.record("config", run=key, text="", params=names.plain(redact(settings or {})))
         self._runs[output] = key
         run = StepRun(self, key, reached or {})

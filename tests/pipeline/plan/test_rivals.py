@@ -80,7 +80,10 @@ def test_only_what_a_step_to_do_reads_is_looked_through(files):
     words = [f"eval.rivals.other={files}/none", f"eval.distances.references.mine={files}/none"]
     words += [f"eval.distances.inception={files}/w.safetensors"]
     assert len(told(load(files, *words, "targets=[samples_mine]"), files / "root")) == 1
-    for key, target in (("rivals.other", "features_mine-other"), ("distances.references.mine", "features_mine-reference")):
+    for key, target in (
+        ("rivals.other", "features_mine-other"),
+        ("distances.references.mine", "features_mine-reference"),
+    ):
         with pytest.raises(DataError, match=rf"^eval\.{key}: \S+ holds no picture"):
             told(load(files, *words, f"targets=[{target}]"), files / "root")
 

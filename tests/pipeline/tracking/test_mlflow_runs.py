@@ -82,10 +82,11 @@ def test_each_step_is_a_child_of_the_invocation(store: MlflowStore) -> None:
         with tracking.step("train_c", "stage_c", "abc"):
             assert tracking.flush(60)
             assert {run.info.status for run in _runs(store).values()} == {"RUNNING"}
-        with tracking.step("sample", "samples", "def"):
-            pass
+        for output in ("samples", "samples_held_out"):  # of one fingerprint
+            with tracking.step("sample", output, "def", label=output):
+                pass
     runs = _runs(store)
-    assert sorted(runs) == [PARENT, "sample · def", CHILD]
+    assert sorted(runs) == [PARENT, "samples · def", "samples_held_out · def", CHILD]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     tags = runs[PARENT].data.tags
     assert tags["wst.targets"] == "stage_c samples"
