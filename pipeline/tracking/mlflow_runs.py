@@ -33,7 +33,7 @@ from pipeline.tracking.outbox import Outbox, left_behind
 MODEL = "wuerstchen"  # of which each release is a version
 DIGEST = 32  # digits of a dataset's content that MLflow takes
 LONGEST_CARD = 4000  # characters of a model card that MLflow takes as a description
-HEAD_OF_A_CARD = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
+HEAD_OF_A_CARD = re.compile(r"\A---\n.*?\n---\n+(?:# [^\n]*\n+)?", re.DOTALL)
 NOTE = "mlflow.note.content"  # the description of a run
 END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
 
@@ -252,7 +252,9 @@ class StepRun:
             self._tracking.record("inputs", run=self.key, datasets=datasets)
 
     def release(self, artifact: Artifact, card: str) -> None:
-        """Register a release as a version of the model, described by its card but for the head, which the Hub reads."""
+        """Register a release as a version of the model, described by its card from the first sentence on.
+
+        What stands above it is the head, which the Hub reads, and the title, which MLflow would show in its place."""
         text = HEAD_OF_A_CARD.sub("", card)[:LONGEST_CARD]
         about = {"source": artifact.path, "content": artifact.manifest["content"], "card": text}
         self._tracking.record("release", run=self.key, model=MODEL, **about)
