@@ -5,8 +5,9 @@
     .json   COCO's captions_*.json: every annotation's caption
     .jsonl  Localized Narratives: every line's caption
 
-A prompt that comes again is left out and counted. Where fewer are wanted than there are, a seed draws them: those whose
-hash with it is lowest, so that the draw is the same wherever the file lies and in whatever order it is.
+All are text in UTF-8, with or without a byte order mark, with lines that end as any system ends them. A prompt that
+comes again is left out and counted. Where fewer are wanted than there are, a seed draws them: those whose hash with it
+is lowest, so that the draw is the same wherever the file lies and in whatever order it is.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from pathlib import PurePosixPath
 from datasets.config import DataError
 from datasets.files import storage
 
+SHOWN = 200  # characters of a file in a message
 Entry = tuple[str, str | None, str | None]  # prompt, category, challenge
 
 
@@ -58,23 +60,33 @@ def read(path: str, limit: int | None, seed: int, key: str) -> PromptFile:
     form = FORMS.get(PurePosixPath(path).suffix.lower())
     if form is None:
         raise DataError(f"{key}: {path} is no prompt file by its name; give one that ends in {', '.join(FORMS)}")
-    if not storage.exists(path):
+    if not storage.is_file(path):
         raise DataError(f"{key}: there is no prompt file at {path}; give another path")
-    read, chosen = 0, dict[str, Prompt]()
+    content, read, chosen = storage.read(path), 0, dict[str, Prompt]()
+    if not _is_text(content):
+        raise DataError(f"{key}: {path} is not in UTF-8; save it in that encoding")
     try:
-        with io.TextIOWrapper(io.BytesIO(storage.read(path)), encoding="utf-8-sig", newline="\n") as lines:
+        with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as lines:
             for text, category, challenge in form(lines):
                 if text := " ".join(text.encode(errors="replace").decode().split()):
                     read += 1
                     chosen.setdefault(text, Prompt(text, category or None, challenge or None))
     except ValueError as error:
-        reason = "it is not in UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise DataError(
-            f"{key}: {path} is no prompt file of its form ({reason}); see docs/guides/evaluation.md"
+            f"{key}: {path} is no prompt file of its form ({error}); see docs/guides/evaluation.md"
         ) from error
     if not chosen:
         raise DataError(f"{key}: {path} holds no prompt; give a file with some")
     return PromptFile(_drawn(tuple(chosen.values()), limit, seed), read, read - len(chosen))
+
+
+def _is_text(content: bytes) -> bool:
+    """Whether it is text in UTF-8; that of UTF-16 can be valid UTF-8 too, between zeros that no text has."""
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in content
 
 
 def _drawn(prompts: tuple[Prompt, ...], limit: int | None, seed: int) -> tuple[Prompt, ...]:
@@ -89,7 +101,9 @@ def _tsv(lines: io.TextIOWrapper) -> Iterator[Entry]:
     names = [name.strip().lower() for name in lines.readline().rstrip("\r\n").split("\t")]
     prompt = names.index("prompt") if "prompt" in names else None
     if prompt is None:
-        raise ValueError(f"its first line has no column Prompt, but {', '.join(names)}")
+        told = ", ".join(names)
+        shown = told if len(told) <= SHOWN else f"{told[:SHOWN]}..."
+        raise ValueError(f"its first line, cut at tabs, has no column Prompt, but {shown}")
     places = [names.index(name) if name in names else None for name in ("category", "challenge")]
     for number, line in enumerate(lines, 2):
         cells = line.rstrip("\r\n").split("\t")

@@ -20,9 +20,10 @@ GIVEN = ("compressor", "text")  # sections whose weights come from elsewhere in 
 
 @dataclass(frozen=True)
 class Row:
-    """A step of one fingerprint. `lineage` is what it and all that it stands on have cost, and `foreign` says that some
-    of that came from elsewhere, with hours of its own; `mfu` is the share of the devices' peak FLOP/s over all of its
-    time, None where nobody knows it."""
+    """A step of one fingerprint, and what it has made: several artifacts where they differ in their prompts alone.
+    `lineage` is what it and all that it stands on have cost, and `foreign` says that some of that came from elsewhere,
+    with hours of its own; `mfu` is the share of the devices' peak FLOP/s over all of its time, None where nobody knows
+    it."""
 
     hours: StepHours
     output: str | None
@@ -101,10 +102,10 @@ def _row(
 ) -> Row:
     stands_on = lineage(hours.fingerprint, parents)
     artifact = made.get(hours.fingerprint)
-    output = next((lease.about.output for lease in group if lease.about.output), artifact.name if artifact else None)
+    outputs = dict.fromkeys(lease.about.output for lease in group if lease.about.output)
     return Row(
         hours,
-        output,
+        ", ".join(outputs) or (artifact.name if artifact else None),
         spent(group),
         lineage=spent(lease for digest in sorted(stands_on) for lease in by_print.get(digest, ())),
         foreign=any(_is_foreign(made[digest].manifest) for digest in stands_on if digest in made),

@@ -50,6 +50,11 @@ class Planned:
     changes: tuple[str, ...] = ()
 
 
+def label(step: Step, planned: Sequence[Planned]) -> str:
+    """What a step is called among those of a run: by its artifact where it makes several there."""
+    return step.name if [other.step.name for other in planned].count(step.name) == 1 else step.output
+
+
 def order(steps: Sequence[Step], targets: Iterable[str]) -> list[Step]:
     """The steps that the target artifacts need, parents first."""
     makers = {step.output: step for step in steps}

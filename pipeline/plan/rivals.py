@@ -1,4 +1,4 @@
-"""What an evaluation to do would find: prompts that come again, rivals' or real pictures that are missing or no good.
+"""What steps that draw or measure would find: prompts that come again, rivals' or real pictures that lack.
 
 Seen before anything is drawn or scored, as far as it can be: which captions of the data are drawn, only the data tell.
 """
@@ -12,33 +12,39 @@ from datasets.reading.rivals import Rival
 from pipeline.errors import UsageError
 from pipeline.models import contests
 from pipeline.plan.dag import Planned
+from pipeline.plan.obstacles import needed_weights
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import RUN, samples_of
 from pipeline.store.artifacts import Store
 
 
 def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
-    """What prompt files and rivals lack, in sentences, where an evaluation is to be done.
+    """What prompt files, rivals and real pictures lack, in sentences, of those that steps to do read.
 
     Raises:
         DataError: there are no prompts, or more of a rival's pictures are missing or no good than `eval.allow_missing`.
     """
-    if not any(item.step.output == "scores" and item.state != "done" for item in planned):
-        return []
-    found, files = [], {}
+    read = needed_weights(config, [item.step for item in planned if item.state != "done"])
+    places = [
+        (name, place)
+        for rival in config.eval.rivals
+        for name in config.prompt_sets()
+        if (place := config.eval.rival_path(rival, name)) and f"eval.{place[0]}" in read
+    ]
+    found, files, compared = [], {}, {name for name, _ in places}
     for name, path in config.prompt_files().items():
         key = f"eval.prompts.{name}"
-        files[name] = file = prompts.read(path, config.eval.limit, config.seed, key)
-        if file.repeated:
-            found.append(f"{key}: {file.repeated} of {file.read:,} prompts at {path} come again and count once")
-    for rival in config.eval.rivals:
-        for name in config.prompt_sets():
-            if place := config.eval.rival_path(rival, name):
-                found += _lacking(config, place, name, files.get(name))
+        if key in read or name in compared:
+            files[name] = file = prompts.read(path, config.eval.limit, config.seed, key)
+            if file.repeated:
+                found.append(f"{key}: {file.repeated} of {file.read:,} prompts at {path} come again and count once")
+    for name, place in places:
+        found += _lacking(config, place, name, files.get(name))
     for name, path in config.eval.distances.references.items():
         key = f"eval.distances.references.{name}"
-        good, told = contests.usable(Rival(path, key), [], name, config.eval.allow_missing)
-        found += [f"{key}: {told}; {len(good):,} are compared with"] * bool(told)
+        if key in read:
+            good, told = contests.usable(Rival(path, key), [], name, config.eval.allow_missing)
+            found += [f"{key}: {told}; {len(good):,} are compared with"] * bool(told)
     return found
 
 

@@ -16,6 +16,7 @@ from pipeline.results.scores import OTHER_SEED
 from pipeline.settings.evaluation import NULL
 
 TABLE_2 = Path(__file__).with_name("table_2.yaml")
+FID = "fid"  # what it is called where the network is Inception
 COCO, PAPER = "coco", "paper"  # the prompt set of which the paper reports FID and IS; rows of its own
 STAGES = {"stage_c": "Stage C", "stage_b": "Stage B", "stage_a": "Stage A"}
 Line = Mapping[str, Any]
@@ -56,7 +57,7 @@ def distance_table(lines: Sequence[Line]) -> Measures:
     called = lines[0]["called"]
     names = called["fid"].upper(), f"{called['kid'].upper()} x 1000", called["is"].upper()
     rows = [_distance(line) for line in lines]
-    if any(line["set"] == COCO for line in lines):
+    if called["fid"] == FID and any(line["set"] == COCO for line in lines):  # of another network it is no FID
         rows += [_theirs(row) for row in _table_2()]
     return Measures(("pictures", "for", "changed by", "n", "real", *names), tuple(rows), about=3)
 

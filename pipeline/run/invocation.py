@@ -235,9 +235,7 @@ class _Session:
         path = self.store.path(output, digest)
         position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
         log_path = self.record.begin(output, name, path)
-        alone = [other.step.name for other in self.planned].count(name) == 1  # a step that makes no other artifact
-        label = name if alone else output
-        progress = StepProgress(label, position.replace("[", "\\["))
+        progress = StepProgress(dag.label(item.step, self.planned), position.replace("[", "\\["))
         outcome = "failed"
         begun = time.monotonic()
         try:
@@ -296,7 +294,7 @@ class _Session:
         begun = time.monotonic()
         self.memory.lap()
         account = self.books.open(item)
-        told = self.tracking, item, account.about.build, path, lines
+        told = self.tracking, item, dag.label(step, self.planned), account.about.build, path, lines
         with (
             telling.step_run(*told, self.cluster.room.kind(), self.books.leases) as tracked,
             exported(self.id, step.output) as figures,

@@ -55,6 +55,7 @@ def of_run(
 def step_run(
     tracking: Tracking,
     item: Planned,
+    label: str,
     build: str | None,
     path: str,
     lines: Collection[str],
@@ -63,11 +64,11 @@ def step_run(
 ) -> Iterator[StepRun]:
     """The run of a step's build in MLflow, which tells in the end what became of it.
 
-    The ledger has its `leases`; `lines` are the last ones of its log by then.
+    It is called by its `label`. The ledger has its `leases`; `lines` are the last ones of its log by then.
     """
     step = item.step.name, item.step.output, item.fingerprint.digest
     reached = Interruptions.read(storage.join(path, BUILDING)).reached
-    with tracking.step(*step, build=build, settings=item.fingerprint.settings, reached=reached) as tracked:
+    with tracking.step(*step, label=label, build=build, settings=item.fingerprint.settings, reached=reached) as tracked:
         try:
             yield tracked
         except BaseException as error:

@@ -1,8 +1,10 @@
 """Descriptions of runs, Markdown: what is to be seen first. MLflow shows four lines before somebody asks for more."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from pipeline.hours import paper
 from pipeline.hours.spent import Spent
@@ -10,6 +12,7 @@ from pipeline.hours.spent import Spent
 LOG_LINES = 12  # of a step that failed
 RUN = "run:"  # before the artifact of a step, in a link to the step's run: MLflow's id of it comes when it has one
 MOST = 8  # scores that are seen first
+WIDTH = 100  # characters of a line that is not broken, or fewer than four lines are seen before somebody asks for more
 HEADLINES = (  # of an evaluation, the most telling first
     r"retrieval_top1(_heldout)?",
     r"[^/]+/[^/]+/(?!null/)[^/]+/win_rate",  # scorer, prompt set, rival
@@ -73,7 +76,7 @@ def verdict(story: Story) -> dict[str, float]:
 
 def of_command(story: Story) -> str:
     """The description of a command's run."""
-    scores = ", ".join(f"{score.name} {score.value:.4g} of {score.of}" for score in story.scores)
+    scores = _in_a_line([f"{score.name} {score.value:.4g} of {score.of}" for score in story.scores])
     done = sum(step.state == "built" for step in story.steps)
     first = scores or f"{done} of {len(story.steps)} steps built"
     wrong = [story.error] if story.error else []
@@ -94,6 +97,12 @@ def of_command(story: Story) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _in_a_line(scores: Sequence[str]) -> str:
+    """As many of them as a line takes, the first in any case; the others stand among the metrics."""
+    ends = list(accumulate(len(score) + len(", ") for score in scores))
+    return ", ".join(scores[: max(1, bisect_right(ends, WIDTH))])
+
+
 def cost(spent: Spent, unit: str) -> str:
     """Hours in words, with what of them was lost."""
     parts = {"failed": spent.failed, "repeated": spent.repeated}
@@ -109,4 +118,4 @@ def of_end(error: str, lines: Sequence[str], spent: Spent, unit: str) -> str:
     """The description of a step that failed or was stopped: the sentence, its hours, the end of its log."""
     log = "\n".join(lines[-LOG_LINES:])
     tail = f"\n\n```\n{log}\n```" if log else ""
-    return f"**{error}**  \nCost so far: {cost(spent, unit)}{tail}"
+    return f"**{error}**  \nCost: {cost(spent, unit)}{tail}"

@@ -33,7 +33,7 @@ from pipeline.tracking.outbox import Outbox, left_behind
 MODEL = "wuerstchen"  # of which each release is a version
 DIGEST = 32  # digits of a dataset's content that MLflow takes
 LONGEST_CARD = 4000  # characters of a model card that MLflow takes as a description
-HEAD_OF_A_CARD = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
+HEAD_OF_A_CARD = re.compile(r"\A---\n.*?\n---\n+(?:# [^\n]*\n+)?", re.DOTALL)
 NOTE = "mlflow.note.content"  # the description of a run
 END_PATIENCE_S = 30.0  # how long a run waits at its end for records on their way
 
@@ -115,6 +115,7 @@ class Tracking:
         output: str,
         fingerprint: str,
         *,
+        label: str | None = None,
         build: str | None = None,
         settings: Mapping[str, Any] | None = None,
         reached: Mapping[str, int] | None = None,
@@ -122,10 +123,10 @@ class Tracking:
         """The child run of a step that builds the artifact `output`, around all its attempts.
 
         A `build` that another invocation has begun goes on in the run that it had then; of its trainings, steps that
-        they had `reached` keep their points. `settings` are what the step reads.
+        they had `reached` keep their points. `label` tells steps of one name apart; `settings` are what the step reads.
         """
         tags = {"wst.kind": "step", "wst.step": name, "wst.output": output, "wst.fingerprint": fingerprint}
-        key = self._start(names.of_step(name, fingerprint), self._parent, tags, build)
+        key = self._start(names.of_step(label or name, fingerprint), self._parent, tags, build)
         self.record("config", run=key, text="", params=names.plain(redact(settings or {})))
         self._runs[output] = key
         run = StepRun(self, key, reached or {})
@@ -251,7 +252,9 @@ class StepRun:
             self._tracking.record("inputs", run=self.key, datasets=datasets)
 
     def release(self, artifact: Artifact, card: str) -> None:
-        """Register a release as a version of the model, described by its card but for the head, which the Hub reads."""
+        """Register a release as a version of the model, described by its card from the first sentence on.
+
+        What stands above it is the head, which the Hub reads, and the title, which MLflow would show in its place."""
         text = HEAD_OF_A_CARD.sub("", card)[:LONGEST_CARD]
         about = {"source": artifact.path, "content": artifact.manifest["content"], "card": text}
         self._tracking.record("release", run=self.key, model=MODEL, **about)

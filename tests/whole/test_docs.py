@@ -180,7 +180,7 @@ def test_a_command_parses_and_its_config_composes(command, place, tmp_path, caps
     elif asked.verb == "logs":
         assert code == 2, said
         assert "nothing has been run there yet" in said
-    elif asked.verb in WANTS_A_RUN and asked.rest not in (["dedup"], ["forget"], ["hours"]):
+    elif (asked.verb in WANTS_A_RUN or "=run=" in command) and asked.rest not in (["dedup"], ["forget"], ["hours"]):
         assert code == 2, said
         assert re.search("of exactly this conf|has no finished artifact of this conf|has no run of that ID", said), said
     else:

@@ -70,7 +70,8 @@ def test_a_draw_is_the_seeds_whatever_the_order_of_the_file(tmp_path):
         ("empty.txt", "\n \n", "holds no prompt"),
         ("empty.json", '{"annotations": []}', "holds no prompt"),
         ("prompts.csv", "a", "is no prompt file by its name; give one that ends in .tsv, .txt, .json, .jsonl"),
-        ("other.tsv", "Text\tKind\na\tb\n", "its first line has no column Prompt, but text, kind"),
+        ("other.tsv", "Text\tKind\na\tb\n", "its first line, cut at tabs, has no column Prompt, but text, kind"),
+        ("commas.tsv", "Prompt,Category\na,b\n", "cut at tabs, has no column Prompt, but prompt,category"),
         ("short.tsv", "Category\tPrompt\nAnimals\n", "line 2 is cut short"),
         ("instances.json", '{"annotations": [{"bbox": []}]}', "annotation 1 has no caption"),
         ("torn.json", '{"annotations": [', "is no prompt file of its form"),
@@ -90,7 +91,32 @@ def test_what_is_no_prompt_file_is_refused_in_a_sentence(tmp_path, name, text, t
     assert "\n" not in str(error.value)
 
 
-def test_other_encodings_are_named(tmp_path):
-    (tmp_path / "x.txt").write_text("a cat", "utf-16")
-    with pytest.raises(DataError, match=r"^eval\.prompts\.x: .* \(it is not in UTF-8\)"):
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+@pytest.mark.parametrize("name", ["x.txt", "x.tsv", "x.json", "x.jsonl"])
+def test_other_encodings_are_named(tmp_path, name, encoding):
+    """Also UTF-16 without a byte order mark, which is valid UTF-8: every second character is a zero."""
+    (tmp_path / name).write_bytes('{"caption": "Würstchen"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=r"^eval\.prompts\.x: .* is not in UTF-8; save it in that encoding$"):
+        read(str(tmp_path / name), None, 0, "eval.prompts.x")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_end_as_any_system_ends_them(tmp_path, end, mark):
+    forms = {"x.txt": "a cat\na dog\n", "x.tsv": PARTI.replace("\r\n", "\n"), "x.jsonl": FILES["narratives.jsonl"]}
+    for name, text in forms.items():
+        (tmp_path / name).write_bytes((mark + text.replace("\n", end)).encode())
+        assert len(read(str(tmp_path / name), None, 0, "k").prompts) == 2, name
+
+
+def test_a_folder_is_no_prompt_file(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(DataError, match=r"^eval\.prompts\.x: there is no prompt file at .*; give another path$"):
         read(str(tmp_path / "x.txt"), None, 0, "eval.prompts.x")
+
+
+def test_of_a_file_that_is_no_table_little_is_told(tmp_path):
+    (tmp_path / "x.tsv").write_text("x" * 100_000)
+    with pytest.raises(DataError) as error:
+        read(str(tmp_path / "x.tsv"), None, 0, "eval.prompts.x")
+    assert len(str(error.value)) < 600

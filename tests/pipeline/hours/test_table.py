@@ -58,6 +58,13 @@ def test_a_lineage_is_known_also_where_manifests_are_gone(root):
     assert [row.lineage.total for row in table(str(root)).rows] == before
 
 
+def test_artifacts_of_one_fingerprint_share_a_row_that_names_them_all(root):
+    for output in ("samples", "samples_held_out"):
+        build(root, "sample", output, {})
+    (row,) = (row for row in table(str(root)).rows if row.hours.step == "sample")
+    assert row.output == "samples, samples_held_out"
+
+
 def test_existing_weights_are_no_share_of_the_papers(root):
     (comparison,) = (row.comparison for row in table(str(root)).rows if row.comparison)
     assert (comparison.step, comparison.ratio) == ("train_b", None)

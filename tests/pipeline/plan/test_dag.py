@@ -7,7 +7,7 @@ import pytest
 
 from datasets.files import storage
 from pipeline.errors import UsageError
-from pipeline.plan.dag import Step, fingerprints, order, plan
+from pipeline.plan.dag import Step, fingerprints, label, order, plan
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
@@ -45,6 +45,12 @@ def states(store: Store, settings: dict, selection: Selection | None = None) -> 
 def test_order_takes_ancestors_only_and_parents_first():
     assert [step.output for step in order(STEPS, ["stage_a"])] == ["metadata", "images", "stage_a"]
     assert [step.output for step in order(STEPS[::-1], ["stage_b"])] == ["metadata", "images", "stage_a", "stage_b"]
+
+
+def test_a_step_is_called_by_its_artifact_where_it_makes_several(tmp_path):
+    steps = [Step("fetch", "metadata", (), (), ""), *(Step("sample", f"samples{n}", (), (), "") for n in ("", "_mine"))]
+    planned = plan(steps, SETTINGS.__getitem__, Store(str(tmp_path)), Selection())
+    assert [label(item.step, planned) for item in planned] == ["fetch", "samples", "samples_mine"]
 
 
 def test_unknown_target_and_cycle_are_refused():

@@ -66,6 +66,29 @@ def test_nothing_is_looked_through_where_nothing_is_to_be_evaluated(files):
         told(load(files), files / "root")
 
 
+@pytest.mark.parametrize("target", ["samples_mine", "null_samples_mine", "scores", "features_mine-ours"])
+def test_whatever_reads_prompts_has_them_looked_through_beforehand(files, target):
+    words = [f"targets=[{target}]", f"eval.distances.inception={files}/w.safetensors"]
+    assert told(load(files, *words), files / "root")[0].startswith("eval.prompts.mine: 2 of 12 prompts")
+    (files / "mine.txt").write_text("")
+    with pytest.raises(DataError, match=r"^eval\.prompts\.mine: \S+ holds no prompt"):
+        told(load(files, *words), files / "root")
+
+
+def test_only_what_a_step_to_do_reads_is_looked_through(files):
+    """Drawing reads no rival; features of a rival's pictures, and real ones, are asked for without scores too."""
+    (files / "none").mkdir()
+    words = [f"eval.rivals.other={files}/none", f"eval.distances.references.mine={files}/none"]
+    words += [f"eval.distances.inception={files}/w.safetensors"]
+    assert len(told(load(files, *words, "targets=[samples_mine]"), files / "root")) == 1
+    for key, target in (
+        ("rivals.other", "features_mine-other"),
+        ("distances.references.mine", "features_mine-reference"),
+    ):
+        with pytest.raises(DataError, match=rf"^eval\.{key}: \S+ holds no picture"):
+            told(load(files, *words, f"targets=[{target}]"), files / "root")
+
+
 def test_another_run_of_the_root_is_a_rival_by_its_samples(files):
     root = Root(files / "root", "targets=[scores]")
     build = root.build("samples")

@@ -32,6 +32,18 @@ def test_four_lines_say_what_matters():
     assert card.verdict(STORY) == {"retrieval_top1 of 64": 0.75}
 
 
+def test_the_verdict_is_one_line_however_many_scores_there_are():
+    """MLflow shows four lines; the other scores stand among its metrics."""
+    scores = [Score(f"psnr_stage_{n}_heldout", 21.4915, 6) for n in "abcdefgh"]
+    first = card.of_command(replace(STORY, scores=scores)).partition("\n")[0].strip()
+    assert (
+        first == "**psnr_stage_a_heldout 21.49 of 6, psnr_stage_b_heldout 21.49 of 6, psnr_stage_c_heldout 21.49 of 6**"
+    )
+    assert len(card.verdict(replace(STORY, scores=scores))) == 8
+    long = [Score("x" * 150, 1.0, 6)] * 2
+    assert card.of_command(replace(STORY, scores=long)).startswith(f"**{'x' * 150} 1 of 6**")
+
+
 def test_energy_is_told_where_it_was_measured():
     measured = replace(COST, joules=1.8e6, measured=3600.0)
     assert card.cost(measured, "A100-hours").endswith("; 0.5 kWh by NVML's counters, of 50% of these: 0.185 kg of CO2")

@@ -82,10 +82,11 @@ def test_each_step_is_a_child_of_the_invocation(store: MlflowStore) -> None:
         with tracking.step("train_c", "stage_c", "abc"):
             assert tracking.flush(60)
             assert {run.info.status for run in _runs(store).values()} == {"RUNNING"}
-        with tracking.step("sample", "samples", "def"):
-            pass
+        for output in ("samples", "samples_held_out"):  # of one fingerprint
+            with tracking.step("sample", output, "def", label=output):
+                pass
     runs = _runs(store)
-    assert sorted(runs) == [PARENT, "sample · def", CHILD]
+    assert sorted(runs) == [PARENT, "samples · def", "samples_held_out · def", CHILD]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     tags = runs[PARENT].data.tags
     assert tags["wst.targets"] == "stage_c samples"
@@ -277,14 +278,14 @@ def test_a_release_is_a_version_of_the_one_model_and_only_once(store: MlflowStor
         with _tracking(store) as tracking, tracking.step("export", "release", "abc") as run:
             run.release(
                 Artifact("release", "/root/release", {**MANIFEST, "content": content}),
-                "---\nlicense: x\n---\n\n# The card",
+                "---\nlicense: x\n---\n\n# The card\n\nIt draws.\n\n## Use\n",
             )
         assert tracking.warnings == []
     client, _ = connect(store, "wuerstchen")
     versions = client.search_model_versions("name='wuerstchen'")
     assert sorted((version.tags["wst.content"], version.description) for version in versions) == [
-        ("one", "# The card"),
-        ("two", "# The card"),
+        ("one", "It draws.\n\n## Use\n"),
+        ("two", "It draws.\n\n## Use\n"),
     ]
     (newest,) = client.get_latest_versions("wuerstchen")
     assert newest.tags["wst.content"] == "two"

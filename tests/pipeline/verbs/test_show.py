@@ -59,8 +59,10 @@ def test_fid_is_not_told_of_too_few_and_the_papers_stands_below():
     assert "too few" in found[2]
     assert " ".join(found[3].split()) == "ours coco jpeg_75 9 40.12 ± 0.50"
     assert " ".join(found[4].split()) == "Würstchen, the paper's coco 30,000 23.6 40.9"
-    elsewhere = [asdict(line) | {"set": "mine", "called": named | {"fid": "fd:01234567"}} for line in lines]
-    assert len(found := printed(_measures(distance_table(elsewhere)))) == 4
+    elsewhere = [asdict(line) | {"set": "mine"} for line in lines]
+    assert len(printed(_measures(distance_table(elsewhere)))) == 4
+    other = [asdict(line) | {"called": named | {"fid": "fd:01234567"}} for line in lines]
+    assert len(found := printed(_measures(distance_table(other)))) == 4  # of another network: nothing to compare with
     assert "FD:01234567" in found[0]
 
 
