@@ -233,6 +233,16 @@ def test_each_worker_has_its_gpu_and_cores():
     assert gpus * compose.load("stage_c", ["cluster=kuberay"]).cluster.cpus_per_worker <= 90
 
 
+def test_no_ray_that_is_started_here_reports_to_its_makers():
+    image = "RAY_USAGE_STATS_ENABLED=0"
+    assert image in DOCKERFILE.read_text()  # KubeRay and AWS start Ray in it
+    assert yaml.safe_load(AWS.read_text())["docker"]["image"]
+    starts = {path for path in [*FILES, CHECKOUT / "infra" / "README.md"] if "ray start" in path.read_text()}
+    starts |= {path for path in FILES if "ray symmetric-run" in path.read_text()}
+    assert len(starts) == 4
+    assert [path for path in starts - {AWS} if image not in path.read_text()] == []
+
+
 # ------------------------------------------------------------------------------------------------------ syntax
 
 
