@@ -1,4 +1,4 @@
-"""A proxy on loopback that stands before an object store and does to requests what networks and busy stores do.
+"""A proxy that stands before an object store and does to requests what networks and busy stores do.
 
 `python -m tests.faulty_store URL SECONDS` is one that answers so many seconds late, until its input ends.
 """
@@ -36,12 +36,12 @@ class FaultyStore:
     set, each is answered so many seconds late.
     """
 
-    def __init__(self, host: str, port: int):
+    def __init__(self, host: str, port: int, listens: str = "127.0.0.1"):
         self.fault: Fault = lambda method, path: None
         self.seen: Counter[tuple[str, str | None]] = Counter()
         self.asked: list[tuple[str, str]] = []
         self.late_s = 0.0
-        self._store = (host, port)
+        self._store, self._listens = (host, port), listens
         self._server: ThreadingHTTPServer | None = None
         self._mute = threading.Event()
         self.port = 0
@@ -49,7 +49,7 @@ class FaultyStore:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._listens}:{self.port}"
 
     def come(self) -> None:
         """Listen, where it listened before."""
@@ -58,7 +58,7 @@ class FaultyStore:
         class Handler(_Handler):
             proxy = store
 
-        self._server = _Server(("127.0.0.1", self.port), Handler)
+        self._server = _Server((self._listens, self.port), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -205,10 +205,10 @@ def some(share: float, kind: str, seed: int) -> Fault:
 
 
 @contextmanager
-def before(url: str) -> Iterator[FaultyStore]:
-    """A proxy before the store at an http URL."""
+def before(url: str, listens: str = "127.0.0.1") -> Iterator[FaultyStore]:
+    """A proxy before the store at an http URL, which listens at an address of this host."""
     host, _, port = url.removeprefix("http://").partition(":")
-    store = FaultyStore(host, int(port))
+    store = FaultyStore(host, int(port), listens)
     try:
         yield store
     finally:

@@ -11,7 +11,7 @@ source .venv/bin/activate
 
 python -m pipeline doctor --no-devices "$@" # before anything is started
 
-export RAY_AUTH_MODE=token PYTHONPATH="$PWD" # Ray's workers start elsewhere
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 PYTHONPATH="$PWD" # Ray's workers start elsewhere
 ray get-auth-token --generate >/dev/null # in the home that they share; only who has it may talk to this Ray
 on() { # a command on a host, in this folder
     ssh -o BatchMode=yes "$1" "cd $(printf %q "$PWD") && source .venv/bin/activate && \

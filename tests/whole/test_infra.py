@@ -15,6 +15,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.__main__ import main
+from pipeline.environment import QUIET
 from pipeline.plan.dag import order
 from pipeline.plan.table import table, work_of
 from pipeline.settings import compose
@@ -231,6 +232,20 @@ def test_each_worker_has_its_gpu_and_cores():
     gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
     assert group["replicas"] * gpus == int(value(commands()["kuberay"], "workers"))
     assert gpus * compose.load("stage_c", ["cluster=kuberay"]).cluster.cpus_per_worker <= 90
+
+
+def test_neither_ray_nor_mlflow_reports_to_its_makers():
+    """Where they are started beside our own processes, which have all switches."""
+    ray, mlflow = (f"{name}={QUIET[name]}" for name in ("RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY"))
+    recipe, image = (INFRA / "README.md").read_text(), DOCKERFILE.read_text()
+    for switch in (ray, mlflow):
+        assert switch in recipe
+        assert switch in image  # in which KubeRay, AWS and the MLflow server of a manifest are
+    scripts = [path for path in SCRIPTS if re.search("ray (start|symmetric-run)", path.read_text())]
+    assert scripts == [INFRA / "hosts" / "run.sh", SLURM]
+    for path in scripts:
+        text = path.read_text()
+        assert text.index(ray) < re.search("ray (symmetric-run|start)", text).start()  # type: ignore[union-attr]
 
 
 # ------------------------------------------------------------------------------------------------------ syntax
