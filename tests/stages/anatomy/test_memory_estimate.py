@@ -96,21 +96,21 @@ def kept_bytes(objective: nn.Module, batch: dict[str, Tensor], precision: str, f
         return tensor
 
     objective.train()
-    draws = Draws(0, 0, 0, BATCH, BATCH, torch.device("cpu"))
+    rows = len(batch["image"])
+    draws = Draws(0, 0, 0, rows, rows, torch.device("cpu"))
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        loss, _ = objective(batch, draws)
-    loss.backward()
+        _graph = objective(batch, draws)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def batch(size: int = SIZE) -> dict[str, Tensor]:
+def batch(size: int = SIZE, rows: int = BATCH) -> dict[str, Tensor]:
     code = int(size * SMALL.input_ratio) // 32
     return {
-        "image": torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8),
-        "text": torch.randn(BATCH, TOKENS, 40),
-        "latents_a": torch.randn(BATCH, 4, size // 4, size // 4),
-        "latents_c": torch.randn(BATCH, 16, code, code),
+        "image": torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8),
+        "text": torch.randn(rows, TOKENS, 40),
+        "latents_a": torch.randn(rows, 4, size // 4, size // 4),
+        "latents_c": torch.randn(rows, 16, code, code),
     }
 
 
@@ -261,15 +261,16 @@ def test_stage_as_judges_count(precision):
     vgg16 = {f"features.{key}": value for key, value in make_layers(cfgs["D"]).state_dict().items()}
     perceptual = Perceptual(vgg16, None)
     objective = StageAObjective(StageA(A), loss, Discriminator(), perceptual)
-    estimate = memory_estimate.train_a(A, loss, training(precision=precision), workers=1)
+    train = training(precision=precision, phases=[{"steps": 10, "batch_size": 1, "size": SIZE}])
+    estimate = memory_estimate.train_a(A, loss, train, workers=1)
     assert estimate.gradients == FP32 * count(objective)
     if precision == "fp32":
         copies = 2 * count(objective.discriminator)
         assert estimate.weights == FP32 * (count(objective) + copies + count(perceptual.features))
-    kept = kept_bytes(objective, batch(), precision, perceptual.features)
+    kept = kept_bytes(objective, batch(rows=1), precision, perceptual.features)
     close(estimate, kept)
-    own = memory_estimate.train_a(A, StageALoss(), training(precision=precision), workers=1).activations
-    judges = kept - kept_bytes(StageAObjective(StageA(A), StageALoss()), batch(), precision)
+    own = memory_estimate.train_a(A, StageALoss(), train, workers=1).activations
+    judges = kept - kept_bytes(StageAObjective(StageA(A), StageALoss()), batch(rows=1), precision)
     assert estimate.activations - own == pytest.approx(judges, rel=TOLERANCE)
 
 
