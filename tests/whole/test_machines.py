@@ -19,10 +19,14 @@ from tests import machines
 from tests.conftest import MICRO
 from tests.machines import BUCKET, Machines, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.cluster,
+    pytest.mark.timeout(1800),
+]  # the first has the cluster's start in it
 CALM, OTHER = f"s3://{BUCKET}/calm", f"s3://{BUCKET}/other"
 TO_STAGE_B = "targets=[stage_b]"  # of two trainings, the first loses a node, and the second is stopped
-PATIENCE_S = 600
+PATIENCE_S = 900
 MOST_ASKED = 3000
 
 
