@@ -68,6 +68,14 @@ class Lan:
         self.host = f"{self.net}.254"
         self._held = subprocess.Popen([*WITH_US, "unshare", "--net", "cat"], stdin=subprocess.PIPE)
         self._inside = ("nsenter", f"--net=/proc/{self._held.pid}/ns/net")
+        try:
+            self._join()
+        except BaseException:
+            self.close()
+            raise
+
+    def _join(self) -> None:
+        """Make the bridge, and this host's card on it."""
         wait_for(lambda: _apart(self._held.pid), self._held)
         _ip("link add switch type bridge forward_delay 0", *self._inside)
         _ip("link set switch up", *self._inside)

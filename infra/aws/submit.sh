@@ -8,6 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 python -m pipeline doctor --no-devices "$@" # before anything is allocated
 ray get-auth-token --generate >/dev/null
+export RAY_USAGE_STATS_ENABLED=0 # `ray up` tells the head what holds here, whatever the image says
 ray up --yes "$here/cluster.yaml"
 trap 'ray down --yes "$here/cluster.yaml"' EXIT
 words=$(printf ' %q' "$@")

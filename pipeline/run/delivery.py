@@ -52,28 +52,31 @@ def _beside(target: Path) -> Iterator[str]:
         left = lock.with_suffix("")
         if re.fullmatch("[0-9a-f]{12}", left.name[len(target.name) + 2 : -len(STAGED)]) and not left.is_symlink():
             with _held(lock) as free:
-                if free:
-                    _drop(str(left))
+                if free and _drop(str(left)):
                     _drop(str(lock))
     staged = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{STAGED}")
     lock, new = Path(f"{staged}{LOCK}"), Path(f"{staged}.new")
     local.make_folder(target.parent)
     new.touch()
     with _held(new):
-        new.rename(lock)  # held before it can be taken for a killed call's
         try:
+            new.rename(lock)  # held before it can be taken for a killed call's
             local.make_folder(staged)
             yield str(staged)
         finally:
+            new.unlink(missing_ok=True)
             storage.remove(str(staged))
             storage.remove(str(lock))
 
 
-def _drop(left: str) -> None:
+def _drop(left: str) -> bool:
+    """Whether it is gone."""
     try:
         storage.remove(left)
+        return True
     except StorageError as error:  # somebody else's, which takes room and no more
         notices.tell(PassedOver(left, f"a killed call has left it: {error.strerror}"))
+        return False
 
 
 @contextmanager

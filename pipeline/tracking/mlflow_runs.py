@@ -85,6 +85,7 @@ class Tracking:
         self._say = say
         self._outbox: Outbox | None = None
         self._parent = ""
+        self._described = False  # what ends a run before it is begun, as a Ray that does not start, describes nothing
         self._runs: dict[str, str] = {}  # artifact -> our key of the run of the step that makes it
 
     def __enter__(self) -> "Tracking":
@@ -103,6 +104,9 @@ class Tracking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.record("hours", run=self._parent)
+        if error is not None and not self._described:
+            said = " ".join(str(error).split()) or type(error).__name__
+            self.record("tags", run=self._parent, tags={NOTE: f"**{said}**"})
         self._end(self._parent, error)
         if self._outbox:
             left = self._outbox.close(END_PATIENCE_S)
@@ -142,6 +146,7 @@ class Tracking:
 
     def describe(self, card: str, verdict: Mapping[str, float]) -> None:
         """What is to be seen first of this invocation: its card (Markdown), and few figures."""
+        self._described = True
         self.record("tags", run=self._parent, tags={NOTE: card}, links=self._runs)
         self.record("metrics", run=self._parent, rows=[(name, value, 0, _now()) for name, value in verdict.items()])
 

@@ -13,6 +13,7 @@ ELSEWHERE = ("root", "conf", "scale", "cluster", "tracking", "workers", "budget"
 # letters alone: numbers come first in both.
 LOSS, PICTURES = "1 Loss", "2 Pictures"
 FIRST = {"loss": "", "validation_loss": " validation", "validation_loss_ema": " validation of the average"}
+LONGEST = 200  # signs of a name; MLflow's column takes 250, which Postgres holds to
 DIGITS = 4  # of an id or fingerprint, which tell runs of one name apart
 
 
@@ -29,13 +30,18 @@ def typed(command: str) -> dict[str, str]:
 
 
 def of_command(conf: str, command: str, invocation: str) -> str:
-    """Such as `learning_rate=2e-4 · stage_c micro · 3fa2`."""
+    """Such as `learning_rate=2e-4 · stage_c micro · 3fa2`, the words cut short where they are many."""
     said = typed(command)
     changed = [
         f"{key.rpartition('.')[2]}={value}" for key, value in said.items() if key.partition(".")[0] not in ELSEWHERE
     ]
     what = " ".join([conf, *([said["scale"]] if "scale" in said else [])])
-    return " · ".join([*([" ".join(changed)] if changed else []), what, invocation[-DIGITS:]])
+    end = f" · {what} · {invocation[-DIGITS:]}"
+    return _cut(" ".join(changed), LONGEST - len(end)) + end if changed else end.removeprefix(" · ")
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def of_step(name: str, fingerprint: str) -> str:

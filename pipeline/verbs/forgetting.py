@@ -192,7 +192,9 @@ def _from_everything(
                     for shard, keys in by_shard.items():
                         _from_shard(held, folder, shard, keys)
                 tabulate(artifact, folders, held.fence)
-                if artifact.name != "duplicates" and (left := store.find(*artifact.called)):
+                if artifact.name != "duplicates":
+                    left = store.find(*artifact.called)
+                    assert left is not None, "it is held, and was there a moment ago"
                     held.settle(sum(left.shards(folders[0]).counts().values()))
     now = store.find("images", images.manifest["fingerprint"])
     assert now is not None, "the images were there a moment ago"

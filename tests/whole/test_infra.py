@@ -240,12 +240,12 @@ def test_neither_ray_nor_mlflow_reports_to_its_makers():
     recipe, image = (INFRA / "README.md").read_text(), DOCKERFILE.read_text()
     for switch in (ray, mlflow):
         assert switch in recipe
-        assert switch in image  # in which KubeRay, AWS and the MLflow server of a manifest are
-    scripts = [path for path in SCRIPTS if re.search("ray (start|symmetric-run)", path.read_text())]
-    assert scripts == [INFRA / "hosts" / "run.sh", SLURM]
-    for path in scripts:
-        text = path.read_text()
-        assert text.index(ray) < re.search("ray (symmetric-run|start)", text).start()  # type: ignore[union-attr]
+        assert switch in image  # in which KubeRay and the MLflow server of a manifest are
+    starts = re.compile("^[^#]*ray (up|start|symmetric-run)", re.MULTILINE)
+    scripts = {path: found for path in SCRIPTS if (found := starts.search(path.read_text()))}
+    assert scripts.keys() == {INFRA / "hosts" / "run.sh", INFRA / "aws" / "submit.sh", SLURM}
+    for path, found in scripts.items():
+        assert ray in path.read_text()[: found.end()]
 
 
 # ------------------------------------------------------------------------------------------------------ syntax

@@ -94,8 +94,9 @@ def test_what_is_no_prompt_file_is_refused_in_a_sentence(tmp_path, name, text, t
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
 @pytest.mark.parametrize("name", ["x.txt", "x.tsv", "x.json", "x.jsonl"])
 def test_other_encodings_are_named(tmp_path, name, encoding):
-    """Also UTF-16 without a byte order mark, which is valid UTF-8: every second character is a zero."""
-    (tmp_path / name).write_bytes('{"caption": "Würstchen"}\n'.encode(encoding))
+    """Also UTF-16 without a byte order mark, of which English is valid UTF-8: every second character is a zero."""
+    text = "Würstchen" if encoding == "latin-1" else "a cat"
+    (tmp_path / name).write_bytes(f'{{"caption": "{text}"}}\n'.encode(encoding))
     with pytest.raises(DataError, match=r"^eval\.prompts\.x: .* is not in UTF-8; save it in that encoding$"):
         read(str(tmp_path / name), None, 0, "eval.prompts.x")
 

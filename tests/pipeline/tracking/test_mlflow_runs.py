@@ -155,6 +155,20 @@ def test_a_finished_artifact_shows_its_manifest(store: MlflowStore) -> None:
     assert tracking.warnings == []
 
 
+@pytest.mark.parametrize("described", [False, True])
+def test_a_run_that_fails_before_it_is_described_says_why(store: MlflowStore, described: bool) -> None:
+    def fail() -> None:
+        with _tracking(store) as tracking:
+            if described:
+                tracking.describe("**its card**", {})
+            raise UsageError("Ray did not start:\n  the machine is busy; token=canary-4")
+
+    with pytest.raises(UsageError):
+        fail()
+    note = _runs(store)[PARENT].data.tags["mlflow.note.content"]
+    assert note == ("**its card**" if described else "**Ray did not start: the machine is busy; token=***")
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(RuntimeError("no"), "FAILED"), (Interrupted(signal.SIGINT), "KILLED"), (KeyboardInterrupt(), "KILLED")],

@@ -24,6 +24,14 @@ def test_a_run_is_called_what_was_typed(command, name):
     assert names.of_command("stage_c", command, "20261129-215150-3fa2") == name
 
 
+def test_a_name_of_many_words_fits_the_column_of_any_database():
+    words = " ".join(f"eval.prompts.set{number}=/data/prompts/{number}.txt" for number in range(40))
+    name = names.of_command("stage_c", f"python -m pipeline run conf=stage_c {words}", "20261129-215150-3fa2")
+    assert name.startswith("set0=/data/prompts/0.txt set1=")
+    assert name.endswith("… · stage_c · 3fa2")
+    assert len(name) == names.LONGEST <= 250
+
+
 def test_a_step_is_told_from_others_of_its_name():
     assert names.of_step("train_c", "6e3b000000000000") == "train_c · 6e3b"
 
