@@ -46,7 +46,8 @@ def _cut(text: str, length: int) -> str:
 
 def of_step(name: str, fingerprint: str) -> str:
     """Such as `train_c · 6e3b`."""
-    return f"{name} · {fingerprint[:DIGITS]}"
+    end = f" · {fingerprint[:DIGITS]}"
+    return _cut(name, LONGEST - len(end)) + end
 
 
 def seen_first(values: Mapping[str, float]) -> dict[str, float]:

@@ -36,6 +36,12 @@ def test_a_step_is_told_from_others_of_its_name():
     assert names.of_step("train_c", "6e3b000000000000") == "train_c · 6e3b"
 
 
+def test_a_step_of_a_long_name_fits_too():
+    name = names.of_step("samples_" + "x" * 245, "6e3b000000000000")
+    assert name.endswith("x… · 6e3b")
+    assert len(name) == names.LONGEST
+
+
 def test_settings_are_parameters_as_one_would_type_them():
     settings = {"stage_c": {"text": "clip_h", "train": {"lr": 1e-4, "phases": [{"steps": 1}]}}, "seed": 0}
     assert names.plain(settings) == {
