@@ -14,7 +14,7 @@ import torch
 from datasets.buckets import Frame
 from datasets.files.cache import VerifiedFiles
 from datasets.planning import plan
-from datasets.reading import views
+from datasets.reading import augment, views
 from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches
 from datasets.reading.order import Span
@@ -23,7 +23,7 @@ from pipeline.models.encoders import Encode, Encoder
 from pipeline.settings.resources import Cache
 from pipeline.store.artifacts import Artifact
 from stages.models.layers import resized
-from stages.settings.training import TrainingConfig
+from stages.settings.training import AugmentConfig, TrainingConfig
 
 SHOWN = 16  # samples in a panel
 SHOWN_HELD_OUT = 12  # of them, where there are so many
@@ -33,20 +33,32 @@ Loaded = tuple[Encoder, Encode]  # with its model
 
 
 class EncodedBatches:
-    """Batches of one frame, some of whose `fields` are encoded as they are read."""
+    """Batches of one frame, some of whose `fields` are encoded as they are read, of pictures as `augment` changes
+    them."""
 
     def __init__(
-        self, stored: Batches | BucketBatches, frame: Frame, fields: Sequence[str], online: Sequence[Loaded]
+        self,
+        stored: Batches | BucketBatches,
+        frame: Frame,
+        fields: Sequence[str],
+        online: Sequence[Loaded],
+        augmented: AugmentConfig | None = None,
+        seed: int = 0,
     ) -> None:
         self.stored, self._frame, self._fields, self._online = stored, frame, fields, online
+        self._augmented, self._seed = augmented, seed
         self.rows = stored.rows
 
     def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """As of the stored ones, for `fields`: pictures (rows, 3, H, W) of the frame, what is encoded here in fp32."""
-        return self._encoded(self.stored.read(start, rows))
+        batch = self.stored.read(start, rows)
+        if self._augmented and "image" in batch:
+            shares = self._augmented.model_dump()
+            batch["image"] = augment.changed(batch["image"], start, self._seed, **shares)
+        return self._encoded(batch)
 
     def first(self, rows: int) -> dict[str, np.ndarray]:
-        """The first samples, at most so many."""
+        """The first samples, at most so many, as they are."""
         return self._encoded(self.stored.first(rows))
 
     def captions(self, rows: int, planned: Artifact) -> list[str]:
@@ -135,15 +147,17 @@ class Reading:
         """
         files = VerifiedFiles(self.cache.folder, int(self.cache.gib * 2**30))
 
-        def encoded(batches: Batches | BucketBatches, frame: Frame) -> EncodedBatches:
-            return EncodedBatches(batches, frame, self.fields, online)
-
         batches = {
-            (frame, view): encoded(self._seen(frame, view, training, files), frame) for frame, view in self.stretches
+            (frame, view): EncodedBatches(
+                self._seen(frame, view, training, files), frame, self.fields, online, training.augment, self.seed
+            )
+            for frame, view in self.stretches
         }
         last = training.phases[-1]
         frame, (_, held) = Frame(last.size, last.max_aspect), self._split(last.view)
-        held_out = encoded(self._held_out(frame, held, files), frame) if held and held.rows else None
+        held_out = None
+        if held and held.rows:
+            held_out = EncodedBatches(self._held_out(frame, held, files), frame, self.fields, online)
         return TrainingData(batches, held_out, self.planned)
 
     def _seen(

@@ -11,10 +11,12 @@ from datasets.config import ImageConfig, ViewConfig
 from pipeline.settings.evaluation import HELD_OUT, NULL, OURS, REFERENCE, TRAINING, Eval
 from pipeline.settings.resources import Cluster
 from pipeline.settings.sections import (
+    LATENTS,
     WARMUP,
     WITHOUT_BLOCKS,
     Baseline,
     Compressor,
+    Encode,
     Interpolation,
     Previewer,
     Sampling,
@@ -240,6 +242,16 @@ def best_can_be_told(trainings: Trainings, holds_out: bool, adaptive: Set[str]) 
             raise ValueError(
                 f"{key}.validation.keep=best: adaptive weights change the scale of the loss while they learn, so that "
                 "no step's loss can be compared; use last, or another loss.weight"
+            )
+
+
+def pictures_can_be_augmented(trainings: Trainings, encode: Encode) -> None:
+    """Latents are made of the pictures as they were changed."""
+    for key, training in trainings.items():
+        latents = LATENTS.get(key)
+        if training.augment and latents and not getattr(encode, latents).online:
+            raise ValueError(
+                f"{key}.augment changes pictures of which it reads stored latents; set encode.{latents}.mode=online"
             )
 
 

@@ -150,6 +150,7 @@ class Config(Settings):
         adaptive = {key for key, loss in losses.items() if loss.weight == "adaptive"}
         checks.best_can_be_told(trainings, self.data.holds_out, adaptive)
         checks.panels_can_be_drawn(trainings)
+        checks.pictures_can_be_augmented(trainings, self.encode)
         checks.blocks_can_be_recomputed(trainings)
         checks.fewer_workers_are_fewer(self.cluster.min_workers, self.workers)
         checks.workers_have_nodes(self.workers, self.cluster)

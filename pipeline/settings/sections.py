@@ -23,6 +23,13 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 Ablation = Literal["preview", "without_text"]
 WARMUP = "compressor.warmup.train"
 WITHOUT_BLOCKS = frozenset({"previewer.train", WARMUP})  # trainings without blocks to recompute
+LATENTS = {  # what trainings read of an encoder of pictures
+    WARMUP: "latents_a",
+    "stage_b.train": "latents_a",
+    "baseline.train": "latents_a",
+    "stage_c.train": "latents_c",
+    "previewer.train": "latents_c",
+}
 
 
 class StageA(Settings):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from settings import MANNER, Count, Settings, manners
+from settings import MANNER, Count, Settings, Share, manners
 from stages.settings.base import Batch, Precision, Steps
 
 
@@ -81,6 +81,17 @@ class ValidationConfig(Settings):
     Where there is an average, its loss counts. For `best`, `every` is a multiple of checkpoint_every."""
 
 
+class AugmentConfig(Settings):
+    """Changes of the pictures, drawn by the seed each time a training sees one; held-out pictures stay as they are."""
+
+    flip: Share = 0.0
+    """Share of the pictures whose left and right are exchanged. A caption that names sides or letters is wrong then."""
+    hue: Share = 0.0
+    """Share of the pictures whose hue is turned by a random angle: the same things in colours that the data has not.
+
+    For the compressor and Stage B, whose colours come with the code. A caption that names a colour is wrong then."""
+
+
 class TrainingConfig(Settings):
     """How a model is trained: all that `stages.training.loop` needs to know."""
 
@@ -134,6 +145,11 @@ class TrainingConfig(Settings):
     """Moving average of the weights, which replaces them in the end; null: none."""
     bad_steps: Annotated[BadStepsConfig, MANNER] = BadStepsConfig()
     """What becomes of steps that go wrong."""
+    augment: AugmentConfig | None = Field(None, exclude_if=lambda augment: augment is None)
+    """How the pictures change from one time they are seen to the next; null: they do not.
+
+    Latents of what is changed are made as it is read: `encode.latents_a.mode=online` for Stage B and the baseline,
+    `encode.latents_c.mode=online` for Stage C and the previewer."""
     log_every: Annotated[Count, MANNER]
     """Steps between log entries.
 

@@ -1,11 +1,16 @@
-"""What panels show: held-out samples first, then some that are trained on, each with its planned caption."""
+"""What panels show: held-out samples first, then some that are trained on, each with its planned caption. What
+trainings see: the same on any number of ranks, and pictures that are augmented as latents of them are."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from PIL import Image
 
 from datasets.buckets import Frame
 from datasets.files import storage
@@ -16,6 +21,7 @@ from datasets.planning import plan
 from datasets.reading import views
 from datasets.reading.batches import Batches, Source
 from datasets.reading.views import View
+from pipeline.models.encoders import Encoder
 from pipeline.models.training_data import HELD, EncodedBatches, Reading, TrainingData
 from pipeline.settings.resources import Cache
 from pipeline.store.artifacts import Artifact
@@ -144,3 +150,44 @@ def test_a_training_in_lanes_has_the_same_batches_on_any_number_of_ranks(
     assert {seen.count(number) for number in range(ROWS)} <= {4, 5}  # 144 samples of 30 rows
     plain = told.data(training(8, 16, aspect=aspect), [])
     assert numbers(next(iter(plain.batches.values())).read(0, 8)) != straight[0]
+
+
+def pictures(folder: Path) -> Source:
+    """Thirty pictures in three shards, each of one colour."""
+    for shard in range(ROWS // PER_SHARD):
+        rows = []
+        for row in range(PER_SHARD):
+            buffer, number = io.BytesIO(), shard * PER_SHARD + row
+            Image.new("RGB", (128, 128), (8 * number, 255, 0)).save(buffer, "PNG")
+            rows.append(ImageRow(row, f"{number:032x}", "", "", "png", buffer.getvalue()))
+        name = shards.image_name(shard)
+        entry = storage.publish(shards.write_images(rows), f"{folder}/{name}")
+        about: dict[str, Any] = {"rows_in": PER_SHARD, "rows_out": PER_SHARD, "clock": Clock()}
+        shards.publish_receipt(str(folder), shard, files={name: entry}, **about)
+    return Source("image", Shards.gathered(str(folder)))
+
+
+def mean(where: torch.device) -> Any:
+    """An encoder for the tests: the mean colour (B, 3) of pictures."""
+    return lambda image: image.float().mean((2, 3))
+
+
+def test_what_is_encoded_on_the_way_is_made_of_the_augmented_pictures(tmp_path: Path) -> None:
+    """On any number of ranks; held-out pictures stay as they are."""
+    online = [Encoder("latents_a", "image", mean, "fp32", 16, "", {})]
+    told = replace(reading(tmp_path, held=6), fields=("image", "latents_a"), online=online)
+    told = replace(told, sources={Frame(128, 1.0): [pictures(tmp_path / "images")]})
+    plain = training(8)
+    loaded = told.loaded(torch.device("cpu"))
+    as_they_are = told.data(plain, loaded)
+    changed = told.data(TrainingConfig.model_validate({**plain.model_dump(), "augment": {"hue": 0.5}}), loaded)
+    before, after = as_they_are.largest.read(8, 8), changed.largest.read(8, 8)
+    np.testing.assert_array_equal(after["key"], before["key"])
+    other = (after["image"] != before["image"]).any((1, 2, 3))
+    assert 0 < other.sum() < 8
+    np.testing.assert_allclose(after["latents_a"], after["image"].mean((2, 3)), rtol=1e-5)
+    parts = [changed.largest.read(8 + at, 2) for at in range(0, 8, 2)]
+    for field, whole in after.items():
+        np.testing.assert_array_equal(np.concatenate([part[field] for part in parts]), whole)
+    assert as_they_are.held_out and changed.held_out
+    np.testing.assert_array_equal(changed.held_out.read(0, 6)["image"], as_they_are.held_out.read(0, 6)["image"])

@@ -31,6 +31,9 @@ from tests.pipeline.settings.loading import load
         ("data.views={A b: {}}", "data.views.A b: the name should match pattern '^[a-z0-9_]+$'"),
         ("compressor.model.input_ratio=0.1", "compressor.model.input_ratio=0.1 leaves 12 px of pictures of 128 px"),
         ("stage_c.train.ema=true", "stage_c.train.ema=true: a section with keys of its own is needed here"),
+        ("stage_b.train.augment.flip=0.5", "stage_b.train.augment changes pictures of which it reads stored latents; "),
+        ("compressor.warmup.train.augment.hue=1", "compressor.warmup.train.augment changes pictures"),
+        ("stage_c.train.augment.hue=2", "stage_c.train.augment.hue=2: input should be less than or equal to 1"),
         ("stage_b.model.widths=16", "stage_b.model.widths=16: a list is needed here, such as [one, two]"),
     ],
 )
@@ -52,6 +55,7 @@ def test_nonsense_is_refused_in_a_sentence_with_its_key(word, told):
         "cluster.encoders={min: 2, max: 2}",
         "compressor.model.input_ratio=0.25",
         "text.CLIP-2={model: seeded}",
+        "stage_a.train.augment.flip=0.5",
     ],
 )
 def test_the_edges_of_sense_are_not(word):
