@@ -21,7 +21,9 @@ def changed(pictures: np.ndarray, start: int, seed: int, *, flip: float, hue: fl
     Returns:
         As `pictures`, which are left as they are.
     """
-    rows = [_changed(row, np.random.default_rng((seed, start + place)), flip, hue) for place, row in enumerate(pictures)]
+    rows = [
+        _changed(row, np.random.default_rng((seed, start + place)), flip, hue) for place, row in enumerate(pictures)
+    ]
     return np.stack(rows)
 
 

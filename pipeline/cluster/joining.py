@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ FROM_ELSEWHERE = (
     "ray job submit --address http://HOST:8265 --working-dir . -- python -m pipeline run ..."
 )
 ENDING_S = 10.0  # for the kernel to end what was killed
+STARTS = 3  # tries to start a Ray of our own, which gives its processes half a minute in each
 PACKAGES = ("pipeline", "stages", "datasets", "settings")
 
 
@@ -78,8 +79,33 @@ def code() -> list[str]:
     return [str(checkout / name) for name in PACKAGES]
 
 
-def start(config: ClusterConfig) -> None:
-    """Start or join Ray, from the main thread: its processes end with the thread that has started them."""
+def start(config: ClusterConfig, say: Callable[[str], object]) -> None:
+    """Start or join Ray, from the main thread: its processes end with the thread that has started them.
+
+    One of our own is tried again where it was late, which `say` tells.
+
+    Raises:
+        UsageError: nobody can join the one that is named.
+        RetriesExhausted: none could be started.
+        Interrupted: by SIGTERM, meanwhile.
+    """
+    for tried in range(1, STARTS + 1):
+        try:
+            return _start(config)
+        except _NotStarted as error:
+            if tried == STARTS:
+                raise RetriesExhausted(
+                    f"Ray did not start ({error}): the machine is very busy, or its memory or the disk of "
+                    f"{ray_folder()} is full; start the same command again once it is not"
+                ) from error
+            say(f"Ray did not start ({error}): it is tried again, {tried} of {STARTS - 1}")
+
+
+class _NotStarted(Exception):
+    """No Ray of our own came up, and what was begun of it has ended; says what Ray said."""
+
+
+def _start(config: ClusterConfig) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     address, others = _address(config), _children()
     # A signal to our whole process group must not end Ray before the workers have saved. Its processes inherit what
@@ -138,14 +164,10 @@ def _not_joined(address: str, error: BaseException) -> UsageError:
     return UsageError(f"cluster.address={address}: no Ray answers there ({' '.join(told.split())})")
 
 
-def _not_started(error: Exception, others: Collection[psutil.Process]) -> RetriesExhausted:
+def _not_started(error: Exception, others: Collection[psutil.Process]) -> _NotStarted:
     """Why none was started; what was is ended."""
     _end_half_started(others)
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return RetriesExhausted(
-        f"Ray did not start ({why}): the machine is very busy, or its memory or the disk of {ray_folder()} is full; "
-        "start the same command again once it is not"
-    )
+    return _NotStarted((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def _end_half_started(others: Collection[psutil.Process]) -> None:

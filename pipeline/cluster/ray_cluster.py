@@ -51,14 +51,14 @@ PING_S = 60.0  # for an answer of a node: it may have to start a process; one th
 
 
 class Cluster:
-    """A running Ray, local or remote."""
+    """A running Ray, local or remote; `say` tells what went wrong on the way to it."""
 
-    def __init__(self, config: ClusterConfig, workers: int):
+    def __init__(self, config: ClusterConfig, workers: int, say: Callable[[str], object] = print):
         self.config = config
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
         if config.address is None:  # nobody drains this machine: spare each training a process that would look
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        joining.start(config)
+        joining.start(config, say)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = 0

@@ -132,6 +132,7 @@ class _Session:
         self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
         console.print(f"run {self.id} of conf={self.conf} in {self.root}", markup=False)
         self.exits = contextlib.ExitStack()
+        warn = partial(console.print, style="yellow", markup=False)
         with contextlib.ExitStack() as exits:
             exits.enter_context(claims.at_work(self.root, self.id))
             check_carried_out(self.root)  # again: whoever writes a request now sees that a run is at work
@@ -146,11 +147,11 @@ class _Session:
                     root=self.root,
                     fingerprints={item.step.output: item.fingerprint.digest for item in self.planned},
                     config=self.config.model_dump(mode="json"),
-                    say=partial(console.print, style="yellow", markup=False),
+                    say=warn,
                 )
             )
             with self.stopped.at_once():
-                self.cluster = Cluster(self.config.cluster, self.config.workers)
+                self.cluster = Cluster(self.config.cluster, self.config.workers, warn)
             exits.callback(self.cluster.close)
             if self.config.cluster.address:
                 console.print(f"on {self.cluster}", markup=False)
@@ -165,7 +166,7 @@ class _Session:
                 try:
                     self.record.end(error)
                 except OSError as failure:  # less than what ended the run
-                    console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
+                    warn(f"at the end of the run: {failure}")
                 raise
             self.exits = exits.pop_all()
         return self

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import ray
 
+from pipeline.cluster import joining
 from pipeline.cluster.ray_cluster import Cluster
 from pipeline.errors import Interrupted, RetriesExhausted, exit_code
 from pipeline.settings import compose
@@ -21,12 +22,23 @@ CHECKOUT = Path(__file__).parents[3]
 def test_a_ray_that_does_not_start_is_one_sentence(kind, monkeypatch):
     """As Ray raises it on a machine that is too busy; its processes cannot be made late on purpose."""
 
+    told, begun = list[str](), list[subprocess.Popen[bytes]]()
+
     def late(**_: object) -> None:
+        begun.append(subprocess.Popen(["sleep", "600"]))
         raise kind("The current node timed out during startup.\nThis could happen because ...")
 
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(RetriesExhausted, match=r"^Ray did not start \(The current node timed out .*again") as caught:
-        Cluster(compose.load("stage_c", ["scale=micro"]).cluster, 1)
+        Cluster(compose.load("stage_c", ["scale=micro"]).cluster, 1, told.append)
+    assert len(begun) == joining.STARTS
+    assert not any(psutil.pid_exists(process.pid) for process in begun)
+    assert told == [
+        f"Ray did not start (The current node timed out during startup.): it is tried again, {number} of 2"
+        for number in (1, 2)
+    ]
+    for process in begun:
+        process.wait()
     assert exit_code(caught.value) == 5
     assert "\n" not in str(caught.value)
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -88,3 +100,16 @@ def test_a_signal_while_ray_starts_ends_the_run_and_all_of_ray(moment, number, t
     assert said.count("\n") <= 3, said
     assert psutil.wait_procs(seen, timeout=60)[1] == []
     assert list((tmp_path / "root" / "claims").rglob("runs/*.json")) == []
+
+
+def test_a_ray_that_is_late_once_is_tried_again(monkeypatch):
+    told, tries = list[str](), list[object]()
+
+    def late_once(**words: object) -> None:
+        tries.append(words)
+        if len(tries) == 1:
+            raise RuntimeError("late")
+
+    monkeypatch.setattr(ray, "init", late_once)
+    joining.start(compose.load("stage_c", ["scale=micro"]).cluster, told.append)
+    assert (len(tries), told) == (2, ["Ray did not start (late): it is tried again, 1 of 2"])
