@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.settings.keys import flatten
@@ -32,12 +32,18 @@ def typed(command: str) -> dict[str, str]:
 def of_command(conf: str, command: str, invocation: str) -> str:
     """Such as `learning_rate=2e-4 · stage_c micro · 3fa2`, the words cut short where they are many."""
     said = typed(command)
-    changed = [
-        f"{key.rpartition('.')[2]}={value}" for key, value in said.items() if key.partition(".")[0] not in ELSEWHERE
-    ]
+    keys = [key for key in said if key.partition(".")[0] not in ELSEWHERE]
+    changed = [f"{_short(key, keys)}={said[key]}" for key in keys]
     what = " ".join([conf, *([said["scale"]] if "scale" in said else [])])
     end = f" · {what} · {invocation[-DIGITS:]}"
     return _cut(" ".join(changed), LONGEST - len(end)) + end if changed else end.removeprefix(" · ")
+
+
+def _short(key: str, others: Collection[str]) -> str:
+    """The shortest end of a dotted key that no other one has."""
+    parts = key.split(".")
+    ends = (".".join(parts[-length:]) for length in range(1, len(parts)))
+    return next((end for end in ends if sum(f".{one}".endswith(f".{end}") for one in others) == 1), key)
 
 
 def _cut(text: str, length: int) -> str:

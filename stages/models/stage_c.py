@@ -99,9 +99,12 @@ class StageCObjective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         text = diffusion.drop(batch["text"], self.null_text, draws.uniform() < self.loss.text_drop)
+        learned = self.stage_c.from_code(batch["latents_c"].float())
+        if self.loss.code_spread:
+            learned = learned + self.loss.code_spread * draws.normal(*learned.shape[1:])
         return diffusion.denoising_loss(
             lambda x, t: self.stage_c(x, t, text),
-            self.stage_c.from_code(batch["latents_c"].float()),
+            learned,
             draws,
             self.loss.timesteps,
             self.weight,

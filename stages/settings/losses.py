@@ -102,6 +102,10 @@ class StageCLoss(DiffusionLoss):
     """Weight of a second error, against a less noisy version of the sample (0.1 in the authors' later script).
 
     It is the squared distance between the noise that is found in both."""
+    code_spread: float = Field(0.0, ge=0.0, le=10.0, exclude_if=lambda spread: spread == 0)
+    """Standard deviation of normal numbers added to the codes that it learns, whose own is about 1; 0: none.
+
+    With few pictures it then learns what lies around and between their codes, instead of each code by heart."""
 
 
 class BaselineLoss(DiffusionLoss):

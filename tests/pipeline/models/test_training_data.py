@@ -189,5 +189,6 @@ def test_what_is_encoded_on_the_way_is_made_of_the_augmented_pictures(tmp_path: 
     parts = [changed.largest.read(8 + at, 2) for at in range(0, 8, 2)]
     for field, whole in after.items():
         np.testing.assert_array_equal(np.concatenate([part[field] for part in parts]), whole)
-    assert as_they_are.held_out and changed.held_out
+    assert as_they_are.held_out
+    assert changed.held_out
     np.testing.assert_array_equal(changed.held_out.read(0, 6)["image"], as_they_are.held_out.read(0, 6)["image"])

@@ -14,6 +14,14 @@ from pipeline.tracking import names
             "python -m pipeline run conf=stage_c scale=micro stage_c.train.learning_rate=2e-4 seed=1",
             "learning_rate=2e-4 seed=1 · stage_c micro · 3fa2",
         ),
+        (
+            "run conf=stage_c stage_b.train.learning_rate=1e-4 stage_c.train.learning_rate=2e-4 seed=1",
+            "stage_b.train.learning_rate=1e-4 stage_c.train.learning_rate=2e-4 seed=1 · stage_c · 3fa2",
+        ),
+        (
+            "run conf=stage_c stage_c.train.phases.0.steps=4 stage_c.train.phases.1.steps=8 limit=3 data.limit=9",
+            "0.steps=4 1.steps=8 limit=3 data.limit=9 · stage_c · 3fa2",
+        ),
         ("python -m pipeline run conf=stage_c --force train_c", "force=train_c · stage_c · 3fa2"),
         ("python -m pipeline run conf=stage_c data.hub_token=canary", "hub_token=*** · stage_c · 3fa2"),
         ("python -m pipeline run conf=stage_c budget.hours=3 cluster.price_per_hour=2", "stage_c · 3fa2"),

@@ -234,6 +234,19 @@ def test_stage_c_sees_the_code_plus_1_over_42_unless_told_otherwise(scaled: bool
     torch.testing.assert_close(objective.stage_c.to_code(objective.stage_c.from_code(code)), code)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
+def test_stage_c_learns_codes_and_what_lies_around_them(spread: float) -> None:
+    """Codes of -1 are zeros: of the noisy sample, the spread and the noise are all that is left."""
+    objective = objective_c(StageCLoss(timesteps="uniform", code_spread=spread))
+    seen = inputs_of(objective.stage_c)
+    with torch.no_grad():
+        objective(batch(2000, code=-1.0), Draws(0, 0, 0, 2000, 2000))
+    x, t, _ = seen[0]
+    abar = diffusion.alpha_bar(t)
+    found = ((x.square().mean(dim=(1, 2, 3)) - (1 - abar)) * abar).sum() / abar.square().sum()  # least squares
+    assert found.item() == pytest.approx(spread**2, rel=0.02, abs=0.01)
+
+
 def test_sampled_codes_are_scaled_back_where_stage_c_is_scaled() -> None:
     torch.testing.assert_close(sampled_c(0.5, 0.0, 1.0), 42 * sampled_c(0.5, 0.0, 1.0, scaled=False) - 1)
 
