@@ -163,8 +163,10 @@ def _passing(tally: Tally, frame: Frame, seed: int, removed: Set[str], per_pictu
             raise DataError(f"data.metadata: {part.config.metadata or part.config.source} holds no rows")
         if passed == 0:
             reasons = ", ".join(f"{reason} removed {count}" for reason, count in left_out.counts.items() if count)
+            remedy = "loosen these" if any(left_out.counts[name] for name in rules) else "mend the rows"
             raise DataError(
-                f"data.filters: none of {tally.read} rows passes: {reasons}; loosen these or change data.metadata"
+                f"data.filters: none of {tally.read} rows passes: {reasons}; {remedy}, or change data.metadata; the "
+                f"first: {'; '.join(left_out.examples(1)[:3])}"
             )
 
 
