@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from datasets.config import DataError
 from datasets.left_out import LeftOut
 from datasets.source_settings import FolderConfig
+from datasets.sources import laion
 from datasets.sources.captions import BOM, captions
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
@@ -153,7 +154,7 @@ def _rows(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[R
     read = {".parquet": _of_parquet, ".jsonl": _of_json}.get(kind, _of_csv)
     try:
         yield from read(name, file, encoding, left_out)
-    except (TypeError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         hint = _hint(file.read_bytes()) if isinstance(error, UnicodeError) else ""
         raise DataError(
@@ -264,14 +265,10 @@ def _of_parquet(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iter
         file_column, caption_column = _columns(table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(columns=[file_column, caption_column]):
-            for row in batch.to_pylist():
+            columns = (laion.texts(batch[name]).to_pylist() for name in (file_column, caption_column))
+            for called, caption in zip(*columns, strict=True):
                 number += 1
-                called = row[file_column]
-                yield (
-                    f"{name} row {number}",
-                    os.fsdecode(called) if isinstance(called, bytes) else called,
-                    row[caption_column],
-                )
+                yield f"{name} row {number}", os.fsdecode(called) if isinstance(called, bytes) else called, caption
 
 
 def _lines(file: Path, encoding: str) -> TextIO:

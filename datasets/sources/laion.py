@@ -34,6 +34,7 @@ _ALIASES = {  # other names of a column, by ours, which count where LAION's own 
 _TEXTS = ("url", "caption", "licence", "origin")
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _BATCH_ROWS = 1 << 16
+_LISTS = pa.large_list(pa.large_binary())
 _HELP = {
     "data.metadata": "give files with LAION's columns, or set the rules of data.filters that need them to null"
     " (data.scores brings AESTHETIC_SCORE from another table, data.scorer computes it for views)",
@@ -136,11 +137,11 @@ def renamed(table: pa.Table, left_out: LeftOut | None = None) -> pa.Table:
     for ours in COLUMNS:
         kind = pa.large_binary() if ours in _TEXTS else pa.float64()
         column = table[theirs[ours]] if ours in theirs else pa.nulls(table.num_rows, kind)
-        if pa.types.is_dictionary(column.type):
-            column = pc.cast(column, column.type.value_type)
         if ours in _TEXTS:
+            column = texts(column)
             columns[ours] = column if _is_list(column.type) else _as_bytes(column)
         else:
+            column = _plain(column)
             number = pc.cast(_digits(column) if is_text(column.type) else column, pa.float64())
             columns[ours] = pc.if_else(_is_none(number, ours), None, number)
     return _a_row_each(pa.table(columns), left_out or LeftOut())
@@ -150,8 +151,7 @@ def _a_row_each(table: pa.Table, left_out: LeftOut) -> pa.Table:
     """A table in which each row has one caption."""
     if not _is_list(table["caption"].type):
         return table
-    kind = pa.large_list(pa.large_binary())
-    lists = pa.array(pc.cast(table["caption"], kind).to_pylist(), kind)  # fixed lengths have something in null ones too
+    lists = pa.array(table["caption"].to_pylist(), _LISTS)  # those of fixed lengths have something in null ones too
     empty = table.filter(pc.equal(pc.fill_null(pc.list_value_length(lists), 0), 0))
     urls = ((url or b"").decode(errors="replace") for url in empty["url"].to_pylist())
     left_out.add_all("no_caption", urls, empty.num_rows, "its list of captions is empty")
@@ -164,6 +164,22 @@ def _is_none(number: pa.ChunkedArray, ours: str) -> pa.ChunkedArray:
     """Where a number is none; a picture of 0 px is one whose size nobody knew."""
     nan = pc.is_nan(number)
     return pc.or_(nan, pc.less_equal(number, 0)) if ours in ("width", "height") else nan
+
+
+def texts(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """A column of texts, or of lists of these, in bytes: some are no UTF-8, which Arrow would not make texts of.
+
+    Others as they are.
+    """
+    column = _plain(column)
+    if is_text(column.type):
+        return _as_bytes(column)
+    return pc.cast(column, _LISTS) if _fits(column.type, "caption") and _is_list(column.type) else column
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """A column without its dictionary."""
+    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -183,7 +183,10 @@ def test_lines_are_counted_from_the_first_of_the_file(mine):
     assert read(mine)[1].examples(1)[0].startswith("metadata.csv line 5: it has 3 fields")
 
 
-def test_names_may_be_bytes(mine):
-    rows = {"file_name": pa.array([b"x.png"], pa.binary()), "text": pa.array([b"a cat"], pa.binary())}
+def test_names_may_be_bytes_and_one_text_that_is_no_utf_8_costs_its_row(mine):
+    rows = {"file_name": pa.array([b"x.png", b"red_foxes/y-2.png"], pa.binary())}
+    rows["text"] = pa.array([b"a cat", b"F\xfcchse"], pa.binary()).view(pa.string())
     pq.write_table(pa.table(rows), mine / "metadata.parquet")
-    assert read(mine)[0] == {"x.png": ["a cat"]}
+    found, left_out = read(mine)
+    assert found == {"x.png": ["a cat"]}
+    assert left_out.examples(1) == ["metadata.parquet row 2: its caption is no UTF-8 (invalid start byte at byte 1)"]
