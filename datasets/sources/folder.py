@@ -200,7 +200,7 @@ def is_picture(name: str) -> bool:
 def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> Iterator[tuple[str, str]]:
     """Names of pictures with their captions, a pair a caption."""
     found = {name: file for name, file in files.items() if is_picture(name)}
-    captioned, told = set(), set()  # those without a caption whose row or text says why are told already
+    captioned, told = set[str](), set[str]()  # those without a caption whose row or text says why are told already
     for name, captions in folder_captions.of_tables(files, found, config, left_out):
         (captioned if captions else told).add(name)
         yield from ((name, caption) for caption in captions)
