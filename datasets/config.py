@@ -1,5 +1,6 @@
 """Settings of the data plane, checked when they are built. Imports nothing heavy: `plan` stays quick."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -14,6 +15,12 @@ from settings import FILES, MANNER, Settings, Share, Text
 def _allowed(entry: str) -> str:
     Allowed([entry])
     return entry
+
+
+def _is_proxy(uri: str) -> str:
+    if not re.fullmatch(r"http://[^\s/@?#]+:[0-9]+/?", uri):
+        raise ValueError(f"{uri!r} is no proxy that is asked by HTTP; give http://HOST:PORT")
+    return uri
 
 
 Pixels = Annotated[int, Field(ge=1, le=10**10)]
@@ -88,7 +95,7 @@ class DownloadConfig(Settings):
     Never link-local ones, nor those at which clouds tell their machines' keys."""
     private_addresses: bool = False
     """Whether hosts on all private and loopback addresses may be asked; `allow` names single ones."""
-    proxy: Annotated[str, Field(pattern=r"^http://[^\s/@?#]+:[0-9]+/?$", max_length=500)] | None = None
+    proxy: Annotated[Text, AfterValidator(_is_proxy)] | None = None
     """Proxy that is asked for what is on public addresses, `http://HOST:PORT`; null: none, also of the environment.
 
     Names that do not resolve here are left to it."""

@@ -9,7 +9,7 @@ from functools import cache
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from datasets.buckets import Size
 from datasets.config import ImageConfig
@@ -17,6 +17,7 @@ from datasets.outcomes import Lost, Outcome
 
 FETCHED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")  # the first picture of an animation; Pillow knows 40 more
 HEIF = "HEIF"  # one more where a decoder is installed: `_formats`
+_HEIF_STARTS = [b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")]
 STORED_FORMATS = ("PNG", "JPEG")
 SRGB = ImageCms.createProfile("sRGB")
 SUFFIXES = (
@@ -163,10 +164,10 @@ def _opened(file: BinaryIO) -> Image.Image:
     except Exception as error:
         file.seek(0)
         start = file.read(12)
-        hint = ""
-        if start[4:8] == b"ftyp" and HEIF not in _formats():
-            hint = "; HEIC needs the package pillow-heif"
-        raise Lost(Outcome.NOT_AN_IMAGE, f"starts with {start[:8]!r}{hint}") from error
+        told = f"none of {', '.join(_formats())}" if isinstance(error, UnidentifiedImageError) else str(error)
+        if start[4:] in _HEIF_STARTS and HEIF not in _formats():
+            told = "HEIC needs the package pillow-heif"
+        raise Lost(Outcome.NOT_AN_IMAGE, f"starts with {start[:8]!r}; {told}") from error
 
 
 @cache
@@ -185,10 +186,22 @@ def _upright(body: bytes, max_pixels: int) -> Image.Image:
         raise Lost(Outcome.TOO_MANY_PIXELS, f"{picture.width} x {picture.height} px")
     try:
         picture.load()
+        _know_the_clear_colour(picture, body)
         ImageOps.exif_transpose(picture, in_place=True)
         return picture
     except Exception as error:  # decoders raise anything over hostile bytes; it costs one picture
         raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def _know_the_clear_colour(picture: Image.Image, body: bytes) -> None:
+    """A PNG's, in the bits of its pixels: Pillow hands it on in those of the file, but keeps 16 in grey alone."""
+    clear = picture.info.get("transparency")
+    if picture.format == "PNG" and picture.mode in ("L", "RGB") and clear is not None:
+        depth = body[24]  # IHDR's, the first chunk
+        values = [
+            value >> 8 if depth == 16 else value * 255 // (2**depth - 1) for value in np.atleast_1d(clear).tolist()
+        ]
+        picture.info["transparency"] = tuple(values) if picture.mode == "RGB" else values[0]
 
 
 def _or_broken(convert: Callable[[Image.Image], Image.Image]) -> Callable[[Image.Image], Image.Image]:

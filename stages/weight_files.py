@@ -39,7 +39,7 @@ OTHERS = {
     "Stable Cascade's Stage C": ("clip_txt_pooled_mapper.weight", "clip_img_mapper.weight"),
 }
 WRAPPERS = re.compile(r"\b(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")  # anywhere in a name
-AVERAGED = re.compile(r"(^|_)ema(_|$)")
+AVERAGED = re.compile(r"(^|_)(ema|averaged|swa|shadow)(_|$)", re.IGNORECASE)
 DEEPEST = 5  # sections of a file that are looked into
 SAFE = ".safetensors"
 SUFFIXES = (SAFE, ".bin", ".pt", ".pth", ".ckpt")  # the better first

@@ -18,6 +18,7 @@ _DIRECTIVES = {
 }  # fmt: skip
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _SEPARATORS = re.compile("[,;]")  # the second is in no specification, and in no value either
+_QUOTES = re.compile("[\"']")  # nor are these, nor blanks between directives
 _AGENT = re.compile(rf"(?!\d{{1,4}}\b)({_TOKEN}+)(/\S*)?")  # a product's name (RFC 9110); no part of a date
 _ROBOT = re.compile("bot|spider|crawl")
 _EVERYBODY = "*"
@@ -38,30 +39,33 @@ def reservation(headers: Message, products: Set[str]) -> str | None:
         for agent, directive in _directives(line, products):
             if (agent is None or agent == _EVERYBODY or agent in products) and directive in OPT_OUTS:
                 return f"X-Robots-Tag: {directive}"
-    reserved = (value.strip() for line in headers.get_all("TDM-Reservation", ()) for value in _SEPARATORS.split(line))
+    lines = (_QUOTES.sub("", line) for line in headers.get_all("TDM-Reservation", ()))
+    reserved = (value.strip() for line in lines for value in _SEPARATORS.split(line))
     return "TDM-Reservation: 1" if "1" in reserved else None
 
 
 def _directives(line: str, products: Set[str]) -> Iterator[tuple[str | None, str]]:
     """Each directive of a header with whom it is meant for (None: everybody), in lower case, without its value."""
     agent = None
-    for part in _SEPARATORS.split(line.lower()):
-        name, colon, rest = (piece.strip() for piece in part.partition(":"))
-        while colon and (named := _agent(name, rest, products)):
-            agent = named
-            name, colon, rest = (piece.strip() for piece in rest.partition(":"))
-        yield agent, name
+    for part in _SEPARATORS.split(_QUOTES.sub(" ", line.lower())):
+        words = [word.strip() for word in part.split(":")]
+        for word, following in zip(words, (*words[1:], None), strict=True):
+            if following is not None and (named := _agent(word, following, products)):
+                agent = named
+                continue
+            yield from ((agent, directive) for directive in word.split())
+            if word in _WITH_VALUE:
+                break
 
 
-def _agent(name: str, rest: str, products: Set[str]) -> str | None:
-    """Whom the word before a colon names; None where it is a directive with a value, or part of a date.
+def _agent(name: str, following: str, products: Set[str]) -> str | None:
+    """Whom the word before a colon names; None where it is a directive, or part of a date.
 
     A word that nobody knows, before another that nobody knows, is taken for a directive: what comes after it then still
     counts for everybody.
     """
     match = _AGENT.fullmatch(name)
-    if not match or name in _WITH_VALUE:
+    if not match or name in _DIRECTIVES:
         return None
-    following = rest.partition(":")[0].strip()
     named = match[1] in products or _ROBOT.search(name) or not following or following in _DIRECTIVES
     return match[1] if named else None

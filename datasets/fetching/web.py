@@ -41,8 +41,10 @@ CHUNK = 1 << 16
 MAX_REDIRECTS = 5
 MAX_TRIES = 10  # of a URL, where its host has enough
 PACKED = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}  # zlib's names of the formats that a coding may mean
+GZIP = b"\x1f\x8b"  # the start of a part; there may be several, one after the other (RFC 1952, 2.2)
 _STATUS = {401: Outcome.DENIED, 403: Outcome.DENIED, 404: Outcome.GONE, 410: Outcome.GONE}
 _STATUS |= {429: Outcome.THROTTLED, 451: Outcome.DENIED}
+_STATUS |= {408: Outcome.TIMEOUT, 425: Outcome.SERVER_ERROR}  # as the server's own, these pass
 _ENOUGH = (429, 503)  # what a server answers that is asked too often
 _ON_THE_WEB = re.compile(r"([a-z0-9_-]+\.)+(?!local$|localdomain$|internal$|arpa$|lan$|home$|corp$)[a-z][a-z0-9-]*")
 _ONE_AT_A_TIME = threading.Lock()
@@ -244,7 +246,7 @@ class _Http(urllib.request.AbstractHTTPHandler):
         body = b"".join(parts)
         if not body:  # as of redirects, whatever they say of its coding
             return body
-        for coding in reversed(response.headers.get("Content-Encoding", "").lower().split(",")):
+        for coding in reversed(",".join(response.headers.get_all("Content-Encoding", ())).lower().split(",")):
             body = _unpacked(body, coding.strip(), limit)
         return body
 
@@ -288,13 +290,16 @@ def _unpacked(body: bytes, coding: str, limit: int) -> bytes:
         Lost: it is longer, or ends too early.
     """
     for form in PACKED.get(coding, ()):
-        unpacker = zlib.decompressobj(form)
         with contextlib.suppress(zlib.error):  # many a server says so of what it sends as it is
-            content = unpacker.decompress(body, limit + 1)
-            if len(content) > limit:
-                raise Lost(Outcome.TOO_BIG, f"more than {limit} bytes when unpacked")
-            if not unpacker.eof:
-                raise Lost(Outcome.TRUNCATED, f"{len(body)} bytes of {coding} without their end")
+            content, rest = b"", body
+            while rest:
+                unpacker = zlib.decompressobj(form)
+                content += unpacker.decompress(rest, limit + 1 - len(content))
+                if len(content) > limit:
+                    raise Lost(Outcome.TOO_BIG, f"more than {limit} bytes when unpacked")
+                if not unpacker.eof:
+                    raise Lost(Outcome.TRUNCATED, f"{len(body)} bytes of {coding} without their end")
+                rest = unpacker.unused_data if unpacker.unused_data.startswith(GZIP) else b""
             return content
     return body
 

@@ -280,11 +280,12 @@ def holds(folder: str, besides: Container[str] = ()) -> bool:
 def matching(path: str, suffix: str | tuple[str, ...]) -> dict[str, str]:
     """The files that a file, folder, pattern (`*`) or URI stands for, sorted: path by name relative to the folder.
 
-    A folder stands for all files below it that end in `suffix`, or one of several; empty where there is none. A file
-    that is named stands for itself: its content tells what it is. Hidden files, and those in hidden folders, are none
-    unless they are named. What is there under a name with `*` in it is no pattern.
+    A folder stands for all files below it that end in `suffix`, or one of several, in any mix of cases. A file that is
+    named stands for itself: its content tells what it is. Hidden files and folders are none unless they are named, nor
+    is what writers of Parquet keep in `_folders`. What is there under a name with `*` in it is no pattern.
     """
     path = absolute(path)
+    hidden = re.compile(r"(^|/)(\.|_[^/]*/)" if suffix == ".parquet" else r"(^|/)\.")
     if "*" in path and (is_remote(path) or not os.path.exists(path)):
         folder, _, pattern = path.partition("*")
         folder, _, start = folder.rpartition("/")
@@ -293,8 +294,8 @@ def matching(path: str, suffix: str | tuple[str, ...]) -> dict[str, str]:
         folder, _, name = path.rpartition("/")
         return {name: path}
     else:
-        folder, names = path, [name for name in listing(path) if name.endswith(suffix)]
-    return {name: join(folder, name) for name in names if not any(part[0] == "." for part in name.split("/"))}
+        folder, names = path, [name for name in listing(path) if name.lower().endswith(suffix)]
+    return {name: join(folder, name) for name in names if not hidden.search(name)}
 
 
 def is_file(path: str) -> bool:

@@ -163,8 +163,10 @@ def _passing(tally: Tally, frame: Frame, seed: int, removed: Set[str], per_pictu
             raise DataError(f"data.metadata: {part.config.metadata or part.config.source} holds no rows")
         if passed == 0:
             reasons = ", ".join(f"{reason} removed {count}" for reason, count in left_out.counts.items() if count)
+            remedy = "loosen these" if any(left_out.counts[name] for name in rules) else "mend the rows"
             raise DataError(
-                f"data.filters: none of {tally.read} rows passes: {reasons}; loosen these or change data.metadata"
+                f"data.filters: none of {tally.read} rows passes: {reasons}; {remedy}, or give others; the first: "
+                f"{'; '.join(left_out.examples(1)[:3])}"
             )
 
 
@@ -224,15 +226,19 @@ def removals(path: str | None, named_by: str = "data.removed") -> frozenset[str]
     """
     if path is None:
         return frozenset()
-    if not storage.exists(path):
+    if not storage.is_file(path):
         raise DataError(f"{named_by}: there is no file {path}; give a text file with a key or a URL a line")
+    try:
+        lines = storage.read(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{named_by}: {path} is not in UTF-8; save it in that encoding") from None
     found = set()
-    for number, line in enumerate(storage.read(path).decode().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         word = line.strip()
         if not word or word.startswith("#"):
             continue
         try:
-            found.add(word if re.fullmatch("[0-9a-f]{32}", word) else normalised_url(word))
+            found.add(word.lower() if re.fullmatch("[0-9a-fA-F]{32}", word) else normalised_url(word))
         except ValueError:
             raise DataError(f"{named_by}: line {number} of {path} is neither a key nor a URL: {word!r}") from None
     return frozenset(found)

@@ -26,7 +26,7 @@ from datasets.planning.spill import Spill
 from datasets.sources import laion
 
 COLUMNS = ("re_caption", "recaption", "caption", "captions", "text")  # the first one that a table has
-_NAMES = ("url", "key")  # by which rows name their pictures, the first one that a table has
+_NAMES = ("url", "image_url", "key")  # by which rows name their pictures, the first one that a table has
 _BATCH_ROWS = 1 << 14
 _SHIFT = 32  # bits of a picture's place in its shard
 
@@ -83,11 +83,13 @@ def check(config: RecapConfig, key: str) -> tuple[str, str]:
     theirs = {name.lower(): name for name in reversed(schema.names)}
     by = next((name for name in _NAMES if name in theirs), None)
     if by is None:
-        raise DataError(f"{key}.path: {path} has no column url or key, only {', '.join(schema.names)}")
+        raise DataError(f"{key}.path: {path} has no column {' or '.join(_NAMES)}, only {', '.join(schema.names)}")
     column = config.column or next((theirs[name] for name in COLUMNS if name in theirs), None)
     if column is None or column not in schema.names:
         told = f"no column {config.column or ' or '.join(COLUMNS)}, only {', '.join(schema.names)}"
         raise DataError(f"{key}.path: {path} has {told}; give {key}.column")
+    if twice := [name for name in (theirs[by], column) if schema.names.count(name) > 1]:
+        raise DataError(f"{key}.path: {path} has several columns {twice[0]}; give a table with one of each name")
     kind = schema.field(column).type
     if not laion.is_text(getattr(kind, "value_type", kind)):
         raise DataError(f"{key}.column: {column} of {path} is {kind}, no text and no list of texts; give another")
@@ -107,10 +109,12 @@ def _rows(config: RecapConfig, key: str, by: str, column: str) -> Iterator[pa.Ta
         try:
             with storage.opened(path) as source, pq.ParquetFile(source) as file:
                 theirs = {name.lower(): name for name in reversed(file.schema_arrow.names)}
-                if by not in theirs or column not in file.schema_arrow.names:
-                    raise DataError(f"{key}.path: {path} lacks the column {by} or {column}, which the first file has")
-                for batch in file.iter_batches(_BATCH_ROWS, columns=[theirs[by], column]):
-                    yield pa.table({"name": batch[theirs[by]], "caption": batch[column]})
+                taken = {"name": theirs.get(by), "caption": column}
+                if any(file.schema_arrow.names.count(name) != 1 for name in taken.values()):
+                    told = f"has not one column {by} and one {column} each, as the first file has"
+                    raise DataError(f"{key}.path: {path} {told}")
+                for batch in file.iter_batches(_BATCH_ROWS, columns=list(taken.values())):
+                    yield pa.table({ours: laion.texts(batch[name]) for ours, name in taken.items()})
         except pa.ArrowException as error:
             raise laion.unreadable(path, error, f"{key}.path") from error
 

@@ -1,10 +1,14 @@
 """What others have written where a caption or a number should stand."""
 
 import math
+from collections.abc import Iterable
 
 from datasets.left_out import LeftOut
 
 SHOWN = 60  # characters of a value in a sentence
+BOM = "\ufeff"
+
+_Loss = tuple[str, str]  # cause and sentence
 
 
 def captions(value: object, left_out: LeftOut, place: object) -> list[str]:
@@ -13,28 +17,44 @@ def captions(value: object, left_out: LeftOut, place: object) -> list[str]:
     `no_caption`: there is nothing, or a blank text. `no_text`: a number, an object or another thing that nobody has
     written as a caption. `encoding`: bytes that are no UTF-8.
     """
-    if isinstance(value, list | tuple) and value:
-        return [text for part in value for text in _one(part, left_out, place)]
-    return _one(value, left_out, place)
+    return first([value], left_out, place)
 
 
-def _one(value: object, left_out: LeftOut, place: object) -> list[str]:
+def first(values: Iterable[object], left_out: LeftOut, place: object) -> list[str]:
+    """The `captions` of the first value that has any; where none has, the first that is more than a blank tells why."""
+
+    def rank(found: tuple[list[str], list[_Loss]]) -> int:
+        return 0 if found[0] else 1 + all(cause == "no_caption" for cause, _ in found[1])
+
+    texts, losses = min([_parts(value) for value in values] or [_parts(None)], key=rank)
+    for cause, sentence in losses:
+        left_out.add(cause, place, sentence)
+    return texts
+
+
+def _parts(value: object) -> tuple[list[str], list[_Loss]]:
+    """The captions in a value, and why others of its parts are none."""
+    parts = [_one(part) for part in (value if isinstance(value, list | tuple) and value else [value])]
+    return [part for part in parts if isinstance(part, str)], [part for part in parts if not isinstance(part, str)]
+
+
+def _one(value: object) -> str | _Loss:
     if isinstance(value, bytes):
         try:
             value = value.decode()
         except UnicodeDecodeError as error:
-            left_out.add("encoding", place, f"its caption is no UTF-8 ({error.reason} at byte {error.start})")
-            return []
+            return "encoding", f"its caption is no UTF-8 ({error.reason} at byte {error.start})"
     if isinstance(value, str):
-        if value.strip():
-            return [value]
-        left_out.add("no_caption", place, "its caption is blank")
-    elif value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
-        left_out.add("no_caption", place, "it has no caption")
-    else:
-        shown = repr(value)[:SHOWN]
-        left_out.add("no_text", place, f"its caption is no text but {type(value).__name__} {shown}")
-    return []
+        said = value.removeprefix(BOM)
+        return said if said.strip() else ("no_caption", "its caption is blank")
+    if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
+        return "no_caption", "it has no caption"
+    return "no_text", f"its caption is no text but {type(value).__name__} {repr(value)[:SHOWN]}"
+
+
+def text(value: object) -> str | None:
+    """A foreign text that is no caption, such as a licence, which may be a number; None for what is none."""
+    return (str(value) or None) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def number(value: object) -> float | None:

@@ -7,7 +7,7 @@ from a local folder (`datasets.sources.folder`). Each picture's licence stands i
 import codecs
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,7 +19,7 @@ from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.source_settings import CocoCaptionsConfig
 from datasets.sources import folder
-from datasets.sources.captions import captions, number
+from datasets.sources.captions import captions, number, text
 from datasets.sources.loopback import Hosts
 
 KEY = "data.coco_captions"
@@ -31,6 +31,9 @@ LICENCE = {
 }
 
 _EDGE = 1 << 10  # bytes
+_NAMED = "captions_"  # what files of captions are called, beside which others of COCO's lie
+
+Local = Mapping[str, list[str]]  # pictures of the local folder by their file names
 
 
 def tables(config: CocoCaptionsConfig, left_out: LeftOut) -> Iterator[pa.Table]:
@@ -41,7 +44,10 @@ def tables(config: CocoCaptionsConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     that is none).
     """
     names = _names(config.pictures)
-    for file, path in _files(config).items():
+    files = _files(config)
+    for file in sorted(_all(config).keys() - files.keys()):
+        left_out.pass_over(".json", file, f"beside {_NAMED}*.json, other files hold no captions")
+    for file, path in files.items():
         rows = _rows(file, path, config.url, names, left_out)
         if not rows:
             raise DataError(
@@ -57,9 +63,10 @@ def hosts(config: CocoCaptionsConfig) -> AbstractContextManager[Hosts]:
 
 def identity(config: CocoCaptionsConfig) -> dict[str, Any]:
     """The settings, with the files for their paths; a first file cut short is refused here."""
-    _check(next(iter(_files(config).values())))
+    files = _files(config)
+    _check(next(iter(files.values())))
     pictures = config.pictures and folder.content(config.pictures, f"{KEY}.pictures")
-    return {"url": config.url, "annotations": Named(_files(config)), "pictures": pictures}
+    return {"url": config.url, "annotations": Named(files), "pictures": pictures}
 
 
 def licence(config: CocoCaptionsConfig) -> dict[str, str | None]:
@@ -68,6 +75,12 @@ def licence(config: CocoCaptionsConfig) -> dict[str, str | None]:
 
 
 def _files(config: CocoCaptionsConfig) -> dict[str, str]:
+    """The files of captions: those that are called so, where there are any."""
+    files = _all(config)
+    return {name: path for name, path in files.items() if posixpath.basename(name).startswith(_NAMED)} or files
+
+
+def _all(config: CocoCaptionsConfig) -> dict[str, str]:
     files = storage.matching(config.annotations, ".json")
     if not files:
         raise DataError(f"{KEY}.annotations: there is no .json file at {config.annotations}; give captions_*.json")
@@ -84,30 +97,39 @@ def _check(path: str) -> None:
         raise DataError(f"{KEY}.annotations: {path} {what}; give captions_*.json, or fetch it again")
 
 
-def _names(pictures: str | None) -> dict[str, str] | None:
-    """Where below the local folder each picture lies, by its file name: COCO's are unique."""
+def _names(pictures: str | None) -> Local | None:
+    """Where below the local folder pictures lie, by the last part of their names."""
     if pictures is None:
         return None
-    files = folder.listing(pictures, f"{KEY}.pictures")
-    return {posixpath.basename(name): name for name in files if folder.is_picture(name)}
+    found: dict[str, list[str]] = {}
+    for name in filter(folder.is_picture, folder.listing(pictures, f"{KEY}.pictures")):
+        found.setdefault(posixpath.basename(name), []).append(name)
+    return found
 
 
-def _rows(file: str, path: str, url: str, names: dict[str, str] | None, left_out: LeftOut) -> list[dict[str, Any]]:
+def _found(called: object, names: Local) -> list[str]:
+    """The local pictures that a file_name may mean, with or without the folders that they lie in."""
+    if not isinstance(called, str):
+        return []
+    there = names.get(posixpath.basename(called), [])
+    return [name for name in there if f"/{name}".endswith(f"/{called}")] or there
+
+
+def _rows(file: str, path: str, url: str, names: Local | None, left_out: LeftOut) -> list[dict[str, Any]]:
     """The captions of a file with their pictures."""
     try:
         content = json.loads(storage.read(path))
+        if not isinstance(content, dict):
+            raise TypeError("it is no object")
         lists = [content.get("licenses", []), content["images"], content["annotations"]]
         if not all(isinstance(found, list) for found in lists):
             raise TypeError("its licenses, images or annotations are no list")
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise DataError(
             f"{KEY}.annotations: {path} is no JSON of COCO captions ({reason}); give captions_*.json"
         ) from error
-    licences = {
-        str(item["id"]): f"{item.get('name')} ({item.get('url')})"
-        for _, item in _objects(f"{file} license", lists[0], "id")
-    }
+    licences = {str(item["id"]): _licence(item) for _, item in _objects(f"{file} license", lists[0], "id")}
     images = {image["id"]: image for _, image in _objects(f"{file} image", lists[1], "id", left_out)}
     rows: list[dict[str, Any]] = []
     captioned = set()
@@ -119,12 +141,14 @@ def _rows(file: str, path: str, url: str, names: dict[str, str] | None, left_out
         captioned.add(image["id"])
         about = _about(image, url, names, licences)
         if about is None:
-            where = f"{url}={image.get(url)}" if names is None else "it is not in the local folder"
+            where = (
+                f"{url}={image.get(url)}" if names is None else "it is not in the local folder, or there several times"
+            )
             left_out.add("no_picture", place, f"no picture {image.get('file_name')}: {where}")
             continue
         rows += [
-            {**about, "TEXT": text.encode(errors="replace")}  # JSON can spell halves of characters
-            for text in captions(annotation.get("caption"), left_out, place)
+            {**about, "TEXT": caption.encode(errors="replace")}  # JSON can spell halves of characters
+            for caption in captions(annotation.get("caption"), left_out, place)
         ]
     for image_id in images.keys() - captioned:
         left_out.add("no_caption", f"{file} image {image_id}", "no annotation names it")
@@ -142,13 +166,18 @@ def _objects(
             left_out.add("no_row", f"{what} {place}", f"it is no object with {key}")
 
 
+def _licence(item: dict[str, Any]) -> str | None:
+    """A licence as the file has it: `name (url)`, or what is there of these."""
+    name, url = text(item.get("name")), text(item.get("url"))
+    return f"{name} ({url})" if name and url else name or url
+
+
 def _about(
-    image: dict[str, Any], url: str, names: dict[str, str] | None, licences: dict[Any, str]
+    image: dict[str, Any], url: str, names: Local | None, licences: Mapping[str, str | None]
 ) -> dict[str, Any] | None:
     """A picture's columns; None where nobody knows where it is."""
-    called = image.get("file_name")
-    name = names.get(called) if names is not None and isinstance(called, str) else None
-    place = folder.url(name) if name else None if names is not None else image.get(url)
+    local = None if names is None else _found(image.get("file_name"), names)
+    place = image.get(url) if local is None else folder.url(local[0]) if len(local) == 1 else None
     if not isinstance(place, str):
         return None
     return {
@@ -156,5 +185,5 @@ def _about(
         "WIDTH": number(image.get("width")),
         "HEIGHT": number(image.get("height")),
         "LICENSE": licences.get(str(image.get("license"))),
-        "ORIGINAL_URL": image.get(url) if name else None,
+        "ORIGINAL_URL": image.get(url) if local else None,
     }

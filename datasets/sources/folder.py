@@ -157,7 +157,7 @@ def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool =
             name for name in sorted(folders) if _is_entered(Path(place, name), root, entered, follow, left_out)
         ]
         below = os.path.relpath(place, root).replace(os.sep, "/")
-        for own in sorted(names):  # by strings: of many files, making paths of them takes most of the time
+        for own in sorted(names, key=_nfc_first):  # by strings: making paths of many files takes most of the time
             file, name = (
                 os.path.join(place, own),
                 unicodedata.normalize("NFC", own if below == "." else f"{below}/{own}"),
@@ -172,6 +172,8 @@ def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool =
                 kind = posixpath.splitext(name)[1].lower() or "no suffix"
                 told = f"neither picture ({' '.join(pictures.SUFFIXES)}) nor caption (.txt .caption, metadata.csv)"
                 left_out.pass_over(kind, name, told)
+            elif name in files:
+                left_out.add("duplicate", name, "another file has this name in another spelling by Unicode; rename one")
             else:
                 files[name] = Path(file)
     if not any(map(is_picture, files)):
@@ -179,6 +181,11 @@ def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool =
         told = f" ({found})" if found else ""
         raise DataError(f"{key}: there are no pictures in {path}{told}; give the folder that holds them")
     return files
+
+
+def _nfc_first(name: str) -> tuple[bool, str]:
+    """In the order of names, after those that are spelt in NFC, as `_served` looks for them."""
+    return not (name.isascii() or unicodedata.is_normalized("NFC", name)), name
 
 
 def _is_followed(link: Path, root: Path, follow: bool) -> bool:
@@ -193,19 +200,18 @@ def is_picture(name: str) -> bool:
 def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> Iterator[tuple[str, str]]:
     """Names of pictures with their captions, a pair a caption."""
     found = {name: file for name, file in files.items() if is_picture(name)}
-    named = set()
+    captioned, told = set[str](), set[str]()  # those without a caption whose row or text says why are told already
     for name, captions in folder_captions.of_tables(files, found, config, left_out):
-        named.add(name)
+        (captioned if captions else told).add(name)
         yield from ((name, caption) for caption in captions)
-    texts = folder_captions.beside(files, found, named, config, left_out)
-    for name in sorted(found.keys() - named):
-        if name in texts:
-            yield from ((name, caption) for caption in texts[name])
-            continue
+    for name, captions in folder_captions.beside(files, found, captioned, config, left_out).items():
+        (captioned if captions else told).add(name)
+        yield from ((name, caption) for caption in captions)
+    for name in sorted(found.keys() - captioned):
         caption = config.uncaptioned != "left_out" and folder_captions.of_name(name, config.uncaptioned)
         if caption:
             yield name, caption
-        else:
+        elif name not in told:
             left_out.add("no_caption", name, "there is no caption beside it, and none in a table")
 
 

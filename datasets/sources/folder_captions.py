@@ -5,8 +5,11 @@ metadata.csv, .tsv         with a header; commas, semicolons or tabs
 metadata.jsonl, .parquet   an object or a row a picture
 """
 
+import codecs
+import contextlib
 import csv
 import json
+import os
 import posixpath
 import re
 import unicodedata
@@ -20,7 +23,8 @@ import pyarrow.parquet as pq
 from datasets.config import DataError
 from datasets.left_out import LeftOut
 from datasets.source_settings import FolderConfig
-from datasets.sources.captions import captions
+from datasets.sources import laion
+from datasets.sources.captions import BOM, captions
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 TEXTS = (".txt", ".caption")  # the first counts where a picture has several
@@ -32,8 +36,7 @@ HELP = (
 )
 _DELIMITERS = (",", ";", "\t")
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
-_BOM = "\ufeff"
-_BLANK = f" \t\r\n{_BOM}"
+_BLANK = f" \t\r\n{BOM}"
 _LONGEST_FIELD = 1 << 24  # characters; csv's own limit refuses long captions
 
 HALF = re.compile("[\udc80-\udcff]")  # bytes that are no text, as `_lines` gives them
@@ -69,35 +72,37 @@ def of_tables(
                 shown = f"there is no picture {file_name}" if isinstance(file_name, str) else f"file_name={file_name!r}"
                 left_out.add("no_picture", place, f"{shown}; names are relative to the table")
             elif isinstance(caption, str) and HALF.search(caption):
-                told = f"its caption is no text in {config.encoding}; give data.folder.encoding, such as cp1252"
-                left_out.add("encoding", place, told)
+                hint = _hint(caption.encode(config.encoding, "surrogateescape"))
+                left_out.add("encoding", place, f"its caption is no text in {config.encoding}{hint}")
                 yield name, []
             else:
                 yield name, captions(caption, left_out, place)
 
 
 def beside(
-    files: Mapping[str, Path], pictures: Mapping[str, Path], named: set[str], config: FolderConfig, left_out: LeftOut
+    files: Mapping[str, Path], pictures: Mapping[str, Path], done: set[str], config: FolderConfig, left_out: LeftOut
 ) -> dict[str, list[str]]:
-    """Captions in text files by their picture, `named` ones, whose captions tables have, left out.
+    """Captions in text files by their picture, of which the first that has any counts; not of those that are `done`.
 
     Left out: `no_picture`, and `encoding` (a file that is no text in `data.folder.encoding`).
     """
     stems: dict[str, list[str]] = {}
     for name in pictures:
         stems.setdefault(posixpath.splitext(name)[0], []).append(name)
-    best: dict[str, str] = {}  # picture: its text file
+    found: dict[str, list[str]] = {}
     for text in sorted(filter(is_text, files), key=_rank):
         stem = posixpath.splitext(text)[0]
         owners = [stem] if stem in pictures else stems.get(stem, [])
-        if not owners:
-            left_out.add("no_picture", text, "there is no picture of that name beside it")
-        elif all(owner in named or owner in best for owner in owners):
+        wanting = [owner for owner in owners if owner not in done and not found.get(owner)]
+        if wanting:
+            found |= dict.fromkeys(wanting, _text(text, files[text], config, left_out))
+        elif owners:
             left_out.pass_over(
                 "captions", text, "another file has the caption of its picture: tables, then .txt, count"
             )
-        best |= {owner: text for owner in owners if owner not in best and owner not in named}
-    return {owner: _text(text, files[text], config, left_out) for owner, text in best.items()}
+        else:
+            left_out.add("no_picture", text, "there is no picture of that name beside it")
+    return found
 
 
 def of_name(name: str, which: str) -> str:
@@ -113,9 +118,14 @@ def _rank(name: str) -> tuple[str, int, bool, str]:
 
 def _text(name: str, file: Path, config: FolderConfig, left_out: LeftOut) -> list[str]:
     try:
-        text = file.read_bytes().decode(config.encoding).removeprefix(_BOM)
-    except (UnicodeError, OSError) as error:
-        left_out.add("encoding", name, f"it is no text in {config.encoding} ({error}); give data.folder.encoding")
+        content = file.read_bytes()
+    except OSError as error:
+        left_out.add("unreadable", name, str(error))
+        return []
+    try:
+        text = _decoded(content, config.encoding)
+    except UnicodeError as error:
+        left_out.add("encoding", name, f"it is no text in {config.encoding} ({error}){_hint(content)}")
         return []
     if config.caption_lines == "joined":
         return captions(text, left_out, name)
@@ -145,28 +155,46 @@ def _rows(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[R
     try:
         yield from read(name, file, encoding, left_out)
     except (KeyError, TypeError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
-        reason = f"no column {error}" if isinstance(error, KeyError) else (str(error).splitlines() or ["?"])[0]
-        hint = "; give data.folder.encoding, such as cp1252" if isinstance(error, UnicodeError) else ""
+        reason = (str(error).splitlines() or ["?"])[0]
+        hint = _hint(file.read_bytes()) if isinstance(error, UnicodeError) else ""
         raise DataError(
             f"data.folder.path: {file} is no table of {FILE_COLUMN} and {CAPTION_COLUMNS[0]}: {reason}{hint}"
         ) from error
 
 
+class _OtherColumns(ValueError):
+    """A table, or a row of it, has no column of files or none of captions."""
+
+
+def _decoded(content: bytes, encoding: str) -> str:
+    """A text as `_lines` reads it: of UTF-16 with its mark, for without one any bytes are some letters."""
+    return codecs.getincrementaldecoder(encoding)().decode(content, final=True)
+
+
+def _hint(content: bytes) -> str:
+    """The encoding that a text may be in, as the end of a sentence."""
+    found = "latin-1"  # which all bytes are
+    for encoding in reversed(("utf-16", "utf-8", "cp1252", "utf-16-le")):
+        with contextlib.suppress(UnicodeError):
+            found = found if "\0" in _decoded(content, encoding) else encoding
+    return f"; give data.folder.encoding, such as {found}"
+
+
 def _columns(names: list[str]) -> tuple[str, str]:
     """A table's columns of files and captions, by its own names."""
     theirs = {str(name).strip().lower(): name for name in reversed(names)}
-    if FILE_COLUMN not in theirs:
-        raise KeyError(FILE_COLUMN)
     caption = next((name for name in CAPTION_COLUMNS if name in theirs), None)
-    if caption is None:
-        raise KeyError(CAPTION_COLUMNS[0])
+    if FILE_COLUMN not in theirs or caption is None:
+        missing = FILE_COLUMN if FILE_COLUMN not in theirs else " or ".join(CAPTION_COLUMNS)
+        raise _OtherColumns(f"it has no column {missing}, only {', '.join(map(str, names)) or 'none'}; call one so")
     return theirs[FILE_COLUMN], theirs[caption]
 
 
 def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_FIELD)
     with _lines(file, encoding) as lines:
-        first = next(filter(str.strip, lines), "").removeprefix(_BOM)
+        before, first = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
+        first = first.removeprefix(BOM)
         first.encode()  # or its columns would seem to be missing
         delimiter = max(_DELIMITERS, key=lambda sign: _header(first, sign).count(FILE_COLUMN))
         header = next(csv.reader([first], delimiter=delimiter), [])
@@ -175,12 +203,12 @@ def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator
         rows = csv.reader(lines, delimiter=delimiter, strict=True)  # or what follows a closing quote would count too
         row: list[str] | None = []
         while row is not None:
-            start, unread = rows.line_num + 2, ""
+            start, unread = before + rows.line_num + 2, ""
             try:
                 row = next(rows, None)
             except csv.Error as error:
                 row, unread = [], f"it cannot be read ({error}); mend its quotes"
-            end = rows.line_num + 1
+            end = before + rows.line_num + 1
             where = f"{name} line {start}" if start == end else f"{name} lines {start} to {end}"
             if unread:
                 left_out.add("fields", where, unread)
@@ -204,14 +232,14 @@ def _of_json(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterato
             if not line.strip(_BLANK):
                 continue
             try:
-                row = _parsed(number, line.removeprefix(_BOM))
+                row = _parsed(number, line.removeprefix(BOM))
             except (TypeError, ValueError) as wrong:  # which costs a row, where others are whole
                 error = error or wrong
                 left_out.add("no_row", where, str(wrong))
                 continue
             try:
                 file_column, caption_column = columns = _columns(list(row))
-            except KeyError as missing:  # of this row; it may be the only one
+            except _OtherColumns as missing:  # of this row; it may be the only one
                 error = error or missing
                 file_column, caption_column = FILE_COLUMN, CAPTION_COLUMNS[0]
             yield where, row.get(file_column), row.get(caption_column)
@@ -237,9 +265,10 @@ def _of_parquet(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iter
         file_column, caption_column = _columns(table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(columns=[file_column, caption_column]):
-            for row in batch.to_pylist():
+            columns = (laion.texts(batch[name]).to_pylist() for name in (file_column, caption_column))
+            for called, caption in zip(*columns, strict=True):
                 number += 1
-                yield f"{name} row {number}", row[file_column], row[caption_column]
+                yield f"{name} row {number}", os.fsdecode(called) if isinstance(called, bytes) else called, caption
 
 
 def _lines(file: Path, encoding: str) -> TextIO:

@@ -34,6 +34,7 @@ _ALIASES = {  # other names of a column, by ours, which count where LAION's own 
 _TEXTS = ("url", "caption", "licence", "origin")
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _BATCH_ROWS = 1 << 16
+_LISTS = pa.large_list(pa.large_binary())
 _HELP = {
     "data.metadata": "give files with LAION's columns, or set the rules of data.filters that need them to null"
     " (data.scores brings AESTHETIC_SCORE from another table, data.scorer computes it for views)",
@@ -125,7 +126,8 @@ def told(taken: Mapping[str, str]) -> str:
 
 
 def renamed(table: pa.Table, left_out: LeftOut | None = None) -> pa.Table:
-    """A table under our names and types: texts as bytes, numbers as float64, NaN and absent columns as nulls.
+    """A table under our names and types: texts as bytes, numbers as float64; NaN, sizes of nothing and absent columns
+    as nulls.
 
     LAION's files differ in their number types, and some texts in them are no valid UTF-8. Where a caption is a list,
     each of its texts gets a row.
@@ -135,13 +137,13 @@ def renamed(table: pa.Table, left_out: LeftOut | None = None) -> pa.Table:
     for ours in COLUMNS:
         kind = pa.large_binary() if ours in _TEXTS else pa.float64()
         column = table[theirs[ours]] if ours in theirs else pa.nulls(table.num_rows, kind)
-        if pa.types.is_dictionary(column.type):
-            column = pc.cast(column, column.type.value_type)
         if ours in _TEXTS:
+            column = texts(column)
             columns[ours] = column if _is_list(column.type) else _as_bytes(column)
         else:
+            column = _plain(column)
             number = pc.cast(_digits(column) if is_text(column.type) else column, pa.float64())
-            columns[ours] = pc.if_else(pc.is_nan(number), None, number)
+            columns[ours] = pc.if_else(_is_none(number, ours), None, number)
     return _a_row_each(pa.table(columns), left_out or LeftOut())
 
 
@@ -149,13 +151,35 @@ def _a_row_each(table: pa.Table, left_out: LeftOut) -> pa.Table:
     """A table in which each row has one caption."""
     if not _is_list(table["caption"].type):
         return table
-    lists = table["caption"].combine_chunks()
+    lists = pa.array(table["caption"].to_pylist(), _LISTS)  # those of fixed lengths have something in null ones too
     empty = table.filter(pc.equal(pc.fill_null(pc.list_value_length(lists), 0), 0))
     urls = ((url or b"").decode(errors="replace") for url in empty["url"].to_pylist())
     left_out.add_all("no_caption", urls, empty.num_rows, "its list of captions is empty")
     rows = table.take(pc.list_parent_indices(lists))
     place = table.column_names.index("caption")
-    return rows.set_column(place, "caption", _as_bytes(pa.chunked_array([pc.list_flatten(lists)])))
+    return rows.set_column(place, "caption", pc.list_flatten(lists))
+
+
+def _is_none(number: pa.ChunkedArray, ours: str) -> pa.ChunkedArray:
+    """Where a number is none; a picture of 0 px is one whose size nobody knew."""
+    nan = pc.is_nan(number)
+    return pc.or_(nan, pc.less_equal(number, 0)) if ours in ("width", "height") else nan
+
+
+def texts(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """A column of texts, or of lists of these, in bytes: some are no UTF-8, which Arrow would not make texts of.
+
+    Others as they are.
+    """
+    column = _plain(column)
+    if is_text(column.type):
+        return _as_bytes(column)
+    return pc.cast(column, _LISTS) if _fits(column.type, "caption") and _is_list(column.type) else column
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """A column without its dictionary."""
+    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -186,6 +210,8 @@ def _present(path: str, schema: pa.Schema, needed: Set[str], key: str) -> dict[s
             f"{key}: {path} has no column {', '.join(missing)}, only {', '.join(schema.names)}; {_HELP[key]}"
         )
     for ours, name in present.items():
+        if schema.names.count(name) > 1:
+            raise OtherColumns(f"{key}: {path} has several columns {name}; {_HELP[key]}")
         kind, wanted = schema.field(name).type, "text" if ours in _TEXTS else "number"
         if not _fits(kind, ours):
             raise OtherColumns(f"{key}: the column {name} of {path} is {kind}, no {wanted}; {_HELP[key]}")
@@ -209,7 +235,7 @@ def _fits(kind: pa.DataType, ours: str) -> bool:
         return True
     if ours not in _TEXTS:
         return bool(number) or is_text(kind)  # of digits, as tables that came from CSV have
-    return is_text(kind) or (ours == "caption" and _is_list(kind) and is_text(kind.value_type))
+    return is_text(kind) or (ours == "caption" and _is_list(kind) and _fits(kind.value_type, "url"))
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -224,7 +250,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def unreadable(place: str, error: BaseException, key: str) -> DataError:

@@ -25,7 +25,7 @@ from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import LocalizedNarrativesConfig
 from datasets.sources import folder
-from datasets.sources.captions import captions
+from datasets.sources.captions import captions, text
 from datasets.sources.loopback import Hosts
 
 KEY = "data.localized_narratives"
@@ -60,7 +60,7 @@ def tables(config: LocalizedNarrativesConfig, left_out: LeftOut) -> Iterator[pa.
                 continue
             about = _about(template.format(image_id=image), local, left_out)
             texts = captions(caption, left_out, place) if about else []
-            rows += [{**(about or {}), "TEXT": text.encode(errors="replace")} for text in texts]  # halves of characters
+            rows += [{**(about or {}), "TEXT": said.encode(errors="replace")} for said in texts]  # halves of characters
             if len(rows) >= _BATCH_ROWS:
                 found += len(rows)
                 yield pa.Table.from_pylist(rows, schema=_SCHEMA)
@@ -69,6 +69,7 @@ def tables(config: LocalizedNarrativesConfig, left_out: LeftOut) -> Iterator[pa.
         yield pa.Table.from_pylist(rows, schema=_SCHEMA)
     elif not found:
         told = f"; their dataset_id {', '.join(sorted(unknown)[:5])} has no template" if unknown else ""
+        told += "".join(f"; for one, {example}" for example in left_out.examples(1)[:3])
         raise DataError(f"{KEY}.images: no narrative at {config.annotations} can be used ({left_out.told()}){told}")
 
 
@@ -137,9 +138,17 @@ def _narratives(path: str, left_out: LeftOut) -> Iterator[tuple[str, str, str, o
             place = f"{posixpath.basename(path)} line {number}"
             try:
                 narrative = json.loads(line)
-                dataset, image = str(narrative["dataset_id"]), str(narrative["image_id"])
+                dataset, image = (_name(narrative, key) for key in ("dataset_id", "image_id"))
             except (KeyError, TypeError, ValueError, RecursionError) as error:
                 reason = f"no {error}" if isinstance(error, KeyError) else error
                 left_out.add("no_row", place, f"it is no narrative ({reason})")
             else:
                 yield place, dataset, image, narrative.get("caption")
+
+
+def _name(narrative: dict[str, object], key: str) -> str:
+    """A narrative's dataset_id or image_id, a text or a number."""
+    name = text(narrative[key])
+    if name is None:
+        raise ValueError(f"{key}={narrative[key]!r}")
+    return name

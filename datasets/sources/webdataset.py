@@ -33,15 +33,16 @@ from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import WebdatasetConfig
 from datasets.sources import laion, loopback
-from datasets.sources.captions import captions, number
+from datasets.sources.captions import first, number, text
 from datasets.sources.loopback import Hosts
 
 HOST = "webdataset.invalid"
 KEY = "data.webdataset.path"
 _PICTURES = (*pictures.SUFFIXES, ".img")
 _CAPTIONS = (".txt", ".cap", ".caption", ".text")  # the first counts where a picture has several; then .json
+_KEYS = ("caption", "text", "captions")  # of a .json
 _TEXTS = (*_CAPTIONS, ".json")
-_PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".Z", ".7z", ".zip")
+_PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".z", ".7z", ".zip")
 _SUFFIXES = (".tar", ".tgz", ".tbz2", ".tbz", ".txz", ".tzst", *(f".tar{suffix}" for suffix in _PACKED))
 _CONTENTS = compressed.Unpacked()  # for all shards that this process downloads
 _SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
@@ -184,7 +185,10 @@ def _take(
         return
     sample = samples.setdefault(stem, _Sample())
     if held is None:
-        sample.lost = "link", f"{member.name} is a link to {member.linkname or 'nothing'}, which is no file of the tar"
+        sample.lost = (
+            "link",
+            f"{member.name} is a link to {member.linkname or 'nothing'}, which is no earlier file of the tar",
+        )
         return
     if held.size > (limit := max_bytes if kind in _PICTURES else tars.TEXT_BYTES):
         sample.lost = "too_big", f"{member.name} has {held.size:,} bytes, more than {limit:,}"
@@ -222,10 +226,10 @@ def _rows(tar: str, samples: dict[str, _Sample], left_out: LeftOut) -> list[dict
             "WIDTH": sample.size[0],
             "HEIGHT": sample.size[1],
             **{laion.COLUMNS[score]: number(value) for score, value in scores.items()},
-            laion.COLUMNS["licence"]: _utf_8(about.get(laion.COLUMNS["licence"].lower()) or ""),
-            laion.COLUMNS["origin"]: _utf_8(about.get("url") or ""),
+            laion.COLUMNS["licence"]: _utf_8(text(about.get(laion.COLUMNS["licence"].lower())) or ""),
+            laion.COLUMNS["origin"]: _utf_8(text(about.get("url")) or ""),
         }
-        for caption in captions(_caption(sample.texts, about), left_out, place):
+        for caption in first(_captions(sample.texts, about), left_out, place):
             if (sample.digest, caption) in seen:
                 left_out.add("duplicate", place, "another picture of the same bytes has the same caption")
                 continue
@@ -234,10 +238,9 @@ def _rows(tar: str, samples: dict[str, _Sample], left_out: LeftOut) -> list[dict
     return rows
 
 
-def _caption(texts: dict[str, bytes], about: dict[str, Any]) -> object:
-    """The first text that says something; else what the .json has."""
-    found = (texts[kind] for kind in _CAPTIONS if texts.get(kind, b"").strip())
-    return next(found, None) or next((about[key] for key in ("caption", "text", "captions") if about.get(key)), None)
+def _captions(texts: dict[str, bytes], about: dict[str, Any]) -> list[object]:
+    """What may hold captions, in the order in which it counts: texts, then what the .json has."""
+    return [*(texts[kind] for kind in _CAPTIONS if kind in texts), *(about[key] for key in _KEYS if key in about)]
 
 
 def _about(content: bytes) -> dict[str, Any]:
@@ -249,5 +252,5 @@ def _about(content: bytes) -> dict[str, Any]:
     return {name.lower(): value for name, value in found.items()} if isinstance(found, dict) else {}
 
 
-def _utf_8(value: Any) -> bytes:
-    return str(value).encode(errors="replace")  # JSON can spell halves of characters
+def _utf_8(value: str) -> bytes:
+    return value.encode(errors="replace")  # JSON can spell halves of characters

@@ -74,7 +74,8 @@ def check_no_password(key: str, value: Any) -> None:
     if holds_password(value):
         raise UsageError(
             f"{key}: a URI must not hold a password or a secret key; leave it out and give it in the environment "
-            "(AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; MLFLOW_TRACKING_USERNAME and _PASSWORD)"
+            "(AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; MLFLOW_TRACKING_USERNAME and _PASSWORD); "
+            "proxies are asked without"
         )
 
 
@@ -209,7 +210,7 @@ def _dotted(item: Any, tree: dict[str, Any]) -> str:
 def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        known = {name for name in (*_fields(Config), *flatten(tree)) if not is_below(name, key)}
+        known = dict.fromkeys(name for name in (*_fields(Config), *flatten(tree)) if not is_below(name, key))
         hint = overriding.hint_at_group(key, tree.get(key), groups())
         return f"{key}: there is no such key{hint or overriding.hint_at_key(key, known, tree, _fits)}"
     if not key:

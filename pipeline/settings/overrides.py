@@ -68,18 +68,23 @@ def hint_at_key(
 ) -> str:
     """A hint at the known key that is most like a wrong one and that could have its value; else nothing.
 
-    Where that is a section beside it, no key further away is meant, whatever could have the value. `fits(tree, key)`
-    tells whether a tree is refused for a key.
+    Of a bare word that is the last one of keys, those come first, the shorter before others. Where the nearest is a
+    section beside it, no key further away is meant, whatever could have the value. `fits(tree, key)` tells whether a
+    tree is refused for a key.
     """
     above, _, last = key.rpartition(".")
-    for near in difflib.get_close_matches(key, sorted(known), n=TRIED, cutoff=0.5):
+    known = list(known)
+    named = sorted((name for name in known if name.endswith(f".{key}")), key=len)
+    for near in (*named, *difflib.get_close_matches(key, sorted(known), n=TRIED, cutoff=0.6)):
         tried = copy.deepcopy(tree)
         source, target = _parent(tried, key), _parent(tried, near)
         if source is None or target is None or last not in source:  # names with dots in them
             continue
         beside, _, right = near.rpartition(".")
-        if beside == above and isinstance(target.get(right), dict) and not isinstance(source[last], dict):
-            return f" (did you mean {near}? It has keys of its own, such as {near}.{next(iter(target[right]))})"
+        if beside == above and isinstance(own := target.get(right), dict) and not isinstance(source[last], dict):
+            if own:
+                return f" (did you mean {near}? It has keys of its own, such as {near}.{next(iter(own))})"
+            continue
         target[right] = _laid_over(target.get(right), source.pop(last))
         if fits(tried, near):
             return f" (did you mean {near}?)"

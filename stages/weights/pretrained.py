@@ -173,9 +173,8 @@ def _tensors(entries: Mapping[str, Any], before: str = "", deepest: int = DEEPES
 
 
 def _layout(before: str, tensors: State, settings: Mapping[str, Any]) -> str:
-    entry = before.partition(".")[0]
-    if entry in ENTRIES:
-        return f"dome272 {entry}"
+    if before.rstrip(".") in ENTRIES:
+        return f"dome272 {before.rstrip('.')}"
     renamed = any(".attention.to_" in key or key.startswith("vquantizer.embedding") for key in tensors)
     names = "diffusers" if renamed or "_class_name" in settings else "dome272 names"
     return f"{names} below {before.rstrip('.')}" if before else names

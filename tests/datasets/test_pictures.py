@@ -184,6 +184,14 @@ ZOO: dict[str, tuple[bytes, Outcome | tuple[int, int, int]]] = {
     "grey PNG of 2 bits": (png((40, 40, 2, 0, 0), (b"\0" + b"\xaa" * 10) * 40), (170, 170, 170)),
     "PNG with a transparent colour": (
         png((40, 40, 8, 2, 0), (b"\0" + b"\1\2\3" * 40) * 40, chunk(b"tRNS", b"\0\1\0\2\0\3")), (255, 255, 255)),
+    "16-bit PNG with a transparent colour": (
+        png((40, 40, 16, 2, 0), (b"\0" + b"\1\2\3\4\5\6" * 40) * 40, chunk(b"tRNS", b"\1\2\3\4\5\6")), (255, 255, 255)),
+    "16-bit PNG without its transparent colour": (
+        png((40, 40, 16, 2, 0), (b"\0" + b"\1\2\3\4\5\6" * 40) * 40, chunk(b"tRNS", b"\1\2\3\4\6\6")), (1, 3, 5)),
+    "2-bit PNG with a transparent grey": (
+        png((40, 40, 2, 0, 0), (b"\0" + b"\xaa" * 10) * 40, chunk(b"tRNS", b"\0\2")), (255, 255, 255)),
+    "4-bit PNG without its transparent grey": (
+        png((40, 40, 4, 0, 0), (b"\0" + b"\x88" * 20) * 40, chunk(b"tRNS", b"\0\7")), (136, 136, 136)),
     "PNG without a palette": (png((40, 40, 8, 3, 0), (b"\0" + bytes(40)) * 40), Outcome.BROKEN_IMAGE),
     "animated PNG": (encoded(RED, save_all=True, append_images=LAST), (250, 10, 10)),
     "PNG with a page behind": (encoded(RED) + b"<html>", (250, 10, 10)),
@@ -372,3 +380,21 @@ def test_a_pngs_size_is_read_and_not_its_pixels():
     file = Counting(body)
     assert pictures.size(file) == (400, 300)
     assert file.taken < 1000 < len(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"II*\0 a TIFF", "none of JPEG, PNG, WEBP, GIF, AVIF"),
+        (b"\0\0\0\x18ftypqt  ", "none of JPEG, PNG"),  # a film
+        (b"\0\0\0\x18ftypheic", "HEIC needs the package pillow-heif"),
+        (
+            png((40, 40, 8, 2, 0), b"", chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(9 << 20)))),
+            "Decompressed data too large",
+        ),
+    ],
+)
+def test_what_is_no_picture_here_is_told_why(body, told, monkeypatch):
+    monkeypatch.setattr(pictures, "_formats", lambda: pictures.FETCHED_FORMATS)
+    with pytest.raises(Lost, match=f"^not_an_image: .*{told}"):
+        pictures.stored(body, IMAGE)

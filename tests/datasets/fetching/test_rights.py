@@ -112,6 +112,11 @@ def test_a_reservation_of_many_spellings_is_one():
         "somebot: nofollow, wuerstchen-pipeline: something-new, noindex",
         "noai; noimageai",  # as no specification has it, and many a server
         "nofollow;noai",
+        "nofollow noai",
+        '"noai"',
+        "noai:",
+        "all: noai",
+        "googlebot: noai, wuerstchen-pipeline: nofollow noindex",
     ],
 )
 def test_forbidden(tag):
@@ -129,13 +134,15 @@ def test_forbidden(tag):
         "googlebot: unavailable_after: Saturday, 25 Jun 2027 15:00:00 GMT, noai",
         "noai-not-really",
         "foobot: something-new, noai",
+        "foobot: nofollow noai",
+        "max-image-preview: 'none'",
     ],
 )
 def test_not_forbidden(tag):
     assert not forbidden(tag)
 
 
-@pytest.mark.parametrize("value", ["1", " 1 ", "1;policy=x", "0, 1"])
+@pytest.mark.parametrize("value", ["1", " 1 ", '"1"', "1;policy=x", "0, 1"])
 def test_a_reservation(value):
     assert forbidden(reservations=(value,))
 

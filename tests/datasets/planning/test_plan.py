@@ -335,6 +335,25 @@ def test_a_removal_list_that_cannot_be_read_is_refused(tmp_path):
         made(tmp_path, [laion_row(0)], removed=str(tmp_path / "missing.txt"))
 
 
+def test_a_removal_list_may_come_from_any_editor_and_is_told_where_it_cannot(tmp_path):
+    path = tmp_path / "removed.txt"
+    path.write_bytes("\ufeffhttp://A.org/x.jpg\r\n# why\r\n\r\nABCDEF0123456789abcdef0123456789\r\n".encode())
+    assert plan.removals(str(path)) == {"http://a.org/x.jpg", "abcdef0123456789" * 2}
+    path.write_bytes("http://a.org/größe.jpg".encode("utf-16"))
+    with pytest.raises(DataError, match=r"^data.removed: .*removed.txt is not in UTF-8; save it in that encoding"):
+        plan.removals(str(path))
+    with pytest.raises(DataError, match=r"^data.removed: there is no file"):
+        plan.removals(str(tmp_path))
+
+
+def test_rows_of_which_none_is_one_are_told_with_the_first(tmp_path):
+    data = data_config("laion_aesthetic", metadata=metadata(tmp_path, [laion_row(URL="ftp://a.org/x.jpg")]))
+    with pytest.raises(
+        DataError, match=r"url removed 1; mend the rows, or give others; the first: b'ftp://a.org/x.jpg'"
+    ):
+        plan.make(data, 0, lambda part: None)
+
+
 def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path):
     for number, name in enumerate(["b.parquet", "a.parquet", "sub"]):
         if name == "sub":

@@ -80,7 +80,7 @@ def test_all_shards_come_in_order_with_exactly_theirs(tmp_path_factory, asked):
 @pytest.mark.parametrize(
     ("columns", "settings", "told"),
     [
-        ({"caption": ["x"]}, {}, "has no column url or key, only caption"),
+        ({"caption": ["x"]}, {}, "has no column url or image_url or key, only caption"),
         ({"url": ["x"], "words": ["x"]}, {}, "re_caption or .* only url, words; give data.recaps.dense.column"),
         ({"url": ["x"], "words": ["x"]}, {"column": "word"}, "has no column word, only url, words"),
         ({"url": ["x"], "caption": [1.0]}, {}, "data.recaps.dense.column: caption of .* is double, no text"),
@@ -96,3 +96,24 @@ def test_no_file_and_no_parquet_are_refused_by_name(tmp_path):
     for path, told in (("y", "there is no Parquet file at"), ("x.parquet", "cannot be read")):
         with pytest.raises(DataError, match=rf"^data.recaps.dense.path: .*{told}"):
             recaps.check(RecapConfig(path=str(tmp_path / path)), KEY)
+
+
+def test_texts_that_are_no_utf_8_cost_their_rows_and_lists_have_any_kind(tmp_path):
+    urls = [STORED[0][1][place][1] for place in range(3)]
+    texts = pa.array([b"B\xe4r", b"a fox", None], pa.binary()).view(pa.string())
+    found, read = joined(tmp_path, {"image_url": urls, "caption": texts})
+    assert (found[0], read) == ((0, {1: ["a fox"]}), {"joined": 1, "no_caption": 2})
+    pairs = pa.array([["a", "b"], ["c", "d"], ["e", "f"]], pa.list_(pa.string(), 2))
+    assert joined(tmp_path, {"url": urls, "caption": pairs})[0][0] == (0, {0: ["a", "b"], 1: ["c", "d"], 2: ["e", "f"]})
+
+
+@pytest.mark.parametrize("columns", [["url", "url", "caption"], ["url", "caption", "caption"]])
+def test_two_columns_of_a_name_are_refused(tmp_path, columns):
+    table = pa.table([pa.array(["x"])] * 3, names=columns)
+    pq.write_table(table, tmp_path / "b.parquet")
+    config = RecapConfig(path=str(tmp_path / "b.parquet"))
+    with pytest.raises(DataError, match=r"^data.recaps.dense.path: .*b.parquet has several columns"):
+        recaps.check(config, KEY)
+    pq.write_table(pa.table({"url": ["x"], "caption": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"^data.recaps.dense.path: .*b.parquet has not one column url and one caption"):
+        list(recaps.joined(STORED, RecapConfig(path=str(tmp_path)), KEY, Counter()))

@@ -3,7 +3,7 @@
 import pytest
 
 from datasets.left_out import LeftOut
-from datasets.sources.captions import captions
+from datasets.sources.captions import captions, first, text
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,8 @@ from datasets.sources.captions import captions
     [
         ("a cat", ["a cat"], {}),
         (b"a cat", ["a cat"], {}),
+        (b"\xef\xbb\xbfa cat", ["a cat"], {}),
+        ("\ufeff ", [], {"no_caption": 1}),
         (["a cat", "a kitten"], ["a cat", "a kitten"], {}),
         (["a cat", 3, " "], ["a cat"], {"no_text": 1, "no_caption": 1}),
         (None, [], {"no_caption": 1}),
@@ -29,3 +31,24 @@ def test_a_text_is_a_caption_a_list_gives_several_and_the_rest_is_counted(value,
     assert captions(value, left_out, "line 1") == texts
     assert left_out.counts == causes
     assert all(example.startswith("line 1: ") for example in left_out.examples(9))
+
+
+@pytest.mark.parametrize(
+    ("values", "texts", "causes"),
+    [
+        (["", float("nan"), "a cat", "a dog"], ["a cat"], {}),
+        ([b"B\xe4r", ["a cat", 3], "a dog"], ["a cat"], {"no_text": 1}),
+        ([None, 42, " "], [], {"no_text": 1}),
+        ([" ", None], [], {"no_caption": 1}),
+        ([], [], {"no_caption": 1}),
+    ],
+)
+def test_the_first_value_that_says_something_counts(values, texts, causes):
+    left_out = LeftOut()
+    assert first(values, left_out, "line 1") == texts
+    assert left_out.counts == causes
+
+
+def test_what_is_no_text_does_not_become_one():
+    values = ["cc0", 4, "", None, True, ["cc0"], {"name": "cc0"}, float("nan")]
+    assert [text(value) for value in values] == ["cc0", "4", *[None] * 6]

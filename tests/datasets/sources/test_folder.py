@@ -18,6 +18,7 @@ from datasets.config import DataConfig, DataError
 from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.formats import shards
+from datasets.left_out import LeftOut
 from datasets.planning import plan
 from datasets.source_settings import FolderConfig
 from datasets.sources import folder
@@ -139,8 +140,12 @@ def test_a_table_finds_names_in_another_unicode_form(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("metadata.csv", "file,caption\nx.png,words\n", r"metadata\.csv is no table.*no column 'file_name'"),
-        ("metadata.jsonl", '{"file_name": "x.png"}\n', r"metadata\.jsonl is no table.*no column 'text'"),
+        (
+            "metadata.csv",
+            "file,caption\nx.png,words\n",
+            r"metadata\.csv is no table.*no column file_name, only file, caption",
+        ),
+        ("metadata.jsonl", '{"file_name": "x.png"}\n', r"metadata\.jsonl is no table.*no column text or caption"),
         ("metadata.jsonl", '{"file_name": \n', r"metadata\.jsonl is no table"),
         ("metadata.jsonl", '["x.png", "words"]\n', r"metadata\.jsonl is no table"),
         ("metadata.csv", b"file_name,text\nx.png,B\xe4r\n", r"metadata\.csv line 2: .* no text in utf-8; give data\.f"),
@@ -361,3 +366,16 @@ def test_a_folder_walks_the_road_of_every_source_into_an_object_store(s3_root, t
     assert manifest["rows"] == len(ODD)
     assert manifest["notes"]["licence"] == {"licence": "cc0-1.0", "attribution": "Photographs of my own"}
     assert json.loads(answer("show", *words, "artifact=images", "--json").stdout)["rows"] == len(ODD)
+
+
+def test_of_two_spellings_of_a_name_one_is_used_and_the_other_named(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "Bär.png") for form in ("NFC", "NFD"))
+    captioned(tmp_path / nfc, size=(8, 8))
+    picture(tmp_path / nfd, size=(9, 9))
+    left_out = LeftOut()
+    (rows,) = folder.tables(FolderConfig(path=str(tmp_path)), left_out)
+    assert rows["WIDTH"].to_pylist() == [8]
+    assert left_out.counts == {"duplicate": 1}
+    with folder.serve(str(tmp_path), "path") as address:
+        url = f"http://{address[0]}:{address[1]}/{urllib.request.quote(nfc)}"
+        assert urllib.request.urlopen(url).read() == (tmp_path / nfc).read_bytes()

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from datasets.config import DataError
 from datasets.left_out import LeftOut
 from datasets.source_settings import FolderConfig
 from datasets.sources import folder
@@ -144,3 +145,48 @@ def test_quotes_that_end_elsewhere_cost_the_rows_between_by_their_lines(mine):
     assert left_out.counts["fields"] == 1
     assert found["red_foxes/y-2.png"] == ["fox"]
     assert any(place.startswith("metadata.csv lines 3 to 5: it cannot be read") for place in left_out.examples(9))
+
+
+def test_a_blank_caption_leaves_the_place_to_the_next(mine):
+    (mine / "metadata.csv").write_text("file_name,text\nx.png,\nred_foxes/y-2.png,\n")
+    (mine / "x.txt").write_text(" \n")
+    (mine / "x.caption").write_text("a cat")
+    found, left_out = read(mine)
+    assert found == {"x.png": ["a cat"]}
+    assert left_out.counts == {"no_caption": 3}  # two rows of the table and x.txt, each told once
+    assert read(mine, uncaptioned="file_name")[0] == {"x.png": ["a cat"], "red_foxes/y-2.png": ["y 2"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "given", "told"),
+    [
+        ("größer".encode("utf-16"), "utf-8", "utf-16"),
+        ("größer".encode(), "utf-16", "utf-8"),  # which as UTF-16 without its mark would be some letters
+        ("größer".encode("cp1252"), "utf-8", "cp1252"),
+        ("größer".encode("utf-16-le"), "utf-8", "utf-16-le"),
+        (b"gr\x81", "utf-8", "latin-1"),
+    ],
+)
+def test_the_encoding_that_is_told_is_one_that_the_text_is_in(mine, content, given, told):
+    (mine / "x.txt").write_bytes(content)
+    (mine / "red_foxes" / "y-2.txt").write_bytes("a fox".encode(given))
+    left_out = read(mine, encoding=given)[1]
+    assert left_out.counts == {"encoding": 1}
+    assert left_out.examples(1)[0].endswith(f"; give data.folder.encoding, such as {told}")
+    (mine / "metadata.csv").write_bytes(content)
+    with pytest.raises(DataError, match=f"(encoding, such as {told}|no column file_name.*)$"):
+        read(mine, encoding=given)
+
+
+def test_lines_are_counted_from_the_first_of_the_file(mine):
+    (mine / "metadata.csv").write_text("\n\nfile_name,text\nx.png,a cat\nred_foxes/y-2.png,two, foxes\n")
+    assert read(mine)[1].examples(1)[0].startswith("metadata.csv line 5: it has 3 fields")
+
+
+def test_names_may_be_bytes_and_one_text_that_is_no_utf_8_costs_its_row(mine):
+    rows = {"file_name": pa.array([b"x.png", b"red_foxes/y-2.png"], pa.binary())}
+    rows["text"] = pa.array([b"a cat", b"F\xfcchse"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table(rows), mine / "metadata.parquet")
+    found, left_out = read(mine)
+    assert found == {"x.png": ["a cat"]}
+    assert left_out.examples(1) == ["metadata.parquet row 2: its caption is no UTF-8 (invalid start byte at byte 1)"]

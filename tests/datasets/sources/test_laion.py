@@ -135,3 +135,47 @@ def test_only_a_star_makes_a_pattern_and_only_where_nothing_is_called_so(tmp_pat
     for path, names in ((folder, ["x1-a.parquet", "x[1]-a.parquet"]), (f"{folder}/x[1]-*", ["x[1]-a.parquet"])):
         found = storage.matching(f"{tmp_path}/{path}", ".parquet")
         assert [name.rpartition("/")[2] for name in found] == names
+
+
+def test_lists_of_all_kinds_hold_captions(tmp_path):
+    for kind in (
+        pa.list_(pa.string(), 2),
+        pa.large_list(pa.binary()),
+        pa.list_(pa.dictionary(pa.int32(), pa.string())),
+    ):
+        texts = pa.array([["a cat", "a kitten"], ["a dog", None]], kind)
+        path = written(tmp_path / "x.parquet", {"URL": ["http://a/", "http://c/"], "TEXT": texts})
+        found = [(row["url"], row["caption"]) for row in rows(path)]
+        assert found == [
+            (b"http://a/", b"a cat"),
+            (b"http://a/", b"a kitten"),
+            (b"http://c/", b"a dog"),
+            (b"http://c/", None),
+        ]
+
+
+def test_a_side_of_nothing_is_a_size_that_is_not_known(tmp_path):
+    sides = {"WIDTH": [0, -5, 640], "HEIGHT": [0.0, 4.0, 480.0]}
+    columns = {"URL": [f"http://a/{n}" for n in range(3)], "TEXT": ["x"] * 3, **sides}
+    found = rows(written(tmp_path / "x.parquet", columns))
+    assert [(row["width"], row["height"]) for row in found] == [(None, None), (None, 4.0), (640.0, 480.0)]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array(["http://a/"]), pa.array(["http://b/"]), pa.array(["x"])], names=["url", "url", "TEXT"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet has several columns url"):
+        rows(str(tmp_path / "x.parquet"))
+
+
+def test_suffixes_have_any_case_and_what_writers_keep_in_their_folders_is_none(tmp_path):
+    for name in (
+        "a.PARQUET",
+        "y=1/b.Parquet",
+        "_c.parquet",
+        "_delta_log/1.checkpoint.parquet",
+        "y=1/_temporary/d.parquet",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        written(tmp_path / name, RE_LAION)
+    assert list(storage.matching(str(tmp_path), ".parquet")) == ["_c.parquet", "a.PARQUET", "y=1/b.Parquet"]

@@ -331,7 +331,9 @@ def test_a_broken_line_of_narratives_is_a_row_that_is_lost(tmp_path):
     with (tmp_path / "coco_val.jsonl").open("ab") as file:
         file.write(b'{"dataset_id": "mscoco_val2017", \n\xff\xfe\n[]\n{"image_id": "1", "caption": "x"}\n')
         file.write(b'{"dataset_id": "mscoco_val2017", "image_id": "1"}\n')
-    assert planned(data).rejected == {"no_row": 4, "no_caption": 1}
+        file.write(b'{"dataset_id": "mscoco_val2017", "image_id": null, "caption": "of none"}\n')
+        file.write(b'{"dataset_id": ["mscoco_val2017"], "image_id": 1, "caption": "of which"}\n')
+    assert planned(data).rejected == {"no_row": 6, "no_caption": 1}
 
 
 def test_what_is_no_annotation_or_image_of_coco_is_a_row_that_is_lost(tmp_path):

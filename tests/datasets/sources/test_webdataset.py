@@ -197,3 +197,13 @@ def test_captions_in_json_that_are_no_texts(tmp_path):
     captions, left_out = read(tmp_path)
     assert captions == ["a cat", "a kitten", "a fox"]
     assert left_out.counts == {"no_text": 2, "no_caption": 1}
+
+
+def test_the_first_text_that_says_something_is_the_caption(tmp_path):
+    texts = [("txt", b"\xef\xbb\xbfa cat"), ("json", b'{"caption": " ", "text": "a dog"}')]
+    texts.append(("json", b'{"caption": NaN, "captions": ["a fox"], "license": ["cc0"]}'))
+    members = [[(f"{n}.jpg", picture(n)), (f"{n}.{suffix}", text)] for n, (suffix, text) in enumerate(texts)]
+    packed(tmp_path / "x.TAR", *(member for pair in members for member in pair))
+    found, left_out = read(tmp_path)
+    assert found == ["a cat", "a dog", "a fox"]
+    assert not left_out.counts

@@ -322,6 +322,8 @@ def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
         ("cluster.device=gpu", "cluster.device=gpu: input should be 'auto', 'cpu' or 'cuda'"),
         ("scale=mirco", "scale=mirco: there is no such option (did you mean micro?); scale has "),
         ("cluster=slrum", "(did you mean slurm?)"),
+        ("data=coco", "(did you mean coco_captions?)"),
+        ("data.download.proxy=proxy:3128", "'proxy:3128' is no proxy that is asked by HTTP; give http://HOST:PORT"),
         ("data=laion_aesthetic", "data.metadata is not set"),
         ("eval=pickscore", "eval.scorers.pickscore: a value is needed"),
         ("stage_c.train.phases.0.size=136", "phases.0.size=136: must be a multiple of 128 px"),

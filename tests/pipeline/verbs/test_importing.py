@@ -165,6 +165,8 @@ WORSE = random_state(StageC(C), seed=1)
 CHECKPOINTS: dict[str, Any] = {
     "a trainer's": {"model": STATE_C, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}, "step": 7},
     "with an average": {"model": WORSE, "ema": STATE_C},
+    "with an average by another name": {"model": WORSE, "EMA": STATE_C},
+    "with one of torch's averages": {"model": WORSE, "swa_model": {"module": STATE_C, "n_averaged": torch.tensor(3)}},
     "with an average in a module": {"ema": {"module": STATE_C, "decay": 0.999}, "model_state_dict": WORSE},
     "of the tutorials": {"epoch": 3, "model_state_dict": STATE_C, "loss": torch.tensor(0.5)},
     "Lightning's": {
