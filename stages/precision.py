@@ -2,6 +2,8 @@
 
 import torch
 
+from stages.settings.base import ChosenPrecision
+
 _OWN = ("avx512_bf16", "amx_bf16", "bf16")  # torch's names of what x86 and ARM processors have for it
 
 
@@ -11,3 +13,9 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return torch.backends.mkldnn.is_available() and any(able.get(name, False) for name in _OWN)
+
+
+def autocast(device: torch.device, precision: ChosenPrecision) -> torch.autocast:
+    """Autocast to bf16 on a device, where `precision` asks for it."""
+    enabled = computes_bf16(device) if precision == "auto" else precision == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

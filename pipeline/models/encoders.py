@@ -18,7 +18,8 @@ from pipeline.models import loading
 from pipeline.settings.config import Config
 from pipeline.store.artifacts import Artifact
 from stages.models.layers import to_unit_range
-from stages.settings.base import Precision
+from stages.precision import autocast
+from stages.settings.base import ChosenPrecision
 from stages.settings.models import CompressorConfig, StageAConfig, TextConfig
 
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -36,7 +37,7 @@ class Encoder:
     field: str
     reads: str
     make: Callable[[torch.device], Callable[[Tensor], Tensor]]
-    precision: Precision
+    precision: ChosenPrecision
     batch: int
     weights: str
     about: Mapping[str, str]
@@ -48,8 +49,7 @@ class Encoder:
             torch.set_float32_matmul_precision("high")  # TF32 in the step too, as in trainings
 
         def encode(values: np.ndarray) -> np.ndarray:
-            half = torch.autocast(where.type, torch.bfloat16, enabled=self.precision == "bf16")
-            with torch.inference_mode(), half:
+            with torch.inference_mode(), autocast(where, self.precision):
                 parts = [forward(part.to(where)).float().cpu() for part in torch.from_numpy(values).split(self.batch)]
             encoded: np.ndarray = torch.cat(parts).numpy()
             return encoded

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from settings import FILES, MANNER, Settings, Share, Text, manners
-from stages.settings.base import Precision
+from stages.settings.base import ChosenPrecision
 from stages.settings.losses import BaselineLoss, CompressorWarmupLoss, PreviewerLoss, StageALoss, StageBLoss, StageCLoss
 from stages.settings.models import (
     BaselineConfig,
@@ -120,8 +120,10 @@ class Encoding(Settings):
 class AutocastEncoding(Encoding):
     """The same for an encoder that can compute in half precision; the compressor always computes in fp32."""
 
-    precision: Precision = "fp32"
-    """Autocast of the encoder's forward pass."""
+    precision: ChosenPrecision = "fp32"
+    """Autocast of the encoder's forward pass; auto: bf16 where the device computes in it, fp32 elsewhere.
+
+    What devices of both kinds make with auto differs by what bf16 rounds off."""
 
 
 class Encode(Settings):

@@ -32,7 +32,7 @@ from pipeline.settings.sections import Encoding
 from pipeline.steps.build import Build, Facts
 from pipeline.store import deleting
 from pipeline.store.artifacts import Artifact
-from stages.settings.base import Precision
+from stages.settings.base import ChosenPrecision
 from stages.settings.models import SeededTextConfig, TextConfig
 
 if TYPE_CHECKING:  # import torch, which a plan can do without
@@ -154,7 +154,7 @@ def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[st
 
 
 def _prepare_tower(
-    config: TextConfig, precision: Precision, works: "list[Work]", path: str, kept: dict[str, FileEntry]
+    config: TextConfig, precision: ChosenPrecision, works: "list[Work]", path: str, kept: dict[str, FileEntry]
 ) -> tuple[dict[str, FileEntry], dict[str, Any]]:
     """Publish the tower with its weights, and the hidden states of the empty caption.
 
@@ -165,6 +165,7 @@ def _prepare_tower(
     import torch
 
     from pipeline.models import loading
+    from stages.precision import autocast
     from stages.state_dicts import serialized
 
     label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
@@ -173,7 +174,7 @@ def _prepare_tower(
     tower = loading.fresh_tower(config)
     if isinstance(config, SeededTextConfig):
         tower.centre(_mean_state(tower, [row.caption for work in works for row, _ in work.rows()]))
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(torch.device("cpu"), precision):
         null = tower.encode([""])[0][0].half()
     contents = {loading.TOWER: loading.weights(tower), loading.NULL_TEXT: serialized({"null_text": null})}
     files = {name: storage.publish(data, storage.join(path, name)) for name, data in contents.items()}

@@ -12,3 +12,4 @@ Batch = Annotated[int, Field(ge=1, le=10**6)]  # rows at a time
 Weight = Annotated[float, Field(ge=0.0, le=10.0**6)]  # of a term of a loss
 TimeSampling = Literal["released", "uniform"]
 Precision = Literal["fp32", "bf16"]
+ChosenPrecision = Precision | Literal["auto"]  # bf16 where the device computes in it, fp32 elsewhere

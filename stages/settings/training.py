@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from settings import MANNER, Count, Settings, Share, manners
-from stages.settings.base import Batch, Precision, Steps
+from stages.settings.base import Batch, ChosenPrecision, Precision, Steps
 
 
 class Phase(Settings):
@@ -112,7 +112,7 @@ class TrainingConfig(Settings):
     """Learning rate after the warm-up: constant, or a cosine that ends at 1 % of the peak."""
     gradient_clip: float = Field(1.0, gt=0.0, le=10.0**9)
     """Largest norm of the whole gradient."""
-    precision: Precision | Literal["auto"] = "bf16"
+    precision: ChosenPrecision = "bf16"
     """Autocast of the forward pass; weights, moments and losses are fp32 in both.
 
     auto: bf16 where every rank's device computes in it, fp32 elsewhere: a CPU without it takes ten times as long to
