@@ -18,6 +18,7 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -312,6 +313,7 @@ def _whole(told: dict[str, Any]) -> dict[str, Any]:
     json_files.require(told, int, "format")
     if told["format"] in READ:
         json_files.require(told, str, "name", "fingerprint", "step", "created")
+        datetime.fromisoformat(told["created"])
         json_files.require(told, int, "rows", "bytes")
         json_files.require(told, dict, "settings", "parents", "files")
         json_files.require(told["parents"], str, *told["parents"])

@@ -56,7 +56,8 @@ def build(words: Words) -> None:
         NotBuilt: pictures are not drawn yet.
         DataError: a rival's are missing or no good.
     """
-    asked, count = _page(words.own.get("out")), _count(words.own.get("n", str(PAIRS)))
+    asked = _page(words.own.get("out"))
+    count = words.number("n", "how many pairs the page shows", 1, MOST) or PAIRS
     config, root = configured(words)
     found = _artifacts(config, root)
     with reading(Store(root), found.values(), partial(console.print, markup=False)):
@@ -83,12 +84,6 @@ def _page(asked: str | None) -> str:
     if not asked.lower().endswith((".html", ".htm")):
         raise UsageError(f"out={asked}: the page is an HTML file; give out=FILE.html")
     return asked
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST):
-        raise UsageError(f"n={text}: how many pairs the page shows; give a number from 1 to {MOST}")
-    return int(text)
 
 
 def _artifacts(config: Config, root: str) -> dict[str, Artifact]:
