@@ -279,11 +279,11 @@ def rebuild_hours(store: MlflowStore, experiment: str, root: str) -> int:
 
     Raises:
         UsageError: MLflow does not take them.
-        StorageError: the ledger cannot be read.
+        OSError: the ledger cannot be read, or the store's folder not be written.
     """
     try:
         return Recorder(store, experiment, root).rebuild()
-    except (UsageError, StorageError):
+    except (UsageError, StorageError, PermissionError):
         raise
     except Exception as error:  # whatever a server, a proxy or an old database says
         raise UsageError(
