@@ -18,7 +18,6 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ MANIFEST = "manifest.json"
 BUILDING = "building"
 REPAIR = f"{BUILDING}/repair.json"  # what a finished artifact was of which some shards are made anew
 DIGEST = "[0-9a-f]{16}"
-KINDS = {  # of what not every manifest has, where it has it
+KINDS: dict[str, json_files.Kind] = {  # of what not every manifest has, where it has it
     "shards": list,
     "timed": list,
     "metrics": dict,
@@ -313,7 +312,6 @@ def _whole(told: dict[str, Any]) -> dict[str, Any]:
     json_files.require(told, int, "format")
     if told["format"] in READ:
         json_files.require(told, str, "name", "fingerprint", "step", "created")
-        datetime.fromisoformat(told["created"])
         json_files.require(told, int, "rows", "bytes")
         json_files.require(told, dict, "settings", "parents", "files")
         json_files.require(told["parents"], str, *told["parents"])
