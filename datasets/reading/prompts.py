@@ -71,7 +71,7 @@ def read(path: str, limit: int | None, seed: int, key: str) -> PromptFile:
                 if text := " ".join(text.encode(errors="replace").decode().split()):
                     read += 1
                     chosen.setdefault(text, Prompt(text, category or None, challenge or None))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{key}: {path} is no prompt file of its form ({error}); see docs/guides/evaluation.md"
         ) from error

@@ -128,7 +128,8 @@ class Rival:
             return [(PurePosixPath(name).stem, name) for name in names]
         known = set(names)
         try:
-            rows = list(csv.DictReader(io.StringIO(self._read(LISTED).decode("utf-8-sig"))))
+            text = self._read(LISTED).decode("utf-8-sig")
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         except (UnicodeDecodeError, csv.Error) as error:
             told = f"{self.config_key}: {self.path}/{LISTED} is no CSV in UTF-8 ({error}); write it anew"
             raise DataError(told) from error

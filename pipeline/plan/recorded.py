@@ -1,22 +1,12 @@
-"""Runs of a root as their records tell them: found by ID, with what each asked for, and the config that it meant."""
+"""Runs of a root as their records tell them: found by ID, with what each asked for."""
 
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from datasets.config import DataError
 from datasets.files import json_files, storage
 from pipeline.errors import UsageError
-from pipeline.plan import rivals
-from pipeline.plan.dag import order
-from pipeline.plan.table import table
-from pipeline.plan.wanted import prints_of
-from pipeline.settings import compose
-from pipeline.settings.config import Config
-from pipeline.settings.words import parse
 from pipeline.store import claims, readers
-from pipeline.store.artifacts import Look
 from pipeline.store.process import ProcessId
 
 SHOWN = 5  # runs, in a message
@@ -27,7 +17,8 @@ def records(root: str, last: int | None = None) -> list[Record]:
     """All of them, or the last so many, oldest first: with paths below this root, which may have been moved since; one
     that could not say how it ended, because it was killed, gets that said."""
     folder = storage.join(root, readers.FOLDER)
-    return list(json_files.read_each(folder, readers.RECORD, partial(_told, root), last=last).values())
+    found = json_files.read_each(folder, readers.RECORD, partial(_told, root), last=last)
+    return list({one["id"]: one for one in found.values()}.values())  # somebody's copy of a record is no other run
 
 
 def record(root: str, run: str) -> Record:
@@ -53,26 +44,18 @@ def last(every: Sequence[Record]) -> str:
 def fingerprints(record: Record) -> dict[str, str]:
     """What a run asked for, artifact -> fingerprint; earlier versions told only of what they built."""
     built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
-    return {**built, **record.get("fingerprints", {})}
+    return {**built, **record["fingerprints"]}
 
 
-def config_of(record: Record, root: str) -> Config | None:
-    """The config that a run's command means; None where that is not what it meant then, since files have changed."""
-    try:
-        words = parse(shlex.split(record["command"])[3:])
-        config = rivals.with_runs(compose.load(words.required_conf(), words.overrides), root)
-        now = prints_of(config, Look(root), order(table(config), config.targets))
-    except (UsageError, DataError, ValueError, OSError):
-        return None
-    then = fingerprints(record)
-    return config if all(then.get(name, print_.digest) == print_.digest for name, print_ in now.items()) else None
-
-
-def _told(root: str, run: Record) -> Record:
-    """A record as it is now; KeyError for another file."""
-    _ = run["id"], run["conf"]
+def _told(root: str, told: dict[str, Any]) -> Record:
+    """A record as it is now; KeyError, TypeError or ValueError for another file."""
+    run = readers.record_of(told)
+    json_files.require(run, str, "conf")
+    json_files.require({"config": {}, **run}, dict, "config")
     for step in run["steps"].values():
-        _ = step["state"]
+        json_files.require(step, str, "state", "log")
+        if far := step.get("progress"):
+            json_files.require(far, json_files.NUMBER, "done", "total", "first", "at", "since")
         for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
             step[key] = storage.join(root, *step[key].split("/")[-3:])
     if run["outcome"] == "running" and (ended := _ended(root, run)):

@@ -5,12 +5,12 @@ Seen before anything is drawn or scored, as far as it can be: which captions of 
 
 from collections.abc import Sequence
 
-from datasets.files import json_files, storage
 from datasets.reading import prompts
 from datasets.reading.prompts import PromptFile
 from datasets.reading.rivals import Rival
 from pipeline.errors import UsageError
 from pipeline.models import contests
+from pipeline.plan import recorded
 from pipeline.plan.dag import Planned
 from pipeline.plan.obstacles import needed_weights
 from pipeline.settings.config import Config
@@ -66,7 +66,6 @@ def with_runs(config: Config, root: str) -> Config:
 
     Raises:
         UsageError: there is no such run, or it has drawn none of the prompt sets.
-        CorruptFile: its record is damaged.
     """
     rivals = dict(config.eval.rivals)
     for name, place in rivals.items():
@@ -80,10 +79,10 @@ def with_runs(config: Config, root: str) -> Config:
 
 
 def _samples(root: str, run: str, asked: str, config: Config) -> dict[str, str]:
-    record = storage.join(root, "invocations", f"{run}.json")
-    if not storage.exists(record):
-        raise UsageError(f"{asked}: root={root} has no run of that ID; `status` lists its runs")
-    digests = json_files.parse(record, storage.read(record), lambda told: dict(told["fingerprints"]))
+    try:
+        digests = recorded.fingerprints(recorded.record(root, run))
+    except UsageError as error:
+        raise UsageError(f"{asked}: {error}") from None
     found = {
         name: (output, digests[output]) for name in config.prompt_sets() if (output := samples_of(name)) in digests
     }

@@ -10,32 +10,32 @@ from pipeline.plan.table import table
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.store import earlier
-from pipeline.store.artifacts import Artifact, Fingerprint, Look, Store
+from pipeline.store.artifacts import Artifact, Fingerprint, Look
 
 Reading = Callable[[str], Any]  # a dotted key -> its value, as fingerprints use it
 
 
-def reading(config: Config, store: Store, steps: Sequence[Step]) -> Reading:
+def reading(config: Config, look: Look, steps: Sequence[Step]) -> Reading:
     """How the values that steps read enter a root's fingerprints: by content, or as the root has called it before.
 
     Raises:
         DataError: the source cannot be read.
         UsageError: another input cannot be read; names its key.
     """
-    called = {key: then for key, _, then in names_of_inputs(config, store, steps)}
+    called = {key: then for key, _, then in names_of_inputs(config, look, steps)}
     return lambda key: called[key] if key in called else config.lookup(key)
 
 
-def names_of_inputs(config: Config, store: Store, steps: Sequence[Step]) -> list[earlier.Name]:
+def names_of_inputs(config: Config, look: Look, steps: Sequence[Step]) -> list[earlier.Name]:
     """What the root calls inputs that these steps read, where that is not their content."""
     keys = dict.fromkeys(key for step in steps for key in step.reads)
     reads = {key: [step.output for step in steps if key in step.reads] for key in keys}
-    return earlier.names(store, config.lookup, reads)
+    return earlier.names(look, config.lookup, reads)
 
 
-def prints_of(config: Config, store: Store, steps: Sequence[Step]) -> dict[str, Fingerprint]:
+def prints_of(config: Config, look: Look, steps: Sequence[Step]) -> dict[str, Fingerprint]:
     """Fingerprints in a root of steps that come parents first."""
-    return fingerprints(steps, reading(config, store, steps))
+    return fingerprints(steps, reading(config, look, steps))
 
 
 def planned_steps(config: Config, look: Look, selection: Selection) -> list[Planned]:
@@ -50,23 +50,23 @@ def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed")
     Raises:
         NotBuilt: one is missing; the message lists what exists and names the nearest.
     """
-    store = Look(root)
+    look = Look(root)
     steps = order(table(config), names)
-    prints = prints_of(config, store, steps)
+    prints = prints_of(config, look, steps)
     found: dict[str, Artifact] = {}
     for name in names:
-        artifact = store.find(name, prints[name].digest)
+        artifact = look.find(name, prints[name].digest)
         if artifact is None:
             made = {step.output for step in order(table(config), config.targets)}
             override = None if name in made else f"targets=[{name}]"
-            raise NotBuilt(_missing(name, store, prints[name], seed_word), override)
+            raise NotBuilt(_missing(name, look, prints[name], seed_word), override)
         found[name] = artifact
     return found
 
 
-def _missing(name: str, store: Store, wanted: Fingerprint, seed_word: str) -> str:
-    others = list(store.finished(name))
-    text = f"root={store.root} has no {name} of exactly this conf"
+def _missing(name: str, look: Look, wanted: Fingerprint, seed_word: str) -> str:
+    others = list(look.finished(name))
+    text = f"root={look.root} has no {name} of exactly this conf"
     if not others:
         return f"{text} (no {name} exists there at all)"
     listed = ", ".join(other.manifest["fingerprint"] for other in others)

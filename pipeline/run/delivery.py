@@ -48,12 +48,10 @@ def _put(files: Iterable[tuple[str, Callable[[], bytes]]], folder: str) -> None:
 @contextmanager
 def _beside(target: Path) -> Iterator[str]:
     """A new folder beside another, gone after the block unless it was moved; those of killed calls go first."""
-    for lock in target.parent.glob(f".{glob.escape(target.name)}.*{STAGED}{LOCK}"):
-        left = lock.with_suffix("")
+    found = target.parent.glob(f".{glob.escape(target.name)}.*{STAGED}*")
+    for left in sorted({Path(str(name).removesuffix(LOCK)) for name in found}):
         if re.fullmatch("[0-9a-f]{12}", left.name[len(target.name) + 2 : -len(STAGED)]) and not left.is_symlink():
-            with _held(lock) as free:
-                if free and _drop(str(left)):
-                    _drop(str(lock))
+            _clear(left, Path(f"{left}{LOCK}"))
     staged = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{STAGED}")
     lock, new = Path(f"{staged}{LOCK}"), Path(f"{staged}.new")
     local.make_folder(target.parent)
@@ -69,6 +67,16 @@ def _beside(target: Path) -> Iterator[str]:
             storage.remove(str(lock))
 
 
+def _clear(left: Path, lock: Path) -> None:
+    """Delete what a killed call has left; what nobody can know of is told, for its owner to delete."""
+    with _held(lock) as free:
+        if free and _drop(str(left)):
+            _drop(str(lock))
+        elif free is None and left.exists():
+            reason = "somebody else's call, or one by an earlier version, has left it or is at work on it"
+            notices.tell(PassedOver(str(left), reason))
+
+
 def _drop(left: str) -> bool:
     """Whether it is gone."""
     try:
@@ -80,16 +88,17 @@ def _drop(left: str) -> bool:
 
 
 @contextmanager
-def _held(file: Path) -> Iterator[bool]:
-    """Hold a file for as long as the block, or this process, lasts; False where another one does, or nobody can."""
+def _held(file: Path) -> Iterator[bool | None]:
+    """Hold a file for as long as the block, or this process, lasts; False where another one does, None where nobody
+    can."""
+    held: bool | None = True
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:  # gone, or somebody else's
-        yield False
+        yield None
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = True
     except OSError:
         held = False
     try:

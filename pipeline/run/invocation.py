@@ -362,7 +362,7 @@ class _Session:
 
     def _check_unchanged(self, item: Planned) -> None:
         """Refuse to build from files that have changed since the plan: the fingerprint would tell of the old ones."""
-        read = reading(self.config, self.store, [item.step])
+        read = reading(self.config, Look(self.root), [item.step])
         now = replace(item.fingerprint, settings={key: read(key) for key in item.step.reads})
         if now != item.fingerprint:
             changes = "; ".join(differences(item.fingerprint.as_dict(), now))

@@ -18,6 +18,7 @@ from pipeline.settings.selection import Selection
 RUN_FLAGS = ("--from", "--until", "--only", "--force", "--json")
 STEP_FLAGS = ("--from", "--until", "--only", "--force", "--why")  # each takes the name of a step
 WITH_VALUE = (*STEP_FLAGS, "--rank")
+LONGEST_NUMBER = 10  # digits
 NAMELESS = re.compile(r"(?!file:)\w+:/{2,}|(s3|gs):///.*")  # URIs of a store, but of nothing in it
 FREE_TEXTS = ("prompt", "negative", "urls")  # what is drawn, and pictures to be forgotten, wherever they lay
 SAMPLE_WORDS = (
@@ -133,6 +134,14 @@ class Words:
     rank: int | None = None
     follow: bool = False
 
+    def number(self, key: str, meaning: str, least: int, most: int) -> int | None:
+        """The whole number that one of the verb's own words gives; None where it is not given."""
+        if (text := self.own.get(key)) is None:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER and least <= int(text) <= most):
+            raise UsageError(f"{key}={text}: {meaning}; give a number from {least} to {most}")
+        return int(text)
+
     def required_conf(self) -> str:
         """The conf's name; the verb cannot do without it."""
         if self.conf is None:
@@ -195,7 +204,7 @@ class _Taken:
             self.said.add(key)
             return
         given = next(following, "") if value is None else value
-        if key == "--rank" and not given.isdecimal():
+        if key == "--rank" and not (given.isdecimal() and len(given) <= LONGEST_NUMBER):
             raise UsageError(f"--rank needs the number of a rank, for example --rank 0, not '{given}'")
         if not given:
             raise UsageError(f"{key} needs a step's name, for example {key} train_c")

@@ -24,7 +24,7 @@ from pipeline.plan.wanted import reading
 from pipeline.settings.config import Config
 from pipeline.settings.resources import Work
 from pipeline.store import deleting
-from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Store
+from pipeline.store.artifacts import BUILDING, Artifact, Fingerprint, Look
 from pipeline.store.claims import Claim
 from pipeline.store.ledger import CPU, Held
 
@@ -148,11 +148,11 @@ class Build:
     def made_with(self, config: Config) -> Artifact | None:
         """What this step has made of the same inputs under another config, if it has; paths must not matter to it."""
         step = next(step for step in table(config) if step.output == self.step.output)
-        store = Store(self.path.rsplit("/", 3)[0])
+        look = Look(self.path.rsplit("/", 3)[0])
         parents = {name: artifact.manifest["fingerprint"] for name, artifact in self.inputs.items()}
-        settings = dict(zip(step.reads, map(reading(config, store, [step]), step.reads), strict=True))
+        settings = dict(zip(step.reads, map(reading(config, look, [step]), step.reads), strict=True))
         digest = Fingerprint(step.name, step.version, settings, parents).digest
-        return store.find(step.output, digest)
+        return look.find(step.output, digest)
 
     def call(self, function: Callable[..., T], *arguments: Any, accelerated: bool = False) -> T:
         """Run a function as one Ray task: on one CPU, and on one GPU too where it is accelerated and there are any."""

@@ -16,7 +16,7 @@ from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
 from pipeline.steps.build import Build, Facts
-from pipeline.store.artifacts import Artifact, Store, lacking
+from pipeline.store.artifacts import Artifact, Look, lacking
 from pipeline.store.deleting import RESULT
 from stages.settings.losses import StageALoss
 from stages.settings.models import PreviewerConfig
@@ -152,12 +152,12 @@ def _decoder(build: Build) -> "Decoder | None":
 
     config, inputs = build.config, build.inputs
     codes, root = inputs.get("latents_c"), build.path.rpartition("/artifacts/")[0]
-    store, learned = Store(root), codes or inputs["stage_b"]
-    for made in reversed(list(store.finished("previewer"))):
+    look, learned = Look(root), codes or inputs["stage_b"]
+    for made in reversed(list(look.finished("previewer"))):
         if learned.manifest["fingerprint"] in made.manifest["parents"].values():
             return ByPreviewer(PreviewerConfig.model_validate(made.manifest["settings"]["previewer"]["model"]), made)
     stage_b = _parent(codes, "stage_b") if codes else inputs["stage_b"]
-    stage_a = _stage_a(build, stage_b, store) if stage_b else None
+    stage_a = _stage_a(build, stage_b, look) if stage_b else None
     if stage_a is None or stage_b is None:
         build.report.warning(
             f"{build.step.name}: no panels: what shows codes, Stage A and B or a previewer of theirs, is not built "
@@ -191,12 +191,12 @@ def _each(files: Collection[str]) -> int:
     return max(1, PROMPTS // len(files))
 
 
-def _stage_a(build: Build, stage_b: Artifact, store: Store) -> Artifact | None:
+def _stage_a(build: Build, stage_b: Artifact, look: Look) -> Artifact | None:
     """The Stage A that a Stage B goes with: its own, else this config's."""
     if "stage_a" in stage_b.manifest["parents"]:
         return stage_b.parent("stage_a")
     steps = order(table(build.config), ["stage_a"])
-    return store.find("stage_a", prints_of(build.config, store, steps)["stage_a"].digest)
+    return look.find("stage_a", prints_of(build.config, look, steps)["stage_a"].digest)
 
 
 def _source(artifact: Artifact, field: str) -> Source:

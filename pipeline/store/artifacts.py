@@ -42,6 +42,14 @@ MANIFEST = "manifest.json"
 BUILDING = "building"
 REPAIR = f"{BUILDING}/repair.json"  # what a finished artifact was of which some shards are made anew
 DIGEST = "[0-9a-f]{16}"
+KINDS: dict[str, json_files.Kind] = {  # of what not every manifest has, where it has it
+    "shards": list,
+    "timed": list,
+    "metrics": dict,
+    "notes": dict,
+    "seconds": json_files.NUMBER,
+    "device_seconds": json_files.NUMBER,
+}
 
 
 @dataclass(frozen=True)
@@ -307,6 +315,8 @@ def _whole(told: dict[str, Any]) -> dict[str, Any]:
         json_files.require(told, int, "rows", "bytes")
         json_files.require(told, dict, "settings", "parents", "files")
         json_files.require(told["parents"], str, *told["parents"])
+        for key in KINDS.keys() & told.keys():
+            json_files.require(told, KINDS[key], key)
         for entry in told["files"].values():
             json_files.require(entry, int, "bytes")
             json_files.require(entry, str, "sha256")

@@ -87,7 +87,7 @@ class Shard(NamedTuple):
 def shard_of(name: str) -> Shard | None:
     """The shard that a file of an artifact would be of, by its name."""
     file = PurePosixPath(name)
-    if file.suffix not in (".tar", ".parquet") or not file.stem.isdigit():
+    if file.suffix not in (".tar", ".parquet") or not file.stem.isdecimal():
         return None
     return Shard("" if str(file.parent) == "." else str(file.parent), int(file.stem))
 
@@ -149,7 +149,7 @@ def shard_folders(artifact: Artifact) -> list[str]:
     if told := artifact.manifest.get("shards"):
         return list(told)
     names = (PurePosixPath(name) for name in artifact.files)  # earlier ones name the files of shards themselves
-    numbered = (name for name in names if name.suffix == ".parquet" and name.stem.isdigit())
+    numbered = (name for name in names if name.suffix == ".parquet" and name.stem.isdecimal())
     return sorted({"" if str(name.parent) == "." else str(name.parent) for name in numbered})
 
 

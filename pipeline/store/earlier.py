@@ -18,7 +18,7 @@ from datasets.files import json_files, storage
 from datasets.files.inputs import Bundled, Input, Made, Named, Rows, Whole
 from datasets.sources import folder
 from pipeline.store import identity
-from pipeline.store.artifacts import Artifact, Store
+from pipeline.store.artifacts import Artifact, Look
 
 FOLDER = "inputs"
 FILE = "inputs.json"  # of roots from before, all in one
@@ -66,18 +66,18 @@ def _sizes(files: Any) -> str:
     return found.hexdigest()[:16]
 
 
-def names(store: Store, lookup: Lookup, reads: Mapping[str, Iterable[str]]) -> list[Name]:
+def names(look: Look, lookup: Lookup, reads: Mapping[str, Iterable[str]]) -> list[Name]:
     """What a root goes on calling inputs of a config.
 
     Args:
         lookup: the config's.
         reads: dotted keys that steps read, and the names of the artifacts that these steps make.
     """
-    written, found = _read(store.root), []
+    written, found = _read(look.root), []
     for key, outputs in reads.items():
         inputs: list[Input] = []
         lookup(key, lambda item, inputs=inputs: inputs.append(item) or "")  # type: ignore[misc]
-        made = (artifact for output in outputs for artifact in store.finished(output)) if inputs else ()
+        made = (artifact for output in outputs for artifact in look.finished(output)) if inputs else ()
         known = [artifact for artifact in made if key in artifact.manifest["settings"]]
         if not known and not any(key == name for name, _, _ in written):
             continue

@@ -291,14 +291,22 @@ def last_sign(root: str, name: str) -> float | None:
 
 
 def _event(told: dict[str, Any]) -> dict[str, Any]:
-    """An event as it was written; KeyError or TypeError where it is none."""
+    """An event as it was written; KeyError, TypeError or ValueError where it is none."""
     json_files.require(told, str, "lease", "event")
-    json_files.require(told, NUMBER, "held_s", "time", *told.keys() & {"queued_s", "joules"})
+    json_files.require(full := {**vars(About()), "phases": {}, **told}, dict, "phases", "parents")
+    phases, parents, amounts = full["phases"], full["parents"], {"held_s", *told.keys() & {"queued_s", "joules"}}
     if told["event"] == "lease_open":
         json_files.require(told, str, "step", "fingerprint", "attempt", "kind")
-        json_files.require(told, NUMBER, "devices")
-    phases = told.get("phases", {})
+        json_files.require(full, str | None, "build", "output", "where")
+        json_files.require(full, NUMBER | None, "room", "price")
+        json_files.require(parents, str, *parents)
+        amounts.add("devices")
+    elif told["event"] == "lease_close":
+        json_files.require(told, str, "outcome")
+    json_files.require(told, NUMBER, "time", *amounts)
     json_files.require(phases, NUMBER, *phases)
+    if any(amount < 0 for amount in (*phases.values(), *(told[name] for name in amounts))):
+        raise ValueError("it has held less than nothing")
     return told
 
 

@@ -43,7 +43,7 @@ def ranks(step_log: str) -> dict[tuple[int, int], str]:
     return {
         (int(parts[0]), int(parts[1])): storage.join(folder, f"{name}.log")
         for name, parts in numbers.items()
-        if len(parts) == 2 and all(part.isdigit() for part in parts)
+        if len(parts) == 2 and all(part.isdecimal() for part in parts)
     }
 
 

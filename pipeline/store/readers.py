@@ -48,7 +48,7 @@ class Run:
 
 def runs(root: str, notify: Callable[[str], None], pace: claims.Pace = claims.PACE) -> list[Run]:
     """All runs of a root, oldest first; where it cannot be known at once whether one is at work, it is watched."""
-    found = json_files.read_each(storage.join(root, FOLDER), RECORD, _record)
+    found = json_files.read_each(storage.join(root, FOLDER), RECORD, record_of)
     records = sorted(found.values(), key=lambda record: str(record["started"]))
     at_work = claims.runs_at_work(root, notify, pace)
     others = [_reader(run, owner) for run, owner in at_work.items() if owner.reads]
@@ -81,7 +81,7 @@ def check_records(root: str) -> None:
         CorruptFile: a record is damaged.
     """
     try:
-        json_files.read_every(storage.join(root, FOLDER), OURS, _record, also=".*")
+        json_files.read_every(storage.join(root, FOLDER), OURS, record_of, also=".*")
     except CorruptFile as error:
         raise CorruptFile(f"{error}; so nobody knows what its run wants: move it away first") from None
 
@@ -125,8 +125,8 @@ class Wants:
         return found
 
 
-def _record(told: dict[str, Any]) -> dict[str, Any]:
-    """A record that tells what is asked of it here; KeyError, TypeError or ValueError for another."""
+def record_of(told: dict[str, Any]) -> dict[str, Any]:
+    """A record that tells what its run wants; KeyError, TypeError or ValueError for another."""
     record = {"steps": {}, "fingerprints": {}, "paths": [], "process": {}, **told, "id": str(told["id"])}
     json_files.require(record, str, "outcome", "command")
     json_files.require(record, dict, "steps", "fingerprints", "process")
@@ -135,7 +135,9 @@ def _record(told: dict[str, Any]) -> dict[str, Any]:
     json_files.require(record["paths"], str, *range(len(record["paths"])))
     for step in record["steps"].values():
         json_files.require(step, str, "artifact")
-    _ = [datetime.fromisoformat(told[key]) for key in ("started", "ended") if key in told or key == "started"]
+    times = [datetime.fromisoformat(told[key]) for key in ("started", "ended") if key in told or key == "started"]
+    if any(time.tzinfo is None for time in times):
+        raise ValueError("its times are of no time zone")
     return record
 
 
@@ -143,7 +145,7 @@ def _reader(name: str, owner: claims.Owner) -> Run:
     """Who reads without being a run, as a run that wants just that."""
     now = datetime.now(UTC)
     record = {"id": name, "user": owner.user, "command": owner.doing, "started": now.isoformat(), "outcome": "running"}
-    return Run(_record({**record, "paths": list(owner.reads)}), True, now)
+    return Run(record_of({**record, "paths": list(owner.reads)}), True, now)
 
 
 def _run(root: str, record: dict[str, Any], at_work: bool) -> Run:

@@ -72,7 +72,9 @@ class Removals:
     def shards(self, folder: str) -> list[int]:
         """The shards in a folder of which a file was changed."""
         files = (PurePosixPath(name) for name, entry in self.files.items() if entry)
-        return sorted({int(file.stem) for file in files if str(file.parent) == (folder or ".") and file.stem.isdigit()})
+        return sorted(
+            {int(file.stem) for file in files if str(file.parent) == (folder or ".") and file.stem.isdecimal()}
+        )
 
     def publish(self, folder: str) -> None:
         """Write them beside the manifest."""

@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import Interrupted
+from datasets.files.errors import StorageError
+from pipeline.errors import Interrupted, UsageError
 from pipeline.store.artifacts import Artifact
 from pipeline.store.process import ProcessId, user_name
 from pipeline.store.provenance import commit, versions
@@ -28,7 +29,7 @@ from pipeline.store.redact import redact
 from pipeline.tracking import names
 from pipeline.tracking.mlflow_records import END_REASON, PROCESS, Recorder
 from pipeline.tracking.mlflow_store import MlflowStore
-from pipeline.tracking.outbox import Outbox, left_behind
+from pipeline.tracking.outbox import Outbox, in_short, left_behind
 
 MODEL = "wuerstchen"  # of which each release is a version
 DIGEST = 32  # digits of a dataset's content that MLflow takes
@@ -274,8 +275,20 @@ def _starts(prefix: str) -> Callable[[str], bool]:
 
 
 def rebuild_hours(store: MlflowStore, experiment: str, root: str) -> int:
-    """Make the hours of every run of an experiment what the root's ledger says; returns how many runs there are."""
-    return Recorder(store, experiment, root).rebuild()
+    """Make the hours of every run of an experiment what the root's ledger says; returns how many runs there are.
+
+    Raises:
+        UsageError: MLflow does not take them.
+        OSError: the ledger cannot be read, or the store's folder not be written.
+    """
+    try:
+        return Recorder(store, experiment, root).rebuild()
+    except (UsageError, StorageError, PermissionError):
+        raise
+    except Exception as error:  # whatever a server, a proxy or an old database says
+        raise UsageError(
+            f"MLflow at {store.uri} does not take the hours ({in_short(error)}); call this again once it does"
+        ) from error
 
 
 def send_unsent(store: MlflowStore, experiment: str, root: str | None = None) -> str | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import re
@@ -17,6 +18,13 @@ from pipeline.environment import home_folder, quiet_environment
 from pipeline.errors import UsageError
 
 SQLITE = "sqlite:///"
+# Where MLflow tells where an artifact of ours lies: table, column, and what stands before the path
+OF_ARTIFACTS = (
+    ("tags", "value", ""),
+    ("datasets", "dataset_source", '{"uri": "'),
+    ("model_versions", "source", ""),
+    ("model_versions", "storage_location", ""),
+)
 LOOPBACK = ("127.0.0.1", "localhost")
 
 log = logging.getLogger(__name__)
@@ -84,7 +92,7 @@ def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:
     """An `MlflowClient` and the experiment's id; store and experiment are created where they are missing.
 
     Raises:
-        NeedsMending: the experiment was deleted.
+        NeedsMending: the experiment was deleted, or the database is damaged.
     """
     quiet_environment()
     no_proxy_here()
@@ -105,7 +113,7 @@ def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:
         return client, client.create_experiment(experiment, store.location)
 
 
-class NeedsMending(RuntimeError):
+class NeedsMending(UsageError):
     """MLflow takes nothing until somebody has done what the message says; what is recorded waits."""
 
     is_told_whole = True
@@ -130,16 +138,26 @@ def no_proxy_here() -> None:
 
 def relocate(store: MlflowStore) -> None:
     """Mend where the runs of a local store have their files: MLflow wrote down whole paths, and the root may have been
-    moved or copied since."""
+    moved or copied since.
+
+    Raises:
+        NeedsMending: the database is damaged, or cannot be opened.
+    """
     if store.artifacts is None or not store.database.exists():
         return
-    with contextlib.closing(sqlite3.connect(store.database)) as database, database:
-        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
-            return
-        for (place,) in database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
-            if place != store.location and str(place).split("/")[-2:] == list(store.artifacts.parts[-2:]):
-                log.warning("MLflow's files are looked for in %s, no longer in %s", store.location, place)
-                _relocate(database, place, str(store.location))
+    try:
+        with contextlib.closing(sqlite3.connect(store.database)) as database, database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+                return
+            for (place,) in database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall():
+                if place != store.location and str(place).split("/")[-2:] == list(store.artifacts.parts[-2:]):
+                    log.warning("MLflow's files are looked for in %s, no longer in %s", store.location, place)
+                    _relocate(database, place, str(store.location))
+    except sqlite3.Error as error:
+        raise NeedsMending(
+            f"MLflow's database {store.database} cannot be used ({error}); change its rights, or where it is damaged "
+            "put a copy back or move it away: the next run begins a new one"
+        ) from error
 
 
 def _relocate(database: sqlite3.Connection, old: str, new: str) -> None:
@@ -149,11 +167,16 @@ def _relocate(database: sqlite3.Connection, old: str, new: str) -> None:
         "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?",
         (new, len(old) + 1, len(old) + 1, f"{old}/"),
     )
-    before, now = (f"{unquote(place).rsplit('/', 2)[0]}/" for place in (old, new))
-    database.execute(
-        "UPDATE tags SET value = ? || substr(value, ?) WHERE key = 'wst.artifact' AND substr(value, 1, ?) = ?",
-        (now, len(before) + 1, len(before), before),
-    )
+    before, now = (f"{unquote(place).rsplit('/', 2)[0]}/artifacts/" for place in (old, new))
+    for table, column, start in OF_ARTIFACTS:
+        if any(row[1] == column for row in database.execute(f"PRAGMA table_info({table})")):  # MLflow had fewer once
+            was, told = (f"{start}{json.dumps(path)[1:-1] if start else path}" for path in (before, now))
+            database.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (told, len(was) + 1, len(was), was),
+            )
+    described = "UPDATE tags SET value = replace(value, ?, ?) WHERE key = 'mlflow.note.content'"
+    database.execute(described, (f"`{before}", f"`{now}"))
 
 
 @contextlib.contextmanager

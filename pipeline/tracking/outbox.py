@@ -148,7 +148,7 @@ class Outbox:
             try:
                 self._send(batch)
             except Exception as error:
-                self.last_error = _in_short(error)
+                self.last_error = in_short(error)
                 log.warning("records could not be sent (%d wait): %s", len(batch), self.last_error)
                 if self.failures == 0:
                     self._complain(self.last_error)
@@ -174,7 +174,7 @@ def _made(path: Path) -> FileIO:
         file.close()  # before it was locked, somebody took it for a dead one's that holds nothing
 
 
-def _in_short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
     """What the error at the bottom of others says, in a line: those above repeat it among addresses and objects.
 
     One that tells a remedy (a word of MLflow's, or `NeedsMending`) is told whole.

@@ -16,18 +16,23 @@ from datetime import UTC, datetime, timedelta
 from rich.table import Table
 
 from datasets.files import notices, storage
-from pipeline.errors import LeaseHeld, UsageError
+from pipeline.errors import LeaseHeld
 from pipeline.settings.words import Words, parse
 from pipeline.store import claims, deleting, readers
 from pipeline.store.artifacts import BUILDING, DIGEST, MANIFEST, Store
 from pipeline.store.readers import Name, Run
 from pipeline.terminal import console, out, print_json, print_table
 
-DAYS = 7
+DAYS, MOST_DAYS = 7, 36_500
 
 
 def handle(words: Words) -> None:
-    collect(storage.absolute(words.root), words.own.get("days"), words.yes, words.json)
+    collect(
+        storage.absolute(words.root),
+        words.number("days", "runs that are older want nothing", 0, MOST_DAYS),
+        words.yes,
+        words.json,
+    )
 
 
 @dataclass(frozen=True)
@@ -41,24 +46,21 @@ class Unwanted:
     bytes: int
 
 
-def collect(root: str, days: str | None, delete: bool, as_json: bool) -> None:
+def collect(root: str, days: int | None, delete: bool, as_json: bool) -> None:
     """List what may go and why, and delete it if asked to.
 
     Raises:
-        UsageError: `days` is no number of days.
         CorruptFile: something is to be deleted, but a record of a run is damaged, so nobody knows what is needed; or a
             manifest has an unknown format.
         LeaseHeld: somebody else is deleting below this root.
     """
-    if days is not None and not days.isdigit():
-        raise UsageError(f"days={days}: give a number of days; runs that are older want nothing")
     alone = claims.hold(root, claims.ROOT, _tell, "cleaned up") if delete else contextlib.nullcontext()
     with alone:
         if delete:
             readers.check_records(root)
         records = readers.record_files(root)
         runs = readers.runs(root, _tell)
-        found = unwanted(root, runs, keeping(runs, None if days is None else int(days)))
+        found = unwanted(root, runs, keeping(runs, days))
         deleted = [item for item in found if _delete(root, item, records)] if delete else []
     if as_json:
         listed = {"unwanted": [vars(item) for item in found], "deleted": [item.path for item in deleted]}

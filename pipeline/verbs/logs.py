@@ -3,12 +3,12 @@
 import re
 import sys
 import time
-from typing import Any
 
-from datasets.files import json_files, storage
+from datasets.files import storage
 from pipeline.errors import UsageError, nearest
+from pipeline.plan import recorded
 from pipeline.settings.words import Words
-from pipeline.store import log_files, readers
+from pipeline.store import log_files
 from pipeline.terminal import printable
 
 POLL_S = 2.0
@@ -41,16 +41,12 @@ def handle(words: Words) -> None:
 
 def _found(root: str, name: str, wanted: str | None) -> tuple[str, str]:
     """The last run with a step of this name, or that makes an artifact of this name; and the artifact's name."""
-    records = json_files.read_each(storage.join(root, readers.FOLDER), readers.RECORD, _record)
-    runs = {str(told["id"]): told for told in records.values()}
-    if wanted is not None and wanted not in runs:
-        raise UsageError(f"run={wanted}: {root} has no such run{nearest(wanted, runs)}")
-    asked = {wanted: runs[wanted]} if wanted else runs
+    runs = [recorded.record(root, wanted)] if wanted is not None else recorded.records(root)
     known: set[str] = set()
-    for run, told in sorted(asked.items(), reverse=True):  # they are called by the time of their start
-        for output, step in reversed(told["steps"].items()):
+    for run in sorted(runs, key=lambda run: str(run["id"]), reverse=True):  # they are called by the time of their start
+        for output, step in reversed(run["steps"].items()):
             if name in (output, step.get("step")):
-                return run, output
+                return run["id"], output
             known |= {output, str(step.get("step", output))}
     has = f"there are {', '.join(sorted(known))}" if known else "nothing has been run there yet"
     raise UsageError(f"logs {name}: no run in {root} has such a step{nearest(name, known)}; {has}")
@@ -68,12 +64,4 @@ def _path(step_log: str, rank: int | None) -> str:
 
 def _at_work(root: str, run: str, output: str) -> bool:
     """Whether the step may still say something."""
-    from pipeline.verbs.status import told
-
-    record = told(root, run)
-    return record is not None and record["steps"].get(output, {}).get("state") == "running"
-
-
-def _record(told: dict[str, Any]) -> dict[str, Any]:
-    _ = told["id"]
-    return {"steps": {}, **told}
+    return recorded.record(root, run)["steps"].get(output, {}).get("state") == "running"

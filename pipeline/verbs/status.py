@@ -35,11 +35,6 @@ def follow(root: str) -> None:
         out.print(f"run {run['id']}  conf={run['conf']}  {run['outcome']}")
 
 
-def told(root: str, run: str) -> dict[str, Any] | None:
-    """The record of a run as `status` shows it."""
-    return next((record for record in _runs(root) if record["id"] == run), None)
-
-
 def _runs(root: str, last: int | None = None) -> list[dict[str, Any]]:
     """The records of runs as they are now, without their configs, which are long."""
     return [{key: told for key, told in run.items() if key != "config"} for run in recorded.records(root, last)]
@@ -51,7 +46,7 @@ def status(root: str, as_json: bool) -> None:
     artifacts = [artifact.manifest | {"path": artifact.path} for artifact in Store(root).finished()]
     if as_json:
         keys = ("name", "step", "fingerprint", "rows", "bytes", "seconds", "device_seconds", "created", "path")
-        listed = [{key: artifact[key] for key in keys} for artifact in artifacts]
+        listed = [{key: artifact.get(key) for key in keys} for artifact in artifacts]
         print_json({"root": root, "runs": runs, "artifacts": listed})
         return
     if not runs and not artifacts:
@@ -69,7 +64,7 @@ def status(root: str, as_json: bool) -> None:
             item["fingerprint"],
             str(item["rows"]),
             size,
-            f"{item['seconds']:.1f}",
+            f"{item.get('seconds', 0):.1f}",
             item["created"],
             item["path"].removeprefix(f"{root}/"),
         )

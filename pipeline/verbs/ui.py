@@ -23,19 +23,18 @@ from pipeline.store.process import ProcessId
 from pipeline.terminal import console
 from pipeline.tracking.mlflow_store import MlflowStore, locate_store, no_proxy_here, relocate
 
+PORT = 5000
 START_S = 120.0
 STOP_S = 10.0
 HEALTH_S = 5.0  # for an answer
 
 
 def handle(words: Words) -> None:
-    port = words.own.get("port", "5000")
-    if not port.isdigit():
-        raise UsageError(f"port={port}: not a number")
+    port = words.number("port", "where MLflow listens", 1, 65_535) or PORT
     tracking = compose.load(words.conf or "stage_c", words.overrides).tracking
     store = locate_store(storage.absolute(words.root), tracking.uri if words.conf else None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive us
-    with contextlib.suppress(KeyboardInterrupt), serve_ui(store, int(port)) as url:
+    with contextlib.suppress(KeyboardInterrupt), serve_ui(store, port) as url:
         console.print(
             f"MLflow: {url}{runs_page(url, tracking.experiment)} (Ctrl-C ends it)", soft_wrap=True, markup=False
         )
@@ -112,7 +111,7 @@ def _check_port(port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise UsageError(f"port={port}: cannot be used ({error}); choose another port=") from None
 
 

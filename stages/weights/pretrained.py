@@ -187,7 +187,7 @@ def _settings(file: Path) -> dict[str, Any]:
         if beside.is_file():
             try:
                 stated = json.loads(beside.read_text("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadWeights(f"{beside} is not readable as JSON ({error})") from error
             return dict(stated) if isinstance(stated, dict) else {}
     return {}

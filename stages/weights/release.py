@@ -300,7 +300,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     data = _read(path)
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRelease(f"{path} is damaged ({error}): copy the release again") from error
     if not isinstance(content, dict):
         raise BadRelease(f"{path} holds no JSON object: copy the release again")

@@ -117,6 +117,28 @@ def test_an_artifact_with_a_damaged_manifest_is_not_done_and_that_is_said(root, 
     assert (code, [one["name"] for one in json.loads(out)["artifacts"]]) == (0, ["images", "metadata"])
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seconds": ["x"]},
+        {"device_seconds": "x"},
+        {"shards": 1e308},
+        {"metrics": [1]},
+        {"notes": None},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "line", [["status"], ["status", "--json"], ["gc"], ["show", *MICRO, "artifact=stage_a"]], ids=" ".join
+)
+def test_a_manifest_that_says_something_else_stops_no_verb(root, capsys, line, wrong):
+    (artifact,) = Store(str(root)).finished("stage_a")
+    told = json.dumps({**artifact.manifest, **wrong})
+    Path(artifact.path, "manifest.json").write_text(told)
+    _, _, err = said(capsys, root, line)
+    assert f"{artifact.path}/manifest.json: damaged: its {next(iter(wrong))} is " in err
+
+
 def test_a_run_does_not_download_what_a_damaged_request_may_have_named(root, capsys):
     (root / "forgotten").mkdir()
     (root / "forgotten/2026-01-01T000000+0000-abcdef.json").write_bytes(b"{")

@@ -1,11 +1,13 @@
 """Of what a report is asked: a run by its ID, or whatever a config, exactly as typed, has in the root."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from datasets.config import DataError
 from datasets.files import storage
 from pipeline.errors import UsageError
-from pipeline.plan import recorded
+from pipeline.plan import recorded, rivals
 from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
@@ -13,7 +15,7 @@ from pipeline.results.subject import Subject, of_prints
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.resources import Tracking
-from pipeline.settings.words import Words
+from pipeline.settings.words import Words, parse
 from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.verbs.configured import configured
 
@@ -50,10 +52,22 @@ def subject(words: Words) -> tuple[Subject, Tracking]:
 
 def _of_run(root: str, record: recorded.Record) -> tuple[Subject, Tracking]:
     every = [one for one in recorded.records(root) if one["conf"] == record["conf"]]
-    config = recorded.config_of(record, root)
+    config = config_of(record, root)
     prints = recorded.fingerprints(record)
     about = {"record": record, "earlier": _before(every, record), "config": config}
     return of_prints(root, record["conf"], prints, **about), _tracking(record, config)
+
+
+def config_of(record: recorded.Record, root: str) -> Config | None:
+    """The config that a run's command means; None where that is not what it meant then, since files have changed."""
+    try:
+        words = parse(shlex.split(record["command"])[3:])
+        config = rivals.with_runs(compose.load(words.required_conf(), words.overrides), root)
+        now = prints_of(config, Look(root), order(table(config), config.targets))
+    except (UsageError, DataError, ValueError, OSError):
+        return None
+    then = recorded.fingerprints(record)
+    return config if all(then.get(name, print_.digest) == print_.digest for name, print_ in now.items()) else None
 
 
 def _before(every: Sequence[recorded.Record], record: recorded.Record | None) -> tuple[recorded.Record, ...]:

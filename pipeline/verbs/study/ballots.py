@@ -30,7 +30,9 @@ def rows(content: bytes, name: str) -> list[Row]:
         UsageError: it is none; names it.
     """
     try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        reader = csv.DictReader(
+            io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True
+        )  # or an open quote would swallow rows
         found: list[Row] = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{name} is no CSV in UTF-8 ({error}); give the files that the study's page made") from None

@@ -56,7 +56,8 @@ def build(words: Words) -> None:
         NotBuilt: pictures are not drawn yet.
         DataError: a rival's are missing or no good.
     """
-    asked, count = _page(words.own.get("out")), _count(words.own.get("n", str(PAIRS)))
+    asked = _page(words.own.get("out"))
+    count = words.number("n", "how many pairs the page shows", 1, MOST) or PAIRS
     config, root = configured(words)
     found = _artifacts(config, root)
     with reading(Store(root), found.values(), partial(console.print, markup=False)):
@@ -83,12 +84,6 @@ def _page(asked: str | None) -> str:
     if not asked.lower().endswith((".html", ".htm")):
         raise UsageError(f"out={asked}: the page is an HTML file; give out=FILE.html")
     return asked
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST):
-        raise UsageError(f"n={text}: how many pairs the page shows; give a number from 1 to {MOST}")
-    return int(text)
 
 
 def _artifacts(config: Config, root: str) -> dict[str, Artifact]:
@@ -165,9 +160,10 @@ def _content(file: str) -> bytes:
 
 def _key(rows: Sequence[Row], root: str) -> Key:
     """The key of the study that rows are of; those of studies that the root does not know may be among them."""
-    named = [name for name, _ in ballots.studies(rows).most_common() if name.isalnum()]
+    named = [name for name, _ in ballots.studies(rows).most_common() if name]
     folder = storage.join(storage.absolute(root), FOLDER)
-    known = {name: key for name in named if (key := json_files.read(storage.join(folder, f"{name}.json"), Key.of))}
+    there = {name: storage.join(folder, f"{name}.json") for name in named if f"{name}.json" in storage.listing(folder)}
+    known = {name: key for name, file in there.items() if (key := json_files.read(file, Key.of))}
     if len(known) > 1:
         raise UsageError(f"the files hold answers of the studies {', '.join(known)}; count those of one at a time")
     if not known:

@@ -80,6 +80,8 @@ def test_a_draw_is_the_seeds_whatever_the_order_of_the_file(tmp_path):
         ("number.json", '{"annotations": [{"caption": "a"}, {"caption": 7}]}', "annotation 2 has no caption"),
         ("torn.jsonl", '{"caption": "a"}\n\n{nope\n', "line 3 is no JSON"),
         ("list.jsonl", "[1]\n", "line 1 has no caption"),
+        ("deep.json", "[" * 100_000, "is no prompt file of its form"),
+        ("deep.jsonl", '{"a":' * 100_000, "is no prompt file of its form"),
     ],
 )
 def test_what_is_no_prompt_file_is_refused_in_a_sentence(tmp_path, name, text, told):

@@ -64,6 +64,10 @@ def test_or_by_the_prompts_that_a_list_gives_them(tmp_path):
     for place in (tmp_path / "r", tarred(tmp_path / "r")):
         other_keys = [("f" * 32, text) for text in TEXTS]  # as those of the data's own captions
         assert not Rival(str(place), "k").examine(other_keys).lacking
+    (tmp_path / "r/prompts.csv").write_text("\n".join([*rows, '3.png,"a hen']))
+    with pytest.raises(DataError, match=r"^k: .*prompts.csv is no CSV in UTF-8 \(unexpected end of data\)"):
+        Rival(str(tmp_path / "r"), "k")
+    (tmp_path / "r/prompts.csv").write_text("\n".join(rows))
     with (tmp_path / "r/prompts.csv").open("a") as file:
         file.write("\nnone.png,a hen")
     with pytest.raises(DataError, match=r"^k: .*prompts.csv names pictures that are not there \('none.png'\)"):

@@ -1,19 +1,18 @@
-"""Runs by their records: found by the end of their ID, and what their commands mean."""
+"""Runs by their records: found by the end of their ID, whatever else lies beside them."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from datasets.files import notices
 from pipeline.errors import UsageError
-from pipeline.plan.dag import order
-from pipeline.plan.recorded import config_of, fingerprints, record
-from pipeline.plan.table import table
-from pipeline.plan.wanted import prints_of
-from pipeline.settings import compose
-from pipeline.store.artifacts import Look
+from pipeline.plan.recorded import fingerprints, record, records
 from tests.experiment import BEFORE, RUN, Experiment
 
-WORDS = ["scale=micro", "stage_c.train.learning_rate=0.001"]
+STEP = {"state": "running", "step": "train_c", "log": "l/r/x", "artifact": "a/b/c"}
+PROGRESS = {"done": 1, "total": 2, "first": 0, "at": 1.0, "since": 0.0, "unit": "steps"}
 
 
 def test_a_run_is_found_by_the_end_of_its_id(tmp_path: Path) -> None:
@@ -41,24 +40,52 @@ def test_no_other_file_is_taken_for_a_run(tmp_path: Path, run: str) -> None:
         record(of.root, run)
 
 
-def test_a_command_gives_its_config_unless_it_means_another_today(tmp_path: Path) -> None:
-    config = compose.load("stage_c", WORDS)
-    steps = order(table(config), config.targets)
-    prints = {name: one.digest for name, one in prints_of(config, Look(str(tmp_path)), steps).items()}
-    of = Experiment(tmp_path)
-    of.record(command=f"python -m pipeline run conf=stage_c root={tmp_path} {' '.join(WORDS)}", fingerprints=prints)
-    found = config_of(record(of.root, RUN), of.root)
-    assert found is not None
-    assert found.stage_c.train is not None
-    assert found.stage_c.train.learning_rate == 0.001
-    of.record(command="python -m pipeline run conf=stage_c scale=micro", fingerprints=prints)
-    assert config_of(record(of.root, RUN), of.root) is None
-    of.record(command="python -m pipeline run conf=gone", fingerprints=prints)
-    assert config_of(record(of.root, RUN), of.root) is None
-
-
 def test_old_records_tell_of_what_they_built(tmp_path: Path) -> None:
     of = Experiment(tmp_path)
     made = of.add("metadata", "fetch")
     of.record(fingerprints={})
     assert fingerprints(record(of.root, RUN)) == {"metadata": made.manifest["fingerprint"]}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"conf": ["stage_c"]},
+        {"command": 5},
+        {"fingerprints": ["stage_c"]},
+        {"fingerprints": {"stage_c": 5}},
+        {"outcome": None},
+        {"process": 7},
+        {"config": 5},
+        {"started": "yesterday"},
+        {"started": "2026-01-01T00:00:00"},
+        {"steps": {"stage_c": {**STEP, "state": 5}}},
+        {"steps": {"stage_c": {**STEP, "log": None}}},
+        {"steps": {"stage_c": {**STEP, "progress": {**PROGRESS, "total": None}}}},
+        {"steps": {"stage_c": {**STEP, "progress": "far"}}},
+    ],
+    ids=str,
+)
+def test_a_record_that_says_something_else_is_passed_over_by_whoever_reads_it(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    of, told = Experiment(tmp_path), list[notices.Notice]()
+    of.record(BEFORE)
+    of.record(**wrong)
+    with notices.heard_by(told.append):
+        assert [one["id"] for one in records(of.root)] == [BEFORE]
+    assert f"{RUN}.json" in str(told)
+
+
+def test_an_id_that_is_a_number_is_an_id_all_the_same(tmp_path: Path) -> None:
+    of = Experiment(tmp_path)
+    of.record(id=20260101)
+    assert record(of.root, "20260101")["id"] == "20260101"
+
+
+def test_somebodys_copy_of_a_record_is_no_other_run(tmp_path: Path) -> None:
+    of = Experiment(tmp_path)
+    of.record()
+    shutil.copy(tmp_path / f"invocations/{RUN}.json", tmp_path / f"invocations/{RUN} (copy).json")
+    assert len(records(of.root)) == 1
+    assert record(of.root, "a1b2")["id"] == RUN

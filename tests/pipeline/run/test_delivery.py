@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.files import storage
+from datasets.files import notices, storage
 from datasets.files.errors import StorageError
 from pipeline.errors import UsageError
 from pipeline.run.delivery import LOCK, _beside, _held, deliver
@@ -73,6 +73,20 @@ def test_a_new_folder_appears_at_once_and_takes_along_what_killed_calls_have_lef
     stay = {*others, ".out.0123456789ab.tmp", ".out.ba9876543210.delivery"}
     assert {path.name for path in tmp_path.iterdir()} == {*stay, *(f"{name}{LOCK}" for name in stay), "out"}
     assert storage.listing(str(tmp_path / "out")) == ["a/one", "two"]
+
+
+@pytest.mark.parametrize("lock", ["none", "not ours"])
+def test_what_nobody_can_know_of_stays_and_is_told(tmp_path, lock):
+    """By an earlier version, which locked otherwise, or by somebody whose lock cannot be opened."""
+    left, told = tmp_path / ".out.0123456789ab.delivery", list[notices.Notice]()
+    left.mkdir()
+    if lock == "not ours":
+        Path(f"{left}{LOCK}").symlink_to(tmp_path / "nothing")  # which root cannot open either
+    with notices.heard_by(told.append):
+        deliver(contents(), str(tmp_path / "out"))
+    assert left.exists()
+    assert [str(one) for one in told if "has left it or is at work on it" in str(one)] == [str(one) for one in told]
+    assert len(told) == 1
 
 
 def test_of_two_at_once_one_ends_in_a_sentence_and_neither_harms_the_other(tmp_path):

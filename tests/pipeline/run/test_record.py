@@ -101,7 +101,7 @@ def test_logs_shows_the_step_and_its_ranks_of_the_last_run(run, tmp_path, capsys
     assert "--rank 2: stage_c.log has no such rank; there are 0, 1" in said("train_c", "--rank", "2", code=2)
     assert "it has no ranks, or they have not begun" in said("encode_a", "--rank", "0", code=2)
     assert "(did you mean train_c?); there are encode_a, latents_a, stage_c, train_c" in said("trian_c", code=2)
-    assert "has no such run" in said("train_c", "run=1", code=2)
+    assert "has no run of that ID" in said("train_c", "run=1", code=2)
     assert "logs needs the name of a step" in said(code=2)
     assert "--rank needs the number of a rank" in said("train_c", "--rank", "first", code=2)
 

@@ -182,6 +182,9 @@ def test_order_and_repetition_do_not_change_the_sum(
     [
         *({"held_s": "1"}, {"held_s": float("nan")}, {"time": None}, {"lease": []}, {"event": 1}, {"queued_s": "x"}),
         *({"joules": {}}, {"phases": {"steps": "x"}}, {"phases": 1}, {"step": 1}, {"devices": "two"}, {"kind": None}),
+        *({"phases": []}, {"phases": {"steps": -1.0}}, {"held_s": -1.0}, {"devices": -2}, {"queued_s": -0.5}),
+        *({"parents": ["0" * 16]}, {"parents": {"images": 5}}, {"output": 7}, {"build": []}, {"price": "dear"}),
+        {"event": "lease_close"},
     ],
     ids=str,
 )

@@ -55,6 +55,7 @@ def test_the_logs_of_ranks_are_found_beside_their_steps(root):
         logging.getLogger(NAME).info("attempt %d", attempt)
         close()
     storage.publish(b"", storage.join(f"{path.removesuffix('.log')}.ranks", ".DS_Store"))
+    storage.publish(b"", storage.join(f"{path.removesuffix('.log')}.ranks", "²-0.log"))
     assert log_files.ranks(path) == wanted
     assert log_files.read(wanted[2, 0]).endswith("INFO attempt 2\n")
 

@@ -1,13 +1,17 @@
 """MLflow's local store: in roots of any name, and in roots that were moved or copied."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import Dataset, DatasetInput
 from PIL import Image
 
+from pipeline.errors import UsageError
 from pipeline.tracking.mlflow_records import drop_pictures
+from pipeline.tracking.mlflow_runs import rebuild_hours
 from pipeline.tracking.mlflow_store import connect, folder_of, locate_store, relocate
 
 NAMES = ["a%20b", "a?b=c&d", "a#b", "a[x]b", "a b", "Würstchen", "100%", "a?b=c&d#e[x] %20 ü"]
@@ -60,12 +64,22 @@ def test_a_plain_name_is_written_as_it_is(tmp_path):
 @pytest.mark.parametrize("new", ["moved", "moved to a%20b?"])
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_root_that_was_moved_or_copied_has_its_files_where_it_lies(tmp_path, made, new, copied):
-    old, run = made("old")
+    old, run = made("old ü")
+    client, _ = connect(locate_store(str(old), None), "wuerstchen")
+    client.set_tag(run, "mlflow.note.content", f"made in `{old}/artifacts/stage_a/0123`\n\nroot={old}")
+    source = json.dumps({"uri": f"{old}/artifacts/images/4567"})
+    client.log_inputs(run, [DatasetInput(Dataset("images", "0", "local", source), [])])
+    client.create_registered_model("model")
+    client.create_model_version("model", f"{old}/artifacts/release/89ab", run)
     there = tmp_path / new
     (shutil.copytree if copied else shutil.move)(old, there)
     client, experiment = connect(locate_store(str(there), None), "wuerstchen")
     info = client.get_run(run)
     assert info.data.tags["wst.artifact"] == f"{there}/artifacts/stage_a/0123"
+    note, (dataset,) = info.data.tags["mlflow.note.content"], info.inputs.dataset_inputs
+    assert note == f"made in `{there}/artifacts/stage_a/0123`\n\nroot={old}"
+    assert json.loads(dataset.dataset.source) == {"uri": f"{there}/artifacts/images/4567"}
+    assert client.get_model_version("model", "1").source == f"{there}/artifacts/release/89ab"
     assert {file.path for file in client.list_artifacts(run)} == {"config.yaml", "images"}
     again = recorded(there, client, experiment)
     assert len(list((there / "mlflow/artifacts").glob(f"{again}/artifacts/images/*.png"))) == 1
@@ -86,6 +100,27 @@ def test_other_places_are_left_alone(made):
     relocate(store)
     assert client.get_experiment(elsewhere).artifact_location == "s3://bucket/pictures"
     assert client.get_experiment_by_name("wuerstchen").artifact_location == f"{root}/mlflow/artifacts"
+
+
+def test_a_damaged_database_is_told_with_the_remedy(tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow/mlflow.db").write_bytes(b"no database" * 1000)
+    store = locate_store(str(tmp_path), None)
+    for use in (lambda: relocate(store), lambda: rebuild_hours(store, "wuerstchen", str(tmp_path))):
+        with pytest.raises(UsageError, match=r"^MLflow's database \S+mlflow.db cannot be used .* or move it away"):
+            use()
+
+
+def test_hours_that_mlflow_does_not_take_are_told_in_a_sentence(tmp_path, made):
+    root, _ = made("root")
+    store = locate_store(str(root), None)
+    client, experiment = connect(store, "wuerstchen")
+    client.delete_experiment(experiment)
+    with pytest.raises(UsageError, match=r"^the experiment wuerstchen was deleted; bring it back with: "):
+        rebuild_hours(store, "wuerstchen", str(root))
+    away = locate_store(str(root), "http://127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"^MLflow at http://127.0.0.1:9 does not take the hours \(.*refused\); call"):
+        rebuild_hours(away, "wuerstchen", str(root))
 
 
 def test_what_is_no_store_yet_is_not_mended(tmp_path):

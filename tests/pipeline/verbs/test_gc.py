@@ -131,8 +131,9 @@ def test_a_run_is_as_old_as_its_last_sign_of_life(root, capsys):
 
 def test_runs_older_than_the_days_want_nothing(root, capsys):
     assert len(collect(root, capsys, "days=1")["unwanted"]) == 3
-    assert main(["gc", f"root={root}", "days=soon"]) == 2
-    assert "days=soon: give a number of days" in capsys.readouterr().err
+    for days in ("soon", "", "-1", "1.5", "²", "٣", "99999999999999999999", "9" * 5000):
+        assert main(["gc", f"root={root}", f"days={days}"]) == 2
+        assert f"days={days}: runs that are older want nothing; give a number from 0 to" in capsys.readouterr().err
 
 
 def test_an_unfinished_build_goes_unless_a_last_run_wants_it_or_somebody_builds_it(root, capsys):

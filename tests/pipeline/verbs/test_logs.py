@@ -16,7 +16,8 @@ RUN = "20260101-000000-abcd"
 def root(tmp_path: Path) -> Path:
     """A root of one run, whose download's log has what a server said, in part of no encoding."""
     steps = {"images": {"step": "download", "state": "done", "artifact": "a/b/c", "log": "l/r/x"}}
-    record = {"id": RUN, "conf": "stage_a", "command": "", "outcome": "done", "started": "2026-01-01", "steps": steps}
+    record = {"id": RUN, "conf": "stage_a", "command": "", "outcome": "done", "started": "2026-01-01T00:00:00Z"}
+    record["steps"] = steps
     storage.publish(json.dumps(record).encode(), f"{tmp_path}/invocations/{RUN}.json")
     storage.publish(b"404 \x1b[2Jgone\xff\n", log_files.of_step(str(tmp_path), RUN, "images"))
     return tmp_path

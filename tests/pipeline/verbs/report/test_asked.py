@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.plan.dag import order
+from pipeline.plan.recorded import record
 from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
 from pipeline.settings import compose
@@ -19,6 +20,7 @@ from tests.pipeline.verbs.test_cli import build_all
 
 MICRO = ("conf=stage_c", "scale=micro")
 OTHER = "20251230-000000-0000"
+LEARNS = ["scale=micro", "stage_c.train.learning_rate=0.001"]
 
 
 def words(*line: str, root: Path, verb: str = "report") -> Words:
@@ -90,3 +92,19 @@ def test_show_takes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     of.record(fingerprints={"stage_b": "0" * 16})
     with pytest.raises(UsageError, match="has not finished it"):
         show.handle(words(f"run={RUN}", "artifact=stage_b", root=tmp_path, verb="show"))
+
+
+def test_a_command_gives_its_config_unless_it_means_another_today(tmp_path: Path) -> None:
+    config = compose.load("stage_c", LEARNS)
+    steps = order(table(config), config.targets)
+    prints = {name: one.digest for name, one in prints_of(config, Look(str(tmp_path)), steps).items()}
+    of = Experiment(tmp_path)
+    of.record(command=f"python -m pipeline run conf=stage_c root={tmp_path} {' '.join(LEARNS)}", fingerprints=prints)
+    found = asked.config_of(record(of.root, RUN), of.root)
+    assert found is not None
+    assert found.stage_c.train is not None
+    assert found.stage_c.train.learning_rate == 0.001
+    of.record(command="python -m pipeline run conf=stage_c scale=micro", fingerprints=prints)
+    assert asked.config_of(record(of.root, RUN), of.root) is None
+    of.record(command="python -m pipeline run conf=gone", fingerprints=prints)
+    assert asked.config_of(record(of.root, RUN), of.root) is None

@@ -50,6 +50,7 @@ def test_the_last_answer_counts_in_whatever_order_files_are_given(turned):
         (b"", "f.csv lacks the columns study, rater"),
         (b"study,rater,pair\nx,y,z\n", "f.csv lacks the columns left, chosen, answered"),
         (b"\x89PNG\r\n\x1a\n\x00", "f.csv is no CSV in UTF-8"),
+        (b'study,rater,pair,left,chosen,answered\ns,"r,p,a,b,2026\ns,r,p,a,b,2026\n', "f.csv is no CSV in UTF-8"),
     ],
 )
 def test_a_file_that_no_page_made_is_refused_by_name(content, told):

@@ -167,3 +167,8 @@ def test_answers_of_studies_that_the_root_does_not_know_are_refused_or_left_out(
     assert "the files hold answers of the studies" in refused(capsys, "tally", ours, second, root)
     assert main(["study", "tally", str(theirs), str(ours), root, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dropped"] == {"of another study": 1}
+    (tmp_path / "long.csv").write_text(
+        f"{header}{'y' * 5000},r,p,a,neither,2026\n../{files['ours']},r,p,a,neither,2026\n"
+    )
+    assert main(["study", "tally", str(tmp_path / "long.csv"), str(ours), root, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == {"of another study": 2}
