@@ -88,6 +88,11 @@ class Counter:
             self.work.kernels.append(kernel_of(function, args, kwargs, made))
         self.hold(made)
 
+    def run(self, kernels: list[Kernel], within: int) -> None:
+        """Hear of kernels that run one after the other; `within`: bytes that they allocate at most."""
+        self.work.kernels += kernels
+        self.hold((), within)
+
     def hold(self, made: Any, within: int = 0) -> None:
         """What was made is alive from here on; `within`: bytes alive meanwhile and gone already."""
         self.work.peak = max(self.work.peak, self._bytes + within)
