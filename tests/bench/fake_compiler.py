@@ -40,7 +40,7 @@ from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from stages.models.layers import Block
+from stages.models.layers import Block, TimestepBlock
 from tests.bench.counting import Kernel, flops_of
 from tests.bench.fake_cuda import CUDA, Card
 
@@ -89,7 +89,7 @@ def fake_compiler(card: Card) -> Iterator[None]:
     graphs: dict[Any, list[Compiled]] = {}
 
     def compiled(call: Any, **_: Any) -> Any:
-        if not isinstance(call.__self__, Block):
+        if not isinstance(call.__self__, Block | TimestepBlock):
             return call
 
         def called(*inputs: Any) -> Tensor:

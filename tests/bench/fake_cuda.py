@@ -41,9 +41,10 @@ def fake_cuda() -> Iterator["Card"]:
     with ExitStack() as stack:
         for what, substitute in {
             # What asks whether there is a card: autocast switches itself off without one, convolutions leave cuDNN's
-            # layout, channels last.
+            # layout, channels last, and norms of many tensors take a kernel each.
             "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
+            "torch.nn.utils.clip_grad._has_foreach_support": lambda *_: True,
             "torch._C._select_conv_backend": lambda *_, **__: torch._C._ConvBackend.Cudnn,  # type: ignore[attr-defined]
         }.items():
             stack.enter_context(patch(what, substitute))
