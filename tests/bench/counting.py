@@ -84,9 +84,14 @@ class Counter:
 
     def __call__(self, function: Any, args: Any, kwargs: Any, made: Any) -> None:
         """Hear of an operator, its arguments, and what it made."""
-        if not is_free(function):
+        if not is_free(function) and not _stays(function, args, made):
             self.work.kernels.append(kernel_of(function, args, kwargs, made))
         self.hold(made)
+
+    def run(self, kernels: list[Kernel], within: int) -> None:
+        """Hear of kernels that run one after the other; `within`: bytes that they allocate at most."""
+        self.work.kernels += kernels
+        self.hold((), within)
 
     def hold(self, made: Any, within: int = 0) -> None:
         """What was made is alive from here on; `within`: bytes alive meanwhile and gone already."""
@@ -117,6 +122,13 @@ def is_free(function: Any) -> bool:
     if function.namespace == "prim" or not (returns or _writes(function)):
         return True
     return bool(aliases) and not any(alias.is_write for alias in aliases)
+
+
+def _stays(function: Any, args: Any, made: Any) -> bool:
+    """Whether a tensor is moved to where it is: on a real device nothing happens then."""
+    if function is not aten._to_copy.default:
+        return False
+    return (args[0].dtype, args[0].stride(), args[0].device) == (made.dtype, made.stride(), made.device)
 
 
 def kernel_of(function: Any, args: Any, kwargs: Any, made: Any) -> Kernel:

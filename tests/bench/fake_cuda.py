@@ -8,7 +8,7 @@ dropout.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
@@ -19,11 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stages.draws import Draws
+from tests.bench.counting import Kernel
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
 
 
-Listener = Callable[[Any, Any, Any, Any], None]  # to an operator, its arguments by place and name, and what it made
+class Listener(Protocol):
+    """Who hears what a card is asked to do."""
+
+    def __call__(self, function: Any, args: Any, kwargs: Any, made: Any) -> None:
+        """Hear of an operator, its arguments by place and name, and what it made."""
+
+    def run(self, kernels: list[Kernel], within: int) -> None:
+        """Hear of kernels that a compiler made, and of the bytes that they allocate at most."""
 
 
 @contextmanager
@@ -32,9 +40,12 @@ def fake_cuda() -> Iterator["Card"]:
     card = Card()
     with ExitStack() as stack:
         for what, substitute in {
-            # What asks whether there is a card: autocast switches itself off without one.
+            # What asks whether there is a card: autocast switches itself off without one, convolutions leave cuDNN's
+            # layout, channels last, and norms of many tensors take a kernel each.
             "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
+            "torch.nn.utils.clip_grad._has_foreach_support": lambda *_: True,
+            "torch._C._select_conv_backend": lambda *_, **__: torch._C._ConvBackend.Cudnn,  # type: ignore[attr-defined]
         }.items():
             stack.enter_context(patch(what, substitute))
         stack.enter_context(
@@ -75,6 +86,15 @@ class Card(TorchDispatchMode):
             return result
 
         return switched
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Meanwhile nobody listens."""
+        listener, self.listener = self.listener, None
+        try:
+            yield
+        finally:
+            self.listener = listener
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.prim.device.default:

@@ -9,14 +9,15 @@ from stages.settings.models import StageAConfig, StageBConfig, StageCConfig
 from tests.bench import fake_step
 from tests.bench.counting import Counter, Work
 from tests.bench.fake_cuda import fake_cuda
-from tests.bench.fake_step import EMA, HALF, RECOMPUTED, Case
+from tests.bench.fake_step import COMPILED, EMA, HALF, RECOMPUTED, Case
 
 C, B, A = StageCConfig(depth=2), StageBConfig(blocks=(1, 1, 1, 1)), StageAConfig(bottleneck_blocks=2)
 CASES = {  # with operations and GB of a step: raise them only on purpose
-    "c": (Case("C", C, 1024, 24, HALF | EMA), 556, 30.01),
-    "c, recomputed": (Case("C", C, 1024, 24, HALF | EMA | RECOMPUTED), 624, 34.99),
-    "b": (Case("B", B, 512, 8, HALF), 4_121, 58.25),
-    "a": (Case("A", A, 256, 64, {"precision": "fp32"}), 829, 103.13),
+    "c": (Case("C", C, 1024, 24, HALF | EMA), 437, 29.48),
+    "c, recomputed": (Case("C", C, 1024, 24, HALF | EMA | RECOMPUTED), 505, 34.46),
+    "c, compiled": (Case("C", C, 1024, 24, HALF | EMA | COMPILED), 355, 18.87),
+    "b": (Case("B", B, 512, 8, HALF), 2_922, 58.08),
+    "a": (Case("A", A, 256, 64, {"precision": "fp32"}), 704, 103.13),
 }
 
 
@@ -34,13 +35,16 @@ def test_a_step_does_no_more_than_it_did(steps: dict[str, Work], name: str) -> N
 
 @pytest.mark.parametrize("name", CASES)
 def test_plan_knows_a_steps_memory(steps: dict[str, Work], name: str) -> None:
-    assert CASES[name][0].planned == pytest.approx(steps[name].peak, rel=0.1)
+    """To a tenth; what is compiled keeps less, of which `plan` knows nothing."""
+    share = CASES[name][0].planned / steps[name].peak
+    assert 0.9 < share < (1.2 if CASES[name][0].training.compile else 1.1)
 
 
 def test_matrix_products_are_those_of_the_architecture(steps: dict[str, Work]) -> None:
     """Three times the forward pass, and one more where it is recomputed; heads and casts are little."""
     case = CASES["c"][0]
     assert steps["c"].flops == pytest.approx(case.model_flops, rel=0.02)
+    assert steps["c, compiled"].flops == steps["c"].flops
     assert steps["c, recomputed"].flops == pytest.approx(case.model_flops * 4 / 3, rel=0.1)
 
 
