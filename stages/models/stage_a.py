@@ -241,6 +241,9 @@ class StageAObjective(nn.Module):
 def full_fp32() -> Iterator[None]:
     """Meanwhile products of fp32 numbers are not computed by TF32."""
     before = torch.get_float32_matmul_precision()
+    if before == "highest":  # to say so once more is another state to torch, for which it compiles anew
+        yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield
