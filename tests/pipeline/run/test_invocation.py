@@ -127,7 +127,7 @@ def test_weights_that_change_while_a_run_is_at_work_are_not_built_from(tmp_path)
         "stage_c", ["scale=micro", f"stage_c.weights={file}", "stage_c.train=null", "targets=[stage_c]"]
     )
     (item,) = planned_steps(loaded, Look(str(tmp_path / "root")), Selection())
-    session: Any = SimpleNamespace(config=loaded, store=Store(str(tmp_path / "root")))
+    session: Any = SimpleNamespace(config=loaded, root=str(tmp_path / "root"))
     invocation._Session._check_unchanged(session, item)
     file.write_bytes(b"another")
     with pytest.raises(UsageError, match=r"stage_c.weights: content changed, .*, since this run began; start it again"):

@@ -379,6 +379,7 @@ def test_the_status_of_a_moved_root_has_paths_that_are_there(elsewhere, capsys):
     log = "logs/20260101-000000-abcd/stage_a.log"
     steps = {"stage_a": {"state": "done", "log": f"/gone/runs/{log}", "artifact": "/gone/runs/artifacts/stage_a/0123"}}
     run = {"id": "20260101-000000-abcd", "conf": "stage_a", "outcome": "done", "steps": steps}
+    run |= {"command": "python -m pipeline run conf=stage_a", "started": "2026-01-01T00:00:00+00:00"}
     storage.publish(json.dumps(run).encode(), str(elsewhere / "moved/invocations/20260101-000000-abcd.json"))
     assert main(["status", "root=moved"]) == 0
     assert f"log {elsewhere}/moved/{log}\n" in capsys.readouterr().out
