@@ -37,10 +37,10 @@ FILES = """
 set -e
 hostname {name}
 {keep}
+for own in /tmp /dev/shm; do mount -t tmpfs none $own; done
+mkdir -p /tmp/home {checkout}  # which may have lain below /tmp
 mount -t tmpfs none {checkout}
 {back}
-for own in /tmp /dev/shm; do mount -t tmpfs none $own; done
-mkdir /tmp/home
 echo begun
 read -r _ || true  # the first process buries the dead, and ends with whoever holds its input
 """
