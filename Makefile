@@ -32,8 +32,8 @@ test: setup ## run the test suite
 		--python $(BIN)/python --target .cluster-packages --requirement -
 	@touch $@
 
-test-cluster: .cluster-packages/installed ## take drivers, ranks, nodes and stores away from runs and trainings (about half an hour)
-	$(BIN)/python -m pytest -m cluster -n 0
+test-cluster: .cluster-packages/installed ## take drivers, ranks, nodes and stores away from runs and trainings (20 to 30 minutes)
+	$(BIN)/python -m pytest -m cluster --dist loadfile
 
 chaos: setup ## kill runs inside each step and workers at 600 random points, and compare what is left (about 15 minutes)
 	$(BIN)/python -m pytest -m chaos -n 0
