@@ -86,7 +86,7 @@ class BudgetSpent(Interrupted):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint at the known word that is most like another one, if any is."""
-    names = list(known)
+    names = sorted(known)
     longer = [name for name in names if word and name.startswith(word)]  # `coco` of coco_captions
     found = longer[:1] or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""

@@ -41,6 +41,7 @@ CHUNK = 1 << 16
 MAX_REDIRECTS = 5
 MAX_TRIES = 10  # of a URL, where its host has enough
 PACKED = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}  # zlib's names of the formats that a coding may mean
+PIECE = 1 << 12  # bytes that are unpacked at a time
 GZIP = b"\x1f\x8b"  # the start of a part; there may be several, one after the other (RFC 1952, 2.2)
 _STATUS = {401: Outcome.DENIED, 403: Outcome.DENIED, 404: Outcome.GONE, 410: Outcome.GONE}
 _STATUS |= {429: Outcome.THROTTLED, 451: Outcome.DENIED}
@@ -291,17 +292,30 @@ def _unpacked(body: bytes, coding: str, limit: int) -> bytes:
     """
     for form in PACKED.get(coding, ()):
         with contextlib.suppress(zlib.error):  # many a server says so of what it sends as it is
-            content, rest = b"", body
-            while rest:
-                unpacker = zlib.decompressobj(form)
-                content += unpacker.decompress(rest, limit + 1 - len(content))
+            return _inflated(body, form, coding, limit)
+    return body
+
+
+def _inflated(body: bytes, form: int, coding: str, limit: int) -> bytes:
+    """All parts of a packed body; zlib.error where the first is none. What comes after the last is passed over."""
+    content, at, parts = bytearray(), 0, 0
+    while not parts or body.startswith(GZIP, at):
+        unpacker = zlib.decompressobj(form)
+        try:
+            while not unpacker.eof:
+                piece = body[at : at + PIECE]  # zlib copies what it does not take, at the end of each of many parts
+                if not piece:
+                    raise Lost(Outcome.TRUNCATED, f"{len(body)} bytes of {coding} without their end")
+                content += unpacker.decompress(piece, limit + 1 - len(content))
                 if len(content) > limit:
                     raise Lost(Outcome.TOO_BIG, f"more than {limit} bytes when unpacked")
-                if not unpacker.eof:
-                    raise Lost(Outcome.TRUNCATED, f"{len(body)} bytes of {coding} without their end")
-                rest = unpacker.unused_data if unpacker.unused_data.startswith(GZIP) else b""
-            return content
-    return body
+                at += len(piece) - len(unpacker.unused_data)
+        except zlib.error:
+            if not parts:
+                raise
+            break
+        parts += 1
+    return bytes(content)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

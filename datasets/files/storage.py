@@ -282,10 +282,10 @@ def matching(path: str, suffix: str | tuple[str, ...]) -> dict[str, str]:
 
     A folder stands for all files below it that end in `suffix`, or one of several, in any mix of cases. A file that is
     named stands for itself: its content tells what it is. Hidden files and folders are none unless they are named, nor
-    is what writers of Parquet keep in `_folders`. What is there under a name with `*` in it is no pattern.
+    is what writers of Parquet keep in folders of their own. What is there under a name with `*` in it is no pattern.
     """
     path = absolute(path)
-    hidden = re.compile(r"(^|/)(\.|_[^/]*/)" if suffix == ".parquet" else r"(^|/)\.")
+    hidden = re.compile(r"(^|/)(\.|_(delta_log|temporary|spark_metadata)/)")
     if "*" in path and (is_remote(path) or not os.path.exists(path)):
         folder, _, pattern = path.partition("*")
         folder, _, start = folder.rpartition("/")

@@ -26,7 +26,7 @@ from datasets.planning.spill import Spill
 from datasets.sources import laion
 
 COLUMNS = ("re_caption", "recaption", "caption", "captions", "text")  # the first one that a table has
-_NAMES = ("url", "image_url", "key")  # by which rows name their pictures, the first one that a table has
+_NAMES = ("url", "key", "image_url")  # by which rows name their pictures, the first one that a table has
 _BATCH_ROWS = 1 << 14
 _SHIFT = 32  # bits of a picture's place in its shard
 

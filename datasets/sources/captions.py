@@ -8,7 +8,7 @@ from datasets.left_out import LeftOut
 SHOWN = 60  # characters of a value in a sentence
 BOM = "\ufeff"
 
-_Loss = tuple[str, str]  # cause and sentence
+Loss = tuple[str, str]  # cause and sentence
 
 
 def captions(value: object, left_out: LeftOut, place: object) -> list[str]:
@@ -23,22 +23,22 @@ def captions(value: object, left_out: LeftOut, place: object) -> list[str]:
 def first(values: Iterable[object], left_out: LeftOut, place: object) -> list[str]:
     """The `captions` of the first value that has any; where none has, the first that is more than a blank tells why."""
 
-    def rank(found: tuple[list[str], list[_Loss]]) -> int:
+    def rank(found: tuple[list[str], list[Loss]]) -> int:
         return 0 if found[0] else 1 + all(cause == "no_caption" for cause, _ in found[1])
 
-    texts, losses = min([_parts(value) for value in values] or [_parts(None)], key=rank)
+    texts, losses = min([parts_of(value) for value in values] or [parts_of(None)], key=rank)
     for cause, sentence in losses:
         left_out.add(cause, place, sentence)
     return texts
 
 
-def _parts(value: object) -> tuple[list[str], list[_Loss]]:
+def parts_of(value: object) -> tuple[list[str], list[Loss]]:
     """The captions in a value, and why others of its parts are none."""
     parts = [_one(part) for part in (value if isinstance(value, list | tuple) and value else [value])]
     return [part for part in parts if isinstance(part, str)], [part for part in parts if not isinstance(part, str)]
 
 
-def _one(value: object) -> str | _Loss:
+def _one(value: object) -> str | Loss:
     if isinstance(value, bytes):
         try:
             value = value.decode()

@@ -31,7 +31,7 @@ LICENCE = {
 }
 
 _EDGE = 1 << 10  # bytes
-_NAMED = "captions_"  # what files of captions are called, beside which others of COCO's lie
+_OTHERS = ("instances_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")  # files of COCO's beside captions
 
 Local = Mapping[str, list[str]]  # pictures of the local folder by their file names
 
@@ -46,7 +46,7 @@ def tables(config: CocoCaptionsConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     names = _names(config.pictures)
     files = _files(config)
     for file in sorted(_all(config).keys() - files.keys()):
-        left_out.pass_over(".json", file, f"beside {_NAMED}*.json, other files hold no captions")
+        left_out.pass_over(".json", file, "COCO's files of that name hold no captions")
     for file, path in files.items():
         rows = _rows(file, path, config.url, names, left_out)
         if not rows:
@@ -75,9 +75,9 @@ def licence(config: CocoCaptionsConfig) -> dict[str, str | None]:
 
 
 def _files(config: CocoCaptionsConfig) -> dict[str, str]:
-    """The files of captions: those that are called so, where there are any."""
+    """The files of captions: all but COCO's others, where there are any."""
     files = _all(config)
-    return {name: path for name, path in files.items() if posixpath.basename(name).startswith(_NAMED)} or files
+    return {name: path for name, path in files.items() if not posixpath.basename(name).startswith(_OTHERS)} or files
 
 
 def _all(config: CocoCaptionsConfig) -> dict[str, str]:
@@ -112,7 +112,7 @@ def _found(called: object, names: Local) -> list[str]:
     if not isinstance(called, str):
         return []
     there = names.get(posixpath.basename(called), [])
-    return [name for name in there if f"/{name}".endswith(f"/{called}")] or there
+    return [name for name in there if f"/{name}".endswith(f"/{called}") or f"/{called}".endswith(f"/{name}")]
 
 
 def _rows(file: str, path: str, url: str, names: Local | None, left_out: LeftOut) -> list[dict[str, Any]]:

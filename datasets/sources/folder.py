@@ -13,7 +13,7 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -200,19 +200,30 @@ def is_picture(name: str) -> bool:
 def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> Iterator[tuple[str, str]]:
     """Names of pictures with their captions, a pair a caption."""
     found = {name: file for name, file in files.items() if is_picture(name)}
-    captioned, told = set[str](), set[str]()  # those without a caption whose row or text says why are told already
-    for name, captions in folder_captions.of_tables(files, found, config, left_out):
-        (captioned if captions else told).add(name)
-        yield from ((name, caption) for caption in captions)
-    for name, captions in folder_captions.beside(files, found, captioned, config, left_out).items():
-        (captioned if captions else told).add(name)
-        yield from ((name, caption) for caption in captions)
+    captioned, refused = set[str](), dict[str, list[folder_captions.Refused]]()
+
+    def taken(said: Iterable[folder_captions.Found]) -> Iterator[tuple[str, str]]:
+        for name, texts, losses in said:
+            captioned.update([name] if texts else [])
+            refused.setdefault(name, []).extend(losses)
+            yield from ((name, text) for text in texts)
+
+    yield from taken(folder_captions.of_tables(files, found, config, left_out))
+    for name in captioned:  # a table's rows count, each
+        for loss in refused.pop(name):
+            left_out.add(*loss)
+    yield from taken(folder_captions.beside(files, found, captioned, config, left_out))
     for name in sorted(found.keys() - captioned):
         caption = config.uncaptioned != "left_out" and folder_captions.of_name(name, config.uncaptioned)
         if caption:
             yield name, caption
-        elif name not in told:
-            left_out.add("no_caption", name, "there is no caption beside it, and none in a table")
+        else:  # once a picture, by what says most
+            why = refused.get(name) or [("no_caption", name, "there is no caption beside it, and none in a table")]
+            told = min(why, key=lambda loss: loss[0] == "no_caption")
+            left_out.add(*told)
+            refused[name] = [loss for loss in why if loss is not told]
+    for place, sentence in ((place, sentence) for losses in refused.values() for _, place, sentence in losses):
+        left_out.pass_over("captions", place, sentence)
 
 
 def _size(name: str, file: Path, left_out: LeftOut) -> tuple[int, int] | None:

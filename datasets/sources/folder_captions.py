@@ -24,7 +24,7 @@ from datasets.config import DataError
 from datasets.left_out import LeftOut
 from datasets.source_settings import FolderConfig
 from datasets.sources import laion
-from datasets.sources.captions import BOM, captions
+from datasets.sources.captions import BOM, parts_of
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 TEXTS = (".txt", ".caption")  # the first counts where a picture has several
@@ -41,6 +41,8 @@ _LONGEST_FIELD = 1 << 24  # characters; csv's own limit refuses long captions
 
 HALF = re.compile("[\udc80-\udcff]")  # bytes that are no text, as `_lines` gives them
 Row = tuple[str, object, object]  # where it stands, its file_name, its caption
+Refused = tuple[str, str, str]  # what is no caption: the cause, where it stands, a sentence
+Found = tuple[str, list[str], list[Refused]]  # a picture, its captions in a row or a file, and what there is none
 
 
 def is_table(name: str) -> bool:
@@ -55,11 +57,11 @@ def is_text(name: str) -> bool:
 
 def of_tables(
     files: Mapping[str, Path], pictures: Mapping[str, Path], config: FolderConfig, left_out: LeftOut
-) -> Iterator[tuple[str, list[str]]]:
-    """Pictures with their captions as the rows of the folder's tables have them.
+) -> Iterator[Found]:
+    """What the rows of the folder's tables say of pictures.
 
     Left out: `no_picture`, `fields` (more or fewer than the header, or quotes that end nowhere), `no_row` (a line that
-    is no JSON, or no object), `encoding`, and captions that are none.
+    is no JSON, or no object).
 
     Raises:
         DataError: a table is damaged, has no column of files or of captions, or no row that is one.
@@ -72,37 +74,37 @@ def of_tables(
                 shown = f"there is no picture {file_name}" if isinstance(file_name, str) else f"file_name={file_name!r}"
                 left_out.add("no_picture", place, f"{shown}; names are relative to the table")
             elif isinstance(caption, str) and HALF.search(caption):
-                hint = _hint(caption.encode(config.encoding, "surrogateescape"))
-                left_out.add("encoding", place, f"its caption is no text in {config.encoding}{hint}")
-                yield name, []
+                hint = _hint(files[table].read_bytes())
+                yield name, [], [("encoding", place, f"its caption is no text in {config.encoding}{hint}")]
             else:
-                yield name, captions(caption, left_out, place)
+                yield name, *_read(caption, place)
 
 
 def beside(
     files: Mapping[str, Path], pictures: Mapping[str, Path], done: set[str], config: FolderConfig, left_out: LeftOut
-) -> dict[str, list[str]]:
-    """Captions in text files by their picture, of which the first that has any counts; not of those that are `done`.
+) -> Iterator[Found]:
+    """What text files say of pictures, each until one has captions; not of those that are `done`.
 
-    Left out: `no_picture`, and `encoding` (a file that is no text in `data.folder.encoding`).
+    Left out: `no_picture`.
     """
     stems: dict[str, list[str]] = {}
     for name in pictures:
         stems.setdefault(posixpath.splitext(name)[0], []).append(name)
-    found: dict[str, list[str]] = {}
+    done = set(done)
     for text in sorted(filter(is_text, files), key=_rank):
         stem = posixpath.splitext(text)[0]
         owners = [stem] if stem in pictures else stems.get(stem, [])
-        wanting = [owner for owner in owners if owner not in done and not found.get(owner)]
+        wanting = [owner for owner in owners if owner not in done]
         if wanting:
-            found |= dict.fromkeys(wanting, _text(text, files[text], config, left_out))
+            texts, losses = _text(text, files[text], config)
+            done.update(wanting if texts else ())
+            yield from ((owner, texts, losses) for owner in wanting)
         elif owners:
             left_out.pass_over(
                 "captions", text, "another file has the caption of its picture: tables, then .txt, count"
             )
         else:
             left_out.add("no_picture", text, "there is no picture of that name beside it")
-    return found
 
 
 def of_name(name: str, which: str) -> str:
@@ -116,20 +118,24 @@ def _rank(name: str) -> tuple[str, int, bool, str]:
     return stem, TEXTS.index(suffix.lower()), not suffix.islower(), name
 
 
-def _text(name: str, file: Path, config: FolderConfig, left_out: LeftOut) -> list[str]:
+def _text(name: str, file: Path, config: FolderConfig) -> tuple[list[str], list[Refused]]:
     try:
         content = file.read_bytes()
     except OSError as error:
-        left_out.add("unreadable", name, str(error))
-        return []
+        return [], [("unreadable", name, str(error))]
     try:
         text = _decoded(content, config.encoding)
     except UnicodeError as error:
-        left_out.add("encoding", name, f"it is no text in {config.encoding} ({error}){_hint(content)}")
-        return []
+        return [], [("encoding", name, f"it is no text in {config.encoding} ({error}){_hint(content)}")]
     if config.caption_lines == "joined":
-        return captions(text, left_out, name)
-    return captions([line for line in text.splitlines() if line.strip()] or text, left_out, name)
+        return _read(text, name)
+    return _read([line for line in text.splitlines() if line.strip()] or text, name)
+
+
+def _read(value: object, place: str) -> tuple[list[str], list[Refused]]:
+    """The captions in a value, and what of it is none."""
+    texts, losses = parts_of(value)
+    return texts, [(cause, place, sentence) for cause, sentence in losses]
 
 
 def _found(file_name: str, folder: str, pictures: Mapping[str, Path]) -> str | None:

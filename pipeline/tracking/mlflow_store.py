@@ -155,8 +155,9 @@ def relocate(store: MlflowStore) -> None:
                     _relocate(database, place, str(store.location))
     except sqlite3.Error as error:
         raise NeedsMending(
-            f"MLflow's database {store.database} cannot be used ({error}); change its rights, or where it is damaged "
-            "put a copy back or move it away: the next run begins a new one"
+            f"MLflow's database {store.database} cannot be used ({error}); where it is locked, wait for who writes to "
+            "it; else change its rights, or, where it is damaged, put a copy back or move it away: the next run begins "
+            "a new one"
         ) from error
 
 

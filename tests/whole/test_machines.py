@@ -27,7 +27,7 @@ pytestmark = [
 CALM, OTHER = f"s3://{BUCKET}/calm", f"s3://{BUCKET}/other"
 TO_STAGE_B = "targets=[stage_b]"  # of two trainings, the first loses a node, and the second is stopped
 PATIENCE_S = 900
-MOST_ASKED = 3000
+MOST_ASKED = 2500  # 1,711 were counted on a busy machine, where heartbeats are many
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,8 @@ def test_a_node_dies_another_joins_and_the_job_is_stopped_and_handed_in_again(cl
     code, said = Job(cluster, "again", OTHER, tmp_path, TO_STAGE_B).end()
     assert code == 0, said
     assert contents(OTHER) == {name: calm[name] for name in contents(OTHER)}
-    assert where(OTHER, "stage_a") == {lost.name, cluster.nodes[1].name, added.name}
+    others = where(OTHER, "stage_a") - {lost.name}  # whose log may have gone with it, before it was sent
+    assert others == {cluster.nodes[1].name, added.name}
     metrics = {name: artifact.manifest["metrics"] for name, artifact in made(OTHER).items()}
     assert metrics["stage_a"]["interruptions"] == 1
     assert metrics["stage_b"]["interruptions"] == 1

@@ -162,7 +162,8 @@ def _key(rows: Sequence[Row], root: str) -> Key:
     """The key of the study that rows are of; those of studies that the root does not know may be among them."""
     named = [name for name, _ in ballots.studies(rows).most_common() if name]
     folder = storage.join(storage.absolute(root), FOLDER)
-    there = {name: storage.join(folder, f"{name}.json") for name in named if f"{name}.json" in storage.listing(folder)}
+    files = set(storage.listing(folder))
+    there = {name: storage.join(folder, f"{name}.json") for name in named if f"{name}.json" in files}
     known = {name: key for name, file in there.items() if (key := json_files.read(file, Key.of))}
     if len(known) > 1:
         raise UsageError(f"the files hold answers of the studies {', '.join(known)}; count those of one at a time")

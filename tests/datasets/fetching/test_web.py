@@ -1,5 +1,6 @@
 """The guard of the downloads: public addresses only, slots of a host, patience, deadlines. All on loopback."""
 
+import gzip
 import http.client
 import io
 import socket
@@ -514,6 +515,30 @@ def test_an_empty_body_is_whole_whatever_is_said_of_its_coding(coding):
     headers = http.client.parse_headers(io.BytesIO(f"Content-Encoding: {coding}\r\n\r\n".encode()))
     response: Any = SimpleNamespace(read1=lambda _: b"", headers=headers)
     assert web._Http._body(asking, response) == b""
+
+
+@pytest.mark.parametrize(
+    ("after", "whole"),
+    [
+        (b"", b"one"),
+        (gzip.compress(b"two") * 3, b"onetwotwotwo"),
+        (gzip.compress(b"") * 3000 + gzip.compress(b"end"), b"oneend"),
+        (b"\0" * 512, b"one"),  # padding
+        (b"\x1f\x8b is no part", b"one"),
+        (b"\x1f", b"one"),
+    ],
+)
+def test_all_parts_of_a_packed_body_are_unpacked_and_nothing_else(after, whole):
+    body = gzip.compress(b"one") + after
+    assert web._unpacked(body, "gzip", 100) == whole
+    with pytest.raises(Lost, match="more than 2 bytes"):
+        web._unpacked(body, "gzip", 2)
+
+
+def test_a_part_without_its_end_is_told_and_what_is_not_packed_stays():
+    with pytest.raises(Lost, match="without their end"):
+        web._unpacked(gzip.compress(b"one") + gzip.compress(b"two")[:-3], "gzip", 100)
+    assert web._unpacked(b"plain", "gzip", 100) == b"plain"
 
 
 @pytest.mark.parametrize(

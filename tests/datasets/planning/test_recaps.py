@@ -80,7 +80,7 @@ def test_all_shards_come_in_order_with_exactly_theirs(tmp_path_factory, asked):
 @pytest.mark.parametrize(
     ("columns", "settings", "told"),
     [
-        ({"caption": ["x"]}, {}, "has no column url or image_url or key, only caption"),
+        ({"caption": ["x"]}, {}, "has no column url or key or image_url, only caption"),
         ({"url": ["x"], "words": ["x"]}, {}, "re_caption or .* only url, words; give data.recaps.dense.column"),
         ({"url": ["x"], "words": ["x"]}, {"column": "word"}, "has no column word, only url, words"),
         ({"url": ["x"], "caption": [1.0]}, {}, "data.recaps.dense.column: caption of .* is double, no text"),

@@ -54,16 +54,24 @@ def test_other_files_of_coco_may_lie_beside_those_of_captions(tmp_path):
     assert left_out.others == {".json": 1}
 
 
-def test_a_local_picture_is_told_by_its_folder_or_by_a_name_that_only_one_has(tmp_path):
+def test_a_local_picture_is_told_by_what_both_names_end_in(tmp_path):
     for name in ("train/1.png", "val/1.png", "val/2.png", "x/val/3.png"):
         (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / "pictures" / name)
-    names = {1: "1.png", 2: "train/1.png", 3: "2.png", 4: "val/3.png", 5: "elsewhere/2.png", 6: None}
+    names = {
+        1: "1.png",
+        2: "train/1.png",
+        3: "2.png",
+        4: "val/3.png",
+        5: "elsewhere/2.png",
+        6: None,
+        7: "all/val/2.png",
+    }
     images = [{"id": number, "file_name": name} for number, name in names.items()]
     found, left_out = read(tmp_path, images, [(n, str(n)) for n in names], tmp_path / "pictures")
     places = {text: row["URL"].decode().removeprefix("http://folder.invalid/") for text, row in found.items()}
-    assert places == {"2": "train/1.png", "3": "val/2.png", "4": "x/val/3.png", "5": "val/2.png"}
-    assert left_out.counts == {"no_picture": 2}
+    assert places == {"2": "train/1.png", "3": "val/2.png", "4": "x/val/3.png", "7": "val/2.png"}
+    assert left_out.counts == {"no_picture": 3}  # one of two, one in another folder, one without a name
 
 
 def test_json_of_another_kind_is_refused_in_words(tmp_path):

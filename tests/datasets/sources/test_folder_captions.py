@@ -66,7 +66,7 @@ def test_what_is_no_caption_is_counted_and_named_by_its_line(mine):
     found, left_out = read(mine)
     assert found == {"red_foxes/y-2.png": ["foxes"]}
     assert left_out.counts == {"no_text": 1, "no_picture": 2}
-    assert left_out.examples(1)[0] == "metadata.jsonl line 1: its caption is no text but int 3"
+    assert "metadata.jsonl line 1: its caption is no text but int 3" in left_out.examples(1)
 
 
 def test_lines_of_more_or_fewer_fields_than_the_header_train_nothing(mine):
@@ -153,7 +153,9 @@ def test_a_blank_caption_leaves_the_place_to_the_next(mine):
     (mine / "x.caption").write_text("a cat")
     found, left_out = read(mine)
     assert found == {"x.png": ["a cat"]}
-    assert left_out.counts == {"no_caption": 3}  # two rows of the table and x.txt, each told once
+    assert left_out.counts == {"no_caption": 1}  # a picture is lost; of the other, two that say nothing are told
+    assert left_out.others == {"captions": 2}
+    assert "its caption is blank" in {sentence for _, _, _, sentence in left_out.rows("folder")}
     assert read(mine, uncaptioned="file_name")[0] == {"x.png": ["a cat"], "red_foxes/y-2.png": ["y 2"]}
 
 
@@ -176,6 +178,27 @@ def test_the_encoding_that_is_told_is_one_that_the_text_is_in(mine, content, giv
     (mine / "metadata.csv").write_bytes(content)
     with pytest.raises(DataError, match=f"(encoding, such as {told}|no column file_name.*)$"):
         read(mine, encoding=given)
+
+
+def test_a_picture_is_lost_once_whatever_does_not_caption_it(mine):
+    (mine / "metadata.csv").write_text("file_name,text\nx.png,\nx.png,\n")
+    (mine / "x.txt").write_bytes(b"\x81\xff")
+    (mine / "x.caption").write_text(" ")
+    (mine / "red_foxes" / "y-2.txt").write_text("a fox")
+    found, left_out = read(mine)
+    assert found == {"red_foxes/y-2.png": ["a fox"]}
+    assert (left_out.counts, left_out.others) == ({"encoding": 1}, {"captions": 3})
+    found, left_out = read(mine, uncaptioned="file_name")
+    assert found == {"x.png": ["x"], "red_foxes/y-2.png": ["a fox"]}
+    assert (left_out.counts, left_out.others) == ({}, {"captions": 4})
+
+
+def test_half_a_character_of_utf_16_is_told_as_any_other(mine):
+    text = "file_name,text\nx.png,a cat\nred_foxes/y-2.png,".encode("utf-16") + b"\x80\xd8" + "a\n".encode("utf-16-le")
+    (mine / "metadata.csv").write_bytes(text)
+    found, left_out = read(mine, encoding="utf-16")
+    assert found == {"x.png": ["a cat"]}
+    assert left_out.counts == {"encoding": 1}
 
 
 def test_lines_are_counted_from_the_first_of_the_file(mine):
