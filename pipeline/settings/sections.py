@@ -1,8 +1,8 @@
 """The sections of the config: what is set of each part of an experiment. What they ask of each other is in `checks`."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from settings import FILES, MANNER, Settings, Share, Text, manners
 from stages.settings.base import ChosenPrecision
@@ -121,9 +121,13 @@ class AutocastEncoding(Encoding):
     """The same for an encoder that can compute in half precision; the compressor always computes in fp32."""
 
     precision: ChosenPrecision = "fp32"
-    """Autocast of the encoder's forward pass; auto: bf16 where the device computes in it, fp32 elsewhere.
+    """Autocast of the encoder's forward pass; auto, with mode=online: bf16 where the device computes it, else fp32."""
 
-    What devices of both kinds make with auto differs by what bf16 rounds off."""
+    @model_validator(mode="after")
+    def _what_is_stored_is_of_one_precision(self) -> Self:
+        if self.precision == "auto" and not self.online:
+            raise ValueError("precision=auto goes with mode=online: what is stored may be made by several devices")
+        return self
 
 
 class Encode(Settings):

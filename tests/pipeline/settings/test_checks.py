@@ -34,6 +34,7 @@ from tests.pipeline.settings.loading import load
         ("stage_b.train.augment.flip=0.5", "stage_b.train.augment changes pictures of which it reads stored latents; "),
         ("compressor.warmup.train.augment.hue=1", "compressor.warmup.train.augment changes pictures"),
         ("stage_c.train.augment.hue=2", "stage_c.train.augment.hue=2: input should be less than or equal to 1"),
+        ("encode.latents_a.precision=auto", "encode.latents_a: precision=auto goes with mode=online: what is stored"),
         ("stage_b.model.widths=16", "stage_b.model.widths=16: a list is needed here, such as [one, two]"),
     ],
 )
@@ -56,6 +57,7 @@ def test_nonsense_is_refused_in_a_sentence_with_its_key(word, told):
         "compressor.model.input_ratio=0.25",
         "text.CLIP-2={model: seeded}",
         "stage_a.train.augment.flip=0.5",
+        "encode.latents_a={mode: online, precision: auto}",
     ],
 )
 def test_the_edges_of_sense_are_not(word):
