@@ -205,12 +205,13 @@ def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> I
     def taken(said: Iterable[folder_captions.Found]) -> Iterator[tuple[str, str]]:
         for name, texts, losses in said:
             captioned.update([name] if texts else [])
-            refused.setdefault(name, []).extend(losses)
+            if losses:
+                refused.setdefault(name, []).extend(losses)
             yield from ((name, text) for text in texts)
 
     yield from taken(folder_captions.of_tables(files, found, config, left_out))
     for name in captioned:  # a table's rows count, each
-        for loss in refused.pop(name):
+        for loss in refused.pop(name, ()):
             left_out.add(*loss)
     yield from taken(folder_captions.beside(files, found, captioned, config, left_out))
     for name in sorted(found.keys() - captioned):
