@@ -107,7 +107,11 @@ def of(kind: type, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wrong(value: Any, kind: Any, name: str) -> str | None:
-    """What keeps a value from being of a kind, in words; None where nothing does."""
+    """What keeps a value from being of a kind, in words; None where nothing does.
+
+    Pydantic, where it is strict, takes no object for a dataclass, or, from JSON, no text with a lone surrogate, as
+    names of files on POSIX have them.
+    """
     if isinstance(kind, UnionType):
         every = [_wrong(value, one, name) for one in get_args(kind)]
         return None if None in every else every[0]
