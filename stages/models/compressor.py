@@ -117,7 +117,8 @@ def _backbone(kind: str | EfficientNetStages) -> tuple[nn.Module, int]:
 class CompressorWarmup(nn.Module):
     """A start for the compressor without ImageNet weights.
 
-    A small decoder, thrown away afterwards, predicts Stage A's latents from the slightly noised code.
+    A small decoder, thrown away afterwards, predicts Stage A's latents, or the picture in a quarter of its side, from
+    the slightly noised code.
 
     Batch: `image` (B, 3, H, W) uint8, `latents_a` (B, C, H/4, W/4).
     """
@@ -127,7 +128,7 @@ class CompressorWarmup(nn.Module):
     ) -> None:
         super().__init__()
         self.compressor = compressor
-        self.noise = loss.noise
+        self.loss = loss
         width = loss.width
         self.decoder = nn.Sequential(
             nn.Conv2d(code_channels, width, 3, padding=1),
@@ -136,13 +137,15 @@ class CompressorWarmup(nn.Module):
             nn.SiLU(),
             nn.ConvTranspose2d(width * 2 // 3, width // 3, 4, stride=2, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width // 3, 4 * latent_channels, 3, padding=1),
+            nn.Conv2d(width // 3, 4 * loss.channels(latent_channels), 3, padding=1),
         )
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        target = F.pixel_unshuffle(batch["latents_a"].float(), 2)
-        code = self.compressor(to_unit_range(batch["image"])) / self.compressor.code_std
-        code = code + self.noise * draws.normal(*code.shape[1:])
+        image = to_unit_range(batch["image"])
+        target = F.avg_pool2d(image, 4) if self.loss.predicts == "colours" else batch["latents_a"].float()
+        target = F.pixel_unshuffle(target, 2)
+        code = self.compressor(image) / self.compressor.code_std
+        code = code + self.loss.noise * draws.normal(*code.shape[1:])
         size = [side // 4 for side in target.shape[-2:]]
         predicted = self.decoder(F.interpolate(code, size, mode="bilinear", align_corners=False))
         loss = F.mse_loss(predicted.float(), target)

@@ -205,13 +205,16 @@ def objectives() -> dict[str, nn.Module]:
     return {
         "a": StageAObjective(StageA(TINY_A), loss_a),
         "warmup": CompressorWarmup(tiny_compressor(), 16, 4, CompressorWarmupLoss(width=24)),
+        "warmup_colours": CompressorWarmup(
+            tiny_compressor(), 16, 4, CompressorWarmupLoss(width=24, predicts="colours")
+        ),
         "b": StageBObjective(StageB(TINY_B), tiny_compressor(), StageBLoss(), null),
         "b_without_text": StageBObjective(StageB(TINY_B), tiny_compressor(), StageBLoss(), None),
         "c": StageCObjective(StageC(TINY_C), StageCLoss(weight="p2_snr"), null),
     }
 
 
-@pytest.mark.parametrize("name", ["a", "warmup", "b", "b_without_text", "c"])
+@pytest.mark.parametrize("name", ["a", "warmup", "warmup_colours", "b", "b_without_text", "c"])
 def test_objectives_learn(name: str) -> None:
     objective = objectives()[name].train()
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
