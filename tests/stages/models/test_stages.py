@@ -205,12 +205,12 @@ def objectives() -> dict[str, nn.Module]:
     return {
         "a": StageAObjective(StageA(TINY_A), loss_a),
         "warmup": CompressorWarmup(tiny_compressor(), 16, 4, CompressorWarmupLoss(width=24)),
-        "warmup_colours": CompressorWarmup(
-            tiny_compressor(), 16, 4, CompressorWarmupLoss(width=24, predicts="colours")
-        ),
         "b": StageBObjective(StageB(TINY_B), tiny_compressor(), StageBLoss(), null),
         "b_without_text": StageBObjective(StageB(TINY_B), tiny_compressor(), StageBLoss(), None),
         "c": StageCObjective(StageC(TINY_C), StageCLoss(weight="p2_snr"), null),
+        "warmup_colours": CompressorWarmup(  # the last: each begins with the random numbers that those before leave
+            tiny_compressor(), 16, 4, CompressorWarmupLoss(width=24, predicts="colours")
+        ),
     }
 
 
