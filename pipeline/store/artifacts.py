@@ -74,10 +74,10 @@ class Notes(TypedDict, total=False):
     sources: list[Source]
     read: int
     rejected: dict[str, int]
-    captions: int
+    captions: int | dict[str, int]
     columns: dict[str, str]
     buckets: dict[str, int]
-    licence: dict[str, str | None]
+    licence: dict[str, str | None] | str | None
     licences: dict[str, int]
     opt_outs: dict[str, Any]
     lost: dict[str, int]
@@ -249,6 +249,7 @@ class Store:
         Raises:
             InfrastructureError: a file is missing or cut short, so that it has to be built again.
             ClaimLost: so is the claim; nothing was written.
+            TypeError: readers would refuse the manifest, so nothing was written either.
         """
         path = self.path(name, fingerprint.digest)
         every, shards = dict(facts["files"]), facts.get("shards", {})
@@ -276,6 +277,7 @@ class Store:
             or content_hash({file: entry for file, entry in every.items() if file not in facts["timed"]}),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        artifact = Artifact(name, path, _whole(json.loads(text)))
         if told := lacking(path, every):
             raise InfrastructureError(told)
         if claim:
@@ -285,7 +287,7 @@ class Store:
             storage.publish(table, storage.join(path, shard_table.FILE))
         publish = claim.publish if claim else storage.publish
         publish(text.encode(), storage.join(path, MANIFEST))
-        return Artifact(name, path, json.loads(text))
+        return artifact
 
 
 class Look(Store):

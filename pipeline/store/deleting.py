@@ -95,10 +95,12 @@ def shard_of(name: str) -> Shard | None:
 
 
 def receipt_folders(artifact: Artifact) -> set[str]:
-    """Folders inside an artifact whose shards have receipts, so that one can be made anew without the others."""
+    """Folders inside an artifact whose shards have receipts, so that one can be made anew without the others; of those
+    that its manifest names, all receipts may be lost."""
     names = (name.rpartition("/")[0] for name in storage.listing(artifact.path))
     held = (name for name in names if PurePosixPath(name).name == shards.RECEIPTS)
-    return {name.removesuffix(shards.RECEIPTS).removesuffix("/") for name in held}
+    found = {name.removesuffix(shards.RECEIPTS).removesuffix("/") for name in held}
+    return found | set(artifact.manifest.get("shards", ()))
 
 
 def reopen(artifact: Artifact, lost: Iterable[Shard], fence: Fence) -> None:

@@ -120,7 +120,7 @@ class CompressorWarmup(nn.Module):
     A small decoder, thrown away afterwards, predicts Stage A's latents, or the picture in a quarter of its side, from
     the slightly noised code.
 
-    Batch: `image` (B, 3, H, W) uint8, `latents_a` (B, C, H/4, W/4).
+    Batch: `image` (B, 3, H, W) uint8; where latents are predicted, `latents_a` (B, C, H/4, W/4).
     """
 
     def __init__(

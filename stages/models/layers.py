@@ -22,7 +22,7 @@ class Conv2d(nn.Conv2d):
     """`nn.Conv2d` on (B, H, W, C). One of 1x1 is a product, for which torch's convolution on CPUs copies its input."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.kernel_size == (1, 1) and self.stride == (1, 1):
+        if self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1:
             return F.linear(input, self.weight.flatten(1), self.bias)
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
@@ -193,7 +193,7 @@ def dropout(x: Tensor, share: float) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """GELU; in x's own memory where no gradient is wanted."""
-    return F.gelu(x) if torch.is_grad_enabled() else torch._C._nn.gelu_(x)  # type: ignore[attr-defined]
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 def plus(x: Tensor, branch: Tensor) -> Tensor:

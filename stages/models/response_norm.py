@@ -67,6 +67,6 @@ class _Response(torch.autograd.Function):
         of_factor = (gradient * x).sum(dim=(1, 2), keepdim=True, dtype=torch.float32)
         of_gamma = of_factor * response
         pulled = (of_gamma * gamma).mean(dim=-1, keepdim=True)  # by the mean
-        of_norm = (of_factor * gamma - pulled) / (mean * norm).clamp(min=1e-30)
+        of_norm = torch.where(norm > 0, (of_factor * gamma - pulled) / (mean * norm), 0)
         of_x = (gradient * factor).addcmul_(x, of_norm)  # which is not rounded before
         return of_x, of_gamma.sum(dim=0, keepdim=True), of_beta

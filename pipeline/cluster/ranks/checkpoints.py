@@ -13,7 +13,7 @@ import json
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -119,10 +119,9 @@ class Checkpoints:
             self.warn(f"checkpoint of step {saved.step} skipped: {error}")
             return None
 
-    def recipes(self) -> list[Mapping[str, object]]:
-        """Which training each checkpoint is of, as far as its marker can be read."""
-        told = [self._told(saved, "recipe") for saved in self._marked()]
-        return [recipe for recipe in told if recipe]
+    def recipes(self) -> Iterator[Mapping[str, object]]:
+        """Which training each checkpoint is of, the newest first, as far as its marker can be read."""
+        return filter(None, (self._told(saved, "recipe") for saved in reversed(self._marked())))
 
     def after(self, step: int) -> Found:
         """The checkpoint of the state after `step` steps, none of which is read yet.

@@ -92,7 +92,7 @@ class Rank:
         it was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
         warn = self.warn if self.rank == 0 else log.warning
-        begun = self.told(self._recipe(name))[0]
+        begun = self.told(self._recipe(name))[0] if config.precision == "auto" else {}
         config, taken = settled(name, config, begun, self.bytes, self.device, self.world, warn)
         self.metrics |= taken
         if self.rank == 0 and self.device.type == "cuda" and torch.cuda.get_device_name(self.device) not in PEAKS:
@@ -170,8 +170,8 @@ class Rank:
 
     def _recipe(self, name: str) -> Mapping[str, object]:
         """That of the newest state of a training, as far as its marker can be read; nothing for other ranks than 0."""
-        recipes = Checkpoints(checkpoints_of(self.building, name), log.warning).recipes() if self.rank == 0 else []
-        return recipes[-1] if recipes else {}
+        states = Checkpoints(checkpoints_of(self.building, name), log.warning)
+        return next(states.recipes(), {}) if self.rank == 0 else {}
 
     def told(self, own: Any) -> list[Any]:
         """What each rank tells all others, in their order."""

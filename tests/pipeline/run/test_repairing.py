@@ -1,5 +1,6 @@
 """Repairs: which artifacts are opened for which damaged files, what is refused, and in which order."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,18 @@ def test_a_damaged_receipt_costs_its_shard_alone(tmp_path, made, folder):
     (opened,) = repairing.open_damaged(Store(str(tmp_path)), found, [])
     assert opened.shards == {Shard(folder, 1)}
     assert sorted(shards.finished(storage.join(artifact.path, *filter(None, [folder])))) == [0]
+
+
+@pytest.mark.parametrize("folder", ["", "128"])
+def test_where_all_receipts_are_lost_all_shards_are_made_anew(tmp_path, made, folder):
+    artifact = made["latents_a" if folder else "text_tiny"]
+    where = storage.join(artifact.path, *filter(None, [folder]))
+    shutil.rmtree(storage.join(where, "receipts"))
+    found = repairing.damaged(made.values())
+    assert [name for _, name in found] == [f"{folder}/receipts/0000{n}.json".lstrip("/") for n in range(2)]
+    assert repairing.of_no_shard(found) == []
+    (opened,) = repairing.open_damaged(Store(str(tmp_path)), found, [])
+    assert opened.shards == {Shard(folder, 0), Shard(folder, 1)}
 
 
 def test_parts_of_a_plan_are_no_shards(tmp_path, made):

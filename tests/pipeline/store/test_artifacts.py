@@ -325,7 +325,7 @@ def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage, suffix):
             file.unlink()
         assert newest(states) == [content + b"1"]
         assert len(warnings) == (0 if (damage, suffix) == ("delete", "json") else number + 1)
-        assert states.recipes() == [{"seed": 1}, {"seed": 2}][: 1 if suffix == "json" else 2]
+        assert list(states.recipes()) == [{"seed": 2}, {"seed": 1}][1 if suffix == "json" else 0 :]
 
 
 # ------------------------------------------------------------------------------------------------------- shards
@@ -454,6 +454,27 @@ def test_who_looks_for_artifacts_lists_nothing_inside_of_them(store, monkeypatch
     assert not store.started("three", PRINT.digest)
     folder = storage.join(store.root, "artifacts")
     assert listed == [folder, storage.join(folder, "one"), storage.join(folder, "two")]
+
+
+@pytest.mark.parametrize(
+    ("notes", "place"),
+    [
+        ({"licence": "MIT", "source": "w.safetensors"}, None),  # of weights that were brought
+        ({"licence": None}, None),
+        ({"licence": {"licence": None}, "sources": []}, None),
+        ({"captions": {"alt": 3, "long": 4}}, None),  # by their names
+        ({"captions": "3"}, "captions"),
+        ({"rejected": {"url": "1"}}, "rejected.url"),
+    ],
+)
+def test_what_is_committed_is_what_every_reader_takes(store, notes, place):
+    if place is None:
+        store.commit("metadata", PRINT, {**FACTS, "notes": notes})
+        assert store.find("metadata", PRINT.digest).manifest["notes"] == notes
+    else:
+        with pytest.raises(TypeError, match=rf"its notes\.{place} is"):
+            store.commit("metadata", PRINT, {**FACTS, "notes": notes})
+        assert store.find("metadata", PRINT.digest) is None
 
 
 @pytest.mark.parametrize("readers", [1, 4])

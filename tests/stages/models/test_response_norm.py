@@ -73,6 +73,18 @@ def test_its_derivative_is_as_near_to_the_formulas_as_torchs(dtype: torch.dtype)
     assert (ours <= 1.02 * torchs + 1e-8).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e10])
+def test_a_dead_channel_has_no_part_in_the_norms_derivative(scale: float) -> None:
+    """Nobody knows which way its norm would grow, and a large loss makes no NaN of it."""
+    layer, x = noisy(6), torch.randn(2, 5, 4, 6)
+    x[..., 2] = 0
+    x.requires_grad_()
+    wanted = scale * torch.randn(2, 5, 4, 6)
+    (found,) = torch.autograd.grad(layer(x), x, wanted)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[..., 2], wanted[..., 2])  # of all that makes it up, the plain part is left
+
+
 def test_without_a_gradient_it_gives_the_same() -> None:
     layer, x = noisy(6), torch.randn(2, 5, 4, 6)
     with torch.no_grad():

@@ -63,8 +63,11 @@ def test_bf16_is_taken_where_every_device_computes_in_it(asked, others, own, pre
 def test_a_training_of_auto_goes_on_in_what_it_began_in_whatever_the_devices_are_now(began, asked, monkeypatch):
     monkeypatch.setattr(automatic, "computes_bf16", lambda device: began == "fp32")
     recipe = training(precision=began).recipe(seed=0)
-    found, _ = settled("stage_a", training(precision=asked), recipe, 0, CPU, 1, pytest.fail)
+    said: list[str] = []
+    found, _ = settled("stage_a", training(precision=asked), recipe, 0, CPU, 1, said.append)
     assert found.precision == (began if asked == "auto" else asked)
+    assert [line for line in said if "it began so elsewhere" in line] == said
+    assert len(said) == (found.precision == "bf16")
 
 
 @pytest.mark.parametrize(
