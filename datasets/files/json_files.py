@@ -7,9 +7,12 @@ import errno
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from types import UnionType
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from numbers import Real
+from types import GenericAlias, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
 
 from datasets.files import notices, storage
 from datasets.files.errors import StorageError, StoreAway, StoreRefuses
@@ -17,7 +20,7 @@ from datasets.files.storage import CorruptFile
 
 T = TypeVar("T")
 Make = Callable[[dict[str, Any]], T]
-Kind = type | UnionType
+Kind = type | UnionType | GenericAlias
 NUMBER = int | float
 _NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
@@ -78,15 +81,85 @@ def parse(path: str, content: bytes, make: Make[T]) -> T:
 
 
 def require(told: Mapping[Any, Any], kind: Kind, *keys: Any) -> None:
-    """For `make`: let an object pass that has these keys, each with a value of a kind; numbers are finite.
+    """For `make`: let an object pass that has these keys, each with a value of a kind (see `of`).
 
     Raises:
         KeyError, TypeError: it has not.
     """
     for key in keys:
-        value = told[key]
-        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
-            raise TypeError(f"its {key} is {str(value)[:40]!r}")
+        if wrong := _wrong(told[key], kind, str(key)):
+            raise TypeError(wrong)
+
+
+def of(kind: type, told: dict[str, Any]) -> dict[str, Any]:
+    """For `make`: an object that is of a kind all the way down.
+
+    A kind is a `TypedDict`, which may hold more than it names, or a dataclass, which may not; of values also one of
+    Python's own, `dict` and `list` with or without kinds of what is in them, or a union. Numbers are finite, but for
+    those of kind `Real`.
+
+    Raises:
+        TypeError: it is not; the message names the place.
+    """
+    if wrong := _wrong(told, kind, ""):
+        raise TypeError(wrong)
+    return told
+
+
+def _wrong(value: Any, kind: Any, name: str) -> str | None:
+    """What keeps a value from being of a kind, in words; None where nothing does.
+
+    Pydantic, where it is strict, takes no object for a dataclass, or, from JSON, no text with a lone surrogate, as
+    names of files on POSIX have them.
+    """
+    if isinstance(kind, UnionType):
+        every = [_wrong(value, one, name) for one in get_args(kind)]
+        return None if None in every else every[0]
+    whole = get_origin(kind) or kind
+    if whole is Any:
+        return None
+    if whole is float:
+        whole = NUMBER
+    if is_typeddict(whole) or is_dataclass(whole):
+        return _wrong_in(value, whole, name) if isinstance(value, dict) else _told(name, value)
+    if whole is Sequence:
+        whole = list | tuple
+    if not isinstance(value, whole) or (whole is not Real and isinstance(value, float) and not math.isfinite(value)):
+        return _told(name, value)
+    parts = get_args(kind)
+    if not parts:
+        return None
+    inner = value.items() if whole is dict else enumerate(value)
+    kind_of = parts[1] if whole is dict else parts[0]
+    return next(filter(None, (_wrong(one, kind_of, _below(name, key)) for key, one in inner)), None)
+
+
+def _wrong_in(told: dict[str, Any], kind: Any, name: str) -> str | None:
+    """The same of an object and a `TypedDict` or dataclass."""
+    known, needed = _fields(kind)
+    for key in sorted(needed - told.keys()):
+        return f"it has no {_below(name, key)}"
+    for key in sorted(told.keys() - known.keys()) if is_dataclass(kind) else ():
+        return f"it has a {_below(name, key)}"
+    both = known.keys() & told.keys()
+    return next(filter(None, (_wrong(told[key], known[key], _below(name, key)) for key in sorted(both))), None)
+
+
+def _below(name: str, key: object) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def _told(name: str, value: object) -> str:
+    return f"its {name} is {str(value)[:40]!r}"
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Kinds of the fields of a `TypedDict` or dataclass, and the names of those that may not lack."""
+    if is_typeddict(kind):
+        return get_type_hints(kind), kind.__required_keys__
+    given = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
+    return get_type_hints(kind), frozenset(given)
 
 
 def lines(content: bytes, make: Make[T]) -> Iterator[T | None]:

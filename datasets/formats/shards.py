@@ -389,6 +389,6 @@ def receipt(folder: str, shard: int) -> Receipt:
 
 
 def _receipt(facts: dict[str, Any]) -> Receipt:
-    files = {file: FileEntry(**entry) for file, entry in facts.pop("files").items()}
+    files = {file: FileEntry(**entry) for file, entry in json_files.of(Receipt, facts).pop("files").items()}
     rounding = Rounding(**found) if (found := facts.pop("rounding", None)) else None
     return Receipt(files=files, rounding=rounding, **facts)

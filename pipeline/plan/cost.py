@@ -222,7 +222,8 @@ def _training(step: str, config: Config, trainings: Mapping[str, TrainingConfig]
                 )
             ]
             if compressor.warmup and "compressor" in trainings:  # existing weights of Stage B make it needless
-                width, channels = compressor.warmup.loss.width, b.model.latent_channels
+                loss = compressor.warmup.loss
+                width, channels = loss.width, loss.channels(b.model.latent_channels)
                 found.append(
                     memory_estimate.warm_up(compressor.model, width, channels, trainings["compressor"], config.workers)
                 )

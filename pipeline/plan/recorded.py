@@ -2,15 +2,36 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from datasets.files import json_files, storage
+from datasets.files.json_files import NUMBER
 from pipeline.errors import UsageError
 from pipeline.store import claims, readers
 from pipeline.store.process import ProcessId
 
 SHOWN = 5  # runs, in a message
 Record = dict[str, Any]
+
+
+class Progress(TypedDict):
+    """How far a step at work is."""
+
+    done: NUMBER
+    total: NUMBER
+    first: NUMBER
+    at: NUMBER
+    since: NUMBER
+    unit: str
+    device_hours: NotRequired[NUMBER | None]
+
+
+class Shown(TypedDict):
+    """What of a step is shown."""
+
+    state: str
+    log: str
+    progress: NotRequired[Progress | None]
 
 
 def records(root: str, last: int | None = None) -> list[Record]:
@@ -51,11 +72,8 @@ def _told(root: str, told: dict[str, Any]) -> Record:
     """A record as it is now; KeyError, TypeError or ValueError for another file."""
     run = readers.record_of(told)
     json_files.require(run, str, "conf")
-    json_files.require({"config": {}, **run}, dict, "config")
+    json_files.require(run, dict[str, Shown], "steps")
     for step in run["steps"].values():
-        json_files.require(step, str, "state", "log")
-        if far := step.get("progress"):
-            json_files.require(far, json_files.NUMBER, "done", "total", "first", "at", "since")
         for key in ("log", "artifact"):  # logs/<run>/<name>.log, artifacts/<name>/<fingerprint>
             step[key] = storage.join(root, *step[key].split("/")[-3:])
     if run["outcome"] == "running" and (ended := _ended(root, run)):

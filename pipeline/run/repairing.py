@@ -10,13 +10,13 @@ next run goes on with. What others are made from is opened after them: until the
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from datasets.files import storage
 from datasets.files.storage import CorruptFile
-from datasets.formats import shard_table
+from datasets.formats import shard_table, shards
 from pipeline.errors import UsageError
 from pipeline.run import neighbours
 from pipeline.store import claims, deleting
@@ -37,14 +37,26 @@ class Opened:
 
 
 def damaged(artifacts: Iterable[Artifact]) -> list[tuple[Artifact, str]]:
-    """The files of finished artifacts that are missing or hold other bytes than their manifests say.
+    """The files of finished artifacts that are missing or hold other bytes than their manifests say, and the receipts
+    of shards that are missing, cannot be read, or tell of other files.
 
     Raises:
         StorageError: the storage is away, so nobody knows.
     """
-    files = [(artifact, name) for artifact in artifacts for name in artifact.files]
+    every = list(artifacts)
+    files = [(artifact, name) for artifact in every for name in artifact.files]
     with ThreadPoolExecutor(READERS) as pool:
-        return [file for file, wrong in zip(files, pool.map(_is_damaged, files), strict=True) if wrong]
+        found = [file for file, wrong in zip(files, pool.map(_is_damaged, files), strict=True) if wrong]
+    return found + [(artifact, name) for artifact in every for name in _damaged_receipts(artifact)]
+
+
+def _damaged_receipts(artifact: Artifact) -> Iterator[str]:
+    for folder in artifact.manifest.get("shards", ()):  # earlier versions, which do not name them, read receipts alone
+        told = artifact.shards(folder)
+        receipts = shards.finished(told.folder)
+        for number, shard in told.items():
+            if number not in receipts or receipts[number].files != shard.files:
+                yield shards.receipt_path(folder, number).removeprefix("/")
 
 
 def _is_damaged(file: tuple[Artifact, str]) -> bool:

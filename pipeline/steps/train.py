@@ -336,7 +336,7 @@ def _check_checkpoints(build: Build) -> None:
         states = Checkpoints(checkpoints_of(build.building, name), build.report.warning)
         try:
             for recipe in states.recipes():
-                require_recipe(recipe, training.recipe(build.config.seed))
+                require_recipe(recipe, training.begun_with(recipe).recipe(build.config.seed))
         except CheckpointMismatch as error:
             raise UsageError(f"{build.step.name}: {error}; remove {states.folder} to start again") from None
 

@@ -19,10 +19,12 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from datasets.files import json_files, notices, storage
 from datasets.files.fence import unfenced
+from datasets.files.json_files import NUMBER
 from datasets.files.notices import PassedOver
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shard_table
@@ -30,7 +32,7 @@ from datasets.formats.shard_table import Shards
 from pipeline.errors import InfrastructureError
 from pipeline.store.claims import OLD_LEASE, Claim
 from pipeline.store.redact import redact
-from pipeline.store.removals import Removals, without
+from pipeline.store.removals import FORGOTTEN, Removals, without
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,14 +44,73 @@ MANIFEST = "manifest.json"
 BUILDING = "building"
 REPAIR = f"{BUILDING}/repair.json"  # what a finished artifact was of which some shards are made anew
 DIGEST = "[0-9a-f]{16}"
-KINDS: dict[str, json_files.Kind] = {  # of what not every manifest has, where it has it
-    "shards": list,
-    "timed": list,
-    "metrics": dict,
-    "notes": dict,
-    "seconds": json_files.NUMBER,
-    "device_seconds": json_files.NUMBER,
-}
+
+
+class Source(TypedDict):
+    """What a plan's manifest says of one of its sources."""
+
+    name: str
+    planned: int
+    rejected: dict[str, int]
+    licence: dict[str, str | None]
+    licences: dict[str, int]
+    captions: NotRequired[int]
+    read: NotRequired[int]
+    weight: NotRequired[NUMBER]
+
+
+class PromptSet(TypedDict):
+    """Of which captions something was drawn, and of how many."""
+
+    n: int
+    of: NotRequired[str]
+    file: NotRequired[str]
+
+
+class Notes(TypedDict, total=False):
+    """Of what a step keeps beside files and figures, all that anybody reads of a manifest."""
+
+    source: str
+    sources: list[Source]
+    read: int
+    rejected: dict[str, int]
+    captions: int
+    columns: dict[str, str]
+    buckets: dict[str, int]
+    licence: dict[str, str | None]
+    licences: dict[str, int]
+    opt_outs: dict[str, Any]
+    lost: dict[str, int]
+    lost_of: dict[str, dict[str, int]]
+    duplicates: dict[str, int]
+    prompts: PromptSet | dict[str, PromptSet]
+    spec: dict[str, Any]
+    compressor: str | None
+
+
+class Manifest(TypedDict):
+    """What every reader asks for, and what not every manifest has, but of this kind."""
+
+    name: str
+    fingerprint: str
+    step: str
+    created: str
+    rows: int
+    bytes: int
+    settings: dict[str, Any]
+    parents: dict[str, str]
+    files: dict[str, FileEntry]
+    shards: NotRequired[list[str]]
+    timed: NotRequired[list[str]]
+    metrics: NotRequired[dict[str, Real]]
+    notes: NotRequired[Notes]
+    seconds: NotRequired[NUMBER]
+    device_seconds: NotRequired[NUMBER]
+    content: NotRequired[str]
+    build: NotRequired[str]
+    user: NotRequired[str]
+    command: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -307,17 +368,24 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
     return without(manifest, removed) if removed else None
 
 
+def check_marks(folder: str) -> None:
+    """Look whether an artifact counts as unfinished only since its manifest, or what is laid over it, is damaged.
+
+    Raises:
+        CorruptFile: one of them is.
+    """
+    for name, make in ((MANIFEST, _whole), (FORGOTTEN, Removals.told)):
+        if storage.exists(path := storage.join(folder, name)):
+            try:
+                json_files.parse(path, storage.read(path), make)
+            except CorruptFile as error:
+                remedy = "put it back from a copy, or start a run of the same conf: it takes up what is there"
+                raise CorruptFile(f"{error}; {remedy}") from None
+
+
 def _whole(told: dict[str, Any]) -> dict[str, Any]:
     """A manifest that says what every reader asks for; KeyError or TypeError for another."""
     json_files.require(told, int, "format")
     if told["format"] in READ:
-        json_files.require(told, str, "name", "fingerprint", "step", "created")
-        json_files.require(told, int, "rows", "bytes")
-        json_files.require(told, dict, "settings", "parents", "files")
-        json_files.require(told["parents"], str, *told["parents"])
-        for key in KINDS.keys() & told.keys():
-            json_files.require(told, KINDS[key], key)
-        for entry in told["files"].values():
-            json_files.require(entry, int, "bytes")
-            json_files.require(entry, str, "sha256")
+        json_files.of(Manifest, told)
     return told

@@ -42,9 +42,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from datasets.files import storage
+from datasets.files import json_files, storage
 from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.store.process import ProcessId, user_name
 
@@ -101,7 +101,12 @@ class Owner:
         """What a file says; what cannot be read may be somebody's who is writing it, and nobody's in the end."""
         try:
             told = json.loads(content)
-            return cls(**{**_named(cls, told), "process": ProcessId.of(told)})
+            said = {field.name: told[field.name] for field in fields(cls) if field.name in told}  # later ones say more
+            owner = cls(**{**said, "process": ProcessId.of(told)})
+            json_files.require(vars(owner), str, "token", "user", "doing")
+            json_files.require(vars(owner), int, "heartbeat", "released")
+            json_files.require(vars(owner), Sequence[str], "reads")
+            return owner
         except (ValueError, TypeError, AttributeError, RecursionError):
             return cls(hashlib.sha256(content).hexdigest(), ProcessId.of({}), "somebody")
 
@@ -359,11 +364,6 @@ def _beat(beat: Callable[[], None], what: str, pause: Callable[[], bool]) -> Non
             return
         except Exception as error:  # the next one may get through, and a store may raise anything
             log.warning("a heartbeat of %s failed: %s", what, error)
-
-
-def _named(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of the fields of a dataclass; later versions may tell more."""
-    return {field.name: told[field.name] for field in fields(kind) if field.name in told}
 
 
 def _folder(root: str, what: str) -> str:

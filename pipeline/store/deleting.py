@@ -85,11 +85,13 @@ class Shard(NamedTuple):
 
 
 def shard_of(name: str) -> Shard | None:
-    """The shard that a file of an artifact would be of, by its name."""
+    """The shard that a file of an artifact would be of, by its name; its receipt is one of them."""
     file = PurePosixPath(name)
-    if file.suffix not in (".tar", ".parquet") or not file.stem.isdecimal():
+    is_receipt = file.parent.name == shards.RECEIPTS
+    if file.suffix not in ((".json",) if is_receipt else (".tar", ".parquet")) or not file.stem.isdecimal():
         return None
-    return Shard("" if str(file.parent) == "." else str(file.parent), int(file.stem))
+    folder = str(file.parent.parent if is_receipt else file.parent)
+    return Shard("" if folder == "." else folder, int(file.stem))
 
 
 def receipt_folders(artifact: Artifact) -> set[str]:
@@ -140,8 +142,15 @@ def _note(path: str, about: dict[str, Any], fence: Fence) -> None:
 
 
 def _repair(told: dict[str, Any]) -> dict[str, Any]:
+    found = {"files": {}, **told}  # earlier ones named none
+    json_files.require(found, str, "content")
+    json_files.require(found, dict[str, FileEntry], "files")
+    json_files.require(found, list[list[Any]], "lost")
     lost = [Shard(*shard) for shard in told["lost"]]
-    return {"content": str(told["content"]), "lost": lost, "files": told.get("files", {})}  # earlier ones named none
+    for shard in lost:
+        json_files.require(shard._asdict(), str, "folder")
+        json_files.require(shard._asdict(), int, "number")
+    return {"content": found["content"], "lost": lost, "files": found["files"]}
 
 
 def shard_folders(artifact: Artifact) -> list[str]:

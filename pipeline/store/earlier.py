@@ -109,12 +109,19 @@ def _read(root: str) -> list[Name]:
 
 
 def _names(told: dict[str, Any]) -> list[Name]:
-    return [(key, now, then) for key, now, then in told["names"]]
+    json_files.require(told, list[list[Any]], "names")
+    found = [(key, now, then) for key, now, then in told["names"]]
+    for name in found:
+        json_files.require({"key": name[0]}, str, "key")
+    return found
 
 
 def _untouched(inputs: Iterable[Input], artifact: Artifact) -> bool:
     """Whether no file of the inputs has changed since an artifact was begun."""
     manifest = artifact.manifest
-    begun = datetime.fromisoformat(manifest["created"]).timestamp() - manifest["seconds"]
+    try:
+        begun = datetime.fromisoformat(manifest["created"]).timestamp() - manifest["seconds"]
+    except (ValueError, KeyError):  # nobody knows: the content decides
+        return False
     times = [stamp.changed_ns for item in inputs for stamp in identity.stamps(item).values()]
     return all(0 < time < begun * 1e9 for time in times)

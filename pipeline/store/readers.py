@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from datasets.files import json_files, storage
 from datasets.files.errors import StoreRefuses
@@ -25,6 +25,31 @@ FOLDER = "invocations"
 RECORD = r"[^./][^/]*\.json"
 OURS = r"\d{8}-\d{6}-[0-9a-f]{4}\.json"  # as a run calls its own
 Name = tuple[str, str]  # of an artifact: its name and its fingerprint
+
+
+class Step(TypedDict):
+    """A step in a run's record."""
+
+    artifact: str
+    step: NotRequired[str]
+
+
+class Record(TypedDict):
+    """A run's record: what every reader asks for, and what not every record has, but of this kind."""
+
+    outcome: str
+    command: str
+    started: str
+    steps: dict[str, Step]
+    fingerprints: dict[str, str]
+    paths: list[str]
+    process: dict[str, Any]
+    ended: NotRequired[str]
+    user: NotRequired[str]
+    checkout: NotRequired[str]
+    config: NotRequired[dict[str, Any]]
+    commit: NotRequired[dict[str, Any] | None]
+    versions: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -128,13 +153,7 @@ class Wants:
 def record_of(told: dict[str, Any]) -> dict[str, Any]:
     """A record that tells what its run wants; KeyError, TypeError or ValueError for another."""
     record = {"steps": {}, "fingerprints": {}, "paths": [], "process": {}, **told, "id": str(told["id"])}
-    json_files.require(record, str, "outcome", "command")
-    json_files.require(record, dict, "steps", "fingerprints", "process")
-    json_files.require(record, list, "paths")
-    json_files.require(record["fingerprints"], str, *record["fingerprints"])
-    json_files.require(record["paths"], str, *range(len(record["paths"])))
-    for step in record["steps"].values():
-        json_files.require(step, str, "artifact")
+    json_files.of(Record, record)
     times = [datetime.fromisoformat(told[key]) for key in ("started", "ended") if key in told or key == "started"]
     if any(time.tzinfo is None for time in times):
         raise ValueError("its times are of no time zone")

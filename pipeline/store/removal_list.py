@@ -47,7 +47,9 @@ def requests(root: str) -> list[Request]:
 
 
 def _request(told: dict[str, Any]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    return str(told["when"]), tuple(told["keys"]), tuple(told["urls"])
+    json_files.require(told, str, "when")
+    json_files.require(told, list[str], "keys", "urls")
+    return told["when"], tuple(told["keys"]), tuple(told["urls"])
 
 
 def add(root: str, names: Set[str]) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from datasets.files import json_files, notices, storage
 from datasets.files.fence import Fence, unfenced
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from pipeline.store.artifacts import Artifact
 
 FORGOTTEN = "forgotten.json"
+
+
+class Told(TypedDict, total=False):
+    """What the file holds."""
+
+    files: dict[str, FileEntry | None]
+    before: dict[str, FileEntry]
+    rows: int | None
+    forgotten: int
+    bytes: int | None
+    build: str
 
 
 @dataclass
@@ -48,10 +59,15 @@ class Removals:
         return found
 
     @classmethod
+    def told(cls, told: dict[str, Any]) -> "Removals":
+        """What a file says; TypeError for another."""
+        return cls(**json_files.of(Told, told))
+
+    @classmethod
     def found(cls, folder: str, build: str) -> "Removals | None":
         """Those of a build, empty ones where there are none; None where nobody can know, which is told."""
         path, none = storage.join(folder, FORGOTTEN), cls(build=build)
-        found = json_files.read(path, lambda told: cls(**told)) if storage.exists(path) else none
+        found = json_files.read(path, cls.told) if storage.exists(path) else none
         return none if found and found.build != build else found
 
     def recorded(self, artifact: "Artifact", name: str) -> dict[str, Any] | None:

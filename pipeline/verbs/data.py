@@ -30,7 +30,7 @@ from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
-from pipeline.store.artifacts import Artifact, Look, Store
+from pipeline.store.artifacts import Artifact, Look, Store, check_marks
 from pipeline.store.removal_list import check_carried_out, listed, names_of, requests
 from pipeline.terminal import console, out, print_json, print_table, printable
 from pipeline.verbs import forgetting
@@ -267,11 +267,14 @@ def retry(config: Config, root: str, words: Words, command: str) -> None:
 
     Raises:
         UsageError: nothing is downloaded yet.
+        CorruptFile: it is finished, but what says so is damaged.
     """
     look = Look(root)
     planned = planned_steps(config, look, Selection(until="download"))
     download = next(item for item in planned if item.step.output == "images")
     given_up = download.state == "resume"
+    if given_up:
+        check_marks(Store(root).path("images", download.fingerprint.digest))
     lost, before = _downloaded(root, download) if given_up else _images(config, root)
     passing = {cause: count for cause, count in lost.items() if cause in PASSING}
     attempt, again, rows = config.data.attempt, config, before

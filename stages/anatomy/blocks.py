@@ -116,7 +116,7 @@ def activation(x: Features) -> Block:
 def mixing(x: Features) -> Block:
     """Stage A's block: a depthwise convolution, then an MLP, each between a norm and a gate."""
     inner = x.of(4 * x.channels)
-    gammas = Block(3, kept=x.numbers, kept_fp32=x.numbers)  # scale and shift of what the norm gives, gate at the end
+    gammas = Block(3)  # scale and shift that the norm applies, and a gate that the weight does
     return joined(
         norm(x),
         Block(kept_fp32=x.numbers),  # padding

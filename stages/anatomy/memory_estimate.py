@@ -30,7 +30,7 @@ RUNTIME = GIB  # CUDA's context and kernels, workspaces of its libraries, the sl
 LOOKUP_ROWS = 1 << 14  # positions that Stage A compares with its codebook at a time
 VALIDATED = 16  # samples that a validation takes through a model at a time
 SHOWN = 2  # those of a panel: one, in fp32
-WIDEST_A = 12  # times the features at Stage A's first level, what a pass through it alone takes: the MLP of its block
+WIDEST_A = 8.3  # times the features at Stage A's first level, what a pass through it alone takes: the MLP of its block
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def encode_text(config: TextConfig, rows: int) -> int:
 
 def encode_a(config: StageAConfig, side: int, rows: int) -> int:
     """Stage A, which encodes, or decodes, `rows` pictures of `side` px at a time."""
-    widest = WIDEST_A * architectures.levels_a(config, side, side)[0].numbers
+    widest = round(WIDEST_A * architectures.levels_a(config, side, side)[0].numbers)
     return FP32 * (parameters.stage_a(config) + rows * widest)
 
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from stages import diffusion
 from stages.draws import Draws
+from stages.models.attention import scaled_dot_product_attention
 from stages.models.layers import (
     Block,
     Conv2d,
     Patchify,
     Unpatchify,
     in_fp32,
-    scaled_dot_product_attention,
     timestep_embedding,
 )
 from stages.settings.losses import BaselineLoss

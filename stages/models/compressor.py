@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_l, efficientnet_v2_s
 from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig
+from torchvision.ops.misc import SqueezeExcitation
 
 from stages.draws import Draws
 from stages.models.geometry import CODE_SCALE, CODE_SHIFT, BadImageSize
@@ -34,7 +35,8 @@ class Compressor(nn.Module):
         self.input_ratio = config.input_ratio
         self.resize = config.resize
         self.code_std = CODE_SCALE if config.batch_norm == "fixed" else 1.0
-        self.backbone, width = _backbone(config.backbone)
+        features, width = _backbone(config.backbone)
+        self.backbone = _lightened(features)
         norm = nn.BatchNorm2d(config.latent_channels, affine=config.batch_norm != "plain")
         if config.batch_norm == "fixed":
             nn.init.constant_(norm.weight, CODE_SCALE).requires_grad_(False)
@@ -73,6 +75,23 @@ class Compressor(nn.Module):
         return self.mapper(self.backbone((image - self.mean) / self.std))
 
 
+class Mean(nn.Module):
+    """Mean over a map, (B, C, H, W) -> (B, C, 1, 1); torch's pooling takes three operations more for the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+def _lightened(features: nn.Module) -> nn.Module:
+    """The same network in fewer operations of a training: SiLUs in place copy what the backward pass needs first."""
+    for module in features.modules():
+        if isinstance(module, nn.SiLU):
+            module.inplace = False
+        elif isinstance(module, SqueezeExcitation):
+            module.avgpool = Mean()
+    return features
+
+
 def _backbone(kind: str | EfficientNetStages) -> tuple[nn.Module, int]:
     """Convolutional features of stride 32, and their number of channels."""
     if kind == "efficientnet_v2_s":
@@ -98,7 +117,8 @@ def _backbone(kind: str | EfficientNetStages) -> tuple[nn.Module, int]:
 class CompressorWarmup(nn.Module):
     """A start for the compressor without ImageNet weights.
 
-    A small decoder, thrown away afterwards, predicts Stage A's latents from the slightly noised code.
+    A small decoder, thrown away afterwards, predicts Stage A's latents, or the picture in a quarter of its side, from
+    the slightly noised code.
 
     Batch: `image` (B, 3, H, W) uint8, `latents_a` (B, C, H/4, W/4).
     """
@@ -108,7 +128,7 @@ class CompressorWarmup(nn.Module):
     ) -> None:
         super().__init__()
         self.compressor = compressor
-        self.noise = loss.noise
+        self.loss = loss
         width = loss.width
         self.decoder = nn.Sequential(
             nn.Conv2d(code_channels, width, 3, padding=1),
@@ -117,13 +137,15 @@ class CompressorWarmup(nn.Module):
             nn.SiLU(),
             nn.ConvTranspose2d(width * 2 // 3, width // 3, 4, stride=2, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width // 3, 4 * latent_channels, 3, padding=1),
+            nn.Conv2d(width // 3, 4 * loss.channels(latent_channels), 3, padding=1),
         )
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        target = F.pixel_unshuffle(batch["latents_a"].float(), 2)
-        code = self.compressor(to_unit_range(batch["image"])) / self.compressor.code_std
-        code = code + self.noise * draws.normal(*code.shape[1:])
+        image = to_unit_range(batch["image"])
+        target = F.avg_pool2d(image, 4) if self.loss.predicts == "colours" else batch["latents_a"].float()
+        target = F.pixel_unshuffle(target, 2)
+        code = self.compressor(image) / self.compressor.code_std
+        code = code + self.loss.noise * draws.normal(*code.shape[1:])
         size = [side // 4 for side in target.shape[-2:]]
         predicted = self.decoder(F.interpolate(code, size, mode="bilinear", align_corners=False))
         loss = F.mse_loss(predicted.float(), target)

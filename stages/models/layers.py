@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stages.models.response_norm import GlobalResponseNorm
+
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` on (B, H, W, C)."""
+    """`nn.Conv2d` on (B, H, W, C). One of 1x1 is a product, for which torch's convolution on CPUs copies its input."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.kernel_size == (1, 1) and self.stride == (1, 1):
+            return F.linear(input, self.weight.flatten(1), self.bias)
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -52,35 +56,6 @@ class Unpatchify(nn.Module):
         return F.pixel_shuffle(x.permute(0, 3, 1, 2), self.patch)
 
 
-class GlobalResponseNorm(nn.Module):
-    """Global response normalisation over H and W (ConvNeXt V2, arXiv 2301.00808, Algorithm 1).
-
-    At the start it is the identity. The norms are taken in fp32: squares summed over a whole map lose digits
-    in half precision. GPUs have a kernel that adds them up so without a copy of the map in fp32; on CPUs that one is up
-    to four times slower than the plain formula, and both have the gradient 0 at 0.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm = plain_norm(x) if x.device.type == "cpu" else fused_norm(x)
-        norm = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
-        return torch.addcmul(self.beta.to(x.dtype), x, (1 + self.gamma * norm).to(x.dtype))
-
-
-def plain_norm(x: Tensor) -> Tensor:
-    """L2 norm over H and W in fp32: (B, H, W, C) -> (B, 1, 1, C)."""
-    return x.float().square().sum(dim=(1, 2), keepdim=True).clamp(min=1e-30).sqrt()
-
-
-def fused_norm(x: Tensor) -> Tensor:
-    """`plain_norm` in one kernel, which keeps x as it is for the backward pass."""
-    return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
-
-
 class NormBeforeProduct(nn.LayerNorm):
     """LayerNorm whose result goes into a product that takes half precision under autocast.
 
@@ -89,6 +64,8 @@ class NormBeforeProduct(nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input)
 
@@ -146,26 +123,26 @@ class ResBlock(Block):
         )
 
     def forward(
-        self, x: Tensor, skip: Tensor | None = None, code: Tensor | None = None, mapper: Conv2d | None = None
+        self, x: Tensor, skip: Tensor | None = None, code: Tensor | None = None, mapper: Tensor | None = None
     ) -> Tensor:
-        """Return (B, H, W, channels); the MLP sees x, `skip` (B, H, W, S) and `mapper(code)`, code (B, H, W, K).
+        """Return (B, H, W, channels); the MLP sees x, `skip` (B, H, W, S) and the map of `code` (B, H, W, K).
 
-        The 1x1 map of the code is multiplied into the weight that follows: K columns take the place of the
-        map's many, which is less work wherever a batch has more than K positions.
+        mapper: (M, K + 1), of the map to M channels the weight, and its bias as the last column. It is multiplied into
+        the weight that follows: K columns take the place of the map's many, which is less work wherever a batch has
+        more than K positions.
         """
-        entry, *rest = self.channelwise
+        entry, _, norm, drop, last = self.channelwise
         assert isinstance(entry, nn.Linear)
         weight, bias = entry.weight, entry.bias
-        inputs = [part for part in (self.norm(self.depthwise(x)), skip, code) if part is not None]
+        seen = self.norm(self.depthwise(x))
+        more = [part.to(seen.dtype) for part in (skip, code) if part is not None]
         if mapper is not None:
-            assert mapper.bias is not None
-            direct, mapped = weight.split([weight.shape[1] - mapper.out_channels, mapper.out_channels], dim=1)
-            weight = torch.cat([direct, mapped @ mapper.weight.flatten(1)], dim=1)
-            bias = bias + mapped @ mapper.bias
-        hidden = F.linear(torch.cat(inputs, dim=-1) if inputs[1:] else inputs[0], weight, bias)
-        for layer in rest:
-            hidden = layer(hidden)
-        return x + hidden
+            sizes = [weight.shape[1] - mapper.shape[0], mapper.shape[0]]
+            direct, mapped = weight.to(seen.dtype).split(sizes, dim=1)
+            of_code, shift = (mapped @ mapper).split([mapper.shape[1] - 1, 1], dim=1)
+            weight, bias = torch.cat([direct, of_code], dim=1), bias + shift.squeeze(1)
+        hidden = gelu(F.linear(torch.cat([seen, *more], dim=-1) if more else seen, weight, bias))
+        return plus(x, last(drop(norm(hidden))))
 
 
 class TimestepBlock(nn.Module):
@@ -176,76 +153,28 @@ class TimestepBlock(nn.Module):
         self.mapper = nn.Linear(timestep_channels, 2 * channels)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """x (B, H, W, C); timestep (B, channels), or (1, channels) where all samples have the same."""
         scale, shift = self.mapper(timestep)[:, None, None, :].chunk(2, dim=-1)
+        if torch.is_grad_enabled():
+            modulated: Tensor = _Modulation.apply(x, scale, shift)
+            return modulated
         return torch.addcmul(shift, x, 1 + scale)
 
 
-class Attention(nn.Module):
-    """Attention of tokens to themselves and a context, with the key names of `nn.MultiheadAttention`."""
+class _Modulation(torch.autograd.Function):
+    """x (1 + scale) + shift. torch's own derivative of `addcmul` multiplies a whole map by 1."""
 
-    def __init__(self, channels: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
-        self.out_proj = nn.Linear(channels, channels)
-        nn.init.xavier_uniform_(self.in_proj_weight)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        factor = 1 + scale
+        ctx.save_for_backward(x, factor)
+        return torch.addcmul(shift, x, factor)
 
-    def forward(self, tokens: Tensor, context: Tensor | None) -> Tensor:
-        """Return (B, N, C) for tokens (B, N, C) and a context (B, M, C)."""
-        sizes = [tokens.shape[-1], 2 * tokens.shape[-1]]
-        (query_weight, weight), (query_bias, bias) = self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)
-        query = F.linear(tokens, query_weight, query_bias)
-        # One product for all keys and values: autocast casts each weight once, and its gradient is summed in fp32.
-        seen = tokens if context is None else torch.cat([tokens, context.to(tokens.dtype)], dim=1)
-        key, value = F.linear(seen, weight, bias).chunk(2, dim=-1)
-        heads = (self._split(query), self._split(key), self._split(value))
-        attended = scaled_dot_product_attention(*heads, self.dropout if self.training else 0.0)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class AttnBlock(Block):
-    """Block A: attention of each position to all positions and to the text.
-
-    Its first layer on the text, a SiLU, is the same in all blocks of a model, which applies it once (`activated`).
-    """
-
-    def __init__(self, channels: int, cond_width: int, heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.norm = norm_before_product(channels)
-        self.attention = nn.ModuleDict({"attn": Attention(channels, heads, dropout)})  # the authors' key names
-        self.kv_mapper = nn.Sequential(nn.SiLU(), nn.Linear(cond_width, channels))
-
-    def forward(self, x: Tensor, text: Tensor | None) -> Tensor:
-        """Return (B, H, W, channels); text: (B, N, cond_width) as of `activated`."""
-        tokens = self.norm(x).flatten(1, 2)
-        context = None if text is None else self.kv_mapper[1](text)
-        return x + self.attention["attn"](tokens, context).view_as(x)
-
-
-def activated(text: Tensor) -> Tensor:
-    """What all attention blocks of a model see of its text: after their SiLU."""
-    return F.silu(text)
-
-
-def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, drop: float) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for (B, heads, N, D), with a share `drop` of the probabilities dropped.
-
-    torch's kernel, but on CPUs in fp32, since its backward pass there is six to twelve times slower in bf16, and
-    without it where probabilities are dropped, which none of its fast ones for CPUs can do.
-    """
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=drop)
-    with torch.autocast("cpu", enabled=False):
-        query, key, value = query.float(), key.float(), value.float()
-        if drop == 0:
-            return F.scaled_dot_product_attention(query, key, value)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return dropout(scores.softmax(dim=-1), drop) @ value
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        x, factor = ctx.saved_tensors
+        return gradient * factor, (gradient * x).sum_to_size(factor.shape), gradient.sum_to_size(factor.shape)
 
 
 def dropout(x: Tensor, share: float) -> Tensor:
@@ -260,6 +189,16 @@ def dropout(x: Tensor, share: float) -> Tensor:
     bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)
     kept = bits < round((1 - share) * 2**16) - 2**15
     return x * kept.to(x.dtype).div_(1 - share)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU; in x's own memory where no gradient is wanted."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch._C._nn.gelu_(x)  # type: ignore[attr-defined]
+
+
+def plus(x: Tensor, branch: Tensor) -> Tensor:
+    """A residual sum; in the branch's memory where no gradient is wanted."""
+    return x + branch if torch.is_grad_enabled() or branch.dtype != x.dtype else branch.add_(x)
 
 
 def layer_norm(channels: int) -> nn.LayerNorm:
@@ -287,6 +226,12 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     exponents = torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / (half - 1))
     angles = (t * 10000)[:, None] * exponents.exp()
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def embedded(t: Tensor, channels: int) -> Tensor:
+    """`timestep_embedding` as all products of a model see it: under autocast cast once, and not in each of them."""
+    embedding, kind = timestep_embedding(t, channels), t.device.type
+    return embedding.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else embedding
 
 
 def in_fp32(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

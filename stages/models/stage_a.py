@@ -23,7 +23,9 @@ from stages.models.layers import (
     Patchify,
     Unpatchify,
     channels_last,
+    gelu,
     layer_norm,
+    plus,
     to_unit_range,
     xavier_,
 )
@@ -65,10 +67,23 @@ class MixingBlock(Block):
         xavier_(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> the same. Norms apply scales and shifts, weights the gates: none takes a pass over a map."""
         scale1, shift1, gate1, scale2, shift2, gate2 = self.gammas.unbind()
-        spatial = self.norm1(x) * (1 + scale1) + shift1
-        x = x + self.depthwise(spatial.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) * gate1
-        return x + self.channelwise(self.norm2(x) * (1 + scale2) + shift2) * gate2
+        (pad, mix), (entry, _, last) = self.depthwise, self.channelwise
+        assert isinstance(mix, nn.Conv2d)
+        assert mix.bias is not None
+        assert isinstance(last, nn.Linear)
+        spatial = pad(_scaled(self.norm1, x, scale1, shift1).permute(0, 3, 1, 2))
+        mixed = F.conv2d(spatial, mix.weight * gate1, mix.bias * gate1, groups=mix.groups)
+        x = plus(x, mixed.permute(0, 2, 3, 1))
+        hidden = gelu(entry(_scaled(self.norm2, x, scale2, shift2)))
+        return plus(x, F.linear(hidden, last.weight * gate2, last.bias * gate2))
+
+
+def _scaled(norm: nn.LayerNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """norm(x) (1 + scale) + shift, both ()."""
+    shape = norm.normalized_shape
+    return F.layer_norm(x, shape, (1 + scale).expand(shape), shift.expand(shape), norm.eps)
 
 
 class VectorQuantizer(nn.Module):

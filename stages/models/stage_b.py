@@ -5,6 +5,8 @@ convolution, timestep and attention blocks. The code enters every convolution bl
 it, the text by attention.
 """
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,21 +15,20 @@ from torch import Tensor, nn
 
 from stages import diffusion
 from stages.draws import Draws
+from stages.models.attention import AttnBlock, SeenText, activated
 from stages.models.layers import (
-    AttnBlock,
     Conv2d,
     ConvTranspose2d,
     Patchify,
     ResBlock,
     TimestepBlock,
     Unpatchify,
-    activated,
     channels_last,
     damp_residuals_,
+    embedded,
     in_fp32,
     layer_norm,
     norm_before_product,
-    timestep_embedding,
     to_unit_range,
     xavier_,
 )
@@ -95,30 +96,40 @@ class StageB(nn.Module):
         nn.init.zeros_(head.weight)
         damp_residuals_(self, sum(config.blocks))
 
-    def forward(self, x: Tensor, t: Tensor, code: Tensor, text: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, code: Tensor, text: Tensor | SeenText | None = None) -> Tensor:
         """Predict the noise in x.
 
-        x: (B, 4, H, W) noisy latents, sides divisible by 16 (patch x 2^(levels - 1)); t: (B,) fp32 in [0, 1];
-        code: (B, 16, h, w), the compressor's raw output; text: (B, N, D) hidden states, or None for a model
-        that was trained without. Returns (B, 4, H, W) fp32.
+        x: (B, 4, H, W) noisy latents, sides divisible by 16 (patch x 2^(levels - 1)); t: (B,) fp32 in [0, 1], or
+        (1,) for all; code: (B, 16, h, w), the compressor's raw output; text: (B, N, D) hidden states, or what `see`
+        made of them, or None for a model that was trained without. Returns (B, 4, H, W) fp32.
         """
-        timestep = timestep_embedding(t, self.timestep_channels)
-        text = None if text is None else activated(self.seq_norm(self.clip_mapper(text)))
+        timestep = embedded(t, self.timestep_channels)
+        seen = iter(text) if isinstance(text, tuple) else repeat(None)
+        read = self._read(text) if isinstance(text, Tensor) else None
         levels = len(self.down_blocks)
         sides = [(x.shape[-2] // self.patch >> level, x.shape[-1] // self.patch >> level) for level in range(levels)]
-        codes = [_resized(code, *side) if self._mapper(level) else None for level, side in enumerate(sides)]
+        injects = [str(level) in self.effnet_mappers for level in range(levels)]
+        codes = [_resized(code, *side) if inject else None for inject, side in zip(injects, sides, strict=True)]
 
         hidden = self.embedding(x)
         skips: list[Tensor | None] = []
         for level, blocks in enumerate(self.down_blocks):
-            hidden = _run(blocks, hidden, timestep, text, None, codes[level], self._mapper(level))
+            hidden = _run(blocks, hidden, timestep, read, seen, None, codes[level], self._mapper(level))
             skips.append(hidden)
         skips[-1] = None  # the deepest level goes on as `hidden` itself
         for place, blocks in enumerate(self.up_blocks, start=levels):
             level = 2 * levels - 1 - place
-            hidden = _run(blocks, hidden, timestep, text, skips[level], codes[level], self._mapper(place))
+            hidden = _run(blocks, hidden, timestep, read, seen, skips[level], codes[level], self._mapper(place))
         a, b = in_fp32(self.clf, hidden).chunk(2, dim=1)
         return (x.float() - a) / (b.sigmoid() * (1 - 2 * B_FLOOR) + B_FLOOR)
+
+    def see(self, text: Tensor) -> SeenText:
+        """What `forward` needs of texts (B, N, D), once for all steps of a drawing."""
+        read = self._read(text)
+        return tuple(block.see(read) for block in self.modules() if isinstance(block, AttnBlock))  # as `forward` goes
+
+    def _read(self, text: Tensor) -> Tensor:
+        return activated(self.seq_norm(self.clip_mapper(text)))
 
     def freeze_text(self) -> None:
         """Exclude from training what only text reaches."""
@@ -127,11 +138,14 @@ class StageB(nn.Module):
             if isinstance(module, AttnBlock):
                 module.kv_mapper.requires_grad_(False)
 
-    def _mapper(self, place: int) -> Conv2d | None:
-        """The 1x1 map of the code for a level on the way down, or, counted on, on the way up."""
-        mapper = dict(self.effnet_mappers.items()).get(str(place))
-        assert mapper is None or isinstance(mapper, Conv2d)
-        return mapper
+    def _mapper(self, place: int) -> Tensor | None:
+        """The map of the code, as `ResBlock` takes it, for a level on the way down or, counted on, on the way up."""
+        if str(place) not in self.effnet_mappers:
+            return None
+        mapper = self.effnet_mappers[str(place)]
+        assert isinstance(mapper, Conv2d)
+        assert mapper.bias is not None
+        return torch.cat([mapper.weight.flatten(1), mapper.bias[:, None]], dim=1)
 
 
 def _resized(code: Tensor, height: int, width: int) -> Tensor:
@@ -145,11 +159,12 @@ def _run(
     x: Tensor,
     timestep: Tensor,
     text: Tensor | None,
+    seen: Iterator[Tensor | None],
     skip: Tensor | None,
     code: Tensor | None,
-    mapper: Conv2d | None,
+    mapper: Tensor | None,
 ) -> Tensor:
-    """Pass x through one level. `skip`, from the way down, enters its first block only."""
+    """Pass x through one level. `skip`, from the way down, enters its first block only; `seen` is one a block."""
     for block in blocks.children():
         if isinstance(block, ResBlock):
             x = block(x, skip, code, mapper)
@@ -157,7 +172,7 @@ def _run(
         elif isinstance(block, TimestepBlock):
             x = block(x, timestep)
         elif isinstance(block, AttnBlock):
-            x = block(x, text)
+            x = block(x, text, next(seen))
         else:
             x = block(x)
     return x

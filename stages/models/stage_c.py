@@ -4,23 +4,24 @@ After `Prior` of dome272/Wuerstchen's `modules.py` (state-dict keys kept; 520 at
 timestep and attention blocks at one resolution, no positions, so that any size can be sampled.
 """
 
+from itertools import repeat
+
 import torch
 from torch import Tensor, nn
 
 from stages import diffusion
 from stages.draws import Draws
+from stages.models.attention import AttnBlock, SeenText, activated
 from stages.models.geometry import denormalise, normalise
 from stages.models.layers import (
-    AttnBlock,
     Conv2d,
     ResBlock,
     TimestepBlock,
-    activated,
     channels_last,
     damp_residuals_,
+    embedded,
     in_fp32,
     layer_norm,
-    timestep_embedding,
     xavier_,
 )
 from stages.settings.losses import StageCLoss
@@ -53,24 +54,31 @@ class StageC(nn.Module):
         nn.init.zeros_(head.weight)
         damp_residuals_(self, config.depth)
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Tensor | SeenText) -> Tensor:
         """Predict the noise in x.
 
-        x: (B, 16, H, W) noisy codes as of `from_code`, any sides; t: (B,) fp32 in [0, 1]; text: (B, N, D) hidden
-        states of all positions, padding included. Returns (B, 16, H, W) fp32.
+        x: (B, 16, H, W) noisy codes as of `from_code`, any sides; t: (B,) fp32 in [0, 1], or (1,) for all; text:
+        (B, N, D) hidden states of all positions, padding included, or what `see` made of them. Returns (B, 16, H, W)
+        fp32.
         """
-        timestep = timestep_embedding(t, self.timestep_channels)
-        text = activated(self.cond_mapper(text))
+        timestep = embedded(t, self.timestep_channels)
+        seen = iter(text) if isinstance(text, tuple) else repeat(None)
+        read = None if isinstance(text, tuple) else activated(self.cond_mapper(text))
         hidden = self.projection(channels_last(x))
         for block in self.blocks:
             if isinstance(block, TimestepBlock):
                 hidden = block(hidden, timestep)
             elif isinstance(block, AttnBlock):
-                hidden = block(hidden, text)
+                hidden = block(hidden, read, next(seen))
             else:
                 hidden = block(hidden)
         a, b = in_fp32(self.out, hidden).permute(0, 3, 1, 2).chunk(2, dim=1)
         return (x.float() - a) / ((1 - b).abs() + 1e-5)
+
+    def see(self, text: Tensor) -> SeenText:
+        """What `forward` needs of texts (B, N, D), once for all steps of a drawing."""
+        read = activated(self.cond_mapper(text))
+        return tuple(block.see(read) for block in self.blocks if isinstance(block, AttnBlock))
 
     def from_code(self, code: Tensor) -> Tensor:
         """The compressor's raw output -> the space that Stage C works in."""

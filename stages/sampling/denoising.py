@@ -19,7 +19,7 @@ from stages.models.stage_c import StageC
 from stages.settings.base import Precision
 from stages.settings.sampling import Sampler, SamplingConfig
 
-Predict = Callable[[Tensor, Tensor], Tensor]  # x (B, ...) and t (B,), fp32 -> the noise in x
+Predict = Callable[[Tensor, Tensor], Tensor]  # x (B, ...) and t (1,), fp32 -> the noise in x
 
 
 class Noise:
@@ -47,6 +47,10 @@ class Steps:
     """In Imagen's convention; 1 or less is off."""
     sampler: Sampler = "ddpm"
     precision: Precision = "fp32"
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What the model is called under; around all of its calls, weights are cast once."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @classmethod
     def of_c(cls, settings: SamplingConfig, strength: float = 1.0) -> Self:
@@ -80,17 +84,19 @@ def sample_code(
     x = noise(*shape)
     if start is not None:
         x = diffusion.add_noise(stage_c.from_code(start), x, diffusion.alpha_bar(steps.times[:1].to(x.device)))
-    return stage_c.to_code(denoise(guided(stage_c, text, negative, steps.guidance), x, noise, steps))
+    with steps.autocast(noise.device):
+        return stage_c.to_code(denoise(guided(stage_c, text, negative, steps.guidance), x, noise, steps))
 
 
 def guided(model: StageC | Baseline, text: Tensor, negative: Tensor, guidance: float) -> Predict:
     """The model's noise prediction (x, t) for a text, guided away from the negative one."""
+    texts = text if guidance <= 1 else torch.cat([text, negative])
+    seen = model.see(texts) if isinstance(model, StageC) else texts
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         if guidance <= 1:
-            return model(x, t, text)
-        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text, negative]))
-        conditional, unconditional = both.chunk(2)
+            return model(x, t, seen)
+        conditional, unconditional = model(torch.cat([x, x]), t, seen).chunk(2)
         return diffusion.guide(unconditional, conditional, guidance)
 
     return predict
@@ -104,23 +110,31 @@ def sample_latents(
     Unconditional means a zero code and the negative text.
     """
     shape = (stage_b.latent_channels, latent_side(code.shape[-2]), latent_side(code.shape[-1]))
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        if steps.guidance <= 1:
-            return stage_b(x, t, code, text)
+    codes, texts = code, text
+    if steps.guidance > 1:
         codes = torch.cat([code, torch.zeros_like(code)])
         texts = None if text is None or negative is None else torch.cat([text, negative])
-        conditional, unconditional = stage_b(torch.cat([x, x]), torch.cat([t, t]), codes, texts).chunk(2)
-        return diffusion.guide(unconditional, conditional, steps.guidance)
 
-    return denoise(predict, noise(*shape), noise, steps)
+    with steps.autocast(noise.device):
+        seen = None if texts is None else stage_b.see(texts)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            if steps.guidance <= 1:
+                return stage_b(x, t, codes, seen)
+            conditional, unconditional = stage_b(torch.cat([x, x]), t, codes, seen).chunk(2)
+            return diffusion.guide(unconditional, conditional, steps.guidance)
+
+        return denoise(predict, noise(*shape), noise, steps)
 
 
 def denoise(predict: Predict, x: Tensor, noise: Noise, steps: Steps) -> Tensor:
-    """From x (B, ...) fp32 at the first of the times to the last, which is 0, by the noise that `predict` finds."""
+    """From x (B, ...) fp32 at the first of the times to the last, which is 0, by the noise that `predict` finds.
+
+    `predict` gets x and t (1,), the same for all samples.
+    """
     for t, t_next in pairwise(steps.times.to(x.device)):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=steps.precision == "bf16"):
-            eps = predict(x, t.expand(x.shape[0])).float()
+        with steps.autocast(x.device):
+            eps = predict(x, t[None]).float()
         if steps.sampler == "ddim":
             x = diffusion.ddim_step(x, eps, t, t_next)
         else:

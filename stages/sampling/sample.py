@@ -189,41 +189,52 @@ def generate(
     if image is not None and image.shape[-2:] != (height, width):
         raise BadImageSize(f"the picture has {image.shape[-1]}x{image.shape[-2]} px, not {width}x{height} px")
     device = device or models.stage_c.projection.weight.device
-    noise = Noise(seeds, device)
+    noise, captions = Noise(seeds, device), Captions(models, texts, settings.negative, device)
 
     code = None if image is None or strength == 1 else _compressed(models, image, device)
     if image is None or strength is not None:
-        code = draw_code(models, texts, settings, noise, device, start=code, strength=strength or 1.0)
+        code = draw_code(models, captions, settings, noise, start=code, strength=strength or 1.0)
     assert code is not None
     if preview:
         return _previewed(models, code, device)
-    return decode(models, draw_latents(models, code, texts, settings, noise, device), device)
+    return decode(models, draw_latents(models, code, captions, settings, noise), device)
+
+
+class Captions:
+    """The texts of pictures, and what to keep away from: their hidden states by each tower, encoded once a drawing."""
+
+    def __init__(self, models: Models, texts: Sequence[str], negative: str, device: torch.device) -> None:
+        self.models, self.texts, self.negative, self.device = models, texts, negative, device
+        self._states: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def by(self, tower: "TextTower") -> tuple[Tensor, Tensor]:
+        """Hidden states (B, N, D) of the texts, and as many of what to keep away from; Stage B and C may share them."""
+        if id(tower) not in self._states:
+            self._states[id(tower)] = _encoded(self.models, tower, self.texts, self.negative, self.device)
+        return self._states[id(tower)]
 
 
 def draw_code(
     models: Models,
-    texts: Sequence[str],
+    captions: Captions,
     settings: SamplingConfig,
     noise: Noise,
-    device: torch.device,
     start: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
     """Stage C's part of `generate`, captions included: raw codes (B, 16, h, w); `start` are codes to start from."""
-    text, negative = _encoded(models, models.text_c, texts, settings.negative, device)
+    text, negative = captions.by(models.text_c)
     steps = Steps.of_c(settings, strength)
-    with on(device, models.stage_c) as stage_c:
+    with on(captions.device, models.stage_c) as stage_c:
         return sample_code(stage_c, text, negative, noise, settings.width, settings.height, steps, start=start)
 
 
-def draw_latents(
-    models: Models, code: Tensor, texts: Sequence[str], settings: SamplingConfig, noise: Noise, device: torch.device
-) -> Tensor:
+def draw_latents(models: Models, code: Tensor, captions: Captions, settings: SamplingConfig, noise: Noise) -> Tensor:
     """Stage B's part, captions included: Stage A's latents of raw codes."""
     text = negative = None
     if models.text_b is not None:
-        text, negative = _encoded(models, models.text_b, texts, settings.negative, device)
-    with on(device, models.stage_b) as stage_b:
+        text, negative = captions.by(models.text_b)
+    with on(captions.device, models.stage_b) as stage_b:
         return sample_latents(stage_b, code, text, negative, noise, Steps.of_b(settings))
 
 

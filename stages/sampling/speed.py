@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from stages.sampling.denoising import Noise
-from stages.sampling.sample import Models, decode, draw_code, draw_latents
+from stages.sampling.sample import Captions, Models, decode, draw_code, draw_latents
 from stages.settings.sampling import SamplingConfig
 
 STAGES = ("stage_c", "stage_b", "stage_a")  # in the order in which they draw
@@ -36,7 +36,7 @@ def _timed(
     models: Models, settings: SamplingConfig, batch: int, device: torch.device, clock: Callable[[], float]
 ) -> dict[str, float]:
     """Seconds that each stage takes for a batch."""
-    texts, noise = [CAPTION] * batch, Noise(range(batch), device)
+    captions, noise = Captions(models, [CAPTION] * batch, settings.negative, device), Noise(range(batch), device)
 
     def now() -> float:
         if device.type == "cuda":
@@ -44,9 +44,9 @@ def _timed(
         return clock()
 
     begun = now()
-    code = draw_code(models, texts, settings, noise, device)
+    code = draw_code(models, captions, settings, noise)
     after_c = now()
-    latents = draw_latents(models, code, texts, settings, noise, device)
+    latents = draw_latents(models, code, captions, settings, noise)
     after_b = now()
     decode(models, latents, device)
     return dict(zip(STAGES, (after_c - begun, after_b - after_c, now() - after_b), strict=True))

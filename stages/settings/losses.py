@@ -60,6 +60,15 @@ class CompressorWarmupLoss(Settings):
     """Standard deviation of the noise on the code, relative to the code's own."""
     width: Channels = 192
     """Channels of the throwaway decoder's first layer."""
+    predicts: Literal["latents_a", "colours"] = Field("latents_a", exclude_if=lambda what: what == "latents_a")
+    """What is predicted from the code: Stage A's latents, or the averages of 4x4 pixels.
+
+    Colours give codes that nearly add up, a colour's part and a shape's: what few pictures teach of either holds for
+    compositions that are not among them."""
+
+    def channels(self, latent_channels: int) -> int:
+        """Channels of what is predicted, for latents of so many."""
+        return 3 if self.predicts == "colours" else latent_channels
 
 
 class DiffusionLoss(Settings):

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Annotated, Literal, Self
 
@@ -267,6 +268,12 @@ class TrainingConfig(Settings):
     def idle(self) -> frozenset[str]:
         """Settings that decide nothing here: a validation that only watches, and lanes that come to one, as ever."""
         return frozenset([*["validation"] * (not self.keeps_best), *["lanes"] * (self.shared_lanes == 1)])
+
+    def begun_with(self, recipe: Mapping[str, object]) -> Self:
+        """The settings of a training that goes on from a state of this recipe: `auto` is what it came to then."""
+        if self.precision == "auto" and "precision" in recipe:
+            return self.model_copy(update={"precision": recipe["precision"]})
+        return self
 
     def recipe(self, seed: int) -> dict[str, object]:
         """What decides the trained weights, as JSON values: all but manners."""

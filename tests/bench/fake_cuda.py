@@ -22,6 +22,7 @@ from stages.draws import Draws
 from tests.bench.counting import Kernel
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
+_APPLY = vars(torch._C._FunctionBase)["apply"]  # of a class
 
 
 class Listener(Protocol):
@@ -56,6 +57,7 @@ def fake_cuda() -> Iterator["Card"]:
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
         for name in ("__enter__", "__exit__"):
             stack.enter_context(patch.object(torch.autocast, name, card.followed(getattr(torch.autocast, name))))
+        stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(card.recorded)))
         stack.enter_context(patch.object(FakeTensor, "_normalize_fake_device", staticmethod(_normalised)))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(CUDA)
@@ -86,6 +88,18 @@ class Card(TorchDispatchMode):
             return result
 
         return switched
+
+    def recorded(self, function: Any, *args: Any) -> Any:
+        """What applies a function with a derivative of its own, of whose result autograd asks as of an operator's."""
+        forward = function.forward
+
+        def noted(*given: Any) -> Any:
+            made = forward(*given)
+            self._made = {id(leaf) for leaf in tree_leaves(made)}
+            return made
+
+        with patch.object(function, "forward", staticmethod(noted)):
+            return _APPLY.__get__(None, function)(*args)
 
     @contextmanager
     def unheard(self) -> Iterator[None]:

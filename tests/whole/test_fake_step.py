@@ -13,11 +13,11 @@ from tests.bench.fake_step import COMPILED, EMA, HALF, RECOMPUTED, Case
 
 C, B, A = StageCConfig(depth=2), StageBConfig(blocks=(1, 1, 1, 1)), StageAConfig(bottleneck_blocks=2)
 CASES = {  # with operations and GB of a step: raise them only on purpose
-    "c": (Case("C", C, 1024, 24, HALF | EMA), 437, 29.48),
-    "c, recomputed": (Case("C", C, 1024, 24, HALF | EMA | RECOMPUTED), 505, 34.46),
-    "c, compiled": (Case("C", C, 1024, 24, HALF | EMA | COMPILED), 355, 18.87),
-    "b": (Case("B", B, 512, 8, HALF), 2_922, 58.08),
-    "a": (Case("A", A, 256, 64, {"precision": "fp32"}), 704, 103.13),
+    "c": (Case("C", C, 1024, 24, HALF | EMA), 406, 23.86),
+    "c, recomputed": (Case("C", C, 1024, 24, HALF | EMA | RECOMPUTED), 470, 28.83),
+    "c, compiled": (Case("C", C, 1024, 24, HALF | EMA | COMPILED), 354, 18.95),
+    "b": (Case("B", B, 512, 8, HALF), 2_548, 48.98),
+    "a": (Case("A", A, 256, 64, {"precision": "fp32"}), 719, 76.85),
 }
 
 
@@ -35,9 +35,9 @@ def test_a_step_does_no_more_than_it_did(steps: dict[str, Work], name: str) -> N
 
 @pytest.mark.parametrize("name", CASES)
 def test_plan_knows_a_steps_memory(steps: dict[str, Work], name: str) -> None:
-    """To a tenth; what is compiled keeps less, of which `plan` knows nothing."""
-    share = CASES[name][0].planned / steps[name].peak
-    assert 0.9 < share < (1.2 if CASES[name][0].training.compile else 1.1)
+    """To a tenth; what is compiled keeps less, and what is recomputed is gone before gradients come: unknown to it."""
+    share, training = CASES[name][0].planned / steps[name].peak, CASES[name][0].training
+    assert 0.9 < share < (1.2 if training.compile or training.checkpointing else 1.1)
 
 
 def test_matrix_products_are_those_of_the_architecture(steps: dict[str, Work]) -> None:

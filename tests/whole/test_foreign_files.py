@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,7 @@ PLACES += ["artifacts/stage_a", "mlflow", "mlflow/unsent", "mlflow/artifacts"]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, empty_mlflow: Path) -> Path:
     """A root with a finished artifact of every step, a run, device-hours, and MLflow's store."""
     loaded, root = compose.load("stage_a", ["scale=micro"]), tmp_path / "root"
     store = Store(str(root))
@@ -46,6 +48,8 @@ def root(tmp_path: Path) -> Path:
     record = {"id": "20260101-000000-abcd", "conf": "stage_a", "command": "python -m pipeline run conf=stage_a"}
     record |= {"outcome": "done", "steps": {}, "started": "2026-01-01T00:00:00+00:00"}
     storage.publish(json.dumps(record).encode(), f"{root}/invocations/{record['id']}.json")
+    (root / "mlflow").mkdir()
+    shutil.copy(empty_mlflow, root / "mlflow/mlflow.db")
     connect(locate_store(str(root), None), "wuerstchen")
     return root
 
@@ -137,6 +141,32 @@ def test_a_manifest_that_says_something_else_stops_no_verb(root, capsys, line, w
     Path(artifact.path, "manifest.json").write_text(told)
     _, _, err = said(capsys, root, line)
     assert f"{artifact.path}/manifest.json: damaged: its {next(iter(wrong))} is " in err
+
+
+FURTHER_DOWN: list[tuple[dict[str, Any], str]] = [
+    ({"notes": {"rejected": {"url": "1"}}}, "its notes.rejected.url is '1'"),
+    ({"notes": {"rejected": [1]}}, "its notes.rejected is "),
+    ({"notes": {"read": "64"}}, "its notes.read is '64'"),
+    ({"notes": {"lost": {"timeout": None}}}, "its notes.lost.timeout is 'None'"),
+    ({"notes": {"sources": [{"name": "x"}]}}, "it has no notes.sources.0."),
+    ({"notes": {"columns": {"url": 7}}}, "its notes.columns.url is '7'"),
+    ({"notes": {"prompts": {"all": {"n": "4"}}}}, "notes.prompts."),
+    ({"metrics": {"loss": []}}, "its metrics.loss is '[]'"),
+    ({"versions": {"torch": {}}}, "its versions.torch is '{}'"),
+    ({"parents": {"images": 7}}, "its parents.images is '7'"),
+    ({"files": {"file": {"bytes": 1, "sha256": "0", "more": 1}}}, "it has a files.file.more"),
+]
+
+
+@pytest.mark.parametrize("line", [["data", "funnel"], ["data", "lost"], ["report", "out=x.html"], ["plan"]], ids=str)
+def test_nor_does_one_that_says_so_further_down(root, capsys, line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    manifests = {artifact.path: artifact.manifest for artifact in Store(str(root)).finished()}
+    for wrong, told in FURTHER_DOWN:
+        for path, manifest in manifests.items():
+            Path(path, "manifest.json").write_text(json.dumps(manifest | wrong))
+        _, _, err = said(capsys, root, [*line, *MICRO])
+        assert re.search(f"{root}/artifacts/[^ ]*/manifest.json: damaged: .*{re.escape(told)}", err)
 
 
 def test_a_run_does_not_download_what_a_damaged_request_may_have_named(root, capsys):

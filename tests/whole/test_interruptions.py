@@ -38,6 +38,7 @@ CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 13
 FINE = (
     "data.views={fine: {min_aesthetic: 5.0}}",
     "stage_c.train.phases=[{steps: 2, batch_size: 8, size: 128}, {steps: 2, batch_size: 4, size: 128, view: fine}]",
+    "stage_c.train.precision=auto",  # of which a state says what it came to
     "interpolate={first: 1, second: 2}",
     "targets=[stage_c]",
 )

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -15,16 +15,24 @@ log = logging.getLogger(__name__)
 
 
 def settled(
-    name: str, config: TrainingConfig, needed: int, device: torch.device, world: int, warn: Callable[[str], None]
+    name: str,
+    config: TrainingConfig,
+    begun: Mapping[str, object],
+    needed: int,
+    device: torch.device,
+    world: int,
+    warn: Callable[[str], None],
 ) -> tuple[TrainingConfig, dict[str, float]]:
     """The settings without auto, and what they came to, as metrics; all ranks ask, and hear the same.
 
+    begun: the recipe of the state that the training goes on from, whose precision it keeps on other devices too.
     needed: bytes that the training takes of this rank where it recomputes nothing.
     """
     metrics: dict[str, float] = {}
-    precision = config.precision
-    if precision == "auto":
-        precision = "fp32" if most(not computes_bf16(device), world, device) else "bf16"
+    precision = config.begun_with(begun).precision
+    if config.precision == "auto":
+        if precision == "auto":
+            precision = "fp32" if most(not computes_bf16(device), world, device) else "bf16"
         log.info("%s: precision=auto: %s", name, precision)
         metrics[f"{name}/bf16"] = float(precision == "bf16")
     elif precision == "bf16" and not computes_bf16(device):

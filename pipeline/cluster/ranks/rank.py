@@ -92,7 +92,8 @@ class Rank:
         it was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
         warn = self.warn if self.rank == 0 else log.warning
-        config, taken = settled(name, config, self.bytes, self.device, self.world, warn)
+        begun = self.told(self._recipe(name))[0]
+        config, taken = settled(name, config, begun, self.bytes, self.device, self.world, warn)
         self.metrics |= taken
         if self.rank == 0 and self.device.type == "cuda" and torch.cuda.get_device_name(self.device) not in PEAKS:
             log.info("%s: no MFU is told: nobody here knows the peak of this card", name)
@@ -166,6 +167,11 @@ class Rank:
                         f"{name}: buckets of fewer pictures than a batch of {largest} repeat them in it: "
                         f"{', '.join(small)}; a smaller data.image.max_aspect has fewer buckets"
                     )
+
+    def _recipe(self, name: str) -> Mapping[str, object]:
+        """That of the newest state of a training, as far as its marker can be read; nothing for other ranks than 0."""
+        recipes = Checkpoints(checkpoints_of(self.building, name), log.warning).recipes() if self.rank == 0 else []
+        return recipes[-1] if recipes else {}
 
     def told(self, own: Any) -> list[Any]:
         """What each rank tells all others, in their order."""

@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pytest
 from hypothesis import given
@@ -125,6 +129,59 @@ def test_values_of_another_kind_are_damage_and_so_are_numbers_that_are_none():
             json_files.require(told, kind, key)
     with pytest.raises(KeyError, match="h"):
         json_files.require(told, str, "c", "h")
+
+
+class Part(TypedDict):
+    size: int
+    share: NotRequired[float | None]
+
+
+@dataclass
+class Exact:
+    name: str
+    parts: dict[str, Part]
+    sizes: Sequence[int] = ()
+    measured: Real = 0  # type: ignore[assignment]
+    about: Any = None
+
+
+WHOLE = {"name": "x", "parts": {"a": {"size": 1, "share": 2, "more": []}}, "sizes": [1, 2], "measured": float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"about": {"x": [None]}}, None),
+        ({"parts": {}, "sizes": []}, None),
+        ({"parts": {"a": {"size": 1, "share": None}}}, None),
+        ({"parts": {"a": {"size": 1}, "b": {"size": "1"}}}, "its parts.b.size is '1'"),
+        ({"parts": {"a": {"size": 1, "share": "x"}}}, "its parts.a.share is 'x'"),
+        ({"parts": {"a": {"size": 1, "share": float("inf")}}}, "its parts.a.share is 'inf'"),
+        ({"parts": {"a": {"share": 1}}}, "it has no parts.a.size"),
+        ({"parts": {"a": 7}}, "its parts.a is '7'"),
+        ({"parts": [{"size": 1}]}, "its parts is "),
+        ({"sizes": [1, 2.5]}, "its sizes.1 is '2.5'"),
+        ({"sizes": "12"}, "its sizes is '12'"),
+        ({"measured": "x"}, "its measured is 'x'"),
+        ({"extra": 1}, "it has a extra"),
+    ],
+)
+def test_values_are_of_their_kinds_all_the_way_down(changes, told):
+    whole = {**WHOLE, **changes}
+    if told is None:
+        assert json_files.of(Exact, whole) is whole
+    else:
+        with pytest.raises(TypeError, match=f"^{re.escape(told)}"):
+            json_files.of(Exact, whole)
+
+
+def test_what_lacks_is_told_by_its_place():
+    with pytest.raises(TypeError, match=r"^it has no name$"):
+        json_files.of(Exact, {"parts": {}})
+    with pytest.raises(TypeError, match=r"^its files\.a is '\[\]'"):
+        json_files.require({"files": {"a": []}}, dict[str, Part | None], "files")
+    json_files.require({"files": {"a": None, "b": {"size": 1}}}, dict[str, Part | None], "files")
 
 
 def test_a_line_that_is_cut_off_costs_itself_alone():

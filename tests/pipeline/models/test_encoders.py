@@ -5,6 +5,7 @@ And what a training refuses, and catches up on, before its workers start.
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -386,6 +387,22 @@ def test_a_checkpoint_of_another_training_is_refused_before_any_worker_starts(pr
     states.save(2, b"a state", training.recipe(build.config.seed) | {"learning_rate": 7.0})
     with pytest.raises(UsageError, match=rf"train_c: .* with learning_rate = 7.0, this .*; remove {states.folder} to"):
         train.train_c(build)
+
+
+@pytest.mark.parametrize("settled", ["bf16", "fp32"])
+def test_a_checkpoint_of_what_auto_came_to_is_of_the_same_training(prepared, monkeypatch, settled):
+    root = prepared()
+    monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.precision=auto"]))
+    build = root.build("stage_c")
+    (training,) = build.config.trainings_of("train_c").values()
+    recipe = training.recipe(build.config.seed) | {"precision": settled}
+    states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
+    shutil.rmtree(states.folder, ignore_errors=True)  # of the test before, in the same root
+    states.save(1, b"a state", recipe)
+    train._check_checkpoints(build)
+    states.save(2, b"a state", recipe | {"learning_rate": 7.0})
+    with pytest.raises(UsageError, match=r"learning_rate = 7.0"):
+        train._check_checkpoints(build)
 
 
 def test_trainings_read_through_the_cluster_s_cache(prepared, monkeypatch, tmp_path):

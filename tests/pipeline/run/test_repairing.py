@@ -93,6 +93,18 @@ def test_a_damaged_table_of_shards_costs_no_shard(tmp_path, made, name):
     )
 
 
+@pytest.mark.parametrize("folder", ["", "128"])
+def test_a_damaged_receipt_costs_its_shard_alone(tmp_path, made, folder):
+    artifact, name = made["latents_a" if folder else "text_tiny"], f"{folder}/receipts/00001.json".lstrip("/")
+    (Path(artifact.path) / name).write_bytes(b'{"shard": 1, "rows_')
+    found = repairing.damaged(made.values())
+    assert found == [(artifact, name)]
+    assert repairing.of_no_shard(found) == []
+    (opened,) = repairing.open_damaged(Store(str(tmp_path)), found, [])
+    assert opened.shards == {Shard(folder, 1)}
+    assert sorted(shards.finished(storage.join(artifact.path, *filter(None, [folder])))) == [0]
+
+
 def test_parts_of_a_plan_are_no_shards(tmp_path, made):
     """They are numbered, but no receipt vouches for one alone."""
     storage.publish(b"rows", f"{made['metadata'].path}/plan/00000.parquet")

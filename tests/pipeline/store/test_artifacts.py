@@ -15,19 +15,20 @@ from datasets.files import notices, storage
 from datasets.files.storage import CorruptFile
 from datasets.formats import removal, shard_table, shards
 from datasets.formats.shards import Clock
+from datasets.reading.batches import Batches, Source
 from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.errors import ClaimLost, InfrastructureError
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import MANIFEST, Artifact, Fingerprint, Store
 from pipeline.store.removals import rewrite, tabulate
 
+FACTS: dict[str, Any] = {"files": {}, "timed": [], "rows": 1, "notes": {}, "created": "2026-01-01"}
 PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
 
 
 def commit(store: Store, content: bytes = b"weights"):
     entry = storage.publish(content, storage.join(store.path("stage_a", PRINT.digest), "weights"))
-    facts = {"files": {"weights": entry}, "timed": [], "rows": 1, "notes": {}, "created": "2026-01-01"}
-    return store.commit("stage_a", PRINT, facts)
+    return store.commit("stage_a", PRINT, {**FACTS, "files": {"weights": entry}})
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -453,3 +454,30 @@ def test_who_looks_for_artifacts_lists_nothing_inside_of_them(store, monkeypatch
     assert not store.started("three", PRINT.digest)
     folder = storage.join(store.root, "artifacts")
     assert listed == [folder, storage.join(folder, "one"), storage.join(folder, "two")]
+
+
+@pytest.mark.parametrize("readers", [1, 4])
+def test_a_training_asks_a_store_as_often_for_many_shards_as_for_few_before_its_first_sample(s3, s3_root, readers):
+    """Manifest, table of the shards, removals: whoever asked once a shard would ask 50 million times at 100 million
+    pictures."""
+
+    def asked(count: int) -> list[str]:
+        store = Store(storage.join(s3_root, str(count)))
+        folder = store.path("images", PRINT.digest)
+        receipts = []
+        for number in range(count):
+            names = [shards.image_name(number), shards.index_name(number)]
+            files = {name: storage.publish(b"x", storage.join(folder, name)) for name in names}
+            receipts.append(shards.publish_receipt(folder, number, rows_in=4, rows_out=4, files=files, clock=Clock()))
+        store.commit("images", PRINT, {**FACTS, "rows": 4 * count, "shards": {"": receipts}})
+        before = len(s3.asked)
+        found = Store(store.root).find("images", PRINT.digest)
+        assert found is not None
+        sources = [Source("image", found.shards())]
+        for _ in range(readers):  # what is sent to a rank holds what was read
+            assert Batches(pickle.loads(pickle.dumps(sources)), seed=0).rows == 4 * count
+        return [method for method, _ in s3.asked[before:]]
+
+    few, many = asked(2), asked(24)
+    assert few == many
+    assert len(few) <= 5

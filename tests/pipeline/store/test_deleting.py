@@ -282,3 +282,15 @@ def test_a_receipt_is_not_published_by_who_has_lost(tmp_path):
     with pytest.raises(ClaimLost):
         shards.publish_receipt(str(tmp_path), 0, rows_in=0, rows_out=0, files={}, clock=Clock(), fence=closed)
     assert storage.listing(str(tmp_path)) == []
+
+
+def test_who_loses_the_claim_while_tidying_up_after_others_is_told_and_goes_on(tmp_path, monkeypatch):
+    artifact, told = built(tmp_path), list[str]()
+    leftovers(artifact)
+
+    def lose(artifact: Artifact, fence: Callable[[], None]) -> None:
+        raise ClaimLost("somebody has taken over")
+
+    monkeypatch.setattr(deleting, "tidy", lose)
+    deleting.tidy_alone(str(tmp_path), artifact, told.append)
+    assert told == ["somebody has taken over"]

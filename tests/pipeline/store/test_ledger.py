@@ -45,6 +45,18 @@ def test_a_lease_is_charged_from_open_to_close(tmp_path: Path) -> None:
     assert spent.device_seconds == 8 * closing["held_s"]
 
 
+def test_a_heartbeat_says_that_it_is_one_and_of_which_lease(tmp_path: Path) -> None:
+    """Ledgers are read by whoever wants to, so the words are fixed."""
+    with Writer(str(tmp_path), "one", heartbeat_s=0.01).lease(*KEY, devices=1, kind="cpu"):
+        began = time.monotonic()
+        while len(_lines(tmp_path)) < 3 and time.monotonic() - began < PATIENCE_S:
+            time.sleep(0.01)
+    opening, *beats, closing = _lines(tmp_path)
+    assert (opening["event"], closing["event"]) == ("lease_open", "lease_close")
+    assert {beat["event"] for beat in beats} == {"heartbeat"}
+    assert {beat["lease"] for beat in beats} == {opening["lease"]}
+
+
 def test_each_line_is_on_the_disk_before_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
 

@@ -113,6 +113,7 @@ def test_other_keys_keep_theirs(key):
         ("sig=can&ary&seed=1&sig=s%26ary%26seed%3D1", "sig=***&seed=1&sig=***%26seed%3D1"),
         ("{'password': 'can ary', 'n': 1}", "{'password': ***, 'n': 1}"),
         ('{"hub_token": "canary"}', '{"hub_token": ***}'),
+        ('token="secret=can ary" ok', "token=*** ok"),
         ("Authorization: Bearer canary", "Authorization: Bearer ***"),
         ("data.token: there is no such key", "data.token: there is no such key"),
         ("http://127.0.0.1:5000/#/runs?compareRunsMode=CHART", "http://127.0.0.1:5000/#/runs?compareRunsMode=CHART"),

@@ -66,6 +66,15 @@ def test_of_unfinished_builds_goes_what_may_show_a_picture_and_the_rest_stays(tm
     assert storage.listing(artifact.path) == ["00000.parquet", "receipts/00000.json", "tower.safetensors"]
 
 
+def test_so_does_a_shard_whose_files_are_called_after_a_picture(tmp_path: Path) -> None:
+    where = Store(str(tmp_path)).path("previews", "0" * 16)
+    for number, key in enumerate((KEY, "f" * 32)):
+        files = {f"{key}.png": storage.publish(b"png", f"{where}/{key}.png")}
+        shards.publish_receipt(where, number, rows_in=1, rows_out=1, files=files, clock=shards.Clock())
+    assert unfinished.drop(Store(str(tmp_path)), {KEY}, (), print) == 1
+    assert storage.listing(where) == [f"{'f' * 32}.png", "receipts/00001.json"]
+
+
 def test_of_what_is_finished_no_file_is_listed_to_find_what_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shard_table, shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.planning import plan
-from datasets.reading import duplicates, holdout, views
+from datasets.reading import captions, duplicates, holdout, views
 from datasets.reading.batches import Batches, Source
 from pipeline.errors import ClaimLost, LeaseHeld, UsageError
 from pipeline.models import prompt_sets
@@ -628,3 +628,20 @@ def test_what_is_neither_key_nor_url_is_refused(tmp_path):
         listed("", "", "none")
     (tmp_path / "list").write_text(f"{GONE}\nHTTP://Pictures.invalid/a.png\n")
     assert listed(KEYS[0][0], "", str(tmp_path / "list")) == {GONE, KEYS[0][0], "http://pictures.invalid/a.png"}
+
+
+def test_of_several_captions_a_picture_their_pictures_are_counted(store):
+    """As the receipts of such artifacts count from the beginning."""
+    rows = {shard: image_rows(shard) for shard in range(2)}
+    pictures = {shard: [(row.row, row.key) for row in found] for shard, found in rows.items()}
+    tables = {
+        shards.tensor_name(shard): captions.table_bytes(found, [["one", "another"]] * len(found))
+        for shard, found in pictures.items()
+    }
+    written = commit(store, "captions_dense", tables, 2 * (ROWS - 1), found(store)["images"], sharded="")
+    forget(store.root, frozenset({GONE}))
+    now = store.find(*written.called)
+    assert now is not None
+    assert now.manifest["rows"] == 2 * (ROWS - 1) - 1
+    assert sorted(receipt.rows_out for receipt in shards.finished(now.path).values()) == [ROWS - 2, ROWS - 1]
+    assert GONE not in {key for name in tables for key in captions.by_key(now.read(name))}

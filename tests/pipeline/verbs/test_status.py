@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.store import claims
 from pipeline.store.process import ProcessId
+from pipeline.verbs import status
 from tests.pipeline.verbs.test_gc import record
 
 ELSEWHERE = {"host": "elsewhere", "pid": 1, "started": 0.0, "boot": "theirs", "namespace": "pid:[1]", "later": "field"}
@@ -41,3 +43,31 @@ def test_one_of_another_machine_by_the_sign_that_it_gives(tmp_path, capsys):
 
 def test_a_record_that_does_not_tell_its_process_ends_nothing(tmp_path, capsys):
     assert outcome(tmp_path, capsys, {}) == ("killed", "killed")
+
+
+def test_who_follows_a_run_is_told_its_end(tmp_path, capsys, monkeypatch):
+    """While it is at work, each line once."""
+    step = {"state": "running", "log": "logs/1/images.log", "artifact": "artifacts/images/0"}
+    monkeypatch.setattr(status.time, "sleep", lambda seconds: next(states, None))
+    own = {"conf": "stage_c", "process": vars(ProcessId.own()), "steps": {"images": step}}
+
+    def happen() -> Iterator[None]:
+        for outcome, state in (("running", "running"), ("running", "done"), ("done", "done")):
+            record(
+                tmp_path,
+                1,
+                "run conf=stage_c",
+                **{**own, "outcome": outcome, "steps": {"images": {**step, "state": state}}},
+            )
+            yield
+
+    states = happen()
+    next(states)
+    assert main(["status", f"root={tmp_path}", "--follow"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in said[-3:]] == [
+        ["images", "running"],
+        ["images", "done"],
+        ["run", "1", "conf=stage_c", "done"],
+    ]
+    assert next(states, "over") == "over"

@@ -9,16 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.anatomy import blocks
 from stages.anatomy.blocks import Block, Features
+from stages.models.attention import AttnBlock
 from stages.models.baseline import Residual, Transformer
-from stages.models.layers import AttnBlock, ResBlock, TimestepBlock
+from stages.models.layers import ResBlock, TimestepBlock
 from stages.models.stage_a import MixingBlock
 
 X, TEXT, TIMESTEP = Features(12 * 8, 64), Features(9, 40), 16
+WIDE = Features(48 * 32, 64)  # so wide that the weights with their gates, kept once a batch, are little
 Input = Callable[[], Tensor]
 
 
-def map_of(channels: int) -> Input:
-    return lambda: torch.randn(1, 12, 8, channels, requires_grad=True)
+def map_of(channels: int, height: int = 12, width: int = 8) -> Input:
+    return lambda: torch.randn(1, height, width, channels, requires_grad=True)
 
 
 def text() -> Tensor:
@@ -30,7 +32,7 @@ def timestep() -> Tensor:
 
 
 CASES: dict[str, tuple[Block, Callable[[], nn.Module], list[Input]]] = {
-    "mixing": (blocks.mixing(X), lambda: MixingBlock(64), [map_of(64)]),
+    "mixing": (blocks.mixing(WIDE), lambda: MixingBlock(64), [map_of(64, 48, 32)]),
     "C": (blocks.block_c(X), lambda: ResBlock(64), [map_of(64)]),
     "C with a skip": (blocks.block_c(X, skip=32), lambda: ResBlock(64, 32), [map_of(64), map_of(32)]),
     "T": (blocks.block_t(X, TIMESTEP), lambda: TimestepBlock(64, TIMESTEP), [map_of(64), timestep]),

@@ -274,10 +274,11 @@ def test_stage_as_judges_count(precision):
     assert estimate.activations - own == pytest.approx(judges, rel=TOLERANCE)
 
 
-def test_activations_of_the_warm_up():
-    loss = CompressorWarmupLoss(width=48)
+@pytest.mark.parametrize("predicts", ["latents_a", "colours"])
+def test_activations_of_the_warm_up(predicts):
+    loss = CompressorWarmupLoss(width=48, predicts=predicts)
     objective = CompressorWarmup(Compressor(SMALL), 16, 4, loss)
-    estimate = memory_estimate.warm_up(SMALL, loss.width, 4, training(), workers=1)
+    estimate = memory_estimate.warm_up(SMALL, loss.width, loss.channels(4), training(), workers=1)
     close(estimate, kept_bytes(objective, batch(), "fp32"))
     assert estimate.weights == FP32 * count(objective)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from stages.models import layers
+from stages.models.attention import Attention, scaled_dot_product_attention
 from stages.models.baseline import Baseline
 from stages.models.stage_a import ReplicationPad, StageA
 from stages.models.stage_b import StageB
@@ -84,7 +85,7 @@ def with_dropout(module: nn.Module, share: float) -> nn.Module:
     for part in module.modules():
         if isinstance(part, layers.Dropout):
             part.p = share
-        elif isinstance(part, layers.Attention):
+        elif isinstance(part, Attention):
             part.dropout = share
     return module
 
@@ -297,7 +298,7 @@ def test_dropout_at_its_ends() -> None:
 
 def test_attention_with_dropout_is_the_plain_one_on_average() -> None:
     query, key, value = (torch.randn(1, 2, 5, 8) for _ in range(3))
-    plain = layers.scaled_dot_product_attention(query, key, value, 0.0)
+    plain = scaled_dot_product_attention(query, key, value, 0.0)
     many = [tensor.expand(4000, -1, -1, -1) for tensor in (query, key, value)]
-    mean = layers.scaled_dot_product_attention(*many, 0.1).mean(dim=0, keepdim=True)
+    mean = scaled_dot_product_attention(*many, 0.1).mean(dim=0, keepdim=True)
     torch.testing.assert_close(mean, plain, rtol=0, atol=0.05)

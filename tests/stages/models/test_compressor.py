@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stages.models.compressor import IMAGENET_MEAN, IMAGENET_STD, Compressor
+from stages.draws import Draws
+from stages.models.compressor import IMAGENET_MEAN, IMAGENET_STD, Compressor, CompressorWarmup
 from stages.models.geometry import BadImageSize, code_side, denormalise, normalise
+from stages.settings.losses import CompressorWarmupLoss
 from stages.settings.models import CompressorConfig, EfficientNetStages
 
 BACKBONE = EfficientNetStages.model_validate(
@@ -135,3 +137,30 @@ def test_the_backbone_starts_from_a_classifier() -> None:
     classifier = {f"features.{key}": value for key, value in source.backbone.state_dict().items()}
     target.load_imagenet(classifier | {"classifier.1.weight": torch.zeros(1000, 64)})
     assert torch.equal(target.backbone[0][0].weight, source.backbone[0][0].weight)
+
+
+@pytest.mark.parametrize("predicts", ["latents_a", "colours"])
+def test_the_warm_up_predicts_what_is_asked_for(predicts: str) -> None:
+    """A decoder that knows it has no loss; one of other channels could not be taken for it."""
+    loss = CompressorWarmupLoss.model_validate({"predicts": predicts, "width": 24})
+    warmup = CompressorWarmup(tiny(batch_norm="fixed"), 16, 4, loss)
+    image = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
+    latents = torch.randn(2, 4, 32, 32)
+    colours = image.view(2, 3, 32, 4, 32, 4).float().mean(dim=(3, 5)) / 255
+    known = {"latents_a": latents, "colours": colours}[predicts]
+    folded = torch.nn.functional.pixel_unshuffle(known, 2)
+    assert warmup.decoder(torch.zeros(2, 16, 4, 4)).shape == folded.shape
+    warmup.decoder = Known(folded)
+    found, _ = warmup({"image": image, "latents_a": latents}, Draws(0, 0, 0, 2, 2))
+    assert found.item() == pytest.approx(0, abs=1e-10)
+
+
+class Known(nn.Module):
+    """Answers the same, whatever it is asked."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.answer

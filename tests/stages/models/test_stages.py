@@ -208,10 +208,13 @@ def objectives() -> dict[str, nn.Module]:
         "b": StageBObjective(StageB(TINY_B), tiny_compressor(), StageBLoss(), null),
         "b_without_text": StageBObjective(StageB(TINY_B), tiny_compressor(), StageBLoss(), None),
         "c": StageCObjective(StageC(TINY_C), StageCLoss(weight="p2_snr"), null),
+        "warmup_colours": CompressorWarmup(  # the last: each begins with the random numbers that those before leave
+            tiny_compressor(), 16, 4, CompressorWarmupLoss(width=24, predicts="colours")
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["a", "warmup", "b", "b_without_text", "c"])
+@pytest.mark.parametrize("name", ["a", "warmup", "warmup_colours", "b", "b_without_text", "c"])
 def test_objectives_learn(name: str) -> None:
     objective = objectives()[name].train()
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stages import diffusion
 from stages.draws import Draws
+from stages.models.attention import SeenText
 from stages.models.compressor import Compressor
 from stages.models.geometry import BadImageSize, check_size, code_side, latent_side
 from stages.models.stage_a import StageA
@@ -110,15 +111,22 @@ TWO = diffusion.sampling_times(2)
 class EchoC(StageC):
     """Predicts the first number of each text."""
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return text[:, 0, 0].view(-1, 1, 1, 1).expand_as(x)
+    def see(self, text: Tensor) -> SeenText:
+        return (text,)
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor | SeenText) -> Tensor:
+        (first,) = text if isinstance(text, tuple) else (text,)
+        return first[:, 0, 0].view(-1, 1, 1, 1).expand_as(x)
 
 
 class EchoB(StageB):
     """Predicts the first number of each code plus that of each text, where there is one."""
 
-    def forward(self, x: Tensor, t: Tensor, code: Tensor, text: Tensor | None = None) -> Tensor:
-        first = code[:, 0, 0, 0] if text is None else code[:, 0, 0, 0] + text[:, 0, 0]
+    def see(self, text: Tensor) -> SeenText:
+        return (text,)
+
+    def forward(self, x: Tensor, t: Tensor, code: Tensor, text: Tensor | SeenText | None = None) -> Tensor:
+        first = code[:, 0, 0, 0] if text is None else code[:, 0, 0, 0] + text[0][:, 0, 0]
         return first.view(-1, 1, 1, 1).expand_as(x)
 
 
@@ -160,8 +168,9 @@ def test_no_negative_is_the_empty_caption() -> None:
     settings = SamplingConfig(width=128, height=128, steps_c=1, steps_b=1, guidance_c=2.0, guidance_b=2.0)
     sample.generate(models, ["a cat"], [0], settings)
     expected = tower.encode(["a cat", ""])[0]
-    torch.testing.assert_close(seen_c[0][2], expected)
-    torch.testing.assert_close(seen_b[0][3], expected)
+    with torch.no_grad():
+        torch.testing.assert_close(seen_c[0][2], models.stage_c.see(expected))
+        torch.testing.assert_close(seen_b[0][3], models.stage_b.see(expected))
     assert seen_b[0][2][0].abs().max() > 0
     assert seen_b[0][2][1].abs().max() == 0
 

@@ -463,6 +463,25 @@ def test_equal_text_towers_are_loaded_once(models: sample.Models, written: Path,
     assert loaded.text_b is loaded.text_c
 
 
+def test_a_tower_that_two_stages_share_encodes_a_drawings_texts_once(
+    models: sample.Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower, encoded = seeded_tower(TEXT_B), []
+
+    def encode(texts: list[str]) -> tuple[torch.Tensor, int]:
+        encoded.append(list(texts))
+        return type(tower).encode(tower, texts)
+
+    monkeypatch.setattr(tower, "encode", encode)
+    settings = small(negative="blurry")
+    captions = sample.Captions(models, ["a", "b", "a"], settings.negative, torch.device("cpu"))
+    text, negative = captions.by(tower)
+    assert captions.by(tower)[0] is text
+    assert encoded == [["a", "b"], ["blurry"]]
+    torch.testing.assert_close(text, type(tower).encode(tower, ["a", "b", "a"])[0])
+    torch.testing.assert_close(negative, type(tower).encode(tower, ["blurry"] * 3)[0])
+
+
 def changed(name: str, **values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / name

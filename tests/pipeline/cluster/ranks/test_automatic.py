@@ -34,7 +34,7 @@ def test_whether_activations_are_recomputed_is_settled_by_the_ranks_that_there_a
     monkeypatch.setattr(automatic, "most", lambda value, *_: value)
     train = config.stage_c.train
     assert train is not None
-    found, taken = settled("stage_c", train, needs[world], torch.device("cuda"), world, pytest.fail)
+    found, taken = settled("stage_c", train, {}, needs[world], torch.device("cuda"), world, pytest.fail)
     assert (found.checkpointing, taken) == (recomputed, {"stage_c/checkpointing": float(recomputed)})
 
 
@@ -53,9 +53,18 @@ def test_bf16_is_taken_where_every_device_computes_in_it(asked, others, own, pre
     said: list[str] = []
     monkeypatch.setattr(automatic, "computes_bf16", lambda device: own)
     monkeypatch.setattr(automatic, "most", lambda value, *_: max(value, not others))
-    found = settled("stage_a", training(precision=asked), 0, CPU, 2, said.append)
+    found = settled("stage_a", training(precision=asked), {}, 0, CPU, 2, said.append)
     assert found == (training(precision=precision), taken)
     assert len(said) == warnings
+
+
+@pytest.mark.parametrize("asked", ["auto", "fp32"])
+@pytest.mark.parametrize("began", ["bf16", "fp32"])
+def test_a_training_of_auto_goes_on_in_what_it_began_in_whatever_the_devices_are_now(began, asked, monkeypatch):
+    monkeypatch.setattr(automatic, "computes_bf16", lambda device: began == "fp32")
+    recipe = training(precision=began).recipe(seed=0)
+    found, _ = settled("stage_a", training(precision=asked), recipe, 0, CPU, 1, pytest.fail)
+    assert found.precision == (began if asked == "auto" else asked)
 
 
 @pytest.mark.parametrize(
