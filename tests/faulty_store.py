@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 Fault = Callable[[str, str], str | None]  # method, path -> what goes wrong with a request, None for nothing
 
@@ -32,14 +33,15 @@ class FaultyStore:
     - "mute": nobody answers, for as long as the proxy stands;
     - None: nothing.
 
-    `seen` counts requests by (method, what became of them); `asked` has the method and path of each. Where `late_s` is
-    set, each is answered so many seconds late.
+    `seen` counts requests by (method, what became of them); `asked` has the method and path of each, `written` the
+    paths that were put from an address. Where `late_s` is set, each is answered so many seconds late.
     """
 
     def __init__(self, host: str, port: int, listens: str = "127.0.0.1"):
         self.fault: Fault = lambda method, path: None
         self.seen: Counter[tuple[str, str | None]] = Counter()
         self.asked: list[tuple[str, str]] = []
+        self.written: dict[str, set[str]] = {}
         self.late_s = 0.0
         self._store, self._listens = (host, port), listens
         self._server: ThreadingHTTPServer | None = None
@@ -69,6 +71,11 @@ class FaultyStore:
             self._server.server_close()
             self._server.hang_up()
             self._server = None
+
+    def away(self, seconds: float) -> None:
+        """Go, and come back after so long."""
+        self.go()
+        threading.Timer(seconds, self.come).start()
 
     def requests(self, *outcomes: str | None) -> int:
         """How many requests came to one of these ends; all where none is named."""
@@ -125,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.fault(self.command, self.path)
         self.proxy.seen[self.command, fault] += 1
         self.proxy.asked.append((self.command, self.path))
+        if self.command == "PUT" and fault is None:
+            self.proxy.written.setdefault(self.client_address[0], set()).add(unquote(self.path))
         time.sleep(self.proxy.late_s)
         body = self._body()
         if fault == "slow":

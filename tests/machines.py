@@ -14,25 +14,28 @@ import secrets
 import shlex
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from tests import object_store
+from pipeline.cluster.joining import PACKAGES
+from tests import object_store, postgres
 from tests.faulty_store import FaultyStore, before
+from tests.postgres import wait_for
 from tests.raylets import CHECKOUT, CLUSTER_PACKAGES, HEALTH, TRIES
 
 WITH_US = ("setpriv", "--pdeathsig", "KILL")  # a command that ends when we do
 MACHINE = (*WITH_US, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--mount", "--net", "--uts")
 NETWORK = "198.18"  # two of its bytes; reserved for tests of networks (RFC 2544)
 BUCKET = "pictures"
+PARTS = (*PACKAGES, "conf")  # of the checkout, without which nothing runs
 START_S = 600  # on a busy machine
+GRACE_S = 120  # that a drained node has
 MIB = 2**20
-SYSTEM = json.dumps(HEALTH)
+SYSTEM = json.dumps({**HEALTH, "health_check_failure_threshold": 8})  # a busy machine is not dead: none comes back
 FILES = """
 set -e
 hostname {name}
@@ -57,7 +60,7 @@ def lacking() -> str | None:
         return f"no namespaces: there is no {error.filename}"
     except subprocess.CalledProcessError as error:
         return f"no namespaces: {error.stderr.strip()}"
-    return None
+    return postgres.lacking()
 
 
 class Lan:
@@ -158,6 +161,7 @@ class Machines:
             **token,
             **self.storage,
             "RAY_JOB_STOP_WAIT_TIME_S": "100",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
@@ -165,18 +169,47 @@ class Machines:
             "HOME": "/tmp/home",
             "LANG": "C.UTF-8",
         }
-        self.head = self._machine()
-        address = self.head.address
-        self.environment = {**os.environ, **token, "RAY_API_SERVER_ADDRESS": f"http://{address}:8265"}
+        self.environment = {**os.environ, **token}
         self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self._join(self.head, "--head", "--num-cpus=0", f"--dashboard-host={address}", f"--system-config={SYSTEM}")
-        self.nodes = [self.add() for _ in range(nodes)]
+        self.head = self._headed()
+        self.nodes: list[Machine] = []
+        for _ in range(nodes):
+            self.add()
 
     def add(self) -> Machine:
         """One more node."""
         machine = self._machine()
-        self._join(machine, f"--address={self.head.address}:6379", "--num-cpus=1")
+        self._join(machine, *self._as_node())
+        self.nodes.append(machine)
         return machine
+
+    def lose(self, *machines: Machine) -> None:
+        """Nodes lose their power."""
+        for machine in machines:
+            self.nodes.remove(machine)
+            machine.go()
+
+    def drain(self, machine: Machine) -> None:
+        """Have Ray told that a node will be taken away, as operators do; it is none of the nodes any more."""
+        self.nodes.remove(machine)
+        words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+        machine.run("ray", "drain-node", *words, "--deadline-remaining-seconds", str(GRACE_S))
+
+    def lose_head(self) -> None:
+        """The head loses its power; what runs on the nodes does not know yet."""
+        self.head.go()
+
+    def new_head(self) -> None:
+        """Another head, which the nodes join."""
+        self.head = self._headed()
+        for machine in self.nodes:
+            machine.run("ray", "stop", "--force")
+            self._join(machine, *self._as_node())
+
+    def has_stored(self, machine: Machine, root: str, artifact: str) -> bool:
+        """Whether a machine has stored anything of an artifact below a root."""
+        place = f"{root.removeprefix('s3:/')}/artifacts/{artifact}/"
+        return any(path.startswith(place) for path in self.store.written.get(machine.address, ()))
 
     def submit(self, name: str, *words: str, log: Path) -> "subprocess.Popen[bytes]":
         """Hand a command to the cluster as a job, as a person does: what is said goes to a file, to the job's end."""
@@ -184,9 +217,29 @@ class Machines:
         with log.open("wb") as told:
             return subprocess.Popen(command, cwd=CHECKOUT, env=self.environment, stdout=told, stderr=told)
 
+    def drive(self, *words: str, log: Path) -> "subprocess.Popen[bytes]":
+        """Run a command on the head, in a checkout that no other machine has: what is said goes to a file."""
+        pack = ["tar", "--create", "--exclude=__pycache__", *PARTS]
+        unpack = self.head.command("tar", "--extract", "--one-top-level=checkout")
+        with subprocess.Popen(pack, cwd=CHECKOUT, stdout=subprocess.PIPE) as packed:
+            subprocess.run(unpack, stdin=packed.stdout, check=True)
+        with log.open("wb") as told:
+            command = self.head.command("env", "--chdir=checkout", *words)
+            return subprocess.Popen(command, stdout=told, stderr=told)
+
     def stop(self, name: str) -> None:
         """Have a job stopped, as a person does, and do not wait for its end."""
         subprocess.run(["ray", "job", "stop", "--no-wait", name], check=True, env=self.environment, capture_output=True)
+
+    def _as_node(self) -> list[str]:
+        return [f"--address={self.head.address}:6379", "--num-cpus=1"]
+
+    def _headed(self) -> Machine:
+        """A new head."""
+        head = self._machine()
+        self.environment["RAY_API_SERVER_ADDRESS"] = f"http://{head.address}:8265"
+        self._join(head, "--head", "--num-cpus=0", f"--dashboard-host={head.address}", f"--system-config={SYSTEM}")
+        return head
 
     def _machine(self) -> Machine:
         self.made.append(Machine(self._lan, len(self.made) + 1, self._there))
@@ -218,27 +271,19 @@ def running(folder: Path, nodes: int) -> Iterator[Machines]:
 
 @contextmanager
 def mlflow(folder: Path, host: str) -> Iterator[str]:
-    """An MLflow server, which keeps its figures in a folder; its URL."""
-    command = [*WITH_US, sys.executable, "-m", "mlflow", "server", "--host", host, "--port", "5000", "--workers", "1"]
-    command += ["--allowed-hosts", f"{host}:5000", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "mlflow.log").open("wb") as told:
+    """An MLflow server, which keeps its figures in Postgres; its URL."""
+    with postgres.serving() as port, (folder / "mlflow.log").open("wb") as told:
+        figures = f"postgresql://{postgres.USER}:{postgres.PASSWORD}@127.0.0.1:{port}/{postgres.DATABASE}"
+        command = [*WITH_US, sys.executable, "-m", "mlflow", "server", "--host", host, "--port", "5000"]
+        command += ["--workers", "1", "--allowed-hosts", f"{host}:5000", "--backend-store-uri", figures]
+        quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         server = subprocess.Popen(command, cwd=folder, env=quiet, stdout=told, stderr=told)
-    try:
-        wait_for(lambda: _answers(f"http://{host}:5000/health"), server)
-        yield f"http://{host}:5000"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def wait_for(event: Callable[[], bool], process: "subprocess.Popen[bytes]", patience_s: float = START_S) -> None:
-    """Wait until something is so, for as long as a process lives."""
-    deadline = time.monotonic() + patience_s
-    while not event():
-        assert process.poll() is None, f"{process.args} ended before"
-        assert time.monotonic() < deadline, f"{process.args}: it never was so"
-        time.sleep(0.05)
+        try:
+            wait_for(lambda: _answers(f"http://{host}:5000/health"), server, START_S)
+            yield f"http://{host}:5000"
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def _answers(url: str) -> bool:

@@ -27,7 +27,7 @@ from datasets.reading.captions import Drawn
 from datasets.reading.order import MIXED, WINDOW, Order, Span, places, span_at
 from datasets.reading.views import View
 
-LOADERS = 4  # threads, where there are several lanes, whose windows may end at once
+LOADERS = 4  # threads, where there are several lanes, whose windows may end at once, and on a store, which answers late
 DECODED_BYTES = 64 << 20  # decoded pictures that are kept of a shard of each lane
 
 
@@ -93,7 +93,8 @@ class Batches:
         self._places = None if view is None else lru_cache(maxsize=lanes * window)(view.places)
         self._seed, self._spans = seed, tuple(spans)
         self._files = files or VerifiedFiles()
-        self._shards = Ahead(self._load, min(LOADERS, lanes))
+        late = any(storage.is_remote(source.folder) for source in sources)
+        self._shards = Ahead(self._load, LOADERS if late else min(LOADERS, lanes))
 
     def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """The samples `start` to `start + rows` of the training, each field stacked; with lanes, of one batch.

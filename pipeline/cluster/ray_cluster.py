@@ -66,10 +66,7 @@ class Cluster:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         self.room = Room(config, ray.nodes)
         self._check_room(workers)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # lives as we do
-        self.board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(
-            Board
-        ).remote()
+        self.board = self._beside_us(Board, max_restarts=-1, max_task_retries=-1).remote()
         self._jobs = 0  # trainings so far, attempts counted
         self._grows = False  # whether the ranks are asked to save, so that more of them go on
         # Leases on one machine, or on one cluster, share its devices.
@@ -100,7 +97,15 @@ class Cluster:
 
     def slots(self, each: int, patience_s: float, held_s: float) -> Any:
         """New `HostSlots` for the workers of this cluster, for their `SlotsClient`."""
-        return ray.remote(num_cpus=0)(HostSlots).remote(each, patience_s, held_s)
+        return self._beside_us(HostSlots).remote(each, patience_s, held_s)
+
+    def _beside_us(self, kind: type, **options: Any) -> Any:
+        """An actor class without a CPU, on the driver's node: it lives as we do.
+
+        A soft affinity is none here: where nothing is asked for, Ray takes any node, and that one's end would be ours.
+        """
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(kind)
 
     def exchange(self, stop: bool) -> list[dict[str, Any]]:
         """Tell the workers whether to stop; returns what they posted since the last time."""

@@ -73,14 +73,14 @@ def lines() -> Iterator[Line]:
 def reader(rows: int, num_shards: int, pairs: int) -> Iterator[Line]:
     """Samples a CPU-second: ours, which hashes, joins and shuffles, against webdataset and pyarrow, which do not."""
     with tempfile.TemporaryDirectory() as folder:
-        sources = _samples(Path(folder), rows, num_shards)
-        total = rows * num_shards
+        sources, total = samples(folder, rows, num_shards), rows * num_shards
+        urls = [f"{folder}/{tar_name(shard)}" for shard in range(num_shards)]
         first, second, tars, tables = [], [], [], []
         for _ in range(pairs):
             ours = Batches(sources, seed=0)
-            first.append(took(lambda ours=ours: _read_epoch(ours, 0), time.process_time))
-            tars.append(took(lambda: _read_tars(Path(folder), total), time.process_time))
-            second.append(took(lambda ours=ours: _read_epoch(ours, 1), time.process_time))
+            first.append(took(lambda ours=ours: read_epoch(ours, 0), time.process_time))
+            tars.append(took(lambda: read_tars(urls, total), time.process_time))
+            second.append(took(lambda ours=ours: read_epoch(ours, 1), time.process_time))
             tables.append(took(lambda: _read_tables(sources, num_shards), time.process_time))
     rates = [total / statistics.median(times) for times in (first, second, tars, tables)]
     yield Line(
@@ -93,7 +93,8 @@ def reader(rows: int, num_shards: int, pairs: int) -> Iterator[Line]:
     yield ratio("  from then on / pyarrow", second, tables)
 
 
-def _samples(folder: Path, rows: int, num_shards: int) -> list[Source]:
+def samples(folder: str, rows: int, num_shards: int) -> list[Source]:
+    """The same samples as we store them, and as tars for webdataset, in a folder or store."""
     generator = np.random.default_rng(0)
     for shard in range(num_shards):
         images = [ImageRow(row, f"{shard * rows + row:032x}", "", "", "png", b"") for row in range(rows)]
@@ -103,23 +104,30 @@ def _samples(folder: Path, rows: int, num_shards: int) -> list[Source]:
         }
         name = shards.tensor_name(shard)
         for field, tensors in values.items():
-            entry = storage.publish(shards.write_tensors(images, field, tensors), str(folder / field / name))
+            entry = storage.publish(shards.write_tensors(images, field, tensors), f"{folder}/{field}/{name}")
             shards.publish_receipt(
-                str(folder / field), shard, rows_in=rows, rows_out=rows, files={name: entry}, clock=shards.Clock()
+                f"{folder}/{field}", shard, rows_in=rows, rows_out=rows, files={name: entry}, clock=shards.Clock()
             )
-        with webdataset.TarWriter(str(folder / f"{shard:05d}.tar"), encoder=False) as tar:
+        with webdataset.TarWriter(packed := io.BytesIO(), encoder=False) as tar:
             for row, image in enumerate(images):
                 tar.write({"__key__": image.key, **{field: values[field][row].tobytes() for field in FIELDS}})
-    return [Source(field, Shards.gathered(str(folder / field))) for field in FIELDS]
+        storage.publish(packed.getvalue(), f"{folder}/{tar_name(shard)}")
+    return [Source(field, Shards.gathered(f"{folder}/{field}")) for field in FIELDS]
 
 
-def _read_epoch(batches: Batches, epoch: int) -> None:
+def tar_name(shard: int) -> str:
+    """What webdataset's tar of a shard is called."""
+    return f"{shard:05d}.tar"
+
+
+def read_epoch(batches: Batches, epoch: int) -> None:
+    """All samples, by our reader."""
     for start in range(0, batches.rows, BATCH):
         batches.read(epoch * batches.rows + start, min(BATCH, batches.rows - start))
 
 
-def _read_tars(folder: Path, total: int) -> None:
-    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+def read_tars(urls: list[str], total: int) -> None:
+    """So many samples of tars, by webdataset."""
     samples = iter(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
     for start in range(0, total, BATCH):
         batch = [next(samples) for _ in range(min(BATCH, total - start))]

@@ -1,8 +1,8 @@
 """`python -m tests.bench.storage`: our reads and writes of objects beside those of a plain parallel client (boto3's).
 
 Both ask the same S3 server on loopback through a proxy in a process of its own, which answers each request 20 ms late,
-as a store elsewhere does; they take turns. An encoding actor, whose model takes its time as a GPU does, beside that
-model alone, over the same.
+as a store elsewhere does; they take turns. Over the same: our reader beside webdataset, which has its tars through
+curl; an encoding actor, whose model takes its time as a GPU does, beside that model alone.
 """
 
 import io
@@ -20,7 +20,8 @@ from unittest.mock import patch
 import torch
 
 from datasets.files import filesystems, storage
-from tests.bench.data import encoded
+from datasets.reading.batches import Batches
+from tests.bench import data
 from tests.bench.figures import Line, ratio, took
 from tests.object_store import serving
 
@@ -30,7 +31,7 @@ LARGE = 96 << 20  # bytes
 SMALL = 400  # objects of a KiB
 PAIRS = 7
 BUSY_S = 0.05  # a batch
-SPEED, WAITING = 0.8, 0.95  # bars: of the plain client's, and of the model's alone
+SPEED, READING, WAITING = 0.8, 1.0, 0.95  # bars: of the plain client's, of webdataset's, and of the model's alone
 
 
 def lines() -> Iterator[Line]:
@@ -42,6 +43,7 @@ def lines() -> Iterator[Line]:
     ):
         environment = server.environment | {"AWS_ENDPOINT_URL": url}
         yield from objects(environment, BUCKET, LARGE, SMALL, PAIRS)
+        yield reading(environment, BUCKET, rows=64, num_shards=12, pairs=PAIRS)
         yield encoding(environment, BUCKET, BUSY_S, rows=64, num_shards=16, pairs=PAIRS)
 
 
@@ -64,9 +66,31 @@ def encoding(
     """The encoding actor on a store, over its model alone: whether that ever waits."""
     with patch.dict(os.environ, environment):
         filesystems.forget_clients()
-        times = encoded(Device(busy_s), f"s3://{bucket}/encoded", 64, rows, num_shards, pairs)
+        times = data.encoded(Device(busy_s), f"s3://{bucket}/encoded", 64, rows, num_shards, pairs)
     filesystems.forget_clients()
     return ratio(f"encoding on a store, {1000 * busy_s:.0f} ms a batch / its model alone", *times, WAITING)
+
+
+def reading(environment: dict[str, str], bucket: str, *, rows: int, num_shards: int, pairs: int) -> Line:
+    """A pass over samples on a store, by our reader, which hashes, joins and shuffles, and by webdataset."""
+    total = rows * num_shards
+    with patch.dict(os.environ, environment):
+        filesystems.forget_clients()
+        sources = data.samples(f"s3://{bucket}/samples", rows, num_shards)
+        urls = [f"{os.environ['AWS_ENDPOINT_URL']}/{bucket}/samples/{data.tar_name(n)}" for n in range(num_shards)]
+        data.read_tars(urls[:1], rows)
+
+        def ours() -> None:
+            data.read_epoch(Batches(sources, seed=0), 0)  # a new one, which has hashed nothing
+
+        times = [
+            (took(ours, time.perf_counter), took(lambda: data.read_tars(urls, total), time.perf_counter))
+            for _ in range(pairs)
+        ]
+    filesystems.forget_clients()
+    mine, theirs = zip(*times, strict=True)
+    rate = total / sorted(mine)[len(mine) // 2]
+    return ratio("reader on a store, first pass / webdataset", mine, theirs, READING, f"; ours {rate:,.0f} samples/s")
 
 
 def objects(environment: dict[str, str], bucket: str, large: int, small: int, pairs: int) -> Iterator[Line]:

@@ -150,6 +150,9 @@ def test_object_store(s3: FaultyStore) -> None:
     found = {line.what: line for line in storage.objects({}, "pictures", large=1 << 20, small=4, pairs=2)}
     encoding = storage.encoding({}, "pictures", 0.001, rows=2, num_shards=2, pairs=2)
     assert encoding.bar == "at least 0.95"
+    reading = storage.reading({}, "pictures", rows=2, num_shards=3, pairs=2)
+    assert reading.bar == "at least 1.0"
+    assert "samples/s" in reading.figure
     assert len(found) == 4
     assert all(line.bar == "at least 0.8" and "; ours " in line.figure for line in found.values())
 

@@ -268,6 +268,18 @@ def test_hadolint_finds_nothing_in_the_image():
     assert subprocess.run([tool, str(DOCKERFILE)], capture_output=True, text=True).stdout == ""
 
 
+def test_base_and_image_may_be_named_by_digest(tmp_path):
+    (base,) = re.findall(r"^FROM (\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert re.fullmatch(r"python:3\.12\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base)
+    pushed = f"registry.example/wuerstchen@sha256:{'0123456789abcdef' * 4}"
+    files = rendered(tmp_path, [*commands()["kuberay"], f"cluster.job.image={pushed}"])
+    for name in ("rayjob.yaml", "check.yaml", "mlflow.yaml"):
+        named = re.findall(r"^ *image: (.*)$", files[name], re.MULTILINE)
+        assert pushed in named
+        assert set(named) <= {pushed, "postgres:17-bookworm"}
+        assert list(yaml.safe_load_all(files[name]))
+
+
 def test_every_yaml_file_parses():
     files = [path for path in FILES if path.suffix in (".yaml", ".yml")]
     assert KUBERAY in files

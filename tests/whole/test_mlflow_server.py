@@ -3,12 +3,8 @@
 import base64
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,66 +15,22 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import postgres
 from tests.conftest import MICRO
 from tests.faulty_store import FaultyStore
+from tests.postgres import free_port, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.cluster,
+    pytest.mark.skipif(postgres.lacking() is not None, reason=str(postgres.lacking())),
+]
 MANIFEST = Path(__file__).parents[2] / "infra" / "kuberay" / "mlflow.yaml"
-SECRET = {"POSTGRES_PASSWORD": "p" * 24, "MLFLOW_AUTH_ADMIN_PASSWORD": "a" * 24, "MLFLOW_FLASK_SERVER_SECRET_KEY": "s"}
-START_S = 180
-
-
-def postgres_folder() -> Path:
-    """Where Postgres' programs are: Debian keeps those of a version apart."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found:
-        pytest.skip("there is no Postgres: install Debian's package `postgresql`")
-    return found[-1]
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
-
-
-@contextmanager
-def postgres() -> Iterator[int]:
-    """A server with the manifest's user and the secret's password; its port."""
-    programs, port = postgres_folder(), free_port()
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
-        yield from serving(Path(folder), programs, port)
-
-
-def serving(folder: Path, programs: Path, port: int) -> Iterator[int]:
-    data, password = folder / "data", folder / "password"
-    password.write_text(SECRET["POSTGRES_PASSWORD"])
-    other: dict[str, Any] = {}
-    if os.getuid() == 0:  # it refuses root
-        shutil.chown(folder, "postgres")
-        shutil.chown(password, "postgres")
-        other = {"user": "postgres", "group": "postgres", "extra_groups": []}
-    words = [programs / "initdb", "--pgdata", data, "--username=mlflow", "--auth=scram-sha-256", "--no-sync"]
-    subprocess.run([*words, f"--pwfile={password}"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **other)
-    options = ["-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-F"]
-    with subprocess.Popen([programs / "postgres", "-D", data, *options], cwd=folder, **other) as server:
-        try:
-            ready = [programs / "pg_isready", "--host=127.0.0.1", f"--port={port}", "--quiet"]
-            wait_for(lambda: subprocess.run(ready).returncode == 0, server)
-            where = ["--host=127.0.0.1", f"--port={port}", "--username=mlflow"]
-            known = {**os.environ, "PGPASSWORD": SECRET["POSTGRES_PASSWORD"]}
-            subprocess.run([programs / "createdb", *where, "mlflow"], check=True, env=known)  # as the image does
-            yield port
-        finally:
-            server.terminate()
-
-
-def wait_for(ready: Any, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + START_S
-    while not ready():
-        assert process.poll() is None, "it ended before it was ready"
-        assert time.monotonic() < deadline, "it never was ready"
-        time.sleep(0.2)
+SECRET = {
+    "POSTGRES_PASSWORD": postgres.PASSWORD,
+    "MLFLOW_AUTH_ADMIN_PASSWORD": "a" * 24,
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "s",
+}
 
 
 def container() -> dict[str, Any]:
@@ -149,7 +101,7 @@ def answers(url: str, **headers: str) -> int:
 def test_a_run_tells_the_server_of_the_manifest_what_it_does(
     tmp_path_factory, pipeline, s3: FaultyStore, s3_root: str, monkeypatch
 ):
-    with postgres() as database:
+    with postgres.serving() as database:
         variables = environment(database, tmp_path_factory.mktemp("server"), f"{s3_root}/mlflow")
         with mlflow(tmp_path_factory.mktemp("mlflow"), variables) as url:
             user = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_URI": url}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -275,3 +276,24 @@ def test_eight_ranks_ask_a_store_for_each_shard_about_once_a_pass(s3, s3_root):
     assert len(asked) == num_shards
     read = sum(count * len(contents[name]) for name, count in asked.items())
     assert read <= 1.1 * 2 * sum(map(len, contents.values()))
+
+
+def test_several_shards_are_asked_for_at_once_on_a_store(s3, s3_root):
+    """Each answer waits until another shard has been asked for, too."""
+    folder, asked, others = f"{s3_root}/text", set[str](), threading.Event()
+    for shard in range(4):
+        rows = [image_row(shard, 0)]
+        content = shards.write_tensors(rows, "text", np.zeros((1, 2), np.float16))
+        publish(folder, shard, shards.tensor_name(shard), content, 1)
+    data = Batches([source(folder, "text")], seed=0)
+
+    def fault(method: str, path: str) -> None:
+        asked.add(path)
+        if len(asked) > 1:
+            others.set()
+        together.append(others.wait(5))
+
+    together: list[bool] = []
+    s3.fault = fault
+    assert set(sequence(data, 0, 4)) == {0, 16, 32, 48}
+    assert all(together)

@@ -1,5 +1,6 @@
 """Starting Ray where it does not start; that it does is in tests/whole."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pipeline.cluster import joining
 from pipeline.cluster.ray_cluster import Cluster
 from pipeline.errors import Interrupted, RetriesExhausted, exit_code
 from pipeline.settings import compose
+from tests.raylets import Raylets
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -113,3 +115,28 @@ def test_a_ray_that_is_late_once_is_tried_again(monkeypatch):
     monkeypatch.setattr(ray, "init", late_once)
     joining.start(compose.load("stage_c", ["scale=micro"]).cluster, told.append)
     assert (len(tries), told) == (2, ["Ray did not start (late): it is tried again, 1 of 2"])
+
+
+BESIDE = """
+import sys
+import ray
+from pipeline.cluster.ray_cluster import Cluster
+from pipeline.settings import compose
+from tests.raylets import Raylets
+
+cluster = Cluster(compose.load("stage_c", ["scale=micro", *sys.argv[1:]]).cluster, 1)
+actors = [cluster.board, *(cluster.slots(1, 1.0, 1.0) for _ in range(4))]
+nodes = [actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()) for actor in actors]
+print({node == ray.get_runtime_context().get_node_id() for node in ray.get(nodes)})
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.cluster
+def test_actors_of_a_run_live_on_its_driver_s_node_and_end_with_no_other():
+    """Of three nodes: with any of them taken, five actors are hardly ever on the right one."""
+    with Raylets(0, 1, 1) as nodes:
+        command = [sys.executable, "-c", BESIDE, *nodes.words]
+        environment = os.environ | nodes.environment
+        done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=environment)
+    assert done.stdout.splitlines()[-1:] == ["{True}"], done.stderr
