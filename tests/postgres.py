@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ START_S = 180
 
 def programs() -> Path | None:
     """Where those of Postgres are, for Debian keeps those of a version apart; None where there are none."""
-    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: int(path.parent.name))
 
 
 def lacking() -> str | None:
@@ -61,7 +62,7 @@ def _serving(folder: Path, there: Path, port: int) -> Iterator[int]:
             subprocess.run([there / "createdb", *where, DATABASE], check=True, env=known)  # as the image does
             yield port
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # at once, whoever is connected still
 
 
 def wait_for(ready: Callable[[], bool], process: "subprocess.Popen[Any]", patience_s: float = START_S) -> None:
