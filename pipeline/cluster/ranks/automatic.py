@@ -36,12 +36,8 @@ def settled(
         log.info("%s: precision=auto: %s", name, precision)
         metrics[f"{name}/bf16"] = float(precision == "bf16")
     if precision == "bf16" and not computes_bf16(device):
-        less = (
-            "fp32, or auto, takes"
-            if config.precision == "bf16"
-            else "it began so elsewhere; from the start it would take"
-        )
-        warn(f"{name}: precision=bf16 is slow where a device can only imitate it; {less} less time here")
+        why = "fp32, or auto, takes less time here" if config.precision == "bf16" else "it began so elsewhere"
+        warn(f"{name}: precision=bf16 is slow where a device can only imitate it; {why}")
     recomputed = config.checkpointing
     if recomputed == "auto":
         least = _least_memory(device, world)
