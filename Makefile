@@ -33,7 +33,7 @@ test: setup ## run the test suite
 	@touch $@
 
 test-cluster: .cluster-packages/installed ## take drivers, ranks, nodes and stores away from runs and trainings (20 to 30 minutes)
-	$(BIN)/python -m pytest -m cluster --dist loadfile
+	$(BIN)/python -m pytest -m cluster -n 2 --dist loadfile
 
 chaos: setup ## kill runs inside each step and workers at 600 random points, and compare what is left (about 15 minutes)
 	$(BIN)/python -m pytest -m chaos -n 0

@@ -4,7 +4,7 @@ The driver says of what they are made (`Reading`), each rank makes them of it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -136,6 +136,13 @@ class Reading:
     cache: Cache
     planned: Artifact | None = None
 
+    def only(self, fields: tuple[str, ...]) -> "Reading":
+        """The same for batches of some of the fields; nothing else is read or encoded."""
+        online = [encoder for encoder in self.online if encoder.field in fields]
+        read = {*fields, *(encoder.reads for encoder in online)}
+        sources = {frame: [one for one in every if one.field in read] for frame, every in self.sources.items()}
+        return replace(self, fields=fields, online=online, sources=sources)
+
     def loaded(self, where: torch.device) -> list[Loaded]:
         """The encoders of what is made online, with their models."""
         return [(encoder, encoder.load(where)) for encoder in self.online]
@@ -143,8 +150,10 @@ class Reading:
     def data(self, training: TrainingConfig, online: Sequence[Loaded]) -> TrainingData:
         """Batches by frame and view; squares of all sizes come in the same order, and so do buckets.
 
-        Held-out samples do not depend on the seed, so that trainings can be compared.
+        Held-out samples do not depend on the seed, so that trainings can be compared. Of `online`, the loaded encoders,
+        those that make its fields are used.
         """
+        online = [(encoder, encode) for encoder, encode in online if encoder in self.online]
         files = VerifiedFiles(self.cache.folder, int(self.cache.gib * 2**30))
 
         batches = {

@@ -66,6 +66,11 @@ class CompressorWarmupLoss(Settings):
     Colours give codes that nearly add up, a colour's part and a shape's: what few pictures teach of either holds for
     compositions that are not among them."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Fields of a batch that it takes."""
+        return ("image",) if self.predicts == "colours" else ("image", "latents_a")
+
     def channels(self, latent_channels: int) -> int:
         """Channels of what is predicted, for latents of so many."""
         return 3 if self.predicts == "colours" else latent_channels

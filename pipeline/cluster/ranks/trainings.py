@@ -70,6 +70,7 @@ class Row:
     """A training: its objective, the parts of that whose weights come out, and the panel that shows what they can do.
 
     The objective is made of the order, for a device, after that of the step's training before it, if there is one.
+    `fields` are those of the order's batches that it reads; None: all.
     """
 
     objective: Callable[[Order, torch.device, Any], nn.Module]
@@ -77,6 +78,7 @@ class Row:
     panel: Callable[[Order, Any, TrainingData, Shower | None], Panel] | None = None
     ends_with_panel: bool = True
     shows_codes: bool = False  # which takes a decoder
+    fields: Callable[[Order], tuple[str, ...]] | None = None
 
 
 def run(payload: dict[str, Any]) -> None:
@@ -92,7 +94,8 @@ def _run(rank: Rank, payload: dict[str, Any]) -> None:
     objective, rows = None, 0
     for name, training in order.trainings.items():
         row = TRAININGS[name]
-        data = order.reading.data(training, online)
+        reading = order.reading.only(row.fields(order)) if row.fields else order.reading
+        data = reading.data(training, online)
         objective = row.objective(order, rank.device, objective)
         panel = _panel(row, order, objective, data)
         if not rank.train(name, objective, training, data, panel):
@@ -145,6 +148,11 @@ def _warmup(order: Order, where: torch.device, before: None) -> "CompressorWarmu
     compressor, loss = _compressor(order, None), order.compressor.warmup.loss
     channels = order.compressor.model.latent_channels, settings.model.latent_channels
     return seeded(order.seed, lambda: CompressorWarmup(compressor, *channels, loss))
+
+
+def _warmup_fields(order: Order) -> tuple[str, ...]:
+    assert order.compressor.warmup is not None
+    return order.compressor.warmup.loss.reads
 
 
 def _stage_b(order: Order, where: torch.device, before: "CompressorWarmup | None") -> StageBObjective:
@@ -224,7 +232,8 @@ def _first_stage(order: Order, beside: nn.Module) -> StageA:
 
 TRAININGS: Mapping[str, Row] = {
     "stage_a": Row(_stage_a, ("stage_a",), _panel_a),
-    "compressor": Row(_warmup),  # whose decoder is thrown away; Stage B goes on with the compressor
+    # whose decoder is thrown away; Stage B goes on with the compressor
+    "compressor": Row(_warmup, fields=_warmup_fields),
     "stage_b": Row(_stage_b, ("stage_b", "compressor"), _panel_b),
     "stage_c": Row(_stage_c, ("stage_c",), _panel_c, ends_with_panel=False, shows_codes=True),
     "previewer": Row(_previewer, ("previewer",), _panel_previewer),

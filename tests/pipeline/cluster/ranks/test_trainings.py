@@ -55,9 +55,9 @@ def test_what_is_published_is_what_was_trained(step: str, monkeypatch: pytest.Mo
     config = compose.load("stage_c", ["scale=micro"])
     wanted = config.trainings_of(step)
     *_, subject = wanted
-    reading: Any = SimpleNamespace(
-        loaded=lambda where: [], data=lambda training, online: SimpleNamespace(largest=SimpleNamespace(rows=12))
-    )
+    data = SimpleNamespace(largest=SimpleNamespace(rows=12))
+    reading: Any = SimpleNamespace(loaded=lambda where: [], data=lambda training, online: data)
+    reading.only = lambda fields: reading
     order = Order(
         trainings=wanted,
         settings=getattr(config, subject),
