@@ -102,7 +102,7 @@ def _row(
 ) -> Row:
     stands_on = lineage(hours.fingerprint, parents)
     artifact = made.get(hours.fingerprint)
-    outputs = dict.fromkeys(lease.about.output for lease in group if lease.about.output)
+    outputs = sorted({lease.about.output for lease in group if lease.about.output})
     return Row(
         hours,
         ", ".join(outputs) or (artifact.name if artifact else None),
