@@ -7,11 +7,12 @@ Tensors never travel through Ray: an actor reads a shard of images, encodes it a
 import functools
 import operator
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -242,8 +243,9 @@ class ShardEncoder:
         counts = _counts(rows, names)
         parts = chunked(rows, self.encoder.batch).values()
         tensors = []
+        coming = _ahead(lambda part: self.read(part, bucket), parts)
         with self._turn:
-            for read, noticed in _ahead(lambda part: self.read(part, bucket), parts):
+            for read, noticed in coming:
                 counts += noticed
                 tensors.append(self.encode(read) if self.encode else read)
         exact = np.concatenate(tensors)
@@ -270,15 +272,18 @@ class ShardEncoder:
 
 
 def _ahead(make: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
-    """What is made of each item, the next of them by a thread while one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        made = None
-        for item in items:
-            made, ready = pool.submit(make, item), made
-            if ready:
+    """What is made of each item, the next of them by a thread while one is used, the first before anybody asks."""
+    pool, waiting = ThreadPoolExecutor(1), iter(items)
+    coming = deque(pool.submit(make, item) for item in islice(waiting, 1))
+
+    def made() -> Iterator[T]:
+        with pool:
+            while coming:
+                ready = coming.popleft()
+                coming.extend(pool.submit(make, item) for item in islice(waiting, 1))
                 yield ready.result()
-        if made:
-            yield made.result()
+
+    return made()
 
 
 def _counts(rows: list[ImageRow], names: list[str]) -> Counter[str]:

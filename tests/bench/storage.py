@@ -44,7 +44,7 @@ def lines() -> Iterator[Line]:
         environment = server.environment | {"AWS_ENDPOINT_URL": url}
         yield from objects(environment, BUCKET, LARGE, SMALL, PAIRS)
         yield reading(environment, BUCKET, rows=64, num_shards=12, pairs=PAIRS)
-        yield encoding(environment, BUCKET, BUSY_S, rows=64, num_shards=16, pairs=PAIRS)
+        yield encoding(environment, BUCKET, BUSY_S, rows=256, num_shards=12, pairs=5)
 
 
 class Device(torch.nn.Module):
