@@ -268,6 +268,13 @@ def blocks_can_be_recomputed(trainings: Trainings) -> None:
             raise ValueError(f"{key}.checkpointing=true: this model has no blocks to recompute; leave it false")
 
 
+def muon_has_matrices(trainings: Trainings) -> None:
+    """Muon is asked for where there are blocks, whose matrices it takes."""
+    for key, training in trainings.items():
+        if training.muon and key in WITHOUT_BLOCKS:
+            raise ValueError(f"{key}.muon: this model has no blocks, whose matrices Muon takes; leave it null")
+
+
 def fewer_workers_are_fewer(min_workers: int | None, workers: int) -> None:
     """A training goes on with no more ranks than it began with."""
     if (min_workers or 0) > workers:

@@ -152,6 +152,7 @@ class Config(Settings):
         checks.panels_can_be_drawn(trainings)
         checks.pictures_can_be_augmented(trainings, self.encode)
         checks.blocks_can_be_recomputed(trainings)
+        checks.muon_has_matrices(trainings)
         checks.fewer_workers_are_fewer(self.cluster.min_workers, self.workers)
         checks.workers_have_nodes(self.workers, self.cluster)
         checks.batches_divide(trainings, self.workers)

@@ -22,7 +22,7 @@ Stage = Literal["stage_a", "stage_b", "stage_c"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Ablation = Literal["preview", "without_text"]
 WARMUP = "compressor.warmup.train"
-WITHOUT_BLOCKS = frozenset({"previewer.train", WARMUP})  # trainings without blocks to recompute
+WITHOUT_BLOCKS = frozenset({"previewer.train", WARMUP})  # trainings of models without blocks
 LATENTS = {  # what trainings read of an encoder of pictures
     WARMUP: "latents_a",
     "stage_b.train": "latents_a",

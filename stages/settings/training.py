@@ -93,6 +93,15 @@ class AugmentConfig(Settings):
     For the compressor and Stage B, whose colours come with the code. A caption that names a colour is wrong then."""
 
 
+class MuonConfig(Settings):
+    """Muon, which steps along the momentum of a matrix made orthogonal, so that all its directions count alike."""
+
+    learning_rate: float = Field(gt=0.0, le=100.0)
+    """Peak of its learning rate; a step's elements are of a fifth of that, and follow the training's schedule."""
+    momentum: float = Field(0.95, ge=0.0, lt=1.0)
+    """Decay of the momentum."""
+
+
 class TrainingConfig(Settings):
     """How a model is trained: all that `stages.training.loop` needs to know."""
 
@@ -107,6 +116,10 @@ class TrainingConfig(Settings):
     """Decays of AdamW's two moments."""
     weight_decay: float = Field(0.01, ge=0.0, le=100.0)
     """Decoupled weight decay of AdamW."""
+    muon: MuonConfig | None = Field(None, exclude_if=lambda muon: muon is None)
+    """Muon for the matrices of the model's blocks, AdamW for all else; null: AdamW for all.
+
+    Few steps then do what takes AdamW many, each with some more work. It takes whole matrices: `shard` is 1."""
     warmup_steps: Steps
     """Steps of linear warm-up of the learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -184,6 +197,14 @@ class TrainingConfig(Settings):
     def _spread_in_one_precision(self) -> Self:
         if self.shard > 1 and len(self.reduces) > 1:
             raise ValueError(f"phases.reduce must be one for all phases where shard is {self.shard}, as FSDP has one")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_matrices(self) -> Self:
+        if self.muon and self.shard > 1:
+            raise ValueError(
+                f"muon takes whole matrices, and no rank has any where shard is {self.shard}; leave it null"
+            )
         return self
 
     @model_validator(mode="after")

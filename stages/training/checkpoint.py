@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages.state_dicts import Serialized
+from stages.training.optimizer import ADAMW, MUON, Optimizer
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's AdamW keeps for one parameter
+_MOMENTS = (*ADAMW, *MUON, "step")  # what the optimiser may keep of a parameter, in the order of a file
 
 
 class CheckpointMismatch(ValueError):
@@ -126,7 +127,7 @@ class State:
 
     model: Mapping[str, Tensor]
     trained: Mapping[str, nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     average: Mapping[str, Tensor] | None
     rows: Mapping[str, Rows] = field(default_factory=dict)  # of parameters in `model` and `average`; none = whole
 
@@ -136,15 +137,17 @@ class State:
         for name, parameter in self.trained.items():
             moments = self.optimizer.state[parameter]
             assert moments, f"{name} requires a gradient but has never had one"
-            tensors |= {f"optimizer.{name}.{moment}": moments[moment] for moment in _MOMENTS}
+            kept = {moment: moments[moment] for moment in _MOMENTS if moment in moments}
+            tensors |= {f"optimizer.{name}.{moment}": value for moment, value in kept.items()}
         return tensors | {f"average.{key}": value for key, value in (self.average or {}).items()}
 
     def parts(self) -> dict[str, Rows]:
         """Rows of those tensors of `snapshot` that are a part."""
         found = {f"model.{key}": part for key, part in self.rows.items()}
         found |= {f"average.{key}": part for key, part in self.rows.items() if self.average}
-        for moment in ("exp_avg", "exp_avg_sq"):
-            found |= {f"optimizer.{key}.{moment}": part for key, part in self.rows.items() if key in self.trained}
+        for key in self.rows.keys() & self.trained:
+            moments = self.optimizer.state[self.trained[key]].keys() & {*ADAMW, *MUON}
+            found |= {f"optimizer.{key}.{moment}": self.rows[key] for moment in moments}
         return found
 
     def share(self, number: int, of: int) -> tuple[dict[str, Tensor], dict[str, Rows]]:
@@ -166,8 +169,7 @@ class State:
         nothing can be trained from what is in place then.
         """
         for parameter in self.trained.values():
-            moments = {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+            self.optimizer.begin(parameter)
         targets, mine = self.snapshot(), self.parts()
         missing = {key: len(tensor) if tensor.dim() else 0 for key, tensor in targets.items()}
         for number, checkpoint in enumerate(checkpoints):

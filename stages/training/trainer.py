@@ -18,8 +18,9 @@ from stages.training.background import Batch
 from stages.training.bad_steps import BadSteps, BadStepsWatch
 from stages.training.callbacks import Parts
 from stages.training.checkpoint import Best, Checkpoint, State
+from stages.training.optimizer import Optimizer
 from stages.training.parallel import Replica, most, shared
-from stages.training.update import Optimizer, average_of, follow, learning_rate_factor, moves, update
+from stages.training.update import average_of, follow, learning_rate_factor, moves, update
 from stages.training.validation import Validation
 
 GRAPHS = 256  # compiled at most, one for each kind of block and size of images; more would run uncompiled
@@ -33,7 +34,7 @@ class Trainer:
     ) -> None:
         self.config, self.seed, self.device, self.rank, self.world = config, seed, device, rank, world
         self.replica = Replica(objective, device, rank, world, config.shard, config.reduces)
-        self.optimizer = Optimizer(self.replica.trained.values(), config, device)
+        self.optimizer = Optimizer(self.replica.module, self.replica.trained, config, device)
         self.average = average_of(self.replica.state(), config.ema) if config.ema else None
         self.recipe = config.recipe(seed)
         self.watch = BadStepsWatch(config.bad_steps)

@@ -4,23 +4,14 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.draws import Draws
 from stages.settings.training import EmaConfig, TrainingConfig
 from stages.training import activity
 from stages.training.activity import Activity
+from stages.training.optimizer import Optimizer
 from stages.training.parallel import Replica, pieces
-
-
-class Optimizer(torch.optim.AdamW):
-    """Fused AdamW, the flag that makes it skip an update, and on GPUs what it divides gradients by on the way."""
-
-    def __init__(self, trained: Iterable[nn.Parameter], config: TrainingConfig, device: torch.device) -> None:
-        super().__init__(trained, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-        # Both are named and read by torch, as for GradScaler.
-        self.found_inf = torch.zeros((), device=device)
-        self.grad_scale = torch.ones((), device=device) if device.type == "cuda" else None
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
@@ -49,8 +40,6 @@ def update(
     """
     skips = config.bad_steps.then == "skip"
     buffers = Buffers(replica.module.buffers() if skips else ())
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     replica.forget_gradients()  # before the forward pass, or the old ones lie beside its activations
     cuts = pieces(len(next(iter(batch.values()))), config.micro_batch)
     scalars: dict[str, Tensor] = {}
@@ -71,7 +60,7 @@ def update(
     # norm is taken after the ranks have averaged their gradients, so all of them decide alike.
     bad = ~norm.isfinite()
     optimizer.found_inf.copy_(bad if skips else bad | optimizer.found_inf.bool())
-    optimizer.step()
+    optimizer.advance(rate)
     buffers.put_back(bad)
     return {"loss": scalars.pop("loss"), "gradient_norm": norm, **scalars}
 

@@ -33,6 +33,8 @@ from tests.pipeline.settings.loading import load
         ("stage_c.train.ema=true", "stage_c.train.ema=true: a section with keys of its own is needed here"),
         ("stage_b.train.augment.flip=0.5", "stage_b.train.augment changes pictures of which it reads stored latents; "),
         ("compressor.warmup.train.augment.hue=1", "compressor.warmup.train.augment changes pictures"),
+        ("compressor.warmup.train.muon={learning_rate: 0.1}", "compressor.warmup.train.muon: this model has no blocks"),
+        ("stage_c.train={muon: {learning_rate: 0.1}, shard: 2}", "muon takes whole matrices"),
         ("stage_c.train.augment.hue=2", "stage_c.train.augment.hue=2: input should be less than or equal to 1"),
         ("encode.latents_a.precision=auto", "encode.latents_a: precision=auto goes with mode=online: what is stored"),
         ("stage_b.model.widths=16", "stage_b.model.widths=16: a list is needed here, such as [one, two]"),
