@@ -59,7 +59,7 @@ def handle(words: Words) -> None:
     for key, found in taken.items():
         console.print(f"{key}: {laion.told(found)}", markup=False)
     for sentence in [
-        *(preview.told(loaded.data, counts) if counts else ()),
+        *((*preview.told(loaded.data, counts), *preview.as_asked(loaded.data, counts)) if counts else ()),
         *obstacles.unread(loaded, planned, counts),
     ]:
         console.print(sentence, markup=False)
