@@ -41,6 +41,7 @@ _PASSING = re.compile(  # names of S3's and Google's errors, as Arrow tells them
     r"|REQUEST_EXPIRED|BANDWIDTH_LIMIT_EXCEEDED|UNKNOWN \(HTTP status (429|5\d\d)\))"
     r"|google::cloud::Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|RESOURCE_EXHAUSTED|ABORTED)"
 )
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # where S3 is not Amazon's
 _CURL = re.compile(r"curlCode: \d+, (.*?)(?:; Details: (.*))?$")
 _AWS = re.compile(
     r"AWS Error (?P<code>\w+(?: \(HTTP status \d+\))?) during \w+ operation: (?P<said>.*?)\.?(?: \(Req.*)?$"
@@ -86,6 +87,16 @@ def reason_of(error: BaseException) -> str:
     return text.splitlines()[0].strip(". ")
 
 
+def whose(path: str) -> str:
+    """A hint at whose store was asked, where nothing in the environment says so, and Amazon's may be the wrong one."""
+    if not path.startswith("s3://") or any(map(os.environ.get, ENDPOINTS)):
+        return ""
+    return (
+        "; Amazon's S3 was asked, since AWS_ENDPOINT_URL is not set: where the bucket is another's, set that, and the "
+        "keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+    )
+
+
 def told(error: BaseException, path: str) -> StorageError:
     """An error of a file system that will not pass, as one sentence with the path."""
     if isinstance(error, StorageError):
@@ -96,9 +107,8 @@ def told(error: BaseException, path: str) -> StorageError:
     if number in REMEDIES:
         return StoreRefuses(number, reason_of(error), path)
     if "AWS Error" in str(error) or "google::cloud" in str(error):
-        return StoreRefuses(
-            number, f"the store refuses it: {reason_of(error)}; look at the bucket's name, its rights, the keys", path
-        )
+        look = f"look at the bucket's name, its rights, the keys{whose(path)}"
+        return StoreRefuses(number, f"the store refuses it: {reason_of(error)}; {look}", path)
     return StorageError(number, f"it cannot be read or written: {reason_of(error)}", path)
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from datasets.files.errors import StoreRefuses
+from datasets.files.errors import ENDPOINTS, StoreRefuses
 
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 READERS = 32  # threads, for small files
 CONNECTIONS = 64  # that boto3's client keeps: as many as threads that read at once
 CONNECT_S = 10  # for a connection to a store

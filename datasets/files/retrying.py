@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from datasets.files import notices
-from datasets.files.errors import StorageError, StoreAway, may_pass, reason_of, told
+from datasets.files.errors import StorageError, StoreAway, may_pass, reason_of, told, whose
 
 T = TypeVar("T")
 PATIENCE = "WUERSTCHEN_STORAGE_PATIENCE_S"  # the environment variable that workers inherit
@@ -73,8 +73,8 @@ def persistently(path: str, request: Callable[[], T]) -> T:
             waited = time.monotonic() - began
             if tries >= TRIES and waited >= patience_s():
                 reason = (
-                    f"the storage kept failing for {waited:.0f} s ({tries} tries): {reason_of(error)}; start the same "
-                    "command again once it works"
+                    f"the storage kept failing for {waited:.0f} s ({tries} tries): {reason_of(error)}{whose(path)}; "
+                    "start the same command again once it works"
                 )
                 raise StoreAway(error.errno, reason, path) from error
             pause = _dice.uniform(0.5, 1) * min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(tries - 1, 10))

@@ -62,16 +62,12 @@ def called(part: Part) -> str:
 
 
 def told(config: DataConfig, counts: Counts) -> list[str]:
-    """What a person should know of rows that are not taken, a sentence each; of a mixture, what each source gives."""
+    """What a person should know of rows that are lost or passed over, a sentence each."""
     sentences = []
     for tally in counts.sources:
-        where, causes = called(tally.part), tally.left_out.counts
-        lost = in_words({cause: count for cause, count in causes.items() if cause not in DRAWN})
-        if lost or tally.part.apart:
-            without = f"; left out: {lost}" if lost else ""
-            drawn = in_words({cause: causes[cause] for cause in DRAWN})
-            beyond = f"; beyond its share or the limit: {drawn}" if drawn and tally.part.apart else ""
-            sentences.append(f"{where}: {tally.captions:,} of {tally.read:,} used{beyond}{without}")
+        where = called(tally.part)
+        if lost := _lost(tally):
+            sentences.append(f"{_used(tally)}; left out: {lost}")
             sentences += [f"  left out: {example}" for example in tally.left_out.examples(EXAMPLES)]
         least = tally.part.config.filters.min_side  # null where a source knows no sizes
         if least is not None and least < config.image.size:
@@ -81,10 +77,28 @@ def told(config: DataConfig, counts: Counts) -> list[str]:
             )
         if others := in_words(tally.left_out.others):
             sentences.append(f"{where}: passed over, as neither pictures nor captions in use: {others}")
+    return sentences
+
+
+def as_asked(config: DataConfig, counts: Counts) -> list[str]:
+    """What is taken as the config wants it, and is no fault: of each source of a mixture that loses nothing, and below
+    `data.limit`."""
+    sentences = [_used(tally) for tally in counts.sources if tally.part.apart and not _lost(tally)]
     if left := counts.rejected.get("limit", 0):
         fit = counts.captions + left
         sentences.append(f"data.limit={config.limit}: {counts.captions:,} of {fit:,} rows are taken; null takes all")
     return sentences
+
+
+def _lost(tally: Tally) -> str:
+    """What a source loses, by cause, in words."""
+    return in_words({cause: count for cause, count in tally.left_out.counts.items() if cause not in DRAWN})
+
+
+def _used(tally: Tally) -> str:
+    drawn = in_words({cause: tally.left_out.counts[cause] for cause in DRAWN})
+    beyond = f"; beyond its share or the limit: {drawn}" if drawn and tally.part.apart else ""
+    return f"{called(tally.part)}: {tally.captions:,} of {tally.read:,} used{beyond}"
 
 
 def document(counts: Counts) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a node says of itself. `code` is a hash of our packages there, `free` bytes of Ray's disk."""
+    """What a node says of itself. `code` is a hash of our packages there, `free` are bytes of Ray's `folder`'s disk."""
 
     versions: dict[str, str]
     code: str
@@ -61,6 +61,7 @@ class Seen:
     store: str | None  # what the root said, where it did not take a file
     written_s: float = 0.0
     read_s: float = 0.0
+    folder: str = "/tmp"
 
 
 def every() -> list[Node]:
@@ -80,7 +81,8 @@ def ask(nodes: Sequence[Node], function: Callable[..., T], *arguments: Any) -> l
 def look(folder: str) -> Seen:
     """What this node is like, with a file in `folder` written, read and removed."""
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
-    free = shutil.disk_usage(tempfile.gettempdir()).free
+    place = _ray_folder()
+    free = shutil.disk_usage(place).free
     path, sample = storage.join(folder, uuid.uuid4().hex), os.urandom(SAMPLE)
     try:
         begun = time.monotonic()
@@ -90,8 +92,15 @@ def look(folder: str) -> Seen:
         ended = time.monotonic()
         storage.remove(path)
     except OSError as error:
-        return Seen(versions, code_hash(), free, str(error))
-    return Seen(versions, code_hash(), free, None if same else "it gave other bytes", written - begun, ended - written)
+        return Seen(versions, code_hash(), free, str(error), folder=place)
+    wrong = None if same else "it gave other bytes"
+    return Seen(versions, code_hash(), free, wrong, written - begun, ended - written, place)
+
+
+def _ray_folder() -> str:
+    """Where this node's Ray keeps its logs, and what its memory has no room for."""
+    node = ray._private.worker._global_node
+    return str(node.get_temp_dir_path()) if node else tempfile.gettempdir()
 
 
 def code_hash() -> str:

@@ -81,6 +81,8 @@ class Job(Settings):
     """What the files are made for."""
     image: Text = "wuerstchen:0.1.0"
     """Container image of head, workers and submitter, where there are containers."""
+    postgres_image: Text = "postgres:17-bookworm"
+    """Image of the Postgres behind Kubernetes' MLflow server: one that is made on Debian, best by its digest."""
     hours: Annotated[float, Field(gt=0.0, le=100_000.0)] = 24.0
     """Hours after which the platform ends a job; Slurm's are queued again, and go on."""
     save_s: Annotated[int, Field(ge=10, le=86_400)] = 120

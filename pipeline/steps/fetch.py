@@ -1,5 +1,6 @@
 """fetch: from a source's metadata to the filtered plan, with key, shard and row of every picture fixed for ever."""
 
+import logging
 import os
 from collections import Counter
 from typing import Any
@@ -20,6 +21,8 @@ from pipeline.steps.build import Build, Facts
 
 CONSTANTS = ("similarity", "punsafe", "pwatermark", "aesthetic")
 NAMED_LICENCES = 50  # of the pictures' licences, the most common ones by name
+
+log = logging.getLogger(__name__)
 
 
 def fetch(build: Build) -> Facts:
@@ -50,6 +53,8 @@ def fetch(build: Build) -> Facts:
             build.report.warning(f"{tally.part.key}.metadata: {laion.told(told['columns'])}")
     for sentence in preview.told(data, counts):
         build.report.warning(sentence)
+    for sentence in preview.as_asked(data, counts):
+        log.info("%s", sentence)
     if beyond := preview.beyond_budget(counts):
         raise BudgetExceeded(beyond)
     return Facts(files=files, rows=counts.planned, call="pyarrow.Table.filter", workers=[pid], notes=notes)

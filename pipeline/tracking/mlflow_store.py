@@ -7,8 +7,11 @@ import logging
 import os
 import re
 import sqlite3
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -25,6 +28,7 @@ OF_ARTIFACTS = (
     ("model_versions", "source", ""),
     ("model_versions", "storage_location", ""),
 )
+ANSWER_S = 5.0  # that a server has to answer in
 LOOPBACK = ("127.0.0.1", "localhost")
 
 log = logging.getLogger(__name__)
@@ -60,7 +64,8 @@ def locate_store(root: str, uri: str | None) -> MlflowStore:
         if storage.is_remote(root):
             raise UsageError(
                 f"tracking.uri: root={root} is remote, where no sqlite file can live; "
-                "give the http address of an MLflow server or sqlite:///<local file>"
+                "give tracking.uri=http://... of an MLflow server, or tracking=server where MLFLOW_TRACKING_URI has "
+                "it, or tracking.uri=sqlite:///<local file>"
             )
         return _sqlite(folder_of(root) / "mlflow.db")
     if re.match(r"https?://", uri):
@@ -134,6 +139,18 @@ def no_proxy_here() -> None:
     for name in ("no_proxy", "NO_PROXY"):
         others = [place for place in os.environ.get(name, "").split(",") if place not in ("", *LOOPBACK)]
         os.environ[name] = ",".join([*others, *LOOPBACK])
+
+
+def why_silent(uri: str) -> str | None:
+    """Why no server answers at an address; None where one does, if only to ask for a password."""
+    no_proxy_here()
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=ANSWER_S):
+            return None
+    except urllib.error.HTTPError as error:
+        return None if error.code < 500 else str(error)
+    except (OSError, HTTPException) as error:
+        return str(getattr(error, "reason", error))
 
 
 def relocate(store: MlflowStore) -> None:

@@ -16,8 +16,18 @@ def configured(words: Words) -> tuple[Config, str]:
     """The checked config and the absolute root; `seed=` of `run` and `plan` is a plain override."""
     loaded = compose.load(words.required_conf(), words.overrides)
     root = storage.absolute(words.root)
-    locate_store(root, loaded.tracking.uri)
     return rivals.with_runs(loaded, root), root
+
+
+def configured_run(words: Words) -> tuple[Config, str]:
+    """The same of what MLflow hears of: a run, or what tells of one beforehand.
+
+    Raises:
+        UsageError: `tracking.uri` and the root name no place for MLflow; before a remote root is asked anything.
+    """
+    tracking = compose.load(words.required_conf(), words.overrides).tracking
+    locate_store(storage.absolute(words.root), tracking.uri)
+    return configured(words)
 
 
 def command() -> str:

@@ -34,9 +34,10 @@ from pipeline.store.artifacts import Artifact, Look, Store, check_marks
 from pipeline.store.removal_list import check_carried_out, listed, names_of, requests
 from pipeline.terminal import console, out, print_json, print_table, printable
 from pipeline.verbs import forgetting
-from pipeline.verbs.configured import command, configured
+from pipeline.verbs.configured import command, configured, configured_run
 
 Row = tuple[str, str, str, str]
+BUILDING = (["repair"], ["retry"], ["dedup"])  # what ends in a run
 
 
 def handle(words: Words) -> None:
@@ -47,7 +48,7 @@ def handle(words: Words) -> None:
         return
     if words.own.keys() & {"keys", "urls", "from"}:
         raise UsageError("keys=, urls= and from= go with `data forget`")
-    loaded, root = configured(words)
+    loaded, root = (configured_run if words.rest in BUILDING else configured)(words)
     match words.rest:
         case ["funnel"]:
             funnel(loaded, root, words.json)

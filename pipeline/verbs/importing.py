@@ -12,13 +12,13 @@ from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Look
 from pipeline.terminal import console
-from pipeline.verbs.configured import command, configured
+from pipeline.verbs.configured import command, configured_run
 
 
 def handle(words: Words) -> None:
     found, overrides = composed(words.required_conf(), words.overrides, words.own.get("from"))
     words = replace(words, overrides=overrides)
-    loaded, root = configured(words)
+    loaded, root = configured_run(words)
     bring(loaded, words.required_conf(), root, found, words.same, command())
 
 

@@ -21,7 +21,10 @@ def handle(words: Words) -> None:
         UsageError: no such step, run or rank.
     """
     if len(words.rest) != 1:
-        raise UsageError("logs needs the name of a step, for example: python -m pipeline logs train_c")
+        raise UsageError(
+            "logs needs the name of a step or of its artifact, for example: python -m pipeline logs train_c, or logs "
+            "stage_c, as `status` lists it"
+        )
     root = storage.absolute(words.root)
     run, output = _found(root, words.rest[0], words.own.get("run"))
     path, seen = "", 0

@@ -19,13 +19,13 @@ from pipeline.store.artifacts import Look
 from pipeline.store.provenance import other_versions
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import console, out, print_table
-from pipeline.verbs.configured import configured, print_json
+from pipeline.verbs.configured import configured_run, print_json
 
 TOLD = 3  # changes of a stale step in the table
 
 
 def handle(words: Words) -> None:
-    loaded, root = configured(words)
+    loaded, root = configured_run(words)
     look = Look(root)
     planned = planned_steps(loaded, look, words.selection)
     costs = cost.estimates(planned, loaded)
@@ -59,7 +59,7 @@ def handle(words: Words) -> None:
     for key, found in taken.items():
         console.print(f"{key}: {laion.told(found)}", markup=False)
     for sentence in [
-        *(preview.told(loaded.data, counts) if counts else ()),
+        *((*preview.told(loaded.data, counts), *preview.as_asked(loaded.data, counts)) if counts else ()),
         *obstacles.unread(loaded, planned, counts),
     ]:
         console.print(sentence, markup=False)

@@ -9,13 +9,13 @@ from pipeline.settings.words import Words
 from pipeline.store.artifacts import Look
 from pipeline.terminal import console
 from pipeline.tracking.mlflow_store import locate_store
-from pipeline.verbs.configured import command, configured, print_json
+from pipeline.verbs.configured import command, configured_run, print_json
 
 
 def handle(words: Words) -> None:
     from pipeline.tracking.mlflow_runs import send_unsent
 
-    loaded, root = configured(words)
+    loaded, root = configured_run(words)
     look = Look(root)
     planned = planned_steps(loaded, look, words.selection)
     todo = [item for item in planned if item.state != "done"]
@@ -36,4 +36,5 @@ def _next_command(words: Words, summary: Summary) -> str:
     if summary.caption:
         prompt = shlex.quote(f"prompt={summary.caption}")
         return f"python -m pipeline sample {words.same} {prompt} out=pictures"
-    return f"python -m pipeline ui root={shlex.quote(words.root)}"
+    where = [word for word in words.overrides if word.partition("=")[0].startswith("tracking")]
+    return shlex.join(["python", "-m", "pipeline", "ui", f"root={words.root}", *where])

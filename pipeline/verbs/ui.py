@@ -21,7 +21,7 @@ from pipeline.settings import compose
 from pipeline.settings.words import Words
 from pipeline.store.process import ProcessId
 from pipeline.terminal import console
-from pipeline.tracking.mlflow_store import MlflowStore, locate_store, no_proxy_here, relocate
+from pipeline.tracking.mlflow_store import MlflowStore, locate_store, no_proxy_here, relocate, why_silent
 
 PORT = 5000
 START_S = 120.0
@@ -32,13 +32,31 @@ HEALTH_S = 5.0  # for an answer
 def handle(words: Words) -> None:
     port = words.number("port", "where MLflow listens", 1, 65_535) or PORT
     tracking = compose.load(words.conf or "stage_c", words.overrides).tracking
-    store = locate_store(storage.absolute(words.root), tracking.uri if words.conf else None)
+    store = locate_store(storage.absolute(words.root), tracking.uri)
+    if url := served(store):
+        _tell(url, tracking.experiment)
+        return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive us
     with contextlib.suppress(KeyboardInterrupt), serve_ui(store, port) as url:
-        console.print(
-            f"MLflow: {url}{runs_page(url, tracking.experiment)} (Ctrl-C ends it)", soft_wrap=True, markup=False
-        )
+        _tell(url, tracking.experiment, " (Ctrl-C ends it)")
         threading.Event().wait()
+
+
+def _tell(url: str, experiment: str, how_long: str = "") -> None:
+    console.print(f"MLflow: {url}{runs_page(url, experiment)}{how_long}", soft_wrap=True, markup=False)
+
+
+def served(store: MlflowStore) -> str | None:
+    """The URL of the server that somebody else keeps open on a store; None where nobody does.
+
+    Raises:
+        UsageError: the config names a server, and none answers there.
+    """
+    if store.artifacts is not None:
+        return _open_elsewhere(_note(store))
+    if reason := why_silent(store.uri):
+        raise UsageError(f"tracking.uri={store.uri}: no MLflow server answers there ({reason})")
+    return store.uri
 
 
 @contextlib.contextmanager
@@ -51,16 +69,12 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     Raises:
         UsageError: there is no store yet, the port is taken, or the server ended or did not answer in time.
     """
-    if store.artifacts is None:
-        yield store.uri
+    if url := served(store):
+        yield url
         return
     if not store.database.exists():
         raise UsageError(f"root: there is no MLflow store {store.database} yet; run something first")
     relocate(store)
-    note = store.database.with_name("ui.json")
-    if url := _open_elsewhere(note):
-        yield url
-        return
     _check_port(port)
     # One worker and no job runner: a third of the memory that MLflow's defaults take.
     no_proxy_here()
@@ -76,10 +90,10 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_healthy(url, server, output)
-        note.write_text(json.dumps({"url": url, **vars(ProcessId.own())}))
+        _note(store).write_text(json.dumps({"url": url, **vars(ProcessId.own())}))
         yield url
     finally:
-        note.unlink(missing_ok=True)
+        _note(store).unlink(missing_ok=True)
         _stop(server)
 
 
@@ -98,6 +112,11 @@ def runs_page(url: str, experiment: str) -> str:
     except (OSError, ValueError, KeyError):
         return ""
     return f"/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+
+
+def _note(store: MlflowStore) -> Path:
+    """The file in which the server that is open on a local store tells where."""
+    return store.database.with_name("ui.json")
 
 
 def _open_elsewhere(note: Path) -> str | None:

@@ -1,19 +1,16 @@
 """Checks of a conf: its Ray, its MLflow, and whether its trainings and inputs fit."""
 
 import socket
-import urllib.error
-import urllib.request
-from http.client import HTTPException
 
 from datasets.config import DataError
 from pipeline.errors import UsageError
 from pipeline.plan import cost, obstacles
-from pipeline.tracking.mlflow_store import locate_store
+from pipeline.tracking.mlflow_store import locate_store, why_silent
 from pipeline.verbs.doctor.finding import Asked, Finding, finding
 from pipeline.verbs.doctor.machine import on_our_cpus
 from stages.anatomy.memory_estimate import GIB
 
-PATIENCE_S = 3.0  # for an answer of a server
+PATIENCE_S = 3.0  # for a connection to Ray
 
 
 def cluster(asked: Asked) -> Finding | None:
@@ -48,14 +45,8 @@ def tracking(asked: Asked) -> Finding | None:
         return Finding("tracking", "failed", str(error))
     if store.artifacts is not None:
         return Finding("tracking", "ok", f"{store.uri}, made where it is missing")
-    try:
-        with urllib.request.urlopen(f"{store.uri}/health", timeout=PATIENCE_S):
-            pass
-    except urllib.error.HTTPError as error:
-        return finding("tracking", error.code < 500, f"{store.uri} answers: {error}", "warning")
-    except (OSError, HTTPException) as error:
+    if reason := why_silent(store.uri):
         what_then = f"a run goes on without, keeps its records in {store.unsent}, and a later one sends them"
-        reason = getattr(error, "reason", error)
         return Finding("tracking", "warning", f"{store.uri}: no server answers ({reason}); {what_then}")
     return Finding("tracking", "ok", f"{store.uri} answers")
 

@@ -149,8 +149,10 @@ def clock(_: Asked) -> Finding:
     return finding("clock", skew < 5, f"{skew:.1f} s between the clock and the file system's", "warning")
 
 
-def ray_place(_: Asked) -> Finding:
-    """Whether a Ray of our own finds a folder whose name is short enough for its sockets."""
+def ray_place(asked: Asked) -> Finding | None:
+    """Whether a Ray of our own finds a folder whose name is short enough for its sockets; one that is joined has it."""
+    if asked.cluster and asked.cluster.address:
+        return None
     try:
         return Finding("ray folder", "ok", f"a Ray of our own keeps its sockets and logs in {ray_folder()}")
     except UsageError as error:

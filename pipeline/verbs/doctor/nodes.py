@@ -55,6 +55,7 @@ def _of_nodes(folder: str) -> Iterator[Finding]:
 def of_node(node: "Node", told: "Seen", here: "Seen", skew_s: float, sample: int) -> Finding:
     """What is to be said of a node, in one line; `here` is what the driver's says of itself."""
     check, cpus, failed, warned = f"node {node.address}", int(node.resources.get("CPU", 0)), [], []
+    free, scarce = f"{told.free / GIB:.0f} GiB free", told.free / GIB < FREE_GIB
     other = [f"{name} {told.versions[name]}" for name in here.versions if told.versions[name] != here.versions[name]]
     if other:
         failed.append(
@@ -66,15 +67,18 @@ def of_node(node: "Node", told: "Seen", here: "Seen", skew_s: float, sample: int
         failed.append(f"the root: {told.store}")
     if abs(skew_s) > SKEW_S:
         warned.append(f"set its clock, which is {skew_s:+.1f} s off")
-    if told.free / GIB < FREE_GIB:
-        warned.append(f"{told.free / GIB:.0f} GiB free for Ray's logs and spilled objects")
+    if scarce:
+        warned.append(
+            f"{free} in {told.folder}, where Ray's logs and spilled objects want {FREE_GIB:.0f}: make room there, or "
+            "start that node's Ray with --temp-dir on a larger disk"
+        )
     state = "failed" if failed else "warning" if warned else "ok"
     speed = (
         ""
         if told.store
         else f", root {sample / told.written_s / MB:.0f} MB/s written, {sample / told.read_s / MB:.0f} read"
     )
-    facts = f"{cpus} CPUs, {node.gpus}, {told.free / GIB:.0f} GiB free, clock {skew_s:+.3f} s{speed}"
+    facts = f"{cpus} CPUs, {node.gpus}, {'' if scarce else f'{free}, '}clock {skew_s:+.3f} s{speed}"
     return Finding(check, state, "; ".join([*failed, *warned, facts]))
 
 

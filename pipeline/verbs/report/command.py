@@ -7,6 +7,7 @@ from datasets.files import storage
 from pipeline.errors import UsageError
 from pipeline.results.document import document
 from pipeline.results.subject import Subject
+from pipeline.settings.resources import Tracking
 from pipeline.settings.words import Words
 from pipeline.store.redact import redact
 from pipeline.terminal import console, print_json
@@ -45,7 +46,7 @@ def experiment(words: Words) -> None:
         raise UsageError(f"out={out}: the page is one file; give a name that ends in {HTML}")
     subject, tracking = asked.subject(words)
     missing: list[str] = []
-    history = opened(locate_store(subject.root, tracking.uri), tracking.experiment, missing.append)
+    history = _history(subject.root, tracking, missing)
     told, shown = document(subject, history, missing)
     told = redact(told)
     text = json.dumps(told, indent=1, ensure_ascii=False)
@@ -58,6 +59,18 @@ def experiment(words: Words) -> None:
         console.print(f"{told['verdict']['headline']}\n{path}, made from {path.removesuffix(HTML)}{JSON}", markup=False)
     if words.json:
         print_json(told)
+
+
+def _history(root: str, tracking: Tracking, missing: list[str]) -> History | None:
+    """What MLflow has; None where it has nothing or nobody says where it is, which is told, here and on the page."""
+    history = None
+    try:
+        history = opened(locate_store(root, tracking.uri), tracking.experiment, missing.append)
+    except UsageError as error:
+        missing.append(str(error))
+    for reason in missing:
+        console.print(f"without curves and panels: {reason}", style="yellow", markup=False)
+    return history
 
 
 def _keep(subject: Subject, history: History | None, texts: dict[str, str]) -> None:

@@ -6,7 +6,15 @@ import os
 import pytest
 
 from datasets.files import notices, retrying
-from datasets.files.errors import PASSING_ERRNOS, REMEDIES, NothingThere, StorageError, StoreAway, StoreRefuses
+from datasets.files.errors import (
+    ENDPOINTS,
+    PASSING_ERRNOS,
+    REMEDIES,
+    NothingThere,
+    StorageError,
+    StoreAway,
+    StoreRefuses,
+)
 from datasets.files.notices import Notice, PassedOver, Retry
 from datasets.files.retrying import MOST_PAUSE_S, PATIENCE, TRIES, persistently
 
@@ -80,6 +88,22 @@ def test_patience_has_an_end(clock, monkeypatch, patience):
         persistently("x", request)
     assert sum(clock) == pytest.approx(patience)
     assert len(clock) == request.made - 1
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint", "hinted"),
+    [("s3://b/x", None, True), ("s3://b/x", "http://store:8333", False), ("/root/x", None, False)],
+)
+def test_who_has_not_said_whose_store_it_is_hears_that_amazon_was_asked(clock, monkeypatch, path, endpoint, hinted):
+    for name in ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
+    if endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    refused = OSError("When listing: AWS Error ACCESS_DENIED during ListObjectsV2 operation: Access Denied.")
+    for request in (Request(*[OSError(SLOW_DOWN) for _ in range(1000)]), Request(refused)):
+        with pytest.raises(StorageError) as caught:
+            persistently(path, request)
+        assert ("since AWS_ENDPOINT_URL is not set" in str(caught.value)) == hinted
 
 
 def test_even_who_has_no_patience_tries_thrice(clock, monkeypatch):

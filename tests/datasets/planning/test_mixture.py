@@ -169,6 +169,7 @@ def test_each_source_has_filters_caps_and_losses_of_its_own(tmp_path):
     told = preview.told(config, counts)
     assert "laion_aesthetic: 2 of 6 used; left out: max_same_caption 4" in told
     assert any("data.sources.2.filters.max_same_caption" in sentence for sentence in told)
+    assert preview.as_asked(config, counts) == ["small (folder): 4 of 4 used", "large (folder): 4 of 4 used"]
     (below,) = (sentence for sentence in told if "too_small" in sentence)
     assert below.startswith(f"small (folder): data.sources.0.filters.min_side is below data.image.size={SIZE}: ")
     assert [source["name"] for source in preview.document(counts)["sources"]] == ["small", "large", "laion_aesthetic"]

@@ -479,7 +479,7 @@ def test_where_runs_are_kept(root: str, uri: str | None, expected: str) -> None:
 @pytest.mark.parametrize(
     ("root", "uri", "message"),
     [
-        ("s3://bucket/runs", None, r"tracking\.uri.*http address"),
+        ("s3://bucket/runs", None, r"give tracking\.uri=http://.* MLFLOW_TRACKING_URI"),
         ("/shared/runs", "file:./mlruns", r"tracking\.uri=file:\./mlruns"),
         ("/shared/runs", "https://me:secret@mlflow", r"tracking\.uri.*MLFLOW_TRACKING_PASSWORD"),
     ],

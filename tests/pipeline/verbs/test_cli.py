@@ -48,7 +48,7 @@ def process(code: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *code], capture_output=True, text=True, cwd=folder, env=environment)
 
 
-def build_all(root: Path, loaded: Config) -> None:
+def build_all(root: Path | str, loaded: Config) -> None:
     """Commit an artifact of one small file for every step of a config."""
     store = Store(str(root))
     prints = fingerprints(order(table(loaded), loaded.targets), loaded.lookup)
@@ -152,6 +152,30 @@ def test_the_process_ends_with_the_same_code_and_sentence(elsewhere):
     sentence = "error: stage_c.train.learnign_rate: there is no such key (did you mean stage_c.train.learning_rate?)\n"
     assert done.stderr == sentence
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["sample", "prompt=red heart", "out=pictures"],
+        ["show", "artifact=stage_a"],
+        ["export", "out=release"],
+        ["report", "out=report.html"],
+        ["data", "funnel"],
+        ["data", "verify"],
+        ["data", "lost"],
+        ["study", "build", "out=study.html", "eval=baseline"],
+    ],
+)
+def test_what_does_not_record_a_run_does_not_ask_where_mlflow_is(line, capsys):
+    assert main([*line, *MICRO, "root=memory://nothing"]) == 2
+    assert "memory://nothing has no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [["plan"], ["run"], ["data", "repair"], ["data", "retry"], ["data", "dedup"]])
+def test_what_records_one_does(line, capsys):
+    assert main([*line, *MICRO, "root=memory://nothing"]) == 2
+    assert "tracking.uri: root=memory://nothing is remote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

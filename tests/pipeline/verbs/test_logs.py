@@ -29,6 +29,11 @@ def test_a_log_cannot_drive_the_terminal_whoever_wrote_it(root, capsys, name):
     assert capsys.readouterr().out == "404 \\x1b[2Jgone\ufffd\n"
 
 
+def test_without_a_name_it_says_which_names_it_takes(root, capsys):
+    assert main(["logs", f"root={root}"]) == 2
+    assert "the name of a step or of its artifact, for example" in capsys.readouterr().err
+
+
 def test_a_step_that_is_not_there_is_named_with_those_that_are(root, capsys):
     assert main(["logs", "downlaod", f"root={root}"]) == 2
     assert "has such a step (did you mean download?); there are download, images" in capsys.readouterr().err

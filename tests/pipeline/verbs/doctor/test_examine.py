@@ -71,6 +71,7 @@ def test_memory_is_that_of_the_fewest_workers(capsys, tmp_path):
 
 def test_a_config_for_cpus_is_held_against_this_machine(capsys, tmp_path):
     found = findings(capsys, tmp_path, *MICRO, "data.limit=16", "workers=2", "cluster.num_cpus=2")
+    assert found["ray folder"]["state"] == "ok"
     assert found["config"]["found"] == "conf=stage_c: 11 of 11 steps are to be done"
     assert found["device memory"] == {
         "check": "device memory",
@@ -106,6 +107,7 @@ def test_beside_a_wrong_config_machine_and_cluster_are_looked_at(capsys, tmp_pat
     assert told in found["config"]["found"]
     assert {"memory", "disk", "storage", "tracking"} <= found.keys()
     assert (found["device"]["state"], found["cluster.address"]["state"]) == ("warning", "failed")
+    assert "ray folder" not in found  # of a Ray of our own, which there will not be
 
 
 def test_a_conf_that_does_not_compose_leaves_the_machine(capsys, tmp_path):

@@ -41,7 +41,12 @@ def test_a_good_node_is_told_of_in_a_line():
         (replace(SEEN, code="other"), 0, "failed", "its code is not the driver's"),
         (replace(SEEN, store="AccessDenied"), 0, "failed", "the root: AccessDenied"),
         (SEEN, -7.5, "warning", "set its clock, which is -7.5 s off"),
-        (replace(SEEN, free=3 * GIB), 0, "warning", "3 GiB free for Ray's logs"),
+        (
+            replace(SEEN, free=3 * GIB),
+            0,
+            "warning",
+            "3 GiB free in /tmp, where Ray's logs and spilled objects want 20",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_node_comes_first(seen, skew_s, state, words):
@@ -49,6 +54,7 @@ def test_what_is_wrong_with_a_node_comes_first(seen, skew_s, state, words):
     assert found[0] == state
     assert found[1].startswith(words)
     assert "64 CPUs" in found[1]
+    assert found[1].count("GiB free") == 1
 
 
 def test_a_look_leaves_nothing_behind(tmp_path):

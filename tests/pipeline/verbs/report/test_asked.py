@@ -56,6 +56,14 @@ def test_poor_manifests_make_a_report_all_the_same(tmp_path: Path) -> None:
     assert told["verdict"]["headline"] == "Finished and scored"
 
 
+def test_a_remote_root_needs_no_words_about_mlflow_and_says_what_is_missing_without(tmp_path: Path, capsys) -> None:
+    root = f"memory://{tmp_path.name}"
+    build_all(root, compose.load("stage_c", ["scale=micro"]))
+    command.handle(parse(["report", *MICRO, f"root={root}", f"out={tmp_path}/page.html"]))
+    (told,) = [one for one in json.loads((tmp_path / "page.json").read_text())["missing"] if "tracking.uri" in one]
+    assert f"without curves and panels: {told}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_json_alone_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = experiment(tmp_path / "root")
     before = sorted(tmp_path.rglob("*"))
