@@ -34,14 +34,15 @@ class FaultyStore:
     - None: nothing.
 
     `seen` counts requests by (method, what became of them); `asked` has the method and path of each, `written` the
-    paths that were put from an address. Where `late_s` is set, each is answered so many seconds late.
+    paths that were put from an address, with the time of the first. Where `late_s` is set, each is answered so many
+    seconds late.
     """
 
     def __init__(self, host: str, port: int, listens: str = "127.0.0.1"):
         self.fault: Fault = lambda method, path: None
         self.seen: Counter[tuple[str, str | None]] = Counter()
         self.asked: list[tuple[str, str]] = []
-        self.written: dict[str, set[str]] = {}
+        self.written: dict[str, dict[str, float]] = {}
         self.late_s = 0.0
         self._store, self._listens = (host, port), listens
         self._server: ThreadingHTTPServer | None = None
@@ -133,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.proxy.seen[self.command, fault] += 1
         self.proxy.asked.append((self.command, self.path))
         if self.command == "PUT" and fault is None:
-            self.proxy.written.setdefault(self.client_address[0], set()).add(unquote(self.path))
+            self.proxy.written.setdefault(self.client_address[0], {}).setdefault(unquote(self.path), time.monotonic())
         time.sleep(self.proxy.late_s)
         body = self._body()
         if fault == "slow":

@@ -8,12 +8,14 @@ is below the processes that hold the namespaces, and these end with the test's: 
 
 import contextlib
 import json
+import math
 import os
 import random
 import secrets
 import shlex
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +130,7 @@ class Machine:
         self.address = lan.connect(first.pid, number)
         self._inside = ("nsenter", f"--target={first.pid}", "--pid", "--mount", "--net", "--uts", "--wdns=/tmp/home")
         self.environment = environment
+        self.joined = math.inf
 
     def command(self, *words: str) -> list[str]:
         """A command, as it is called from here to run there."""
@@ -206,10 +209,11 @@ class Machines:
             machine.run("ray", "stop", "--force")
             self._join(machine, *self._as_node())
 
-    def has_stored(self, machine: Machine, root: str, artifact: str) -> bool:
-        """Whether a machine has stored anything of an artifact below a root."""
+    def used_after(self, machine: Machine, root: str, artifact: str) -> float | None:
+        """Seconds from a node's joining until it stored the first of an artifact below a root; None: it has not."""
         place = f"{root.removeprefix('s3:/')}/artifacts/{artifact}/"
-        return any(path.startswith(place) for path in self.store.written.get(machine.address, ()))
+        stored = [at for path, at in self.store.written.get(machine.address, {}).items() if path.startswith(place)]
+        return min(stored) - machine.joined if stored else None
 
     def submit(self, name: str, *words: str, log: Path) -> "subprocess.Popen[bytes]":
         """Hand a command to the cluster as a job, as a person does: what is said goes to a file, to the job's end."""
@@ -249,9 +253,11 @@ class Machines:
         command = ["ray", "start", f"--node-ip-address={machine.address}", f"--object-store-memory={80 * MIB}", *words]
         for _ in range(TRIES - 1):  # a busy machine gets another one, since Ray waits for half a minute only
             if machine.run(*command, check=False).returncode == 0:
-                return
+                break
             machine.run("ray", "stop", "--force")
-        machine.run(*command)
+        else:
+            machine.run(*command)
+        machine.joined = time.monotonic()
 
     def close(self) -> None:
         for machine in self.made:

@@ -176,7 +176,9 @@ def test_the_same_content_whatever_befalls_it(cluster, calm, tmp_path):
     assert code == 0, said
     assert contents(OTHER) == calm
     for artifact, those in added.items():
-        assert any(cluster.has_stored(machine, OTHER, artifact) for machine in those), artifact
+        used = [seconds for machine in those if (seconds := cluster.used_after(machine, OTHER, artifact)) is not None]
+        assert used, artifact
+        print(f"{artifact}: a new node is used {min(used):.0f} s after it joined")
     figures = {name: artifact.manifest["metrics"] for name, artifact in made(OTHER).items()}
     for noticed in ("stage_a", "stage_c"):
         assert figures[noticed]["interruptions"] == 1
