@@ -86,6 +86,7 @@ def _training(
     work = [phase.steps * phase.batch_size * each[name][phase.size] for name, phase in phases]
     seconds, basis = _seconds(step, sum(work), estimate, speeds)
     needs = estimate["memory"]["total"] if estimate["memory"] else None
+    devices = config.ranks_of(step) * max(1, config.cluster.gpus_per_worker)
     for (name, phase), flops in zip(phases, work, strict=True):
         count = _parameters(name, config)
         hours = seconds * flops / sum(work) / 3600
@@ -97,7 +98,7 @@ def _training(
             flops=each[name][phase.size],
             images=phase.steps * phase.batch_size,
             hours=hours,
-            wall_h=hours / (config.workers * max(1, config.cluster.gpus_per_worker)),
+            wall_h=hours / devices,
             stored_bytes=FP32 * count,
             kg=_kg(hours, basis),
             cost=_cost(hours, config),

@@ -17,18 +17,19 @@ def remarks(planned: Sequence[Planned], config: Config) -> Iterator[str]:
             continue
         for key in TRAININGS[item.step.name]:
             training = config.trainings().get(key)
-            if training is None or (times := share_read(training.shared_lanes, config.workers)) <= MUCH:
+            world = config.ranks_of(item.step.name)
+            if training is None or (times := share_read(training.shared_lanes, world)) <= MUCH:
                 continue
-            lanes, world = training.shared_lanes, config.workers
+            lanes, ranks = training.shared_lanes, config.ranks_key(item.step.name)
             yield (
                 f"{item.step.name}: {world} workers read {times:.3g} times the data in each pass, since samples come "
-                f"in {lanes} lane{'s' * (lanes > 1)}; {_remedy(key, training.lanes, lanes, world)}"
+                f"in {lanes} lane{'s' * (lanes > 1)}; {_remedy(key, training.lanes, lanes, world, ranks)}"
             )
 
 
-def _remedy(key: str, asked: int, lanes: int, world: int) -> str:
+def _remedy(key: str, asked: int, lanes: int, world: int, ranks: str) -> str:
     if asked > lanes:
         return f"{asked} are asked for ({key}.lanes), but no more divide all batches"
     fitting = [number for number in range(2, lanes + 1) if lanes % number == 0]
-    fewer = f", or workers={max((n for n in fitting if n < world), default=1)}" if lanes > 1 else ""
+    fewer = f", or {ranks}={max((n for n in fitting if n < world), default=1)}" if lanes > 1 else ""
     return f"{key}.lanes={max(USUAL, world)} gives each its own{fewer}"

@@ -4,7 +4,8 @@ Each check takes the sections that it compares. Its `ValueError` is one sentence
 """
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 
 from datasets.buckets import STEP, Frame
 from datasets.config import ImageConfig, ViewConfig
@@ -301,23 +302,57 @@ def workers_have_nodes(workers: int, cluster: Cluster) -> None:
         )
 
 
+def ranks_key(key: str, training: TrainingConfig, workers: int) -> str:
+    """The key that says how many ranks a training has."""
+    return f"{key}.ranks" if training.ranks_among(workers) < workers else "workers"
+
+
+def ranks_agree(trainings: Trainings, workers: int) -> None:
+    """The trainings of one step, one after the other, have the same ranks: starting others takes a job of its own."""
+    ranks = {key: training.ranks_among(workers) for key, training in trainings.items()}
+    if len(set(ranks.values())) > 1:
+        told = " and ".join(f"{key}.ranks={training.ranks or 'null'}" for key, training in trainings.items())
+        raise ValueError(f"{told} differ, but one step does both on the same ranks; give both the same number")
+
+
 def batches_divide(trainings: Trainings, workers: int) -> None:
-    """All batches divide among the workers."""
+    """All batches divide among the ranks of their training."""
     for key, training in trainings.items():
+        named = ranks_key(key, training, workers)
         try:
-            training.require_divisible(workers)
+            training.require_divisible(training.ranks_among(workers), named)
         except ValueError as error:
-            raise ValueError(f"{key}.{error}{_nearest_workers(trainings, workers)}") from None
+            near = _nearest_workers if named == "workers" else partial(_nearest_ranks, key)
+            raise ValueError(f"{key}.{error}{near(trainings, workers)}") from None
 
 
 def _nearest_workers(trainings: Trainings, workers: int) -> str:
     """A hint at the numbers of workers next to ours among which the batches of all trainings divide, if any."""
+    deciding = {key: one for key, one in trainings.items() if one.ranks_among(workers) == workers}
+
+    def fits(world: int) -> bool:
+        return all(one.divides(one.ranks_among(world)) for one in trainings.values())
+
+    return _nearest("workers", workers, deciding, fits)
+
+
+def _nearest_ranks(key: str, trainings: Trainings, workers: int) -> str:
+    """The same of the ranks of one training, which are no more than `workers`."""
+    training = trainings[key]
+
+    def fits(world: int) -> bool:
+        return world <= workers and training.divides(world)
+
+    return _nearest(f"{key}.ranks", training.ranks_among(workers), {key: training}, fits)
+
+
+def _nearest(key: str, number: int, trainings: Trainings, fits: Callable[[int], bool]) -> str:
+    """A hint at those numbers that fit, of all that divide the batches, which are next to ours."""
     common = math.gcd(*(phase.batch_size for _, phase in _phases(trainings)))
-    divisors = (world for world in range(1, common + 1) if common % world == 0)
-    fitting = [world for world in divisors if all(one.divides(world) for one in trainings.values())]
-    fewer = [world for world in fitting if world < workers][-1:]
-    more = [world for world in fitting if world > workers][:1]
-    return f"; use workers={' or '.join(map(str, fewer + more))}" if fitting else ""
+    fitting = [world for world in range(1, common + 1) if common % world == 0 and fits(world)]
+    fewer = [world for world in fitting if world < number][-1:]
+    more = [world for world in fitting if world > number][:1]
+    return f"; use {key}={' or '.join(map(str, fewer + more))}" if fitting else ""
 
 
 def _phases(trainings: Trainings) -> list[tuple[str, Phase]]:

@@ -61,7 +61,7 @@ class Config(Settings):
     seed: int = Field(ge=0, lt=2**32)
     """Draws the plan, initial weights, the batches' order, noise and samples."""
     workers: Annotated[int, Field(ge=1, le=100_000)]
-    """Ranks of each training; a rank is a process with its own device.
+    """Ranks of each training, but for those that want fewer (`ranks`); a rank is a process with its own device.
 
     The global batch stays what the phases say."""
     data: DataConfig
@@ -155,6 +155,8 @@ class Config(Settings):
         checks.muon_has_matrices(trainings)
         checks.fewer_workers_are_fewer(self.cluster.min_workers, self.workers)
         checks.workers_have_nodes(self.workers, self.cluster)
+        for keys in TRAININGS.values():
+            checks.ranks_agree({key: trainings[key] for key in keys if key in trainings}, self.workers)
         checks.batches_divide(trainings, self.workers)
         return self
 
@@ -218,12 +220,25 @@ class Config(Settings):
         settings |= {f"data.captioners.{name}.precision": made.precision for name, made in self.data.captioners.items()}
         return [key for key, precision in settings.items() if precision == "bf16"]
 
+    def ranks_of(self, step: str) -> int:
+        """Ranks of a training step while no node is lost: `workers`, or the fewer that all its trainings want."""
+        return min((one.ranks_among(self.workers) for one in self.trainings_of(step).values()), default=self.workers)
+
+    def ranks_key(self, step: str) -> str:
+        """The key that says how many these are."""
+        trainings = self.trainings()
+        ours = [key for key in TRAININGS.get(step, ()) if key in trainings]
+        return checks.ranks_key(ours[-1], trainings[ours[-1]], self.workers) if ours else "workers"
+
     def worlds_of(self, step: str) -> list[int]:
-        """Numbers of workers with which a training step can go on, descending from `workers`: all batches divide."""
-        least = self.cluster.min_workers or self.workers
+        """Numbers of ranks with which a training step can go on, descending from `ranks_of`: all batches divide.
+
+        Where these are fewer than `cluster.min_workers` anyway, it goes on with no other number."""
+        ranks = self.ranks_of(step)
+        least = min(self.cluster.min_workers or ranks, ranks)
         return [
             world
-            for world in range(self.workers, least - 1, -1)
+            for world in range(ranks, least - 1, -1)
             if all(training.divides(world) for training in self.trainings_of(step).values())
         ]
 

@@ -150,7 +150,9 @@ class Cluster(Settings):
     retries: Annotated[int, Field(ge=0, le=1000)]
     """Further attempts at a step after a failure of the infrastructure; counted anew where it got further meanwhile."""
     min_workers: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Fewest ranks that a training goes on with once nodes are lost; null: `workers`, it waits for new nodes."""
+    """Fewest ranks that a training goes on with once nodes are lost; null: it waits for new nodes.
+
+    One that has no more ranks than that anyway (`ranks`) waits too."""
     replacement_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 600.0
     """Seconds that lost nodes have to be replaced in, before a training goes on with fewer ranks."""
     code: Literal["there", "sent"] = "there"

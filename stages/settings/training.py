@@ -144,6 +144,10 @@ class TrainingConfig(Settings):
     """Most rows that a rank takes through the model at a time, adding up their gradients; null: all of its rows.
 
     What looks at a whole batch, BatchNorm and adaptive weights, then looks at a piece."""
+    ranks: Annotated[Annotated[int, Field(ge=1, le=100_000)] | None, MANNER] = None
+    """Most ranks that it runs on, of `workers`; null: all of them. Trainings of one step run on as many.
+
+    Where a rank's rows are too few to keep its device busy, fewer ranks take longer for fewer device-hours."""
     shard: Annotated[Annotated[int, Field(ge=1, le=100_000)], MANNER] = 1
     """Ranks over which weights, gradients, moments and average are spread (FSDP2); 1: a copy each (DDP)."""
     deterministic: Annotated[bool, MANNER] = False
@@ -244,6 +248,10 @@ class TrainingConfig(Settings):
             for phase, start in zip(self.phases, starts, strict=False)
         )
 
+    def ranks_among(self, workers: int) -> int:
+        """Ranks that it runs on where there can be so many."""
+        return min(self.ranks or workers, workers)
+
     def divides(self, world: int) -> bool:
         """Whether `require_divisible` accepts so many workers."""
         try:
@@ -252,13 +260,14 @@ class TrainingConfig(Settings):
             return False
         return True
 
-    def require_divisible(self, world: int) -> None:
-        """Raise ValueError unless every phase's batch divides among `world` workers, and into micro-batches there."""
+    def require_divisible(self, world: int, key: str = "workers") -> None:
+        """Raise ValueError unless every phase's batch divides among `world` workers, and into micro-batches there;
+        `key` is the one that says how many they are."""
         if world % self.shard:
-            raise ValueError(f"shard={self.shard} does not divide workers={world}")
+            raise ValueError(f"shard={self.shard} does not divide {key}={world}")
         for number, phase in enumerate(self.phases):
             if phase.batch_size % world:
-                raise ValueError(f"phases.{number}.batch_size={phase.batch_size} does not divide among workers={world}")
+                raise ValueError(f"phases.{number}.batch_size={phase.batch_size} does not divide among {key}={world}")
             rows = phase.batch_size // world
             if self.micro_batch and rows > self.micro_batch and rows % self.micro_batch:
                 raise ValueError(

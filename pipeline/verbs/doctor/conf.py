@@ -5,6 +5,7 @@ import socket
 from datasets.config import DataError
 from pipeline.errors import UsageError
 from pipeline.plan import cost, obstacles
+from pipeline.settings.config import TRAININGS
 from pipeline.tracking.mlflow_store import locate_store, why_silent
 from pipeline.verbs.doctor.finding import Asked, Finding, finding
 from pipeline.verbs.doctor.machine import on_our_cpus
@@ -56,12 +57,12 @@ def workers(asked: Asked) -> Finding | None:
     if asked.config is None:
         return None
     config = asked.config
-    trained = {name for step in asked.todo for name in config.trainings_of(step)}
+    ranks = {key: config.ranks_of(step) for step in asked.todo for key in TRAININGS.get(step, ())}
     rows = []
     for key, training in config.trainings().items():
-        if key.partition(".")[0] in trained:
-            each = ", ".join(str(phase.batch_size // config.workers) for phase in training.phases)
-            rows.append(f"{key} {each}")
+        if key in ranks:
+            each = ", ".join(str(phase.batch_size // ranks[key]) for phase in training.phases)
+            rows.append(f"{key} {each}" + (f" on {ranks[key]} of them" if ranks[key] < config.workers else ""))
     told = f"rows of each a batch: {'; '.join(rows)}" if rows else "nothing is left to train"
     return Finding("workers", "ok", f"workers={config.workers}, {told}")
 

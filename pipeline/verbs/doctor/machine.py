@@ -94,9 +94,11 @@ def memory(asked: Asked) -> Finding:
     if asked.config and on_our_cpus(asked.config.cluster):
         needs = {step: need for step in asked.todo if (need := cost.memory(step, asked.config))}
         if needs:
-            step, workers = max(needs, key=lambda name: needs[name].total), asked.config.workers
-            needed += workers * needs[step].total / GIB
-            told += f"; {step}, the largest, about {needs[step].total / GIB:.1f} for each of workers={workers}"
+            ranks = {name: asked.config.ranks_of(name) for name in needs}
+            step = max(needs, key=lambda name: ranks[name] * needs[name].total)
+            needed += ranks[step] * needs[step].total / GIB
+            each, key = needs[step].total / GIB, asked.config.ranks_key(step)
+            told += f"; {step}, the largest, about {each:.1f} for each of {key}={ranks[step]}"
     return finding("memory", free >= needed, told, "warning")
 
 

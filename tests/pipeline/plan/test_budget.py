@@ -34,6 +34,15 @@ def test_the_papers_training_of_stage_c_takes_the_papers_hours():
     assert sum(line.cost or 0 for line in found) == pytest.approx(2 * hours)
 
 
+def test_a_training_of_fewer_ranks_takes_as_many_device_hours_and_more_of_a_clock():
+    (few,), (every,) = (
+        [line for line in lines([*PAPER, word]) if line.step == "train_a"]
+        for word in ("stage_a.train.ranks=8", "stage_a.train.ranks=null")
+    )
+    assert few.hours == every.hours == pytest.approx(8 * (few.wall_h or 0)) == pytest.approx(64 * (every.wall_h or 0))
+    assert (few.rank_bytes or 0) > (every.rank_bytes or 0)
+
+
 def test_the_whole_budget_is_on_one_screen(capsys):
     found = lines(PAPER)
     show_budget(found)

@@ -48,3 +48,12 @@ def test_a_world_that_shares_lanes_is_told_of_one_that_does_not(tmp_path):
         "train_c: 4 workers read 2 times the data in each pass, since samples come in 2 lanes; "
         "stage_c.train.lanes=64 gives each its own, or workers=2"
     ]
+
+
+def test_what_is_read_is_that_of_the_ranks_of_each_training(tmp_path):
+    words = ["scale=micro", "workers=4", "stage_c.train.lanes=2", "stage_a.train.ranks=1"]
+    found = {one.partition(":")[0] for one in remarks(tmp_path, *words, "stage_c.train.ranks=2")}
+    assert found == {"train_b"}
+    shared = remarks(tmp_path, "scale=micro", "workers=8", "stage_c.train.lanes=2", "stage_c.train.ranks=4")
+    (found,) = [one for one in shared if "train_c" in one]
+    assert found.endswith("stage_c.train.lanes=64 gives each its own, or stage_c.train.ranks=2")

@@ -86,3 +86,29 @@ def test_other_numbers_of_workers_are_named_by_what_divides_all_batches():
         load("workers=3")
     with pytest.raises(UsageError, match=r"does not divide among workers=9; use workers=8$"):
         load("workers=9")
+
+
+def test_ranks_of_a_training_are_named_where_its_batches_do_not_divide_among_them():
+    told = r"^stage_c\.train\.phases\.0\.batch_size=8 does not divide among stage_c\.train\.ranks=3; "
+    with pytest.raises(UsageError, match=told + r"use stage_c\.train\.ranks=2 or 4$"):
+        load("workers=8", "stage_c.train.ranks=3")
+    with pytest.raises(UsageError, match=r"among stage_a\.train\.ranks=48; use stage_a\.train\.ranks=32$"):
+        load("workers=60", "stage_a.train.ranks=48", scale="paper")  # 64 would be more than there are
+    told = r"shard=4 does not divide stage_c\.train\.ranks=2; use stage_c\.train\.ranks=4$"
+    with pytest.raises(UsageError, match=told):
+        load("workers=8", "stage_c.train.ranks=2", "stage_c.train.shard=4", "stage_c.train.panel_every=null")
+
+
+def test_workers_are_held_against_the_ranks_that_trainings_take_of_them():
+    few = [f"{key}.ranks=2" for key in ("stage_a.train", "stage_b.train", "compressor.warmup.train", "stage_c.train")]
+    load("workers=3", *few, "previewer.train.ranks=1", "baseline.train.ranks=1")
+    with pytest.raises(UsageError, match=r"previewer.*does not divide among workers=3; use workers=2 or 4$"):
+        load("workers=3", *few)
+
+
+def test_one_step_does_its_trainings_on_as_many_ranks():
+    told = r"compressor\.warmup\.train\.ranks=2 and stage_b\.train\.ranks=null differ, but one step does both"
+    with pytest.raises(UsageError, match=told):
+        load("workers=4", "compressor.warmup.train.ranks=2")
+    assert load("workers=4", "compressor.warmup.train.ranks=2", "stage_b.train.ranks=2").ranks_of("train_b") == 2
+    assert load("workers=2", "compressor.warmup.train.ranks=2").ranks_of("train_b") == 2

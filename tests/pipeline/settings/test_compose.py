@@ -130,7 +130,7 @@ def test_whatever_is_set_a_config_comes_out_or_a_sentence_that_names_the_key(tre
         return
     assert compose.check(config.model_dump(mode="json")) == config
     for step in table(config):
-        assert config.worlds_of(step.name)[:1] == [config.workers]
+        assert config.worlds_of(step.name)[:1] == [config.ranks_of(step.name)]
         assert len(config.views_of(step.name)) <= len(config.data.views)
 
 

@@ -275,9 +275,49 @@ def test_what_cannot_fit_is_refused_with_the_keys_that_help(tmp_path):
 def test_fewer_workers_are_those_that_divide_all_batches():
     words = ("workers=64", "cluster=a100x64", "data.metadata=somewhere")
     loaded = load(*words, "cluster.min_workers=16", scale="paper")
-    assert loaded.worlds_of("train_a") == [64, 32, 16]
+    assert loaded.worlds_of("train_b") == [64, 32, 16]
     assert loaded.worlds_of("train_c") == [64, 48, 32, 24, 16]
     assert load(*words, scale="paper").worlds_of("train_c") == [64]
+
+
+def test_a_training_has_no_more_ranks_than_it_wants_and_goes_on_with_fewer_only_below_that():
+    words = ("cluster=a100x64", "data.metadata=somewhere")
+
+    def worlds(*more: str) -> list[int]:
+        loaded = load(*words, *more, scale="paper")
+        assert loaded.ranks_of("train_a") == max(loaded.worlds_of("train_a"))
+        return loaded.worlds_of("train_a")
+
+    assert worlds("workers=64") == [16]  # two nodes of the paper's
+    assert worlds("workers=64", "stage_a.train.ranks=null") == [64]
+    assert worlds("workers=4") == [4]
+    assert worlds("workers=64", "cluster.min_workers=32") == [16]
+    assert worlds("workers=64", "cluster.min_workers=2") == [16, 8, 4, 2]
+    assert load(*words, "workers=64", scale="paper").ranks_of("train_b") == 64
+
+
+def test_memory_is_that_of_a_rank_of_as_many_as_there_are(tmp_path):
+    words = ("workers=64", "cluster=a100x64", "data.metadata=somewhere")
+    fewer, all_of_them = (load(*words, f"stage_a.train.ranks={n}", scale="paper") for n in ("8", "null"))
+    need, less = cost.memory("train_a", fewer), cost.memory("train_a", all_of_them)
+    assert need
+    assert less
+    assert less.total < need.total < 40 * 2**30  # also of an A100 of 40 GB
+    assert cost.whole_bytes("train_a", fewer) == {8: need.total}
+    assert cost.memory("train_a", fewer, 64) == less
+
+
+def test_a_training_of_few_ranks_that_does_not_fit_is_told_of_more_of_them(tmp_path):
+    def check(*words: str) -> None:
+        loaded = load("data.metadata=x", "cluster=a100x64", "cluster.gpu_memory_gib=8", *words, scale="paper")
+        cost.check_memory(planned_steps(loaded, Look(str(tmp_path)), Selection(until="train_a")), loaded)
+
+    fixed = ("stage_a.train.checkpointing=false", "workers=64", "stage_a.train.ranks=8")
+    with pytest.raises(UsageError, match=r"with stage_a\.train\.ranks=8, but .*, stage_a\.train\.ranks=16$"):
+        check(*fixed)
+    check(*fixed, "stage_a.train.ranks=16")
+    with pytest.raises(UsageError, match=r"with workers=8, but (?!.*(workers|ranks)=\d+$)"):
+        check("stage_a.train.checkpointing=false", "workers=8")  # more workers alone would not be taken
 
 
 def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):

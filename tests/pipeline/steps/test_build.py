@@ -179,6 +179,41 @@ def test_nobody_pays_for_a_pool_that_is_at_zero(work, build, tmp_path):
     assert len({lease.attempt for lease in found}) == 1
 
 
+def test_a_training_gets_as_many_ranks_as_it_wants_and_holds_their_devices_alone(build, tmp_path):
+    words = ["scale=micro", "workers=4", "cluster.min_workers=1", "stage_a.train.ranks=2"]
+    handed: list[Any] = []
+
+    class Settled:
+        board = None
+        room = SimpleNamespace(kind=lambda work: "cuda:A100")
+
+        def settle(self, worlds: Any, tick: Any) -> int:
+            return int(worlds[0])
+
+        def reserved_for_training(self, workers: int) -> float:
+            return workers
+
+        def train(self, loop: Any, payload: Any, *, workers: int, worlds: Any, **_: Any) -> None:
+            handed.append((workers, worlds))
+
+    writer = Writer(str(tmp_path), "one")
+    began: list[int] = []
+    training: Any = replace(
+        build,
+        config=compose.load("stage_c", words),
+        step=SimpleNamespace(name="train_a", call="train:train_a"),
+        cluster=Settled(),
+        lease=lambda *about, **more: writer.lease("train_a", "abc", *about, **more),
+        report=SimpleNamespace(begin_training=began.append),
+        stopped=lambda: None,
+    )
+    training.train(print, {})
+    replace(training, step=SimpleNamespace(name="train_c", call="train:train_c")).train(print, {})
+    assert handed == [(2, [2, 1]), (4, [4, 2, 1])]
+    found, _ = ledger.read(str(tmp_path))
+    assert began == sorted(lease.devices for lease in found) == [2, 4]
+
+
 def calls(*names: str) -> list[tuple[str, ast.Call]]:
     """Calls of functions of these names in the program, with the file and line of each."""
     found = []

@@ -44,7 +44,7 @@ def test_the_paper_on_64_workers_is_looked_through_without_them(capsys, tmp_path
     pq.write_table(pa.table({name: [None] for name in names}), tmp_path / "laion.parquet")
     found = findings(capsys, tmp_path, *PAPER, f"data.metadata={tmp_path}", f"cluster.address={NOBODY}")
     assert found["workers"]["found"].endswith(
-        "a batch: stage_a.train 4; stage_b.train 8, 2; stage_c.train 24, 24, 12, 6"
+        "a batch: stage_a.train 32 on 8 of them; stage_b.train 8, 2; stage_c.train 24, 24, 12, 6"
     )  # not the previewer's and the baseline's
     assert (found["device memory"]["state"], found["inputs"]["state"]) == ("warning", "failed")
     assert "metadata" not in found["inputs"]["found"]
@@ -79,6 +79,10 @@ def test_a_config_for_cpus_is_held_against_this_machine(capsys, tmp_path):
         "found": "none is needed: trainings run on this machine's CPUs",
     }
     assert "train_a, the largest, about 1.1 for each of workers=2" in found["memory"]["found"]
+    one = findings(
+        capsys, tmp_path, *MICRO, "data.limit=16", "workers=2", "cluster.num_cpus=2", "stage_a.train.ranks=1"
+    )
+    assert "train_a" not in one["memory"]["found"]  # two ranks of another take more than its one
     assert "the steps to do store at most 0.1, beside weights and checkpoints" in found["disk"]["found"]
     assert {found[check]["state"] for check in ("device", "cluster.address", "tracking", "inputs")} == {"ok"}
     large = findings(capsys, tmp_path, *MICRO, "scale=paper", "data=openmoji", "cluster.device=cpu", "data.limit=null")
@@ -95,7 +99,7 @@ def test_a_batch_larger_than_the_data_fails(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("workers=63", "data.metadata=x"), "stage_a.train.phases.0.batch_size=256 does not divide among workers=63"),
+        (("workers=63", "data.metadata=x"), "stage_b.train.phases.0.batch_size=512 does not divide among workers=63"),
         (("cluster.min_workers=65", "data.metadata=x"), "cluster.min_workers=65 is more than workers=64"),
         ((), "data.metadata is not set"),
         (("data.metadata=x", "targets=[stage_d]"), "no step makes 'stage_d'"),
