@@ -41,6 +41,7 @@ from stages.anatomy.flops import PEAKS
 from stages.settings.training import Phase, TrainingConfig
 from stages.state_dicts import Serialized, serialized
 from stages.training import checkpoint, loop
+from stages.training.background import Values
 from stages.training.callbacks import Callbacks, Parts
 from stages.training.validation import Validation
 
@@ -253,11 +254,11 @@ class RankCallbacks(Callbacks):
         super().__init__()  # what goes on is timed from here
         rank.spending.follow(self.doing)
 
-    def read_batch(self, step: int) -> dict[str, np.ndarray]:
+    def read_batch(self, step: int) -> dict[str, Values]:
         """This rank's rows of a step's batch."""
         rank, rows = self._rank, self._config.phase_at(step).batch_size // self._rank.world
         with self._reading:
-            return self._batches(step).read(self._config.images_after(step) + rank.rank * rows, rows)
+            return self._batches(step).ahead(self._config.images_after(step) + rank.rank * rows, rows)
 
     def newest_state(self) -> Parts | None:
         """See `Callbacks`; tells the board where the training goes on."""
