@@ -84,3 +84,9 @@ def test_other_numbers_of_workers_are_named_by_what_divides_all_batches():
         load("workers=3")
     with pytest.raises(UsageError, match=r"does not divide among workers=9; use workers=8$"):
         load("workers=9")
+
+
+def test_graphs_are_for_one_worker():
+    with pytest.raises(UsageError, match=r"stage_c\.train\.compile=graphs is for one worker, not workers=2; .* number"):
+        load("workers=2", "stage_c.train.compile=graphs")
+    assert load("stage_c.train.compile=graphs").stage_c.train.compile == "graphs"

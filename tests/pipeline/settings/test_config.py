@@ -415,6 +415,7 @@ def before() -> dict[str, str]:
         ("stage_a.train.log_every=2", "stage_b.train.checkpoint_every=4", "stage_c.train.log_every=2"),
         ("compressor.warmup.train.log_every=2", "compressor.warmup.train.checkpoint_every=4"),
         ("stage_b.train.checkpointing=true", "stage_c.train.compile=true"),
+        ("stage_c.train.compile=graphs",),
         ("cluster=slurm",),
         ("cluster.retries=9", "cluster.encoders.max=5", "cluster.gpu_memory_gib=80"),
         ("workers=4", "cluster.min_workers=2", "cluster.replacement_s=5"),

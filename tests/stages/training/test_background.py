@@ -110,6 +110,25 @@ def test_a_gpu_makes_batches_in_a_stream_of_their_own_and_a_step_waits_for_its_b
         assert by_thread["training"][2 * step :][:2] == [waits, kept]
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_made_beside_the_steps_are_whole_when_a_step_sees_them() -> None:
+    """The encoder is slow, no host waits, memory is let go at once: who did not wait would see other numbers."""
+    device, shape = torch.device("cuda"), (1 << 20,)
+
+    def batch(step: int) -> dict[str, Values]:
+        slow = torch.rand(4096, 4096, device=device)
+        for _ in range(8):
+            slow = slow @ slow
+        made = torch.full(shape, float(step), device=device) + 0 * slow.nan_to_num(0, 0, 0)[0, 0]
+        return {"image": np.full(shape, step, np.float32), "text": made}
+
+    wrong = torch.zeros((), device=device)
+    for step, found in enumerate(read_ahead(batch, range(50), device)):
+        wrong += sum((values != step).sum() for values in found.values())
+    assert not wrong.item()
+
+
 def test_what_lies_on_the_device_already_is_not_sent_again() -> None:
     values = torch.rand(2)
     assert uploaded(values, CPU) is values
