@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.response_norm import GlobalResponseNorm
@@ -181,6 +182,7 @@ class _Modulation(torch.autograd.Function):
         return torch.addcmul(shift, x, factor)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         x, factor = ctx.saved_tensors
