@@ -1,7 +1,7 @@
 """The encoders: captions and pictures become the fields that trainings see.
 
 The steps `encode_*` store their outputs; a training that is to encode online makes the same of each batch as it reads
-it. Both go through `Encoder.load`, so that they differ by what storing rounds off.
+it. Both go through `Loaded`, so that they differ by what storing rounds off.
 """
 
 import hashlib
@@ -22,7 +22,6 @@ from stages.precision import autocast
 from stages.settings.base import ChosenPrecision
 from stages.settings.models import CompressorConfig, StageAConfig, TextConfig
 
-Encode = Callable[[np.ndarray], np.ndarray]
 RESIZE = "torch's bilinear interpolation of 8-bit pixels, antialiased, on the CPU"
 
 
@@ -42,25 +41,40 @@ class Encoder:
     weights: str
     about: Mapping[str, str]
 
-    def load(self, where: torch.device) -> Encode:
-        """The function on a device: of any number of rows, `batch` of them at a time, to fp32 on the CPU."""
-        forward = self.make(where)
-        if where.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32 in the step too, as in trainings
-
-        def encode(values: np.ndarray) -> np.ndarray:
-            with torch.inference_mode(), autocast(where, self.precision):
-                parts = [forward(part.to(where)).float().cpu() for part in torch.from_numpy(values).split(self.batch)]
-            encoded: np.ndarray = torch.cat(parts).numpy()
-            return encoded
-
-        return encode
+    def load(self, where: torch.device) -> "Loaded":
+        """With its model on a device."""
+        return Loaded(self, where)
 
     def spec(self, dtype: str) -> dict[str, str]:
         """What the stored output depends on beside the captions or pictures, and the hash of that."""
         found = {"weights": self.weights, **self.about, "precision": self.precision, "dtype": dtype}
         digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
         return {**found, "hash": digest[:16]}
+
+
+class Loaded:
+    """An encoder on a device: of any number of rows, `batch` of them at a time, to fp32."""
+
+    def __init__(self, encoder: Encoder, where: torch.device) -> None:
+        self.encoder, self.where = encoder, where
+        self._forward = encoder.make(where)
+        if where.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 in the step too, as in trainings
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """From and to the host's memory, however many rows that has room for."""
+        encoded: np.ndarray = self._encoded(torch.from_numpy(values), Tensor.cpu).numpy()
+        return encoded
+
+    def there(self, values: Tensor) -> Tensor:
+        """What stays on the device, for a training, made in the present stream."""
+        return self._encoded(values, lambda part: part)
+
+    def _encoded(self, values: Tensor, kept: Callable[[Tensor], Tensor]) -> Tensor:
+        # Not in inference mode: a training keeps what it is given for its backward pass.
+        with torch.no_grad(), autocast(self.where, self.encoder.precision):
+            parts = values.split(self.encoder.batch)
+            return torch.cat([kept(self._forward(part.to(self.where)).float()) for part in parts])
 
 
 def text(config: Config, artifact: Artifact) -> Encoder:

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.buckets import Frame
 from datasets.files.cache import VerifiedFiles
@@ -19,17 +20,17 @@ from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches
 from datasets.reading.order import Span
 from datasets.reading.views import View
-from pipeline.models.encoders import Encode, Encoder
+from pipeline.models.encoders import Encoder, Loaded
 from pipeline.settings.resources import Cache
 from pipeline.store.artifacts import Artifact
 from stages.models.layers import resized
 from stages.settings.training import AugmentConfig, TrainingConfig
+from stages.training.background import Values, uploaded
 
 SHOWN = 16  # samples in a panel
 SHOWN_HELD_OUT = 12  # of them, where there are so many
 HELD = "held out: "  # before the caption of one
 Stretch = tuple[Frame, str | None]  # how a phase sees the pictures, and the name of its view
-Loaded = tuple[Encoder, Encode]  # with its model
 
 
 class EncodedBatches:
@@ -51,6 +52,10 @@ class EncodedBatches:
 
     def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """As of the stored ones, for `fields`: pictures (rows, 3, H, W) of the frame, what is encoded here in fp32."""
+        return _in_hosts_memory(self.ahead(start, rows))
+
+    def ahead(self, start: int, rows: int) -> dict[str, Values]:
+        """As `read`; what is encoded here, and of what it is made, stays on the device, in the present stream."""
         batch = self.stored.read(start, rows)
         if self._augmented and "image" in batch:
             shares = self._augmented.model_dump()
@@ -59,7 +64,7 @@ class EncodedBatches:
 
     def first(self, rows: int) -> dict[str, np.ndarray]:
         """The first samples, at most so many, as they are."""
-        return self._encoded(self.stored.first(rows))
+        return _in_hosts_memory(self._encoded(self.stored.first(rows)))
 
     def captions(self, rows: int, planned: Artifact) -> list[str]:
         """Captions of the first samples, as they were planned."""
@@ -67,12 +72,19 @@ class EncodedBatches:
         keys = self.stored.first(rows)["key"]
         return [known.get(bytes(key).hex(), "") for key in keys]
 
-    def _encoded(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if "image" in batch and self._frame.square:
-            batch["image"] = resized(torch.from_numpy(batch["image"]), self._frame.size).numpy()
-        for encoder, encode in self._online:
-            batch[encoder.field] = encode(batch[encoder.reads])
+    def _encoded(self, stored: Mapping[str, np.ndarray]) -> dict[str, Values]:
+        batch: dict[str, Values] = dict(stored)
+        if "image" in stored and self._frame.square:
+            batch["image"] = resized(torch.from_numpy(stored["image"]), self._frame.size).numpy()
+        for loaded in self._online:
+            reads = loaded.encoder.reads
+            batch[reads] = seen = uploaded(batch[reads], loaded.where)  # once: the training may read them too
+            batch[loaded.encoder.field] = loaded.there(seen)
         return {field: batch[field] for field in ("key", *self._fields)}
+
+
+def _in_hosts_memory(batch: Mapping[str, Values]) -> dict[str, np.ndarray]:
+    return {name: values.cpu().numpy() if isinstance(values, Tensor) else values for name, values in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ class Reading:
 
     def loaded(self, where: torch.device) -> list[Loaded]:
         """The encoders of what is made online, with their models."""
-        return [(encoder, encoder.load(where)) for encoder in self.online]
+        return [encoder.load(where) for encoder in self.online]
 
     def data(self, training: TrainingConfig, online: Sequence[Loaded]) -> TrainingData:
         """Batches by frame and view; squares of all sizes come in the same order, and so do buckets.
@@ -153,7 +165,7 @@ class Reading:
         Held-out samples do not depend on the seed, so that trainings can be compared. Of `online`, the loaded encoders,
         those that make its fields are used.
         """
-        online = [(encoder, encode) for encoder, encode in online if encoder in self.online]
+        online = [loaded for loaded in online if loaded.encoder in self.online]
         files = VerifiedFiles(self.cache.folder, int(self.cache.gib * 2**30))
 
         batches = {

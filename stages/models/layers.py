@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.response_norm import GlobalResponseNorm
@@ -95,16 +96,26 @@ def checkpoint_blocks(module: nn.Module, enabled: bool) -> None:
             block.checkpointing = enabled
 
 
-def compile_blocks(objective: nn.Module) -> None:
+def compile_blocks(objective: nn.Module, graphs: bool = False) -> None:
     """Have torch.compile make the kernels of every model of `objective`: of its blocks, equal ones sharing theirs.
 
     Timestep blocks are among them: recomputing them gains nothing, but fused they pass over a map 5 times and not 11.
     Models without blocks are compiled as a whole; the objective itself, which draws random numbers by seed, is not.
+
+    graphs: GPUs play the kernels back as CUDA graphs. Whoever calls the models says where a step begins
+    (`torch.compiler.cudagraph_mark_step_begin`): all that graphs have made, gradients too, is gone from then on.
     """
+    options: dict[str, Any] | None = {"triton.cudagraphs": True} if graphs else None
     for model in objective.children():
         blocks: list[nn.Module] = [part for part in model.modules() if isinstance(part, Block | TimestepBlock)]
         for part in blocks or [model]:
-            part.compile(dynamic=False)
+            part.compile(dynamic=False, options=options)
+
+
+def uncompile(objective: nn.Module) -> None:
+    """Have all of it run as it is written again."""
+    for part in objective.modules():
+        part._compiled_call_impl = None
 
 
 class ResBlock(Block):
@@ -171,6 +182,7 @@ class _Modulation(torch.autograd.Function):
         return torch.addcmul(shift, x, factor)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         x, factor = ctx.saved_tensors

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class GlobalResponseNorm(nn.Module):
@@ -59,6 +60,7 @@ class _Response(torch.autograd.Function):
         return torch.addcmul(beta.to(x.dtype), x, factor)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """By the chain rule from d n / d x = x / n, for which 0 stands where n is 0."""
         (gradient,) = gradients

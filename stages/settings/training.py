@@ -136,10 +136,12 @@ class TrainingConfig(Settings):
 
     auto: where the device's memory is too small by `plan`'s estimate. The result is the same. Stage A, B, C and the
     baseline have such blocks."""
-    compile: Annotated[bool, MANNER] = False
+    compile: Annotated[bool | Literal["graphs"], MANNER] = False
     """Whether torch.compile makes kernels for the models' blocks, once for each kind and image size.
 
-    Results agree up to rounding and the numbers drawn for dropout."""
+    graphs: a GPU then plays these back as CUDA graphs, with no host between a block's kernels, for one worker and whole
+    batches; what is no step, validations and panels, runs uncompiled. It has not run on a GPU yet: compare its losses
+    with those of true first. Results agree up to rounding and the numbers drawn for dropout."""
     micro_batch: Annotated[Batch | None, MANNER] = None
     """Most rows that a rank takes through the model at a time, adding up their gradients; null: all of its rows.
 
@@ -212,6 +214,17 @@ class TrainingConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _graphs_hold_a_step(self) -> Self:
+        if self.compile == "graphs" and self.micro_batch:
+            raise ValueError(
+                f"compile=graphs needs micro_batch=null, not {self.micro_batch}: the next piece of a batch would be "
+                "reckoned where gradients of the last one lie"
+            )
+        if self.compile == "graphs" and self.shard > 1:
+            raise ValueError(f"compile=graphs needs shard=1, not {self.shard}: FSDP gathers weights in the midst of it")
+        return self
+
+    @model_validator(mode="after")
     def _steps_agree(self) -> Self:
         if self.checkpoint_every % self.log_every:
             raise ValueError(f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every")
@@ -261,8 +274,10 @@ class TrainingConfig(Settings):
         return True
 
     def require_divisible(self, world: int, key: str = "workers") -> None:
-        """Raise ValueError unless every phase's batch divides among `world` workers, and into micro-batches there;
-        `key` is the one that says how many they are."""
+        """Raise ValueError unless every phase's batch divides among `world` workers, and into micro-batches there, and
+        where graphs are to be recorded on more than one; `key` is the one that says how many they are."""
+        if self.compile == "graphs" and world > 1:  # nobody has seen NCCL beside a recording
+            raise ValueError(f"compile=graphs is for one worker, not {key}={world}; compile=true is for any number")
         if world % self.shard:
             raise ValueError(f"shard={self.shard} does not divide {key}={world}")
         for number, phase in enumerate(self.phases):

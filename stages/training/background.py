@@ -1,8 +1,9 @@
 """The two threads beside a training: one reads batches ahead of the steps, one saves states behind them."""
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
@@ -14,25 +15,51 @@ from stages.training import checkpoint
 from stages.training.checkpoint import Checkpoint
 
 Batch = dict[str, Tensor]
-ReadBatch = Callable[[int], dict[str, np.ndarray]]
+Values = np.ndarray | Tensor  # in the host's memory, or made on a device already
+ReadBatch = Callable[[int], Mapping[str, Values]]
 
-_READ_AHEAD = 2  # batches waiting in memory while a step runs
+_READ_AHEAD = 2  # batches waiting in the device's memory while a step runs
 
 
 def read_ahead(read_batch: ReadBatch, steps: range, device: torch.device) -> Generator[Batch, None, None]:
-    """Yield the batch of every step, on the device, reading the next ones in one background thread."""
+    """Yield the batch of every step, on the device, reading the next ones in one background thread.
 
-    def read(step: int) -> Batch:
-        batch = {key: torch.from_numpy(value) for key, value in read_batch(step).items()}
-        return {key: value.pin_memory() for key, value in batch.items()} if device.type == "cuda" else batch
+    On a GPU that thread has a stream of its own: batches are copied there, and what encoders make of them is reckoned
+    there, beside the steps. A step's stream waits for its batch; the host waits for neither.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(device))  # which may still load the encoders' weights
+
+    def read(step: int) -> tuple[Batch, torch.cuda.Event | None]:
+        with nullcontext() if stream is None else torch.cuda.stream(stream):  # of this thread alone
+            batch = {key: uploaded(values, device) for key, values in read_batch(step).items()}
+            return batch, None if stream is None else stream.record_event()
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read_batch") as pool:
         submitted = (pool.submit(read, step) for step in steps)
         coming = deque(islice(submitted, _READ_AHEAD))
         while coming:
-            batch = coming.popleft().result()
+            batch, made = coming.popleft().result()
             coming.extend(islice(submitted, 1))
-            yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            if made is not None:
+                _handed_over(batch, made, torch.cuda.current_stream(device))
+            yield batch
+
+
+def uploaded(values: Values, device: torch.device) -> Tensor:
+    """On the device; a GPU takes them from page-locked memory, in the present stream. What lies there already stays."""
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _handed_over(batch: Batch, made: torch.cuda.Event, to: torch.cuda.Stream) -> None:
+    """Have a stream wait until a batch is made; its memory is taken for nothing else before that stream is done too."""
+    to.wait_event(made)
+    for tensor in batch.values():
+        tensor.record_stream(to)
 
 
 class Saver:

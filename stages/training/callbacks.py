@@ -20,8 +20,8 @@ class Callbacks:
     validation: Validation | None = None
     """The samples for `config.validation`, whose losses are logged; None: nothing is held out."""
 
-    def __init__(self) -> None:
-        self.doing = Activity()
+    def __init__(self, doing: Activity | None = None) -> None:
+        self.doing = doing or Activity()
 
     def newest_state(self) -> Parts | None:
         """How to read the newest saved state, the same one on all ranks; None: there is none.

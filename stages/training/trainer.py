@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.draws import Draws, derived_seed
-from stages.models.layers import checkpoint_blocks, compile_blocks
+from stages.models.layers import checkpoint_blocks, compile_blocks, uncompile
 from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.activity import Activity
@@ -42,6 +43,7 @@ class Trainer:
         self.step = 0
         self.learning_rate = 0.0
         self._norm_frozen: bool | None = None  # as the modes are set
+        self._graphs = config.compile == "graphs"
         assert config.checkpointing != "auto", "who knows the devices decides before"
         assert config.precision != "auto", "who knows the devices decides before"
         checkpoint_blocks(self.replica.module, config.checkpointing)
@@ -49,7 +51,7 @@ class Trainer:
             _be_deterministic()
         if config.compile:
             torch._dynamo.config.recompile_limit = GRAPHS
-            compile_blocks(self.replica.module)
+            compile_blocks(self.replica.module, self._graphs)
 
     @property
     def at_end(self) -> bool:
@@ -75,6 +77,8 @@ class Trainer:
         self.learning_rate = config.learning_rate * learning_rate_factor(config, step)
         torch.manual_seed(derived_seed(self.seed, step, 0, self.rank))  # dropout; four parts: apart from all of Draws
         own = phase.batch_size // self.world
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # nothing of the last step is read any more but weights
         draws = Draws(self.seed, step, self.rank * own, own, phase.batch_size, self.device)
         scalars = update(self.replica, self.optimizer, batch, draws, self.learning_rate, config, doing)
         self.step += 1
@@ -84,7 +88,8 @@ class Trainer:
 
     def validate(self, validation: Validation) -> dict[str, float]:
         """The losses on held-out samples; what comes out would be judged by that of the average, where one is kept."""
-        losses = validation.losses(self.replica, self.average, self.config, self.rank)
+        with self._uncompiled():
+            losses = validation.losses(self.replica, self.average, self.config, self.rank)
         loss = losses["validation_loss_ema" if self.average else "validation_loss"]
         if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
             self.best = Best(self.step, loss)
@@ -96,7 +101,7 @@ class Trainer:
         for name, shown in {"weights": None, "ema": self.average}.items():
             if name == "weights" or shown:
                 begin()
-                with self.replica.evaluating(shown):
+                with self._uncompiled(), self.replica.evaluating(shown):
                     if self.rank == 0:
                         show(self.step, name)
 
@@ -136,9 +141,15 @@ class Trainer:
 
     def finish(self) -> None:
         """Put the outcome into the objective: the moving average, where one is kept."""
+        if self._graphs:  # whoever uses its models from now on marks no steps
+            uncompile(self.replica.module)
         if self.average is not None:
             self.replica.fill(self.average)
         self.replica.give_back()
+
+    def _uncompiled(self) -> AbstractContextManager[None]:
+        """Around what is no step, where steps are graphs: these hold each call of a model between two marks."""
+        return torch.compiler.set_stance("force_eager") if self._graphs else nullcontext()
 
     def _state(self) -> State:
         """The live tensors."""

@@ -1,9 +1,9 @@
 """`python -m tests.bench.gpu`: is all of it right on this card, and how fast; at most eight minutes, one script.
 
-Needs torch, torchvision, pydantic, PyYAML and this checkout. First correctness: three steps of A, B and C here against
-the CPU, in fp32 and bf16, as they are and compiled; then utilisation and memory of full-size steps, beside what
-`plan` says of their memory; seconds a picture; the longest kernels. A table on the screen, and all of it as JSON in
-`--out`. `--device cpu --tiny` does the same with small models, so that one knows that the script works.
+Needs torch, torchvision, pydantic, PyYAML and this checkout. First correctness: four steps of A, B and C here against
+the CPU, in fp32 and bf16, as they are, compiled, and as CUDA graphs; then utilisation and memory of full-size steps,
+beside what `plan` says of their memory; seconds a picture; the longest kernels. A table on the screen, and all of it as
+JSON in `--out`. `--device cpu --tiny` does the same with small models, so that one knows that the script works.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from tests.bench.fake_step import EMA, HALF, Case
 from tests.bench.figures import Line, at_most
 from tests.bench.models import seconds
 
-STEPS, PAIRS, LONGEST = 3, 10, 10
+STEPS, PAIRS, LONGEST = 4, 10, 10  # graphs: one warms up, one records, one plays back, and one shows what that did
+COMPILED: dict[str, bool | str] = {"eager": False, "compiled": True, "graphs": "graphs"}
 LIMIT_S = 8 * 60
 SHORT = {"backbone": {"stem": 8, "last": 32, "stages": [
     {"block": "fused", "expand": 1, "stride": 2, "channels": 8, "layers": 1},
@@ -43,7 +44,7 @@ SMALL_B = StageBConfig(widths=(16, 32), blocks=(1, 1), patterns=("CT", "CTA"), h
                        cond_width=32, text_width=32, dropout=0.0)  # fmt: skip
 SMALL_C = StageCConfig(width=64, depth=2, heads=4, text_width=32, dropout=0.0)
 FP32: dict[str, Any] = {"precision": "fp32"}
-TOLERANCE = {"fp32": 2e-2, "bf16": 1e-1}  # of the third step's loss: TF32, and the optimiser's first steps magnify
+TOLERANCE = {"fp32": 2e-2, "bf16": 1e-1}  # of each step's loss: TF32, and the optimiser's first steps magnify
 SMALL_COMPRESSOR = CompressorConfig.model_validate({**SHORT, "batch_norm": "fixed"})
 EXACT = [
     Case("Stage A", SMALL_A, 128, 2, {}),
@@ -85,10 +86,11 @@ def main(words: Sequence[str] | None = None) -> list[Line]:
 def lines(device: torch.device, tiny: bool) -> Iterator[Line]:
     """All figures, as they come."""
     yield Line("device", f"{name_of(device)}, torch {torch.__version__}")
-    yield from correctness(device, compiles=not tiny)
+    ways = {"eager": False} if tiny else COMPILED
+    yield from correctness(device, ways)
     timed = EXACT if tiny else TIMED
     for case in timed:
-        yield from pace(case, device, compiles=not tiny, steps=2 if tiny else PAIRS)
+        yield from pace(case, device, ways, steps=2 if tiny else PAIRS)
     yield from depthwise(device, width=32 if tiny else 1536, side=24, batch=2 if tiny else 24)
     a, b, c = (SMALL_A, SMALL_B, SMALL_C) if tiny else (StageAConfig(), StageBConfig(), StageCConfig())
     size, batches, model_calls = (128, (1,), (2, 2)) if tiny else (1024, (1, 4), (60, 12))
@@ -103,19 +105,18 @@ def name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def correctness(device: torch.device, compiles: bool) -> Iterator[Line]:
-    """The loss after three steps on the device against that on the CPU in fp32; the same noise in both."""
+def correctness(device: torch.device, ways: Mapping[str, bool | str]) -> Iterator[Line]:
+    """The losses of some steps on the device against those on the CPU in fp32; the same noise in both."""
     for case in EXACT:
         expected = losses(case, torch.device("cpu"), "fp32", compiled=False)
         for precision, tolerance in TOLERANCE.items():
-            for compiled in (False, True)[: 1 + compiles]:
+            for name, compiled in ways.items():
                 found = losses(case, device, precision, compiled)
                 worst = max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
-                how = f"{precision}, {'compiled' if compiled else 'eager'}"
-                yield at_most(f"{case.name}: {how}, loss off the CPU's", f"{worst:.1e}", worst, tolerance)
+                yield at_most(f"{case.name}: {precision}, {name}, loss off the CPU's", f"{worst:.1e}", worst, tolerance)
 
 
-def losses(case: Case, device: torch.device, precision: str, compiled: bool) -> list[float]:
+def losses(case: Case, device: torch.device, precision: str, compiled: bool | str) -> list[float]:
     """Of some steps. All noise is drawn on the CPU, so that it is the same everywhere."""
     torch.manual_seed(0)
     trainer = trainer_of(case.changed({"precision": precision, "compile": compiled}), device)
@@ -148,10 +149,10 @@ def filled(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {key: value.to(device, batch[key].dtype) for key, value in whole.items()}
 
 
-def pace(case: Case, device: torch.device, compiles: bool, steps: int) -> Iterator[Line]:
-    """Seconds a step, MFU, and the peak of memory beside `plan`'s; as it is, and compiled."""
+def pace(case: Case, device: torch.device, ways: Mapping[str, bool | str], steps: int) -> Iterator[Line]:
+    """Seconds a step, MFU, and the peak of memory beside `plan`'s; as it is, compiled, and as graphs."""
     peak = flops.PEAKS.get(name_of(device))
-    for compiled in (False, True)[: 1 + compiles]:
+    for name, compiled in ways.items():
         trainer = trainer_of(case.changed({"compile": compiled}), device)
         batch = filled(case.batch(), device)
 
@@ -168,7 +169,7 @@ def pace(case: Case, device: torch.device, compiles: bool, steps: int) -> Iterat
         figure += f", MFU {case.model_flops / took / peak:.1%}" if peak else ", no MFU: the card's peak is not known"
         if device.type == "cuda":
             figure += f", {torch.cuda.max_memory_allocated() / GIB:.1f} GiB (plan {case.planned / GIB:.1f})"
-        yield Line(f"{case.name}: {'compiled' if compiled else 'eager'}", figure)
+        yield Line(f"{case.name}: {name}", figure)
         del step, trainer, batch
         torch._dynamo.reset()
         if device.type == "cuda":

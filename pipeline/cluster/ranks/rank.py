@@ -40,7 +40,8 @@ from pipeline.store.deleting import RESULT
 from stages.anatomy.flops import PEAKS
 from stages.settings.training import Phase, TrainingConfig
 from stages.state_dicts import Serialized, serialized
-from stages.training import checkpoint, loop
+from stages.training import activity, checkpoint, loop
+from stages.training.background import Values
 from stages.training.callbacks import Callbacks, Parts
 from stages.training.validation import Validation
 
@@ -91,16 +92,13 @@ class Rank:
         `panel` makes pictures of what the objective's models can do, whatever their weights are at the time. False when
         it was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
-        warn = self.warn if self.rank == 0 else log.warning
-        begun = self.told(self._recipe(name))[0] if config.precision == "auto" else {}
-        config, taken = settled(name, config, begun, self.bytes, self.device, self.world, warn)
-        self.metrics |= taken
-        if self.rank == 0 and self.device.type == "cuda" and torch.cuda.get_device_name(self.device) not in PEAKS:
-            log.info("%s: no MFU is told: nobody here knows the peak of this card", name)
-        self._warn_of_small_buckets(name, config, data.batches)
-        callbacks = RankCallbacks(self, name, config, data, panel)
-        began = time.monotonic()
-        with Watchdog(self.board, self.rank, callbacks.doing, self.stall_s):
+        doing = activity.Activity()
+        # Who never comes to what ranks settle together is missed as one is who never comes to a step.
+        with Watchdog(self.board, self.rank, doing, self.stall_s):
+            config = self._settled(name, config)
+            self._warn_of_small_buckets(name, config, data.batches)
+            callbacks = RankCallbacks(self, name, config, data, panel, doing)
+            began = time.monotonic()
             outcome = loop.train(
                 objective,
                 callbacks.read_batch,
@@ -167,6 +165,16 @@ class Rank:
                         f"{name}: buckets of fewer pictures than a batch of {largest} repeat them in it: "
                         f"{', '.join(small)}; a smaller data.image.max_aspect has fewer buckets"
                     )
+
+    def _settled(self, name: str, config: TrainingConfig) -> TrainingConfig:
+        """The settings without auto; all ranks ask, and hear the same."""
+        warn = self.warn if self.rank == 0 else log.warning
+        begun = self.told(self._recipe(name))[0] if config.precision == "auto" else {}
+        config, taken = settled(name, config, begun, self.bytes, self.device, self.world, warn)
+        self.metrics |= taken
+        if self.rank == 0 and self.device.type == "cuda" and torch.cuda.get_device_name(self.device) not in PEAKS:
+            log.info("%s: no MFU is told: nobody here knows the peak of this card", name)
+        return config
 
     def _recipe(self, name: str) -> Mapping[str, object]:
         """That of the newest state of a training, as far as its marker can be read; nothing for other ranks than 0."""
@@ -235,7 +243,13 @@ class RankCallbacks(Callbacks):
     """
 
     def __init__(
-        self, rank: Rank, name: str, config: TrainingConfig, data: TrainingData, panel: Callable[[], Panel] | None
+        self,
+        rank: Rank,
+        name: str,
+        config: TrainingConfig,
+        data: TrainingData,
+        panel: Callable[[], Panel] | None,
+        doing: activity.Activity,
     ) -> None:
         self._rank, self._name, self._config, self._data, self._panel = rank, name, config, data, panel
         folder, (replica, place) = checkpoints_of(rank.building, name), divmod(rank.rank, config.shard)
@@ -250,14 +264,15 @@ class RankCallbacks(Callbacks):
         self._panels: dict[str, Panel] = {}  # by weights, until all are there
         self._logged: dict[int, dict[str, float]] = {}  # since the last saved state
         self._reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
-        super().__init__()  # what goes on is timed from here
+        super().__init__(doing)
+        doing.begin(0, activity.STARTING)  # anew: what was read up to here is no stall of what comes
         rank.spending.follow(self.doing)
 
-    def read_batch(self, step: int) -> dict[str, np.ndarray]:
+    def read_batch(self, step: int) -> dict[str, Values]:
         """This rank's rows of a step's batch."""
         rank, rows = self._rank, self._config.phase_at(step).batch_size // self._rank.world
         with self._reading:
-            return self._batches(step).read(self._config.images_after(step) + rank.rank * rows, rows)
+            return self._batches(step).ahead(self._config.images_after(step) + rank.rank * rows, rows)
 
     def newest_state(self) -> Parts | None:
         """See `Callbacks`; tells the board where the training goes on."""

@@ -373,6 +373,16 @@ def test_what_does_not_fit_is_not_stored(dtype, value):
         rounded(np.array([[1.0, value]], np.float32), dtype, 1)
 
 
+def test_what_stays_on_the_device_is_what_is_stored_and_a_training_can_learn_from_it():
+    layer = torch.nn.Linear(3, 2).requires_grad_(False)
+    loaded = Encoder("text", "tokens", lambda _: lambda tokens: layer(tokens.float()), "fp32", 2, "", {}).load(CPU)
+    tokens = np.arange(15, dtype=np.int32).reshape(5, 3)
+    there = loaded.there(torch.from_numpy(tokens))
+    np.testing.assert_array_equal(loaded(tokens), there)
+    assert not there.requires_grad
+    torch.nn.Linear(2, 1)(there).sum().backward()  # which keeps its input
+
+
 def test_the_previewer_needs_no_stored_size_where_it_encodes_itself():
     words = ["scale=micro", "data.image.size=256", "previewer.train.phases.0.size=256"]
     with pytest.raises(UsageError, match="previewer"):

@@ -112,3 +112,9 @@ def test_one_step_does_its_trainings_on_as_many_ranks():
         load("workers=4", "compressor.warmup.train.ranks=2")
     assert load("workers=4", "compressor.warmup.train.ranks=2", "stage_b.train.ranks=2").ranks_of("train_b") == 2
     assert load("workers=2", "compressor.warmup.train.ranks=2").ranks_of("train_b") == 2
+
+
+def test_graphs_are_for_one_worker():
+    with pytest.raises(UsageError, match=r"stage_c\.train\.compile=graphs is for one worker, not workers=2; .* number"):
+        load("workers=2", "stage_c.train.compile=graphs")
+    assert load("stage_c.train.compile=graphs").stage_c.train.compile == "graphs"

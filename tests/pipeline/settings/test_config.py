@@ -317,7 +317,7 @@ def test_a_training_of_few_ranks_that_does_not_fit_is_told_of_more_of_them(tmp_p
         check(*fixed)
     check(*fixed, "stage_a.train.ranks=16")
     with pytest.raises(UsageError, match=r"with workers=8, but (?!.*(workers|ranks)=\d+$)"):
-        check("stage_a.train.checkpointing=false", "workers=8")  # more workers alone would not be taken
+        check(*fixed, "workers=8")  # more workers alone would not be taken
 
 
 def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
@@ -455,6 +455,7 @@ def before() -> dict[str, str]:
         ("stage_a.train.log_every=2", "stage_b.train.checkpoint_every=4", "stage_c.train.log_every=2"),
         ("compressor.warmup.train.log_every=2", "compressor.warmup.train.checkpoint_every=4"),
         ("stage_b.train.checkpointing=true", "stage_c.train.compile=true"),
+        ("stage_c.train.compile=graphs",),
         ("cluster=slurm",),
         ("cluster.retries=9", "cluster.encoders.max=5", "cluster.gpu_memory_gib=80"),
         ("workers=4", "cluster.min_workers=2", "cluster.replacement_s=5"),

@@ -3,10 +3,12 @@
 import shutil
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -19,8 +21,10 @@ from stages.models.stage_c import StageC, StageCObjective
 from stages.settings.losses import StageCLoss
 from stages.settings.models import BaselineConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.settings.training import TrainingConfig
+from stages.training.activity import Activity
 from stages.training.callbacks import Callbacks
 from stages.training.loop import train
+from stages.training.trainer import Trainer
 
 TINY_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=32, codebook_init="normal")
 TINY_B = StageBConfig(
@@ -252,6 +256,69 @@ def test_a_compiled_training_has_the_plain_losses(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     assert losses(compile=True) == pytest.approx(losses(), rel=1e-5)
     assert counter.frame_count == 6  # for each of two sizes one a kind of block, none for further blocks or steps
+
+
+@NEEDS_COMPILER
+def test_a_training_with_graphs_has_the_plain_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs have no graphs: that inductor is told of them, and where steps begin, is all that can be seen here."""
+    asked, marks = list[object](), list[None]()
+    compiled, mark = nn.Module.compile, torch.compiler.cudagraph_mark_step_begin
+
+    def noted(module: nn.Module, **how: Any) -> None:
+        asked.append(how)
+        compiled(module, **how)
+
+    def marked() -> None:
+        marks.append(mark())
+
+    monkeypatch.setattr(nn.Module, "compile", noted)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", marked)
+    shorter: dict[str, Any] = {"phases": [{"steps": 3, "batch_size": 2, "size": 128}], "checkpoint_every": 3}
+    plain = losses(**shorter)
+    assert not marks
+    assert not asked
+    assert losses(compile="graphs", **shorter) == pytest.approx(plain, rel=1e-5)
+    assert len(marks) == 3
+    assert asked == len(asked) * [{"dynamic": False, "options": {"triton.cudagraphs": True}}]
+
+
+def test_only_steps_are_compiled_where_they_are_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shown and validated calls models as often as it likes; what comes out is anybody's."""
+    counter, frames = CompileCounterWithBackend("aot_eager"), list[int]()
+    compiled = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda call, dynamic, options: compiled(call, backend=counter, dynamic=dynamic)
+    )
+    values: dict[str, Any] = {"phases": [{"steps": 1, "batch_size": 2, "size": 128}], "learning_rate": 1e-3}
+    values |= {"warmup_steps": 0, "precision": "fp32", "log_every": 1, "checkpoint_every": 1, "compile": "graphs"}
+    objective = StageCObjective(StageC(TINY_C), StageCLoss(), torch.zeros(7, 20))
+    trainer = Trainer(objective, TrainingConfig.model_validate(values), 0, torch.device("cpu"), 0, 1)
+
+    def show(*_: object) -> None:
+        objective.stage_c(*MODELS["c"][1](3))
+        frames.append(counter.frame_count)
+
+    trainer.present(show, lambda: None)
+    batch = {"latents_c": torch.randn(2, 16, 3, 3), "text": text()}
+    trainer.advance(batch, Activity())
+    assert counter.frame_count == 3  # a kind of block
+    trainer.present(show, lambda: None)
+    trainer.finish()
+    with torch.no_grad():
+        show()
+    assert frames == [0, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"micro_batch": 1}, "compile=graphs needs micro_batch=null, not 1: the next piece"),
+        ({"shard": 2}, "compile=graphs needs shard=1, not 2: FSDP"),
+    ],
+)
+def test_what_does_not_go_with_graphs_is_refused(changes: dict[str, object], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        losses(compile="graphs", **changes)
 
 
 def test_a_checkpointed_training_has_the_plain_losses() -> None:

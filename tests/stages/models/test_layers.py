@@ -71,6 +71,13 @@ def test_a_modulations_derivative_is_that_of_its_formula() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_modulations_derivative_has_none() -> None:
+    block, x = TimestepBlock(6, 4), torch.randn(2, 3, 5, 6).requires_grad_()
+    (found,) = torch.autograd.grad(block(x, torch.randn(2, 4)).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        found.square().sum().backward()
+
+
 @pytest.mark.parametrize("make", [lambda: ResBlock(8), lambda: AttnBlock(8, 8, 2), lambda: MixingBlock(8)])
 def test_without_gradients_a_block_leaves_its_input_alone_and_gives_the_same(make: Callable[[], nn.Module]) -> None:
     block, x = make().eval(), torch.randn(2, 6, 6, 8)

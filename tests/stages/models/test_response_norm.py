@@ -85,6 +85,14 @@ def test_a_dead_channel_has_no_part_in_the_norms_derivative(scale: float) -> Non
     torch.testing.assert_close(found[..., 2], wanted[..., 2])  # of all that makes it up, the plain part is left
 
 
+def test_its_derivative_has_none() -> None:
+    """It would be that of the operators in the backward pass, which takes norms for constants."""
+    layer, x = noisy(6), torch.randn(2, 5, 4, 6).requires_grad_()
+    (found,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        found.square().sum().backward()
+
+
 def test_without_a_gradient_it_gives_the_same() -> None:
     layer, x = noisy(6), torch.randn(2, 5, 4, 6)
     with torch.no_grad():

@@ -3,7 +3,8 @@
 import copy
 import io
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,8 @@ from pipeline.steps.build import Build
 from pipeline.steps.train import _catch_up
 from stages.draws import Draws
 from stages.settings.training import TrainingConfig
-from stages.training import loop
+from stages.training import activity, loop
+from stages.training.activity import Activity
 from stages.training.loop import Outcome
 from stages.training.meter import SPEED
 
@@ -88,7 +90,7 @@ class Attempt(RankCallbacks):
         rank.flops, rank.metrics = {"toy": {64: 1000}}, {}
         board: Any = Board()
         rank.board = board
-        super().__init__(rank, "toy", config, data(folder / "data", poor), panel)
+        super().__init__(rank, "toy", config, data(folder / "data", poor), panel, Activity())
         self.rank, self.board, self.config, self.objective = rank, board, config, Toy()
 
     def train(self, stop_after: int = STEPS) -> Outcome:
@@ -221,6 +223,31 @@ def test_the_best_validated_weights_come_out_where_the_config_says_so(
     early.train(stop_after=2)
     assert torch.equal(trained["best"], early.objective.net.weight)
     assert not torch.equal(trained["last"], trained["best"])
+
+
+def test_a_rank_is_watched_where_ranks_settle_what_is_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that never comes there would otherwise be named by nobody."""
+    standing, told = list[Activity](), list[str]()
+
+    @contextmanager
+    def watchdog(board: Any, number: int, doing: Activity, stall_s: float) -> Iterator[None]:
+        standing.append(doing)
+        yield
+        standing.pop()
+
+    def settling(rank: Rank, own: Any) -> list[Any]:
+        told.append(standing[0].now()[1])
+        return [own]
+
+    monkeypatch.setattr(RankCallbacks, "should_stop", lambda self: False)
+    monkeypatch.setattr("pipeline.cluster.ranks.rank.Watchdog", watchdog)
+    monkeypatch.setattr(Rank, "told", settling)
+    rank = Attempt(tmp_path, recipe()).rank
+    rank.device, rank.bytes, rank.stall_s = CPU, 0, 60.0
+    rank.metrics["training_seconds"] = 0.0
+    assert rank.train("toy", Toy(), recipe(precision="auto"), data(tmp_path / "again"))
+    assert told[0] == activity.STARTING
+    assert not standing
 
 
 @pytest.mark.parametrize("then", ["skip", "rewind"])
