@@ -36,7 +36,8 @@ def read_ahead(read_batch: ReadBatch, steps: range, device: torch.device) -> Gen
             batch = {key: uploaded(values, device) for key, values in read_batch(step).items()}
             return batch, None if stream is None else stream.record_event()
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read_batch") as pool:
+    # That thread computes alone: on a CPU, more of its kind would have the step's own wait for each other.
+    with ThreadPoolExecutor(1, "read_batch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         submitted = (pool.submit(read, step) for step in steps)
         coming = deque(islice(submitted, _READ_AHEAD))
         while coming:

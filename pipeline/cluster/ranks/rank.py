@@ -68,10 +68,10 @@ class Rank:
             self.board.post({"kind": "held", "seconds": self.spending.age})
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
+            torch.set_float32_matmul_precision("high")  # fp32 products, as in heads and the compressor, by TF32
         else:
             self.device = torch.device("cpu")
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        torch.set_float32_matmul_precision("high")  # fp32 products, as in heads and the compressor, by TF32 on GPUs
         self.pids = sorted(self.told(os.getpid()))
         self.node = context.get_node_rank()
         self._uuids = self._node_devices(context)
