@@ -527,6 +527,7 @@ def test_an_empty_body_is_whole_whatever_is_said_of_its_coding(coding):
         (b"\x1f\x8b is no part", b"one"),
         (b"\x1f", b"one"),
     ],
+    ids=["alone", "parts", "empty parts", "padding", "no part", "half a mark"],  # packed bytes have the time in them
 )
 def test_all_parts_of_a_packed_body_are_unpacked_and_nothing_else(after, whole):
     body = gzip.compress(b"one") + after
