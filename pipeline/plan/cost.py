@@ -250,9 +250,10 @@ def _knobs(step: str, config: Config, ranks: int, gib: float) -> str:
         if id(train) not in ours:  # equal ones may belong to other steps
             continue
         rows = math.gcd(*(phase.batch_size // ranks for phase in train.phases))
-        if min(rows, train.micro_batch or rows) > 1:
-            found.append(f"{key}.micro_batch={_half(rows, train.micro_batch)}")
-        if train.shard < ranks:
+        half = _half(rows, train.micro_batch)
+        if min(rows, train.micro_batch or rows) > 1 and _takes(train, micro_batch=half):
+            found.append(f"{key}.micro_batch={half}")
+        if train.shard < ranks and _takes(train, shard=ranks):
             found.append(f"{key}.shard={ranks}")
         if not train.checkpointing and key not in WITHOUT_BLOCKS:
             found.append(f"{key}.checkpointing=true")
@@ -263,6 +264,15 @@ def _knobs(step: str, config: Config, ranks: int, gib: float) -> str:
     if more := _fitting_ranks(step, config, ranks, gib):
         found.append(f"{config.ranks_key(step)}={more}")
     return ", ".join(found) or "a smaller model"
+
+
+def _takes(train: TrainingConfig, **change: object) -> bool:
+    """Whether a change goes with what else is set of a training."""
+    try:
+        TrainingConfig.model_validate(train.model_dump() | change)
+    except ValueError:
+        return False
+    return True
 
 
 def _fitting_ranks(step: str, config: Config, ranks: int, gib: float) -> int | None:

@@ -149,7 +149,7 @@ def why_silent(uri: str) -> str | None:
             return None
     except urllib.error.HTTPError as error:
         return None if error.code < 500 else str(error)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # a name of no host, too
         return str(getattr(error, "reason", error))
 
 

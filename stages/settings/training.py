@@ -119,7 +119,8 @@ class TrainingConfig(Settings):
     muon: MuonConfig | None = Field(None, exclude_if=lambda muon: muon is None)
     """Muon for the matrices of the model's blocks, AdamW for all else; null: AdamW for all.
 
-    Few steps then do what takes AdamW many, each with some more work. It takes whole matrices: `shard` is 1."""
+    Few steps then do what takes AdamW many, each with some more work. It takes whole matrices: `shard` is 1. Each rank
+    computes its steps, the same ones only on devices of one kind."""
     warmup_steps: Steps
     """Steps of linear warm-up of the learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -28,6 +29,7 @@ def read_ahead(read_batch: ReadBatch, steps: range, device: torch.device) -> Gen
     there, beside the steps. A step's stream waits for its batch; the host waits for neither.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    torch.get_num_threads()  # a thread that has never asked takes the number that another one has set last
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # which may still load the encoders' weights
 
@@ -36,8 +38,7 @@ def read_ahead(read_batch: ReadBatch, steps: range, device: torch.device) -> Gen
             batch = {key: uploaded(values, device) for key, values in read_batch(step).items()}
             return batch, None if stream is None else stream.record_event()
 
-    # That thread computes alone: on a CPU, more of its kind would have the step's own wait for each other.
-    with ThreadPoolExecutor(1, "read_batch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(1, "read_batch", initializer=partial(_compute_alone, device)) as pool:
         submitted = (pool.submit(read, step) for step in steps)
         coming = deque(islice(submitted, _READ_AHEAD))
         while coming:
@@ -46,6 +47,12 @@ def read_ahead(read_batch: ReadBatch, steps: range, device: torch.device) -> Gen
             if made is not None:
                 _handed_over(batch, made, torch.cuda.current_stream(device))
             yield batch
+
+
+def _compute_alone(device: torch.device) -> None:
+    """Have this thread start no others where the step computes on the same cores: they would wait for each other."""
+    if device.type == "cpu":
+        torch.set_num_threads(1)
 
 
 def uploaded(values: Values, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ ADAMW, MUON = ("exp_avg", "exp_avg_sq"), ("momentum",)  # what each keeps of a p
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the polynomial that Muon iterates
 ITERATIONS = 5  # after which singular values lie between about 0.7 and 1.2
 RMS = 0.2  # of the elements of a step, in units of the learning rate: as AdamW's
-JOINED = {"in_proj_weight": 3}  # by the last part of its name: matrices that one parameter holds, one above the other
+JOINED = {"in_proj_weight": 3, "net.0.proj.weight": 2}  # by its name's end: matrices that lie above each other in one
 
 
 class Optimizer(torch.optim.AdamW):
@@ -34,7 +34,7 @@ class Optimizer(torch.optim.AdamW):
         self._hidden = set(hidden.values())
         self._rate = config.learning_rate
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self._muon = Muon(hidden, config.muon, config.weight_decay, dtype) if config.muon else None
+        self._muon = Muon(hidden, config.muon, config.weight_decay, dtype) if config.muon and hidden else None
 
     def advance(self, rate: float) -> None:
         """Do a step of this learning rate by the gradients; none, and without a trace, where `found_inf` is 1."""
@@ -72,7 +72,7 @@ class Muon:
         self, trained: Mapping[str, nn.Parameter], config: MuonConfig, decay: float, dtype: torch.dtype
     ) -> None:
         self.trained = list(trained.values())
-        self._parts = [JOINED.get(name.rpartition(".")[2], 1) for name in trained]
+        self._parts = [next((many for end, many in JOINED.items() if name.endswith(end)), 1) for name in trained]
         self._config, self._decay, self._dtype = config, decay, dtype
 
     @torch.no_grad()

@@ -93,6 +93,7 @@ class Rank:
         it was asked to stop before its end, by the run or because one of its nodes is being taken away.
         """
         doing = activity.Activity()
+        self.spending.follow(doing)
         # Who never comes to what ranks settle together is missed as one is who never comes to a step.
         with Watchdog(self.board, self.rank, doing, self.stall_s):
             config = self._settled(name, config)
@@ -266,7 +267,6 @@ class RankCallbacks(Callbacks):
         self._reading = threading.Lock()  # the loop reads in a thread; who asks about a bad step reads the same batches
         super().__init__(doing)
         doing.begin(0, activity.STARTING)  # anew: what was read up to here is no stall of what comes
-        rank.spending.follow(self.doing)
 
     def read_batch(self, step: int) -> dict[str, Values]:
         """This rank's rows of a step's batch."""

@@ -622,3 +622,26 @@ def test_latents_that_nobody_would_store_are_refused(words, told):
         load(*words)
     if "targets=[previewer]" in words:
         assert load(*words, told.removeprefix("set "))
+
+
+@pytest.mark.parametrize(
+    ("word", "told", "untold"),
+    [
+        ("stage_c.train.muon={learning_rate: 0.1}", "micro_batch=", "shard="),
+        ("stage_c.train.panel_every=2000", "micro_batch=", "shard="),
+        (
+            "stage_c.train={panel_every: null, phases: [{steps: 918000, batch_size: 1536, size: 1024}]}",
+            "shard=",
+            "ranks=",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_training_is_not_advised(tmp_path, word, told, untold):
+    words = ("data.metadata=x", "cluster=a100x64", "cluster.gpu_memory_gib=12", "stage_c.train.checkpointing=false")
+    loaded = load(*words, "workers=8", word, scale="paper")
+    planned = planned_steps(loaded, Look(str(tmp_path)), Selection(until="train_c"))
+    with pytest.raises(UsageError) as error:
+        cost.check_memory([item for item in planned if item.step.name == "train_c"], loaded)
+    _, _, advice = str(error.value).partition("lower it with")
+    assert f"stage_c.train.{told}" in advice
+    assert untold not in advice

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.errors import UsageError
 from pipeline.tracking.mlflow_records import drop_pictures
 from pipeline.tracking.mlflow_runs import rebuild_hours
-from pipeline.tracking.mlflow_store import connect, folder_of, locate_store, relocate
+from pipeline.tracking.mlflow_store import connect, folder_of, locate_store, relocate, why_silent
 
 NAMES = ["a%20b", "a?b=c&d", "a#b", "a[x]b", "a b", "Würstchen", "100%", "a?b=c&d#e[x] %20 ü"]
 
@@ -129,3 +129,7 @@ def test_what_is_no_store_yet_is_not_mended(tmp_path):
     (tmp_path / "mlflow/mlflow.db").touch()
     relocate(locate_store(str(tmp_path), None))
     assert (tmp_path / "mlflow/mlflow.db").read_bytes() == b""
+
+
+def test_an_address_of_no_host_does_not_answer():
+    assert why_silent("http://mlflow..example:5000")

@@ -34,6 +34,28 @@ def test_batches_come_in_their_order_as_they_were_read() -> None:
     assert step == 7
 
 
+def test_who_reads_ahead_on_a_cpu_computes_alone_and_a_step_as_before() -> None:
+    """Also in a training that has computed nothing yet, as one that goes on."""
+    threads: dict[str, int] = {}
+
+    def batch(_: int) -> dict[str, Values]:
+        threads["reading"] = torch.get_num_threads()
+        return {}
+
+    def train() -> None:
+        torch.set_num_threads(3)
+        with closing(read_ahead(batch, range(2), CPU)) as batches:
+            next(batches)
+            threads["step"] = torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    training = threading.Thread(target=train)
+    training.start()
+    training.join()
+    torch.set_num_threads(before)
+    assert threads == {"reading": 1, "step": 3}
+
+
 class Streams:
     """What a GPU is told, in its order, each with the stream of the thread that tells it."""
 

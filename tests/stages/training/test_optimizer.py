@@ -88,12 +88,13 @@ def test_steps_are_those_of_torchs_own_muon() -> None:
         assert (ours - their).abs().mean() < 0.02 * moved  # both in bf16
 
 
-def test_matrices_in_one_parameter_are_made_orthogonal_apart() -> None:
+@pytest.mark.parametrize(("name", "parts"), [("attn.in_proj_weight", 3), ("ff.net.0.proj.weight", 2)])
+def test_matrices_in_one_parameter_are_made_orthogonal_apart(name: str, parts: int) -> None:
     torch.manual_seed(0)
-    three = [torch.randn(8, 8) for _ in range(3)]
-    gradients = [torch.randn(8, 8) * scale for scale in (1.0, 10.0, 100.0)]
-    (joined,) = stepped([torch.cat(three)], [[torch.cat(gradients)]], ["attn.in_proj_weight"])
-    apart = stepped(three, [gradients], ["q", "k", "v"])
+    single = [torch.randn(8, 8) for _ in range(parts)]
+    gradients = [torch.randn(8, 8) * 10**scale for scale in range(parts)]
+    (joined,) = stepped([torch.cat(single)], [[torch.cat(gradients)]], [name])
+    apart = stepped(single, [gradients], [str(number) for number in range(parts)])
     torch.testing.assert_close(joined, torch.cat(apart), rtol=0, atol=1e-4)
 
 
