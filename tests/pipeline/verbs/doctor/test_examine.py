@@ -44,7 +44,7 @@ def test_the_paper_on_64_workers_is_looked_through_without_them(capsys, tmp_path
     pq.write_table(pa.table({name: [None] for name in names}), tmp_path / "laion.parquet")
     found = findings(capsys, tmp_path, *PAPER, f"data.metadata={tmp_path}", f"cluster.address={NOBODY}")
     assert found["workers"]["found"].endswith(
-        "a batch: stage_a.train 32 on 8 of them; stage_b.train 8, 2; stage_c.train 24, 24, 12, 6"
+        "a batch: stage_a.train 16 on 16 of them; stage_b.train 8, 2; stage_c.train 24, 24, 12, 6"
     )  # not the previewer's and the baseline's
     assert (found["device memory"]["state"], found["inputs"]["state"]) == ("warning", "failed")
     assert "metadata" not in found["inputs"]["found"]
