@@ -110,7 +110,7 @@ def _step_hours(leases: Sequence[Lease]) -> StepHours:
         attempts=len({lease.attempt for lease in leases}),
         failed_attempts=len({lease.attempt for lease in leases if has_failed(lease)}),
         estimated=any(lease.outcome in ("open", "killed") for lease in leases),
-        device_seconds_by_kind={kind: sum(phases.values()) for kind, phases in _by_kind(leases).items()},
+        device_seconds_by_kind=_by_kind(leases),
     )
 
 
@@ -123,7 +123,6 @@ def spent(leases: Iterable[Lease]) -> Spent:
     """What some leases have cost in all."""
     told = list(leases)
     counted = [lease for lease in told if lease.counts]
-    by_kind = {kind: sum(phases.values()) for kind, phases in _by_kind(told).items()}
     phases = {phase: sum(lease.phases.get(phase, 0.0) for lease in counted) for phase in PHASES}
     total = sum(phases.values())
     lasting = sum(lease.phases.get(STEPS, 0.0) for lease in counted if lease.lasting)
@@ -132,7 +131,7 @@ def spent(leases: Iterable[Lease]) -> Spent:
     return Spent(
         total=total,
         phases={phase: seconds for phase, seconds in phases.items() if seconds},
-        by_kind=by_kind,
+        by_kind={kind: seconds for kind, seconds in _by_kind(told).items() if seconds},
         failed=_device_seconds(of_failed),
         repeated=phases[REPEATED],
         discarded=_device_seconds(lease for lease in counted if not lease.lasting),
@@ -155,13 +154,12 @@ def _cost(leases: Sequence[Lease]) -> float | None:
     return sum((lease.about.price or 0.0) * sum(lease.phases.values()) / 3600 for lease in leases)
 
 
-def _by_kind(leases: Iterable[Lease]) -> dict[str, dict[str, float]]:
-    """Device-seconds by kind and phase."""
-    found: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+def _by_kind(leases: Iterable[Lease]) -> dict[str, float]:
+    """Device-seconds by kind, also of one that was waited for, or held for less than the ledger's milliseconds."""
+    found: defaultdict[str, float] = defaultdict(float)
     for lease in leases:
-        for phase, seconds in lease.phases.items():
-            found[lease.kind][phase] += seconds
-    return {kind: dict(phases) for kind, phases in found.items()}
+        found[lease.kind] += sum(lease.phases.values())
+    return dict(found)
 
 
 def overlapping(leases: Iterable[Lease]) -> float:

@@ -110,6 +110,13 @@ def test_an_old_ledger_reads_as_it_did():
     assert (found.phases, found.failed, found.goodput) == ({OTHER: 400.0}, 240.0, None)
 
 
+def test_a_step_of_no_time_to_speak_of_has_its_kind_of_device():
+    leases = ledger.leases(lines("a", 8, 0))
+    (row,) = by_step(leases).values()
+    assert (row.kind, row.device_seconds) == (A100, 0)
+    assert spent(leases).by_kind == {}
+
+
 def test_goodput_is_the_share_of_steps_that_lasted():
     thrown = lines("a", 1, 10, phases={STEPS: 80.0}, build="first")
     kept = lines("b", 1, 10, phases={STEPS: 50.0, READING: 10.0, REPEATED: 20.0}, build="second", opened=2e9)
