@@ -155,6 +155,14 @@ def drop(condition: Tensor, null: Tensor, dropped: Tensor) -> Tensor:
     return torch.where(dropped.view(-1, *[1] * null.ndim), null, condition)
 
 
+def mixed(rows: Tensor, ratio: Tensor) -> Tensor:
+    """Each of the rows (B, ...) beside its neighbour, as much of it as `ratio` (B,) says. Rows 2k and 2k + 1 are
+    neighbours; where B is odd, the last has none and stays as it is."""
+    places = torch.arange(len(rows), device=rows.device)
+    neighbours = rows[(places ^ 1).clamp(max=len(rows) - 1)]
+    return torch.lerp(neighbours, rows, ratio.view(-1, *[1] * (rows.ndim - 1)).to(rows.dtype))
+
+
 def sampling_times(steps: int) -> Tensor:
     """`steps + 1` times from 1 to 0: one model call at each but the last. (steps + 1,) fp32."""
     return torch.linspace(1.0, 0.0, steps + 1)

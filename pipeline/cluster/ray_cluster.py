@@ -56,8 +56,10 @@ class Cluster:
     def __init__(self, config: ClusterConfig, workers: int, say: Callable[[str], object] = print):
         self.config = config
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-        if config.address is None:  # nobody drains this machine: spare each training a process that would look
+        if config.address is None:
+            # Nobody drains this machine: spare each training a process that would look.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", f"{POLL_S}")  # see at once that a training ends
         joining.start(config, say)
         context = DataContext.get_current()
         context.enable_progress_bars = False

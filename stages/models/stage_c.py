@@ -106,10 +106,11 @@ class StageCObjective(nn.Module):
         self.register_buffer("null_text", null_text, persistent=False)
 
     def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        text = diffusion.drop(batch["text"], self.null_text, draws.uniform() < self.loss.text_drop)
-        learned = self.stage_c.from_code(batch["latents_c"].float())
-        if self.loss.code_spread:
-            learned = learned + self.loss.code_spread * draws.normal(*learned.shape[1:])
+        text, learned = batch["text"], self.stage_c.from_code(batch["latents_c"].float())
+        if self.loss.mixup and self.training:
+            ratio = torch.where(draws.uniform() < self.loss.mixup, draws.uniform(), 1.0)
+            text, learned = diffusion.mixed(text, ratio), diffusion.mixed(learned, ratio)
+        text = diffusion.drop(text, self.null_text, draws.uniform() < self.loss.text_drop)
         return diffusion.denoising_loss(
             lambda x, t: self.stage_c(x, t, text),
             learned,

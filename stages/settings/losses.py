@@ -116,10 +116,10 @@ class StageCLoss(DiffusionLoss):
     """Weight of a second error, against a less noisy version of the sample (0.1 in the authors' later script).
 
     It is the squared distance between the noise that is found in both."""
-    code_spread: float = Field(0.0, ge=0.0, le=10.0, exclude_if=lambda spread: spread == 0)
-    """Standard deviation of normal numbers added to the codes that it learns, whose own is about 1; 0: none.
+    mixup: Share = Field(0.0, exclude_if=lambda share: share == 0)
+    """Share of samples that are mixed with the next of the batch, codes and text states by the same uniform weight.
 
-    With few pictures it then learns what lies around and between their codes, instead of each code by heart."""
+    As in arXiv 1710.09412; of few pictures it then learns what their captions have in common, and not each by heart."""
 
 
 class BaselineLoss(DiffusionLoss):

@@ -243,17 +243,26 @@ def test_stage_c_sees_the_code_plus_1_over_42_unless_told_otherwise(scaled: bool
     torch.testing.assert_close(objective.stage_c.to_code(objective.stage_c.from_code(code)), code)
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
-def test_stage_c_learns_codes_and_what_lies_around_them(spread: float) -> None:
-    """Codes of -1 are zeros: of the noisy sample, the spread and the noise are all that is left."""
-    objective = objective_c(StageCLoss(timesteps="uniform", code_spread=spread))
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_stage_c_learns_codes_and_texts_mixed_alike(share: float) -> None:
+    """Every other row has a code and a text of ones, those between of zeros: what is seen of a text is its ratio."""
+    objective = objective_c(StageCLoss(timesteps="uniform", text_drop=0.0, mixup=share))
+    ones = (torch.arange(4000) % 2).float()
+    data = {
+        "latents_c": (42 * ones - 1).view(-1, 1, 1, 1).expand(-1, 16, 3, 3),
+        "text": ones.view(-1, 1, 1).expand(-1, 5, 4),
+    }
     seen = inputs_of(objective.stage_c)
     with torch.no_grad():
-        objective(batch(2000, code=-1.0), Draws(0, 0, 0, 2000, 2000))
-    x, t, _ = seen[0]
-    abar = diffusion.alpha_bar(t)
-    found = ((x.square().mean(dim=(1, 2, 3)) - (1 - abar)) * abar).sum() / abar.square().sum()  # least squares
-    assert found.item() == pytest.approx(spread**2, rel=0.02, abs=0.01)
+        objective.train()(data, Draws(0, 0, 0, 4000, 4000))
+        objective.eval()(data, Draws(0, 0, 0, 4000, 4000))
+    (x, t, text), (*_, held_out) = seen
+    ratio, signal = text[:, 0, 0], diffusion.alpha_bar(t).sqrt()
+    assert (ratio != ones).float().mean().item() == pytest.approx(share, abs=0.03)
+    assert (ratio - ones).abs().mean().item() == pytest.approx(share / 2, abs=0.03)  # of a uniform weight
+    slope = (x.mean(dim=(1, 2, 3)) * signal * ratio).sum() / (signal * ratio).square().sum()  # least squares
+    assert slope.item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(held_out[:, 0, 0], ones)
 
 
 def test_sampled_codes_are_scaled_back_where_stage_c_is_scaled() -> None:
