@@ -157,9 +157,8 @@ def drop(condition: Tensor, null: Tensor, dropped: Tensor) -> Tensor:
 
 def mixed(rows: Tensor, ratio: Tensor) -> Tensor:
     """Each of the rows (B, ...) beside its neighbour, as much of it as `ratio` (B,) says. Rows 2k and 2k + 1 are
-    neighbours; where B is odd, the last has none and stays as it is."""
-    places = torch.arange(len(rows), device=rows.device)
-    neighbours = rows[(places ^ 1).clamp(max=len(rows) - 1)]
+    neighbours, and B is even."""
+    neighbours = rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     return torch.lerp(neighbours, rows, ratio.view(-1, *[1] * (rows.ndim - 1)).to(rows.dtype))
 
 

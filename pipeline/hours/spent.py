@@ -104,13 +104,14 @@ def grouped(leases: Iterable[Lease]) -> dict[tuple[str, str], list[Lease]]:
 
 
 def _step_hours(leases: Sequence[Lease]) -> StepHours:
+    by_kind = _by_kind(leases)
     return StepHours(
         leases[0].step,
         leases[0].fingerprint,
         attempts=len({lease.attempt for lease in leases}),
         failed_attempts=len({lease.attempt for lease in leases if has_failed(lease)}),
         estimated=any(lease.outcome in ("open", "killed") for lease in leases),
-        device_seconds_by_kind=_by_kind(leases),
+        device_seconds_by_kind={kind: seconds for kind, seconds in by_kind.items() if seconds} or by_kind,
     )
 
 
@@ -155,7 +156,7 @@ def _cost(leases: Sequence[Lease]) -> float | None:
 
 
 def _by_kind(leases: Iterable[Lease]) -> dict[str, float]:
-    """Device-seconds by kind, also of one that was waited for, or held for less than the ledger's milliseconds."""
+    """Device-seconds by kind; 0 of one that was waited for, or held for less than the ledger's milliseconds."""
     found: defaultdict[str, float] = defaultdict(float)
     for lease in leases:
         found[lease.kind] += sum(lease.phases.values())

@@ -251,7 +251,8 @@ def _knobs(step: str, config: Config, ranks: int, gib: float) -> str:
             continue
         rows = math.gcd(*(phase.batch_size // ranks for phase in train.phases))
         half = _half(rows, train.micro_batch)
-        if min(rows, train.micro_batch or rows) > 1 and _takes(train, micro_batch=half):
+        parted = half % 2 and config.mixes(key)
+        if min(rows, train.micro_batch or rows) > 1 and not parted and _takes(train, micro_batch=half):
             found.append(f"{key}.micro_batch={half}")
         if train.shard < ranks and _takes(train, shard=ranks):
             found.append(f"{key}.shard={ranks}")
@@ -283,7 +284,7 @@ def _fitting_ranks(step: str, config: Config, ranks: int, gib: float) -> int | N
     wanted = [smallest, *(training.ranks for training in trainings if training.ranks)]
     most = min(wanted) if config.ranks_key(step) == "workers" else min(smallest, config.workers)
     while (ranks := 2 * ranks) <= most:
-        if not all(training.divides(ranks) for training in trainings):
+        if not config.divides(step, ranks):
             return None
         need = memory(step, config, ranks)
         if need and need.total <= gib * GIB:

@@ -326,6 +326,16 @@ def batches_divide(trainings: Trainings, workers: int) -> None:
             raise ValueError(f"{key}.{error}{near(trainings, workers)}") from None
 
 
+def pairs_stay_together(key: str, training: TrainingConfig, workers: int) -> None:
+    """Where samples are mixed in pairs, both of a pair go through the model at once, however a batch is cut up."""
+    ranks = training.ranks_among(workers)
+    if training.parts_pairs(ranks):
+        raise ValueError(
+            f"stage_c.loss.mixup mixes pairs of samples: give {key} an even micro_batch, or null, and batches that "
+            f"divide by {2 * ranks}, twice its ranks"
+        )
+
+
 def _nearest_workers(trainings: Trainings, workers: int) -> str:
     """A hint at the numbers of workers next to ours among which the batches of all trainings divide, if any."""
     deciding = {key: one for key, one in trainings.items() if one.ranks_among(workers) == workers}

@@ -158,6 +158,8 @@ class Config(Settings):
         for keys in TRAININGS.values():
             checks.ranks_agree({key: trainings[key] for key in keys if key in trainings}, self.workers)
         checks.batches_divide(trainings, self.workers)
+        if self.mixes("stage_c.train"):
+            checks.pairs_stay_together("stage_c.train", trainings["stage_c.train"], self.workers)
         return self
 
     def _shortest(self, *steps: str) -> int:
@@ -236,11 +238,18 @@ class Config(Settings):
         Where these are fewer than `cluster.min_workers` anyway, it goes on with no other number."""
         ranks = self.ranks_of(step)
         least = min(self.cluster.min_workers or ranks, ranks)
-        return [
-            world
-            for world in range(ranks, least - 1, -1)
-            if all(training.divides(world) for training in self.trainings_of(step).values())
-        ]
+        return [world for world in range(ranks, least - 1, -1) if self.divides(step, world)]
+
+    def divides(self, step: str, ranks: int) -> bool:
+        """Whether all batches of a training step divide among so many ranks, and no pair is parted that is mixed."""
+        ours = [(key, training) for key, training in self.trainings().items() if key in TRAININGS.get(step, ())]
+        return all(
+            training.divides(ranks) and not (self.mixes(key) and training.parts_pairs(ranks)) for key, training in ours
+        )
+
+    def mixes(self, key: str) -> bool:
+        """Whether a training, by its dotted key, is wanted and mixes its samples in pairs."""
+        return key == "stage_c.train" and self.stage_c.loss.mixup > 0 and key in self.trainings()
 
     def stretches_of(self, step: str) -> list[tuple[Frame, str | None]]:
         """Frames and views in which the phases of a training step see the pictures, each pair once."""

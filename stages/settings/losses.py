@@ -117,9 +117,10 @@ class StageCLoss(DiffusionLoss):
 
     It is the squared distance between the noise that is found in both."""
     mixup: Share = Field(0.0, exclude_if=lambda share: share == 0)
-    """Share of samples that are mixed with the next of the batch, codes and text states by the same uniform weight.
+    """Share of samples that are mixed with the other one of their pair, codes and texts by the same uniform weight.
 
-    As in arXiv 1710.09412; of few pictures it then learns what their captions have in common, and not each by heart."""
+    As in arXiv 1710.09412; of few pictures it then learns what their captions have in common, and not each by heart.
+    Every two samples of a batch are a pair; held-out ones are not mixed."""
 
 
 class BaselineLoss(DiffusionLoss):

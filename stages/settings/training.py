@@ -266,6 +266,11 @@ class TrainingConfig(Settings):
         """Ranks that it runs on where there can be so many."""
         return min(self.ranks or workers, workers)
 
+    def parts_pairs(self, world: int) -> bool:
+        """Whether an odd number of rows goes through the model at a time on each of `world` workers."""
+        rows = [phase.batch_size // world for phase in self.phases]
+        return any(min(one, self.micro_batch or one) % 2 for one in rows)
+
     def divides(self, world: int) -> bool:
         """Whether `require_divisible` accepts so many workers."""
         try:

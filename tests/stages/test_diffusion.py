@@ -143,13 +143,13 @@ def test_guidance_is_imagens() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rows_are_mixed_in_pairs_whatever_even_parts_they_come_in(dtype: torch.dtype) -> None:
-    rows, ratio = torch.randn(7, 2, 3).to(dtype), torch.tensor([1.0, 0.0, 0.25, 0.25, 1.0, 1.0, 0.5])
+    rows, ratio = torch.randint(-8, 9, (6, 2, 3)).to(dtype), torch.tensor([1.0, 0.0, 0.25, 0.25, 1.0, 1.0])
     found = diffusion.mixed(rows, ratio)
-    assert torch.equal(found[[0, 1, 4, 5, 6]], rows[[0, 0, 4, 5, 6]])
+    assert torch.equal(found[[0, 1, 4, 5]], rows[[0, 0, 4, 5]])
     torch.testing.assert_close(found[2], 0.25 * rows[2] + 0.75 * rows[3])
     torch.testing.assert_close(found[3], 0.25 * rows[3] + 0.75 * rows[2])
-    for cut in (2, 4, 6):
-        parts = [diffusion.mixed(rows[part], ratio[part]) for part in (slice(0, cut), slice(cut, 7))]
+    for cut in (2, 4):
+        parts = [diffusion.mixed(rows[part], ratio[part]) for part in (slice(0, cut), slice(cut, 6))]
         assert torch.equal(torch.cat(parts), found)
 
 

@@ -117,6 +117,13 @@ def test_a_step_of_no_time_to_speak_of_has_its_kind_of_device():
     assert spent(leases).by_kind == {}
 
 
+def test_devices_that_were_waited_for_are_no_kind_beside_those_that_came():
+    (row,) = by_step(ledger.leases(lines("a", 0, 3, kind="cuda:GPU") + lines("b", 8, 1, opened=2e9))).values()
+    assert (row.kind, row.device_seconds) == (A100, 80)
+    (row,) = by_step(ledger.leases(lines("a", 8, 0) + lines("b", 32, 1, kind=ledger.CPU, opened=2e9))).values()
+    assert (row.kind, row.device_seconds) == (ledger.CPU, 320)
+
+
 def test_goodput_is_the_share_of_steps_that_lasted():
     thrown = lines("a", 1, 10, phases={STEPS: 80.0}, build="first")
     kept = lines("b", 1, 10, phases={STEPS: 50.0, READING: 10.0, REPEATED: 20.0}, build="second", opened=2e9)

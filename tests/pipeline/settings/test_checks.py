@@ -106,6 +106,18 @@ def test_workers_are_held_against_the_ranks_that_trainings_take_of_them():
         load("workers=3", *few)
 
 
+def test_no_pair_that_is_mixed_is_parted():
+    for words in (["stage_c.train.micro_batch=1"], ["stage_c.train.ranks=8", "workers=8", "cluster.min_workers=1"]):
+        assert load(*words).worlds_of("train_c")[0] == load(*words).ranks_of("train_c")
+        with pytest.raises(
+            UsageError, match=r"^stage_c\.loss\.mixup mixes pairs of samples: give stage_c\.train an even"
+        ):
+            load(*words, "stage_c.loss.mixup=0.5")
+    config = load("stage_c.train.ranks=4", "workers=4", "cluster.min_workers=1", "stage_c.loss.mixup=0.5")
+    assert config.worlds_of("train_c") == [4, 2, 1]
+    assert load("stage_c.train.micro_batch=2", "stage_c.loss.mixup=0.5")
+
+
 def test_one_step_does_its_trainings_on_as_many_ranks():
     told = r"compressor\.warmup\.train\.ranks=2 and stage_b\.train\.ranks=null differ, but one step does both"
     with pytest.raises(UsageError, match=told):

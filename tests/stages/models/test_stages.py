@@ -269,6 +269,19 @@ def test_micro_batches_add_up(name: str) -> None:
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-4, atol=1e-6)
 
 
+def test_pairs_that_are_mixed_add_up_too() -> None:
+    objective = StageCObjective(StageC(TINY_C), StageCLoss(mixup=1.0), torch.zeros(7, 20)).train()
+    batch = batch_of(8)
+    whole, parts = (
+        [
+            objective({key: value[row : row + rows] for key, value in batch.items()}, Draws(3, 5, row, rows, 8))[0]
+            for row in range(0, 8, rows)
+        ]
+        for rows in (8, 2)
+    )
+    torch.testing.assert_close(torch.stack(parts).mean(), whole[0], rtol=1e-4, atol=1e-6)
+
+
 def test_a_frozen_compressor_keeps_its_statistics() -> None:
     objective = StageBObjective(
         StageB(TINY_B), tiny_compressor(), StageBLoss(), torch.zeros(7, 20), train_compressor=False
