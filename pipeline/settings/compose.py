@@ -26,6 +26,8 @@ PLAINER = {  # than pydantic's own words
     "dict_type": "names with values are needed here, such as {name: value}",
     "tuple_type": "a list is needed here, such as [one, two]",
     "int_parsing_size": "input is far out of range",
+    "bool_parsing": "input should be a valid boolean (true, false)",
+    "bool_type": "input should be a valid boolean (true, false)",
 }
 WRITTEN = "as_written"  # the name of a resolver
 INTERNAL = {"base"}  # shared defaults, not a conf that one runs
@@ -187,9 +189,9 @@ def _read(word: str) -> Any:
 
 def explain(error: ValidationError, tree: dict[str, Any]) -> str:
     """The first three errors of pydantic, each as a sentence with its dotted key."""
-    found: dict[str, Any] = {}
+    found: dict[str, list[Any]] = {}
     for item in error.errors():
-        found.setdefault(_dotted(item, tree), item)
+        found.setdefault(_dotted(item, tree), []).append(item)
     exact = [key for key in found if not any(other.startswith(f"{key}.") for other in found)]
     return _printable("; ".join(_sentence(key, found[key], tree) for key in exact[:3]))
 
@@ -207,7 +209,9 @@ def _dotted(item: Any, tree: dict[str, Any]) -> str:
     return ".".join(parts)
 
 
-def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
+def _sentence(key: str, items: list[Any], tree: dict[str, Any]) -> str:
+    """What is said against a key's value, which is several things where it may be of several types."""
+    item, *others = items
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         known = dict.fromkeys(name for name in (*_fields(Config), *flatten(tree)) if not is_below(name, key))
@@ -220,7 +224,8 @@ def _sentence(key: str, item: Any, tree: dict[str, Any]) -> str:
     message = PLAINER.get(item["type"], message).removesuffix(", unable to parse string as an integer")
     silent = item["type"] in ("value_error", "missing") or isinstance(item["input"], dict | list)
     value = "" if silent else f"={_shown(item['input'])}"
-    return f"{key}{value}: {message[0].lower()}{message[1:]}"
+    words = [f" or {other['ctx']['expected']}" for other in others if other["type"] == "literal_error"]
+    return f"{key}{value}: {message[0].lower()}{message[1:]}{''.join(words)}"
 
 
 def _fits(tree: dict[str, Any], key: str) -> bool:

@@ -27,6 +27,11 @@ from tests.pipeline.settings.loading import load
         ("cluster.cache.gib=0", "cluster.cache.gib=0: input should be greater than"),
         ("stage_c.model.dropout=1", "stage_c.model.dropout=1: input should be less than 1"),
         ("stage_c.train.learning_rate=1e9", "stage_c.train.learning_rate=1000000000.0: input should be less than"),
+        (
+            "stage_c.train.compile=graph",
+            "train.compile=graph: input should be a valid boolean (true, false) or 'graphs'",
+        ),
+        ("stage_c.train.checkpointing=2", "checkpointing=2: input should be a valid boolean (true, false) or 'auto'"),
         ("workers=1e9", "workers=1000000000.0: input should be less than or equal to 100000"),
         ("data.views={A b: {}}", "data.views.A b: the name should match pattern '^[a-z0-9_]+$'"),
         ("compressor.model.input_ratio=0.1", "compressor.model.input_ratio=0.1 leaves 12 px of pictures of 128 px"),
