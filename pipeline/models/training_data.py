@@ -25,7 +25,7 @@ from pipeline.settings.resources import Cache
 from pipeline.store.artifacts import Artifact
 from stages.models.layers import resized
 from stages.settings.training import AugmentConfig, TrainingConfig
-from stages.training.background import Values, uploaded
+from stages.training.background import uploaded
 
 SHOWN = 16  # samples in a panel
 SHOWN_HELD_OUT = 12  # of them, where there are so many
@@ -52,19 +52,27 @@ class EncodedBatches:
 
     def read(self, start: int, rows: int) -> dict[str, np.ndarray]:
         """As of the stored ones, for `fields`: pictures (rows, 3, H, W) of the frame, what is encoded here in fp32."""
-        return _in_hosts_memory(self.ahead(start, rows))
+        return self._encoded(self.seen(start, rows))
 
-    def ahead(self, start: int, rows: int) -> dict[str, Values]:
-        """As `read`; what is encoded here, and of what it is made, stays on the device, in the present stream."""
+    def seen(self, start: int, rows: int) -> dict[str, np.ndarray]:
+        """What is stored of samples, pictures as `augment` changes them, in the frame: of which `encoded` makes a
+        batch."""
         batch = self.stored.read(start, rows)
         if self._augmented and "image" in batch:
             shares = self._augmented.model_dump()
             batch["image"] = augment.changed(batch["image"], start, self._seed, **shares)
-        return self._encoded(batch)
+        return self._framed(batch)
+
+    def encoded(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of what `seen` returned, on the encoders' device, in the present stream."""
+        batch = dict(seen)
+        for loaded in self._online:
+            batch[loaded.encoder.field] = loaded.there(batch[loaded.encoder.reads])
+        return {field: batch[field] for field in ("key", *self._fields)}
 
     def first(self, rows: int) -> dict[str, np.ndarray]:
         """The first samples, at most so many, as they are."""
-        return _in_hosts_memory(self._encoded(self.stored.first(rows)))
+        return self._encoded(self._framed(self.stored.first(rows)))
 
     def captions(self, rows: int, planned: Artifact) -> list[str]:
         """Captions of the first samples, as they were planned."""
@@ -72,19 +80,16 @@ class EncodedBatches:
         keys = self.stored.first(rows)["key"]
         return [known.get(bytes(key).hex(), "") for key in keys]
 
-    def _encoded(self, stored: Mapping[str, np.ndarray]) -> dict[str, Values]:
-        batch: dict[str, Values] = dict(stored)
-        if "image" in stored and self._frame.square:
-            batch["image"] = resized(torch.from_numpy(stored["image"]), self._frame.size).numpy()
-        for loaded in self._online:
-            reads = loaded.encoder.reads
-            batch[reads] = seen = uploaded(batch[reads], loaded.where)  # once: the training may read them too
-            batch[loaded.encoder.field] = loaded.there(seen)
-        return {field: batch[field] for field in ("key", *self._fields)}
+    def _framed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "image" in batch and self._frame.square:
+            batch["image"] = resized(torch.from_numpy(batch["image"]), self._frame.size).numpy()
+        return batch
 
-
-def _in_hosts_memory(batch: Mapping[str, Values]) -> dict[str, np.ndarray]:
-    return {name: values.cpu().numpy() if isinstance(values, Tensor) else values for name, values in batch.items()}
+    def _encoded(self, seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """In the host's memory."""
+        where = self._online[0].where if self._online else torch.device("cpu")
+        batch = self.encoded({name: uploaded(values, where) for name, values in seen.items()})
+        return {name: values.cpu().numpy() for name, values in batch.items()}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections import defaultdict
 
 STARTING = "starting"
 READING = "waiting for the batch"
+ENCODING = "encoding the batch"
 FORWARD = "forward pass"
 BACKWARD = "backward pass, and exchanging gradients"
 UPDATING = "updating the weights"

@@ -16,16 +16,24 @@ from stages.training import checkpoint
 from stages.training.checkpoint import Checkpoint
 
 Batch = dict[str, Tensor]
-Values = np.ndarray | Tensor  # in the host's memory, or made on a device already
-ReadBatch = Callable[[int], Mapping[str, Values]]
+ReadBatch = Callable[[int], Mapping[str, np.ndarray]]  # in the host's memory, by step
+Encode = Callable[[int, Batch], Batch]  # what a step's batch is to be, of what was read for it; on the device
 
 _READ_AHEAD = 2  # batches waiting in the device's memory while a step runs
 
 
-def read_ahead(read_batch: ReadBatch, steps: range, device: torch.device) -> Generator[Batch, None, None]:
-    """Yield the batch of every step, on the device, reading the next ones in one background thread.
+def encodes_ahead(device: torch.device) -> bool:
+    """Whether batches are encoded beside the steps. CPUs have nothing else to do it with: threads of both would wait
+    for each other on the same cores, which takes up to half as long again as one after the other."""
+    return device.type != "cpu"
 
-    On a GPU that thread has a stream of its own: batches are copied there, and what encoders make of them is reckoned
+
+def read_ahead(
+    read_batch: ReadBatch, steps: range, device: torch.device, encode: Encode | None = None
+) -> Generator[Batch, None, None]:
+    """Yield the batch of every step, on the device, reading (and encoding) the next ones in one background thread.
+
+    On a GPU that thread has a stream of its own: batches are copied there, and what `encode` makes of them is reckoned
     there, beside the steps. A step's stream waits for its batch; the host waits for neither.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -36,6 +44,7 @@ def read_ahead(read_batch: ReadBatch, steps: range, device: torch.device) -> Gen
     def read(step: int) -> tuple[Batch, torch.cuda.Event | None]:
         with nullcontext() if stream is None else torch.cuda.stream(stream):  # of this thread alone
             batch = {key: uploaded(values, device) for key, values in read_batch(step).items()}
+            batch = encode(step, batch) if encode else batch
             return batch, None if stream is None else stream.record_event()
 
     with ThreadPoolExecutor(1, "read_batch", initializer=partial(_compute_alone, device)) as pool:
@@ -55,10 +64,10 @@ def _compute_alone(device: torch.device) -> None:
         torch.set_num_threads(1)
 
 
-def uploaded(values: Values, device: torch.device) -> Tensor:
-    """On the device; a GPU takes them from page-locked memory, in the present stream. What lies there already stays."""
-    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-    if device.type == "cuda" and tensor.device.type == "cpu":
+def uploaded(values: np.ndarray, device: torch.device) -> Tensor:
+    """On the device; a GPU takes them from page-locked memory, in the present stream."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from stages.settings.training import TrainingConfig
 from stages.training import activity
-from stages.training.background import ReadBatch, Saver, read_ahead
+from stages.training.background import Encode, ReadBatch, Saver, encodes_ahead, read_ahead
 from stages.training.callbacks import Callbacks
 from stages.training.checkpoint import Best
 from stages.training.report import Report
@@ -43,6 +43,7 @@ def train(
     device: torch.device,
     rank: int = 0,
     world: int = 1,
+    encode: Encode | None = None,
 ) -> Outcome:
     """Train `objective` in place, from the newest saved state if there is one, until done or asked to stop.
 
@@ -55,8 +56,8 @@ def train(
     `objective(batch, draws)` returns the mean loss over its rows and named scalars to log; of `<name>` and
     `<name>/share` the quotient is logged. Parameters that require a gradient are trained. Its own `train()` decides
     which parts stay in evaluation mode. `read_batch(step)` returns this rank's rows, `batch_size / world` of them, of
-    the step's global batch; it runs in a background thread, ahead of the step. With `world > 1` the default process
-    group must exist.
+    the step's global batch; it runs in a background thread, ahead of the step. `encode(step, batch)` makes of them what
+    the objective sees: in that thread, but on CPUs. With `world > 1` the default process group must exist.
 
     Raises `ValueError` where a batch size does not divide by `world`, `CheckpointMismatch` for a state of
     another training, `BadSteps` naming the first where `config.bad_steps` does not let it get over them, and what
@@ -66,16 +67,21 @@ def train(
     trainer = Trainer(objective, config, seed, device, rank, world)
     trainer.resume(callbacks.newest_state())
     report, wish = Report(trainer, callbacks), _WishToStop(trainer, callbacks)
-    doing = callbacks.doing
+    doing, steps = callbacks.doing, range(trainer.step, config.num_steps)
+    ahead, in_turn = (encode, None) if encodes_ahead(device) else (None, encode)
     with (
-        closing(read_ahead(read_batch, range(trainer.step, config.num_steps), device)) as batches,
+        closing(read_ahead(read_batch, steps, device, ahead)) as batches,
         closing(Saver(callbacks.save_state, device)) as saver,
     ):
         if trainer.step == 0 and config.panel_every:
             _show(trainer, callbacks)
         while not trainer.at_end:
             doing.begin(trainer.step, activity.READING)
-            report.add(trainer.advance(next(batches), doing))
+            batch = next(batches)
+            if in_turn:
+                doing.begin(trainer.step, activity.ENCODING)
+                batch = in_turn(trainer.step, batch)
+            report.add(trainer.advance(batch, doing))
             # The host waits for the device, and ranks for each other, only where one of these is due.
             if logs := trainer.due(config.log_every):
                 values = _measured(trainer, report, saver, callbacks)

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -27,10 +27,11 @@ from datasets.files.retrying import persistently
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
-from pipeline.cluster.ranks import devices
+from pipeline.cluster.ranks import allocator, devices
 from pipeline.cluster.ranks.automatic import settled
 from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.cluster.ranks.spending import Spending
+from pipeline.cluster.ranks.suspects import suspects
 from pipeline.cluster.ranks.watchdog import Watchdog
 from pipeline.models.loading import weights
 from pipeline.models.panels import Panel, beside
@@ -41,11 +42,10 @@ from stages.anatomy.flops import PEAKS
 from stages.settings.training import Phase, TrainingConfig
 from stages.state_dicts import Serialized, serialized
 from stages.training import activity, checkpoint, loop
-from stages.training.background import Values
+from stages.training.background import Batch
 from stages.training.callbacks import Callbacks, Parts
 from stages.training.validation import Validation
 
-KEYS_SHOWN = 8  # of a bad batch
 SHOWN_AS = {"weights": "weights", "ema": "EMA"}  # in a panel's titles
 PACKAGES = ("pipeline", "datasets", "stages", "py.warnings")  # whose words a rank's log takes
 
@@ -72,6 +72,7 @@ class Rank:
         else:
             self.device = torch.device("cpu")
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+            allocator.keep_freed()
         self.pids = sorted(self.told(os.getpid()))
         self.node = context.get_node_rank()
         self._uuids = self._node_devices(context)
@@ -109,6 +110,7 @@ class Rank:
                 device=self.device,
                 rank=self.rank,
                 world=self.world,
+                encode=callbacks.encode,
             )
         self.metrics["training_seconds"] += time.monotonic() - began
         if config.shared_lanes > 1:
@@ -268,11 +270,15 @@ class RankCallbacks(Callbacks):
         super().__init__(doing)
         doing.begin(0, activity.STARTING)  # anew: what was read up to here is no stall of what comes
 
-    def read_batch(self, step: int) -> dict[str, Values]:
-        """This rank's rows of a step's batch."""
+    def read_batch(self, step: int) -> dict[str, np.ndarray]:
+        """This rank's rows of a step's batch, as far as they are stored."""
         rank, rows = self._rank, self._config.phase_at(step).batch_size // self._rank.world
         with self._reading:
-            return self._batches(step).ahead(self._config.images_after(step) + rank.rank * rows, rows)
+            return self._batches(step).seen(self._config.images_after(step) + rank.rank * rows, rows)
+
+    def encode(self, step: int, batch: Batch) -> Batch:
+        """A step's batch, of its rows as they are stored."""
+        return self._batches(step).encoded(batch)
 
     def newest_state(self) -> Parts | None:
         """See `Callbacks`; tells the board where the training goes on."""
@@ -354,26 +360,6 @@ class RankCallbacks(Callbacks):
         """What the phase of a step reads."""
         phase = self._config.phase_at(step)
         return self._data.batches[Frame(phase.size, phase.max_aspect), phase.view]
-
-
-def suspects(batch: Iterable[Mapping[str, np.ndarray]]) -> str:
-    """Which rows of a bad step's batch are to blame, in words: those with a number that is not finite, else any.
-
-    The batch comes in parts.
-    """
-    keys, flags = list[str](), list[np.ndarray]()
-    for part in batch:
-        keys += [bytes(key).hex() for key in part["key"]]
-        flags.append(np.ones(len(part["key"]), bool))
-        for values in part.values():
-            if np.issubdtype(values.dtype, np.floating):
-                flags[-1] &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    finite = np.concatenate(flags)
-    poor = [key for key, good in zip(keys, finite, strict=True) if not good]
-    few = (poor or keys)[:KEYS_SHOWN]
-    what = "numbers that are not finite in" if poor else "all numbers are finite in its pictures"
-    more = len(poor or keys) - len(few)
-    return f"{what} {', '.join(few)}{f' and {more} more' if more else ''}"
 
 
 def phase_file(model: str, number: int) -> str:

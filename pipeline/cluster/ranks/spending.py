@@ -11,6 +11,7 @@ from stages.training.activity import Activity
 PHASES = {
     activity.STARTING: STARTUP,
     activity.READING: READING,
+    activity.ENCODING: STEPS,
     activity.FORWARD: STEPS,
     activity.BACKWARD: STEPS,
     activity.UPDATING: STEPS,

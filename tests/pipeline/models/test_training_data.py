@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from datasets.buckets import Frame
 from datasets.files import storage
@@ -190,12 +189,11 @@ def test_what_is_encoded_on_the_way_is_made_of_the_augmented_pictures(tmp_path: 
     parts = [changed.largest.read(8 + at, 2) for at in range(0, 8, 2)]
     for field, whole in after.items():
         np.testing.assert_array_equal(np.concatenate([part[field] for part in parts]), whole)
-    kept = changed.largest.ahead(8, 8)
-    assert {name: isinstance(values, Tensor) for name, values in kept.items()} == {
-        "key": False,
-        "image": True,  # sent up once, for encoder and training
-        "latents_a": True,
-    }
+    seen = changed.largest.seen(8, 8)
+    assert set(seen) == {"key", "image"}
+    there = {name: torch.from_numpy(values) for name, values in seen.items()}
+    kept = changed.largest.encoded(there)
+    assert kept["image"] is there["image"]
     for field, whole in after.items():
         np.testing.assert_array_equal(kept[field], whole)
     assert as_they_are.held_out

@@ -14,7 +14,6 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from pipeline.cluster import ray_cluster
-from pipeline.cluster.ranks.rank import suspects
 from pipeline.cluster.ranks.watchdog import EXIT_STALLED, Pulses, Watchdog
 from stages.draws import Draws
 from stages.settings.training import TrainingConfig
@@ -163,13 +162,3 @@ def test_a_straggler_is_found_and_all_ranks_end(tmp_path: Path) -> None:
     assert codes <= {EXIT_STALLED, 1}  # the other may hear first that its connection is gone
     assert "rank 1 after step 3: forward pass" in stall
     assert "rank 0 after step 3: backward pass, and exchanging gradients" in stall
-
-
-def test_the_rows_to_blame_are_named() -> None:
-    keys = np.arange(32, dtype=np.uint8).reshape(2, 16)
-    good, bad = np.ones((2, 3), np.float32), np.array([[1.0, 2.0], [np.inf, 0.0]], np.float16)
-    batch = {"key": keys, "image": np.zeros((2, 3, 4, 4), np.uint8), "text": good}
-    assert suspects([{**batch, "latents_c": bad}]) == f"numbers that are not finite in {bytes(keys[1]).hex()}"
-    assert suspects([batch]).startswith(f"all numbers are finite in its pictures {bytes(keys[0]).hex()}, ")
-    many = {"key": np.zeros((20, 16), np.uint8), "text": np.zeros((20, 1), np.float32)}
-    assert suspects([many]).endswith(" and 12 more")
