@@ -6,13 +6,12 @@ from datasets.files import storage
 from pipeline.models import known_weights, loading
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import Scorers
-from stages.scoring import aesthetic
-from stages.scoring import clip as clips
-from stages.scoring.clip import BadClipWeights, Clip
 from stages.scoring.scorers import PictureScorer, PromptScorer, Scorer, likenesses
 from stages.weight_files import BadWeights
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they take seconds to import: only who has such a scorer waits for it
+    from stages.scoring.aesthetic import AestheticScorer
+    from stages.scoring.clip import Clip
     from stages.training.perceptual import Perceptual
 
 ARCHITECTURES = {"pickscore": "ViT-H-14", "clip_h": "ViT-H-14", "clip_l": "ViT-L-14-quickgelu"}  # of open_clip
@@ -52,16 +51,20 @@ def check(config: Config) -> None:
         load(config, "cpu")
 
 
-def _clip(settings: Scorers, name: str, architecture: str, device: str) -> Clip:
+def _clip(settings: Scorers, name: str, architecture: str, device: str) -> "Clip":
+    from stages.scoring import clip
+
     try:
-        model = clips.load(loading.local(settings.paths[name]), architecture)
-    except BadClipWeights as error:
+        model = clip.load(loading.local(settings.paths[name]), architecture)
+    except clip.BadClipWeights as error:
         row = known_weights.named(name)
         raise BadWeights(f"eval.scorers.{name}: {error}; give {row.file}, from {row.source}") from error
-    return Clip(model, device, settings.precision)
+    return clip.Clip(model, device, settings.precision)
 
 
-def _predictor(clip: str, head: str, device: str) -> aesthetic.AestheticScorer:
+def _predictor(clip: str, head: str, device: str) -> "AestheticScorer":
+    from stages.scoring import aesthetic
+
     try:
         return aesthetic.load(loading.local(clip), loading.local(head), ARCHITECTURES["clip_l"], device)
     except BadWeights as error:

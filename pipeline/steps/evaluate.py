@@ -41,21 +41,18 @@ def evaluate(build: Build) -> Facts:
     With the features of such sets, and the times that drawing took, where these were asked for."""
     config, building = build.config, storage.join(build.building, "scores")
     found, notes = build.call(_prepare, config, build.inputs)
+    chunks = [(contest.name, rows) for contest in found for rows in chunked(contest.rows, CHUNK).values()]
+    arguments = (config, {contest.name: replace(contest, rows=[]) for contest in found}, build.device)
     total = sum(len(contest.rows) for contest in found)
-    workers, parts = set(), []
-    for contest in found:
-        folder = storage.join(building, contest.name)
-        arguments = (config, replace(contest, rows=[]), build.device)
-        receipts = build.map_shards(Marker, arguments, chunked(contest.rows, CHUNK), total, "pictures", folder)
-        parts += [storage.join(folder, name) for receipt in receipts for name in receipt.files]
-        workers |= {receipt.pid for receipt in receipts}
+    receipts = build.map_shards(Marker, arguments, dict(enumerate(chunks)), total, "pictures", building)
+    parts = [storage.join(building, name) for receipt in receipts for name in receipt.files]
     files, rows, metrics, pid = build.call(_publish, config, build.inputs, found, parts, build.path)
     build.report.metrics(metrics, 0)
     return Facts(
         files=files,
         rows=rows,
         call="ray.data.Dataset.map_batches",
-        workers=sorted(workers | {pid}),
+        workers=sorted({pid, *(receipt.pid for receipt in receipts)}),
         metrics=metrics,
         notes=notes,
     )
@@ -83,38 +80,46 @@ def _prepare(config: Config, inputs: Mapping[str, Artifact]) -> tuple[list[Conte
 
 
 class Marker:
-    """Scores the pictures of everybody for one chunk of prompts: rows of the table."""
+    """Scores the pictures of everybody for one chunk of a set's prompts: rows of the table.
 
-    def __init__(self, config: Config, contest: Contest, device: str):
+    found: the contest on each set, by its name, without rows.
+    """
+
+    def __init__(self, config: Config, found: Mapping[str, Contest], device: str):
         from pipeline.models import loading, scorers
 
-        self.contest, self.batch = contest, config.eval.batch
-        self.places = {column: place.open() for column, place in contest.places.items()}
+        self.contests, self.batch = found, config.eval.batch
+        self.places = {
+            name: {column: place.open() for column, place in contest.places.items()} for name, contest in found.items()
+        }
         self.scorers = scorers.load(config, str(loading.device(device)))
         self.schema = score_tables.schema(config.eval.rivals, config.sample.ablations)
 
-    def __call__(self, number: int, rows: Sequence[dict[str, Any]]) -> Made:
-        lines = [line for part in chunked(rows, self.batch).values() for line in self.marked(part)]
+    def __call__(self, number: int, chunk: tuple[str, Sequence[dict[str, Any]]]) -> Made:
+        name, rows = chunk
+        lines = [line for part in chunked(rows, self.batch).values() for line in self.marked(name, part)]
         return Made(len(rows), {shards.tensor_name(number): shards.table_bytes(lines, self.schema)})
 
-    def marked(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The table's rows of a batch of prompts: one for each prompt and scorer, prompt by prompt."""
+    def marked(self, of: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The table's rows of a batch of a set's prompts: one for each prompt and scorer, prompt by prompt."""
+        contest = self.contests[of]
         wanted = [(row["key"], row["caption"]) for row in rows]
-        original = self.contest.original
+        original = contest.original
         originals = [original.pixels(one) for one in wanted] if original else None
         taken = {name: scorer for name, scorer in self.scorers.items() if originals or not scorer.wants_originals}
         marks: dict[str, dict[str, list[float | None]]] = {name: {} for name in taken}
-        for column, place in self.places.items():
-            there = [at for at, (key, _) in enumerate(wanted) if self.contest.takes(column, key)]
+        for column, place in self.places[of].items():
+            there = [at for at, (key, _) in enumerate(wanted) if contest.takes(column, key)]
             pictures = [place.pixels(wanted[at]) for at in there]
             for name, scorer in taken.items():
                 if there and (scorer.wants_originals or column not in LIKENED):
                     values: list[float | None] = [None] * len(rows)
-                    like = self._drawn_like(wanted, pictures) if column == PREVIEW else originals
-                    for at, value in zip(there, self._scores(scorer, name, wanted, there, pictures, like), strict=True):
+                    like = self._drawn_like(of, wanted, pictures) if column == PREVIEW else originals
+                    found = self._scores(scorer, (name, of), wanted, there, pictures, like)
+                    for at, value in zip(there, found, strict=True):
                         values[at] = value
                     marks[name][column] = values
-        about = [{"set": self.contest.name, "prompt": row["caption"], **row} for row in rows]
+        about = [{"set": of, "prompt": row["caption"], **row} for row in rows]
         return [
             {name: row.get(name) for name in self.schema.names}
             | {"scorer": scorer, "truncated": taken[scorer].is_truncated(row["prompt"])}
@@ -123,15 +128,15 @@ class Marker:
             for scorer, columns in marks.items()
         ]
 
-    def _drawn_like(self, wanted: Sequence[tuple[str, str]], previews: list[np.ndarray]) -> list[np.ndarray]:
+    def _drawn_like(self, of: str, wanted: Sequence[tuple[str, str]], previews: list[np.ndarray]) -> list[np.ndarray]:
         """Our own pictures in the size of their previews: how much of each the code decides."""
-        ours = self.places["score"]
+        ours = self.places[of]["score"]
         return [contests.fit(ours.pixels(one), preview) for one, preview in zip(wanted, previews, strict=True)]
 
     def _scores(
         self,
         scorer: Any,
-        name: str,
+        of: tuple[str, str],
         wanted: Sequence[tuple[str, str]],
         there: Sequence[int],
         pictures: list[np.ndarray],
@@ -143,8 +148,9 @@ class Marker:
         scores = scorer(pictures, [wanted[at][1] for at in there], like)
         for at, score in zip(there, scores, strict=True):
             if not np.isfinite(score):
+                name, prompts = of
                 raise DataError(
-                    f"{name} gives {score} to the picture {wanted[at][0]} of {self.contest.name}; look at its weights"
+                    f"{name} gives {score} to the picture {wanted[at][0]} of {prompts}; look at its weights"
                 )
         return [float(score) for score in scores]
 

@@ -8,15 +8,17 @@ psnr, ssim, lpips   likeness to the original, where there is one; equal pictures
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages.scoring.aesthetic import AestheticScorer
-from stages.scoring.clip import Clip
 from stages.scoring.metrics import psnr, ssim
+
+if TYPE_CHECKING:  # they take seconds to import: only who has such a scorer waits for it
+    from stages.scoring.aesthetic import AestheticScorer
+    from stages.scoring.clip import Clip
 
 Pictures = Sequence[np.ndarray]  # uint8 RGB (H, W, 3) each
 
@@ -39,7 +41,7 @@ class PromptScorer:
 
     wants_originals = False
 
-    def __init__(self, clip: Clip, factor: float | None = None) -> None:
+    def __init__(self, clip: "Clip", factor: float | None = None) -> None:
         self._clip = clip
         self._factor = clip.scale if factor is None else factor
         self.is_truncated = clip.is_truncated
@@ -56,7 +58,7 @@ class PictureScorer:
 
     wants_originals = False
 
-    def __init__(self, predictor: AestheticScorer) -> None:
+    def __init__(self, predictor: "AestheticScorer") -> None:
         self._predictor = predictor
 
     def __call__(self, pictures: Pictures, prompts: Sequence[str], originals: Pictures | None = None) -> np.ndarray:

@@ -9,8 +9,15 @@ from stages.models.layers import Block
 from stages.settings.training import MuonConfig, TrainingConfig
 
 ADAMW, MUON = ("exp_avg", "exp_avg_sq"), ("momentum",)  # what each keeps of a parameter, of its shape
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the polynomial that Muon iterates
-ITERATIONS = 5  # after which singular values lie between about 0.7 and 1.2
+# Of the polynomials a x + b x^3 + c x^5 that Muon takes singular values through, one after the other. Each is the one
+# that comes nearest to 1, at its worst, on what those before have made of [0.004, 1], and on 3 % above, where roundings
+# lead: beyond that they grow steeply. In the end it is [0.84, 1.16].
+COEFFICIENTS = (
+    (8.1028, -22.5280, 15.7328),
+    (3.8783, -2.7272, 0.4889),
+    (3.2927, -2.3356, 0.4489),
+    (2.3268, -1.6223, 0.3792),
+)
 RMS = 0.2  # of the elements of a step, in units of the learning rate: as AdamW's
 JOINED = {"in_proj_weight": 3, "net.0.proj.weight": 2}  # by its name's end: matrices that lie above each other in one
 
@@ -112,12 +119,12 @@ class Muon:
 def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrices (N, rows, columns) with their singular vectors, and all singular values near 1 but those of 0; fp32.
 
-    By Newton and Schulz's iteration in numbers of `dtype`, with coefficients that are quick rather than exact.
+    By products alone, in numbers of `dtype`. Four polynomials that are chosen for each other, as in arXiv 2505.16932,
+    come nearer to 1 than five times Keller Jordan's.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     wide = (wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)).to(dtype)  # no singular value is above 1
-    a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
+    for a, b, c in COEFFICIENTS:
         gram = wide @ wide.mT
         wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
     return (wide if matrices.shape[1] <= matrices.shape[2] else wide.mT).float()

@@ -1,8 +1,10 @@
 """Which parameters Muon takes, its steps beside torch's own, and that a training with it skips steps and goes on."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from stages.models.layers import Block
@@ -10,8 +12,9 @@ from stages.models.stage_c import StageC
 from stages.settings.models import StageCConfig
 from stages.settings.training import MuonConfig, TrainingConfig
 from stages.training import checkpoint
+from stages.training import optimizer as optimizer_module
 from stages.training.checkpoint import Checkpoint, Rows, State
-from stages.training.optimizer import Muon, Optimizer, matrices, orthogonal
+from stages.training.optimizer import COEFFICIENTS, Muon, Optimizer, matrices, orthogonal
 from tests.stages.training.test_loop import Denoise, Outcome, Run, config, weights
 
 CPU = torch.device("cpu")
@@ -57,7 +60,7 @@ def test_orthogonal_matrices_keep_their_singular_vectors(shape: tuple[int, ...])
     found = left.mT @ orthogonal(given, torch.float32) @ right.mT
     stretched = torch.diagonal(found, dim1=1, dim2=2)
     assert stretched.min() > 0.3  # the least ones of a square matrix are still on their way
-    assert stretched.max() < 1.3
+    assert stretched.max() < 1.2
     assert (found - torch.diag_embed(stretched)).abs().max() < 1e-3
 
 
@@ -73,7 +76,36 @@ def stepped(given: list[Tensor], gradients: list[list[Tensor]], names: list[str]
     return [parameter.detach() for parameter in trained.values()]
 
 
-def test_steps_are_those_of_torchs_own_muon() -> None:
+def test_coefficients_are_the_best_ones() -> None:
+    """Found anew as a linear programme: the least distance from 1 anywhere on what has become of [0.004, 1], and 3 %
+    above."""
+    low, high = 0.004, 1.0
+    for coefficients in COEFFICIENTS:
+        at = np.concatenate([np.geomspace(low, 1.03 * high, 2000), np.linspace(low, 1.03 * high, 2000)])
+        powers = np.stack([at, at**3, at**5], axis=1)
+        limits = np.concatenate([np.c_[powers, -np.ones(len(at))], np.c_[-powers, -np.ones(len(at))]])
+        bounds = np.concatenate([np.ones(len(at)), -np.ones(len(at))])
+        best = linprog([0, 0, 0, 1], limits, bounds, bounds=[(None, None)] * 3 + [(0, None)], method="highs")
+        np.testing.assert_allclose(coefficients, best.x[:3], rtol=1e-3)
+        low, high = 1 - best.x[3], 1 + best.x[3]
+    assert (round(low, 2), round(high, 2)) == (0.84, 1.16)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_directions_stay_as_near_as_many(rank: int, dtype: torch.dtype) -> None:
+    """A single one lies at the end of what the polynomials are made for, where roundings may not carry it away."""
+    torch.manual_seed(0)
+    given = torch.randn(50, 48, rank) @ torch.randn(50, rank, 96)
+    values = torch.linalg.svdvals(orthogonal(given, dtype))
+    assert values[:, 0].max() < 1.2
+    assert values[:, rank - 1].min() > 0.8
+    assert values[:, rank:].max() < 0.3  # of roundings
+
+
+def test_steps_are_those_of_torchs_own_muon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its coefficients."""
+    monkeypatch.setattr(optimizer_module, "COEFFICIENTS", [(3.4445, -4.7750, 2.0315)] * 5)
     torch.manual_seed(0)
     given = [torch.randn(12, 20), torch.randn(20, 12), torch.randn(12, 20)]
     gradients = [[torch.randn_like(value) for value in given] for _ in range(3)]
