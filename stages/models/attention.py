@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.layers import Block, dropout, norm_before_product, plus
+from stages.models.dropped_attention import dropped_attention
+from stages.models.layers import Block, norm_before_product, plus
 
 SeenText = tuple[Tensor, ...]
 """What the attention blocks of a model make of a text, in their order: keys and values (B, N, 2 C) each."""
@@ -92,14 +93,13 @@ def activated(text: Tensor) -> Tensor:
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, drop: float) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for (B, heads, N, D), with a share `drop` of the probabilities dropped.
 
-    torch's kernel, but on CPUs in fp32, since its backward pass there is six to twelve times slower in bf16, and
-    without it where probabilities are dropped, which none of its fast ones for CPUs can do.
+    torch's kernel, but on CPUs in fp32, since its backward pass there is six to twelve times slower in bf16; our own
+    where probabilities are dropped, which none of its fast ones for CPUs can do.
     """
     if query.device.type != "cpu" or (drop == 0 and query.dtype == torch.float32):
         return F.scaled_dot_product_attention(query, key, value, dropout_p=drop)
     with torch.autocast("cpu", enabled=False):
         query, key, value = query.float(), key.float(), value.float()
-        if drop == 0:
-            return F.scaled_dot_product_attention(query, key, value)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return dropout(scores.softmax(dim=-1), drop) @ value
+        if not 0 < drop < 1 or torch.compiler.is_compiling():
+            return F.scaled_dot_product_attention(query, key, value, dropout_p=drop)
+        return dropped_attention(query, key, value, drop)

@@ -197,10 +197,14 @@ def dropout(x: Tensor, share: float) -> Tensor:
     """
     if x.device.type != "cpu" or not 0 < share < 1 or torch.compiler.is_compiling():
         return F.dropout(x, share)
-    numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = bits < round((1 - share) * 2**16) - 2**15
-    return x * kept.to(x.dtype).div_(1 - share)
+    return x * kept(x.shape, share).to(x.dtype).div_(1 - share)
+
+
+def kept(shape: Sequence[int], share: float) -> Tensor:
+    """Which elements stay where a `share` is dropped: bool of a shape, on the CPU, by 16 bits of randomness each."""
+    size = math.prod(shape)
+    numbers = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return numbers.view(torch.int16)[:size].view(shape) < round((1 - share) * 2**16) - 2**15
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -65,6 +65,8 @@ class Replica:
             self.model = self._module
         self._sources = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
         self.trained = {name: _leaf(value) for name, value in self._sources.items()}
+        # Found once: going through all modules takes the host a tenth of a step of Stage B.
+        self._state = {name: _local(value) for name, value in self._module.state_dict().items()}
 
     def _replicate(self, reduces: Collection[Precision]) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else None
@@ -178,7 +180,7 @@ class Replica:
 
     def state(self) -> dict[str, Tensor]:
         """Weights and buffers by name, this rank's rows of them; references, not copies."""
-        return {name: _local(value) for name, value in self._module.state_dict().items()}
+        return self._state
 
     def rows(self) -> dict[str, Rows]:
         """Of each parameter that has rows: which of them lie here; of one rank none is told, it has all."""
