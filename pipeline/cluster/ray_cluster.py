@@ -35,6 +35,7 @@ from pipeline.cluster import joining
 from pipeline.cluster.answers import get
 from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause
+from pipeline.cluster.ranks.allocator import KEEPS_FREED
 from pipeline.cluster.ranks.meeting import Meeting
 from pipeline.cluster.room import Room, grown, ranks
 from pipeline.errors import Grows, InfrastructureError, UsageError
@@ -208,6 +209,11 @@ class Cluster:
             resources["GPU"] = self.config.gpus_per_worker
         return resources
 
+    @property
+    def _trains_here(self) -> bool:
+        """Whether trainings take the CPUs of this machine, and nobody else's Ray."""
+        return self.config.address is None and self.room.device("train") == "cpu"
+
     def _training_cpus(self, workers: int) -> int:
         """CPUs of each rank: all there are on our own local Ray, what the config says elsewhere."""
         return max(1, self.room.has("CPU") // workers) if self.config.address is None else self.config.cpus_per_worker
@@ -285,6 +291,7 @@ class Cluster:
                 failure_config=ray.train.FailureConfig(  # we retry
                     max_failures=0, controller_failure_limit=1, max_preemption_failures=0
                 ),
+                worker_runtime_env={"env_vars": KEEPS_FREED} if self._trains_here else None,
             ),
         )
         get(self.board.begin_job.remote(self._jobs))

@@ -1,7 +1,7 @@
 """The encoders: captions and pictures become the fields that trainings see.
 
-The steps `encode_*` store their outputs; a training that is to encode online makes the same of each batch as it reads
-it. Both go through `Loaded`, so that they differ by what storing rounds off.
+The steps `encode_*` store their outputs; a training that is to encode online makes the same of each batch on the
+way. Both go through `Loaded`, so that they differ by what storing rounds off.
 """
 
 import hashlib

@@ -34,8 +34,7 @@ Stretch = tuple[Frame, str | None]  # how a phase sees the pictures, and the nam
 
 
 class EncodedBatches:
-    """Batches of one frame, some of whose `fields` are encoded as they are read, of pictures as `augment` changes
-    them."""
+    """Batches of one frame, some of whose `fields` are encoded on the way, of pictures as `augment` changes them."""
 
     def __init__(
         self,
@@ -87,8 +86,10 @@ class EncodedBatches:
 
     def _encoded(self, seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """In the host's memory."""
-        where = self._online[0].where if self._online else torch.device("cpu")
-        batch = self.encoded({name: uploaded(values, where) for name, values in seen.items()})
+        batch = {name: torch.from_numpy(values) for name, values in seen.items()}
+        for loaded in self._online:
+            batch[loaded.encoder.reads] = uploaded(seen[loaded.encoder.reads], loaded.where)
+        batch = self.encoded(batch)
         return {name: values.cpu().numpy() for name, values in batch.items()}
 
 

@@ -94,7 +94,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, drop
     """softmax(q k^T / sqrt(D)) v for (B, heads, N, D), with a share `drop` of the probabilities dropped.
 
     torch's kernel, but on CPUs in fp32, since its backward pass there is six to twelve times slower in bf16; our own
-    where probabilities are dropped, which none of its fast ones for CPUs can do.
+    where probabilities are dropped, which none of its fast ones for CPUs can do, unless it is compiled.
     """
     if query.device.type != "cpu" or (drop == 0 and query.dtype == torch.float32):
         return F.scaled_dot_product_attention(query, key, value, dropout_p=drop)

@@ -7,6 +7,7 @@ bit for bit on the same kind of machine, thread count, world size and micro-batc
 """
 
 import time
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from stages.settings.training import TrainingConfig
 from stages.training import activity
-from stages.training.background import Encode, ReadBatch, Saver, encodes_ahead, read_ahead
+from stages.training.background import Batch, Encode, ReadBatch, Saver, encodes_ahead, read_ahead
 from stages.training.callbacks import Callbacks
 from stages.training.checkpoint import Best
 from stages.training.report import Report
@@ -67,21 +68,15 @@ def train(
     trainer = Trainer(objective, config, seed, device, rank, world)
     trainer.resume(callbacks.newest_state())
     report, wish = Report(trainer, callbacks), _WishToStop(trainer, callbacks)
-    doing, steps = callbacks.doing, range(trainer.step, config.num_steps)
-    ahead, in_turn = (encode, None) if encodes_ahead(device) else (None, encode)
+    doing = callbacks.doing
     with (
-        closing(read_ahead(read_batch, steps, device, ahead)) as batches,
+        closing(_batches(trainer, read_batch, encode, doing)) as batches,
         closing(Saver(callbacks.save_state, device)) as saver,
     ):
         if trainer.step == 0 and config.panel_every:
             _show(trainer, callbacks)
         while not trainer.at_end:
-            doing.begin(trainer.step, activity.READING)
-            batch = next(batches)
-            if in_turn:
-                doing.begin(trainer.step, activity.ENCODING)
-                batch = in_turn(trainer.step, batch)
-            report.add(trainer.advance(batch, doing))
+            report.add(trainer.advance(next(batches), doing))
             # The host waits for the device, and ranks for each other, only where one of these is due.
             if logs := trainer.due(config.log_every):
                 values = _measured(trainer, report, saver, callbacks)
@@ -99,6 +94,22 @@ def train(
         saver.wait()
     _end(trainer, callbacks)
     return Outcome(trainer.step, finished=True, best=trainer.best)
+
+
+def _batches(
+    trainer: Trainer, read_batch: ReadBatch, encode: Encode | None, doing: activity.Activity
+) -> Generator[Batch, None, None]:
+    """The batch of every step that is to come, as the objective sees it."""
+    steps, device = range(trainer.step, trainer.config.num_steps), trainer.device
+    ahead, in_turn = (encode, None) if encodes_ahead(device) else (None, encode)
+    with closing(read_ahead(read_batch, steps, device, ahead)) as batches:
+        for step in steps:
+            doing.begin(step, activity.READING)
+            batch = next(batches)
+            if in_turn:
+                doing.begin(step, activity.ENCODING)
+                batch = in_turn(step, batch)
+            yield batch
 
 
 def _measured(trainer: Trainer, report: Report, saver: Saver, callbacks: Callbacks) -> dict[str, float]:

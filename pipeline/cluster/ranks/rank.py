@@ -27,7 +27,7 @@ from datasets.files.retrying import persistently
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
-from pipeline.cluster.ranks import allocator, devices
+from pipeline.cluster.ranks import devices
 from pipeline.cluster.ranks.automatic import settled
 from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.cluster.ranks.spending import Spending
@@ -72,7 +72,6 @@ class Rank:
         else:
             self.device = torch.device("cpu")
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-            allocator.keep_freed()
         self.pids = sorted(self.told(os.getpid()))
         self.node = context.get_node_rank()
         self._uuids = self._node_devices(context)

@@ -87,8 +87,10 @@ def test_on_cpus_a_step_encodes_its_batch_itself_with_all_its_threads() -> None:
     )  # fmt: skip
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    train(Objective(3, 1), read, recipe, callbacks, seed=0, device=CPU, encode=encode)
-    torch.set_num_threads(before)
+    try:
+        train(Objective(3, 1), read, recipe, callbacks, seed=0, device=CPU, encode=encode)
+    finally:
+        torch.set_num_threads(before)
     assert seen == [1.0, 2.0, 3.0, 4.0]
     here = threading.current_thread().name
     assert where["encoding"] == [(step, here, 3) for step in range(4)]
