@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -275,13 +275,20 @@ class Cluster:
         earlier attempt can never stop a run from starting.
         """
         self._jobs += 1
+        gpus = self.room.device("train") == "cuda"
+        # Bound here, not handed to Ray as the loop's config: that may be shown, and Ray's process beside the training
+        # would import all that it names.
+        work = partial(heard, self.board, hidden(), loop, {**payload, "job": self._jobs})
+
+        def rank() -> None:
+            work()
+
         trainer = ray.train.torch.TorchTrainer(
-            partial(heard, self.board, hidden(), loop),  # not in the config of the loop, which Ray may show
-            train_loop_config={**payload, "job": self._jobs},
-            torch_config=Meeting(),
+            rank,
+            torch_config=Meeting("nccl" if gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
-                use_gpu=self.room.device("train") == "cuda",
+                use_gpu=gpus,
                 resources_per_worker=self._rank_resources(workers),
                 label_selector=self.room.selector("train") or None,
             ),

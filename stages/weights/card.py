@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from stages.models.geometry import SIDE_MULTIPLE
 from stages.settings.sampling import SamplingConfig
-from stages.weights.release import DIFFUSERS_VERSION
+
+DIFFUSERS_VERSION = "0.42.1"  # whose folder layout and class names a release has
 
 # What holds for every release.
 _LIMITATIONS = (

@@ -36,6 +36,7 @@ from stages.sampling.sample import Models
 from stages.settings.models import CompressorConfig, StageAConfig, StageBConfig, StageCConfig
 from stages.settings.sampling import SamplingConfig
 from stages.weights import convert
+from stages.weights.card import DIFFUSERS_VERSION
 
 File = tuple[str, bytes]  # relative path, content
 M = TypeVar("M", bound=nn.Module)
@@ -44,7 +45,6 @@ SETTINGS = "sampling.json"
 MODEL_WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
 WEIGHTS = "model.safetensors"  # transformers' name
 
-DIFFUSERS_VERSION = "0.42.1"  # whose folder layout and class names are written
 STOCK_LATENT_CHANNELS = 4  # fixed in WuerstchenDecoderPipeline
 
 # Library and class of a pipeline's parts. The models are named by their module: diffusers moved its Würstchen

@@ -157,6 +157,17 @@ sys.exit(str({"torch", "ray.train", "ray.data", "mlflow"} & set(sys.modules) or 
     assert done.stderr.strip() == ""
 
 
+def test_what_starts_and_describes_trainings_imports_no_torch():
+    """How ranks meet, which Ray's process beside each training imports, and the card, which the driver writes."""
+    code = """
+import sys
+import pipeline.cluster.ranks.meeting, stages.weights.card
+sys.exit(str({"torch"} & set(sys.modules) or ""))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
 # ------------------------------------------------------------------------------------------------- sizes and rooms
 
 

@@ -4,32 +4,86 @@ Gloo would listen at what a machine's own name stands for. That is loopback on D
 where no name server knows it: ranks of other nodes would then connect to themselves, in vain.
 """
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import ray
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+import ray.exceptions
+import ray.train.backend
+from ray._common.network_utils import build_address
+from ray.train._internal.utils import get_address_and_port
 
 GLOO = "GLOO_SOCKET_IFNAME"  # who sets it has a reason
+PARTING_S = 30.0  # for ranks to leave their group; those that are dead never do
+
+log = logging.getLogger(__name__)
 
 
-class Backend(_TorchBackend):
-    """Ray's, whose ranks first look where to listen."""
+class Backend(ray.train.backend.Backend):
+    """Has the ranks meet, by Ray's own functions.
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(listen_where_ray_does)
-        super().on_start(worker_group, backend_config)
+    It lives in the driver and in Ray's process beside a training, which do without torch: importing that takes each of
+    them seconds. What needs it is called in the ranks.
+    """
+
+    share_cuda_visible_devices = True  # a rank sees the GPUs of its node's others, to reach them
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        place = f"tcp://{build_address(*worker_group.execute_single(0, get_address_and_port))}"
+        ranks = range(world := len(worker_group))
+        ray.get([worker_group.execute_single_async(n, meet, backend_config.backend, n, world, place) for n in ranks])
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        try:
+            ray.get(worker_group.execute_async(part, len(worker_group) > 1), timeout=PARTING_S)
+        except ray.exceptions.GetTimeoutError:
+            log.warning("the ranks have not left their process group within %.0f s", PARTING_S)
 
 
-class Meeting(TorchConfig):
-    """How the ranks of a training become one process group."""
+@dataclass
+class Meeting(ray.train.backend.BackendConfig):
+    """How the ranks of a training become one process group, of torch's `backend`: gloo or nccl."""
+
+    backend: str
 
     @property
     def backend_cls(self) -> type[Backend]:
         return Backend
+
+    @property
+    def train_func_context(self) -> Callable[[], AbstractContextManager[None]]:
+        return on_own_device
+
+
+def meet(backend: str, rank: int, world: int, place: str) -> None:
+    """In a rank: join the others at `place`."""
+    from ray.train.torch import config  # imports torch
+
+    listen_where_ray_does()
+    config._set_torch_distributed_env_vars()
+    config._setup_torch_process_group(backend, rank, world, place)
+
+
+def part(grouped: bool) -> None:
+    """In a rank: leave the others, and give its GPU's memory back."""
+    from ray.train.torch import config  # imports torch
+
+    config._shutdown_torch(destroy_process_group=grouped)
+
+
+@contextlib.contextmanager
+def on_own_device() -> Iterator[None]:
+    """In a rank: its GPU is torch's current one meanwhile."""
+    from ray.train.torch.config import TorchConfigContextManager  # imports torch
+
+    with TorchConfigContextManager():
+        yield
 
 
 def listen_where_ray_does() -> None:
