@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 THUMBNAIL = 32  # side in pixels at which retrieval compares pictures
 WINDOW = 11  # px, of SSIM
@@ -86,7 +87,5 @@ def _blurred(pictures: np.ndarray) -> np.ndarray:
     weights = np.exp(-(places**2) / (2 * 1.5**2))
     weights /= weights.sum()
     for axis in (1, 2):
-        whole = pictures.shape[axis] - WINDOW + 1
-        parts = [pictures.take(range(start, start + whole), axis) for start in range(WINDOW)]
-        pictures = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        pictures = sliding_window_view(pictures, WINDOW, axis) @ weights
     return pictures
