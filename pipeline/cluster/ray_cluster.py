@@ -277,7 +277,7 @@ class Cluster:
         self._jobs += 1
         gpus = self.room.device("train") == "cuda"
         # Bound here, not handed to Ray as the loop's config: that may be shown, and Ray's process beside the training
-        # would import all that it names.
+        # would import all that it names. A function of its own, since Ray hands a config to whatever takes *arguments.
         work = partial(heard, self.board, hidden(), loop, {**payload, "job": self._jobs})
 
         def rank() -> None:

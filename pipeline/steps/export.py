@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets.config import DataConfig
 from datasets.files import storage
@@ -18,9 +18,7 @@ from pipeline.settings.config import Config
 from pipeline.settings.sections import STAGES
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
-
-if TYPE_CHECKING:  # imports torch, through the release
-    from stages.weights.card import CardFacts
+from stages.weights.card import CardFacts, Score, model_card
 
 
 def export(build: Build) -> Facts:
@@ -31,12 +29,11 @@ def export(build: Build) -> Facts:
 
 
 def _write(
-    config: Config, inputs: dict[str, Artifact], path: str, facts: "CardFacts"
+    config: Config, inputs: dict[str, Artifact], path: str, facts: CardFacts
 ) -> tuple[dict[str, FileEntry], int]:
     import torch
 
     from pipeline.models import loading
-    from stages.weights.card import model_card
     from stages.weights.release import release_files
 
     where = torch.device("cpu")
@@ -55,10 +52,8 @@ def _write(
     return files, os.getpid()
 
 
-def _facts(config: Config, inputs: dict[str, Artifact]) -> "CardFacts":
+def _facts(config: Config, inputs: dict[str, Artifact]) -> CardFacts:
     """What the card says, from the document that the report is made of too."""
-    from stages.weights.card import CardFacts, Score
-
     data = terms(inputs["metadata"].manifest)
     told, _ = document(of_artifacts(inputs, config=config))
     return CardFacts(

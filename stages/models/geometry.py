@@ -1,8 +1,10 @@
 """Sizes and scales that the stages share: pixels, codes and latents, and the range of the code."""
 
 import math
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # sizes are asked for where torch is not, too
+    from torch import Tensor
 
 SIDE_MULTIPLE = 128  # px: other sides do not come out as asked for
 PIXELS_PER_CODE = 42.67  # resolution_multiple of the released prior pipeline
@@ -15,12 +17,12 @@ class BadImageSize(ValueError):
     """An image's sides do not fit the models."""
 
 
-def normalise(code: Tensor) -> Tensor:
+def normalise(code: "Tensor") -> "Tensor":
     """The compressor's output -> the space of Stage C."""
     return (code + CODE_SHIFT) / CODE_SCALE
 
 
-def denormalise(latents: Tensor) -> Tensor:
+def denormalise(latents: "Tensor") -> "Tensor":
     """The space of Stage C -> the compressor's output."""
     return latents * CODE_SCALE - CODE_SHIFT
 

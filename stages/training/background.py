@@ -24,7 +24,8 @@ _READ_AHEAD = 2  # batches waiting in the device's memory while a step runs
 
 def encodes_ahead(device: torch.device) -> bool:
     """Whether batches are encoded beside the steps. CPUs have nothing else to do it with: threads of both would wait
-    for each other on the same cores, which takes up to half as long again as one after the other."""
+    for each other on the same cores, which takes up to half as long again as one after the other, and beside other
+    programs up to ten times as long."""
     return device.type != "cpu"
 
 

@@ -157,8 +157,8 @@ sys.exit(str({"torch", "ray.train", "ray.data", "mlflow"} & set(sys.modules) or 
     assert done.stderr.strip() == ""
 
 
-def test_what_starts_and_describes_trainings_imports_no_torch():
-    """How ranks meet, which Ray's process beside each training imports, and the card, which the driver writes."""
+def test_how_ranks_meet_and_the_card_import_no_torch():
+    """Ray's process beside each training imports the one, and the driver the other, on the way to the last screen."""
     code = """
 import sys
 import pipeline.cluster.ranks.meeting, stages.weights.card

@@ -129,14 +129,23 @@ def begun(root: Path, attempts: int) -> Callable[[], bool]:
     )
 
 
-def ranks(above: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The training workers below a process."""
+def actors(above: subprocess.Popen[str], kind: str) -> list[psutil.Process]:
+    """Ray's actors of a kind below a process."""
     found = []
     for process in psutil.Process(above.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has just ended
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if kind in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def ranks(above: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training workers below a process."""
+    return actors(above, "RayTrainWorker")
+
+
+def has_torch(process: psutil.Process) -> bool:
+    return any("libtorch" in mapped.path for mapped in process.memory_maps())
 
 
 def stage_c(root: Path) -> Artifact:
@@ -197,7 +206,9 @@ def test_a_killed_rank_costs_steps_and_nothing_else(tmp_path, inputs, calm):
     driver = start(root)
     try:
         wait_for(saved(root, 2 * EVERY), driver)
-        ranks(driver)[1].kill()
+        killed, (controller,) = ranks(driver)[1], actors(driver, "TrainController")
+        assert (has_torch(killed), has_torch(controller)) == (True, False)  # seconds of a core, each time
+        killed.kill()
         said = finish(driver)
     finally:
         driver.kill()

@@ -5,6 +5,7 @@ where no name server knows it: ranks of other nodes would then connect to themse
 """
 
 import contextlib
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,21 +21,22 @@ from ray._common.network_utils import build_address
 from ray.train._internal.utils import get_address_and_port
 
 GLOO = "GLOO_SOCKET_IFNAME"  # who sets it has a reason
-PARTING_S = 30.0  # for ranks to leave their group; those that are dead never do
+PARTING_S = 30.0  # for ranks to leave their group; those that hang never do
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ray.train.meeting")  # of which Ray keeps a log where it trains
 
 
 class Backend(ray.train.backend.Backend):
     """Has the ranks meet, by Ray's own functions.
 
-    It lives in the driver and in Ray's process beside a training, which do without torch: importing that takes each of
-    them seconds. What needs it is called in the ranks.
+    Ray's process beside a training holds it too, which does without torch: that takes seconds to import. What needs it
+    is called in the ranks.
     """
 
     share_cuda_visible_devices = True  # a rank sees the GPUs of its node's others, to reach them
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(make_ready)
         place = f"tcp://{build_address(*worker_group.execute_single(0, get_address_and_port))}"
         ranks = range(world := len(worker_group))
         ray.get([worker_group.execute_single_async(n, meet, backend_config.backend, n, world, place) for n in ranks])
@@ -61,11 +63,16 @@ class Meeting(ray.train.backend.BackendConfig):
         return on_own_device
 
 
+def make_ready() -> None:
+    """In a rank: all that takes time before it can meet others, so that nobody takes the port that it is told of."""
+    importlib.import_module("ray.train.torch.config")  # imports torch
+    listen_where_ray_does()
+
+
 def meet(backend: str, rank: int, world: int, place: str) -> None:
     """In a rank: join the others at `place`."""
     from ray.train.torch import config  # imports torch
 
-    listen_where_ray_does()
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(backend, rank, world, place)
 

@@ -4,9 +4,11 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import ray
+import ray.exceptions
 
 from pipeline.cluster.ranks import meeting
-from pipeline.cluster.ranks.meeting import GLOO, interface
+from pipeline.cluster.ranks.meeting import GLOO, Backend, Meeting, interface
 
 CARDS = {"lo": ["127.0.0.1", "::1"], "eth0": ["10.0.0.2", "fd00::2"], "eth1": ["10.0.0.3"]}
 
@@ -28,3 +30,31 @@ def test_gloo_is_told_it_unless_somebody_has_chosen(before, after, monkeypatch):
     monkeypatch.setattr(os, "environ", environment)
     meeting.listen_where_ray_does()
     assert environment[GLOO] == after
+
+
+def test_rays_callbacks_find_what_they_find_in_its_own_backend() -> None:
+    """Whether GPUs of a node are shared, and what a rank's training is in the midst of, which one machine's CPUs never
+    tell."""
+    from ray.train.torch import TorchConfig
+
+    ours, theirs = Meeting("nccl"), TorchConfig("nccl")
+    assert ours.backend_cls.share_cuda_visible_devices == theirs.backend_cls.share_cuda_visible_devices
+    assert ours.backend_cls.has_replica_groups == theirs.backend_cls.has_replica_groups
+    assert ours.train_func_context is meeting.on_own_device
+
+
+def test_ranks_that_hang_are_not_waited_for(monkeypatch, caplog):
+    class Hanging:
+        def execute_async(self, function, *arguments):
+            assert (function, arguments) == (meeting.part, (True,))
+            return []
+
+        def __len__(self):
+            return 2
+
+    def late(references, timeout):
+        raise ray.exceptions.GetTimeoutError(f"{timeout}")
+
+    monkeypatch.setattr(meeting.ray, "get", late)
+    Backend().on_shutdown(Hanging(), Meeting("gloo"))
+    assert "the ranks have not left their process group within 30 s" in caplog.text
