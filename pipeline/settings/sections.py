@@ -49,7 +49,8 @@ class Warmup(Settings):
     """Training of the compressor before Stage B, where it does not start from ImageNet weights."""
 
     loss: CompressorWarmupLoss
-    """What the warm-up minimises: the error of latents that a throwaway decoder makes of the code."""
+    """What the warm-up minimises: the error of the latents, or colours, that a throwaway decoder makes of the
+    code."""
     train: TrainingConfig
     """The training of compressor and throwaway decoder."""
 

@@ -131,7 +131,7 @@ class TrainingConfig(Settings):
     """Autocast of the forward pass; weights, moments and losses are fp32 in both.
 
     auto: bf16 where every rank's device computes in it, fp32 elsewhere: a CPU without it takes ten times as long to
-    imitate it. A training that goes on elsewhere may so go on in the other."""
+    imitate it. A training that goes on elsewhere keeps the one that it began in."""
     checkpointing: Annotated[bool | Literal["auto"], MANNER] = False
     """Whether blocks recompute their activations in the backward pass: a third more work for much less memory.
 
