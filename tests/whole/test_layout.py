@@ -146,24 +146,19 @@ def test_what_nodes_read_lies_in_a_package():
     assert above == {"pipeline.settings.compose"}
 
 
-def test_workers_that_train_nothing_import_nothing_that_trains():
-    """The board, and tasks of the data's steps: of these there is a process for each CPU."""
-    code = """
-import sys
-import pipeline.cluster.board, pipeline.cluster.slots, pipeline.steps.fetch, pipeline.steps.download
-sys.exit(str({"torch", "ray.train", "ray.data", "mlflow"} & set(sys.modules) or ""))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
-    assert done.stderr.strip() == ""
-
-
-def test_how_ranks_meet_and_the_card_import_no_torch():
-    """Ray's process beside each training imports the one, and the driver the other, on the way to the last screen."""
-    code = """
-import sys
-import pipeline.cluster.ranks.meeting, stages.weights.card
-sys.exit(str({"torch"} & set(sys.modules) or ""))
-"""
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        (  # tasks of the data's steps: of these, and so of the board, there is a process for each CPU
+            ["pipeline.cluster.board", "pipeline.cluster.slots", "pipeline.steps.fetch", "pipeline.steps.download"],
+            ["torch", "ray.train", "ray.data", "mlflow"],
+        ),
+        (["pipeline.cluster.ranks.meeting"], ["torch"]),  # by Ray's process beside each training
+        (["stages.weights.card", "pipeline.steps.export"], ["torch", "torchvision", "open_clip"]),  # by the driver
+    ],
+)
+def test_processes_import_nothing_that_others_need(modules, heavy):
+    code = f"import sys, {', '.join(modules)}; sys.exit(str(set({heavy}) & set(sys.modules) or ''))"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
     assert done.stderr.strip() == ""
 
