@@ -3,6 +3,8 @@
 `plan` and `doctor` tell of all of it, `run` refuses the first, before anything is created.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from datasets.config import NO_SCORES, DataError
@@ -13,11 +15,12 @@ from datasets.sources import laion
 from pipeline.errors import UsageError
 from pipeline.models.feature_sets import feature_sets
 from pipeline.models.known_weights import how_to_get
-from pipeline.plan import batch_sizes, cost
+from pipeline.plan import batch_sizes
 from pipeline.plan.dag import Planned, Step
 from pipeline.settings.config import Config
 from pipeline.settings.keys import is_below
 from pipeline.settings.sections import STAGES
+from pipeline.store.artifacts import Artifact
 from settings import FILES
 
 WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
@@ -128,17 +131,19 @@ def missing_scores(config: Config, planned: list[Planned]) -> str | None:
     return f"data.views.{wanting[0]}.min_aesthetic: {NO_SCORES}"
 
 
-def too_large_batches(config: Config, planned: list[Planned]) -> str | None:
-    """Which training to do has a batch larger than the data can be, as a sentence, as far as that is known by now."""
-    most, _ = cost.most_rows(planned, config)
-    if most is None:
-        return None
-    todo = (item.step.name for item in planned if item.state != "done")
-    return next(filter(None, (batch_sizes.too_large(config, step, lambda _: most, bound=True) for step in todo)), None)
+def too_large_batches(config: Config, planned: list[Planned], artifacts: Mapping[str, Artifact]) -> str | None:
+    """Which training to do has a batch larger than the data can be, as a sentence, as far as those artifacts tell that
+    are not to be made anew."""
+    todo = _to_do(planned)
+    made = {name: artifacts[name] for name in artifacts.keys() - {step.output for step in todo}}
+    trainings = (step for step in todo if config.trainings_of(step.name))
+    told = (batch_sizes.too_large(config, step, partial(batch_sizes.at_most, config, step, made)) for step in trainings)
+    return next(filter(None, told), None)
 
 
 def every(config: Config, planned: list[Planned], counts: Counts | None, ask_stores: bool = False) -> list[str]:
     """What would stop a run at once, as sentences; `counts` are those of `ahead`."""
+    artifacts = {item.step.output: item.artifact for item in planned if item.artifact}
     found = (
         missing_rows(config, planned, ask_stores),
         missing_captions(config, planned, ask_stores),
@@ -146,7 +151,7 @@ def every(config: Config, planned: list[Planned], counts: Counts | None, ask_sto
         missing_weights(config, planned),
         misfit_weights(config, planned),
         missing_scores(config, planned),
-        too_large_batches(config, planned),
+        too_large_batches(config, planned, artifacts),
     )
     return [sentence for sentence in found if sentence]
 

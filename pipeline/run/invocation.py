@@ -80,12 +80,13 @@ def run(config: Config, conf: str, look: Look, planned: list[Planned], command: 
         _Session(config, conf, look, planned, command, memory, summary, stopped) as session,
     ):
         stopped.watch = session.books.over_budget
-        for item in planned:
+        for place, item in enumerate(planned):
             if item.state == "done":
                 continue
             stopped.raise_if_asked()
             if session.came_out_the_same(item):
                 continue
+            session.check_batches(planned[place:])
             session.build(item, stopped)
         summary.take(session.artifacts)
         summary.paper = beside_paper(root, session.artifacts.values())
@@ -229,6 +230,11 @@ class _Session:
             return False
         console.print(f"{item.step.output} stays: what it is made from came out the same", markup=False)
         return True
+
+    def check_batches(self, ahead: list[Planned]) -> None:
+        """Refuse batches larger than the data, as far as these are made, of all trainings that are to come."""
+        if told := obstacles.too_large_batches(self.config, ahead, self.artifacts):
+            raise UsageError(told)
 
     def build(self, item: Planned, stopped: Stop) -> None:
         """Build one step: claim, attempts, manifest, tracking, ledger."""

@@ -316,14 +316,14 @@ def _check_batches(build: Build) -> None:
     """Refuse a batch larger than the data before any worker starts: it would hold a sample twice."""
     from pipeline.models.training_data import split
 
-    data = {name: made for name, made in build.inputs.items() if not name.startswith(("stage_", "view_", "held_out"))}
-    stored = min(artifact.manifest["rows"] for artifact in data.values())
+    stored = min(artifact.manifest["rows"] for artifact in batch_sizes.inputs(build.step, build.inputs).values())
+    held = build.inputs.get("held_out")
 
-    def rows(view: str | None) -> int:
-        chosen, _ = split(build.inputs.get(f"view_{view}"), build.inputs.get("held_out"))
-        return chosen.rows if chosen else stored
+    def seen(view: str | None) -> batch_sizes.Seen:
+        chosen, _ = split(build.inputs.get(f"view_{view}"), held)
+        return batch_sizes.Seen(chosen.rows if chosen else stored, view, less_held_out=held is not None)
 
-    if told := batch_sizes.too_large(build.config, build.step.name, rows):
+    if told := batch_sizes.too_large(build.config, build.step, seen):
         raise UsageError(told)
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.errors import (
     Interrupted,
     UsageError,
 )
+from pipeline.plan import obstacles
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.run import invocation
@@ -132,6 +134,42 @@ def test_weights_that_change_while_a_run_is_at_work_are_not_built_from(tmp_path)
     file.write_bytes(b"another")
     with pytest.raises(UsageError, match=r"stage_c.weights: content changed, .*, since this run began; start it again"):
         invocation._Session._check_unchanged(session, item)
+
+
+def test_a_batch_larger_than_what_is_left_to_train_on_is_refused_before_the_first_training(tmp_path, monkeypatch):
+    """The config names 16 rows, of which 3 are held out: that is known hours before Stage C begins."""
+    built: list[str] = []
+
+    class Session(invocation._Session):
+        def __enter__(self) -> "Session":
+            self.artifacts, self.books = {}, SimpleNamespace(over_budget=lambda: False)  # type: ignore[assignment]
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def build(self, item: Planned, stopped: Stop) -> None:
+            name = item.step.output
+            built.append(name)
+            self.artifacts[name] = Artifact(name, "", {"rows": 3 if name == "held_out" else 16})
+
+    monkeypatch.setattr(invocation, "private_ray", lambda: None)
+    monkeypatch.setattr(invocation, "_Session", Session)
+    words = ["scale=micro", "data.holdout=0.2", "stage_c.train.phases.0.batch_size=14"]
+    loaded, look = compose.load("stage_c", words), Look(str(tmp_path))
+    planned = planned_steps(loaded, look, Selection())
+    with pytest.raises(UsageError, match=r"train_c: a batch of 14 .* at most 13 rows to train on; .*data.holdout"):
+        invocation.run(loaded, "stage_c", look, planned, "run")
+    assert {"metadata", "images", "held_out"} <= set(built)
+    assert not any(name.startswith("stage_") for name in built)
+    few = Artifact("images", "", {"rows": 13})
+    again = [replace(item, artifact=few) if item.step.output == "images" else item for item in planned]
+    assert not obstacles.too_large_batches(loaded, again, {"images": few})  # which are fetched anew, and may be more
+    assert obstacles.too_large_batches(loaded, again[2:], {"images": few})
+    built.clear()
+    with pytest.raises(UsageError, match="at most 13 rows"):
+        invocation.run(loaded, "stage_c", look, [item for item in planned if item.step.output != "stage_a"], "run")
+    assert "stage_b" not in built
 
 
 def step_log(folder: Path, build: Any) -> str:
