@@ -23,7 +23,8 @@ def reading(config: Config, look: Look, steps: Sequence[Step]) -> Reading:
         UsageError: another input cannot be read; names its key.
     """
     called = {key: then for key, _, then in names_of_inputs(config, look, steps)}
-    return lambda key: called[key] if key in called else config.lookup(key)
+    lookup = config.lookup
+    return lambda key: called[key] if key in called else lookup(key)
 
 
 def names_of_inputs(config: Config, look: Look, steps: Sequence[Step]) -> list[earlier.Name]:

@@ -294,40 +294,46 @@ class Config(Settings):
         wholes: dict[str, Input] = {key: Whole(path) for key, path in self.paths(FILES).items()}
         return wholes | {key: Rows(path, ".parquet") for key, path in self.paths(TABLE).items()}
 
-    def lookup(self, key: str, identify: Callable[[Input], Any] = identity.of) -> Any:
-        """The plain value (JSON types) below a dotted key, as fingerprints use it.
+    @property
+    def lookup(self) -> Callable[..., Any]:
+        """The plain value (JSON types) below a dotted key, as fingerprints use it: a function of the key, and of an
+        `identify` if need be, that has gone through the config once, so that many keys cost little.
 
         `sizes.<step>` is `frames_of`, squares by their side; `data.per_picture` is whether rows are pictures with all
         their captions, whatever the weights. What the config names outside of itself counts by what
         `identify` makes of it, its content: moved, it gives the same artifacts; with another file behind the path,
         another line, or another caption, new ones.
 
-        Raises:
+        The function raises:
             DataError: the source cannot be read.
             UsageError: another input cannot be read; names its key.
         """
-        if key.startswith("sizes."):
-            frames = self.frames_of(key.removeprefix("sizes."))
-            return [frame.size if frame.square else frame.name for frame in frames]
-        if key == "data.per_picture":
-            return bool(self.data.captions)
-        if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
-            return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
-        tree: Any = self.model_dump(mode="json", exclude=manners(self))
-        for name, found in self.inputs().items():
-            if is_below(name, key):
-                _put(tree, name, found)
-        for part in self.data.parts:
-            section = f"{part.key}.{part.config.source}"
-            if is_below(section, key):
-                _put(tree, section, table.identity(part))
-        try:
-            tree = _at(tree, key)
-        except KeyError:  # a manner that a step names after all
-            tree = _at(self.model_dump(mode="json"), key)
-        if key.startswith("text."):
-            tree = tree | {"tokenizer": TOKENIZER}
-        return _identified(tree, identify, key)
+        deciding, inputs = self.model_dump(mode="json", exclude=manners(self)), self.inputs()
+
+        def value(key: str, identify: Callable[[Input], Any] = identity.of) -> Any:
+            if key.startswith("sizes."):
+                frames = self.frames_of(key.removeprefix("sizes."))
+                return [frame.size if frame.square else frame.name for frame in frames]
+            if key == "data.per_picture":
+                return bool(self.data.captions)
+            if key == "data.image" and self.data.image.frame.square:  # squares leave no trace of aspects
+                return self.data.image.model_dump(mode="json", exclude={"max_aspect"})
+            for name, found in inputs.items():
+                if is_below(name, key):
+                    _put(deciding, name, found)
+            for part in self.data.parts:
+                section = f"{part.key}.{part.config.source}"
+                if is_below(section, key):
+                    _put(deciding, section, table.identity(part))
+            try:
+                tree = _at(deciding, key)
+            except KeyError:  # a manner that a step names after all
+                tree = _at(self.model_dump(mode="json"), key)
+            if key.startswith("text."):
+                tree = tree | {"tokenizer": TOKENIZER}
+            return _identified(tree, identify, key)
+
+        return value
 
 
 def _at(tree: Any, key: str) -> Any:

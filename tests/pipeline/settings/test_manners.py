@@ -70,7 +70,8 @@ def changed(key: str, value: Any, *words: str) -> Config | None:
 
 def digests(found: Config) -> dict[str, str]:
     steps = order(table(found), found.targets)
-    return {name: print_.digest for name, print_ in fingerprints(steps, lambda key: found.lookup(key, repr)).items()}
+    lookup = found.lookup
+    return {name: print_.digest for name, print_ in fingerprints(steps, lambda key: lookup(key, repr)).items()}
 
 
 def test_another_value_enters_fingerprints_or_the_key_is_a_manner():

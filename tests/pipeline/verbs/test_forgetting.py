@@ -317,10 +317,11 @@ def test_after_a_kill_at_any_moment_a_run_is_refused_and_the_next_removal_ends_i
             check_carried_out(store.root)
         forget(store.root, set())
         check_carried_out(store.root)
-        assert {name for name in contents(root) if contents(root)[name] != calm.get(name)} <= {
+        left_behind = contents(root)
+        assert {name for name in left_behind if left_behind[name] != calm.get(name)} <= {
             name for name in calm if name.endswith("forgotten.json")
         }
-        assert contents(root).keys() == calm.keys()
+        assert left_behind.keys() == calm.keys()
         assert {name: artifact.manifest for name, artifact in found(store).items()} == {
             name: artifact.manifest for name, artifact in found(Store(str(tmp_path / "calm"))).items()
         }
