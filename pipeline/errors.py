@@ -71,6 +71,9 @@ class Interrupted(RuntimeError):
         self.exit_code = 128 + signal_number
 
 
+STOPPED = (Interrupted, KeyboardInterrupt)  # what ends work because somebody asked for it: no failure
+
+
 class BudgetSpent(Interrupted):
     """`budget.hours` is used up; everything worth keeping has been saved."""
 

@@ -16,6 +16,7 @@ from datasets.outcomes import Lost, Outcome
 Place = tuple[Any, ...]  # as `socket.getaddrinfo` gives it: family, type, protocol, name, (address, port, ...)
 KEPT_S = 300.0  # answers, also that there is no such name
 SOON_S = 5.0  # that a name server had none to give for now
+REMEMBERED = 10_000  # answers, before those whose time is over are forgotten
 LATE_AT_MOST = 8  # times as many look-ups as at a time may be late; then names wait for one of them to end
 
 
@@ -40,6 +41,7 @@ class Names:
         self._deadline_s, self._at_once = deadline_s, at_once
         self._changed = threading.Condition()
         self._known: dict[str, _Answer] = {}
+        self._room = REMEMBERED
         self._queue: dict[str, None] = {}  # in the order in which they were asked for
         self._running: dict[str, float] = {}  # name -> when its look-up is late
         self._late: set[str] = set()
@@ -95,9 +97,16 @@ class Names:
         with self._changed:
             self._running.pop(name, None)
             self._late.discard(name)
-            self._known[name] = _Answer(places, loss, time.monotonic() + kept_s)
+            self._keep(name, _Answer(places, loss, time.monotonic() + kept_s))
             self._start()
             self._changed.notify_all()
+
+    def _keep(self, name: str, answer: _Answer) -> None:
+        if len(self._known) >= self._room:  # of the millions of hosts of a large plan
+            now = time.monotonic()
+            self._known = {other: known for other, known in self._known.items() if known.until > now}
+            self._room = REMEMBERED + 2 * len(self._known)
+        self._known[name] = answer
 
     def _give_up_the_late(self) -> None:
         now = time.monotonic()
@@ -106,6 +115,6 @@ class Names:
             self._running.pop(name, None)
             self._late.add(name)
             loss = Outcome.DNS, f"no name server answered in {self._deadline_s:g} s"
-            self._known[name] = _Answer([], loss, now + KEPT_S)
+            self._keep(name, _Answer([], loss, now + KEPT_S))
         self._start()
         self._changed.notify_all()

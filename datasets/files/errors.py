@@ -20,7 +20,7 @@ PASSING_ERRNOS = frozenset(
         errno.ENETRESET,
         errno.EHOSTDOWN,
         errno.EHOSTUNREACH,
-        errno.EREMOTEIO,
+        getattr(errno, "EREMOTEIO", errno.EIO),  # which macOS has not
     }
 )
 REMEDIES = {

@@ -50,19 +50,6 @@ def remove(target: Path) -> None:
         _sync_folder(target.parent)
 
 
-def append(line: str, target: Path) -> None:
-    """Add a line to a file and see it onto the disk."""
-    make_folder(target.parent)
-    new = not target.exists()
-    with open(target, "a", encoding="utf-8") as stream:
-        stream.write(line)
-        stream.flush()
-        os.fsync(stream.fileno())
-        if new:
-            _share(stream.fileno(), target.parent)
-            _sync_folder(target.parent)
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder with those above it; in one that its group may write to, the group may write to new ones too.
 

@@ -239,12 +239,6 @@ def move(source: str, target: str) -> None:
     s3.delete(source) if _on_s3(source) else remove(source)
 
 
-def append(line: str, path: str) -> None:
-    """Add a line to a local file and see it onto the disk. Tried again, it may stand there twice, or cut off once."""
-    assert not is_remote(path), f"objects cannot be appended to: {path}"
-    persistently(path, lambda: local.append(line, Path(absolute(path))))
-
-
 def listing(folder: str) -> list[str]:
     """Names of the files below a folder, relative to it and sorted; empty when there is no such folder."""
     return sorted(name for name in _files(folder) if not name.endswith(".tmp"))

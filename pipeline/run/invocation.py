@@ -19,7 +19,7 @@ from datasets.files.storage import CorruptFile
 from datasets.planning import preview
 from pipeline.cluster.metrics import Projection, exported
 from pipeline.environment import private_ray, quiet_environment
-from pipeline.errors import BudgetExceeded, Interrupted, UsageError
+from pipeline.errors import STOPPED, BudgetExceeded, UsageError
 from pipeline.hours.spent import totals
 from pipeline.hours.table import beside_paper
 from pipeline.plan import budget, cost, dag, obstacles, rivals
@@ -261,7 +261,7 @@ class _Session:
                         "%s is done: %s rows, %.1f s", name, f"{artifact.manifest['rows']:,}", time.monotonic() - begun
                     )
             outcome = "done"
-        except Interrupted:
+        except STOPPED:
             outcome = "interrupted"
             raise
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets.files.retrying import persistently
 from pipeline.cluster.metrics import Projection
-from pipeline.errors import Interrupted
+from pipeline.errors import STOPPED
 from pipeline.run.progress import StepProgress
 from pipeline.store import log_files
 
@@ -103,7 +103,7 @@ def logging_to(path: str, warn: Callable[[str], None]) -> Iterator[Collection[st
     close = log_files.attached(file, "pipeline")
     try:
         yield file.last
-    except (Interrupted, KeyboardInterrupt) as error:
+    except STOPPED as error:
         log.info("stopped on request: %s", error or "at once, without a save")
         raise
     except Exception:

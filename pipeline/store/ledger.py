@@ -1,6 +1,6 @@
 """Device-hours: which step held how many devices for how long, kept so that a crash costs seconds of it.
 
-    <root>/ledger/<writer>.jsonl     one line per event; one file per writing process, never shared
+    <root>/ledger/<writer>.jsonl     a lease's latest line of each event; one file per writing process, never shared
 
 A lease is a number of devices reserved for a step, busy or not. `lease_open` starts it, a `heartbeat` follows
 every ten seconds, `lease_close` ends it. A process that is killed leaves no closing line; its lease ends at
@@ -22,7 +22,7 @@ from typing import Any
 
 from datasets.files import json_files, notices, storage
 from datasets.files.json_files import NUMBER
-from pipeline.errors import Interrupted
+from pipeline.errors import STOPPED, Grows
 from pipeline.store.phases import Phases, split
 
 log = logging.getLogger(__name__)
@@ -96,8 +96,7 @@ class Writer:
 
     def __init__(self, root: str, name: str, heartbeat_s: float | None = None):
         self._path = storage.join(root, "ledger", f"{name}.jsonl")
-        self._remote = storage.is_remote(root)
-        self._heartbeat_s = heartbeat_s or (REMOTE_HEARTBEAT_S if self._remote else HEARTBEAT_S)
+        self._heartbeat_s = heartbeat_s or (REMOTE_HEARTBEAT_S if storage.is_remote(root) else HEARTBEAT_S)
         self._name = name
         self._failures: Counter[tuple[str, str]] = Counter()
         self._latest: dict[tuple[str, str], str] = {}
@@ -139,7 +138,7 @@ class Writer:
             with self._beating(record):
                 yield held
             outcome = "done"
-        except (Interrupted, KeyboardInterrupt):
+        except (*STOPPED, Grows):
             outcome = "interrupted"
             raise
         finally:
@@ -164,13 +163,9 @@ class Writer:
             thread.join()
 
     def _write(self, event: dict[str, Any]) -> None:
-        line = json.dumps(event) + "\n"
-        with self._lock:
-            if self._remote:  # objects cannot be appended to: ours holds each lease's latest line of each event
-                self._latest[event["lease"], event["event"]] = line
-                storage.publish("".join(self._latest.values()).encode(), self._path)
-            else:
-                storage.append(line, self._path)
+        with self._lock:  # the latest line of each event is enough of a lease, however many weeks it lasts
+            self._latest[event["lease"], event["event"]] = json.dumps(event) + "\n"
+            storage.publish("".join(self._latest.values()).encode(), self._path)
 
 
 @dataclass(frozen=True)
@@ -283,11 +278,11 @@ def _judged(group: Sequence[Lease]) -> Iterator[Lease]:
 
 
 def last_sign(root: str, name: str) -> float | None:
-    """Unix time of a writer's last whole line: while it held devices, at most a heartbeat old; None without any."""
+    """Unix time of a writer's latest line: while it held devices, at most a heartbeat old; None without any."""
     path = storage.join(root, "ledger", f"{name}.jsonl")
     content = storage.read(path) if storage.exists(path) else b""
     times = [time for time in json_files.lines(content, lambda told: float(told["time"])) if time]
-    return times[-1] if times else None
+    return max(times, default=None)
 
 
 def _event(told: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ On a disk a log is a file that grows. Where files cannot grow, on object stores,
 seconds at first and every two minutes later on, where there is something to say.
 """
 
+import codecs
 import logging
 import threading
 import time
@@ -47,12 +48,24 @@ def ranks(step_log: str) -> dict[tuple[int, int], str]:
     }
 
 
-def read(path: str, seen: int = 0) -> str:
-    """What a log says; `seen` characters of it, those known already, left out."""
-    if storage.is_file(path):
-        return storage.read(path).decode("utf-8", "replace")[seen:]
-    pieces = sorted(storage.listing(path))
-    return b"".join(storage.read_all([storage.join(path, piece) for piece in pieces])).decode("utf-8", "replace")[seen:]
+class Tail:
+    """A log that is read while it grows: each time what is new in it. Of one in pieces each is fetched once."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._bytes, self._pieces = 0, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def read(self) -> str:
+        """What it says that was not given before."""
+        if storage.is_file(self.path):
+            content = storage.read(self.path)[self._bytes :]
+            self._bytes += len(content)
+        else:
+            pieces = sorted(storage.listing(self.path))[self._pieces :]
+            content = b"".join(storage.read_all([storage.join(self.path, piece) for piece in pieces]))
+            self._pieces += len(pieces)
+        return self._decoder.decode(content)
 
 
 def can_grow(path: str) -> bool:

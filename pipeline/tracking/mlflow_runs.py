@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from datasets.files.errors import StorageError
-from pipeline.errors import Interrupted, UsageError
+from pipeline.errors import STOPPED, UsageError
 from pipeline.store.artifacts import Artifact
 from pipeline.store.process import ProcessId, user_name
 from pipeline.store.provenance import commit, versions
@@ -329,4 +329,4 @@ def _now() -> int:
 def _status(error: BaseException | None) -> str:
     if error is None:
         return "FINISHED"
-    return "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
+    return "KILLED" if isinstance(error, STOPPED) else "FAILED"

@@ -27,15 +27,13 @@ def handle(words: Words) -> None:
         )
     root = storage.absolute(words.root)
     run, output = _found(root, words.rest[0], words.own.get("run"))
-    path, seen = "", 0
+    tail = None
     while True:
         at_work = words.follow and _at_work(root, run, output)
         newest = _path(log_files.of_step(root, run, output), words.rank)
-        if newest != path:  # another attempt has begun
-            path, seen = newest, 0
-        text = log_files.read(path, seen)
-        seen += len(text)
-        sys.stdout.write(printable(text))
+        if tail is None or newest != tail.path:  # another attempt has begun
+            tail = log_files.Tail(newest)
+        sys.stdout.write(printable(tail.read()))
         sys.stdout.flush()
         if not at_work:
             return

@@ -36,7 +36,7 @@ class Trainer:
         self.config, self.seed, self.device, self.rank, self.world = config, seed, device, rank, world
         self.replica = Replica(objective, device, rank, world, config.shard, config.reduces)
         self.optimizer = Optimizer(self.replica.module, self.replica.trained, config, device)
-        self.average = average_of(self.replica.state(), config.ema) if config.ema else None
+        self._average = average_of(self.replica.state(), config.ema) if config.ema else None
         self.recipe = config.recipe(seed)
         self.watch = BadStepsWatch(config.bad_steps)
         self.best: Best | None = None
@@ -82,15 +82,23 @@ class Trainer:
         draws = Draws(self.seed, step, self.rank * own, own, phase.batch_size, self.device)
         scalars = update(self.replica, self.optimizer, batch, draws, self.learning_rate, config, doing)
         self.step += 1
-        if self.average is not None and moves(config, self.step):
-            follow(self.average, self.replica.state(), config, self.step)
+        if self._average is not None and moves(config, self.step):
+            follow(self._average, self.replica.state(), config, self.step)
         return scalars
+
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        """The moving average, where one is kept; until its start a copy of the weights, made when it is asked for."""
+        ema, average = self.config.ema, self._average
+        if ema and average is not None and self.step < ema.start:
+            follow(average, self.replica.state(), self.config, self.step)
+        return average
 
     def validate(self, validation: Validation) -> dict[str, float]:
         """The losses on held-out samples; what comes out would be judged by that of the average, where one is kept."""
         with self._uncompiled():
             losses = validation.losses(self.replica, self.average, self.config, self.rank)
-        loss = losses["validation_loss_ema" if self.average else "validation_loss"]
+        loss = losses["validation_loss_ema" if self.config.ema else "validation_loss"]
         if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
             self.best = Best(self.step, loss)
         return losses
@@ -143,8 +151,8 @@ class Trainer:
         """Put the outcome into the objective: the moving average, where one is kept."""
         if self._graphs:  # whoever uses its models from now on marks no steps
             uncompile(self.replica.module)
-        if self.average is not None:
-            self.replica.fill(self.average)
+        if (average := self.average) is not None:
+            self.replica.fill(average)
         self.replica.give_back()
 
     def _uncompiled(self) -> AbstractContextManager[None]:

@@ -100,11 +100,9 @@ def moves(config: TrainingConfig, step: int) -> bool:
 
 @torch.no_grad()
 def follow(average: dict[str, Tensor], state: dict[str, Tensor], config: TrainingConfig, step: int) -> None:
-    """Move the average, BatchNorm statistics included, towards the weights when it is due; a copy until `ema.start`."""
-    if not moves(config, step):
-        return
+    """Move the average, BatchNorm statistics included, towards the weights; a copy of them until `ema.start`."""
     assert config.ema is not None
-    weight = 1.0 if step == config.ema.start else 1 - config.ema.decay
+    weight = 1.0 if step <= config.ema.start else 1 - config.ema.decay
     moving = [key for key, value in state.items() if value.is_floating_point()]
     for key in state.keys() - set(moving):
         average[key].copy_(state[key])

@@ -132,7 +132,7 @@ class Rank:
             try:
                 parts = self.states.after(step).parts
                 every = checkpoint.final_weights(checkpoint.load(read()) for read in parts)
-            except CorruptFile as error:
+            except (CorruptFile, FileNotFoundError, checkpoint.CheckpointMismatch) as error:
                 self.warn(f"{name}: the weights after phase {number} are not kept: {error}")
                 continue
             ours = {key.removeprefix(f"{name}."): every[key] for key in every if key.startswith(f"{name}.")}

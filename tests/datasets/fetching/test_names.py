@@ -133,3 +133,19 @@ def test_a_name_that_no_resolver_takes_is_no_failure_of_the_name_servers(resolve
 
     monkeypatch.setattr("datasets.fetching.names.socket.getaddrinfo", refuse)
     assert outcome(Names(60.0, 2), "x" * 70) is Outcome.HTTP_ERROR
+
+
+def test_answers_whose_time_is_over_are_forgotten_once_there_are_many(resolver, monkeypatch):
+    monkeypatch.setattr(names, "REMEMBERED", 4)
+    monkeypatch.setattr(names, "KEPT_S", 0.0)
+    monkeypatch.setattr(names, "SOON_S", 60.0)
+    stub = resolver({}, frozenset({"away.example"}), socket.EAI_AGAIN)
+    found = Names(5.0, 1)
+    assert outcome(found, "away.example") == Outcome.DNS
+    for number in range(20):
+        found.expect([f"h{number}.example"])
+        assert outcome(found, "away.example") == Outcome.DNS
+    while stub.asked.total() < 21 or stub.now:
+        time.sleep(0.001)
+    assert len(found._known) <= 4 + 2 * 2  # of which the one whose time is not over
+    assert stub.asked["away.example"] == 1

@@ -47,12 +47,6 @@ def test_so_is_one_that_is_created(tmp_path, steps):
     assert steps == ["fsync tmp", "link tmp", "unlink tmp"]
 
 
-def test_so_is_a_line_and_with_the_first_one_the_files_name(tmp_path, steps):
-    for _ in range(2):
-        storage.append("line\n", f"{tmp_path}/file")
-    assert steps == ["fsync file", f"fsync {tmp_path.name}", "fsync file"]
-
-
 def test_a_moved_file_has_its_name_on_the_disk(tmp_path, steps):
     storage.publish(b"content", f"{tmp_path}/from/file")
     steps.clear()

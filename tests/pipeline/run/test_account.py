@@ -71,6 +71,7 @@ def test_a_budget_ends_a_run_with_a_code_of_its_own(tmp_path, monkeypatch):
 
 
 def test_what_runs_before_have_spent_is_of_the_budget_too(tmp_path):
+    text = ""
     for number, (fingerprint, devices) in enumerate((("abc", 2), ("of another conf", 1000))):
         common = {"lease": str(number), "attempt": "one/0", "time": 1e9}
         opening = {"step": "train_c", "fingerprint": fingerprint, "devices": devices, "kind": "cpu"}
@@ -78,8 +79,8 @@ def test_what_runs_before_have_spent_is_of_the_budget_too(tmp_path):
             {**common, "event": "lease_open", "held_s": 0.0, **opening},
             {**common, "event": "lease_close", "held_s": 3600.0, "outcome": "done"},
         ]
-        for line in lines:
-            storage.append(json.dumps(line) + "\n", f"{tmp_path}/ledger/one.jsonl")
+        text += "".join(json.dumps(line) + "\n" for line in lines)
+    storage.publish(text.encode(), f"{tmp_path}/ledger/one.jsonl")
     spent = books(tmp_path, "two", budget=2.0).over_budget()
     assert spent is not None
     assert "2 device-hours are spent" in str(spent)

@@ -9,7 +9,7 @@ import pytest
 
 from datasets.files import storage
 from pipeline.store import log_files
-from pipeline.store.log_files import LogFile, attached
+from pipeline.store.log_files import LogFile, Tail, attached
 
 NAME = "logs.of.a.test"
 
@@ -24,15 +24,18 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return str(tmp_path)
 
 
-def test_what_is_said_is_read_in_its_order_and_once(root):
+def test_what_is_said_is_read_in_its_order_and_once(root, monkeypatch):
+    fetched, read_all = list[str](), storage.read_all
+    monkeypatch.setattr(storage, "read_all", lambda paths: fetched.extend(paths) or read_all(paths))
     path = log_files.of_step(root, "1", "stage_c")
     log, told = logging.getLogger(NAME), list[str]()
     handler = LogFile(path, told.append)
     close = attached(handler, NAME)
     for number in range(300):
         log.info("line %d of 300: Würstchen", number)
-    deadline = time.monotonic() + 60
-    while "line 299" not in (text := log_files.read(path)) and time.monotonic() < deadline:  # while it is still open
+    deadline, tail, text = time.monotonic() + 60, Tail(path), ""
+    while "line 299" not in text and time.monotonic() < deadline:  # while it is still open
+        text += tail.read()
         time.sleep(0.01)
     log.warning("the last one")
     assert [line.split(" ", 3)[3] for line in handler.last][-2:] == ["line 299 of 300: Würstchen", "the last one"]
@@ -40,7 +43,9 @@ def test_what_is_said_is_read_in_its_order_and_once(root):
     close()
     log.warning("after it")
     assert [line.split(" ", 3)[3] for line in text.splitlines()] == [f"line {n} of 300: Würstchen" for n in range(300)]
-    assert log_files.read(path, len(text)).endswith("WARNING the last one\n")
+    assert tail.read().endswith("WARNING the last one\n")
+    assert tail.read() == ""
+    assert len(fetched) == len(set(fetched))
     assert told == []
     assert logging.getLogger(NAME).handlers == []
 
@@ -57,7 +62,7 @@ def test_the_logs_of_ranks_are_found_beside_their_steps(root):
     storage.publish(b"", storage.join(f"{path.removesuffix('.log')}.ranks", ".DS_Store"))
     storage.publish(b"", storage.join(f"{path.removesuffix('.log')}.ranks", "²-0.log"))
     assert log_files.ranks(path) == wanted
-    assert log_files.read(wanted[2, 0]).endswith("INFO attempt 2\n")
+    assert Tail(wanted[2, 0]).read().endswith("INFO attempt 2\n")
 
 
 def test_what_cannot_be_kept_is_told_once_and_ends_nothing(root, monkeypatch):

@@ -209,6 +209,8 @@ def test_the_average_copies_until_its_start_and_then_follows() -> None:
     states = {step: checkpoint.load(data).tensors for step, data in run.saved.items()}
     for key in ("net.0.weight", "net.1.running_mean"):  # a weight, and a buffer
         expected = states[4][f"model.{key}"]
+        for step in (1, 2, 3, 4):
+            assert torch.equal(states[step][f"average.{key}"], states[step][f"model.{key}"])
         for step in (6, 8, 10, 12):
             assert torch.equal(states[step - 1][f"average.{key}"], expected)  # nothing moves between updates
             expected = expected.lerp(states[step][f"model.{key}"], 0.5)
