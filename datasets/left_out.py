@@ -1,5 +1,6 @@
 """What no row of a plan could be made of: all counted by cause, and the first of each cause named by their places."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -50,7 +51,7 @@ class LeftOut:
     def examples(self, each: int) -> list[str]:
         """The first few rows of each cause, in words."""
         listed = (rows for (cause, _), rows in self._listed.items() if cause != PASSED_OVER)
-        return [f"{place}: {sentence}" for rows in listed for place, sentence in rows[:each]]
+        return [one_line(f"{place}: {sentence}") for rows in listed for place, sentence in rows[:each]]
 
     def rows(self, source: str) -> list[tuple[str, ...]]:
         """The list as rows of `SCHEMA`; of a cause with more than `LISTED` rows, the last tells the rest."""
@@ -68,6 +69,11 @@ class LeftOut:
         rows += [
             (str(place).encode(errors="replace").decode(), told) for place in islice(places, max(0, LISTED - len(rows)))
         ]
+
+
+def one_line(text: str) -> str:
+    """A place or a sentence as a line or a field shows it: a file's name may have breaks and tabs, so may an error."""
+    return re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]", lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def table(lists: Mapping[str, LeftOut]) -> bytes:

@@ -2,8 +2,9 @@
 
 import importlib.util
 import io
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import BinaryIO
@@ -30,6 +31,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG; these begin with a keyword
 _ORIENTATIONS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")  # keywords
 _METADATA_BYTES = 8 << 20  # of a PNG's profile and texts, unpacked: Pillow's limit of 1 MB refuses real pictures
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, without a file's name; what is lost is counted
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, whatever Pillow takes for a bomb
 PngImagePlugin.MAX_TEXT_CHUNK = _METADATA_BYTES
 
@@ -79,9 +81,13 @@ def size(file: BinaryIO) -> tuple[int, int]:
         return known
     with _opened(file) as picture:
         try:
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
+            if picture.format == "PNG":  # which may tell its orientation behind its pixels
+                picture.load()
         except Exception as error:
             raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+        turned = False
+        with suppress(Exception):  # of what says nothing that can be read: as `_upright`
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS
         return (picture.height, picture.width) if turned else picture.size
 
 
@@ -163,9 +169,12 @@ def _opened(file: BinaryIO) -> Image.Image:
         return Image.open(file, formats=_formats())
     except Exception as error:
         file.seek(0)
-        start = file.read(12)
-        told = f"none of {', '.join(_formats())}" if isinstance(error, UnidentifiedImageError) else str(error)
-        if start[4:] in _HEIF_STARTS and HEIF not in _formats():
+        start, unknown = file.read(16), isinstance(error, UnidentifiedImageError)
+        accepts = (Image.OPEN[name][1] for name in _formats())
+        if any(accept is not None and accept(start) is True for accept in accepts):
+            raise Lost(Outcome.BROKEN_IMAGE, "its header is damaged" if unknown else str(error)) from error
+        told = f"none of {', '.join(_formats())}" if unknown else str(error)
+        if start[4:12] in _HEIF_STARTS and HEIF not in _formats():
             told = "HEIC needs the package pillow-heif"
         raise Lost(Outcome.NOT_AN_IMAGE, f"starts with {start[:8]!r}; {told}") from error
 
@@ -187,10 +196,11 @@ def _upright(body: bytes, max_pixels: int) -> Image.Image:
     try:
         picture.load()
         _know_the_clear_colour(picture, body)
-        ImageOps.exif_transpose(picture, in_place=True)
-        return picture
     except Exception as error:  # decoders raise anything over hostile bytes; it costs one picture
         raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error
+    with suppress(Exception):  # an orientation that cannot be read is none: the pixels are whole
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _know_the_clear_colour(picture: Image.Image, body: bytes) -> None:

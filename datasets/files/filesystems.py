@@ -1,15 +1,20 @@
 """Which file system a path lies on, and how object stores are asked: the options of their clients, in one place."""
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from datasets.files.errors import ENDPOINTS, StoreRefuses
 
+T = TypeVar("T")
 READERS = 32  # threads, for small files
+AHEAD = 2 * READERS  # of their calls, under way or done, before it is the turn of the first
 CONNECTIONS = 64  # that boto3's client keeps: as many as threads that read at once
 CONNECT_S = 10  # for a connection to a store
 SILENCE_S = 30  # without a byte of an answer
@@ -53,6 +58,18 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
         except (ValueError, ImportError) as error:  # no such scheme, or its library is not installed
             raise StoreRefuses(None, f"this kind of address cannot be used: {error}", path) from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What each call returns, in their order, while some of the next are under way: a store answers after a while."""
+    under_way: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        for call in calls:
+            under_way.append(pool.submit(call))
+            if len(under_way) > AHEAD:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
 
 
 def forget_clients() -> None:

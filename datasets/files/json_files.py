@@ -25,13 +25,14 @@ NUMBER = int | float
 _NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
-def read(path: str, make: Make[T]) -> T | None:
-    """What `make` makes of the object in a file; None where there is no file, or not one that `make` can take."""
+def read(path: str, make: Make[T], absent: T | None = None) -> T | None:
+    """What `make` makes of the object in a file; `absent` where there is no file, None where it is not one that `make`
+    can take."""
     try:
         content = storage.read(path)
     except StorageError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return None
+            return absent
         if isinstance(error, StoreAway | StoreRefuses):
             raise
         notices.tell(notices.PassedOver(path, f"no file: {error.strerror}"))  # a folder, or links in a circle

@@ -13,9 +13,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 from datasets.files import conditional, local, s3
 from datasets.files.errors import NothingThere, StorageError, StoreAway, told
 from datasets.files.fence import Fence, unfenced
-from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, READERS, absolute, is_remote, open_filesystem
+from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, ahead, is_remote, open_filesystem
 from datasets.files.retrying import persistently
 
 T = TypeVar("T")
@@ -91,8 +91,7 @@ def read(path: str, expect: FileEntry | None = None) -> bytes:
 
 def read_all(paths: Sequence[str]) -> list[bytes]:
     """The contents of many small files, in their order, read by several threads: a store answers each after a while."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(read, paths))
+    return list(ahead(partial(read, path) for path in paths))
 
 
 @contextmanager
@@ -329,8 +328,7 @@ def remove_all(paths: Sequence[str]) -> None:
     if all(map(_on_s3, paths)):
         s3.delete_all(paths)
         return
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(remove, paths))
+    list(ahead(partial(remove, path) for path in paths))
 
 
 def remove(path: str) -> None:

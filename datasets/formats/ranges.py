@@ -9,7 +9,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -96,8 +96,7 @@ def _index(shard: Shard) -> pa.Table | None:
 def _read(shard: Shard, told: Sequence[Mapping[str, Any]]) -> bytes | None:
     """A tar of the pictures that lie there; None where other bytes do, as after half a removal, or in a damaged one."""
     path = storage.join(shard.folder, shards.image_name(shard.number))
-    with ThreadPoolExecutor(storage.READERS) as pool:
-        found = list(pool.map(lambda one: parts.read(path, one["offset"], one["bytes"]), told))
+    found = list(storage.ahead(partial(parts.read, path, one["offset"], one["bytes"]) for one in told))
     if any(hashlib.sha256(part).hexdigest() != one["stored"] for part, one in zip(found, told, strict=True)):
         return None
     return b"".join(found) + bytes(2 * tarfile.BLOCKSIZE)

@@ -101,6 +101,6 @@ def _rules(config: Thresholds, measures: Measures) -> list[Rule]:
         bound = getattr(config, name)
         if bound is not None:
             keep = measure >= bound if name.startswith("min_") else measure <= bound
-            told = f"its {' and '.join(columns)} do not fulfil {name}={bound:g}"
+            told = f"its {' and '.join(columns)} {'do' if columns[1:] else 'does'} not fulfil {name}={bound:g}"
             rules.append(Rule(name, columns, keep, told))
     return rules

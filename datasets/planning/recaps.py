@@ -91,7 +91,7 @@ def check(config: RecapConfig, key: str) -> tuple[str, str]:
     if twice := [name for name in (theirs[by], column) if schema.names.count(name) > 1]:
         raise DataError(f"{key}.path: {path} has several columns {twice[0]}; give a table with one of each name")
     kind = schema.field(column).type
-    if not laion.is_text(getattr(kind, "value_type", kind)):
+    if pa.types.is_null(kind) or not laion.fits(kind, "caption"):
         raise DataError(f"{key}.column: {column} of {path} is {kind}, no text and no list of texts; give another")
     return by, column
 

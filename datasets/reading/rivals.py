@@ -6,9 +6,8 @@ import posixpath
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -94,8 +93,7 @@ class Rival:
         """Look for a picture for each prompt, and into all that are there: they must decode, and have one size where a
         model drew them."""
         there = [wanted for wanted in prompts if len(self._all(wanted)) == 1]
-        with ThreadPoolExecutor(storage.READERS) as pool:
-            sizes = dict(zip(there, pool.map(self._size, there), strict=True))
+        sizes = dict(zip(there, storage.ahead(partial(self._size, wanted) for wanted in there), strict=True))
         ((usual, _),) = Counter(size for size in sizes.values() if size).most_common(1) or (((0, 0), 0),)
         fitting = {key: size for (key, _), size in sizes.items() if size and (size == usual or not one_size)}
         good = {key for key, size in fitting.items() if min(size) >= SMALLEST}

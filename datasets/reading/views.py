@@ -5,7 +5,7 @@ each of them, in the order in which they are stored. A hundred million pictures 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,21 +77,22 @@ class View:
         return np.unpackbits(np.frombuffer(chosen, np.uint8), count=pictures)
 
 
-def make(
-    shards: Iterable[tuple[int, pa.Table]],
-    read_index: Callable[[int], bytes],
-    config: ViewConfig,
-    duplicates: Mapping[int, pa.Array],
-    read_scores: Callable[[int], bytes] | None = None,
-) -> tuple[bytes, int, Counter[str]]:
-    """Choose among the stored pictures.
+@dataclass(frozen=True)
+class Planned:
+    """A shard: its number, its planned rows (`plan.SCHEMA`), and the bytes of its tables: of what became of these
+    (`download.INDEX`), and of scores (`aesthetic.SCHEMA`) that count in place of the planned ones."""
 
-    Args:
-        shards: number and planned rows (`plan.SCHEMA`) of each shard.
-        read_index: bytes of a shard's table of what became of them (`download.INDEX`).
-        config: the bounds.
-        duplicates: keys, by shard, of pictures that look like others.
-        read_scores: bytes of a shard's table of scores (`aesthetic.SCHEMA`) that count in place of the planned ones.
+    number: int
+    rows: pa.Table
+    index: bytes
+    scores: bytes | None = None
+
+
+def make(
+    shards: Iterable[Planned], config: ViewConfig, duplicates: Mapping[int, pa.Array]
+) -> tuple[bytes, int, Counter[str]]:
+    """Choose among the stored pictures, within the bounds, without the `duplicates`: keys by shard of those that look
+    like others.
 
     Returns:
         The view's file, how many pictures it chooses, and how many others it leaves out by rule.
@@ -99,18 +100,18 @@ def make(
     rules = filters.picture_rules(config)
     chosen: dict[int, tuple[int, bytes]] = {}
     rows, left_out = 0, Counter[str]()
-    for shard, planned in shards:
-        keys = stored_keys(read_index(shard))
-        stored = planned.filter(pc.is_in(planned["key"], keys))
-        if read_scores:
-            stored = aesthetic.scored(stored, read_scores(shard))
+    for shard in shards:
+        keys = stored_keys(shard.index)
+        stored = shard.rows.filter(pc.is_in(shard.rows["key"], keys))
+        if shard.scores is not None:
+            stored = aesthetic.scored(stored, shard.scores)
         accepted, rejected = filters.accept(stored, rules)
-        if (unwanted := duplicates.get(shard)) is not None:
+        if (unwanted := duplicates.get(shard.number)) is not None:
             unique = accepted.filter(~pc.field("key").isin(unwanted))
             left_out["duplicate"] += accepted.num_rows - unique.num_rows
             accepted = unique
         bits = pc.is_in(keys, accepted["key"].combine_chunks()).to_numpy(zero_copy_only=False)
-        chosen[shard] = len(keys), _packed(bits)
+        chosen[shard.number] = len(keys), _packed(bits)
         rows += accepted.num_rows
         left_out.update(rejected)
     return dump(View(chosen)), rows, left_out

@@ -1,6 +1,7 @@
 """What others have written where a caption or a number should stand."""
 
 import math
+import re
 from collections.abc import Iterable
 
 from datasets.left_out import LeftOut
@@ -9,6 +10,8 @@ SHOWN = 60  # characters of a value in a sentence
 BOM = "\ufeff"
 
 Loss = tuple[str, str]  # cause and sentence
+_CONTROL = re.compile("[\\x00-\\x08\\x0e-\\x1f]")  # characters that a text has by accident only
+_STRAY = 0.3  # of its characters, at most
 
 
 def captions(value: object, left_out: LeftOut, place: object) -> list[str]:
@@ -45,11 +48,18 @@ def _one(value: object) -> str | Loss:
         except UnicodeDecodeError as error:
             return "encoding", f"its caption is no UTF-8 ({error.reason} at byte {error.start})"
     if isinstance(value, str):
+        if garbled(value):
+            return "encoding", "its caption is full of control characters: it was read in an encoding that it is not in"
         said = value.removeprefix(BOM)
         return said if said.strip() else ("no_caption", "its caption is blank")
     if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
         return "no_caption", "it has no caption"
     return "no_text", f"its caption is no text but {type(value).__name__} {repr(value)[:SHOWN]}"
+
+
+def garbled(said: str) -> bool:
+    """Whether these are no letters that somebody wrote: UTF-16 without its mark passes for UTF-8."""
+    return len(_CONTROL.findall(said)) > _STRAY * len(said)
 
 
 def text(value: object) -> str | None:

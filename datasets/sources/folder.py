@@ -210,7 +210,7 @@ def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> I
             yield from ((name, text) for text in texts)
 
     yield from taken(folder_captions.of_tables(files, found, config, left_out))
-    for name in captioned:  # a table's rows count, each
+    for name in sorted(captioned):  # a table's rows count, each
         for loss in refused.pop(name, ()):
             left_out.add(*loss)
     yield from taken(folder_captions.beside(files, found, captioned, config, left_out))

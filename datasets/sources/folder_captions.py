@@ -24,7 +24,7 @@ from datasets.config import DataError
 from datasets.left_out import LeftOut
 from datasets.source_settings import FolderConfig
 from datasets.sources import laion
-from datasets.sources.captions import BOM, parts_of
+from datasets.sources.captions import BOM, garbled, parts_of
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 TEXTS = (".txt", ".caption")  # the first counts where a picture has several
@@ -125,6 +125,8 @@ def _text(name: str, file: Path, config: FolderConfig) -> tuple[list[str], list[
         return [], [("unreadable", name, str(error))]
     try:
         text = _decoded(content, config.encoding)
+        if garbled(text):
+            raise UnicodeError("it is full of control characters")
     except UnicodeError as error:
         return [], [("encoding", name, f"it is no text in {config.encoding} ({error}){_hint(content)}")]
     if config.caption_lines == "joined":
@@ -182,7 +184,7 @@ def _hint(content: bytes) -> str:
     found = "latin-1"  # which all bytes are
     for encoding in reversed(("utf-16", "utf-8", "cp1252", "utf-16-le")):
         with contextlib.suppress(UnicodeError):
-            found = found if "\0" in _decoded(content, encoding) else encoding
+            found = found if garbled(_decoded(content, encoding)) else encoding
     return f"; give data.folder.encoding, such as {found}"
 
 
@@ -201,7 +203,8 @@ def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator
     with _lines(file, encoding) as lines:
         before, first = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
         first = first.removeprefix(BOM)
-        first.encode()  # or its columns would seem to be missing
+        if HALF.search(first) or garbled(first):  # its columns would seem to be missing
+            raise UnicodeError(f"it is no text in {encoding}")
         delimiter = max(_DELIMITERS, key=lambda sign: _header(first, sign).count(FILE_COLUMN))
         header = next(csv.reader([first], delimiter=delimiter), [])
         place = {column: header.index(column) for column in _columns(header)}
@@ -254,11 +257,10 @@ def _of_json(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterato
 
 
 def _parsed(number: int, line: str) -> dict[str, object]:
+    if HALF.search(line) or garbled(line):
+        raise UnicodeError(f"line {number} is no text in the encoding of its file")
     try:
-        line.encode()  # what is no text in the file's encoding is half of a character here
         row = json.loads(line)
-    except UnicodeEncodeError:
-        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number} is no JSON ({error})") from error
     if not isinstance(row, dict):

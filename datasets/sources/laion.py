@@ -174,7 +174,7 @@ def texts(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     column = _plain(column)
     if is_text(column.type):
         return _as_bytes(column)
-    return pc.cast(column, _LISTS) if _fits(column.type, "caption") and _is_list(column.type) else column
+    return pc.cast(column, _LISTS) if fits(column.type, "caption") and _is_list(column.type) else column
 
 
 def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -213,7 +213,7 @@ def _present(path: str, schema: pa.Schema, needed: Set[str], key: str) -> dict[s
         if schema.names.count(name) > 1:
             raise OtherColumns(f"{key}: {path} has several columns {name}; {_HELP[key]}")
         kind, wanted = schema.field(name).type, "text" if ours in _TEXTS else "number"
-        if not _fits(kind, ours):
+        if not fits(kind, ours):
             raise OtherColumns(f"{key}: the column {name} of {path} is {kind}, no {wanted}; {_HELP[key]}")
     return present
 
@@ -226,16 +226,16 @@ def _taken(names: list[str]) -> dict[str, str]:
     return {ours: theirs[name] for ours, name in found.items() if name is not None}
 
 
-def _fits(kind: pa.DataType, ours: str) -> bool:
+def fits(kind: pa.DataType, ours: str) -> bool:
     """Whether a column of a type can be taken as ours."""
     if pa.types.is_dictionary(kind):
-        return _fits(kind.value_type, ours)
+        return fits(kind.value_type, ours)
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if pa.types.is_null(kind) or (ours == "licence" and number):
         return True
     if ours not in _TEXTS:
         return bool(number) or is_text(kind)  # of digits, as tables that came from CSV have
-    return is_text(kind) or (ours == "caption" and _is_list(kind) and _fits(kind.value_type, "url"))
+    return is_text(kind) or (ours == "caption" and _is_list(kind) and fits(kind.value_type, "url"))
 
 
 def is_text(kind: pa.DataType) -> bool:

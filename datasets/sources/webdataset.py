@@ -20,6 +20,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
@@ -33,7 +34,7 @@ from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import WebdatasetConfig
 from datasets.sources import laion, loopback
-from datasets.sources.captions import first, number, text
+from datasets.sources.captions import SHOWN, first, number, text
 from datasets.sources.loopback import Hosts
 
 HOST = "webdataset.invalid"
@@ -73,7 +74,7 @@ def tables(config: WebdatasetConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     `duplicate` (a second picture of that name, or the same bytes with the same caption in that tar).
     """
     found = 0
-    for name, path in _files(config).items():
+    for name, path in _files(config.path).items():
         try:
             samples = _samples(name, path, config.max_bytes, left_out)
         except compressed.Unreadable as error:
@@ -92,7 +93,7 @@ def tables(config: WebdatasetConfig, left_out: LeftOut) -> Iterator[pa.Table]:
 @contextmanager
 def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
     """Serve the pictures that URLs of `tables` name, and nothing else of the tars."""
-    files = _files(config)
+    files = _files_once(config.path)
 
     def body(request: str) -> bytes | None:
         name, _, query = request.partition("?")
@@ -101,7 +102,7 @@ def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
             return None
         try:
             content = _CONTENTS.read_at(path, place.size, place.offset)
-        except compressed.Unreadable:  # it has been changed since
+        except (compressed.Unreadable, FileNotFoundError):  # it has been changed since, or is gone
             return None
         return content if hashlib.sha256(content).hexdigest() == place.sha256 else None
 
@@ -111,7 +112,7 @@ def hosts(config: WebdatasetConfig) -> Iterator[Hosts]:
 
 def identity(config: WebdatasetConfig) -> dict[str, Any]:
     """The settings, with the tars for their path."""
-    return config.model_dump(exclude={"path"}) | {"tars": Named(_files(config))}
+    return config.model_dump(exclude={"path"}) | {"tars": Named(_files(config.path))}
 
 
 def licence(config: WebdatasetConfig) -> dict[str, str | None]:
@@ -142,11 +143,14 @@ class _Place:
         return place if place.offset >= 0 and place.size >= 0 else None
 
 
-def _files(config: WebdatasetConfig) -> dict[str, str]:
-    files = storage.matching(config.path, _SUFFIXES)
+def _files(path: str) -> dict[str, str]:
+    files = storage.matching(path, _SUFFIXES)
     if not files:
-        raise DataError(f"{KEY}: there is no .tar file at {config.path}; give a tar, a folder, a pattern or a URI")
+        raise DataError(f"{KEY}: there is no .tar file at {path}; give a tar, a folder, a pattern or a URI")
     return files
+
+
+_files_once = cache(_files)  # of a download's tasks there is one a shard, and a listing of many tars takes seconds
 
 
 def _samples(name: str, path: str, max_bytes: int, left_out: LeftOut) -> dict[str, _Sample]:
@@ -219,7 +223,7 @@ def _rows(tar: str, samples: dict[str, _Sample], left_out: LeftOut) -> list[dict
         if lost:
             left_out.add(lost[0], place, lost[1])
             continue
-        about = _about(sample.texts.get(".json", b""))
+        about, unread = _about(sample.texts.get(".json", b"{}"))
         scores = {score: about.get(laion.COLUMNS[score].lower()) for score in _SCORES}
         columns = {
             "URL": sample.url,
@@ -229,7 +233,11 @@ def _rows(tar: str, samples: dict[str, _Sample], left_out: LeftOut) -> list[dict
             laion.COLUMNS["licence"]: _utf_8(text(about.get(laion.COLUMNS["licence"].lower())) or ""),
             laion.COLUMNS["origin"]: _utf_8(text(about.get("url")) or ""),
         }
-        for caption in first(_captions(sample.texts, about), left_out, place):
+        captions = _captions(sample.texts, about)
+        if unread and not captions:
+            left_out.add("no_text", place, f"its .json is no JSON object ({unread})")
+            continue
+        for caption in first(captions, left_out, place):
             if (sample.digest, caption) in seen:
                 left_out.add("duplicate", place, "another picture of the same bytes has the same caption")
                 continue
@@ -243,13 +251,15 @@ def _captions(texts: dict[str, bytes], about: dict[str, Any]) -> list[object]:
     return [*(texts[kind] for kind in _CAPTIONS if kind in texts), *(about[key] for key in _KEYS if key in about)]
 
 
-def _about(content: bytes) -> dict[str, Any]:
-    """The object in a .json, its names in lower case; empty where it is none."""
+def _about(content: bytes) -> tuple[dict[str, Any], str]:
+    """The object in a .json, its names in lower case; where it is none, an empty one, and why."""
     try:
         found = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return {name.lower(): value for name, value in found.items()} if isinstance(found, dict) else {}
+    except (ValueError, RecursionError) as error:
+        return {}, str(error)
+    if not isinstance(found, dict):
+        return {}, f"it is {type(found).__name__} {repr(found)[:SHOWN]}"
+    return {name.lower(): value for name, value in found.items()}, ""
 
 
 def _utf_8(value: str) -> bytes:

@@ -5,7 +5,7 @@ A line a set of pictures: the whole of it, then what alterations make of it, the
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from pipeline.settings.evaluation import OURS, REFERENCE, Distances
 from pipeline.store.artifacts import Artifact
 from stages.scoring.distribution import Kid, Moments, frechet_distance, inception_score, kernel_distance
 
+Arrays = tuple[np.ndarray, np.ndarray]
 FILE = "distances.json"
 EVERYTHING = "all"
 FEWEST = 4  # pictures of either side that have a KID
@@ -60,7 +61,11 @@ def _of(
     inputs: Mapping[str, Artifact],
     line: Callable[..., Distance],
 ) -> Iterator[Distance]:
-    mine = {one: _Features(inputs[output]) for output, one in sets.items() if one.prompts == name}
+    mine = {
+        one: _Features.of(inputs[output], keep=one.whose in (OURS, REFERENCE) and not one.alteration)
+        for output, one in sets.items()
+        if one.prompts == name
+    }
     real = next((features for one, features in mine.items() if one.whose == REFERENCE), None)
     for one, features in mine.items():
         if one.whose != REFERENCE:
@@ -76,21 +81,35 @@ def _of(
 class _Features:
     """The features and logits of a set, read when they are needed: 12 kB a picture."""
 
-    def __init__(self, artifact: Artifact, most: int | None = None) -> None:
-        self._artifact, self._most = artifact, most
+    def __init__(self, read: Callable[[], Arrays], rows: int) -> None:
+        self._read, self._rows = read, rows
+
+    @classmethod
+    def of(cls, artifact: Artifact, keep: bool) -> "_Features":
+        """Those of an artifact; what several lines need is kept once it is read."""
+
+        def read() -> Arrays:
+            features, logits = zip(*feature_sets.read(artifact), strict=True)
+            return np.concatenate(features), np.concatenate(logits)
+
+        return cls(cache(read) if keep else read, artifact.manifest["rows"])
 
     def __len__(self) -> int:
-        rows: int = self._artifact.manifest["rows"]
-        return min(rows, self._most or rows)
+        return self._rows
 
     def first(self, count: int) -> "_Features":
         """Of the first so many pictures."""
-        return _Features(self._artifact, count)
+        return _Features(self._read, min(count, self._rows))
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
+    def read(self) -> Arrays:
         """(n, D) and (n, classes), fp32."""
-        features, logits = zip(*feature_sets.read(self._artifact), strict=True)
-        return np.concatenate(features)[: self._most], np.concatenate(logits)[: self._most]
+        features, logits = self._read()
+        return features[: self._rows], logits[: self._rows]
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Those of the features."""
+        return _moments(self.read()[0])
 
 
 def _line(
@@ -106,7 +125,7 @@ def _line(
         if n >= FEWEST:
             kid = kernel_distance(features, others)
         if n >= settings.fid_from:
-            fid = frechet_distance(_moments(features), _moments(others))
+            fid = frechet_distance(_moments(features), real.moments)
     return Distance(
         **about,
         n=len(features),

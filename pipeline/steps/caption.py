@@ -7,6 +7,7 @@ that are added later take no new download and no new latents.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from datasets.caption_settings import CaptionerConfig, RecapConfig
 from datasets.config import DataError
+from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.formats import shards
 from datasets.formats.shard_table import Shard
@@ -47,22 +49,30 @@ def recap(build: Build) -> Facts:
 
 def _recap(config: RecapConfig, name: str, inputs: tuple[Artifact, Artifact], path: str, fence: Fence) -> Counter[str]:
     """Publish a table and a receipt for every shard of images; what became of the rows of the config's table."""
-    read = Counter[str]()
-    for number, found in recaps.joined(_names(*inputs), config, f"data.recaps.{name}", read):
-        clock, pictures = shards.Clock(), _stored(inputs[1].shards()[number])
+    read, stored = Counter[str](), inputs[1].shards()
+
+    def publish(number: int, found: recaps.Captions) -> None:
+        clock, pictures = shards.Clock(), _stored(stored[number])
         made = _made(number, pictures, [found.get(place, []) for place in range(len(pictures))])
         made.publish(path, number, clock, fence)
+
+    joined = recaps.joined(_names(*inputs), config, f"data.recaps.{name}", read)
+    for _ in storage.ahead(partial(publish, *one) for one in joined):
+        pass
     return read
 
 
 def _names(metadata: Artifact, images: Artifact) -> Iterator[tuple[int, list[recaps.Names]]]:
     """Number of each shard, and what its stored pictures are called, in their order."""
     stored = images.shards()
-    for part in plan.parts(metadata.files):
-        for number, planned in plan.shards(metadata.read(part)):
-            rows = zip(*(planned[name].to_pylist() for name in plan.NAMES), strict=True)
-            called = {names[0]: names for names in rows}
-            yield number, [called[key] for _, key in _stored(stored[number])]
+
+    def names_of(number: int, planned: pa.Table) -> tuple[int, list[recaps.Names]]:
+        rows = zip(*(planned[name].to_pylist() for name in plan.NAMES), strict=True)
+        called = {names[0]: names for names in rows}
+        return number, [called[key] for _, key in _stored(stored[number])]
+
+    planned = (shard for part in plan.parts(metadata.files) for shard in plan.shards(metadata.read(part)))
+    return storage.ahead(partial(names_of, *one) for one in planned)
 
 
 def _stored(images: Shard) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from functools import partial
 
 import pyarrow.compute as pc
 
@@ -65,7 +66,8 @@ def _find(
     from stages.sampling.grid import grid
 
     numbers = {int(name.removeprefix(f"{HASHES}/").removesuffix(".parquet")): name for name in hashed}
-    tables = {shard: storage.read(storage.join(path, name), hashed[name]) for shard, name in numbers.items()}
+    read = storage.ahead(partial(storage.read, storage.join(path, name), hashed[name]) for name in numbers.values())
+    tables = dict(zip(numbers, read, strict=True))
     stored, outcome = images.shards(), duplicates.find(tables)
     found = outcome.table
     contents = {duplicates.FILE: shards.parquet_bytes(found)}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence, Set
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -87,15 +88,18 @@ def held_out(
     """A view of what is held out at a share, or has one of the captions or a key that is named, and of all copies."""
     stored = images.shards()
 
-    def rows() -> Iterator[tuple[int, holdout.Rows]]:
-        for part in plan.parts(metadata.files):
-            for shard, planned in plan.shards(metadata.read(part)):
-                if shard in stored:
-                    yield shard, holdout.rows_of(planned, stored[shard].read(shards.index_name(shard)))
+    def rows_of(shard: int, planned: pa.Table) -> tuple[int, holdout.Rows]:
+        return shard, holdout.rows_of(planned, stored[shard].read(shards.index_name(shard)))
 
+    rows = (partial(rows_of, *one) for one in _planned(metadata) if one[0] in stored)
     alike = duplicates.stand_ins(repeated.read(duplicates.FILE)) if repeated else None
     keys = {key for key, _ in _captioned(captions, metadata)}
-    return holdout.hold_out(rows(), share, keys | named, alike)
+    return holdout.hold_out(storage.ahead(rows), share, keys | named, alike)
+
+
+def _planned(metadata: Artifact) -> Iterator[tuple[int, pa.Table]]:
+    """Number and planned rows of each shard."""
+    return (shard for part in plan.parts(metadata.files) for shard in plan.shards(metadata.read(part)))
 
 
 def _captioned(captions: Sequence[str], metadata: Artifact) -> set[tuple[str, str]]:
@@ -112,13 +116,12 @@ def make(
     view: ViewConfig, metadata: Artifact, images: Artifact, repeated: Artifact | None, scores: Artifact | None = None
 ) -> tuple[bytes, int, dict[str, int]]:
     """A view's file, how many of the pictures it chooses, and how many others it leaves out by rule."""
-    planned = (shard for part in plan.parts(metadata.files) for shard in plan.shards(metadata.read(part)))
     unwanted = duplicates.by_shard(repeated.read(duplicates.FILE)) if repeated else {}
-    content, rows, left_out = views.make(
-        planned,
-        lambda shard: images.read(shards.index_name(shard)),
-        view,
-        unwanted,
-        (lambda shard: scores.read(shards.tensor_name(shard))) if scores else None,
-    )
+
+    def shard_of(number: int, planned: pa.Table) -> views.Planned:
+        scored = scores.read(shards.tensor_name(number)) if scores else None
+        return views.Planned(number, planned, images.read(shards.index_name(number)), scored)
+
+    planned = storage.ahead(partial(shard_of, *one) for one in _planned(metadata))
+    content, rows, left_out = views.make(planned, view, unwanted)
     return content, rows, dict(left_out)

@@ -18,7 +18,7 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -224,10 +224,9 @@ class Store:
 
     def finished(self, name: str | None = None) -> Iterator[Artifact]:
         """Every finished artifact (of one name), oldest first."""
-        found = []
-        for path in self.folders(name):
-            if manifest := self._manifest(path):
-                found.append(Artifact(manifest["name"], path, manifest))
+        paths = self.folders(name)
+        manifests = storage.ahead(partial(self._manifest, path) for path in paths)
+        found = [Artifact(told["name"], path, told) for path, told in zip(paths, manifests, strict=True) if told]
         return iter(sorted(found, key=lambda artifact: artifact.manifest["created"]))
 
     def folders(self, name: str | None = None) -> list[str]:

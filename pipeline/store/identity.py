@@ -20,8 +20,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,10 +157,9 @@ def _digests(paths: Sequence[str]) -> dict[str, str]:
     known = kept.look_up(stamps)
     missing = [path for path in stamps if path not in known]
     progress = _Progress(sum(stamps[path].bytes for path in missing if not storage.is_remote(path)))
-    with ThreadPoolExecutor(storage.READERS) as pool:
-        for path, digest in zip(missing, pool.map(_digest, missing), strict=True):
-            known[path] = digest
-            progress.read(stamps[path].bytes, path)
+    for path, digest in zip(missing, storage.ahead(partial(_digest, path) for path in missing), strict=True):
+        known[path] = digest
+        progress.read(stamps[path].bytes, path)
     now = time.time_ns()
     settled = [path for path in missing if stamps[path].changed_ns and now - stamps[path].changed_ns > SETTLED_NS]
     again = _stamps(settled)

@@ -67,7 +67,7 @@ class Removals:
     def found(cls, folder: str, build: str) -> "Removals | None":
         """Those of a build, empty ones where there are none; None where nobody can know, which is told."""
         path, none = storage.join(folder, FORGOTTEN), cls(build=build)
-        found = json_files.read(path, cls.told) if storage.exists(path) else none
+        found = json_files.read(path, cls.told, absent=none)
         return none if found and found.build != build else found
 
     def recorded(self, artifact: "Artifact", name: str) -> dict[str, Any] | None:

@@ -108,7 +108,7 @@ def lost(config: Config, root: str, as_json: bool) -> None:
         print_json({"root": root, "rows": [dict(zip(names, row, strict=True)) for row in rows]})
         return
     for row in rows:  # as they are found: they may be millions
-        print("\t".join(map(printable, row)))
+        print("\t".join(left_out.one_line(printable(field)) for field in row))
 
 
 def _left_out(metadata: Artifact) -> Iterator[Row]:

@@ -226,8 +226,9 @@ def _keys_of(view: Artifact, images: Artifact) -> set[str]:
     After a kill each file is as it was, or as it is to be; of shards that the view does not fit yet, nobody can tell.
     """
     found, chosen = set[str](), views.read(storage.read(storage.join(view.path, views.FILE)))
-    for number in images.shards():
-        index = storage.read(storage.join(images.path, shards.index_name(number)))
+    numbers = images.shards()
+    paths = [storage.join(images.path, shards.index_name(number)) for number in numbers]
+    for number, index in zip(numbers, storage.ahead(partial(storage.read, path) for path in paths), strict=True):
         keys = views.stored_keys(index).to_pylist()
         if chosen.shards.get(number, (0, b""))[0] == len(keys):
             found.update(keys[place] for place in chosen.places(number))

@@ -132,7 +132,7 @@ def objects(environment: dict[str, str], bucket: str, large: int, small: int, pa
 
 
 def _by_threads(one: Callable[[str], object], names: list[str]) -> None:
-    with ThreadPoolExecutor(storage.READERS) as pool:
+    with ThreadPoolExecutor(filesystems.READERS) as pool:
         list(pool.map(one, names))
 
 

@@ -31,5 +31,13 @@ def test_a_list_names_the_first_of_each_cause_and_counts_all(monkeypatch):
     ]
 
 
+def test_a_place_is_one_field_of_a_line_whatever_a_file_is_called():
+    found = LeftOut()
+    found.add("no_caption", "new\nline\t.png", "it is\rnone")
+    assert found.examples(1) == [r"new\nline\t.png: it is\rnone"]
+    table = pq.read_table(pa.BufferReader(left_out.table({"folder": found})))
+    assert table["place"].to_pylist() == ["new\nline\t.png"]
+
+
 def test_nothing_left_out_is_an_empty_file():
     assert pq.read_table(pa.BufferReader(left_out.table({"folder": LeftOut()}))).num_rows == 0

@@ -175,9 +175,9 @@ ZOO: dict[str, tuple[bytes, Outcome | tuple[int, int, int]]] = {
     "JPEG with a page behind": (JPEG + b"<script>alert(1)</script>", (250, 10, 10)),
     "JPEG behind a page": (b"<html>" + JPEG, Outcome.NOT_AN_IMAGE),
     "JPEG without an end": (JPEG[:-40], Outcome.BROKEN_IMAGE),
-    "head of a JPEG": (JPEG[:20], Outcome.NOT_AN_IMAGE),
+    "head of a JPEG": (JPEG[:20], Outcome.BROKEN_IMAGE),
     "JPEG that says it is huge": (resized_header(JPEG, SIDES, HUGE), Outcome.TOO_MANY_PIXELS),
-    "JPEG of no height": (resized_header(JPEG, SIDES, bytes(2) + SIDES[2:]), Outcome.NOT_AN_IMAGE),
+    "JPEG of no height": (resized_header(JPEG, SIDES, bytes(2) + SIDES[2:]), Outcome.BROKEN_IMAGE),
     "two JPEGs in one (MPO)": (encoded(RED, "MPO", save_all=True, append_images=LAST[1:], quality=100), (250, 10, 10)),
     "PNG": (encoded(RED), (250, 10, 10)),
     "PNG of 16 bits a channel": (png((40, 40, 16, 2, 0), DEEP * 40), (250, 10, 10)),
@@ -196,16 +196,22 @@ ZOO: dict[str, tuple[bytes, Outcome | tuple[int, int, int]]] = {
     "animated PNG": (encoded(RED, save_all=True, append_images=LAST), (250, 10, 10)),
     "PNG with a page behind": (encoded(RED) + b"<html>", (250, 10, 10)),
     "PNG with a wrong checksum": (
-        resized_header(encoded(RED), b"IHDR\0\0\0\x28", b"IHDR\0\0\0\x29"), Outcome.NOT_AN_IMAGE),
+        resized_header(encoded(RED), b"IHDR\0\0\0\x28", b"IHDR\0\0\0\x29"), Outcome.BROKEN_IMAGE),
+    "PNG with junk for EXIF": (
+        png((40, 40, 8, 2, 0), (b"\0" + b"\xfa\x0a\x0a" * 40) * 40, chunk(b"eXIf", b"junk")), (250, 10, 10)),
+    "PNG with a wrong checksum of its texts": (
+        png((40, 40, 8, 2, 0), (b"\0" + b"\xfa\x0a\x0a" * 40) * 40, chunk(b"tEXt", b"k\0v")[:-1] + b"?"),
+        Outcome.BROKEN_IMAGE),
     "PNG without pixels": (png((40, 40, 8, 2, 0), b""), Outcome.BROKEN_IMAGE),
     "PNG with half of its rows, the others black": (png((40, 40, 8, 2, 0), (b"\0" + bytes(120)) * 20), (0, 0, 0)),
-    "PNG of no width": (png((0, 40, 8, 2, 0), b""), Outcome.NOT_AN_IMAGE),
-    "PNG of 17 bits": (png((40, 40, 17, 2, 0), b""), Outcome.NOT_AN_IMAGE),
+    "PNG of no width": (png((0, 40, 8, 2, 0), b""), Outcome.BROKEN_IMAGE),
+    "PNG of 17 bits": (png((40, 40, 17, 2, 0), b""), Outcome.BROKEN_IMAGE),
     "PNG that says it is huge": (png((1 << 31, 1 << 31, 8, 2, 0), b""), Outcome.TOO_MANY_PIXELS),
     "WebP": (encoded(RED, "WEBP", lossless=True), (250, 10, 10)),
     "animated WebP": (encoded(RED, "WEBP", lossless=True, save_all=True, append_images=LAST), (250, 10, 10)),
     "transparent WebP": (encoded(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "WEBP", lossless=True), (255, 255, 255)),
-    "WebP cut short": (WEBP[:-20], Outcome.NOT_AN_IMAGE),
+    "WebP with junk for EXIF": (encoded(RED, "WEBP", lossless=True, exif=b"Exif\0\0junkjunk"), (250, 10, 10)),
+    "WebP cut short": (WEBP[:-20], Outcome.BROKEN_IMAGE),
     "GIF": (GIF, (250, 10, 10)),
     "animated GIF": (encoded(RED, "GIF", save_all=True, append_images=LAST), (250, 10, 10)),
     "transparent GIF": (encoded(Image.new("P", (40, 40), 1), "GIF", transparency=1), (255, 255, 255)),
@@ -237,6 +243,7 @@ def test_every_animal_is_a_picture_or_lost_for_its_reason(name):
             pictures.size(io.BytesIO(body))
     else:
         pixels = stored_pixels(body)
+        assert pictures.size(io.BytesIO(body)) in ((40, 40), (20_000, 32))
         assert pixels.shape == (SIZE, SIZE, 3)
         assert np.abs(pixels.astype(int) - expected).max() <= 2
 
@@ -385,16 +392,17 @@ def test_a_pngs_size_is_read_and_not_its_pixels():
 @pytest.mark.parametrize(
     ("body", "told"),
     [
+        (encoded(RED).replace(b"IHDR\0\0\0\x28", b"IHDR\0\0\0\x29"), "broken_image: its header is damaged"),
         (b"II*\0 a TIFF", "none of JPEG, PNG, WEBP, GIF, AVIF"),
         (b"\0\0\0\x18ftypqt  ", "none of JPEG, PNG"),  # a film
         (b"\0\0\0\x18ftypheic", "HEIC needs the package pillow-heif"),
         (
             png((40, 40, 8, 2, 0), b"", chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(9 << 20)))),
-            "Decompressed data too large",
+            "broken_image: Decompressed data too large",
         ),
     ],
 )
 def test_what_is_no_picture_here_is_told_why(body, told, monkeypatch):
     monkeypatch.setattr(pictures, "_formats", lambda: pictures.FETCHED_FORMATS)
-    with pytest.raises(Lost, match=f"^not_an_image: .*{told}"):
+    with pytest.raises(Lost, match=f"^(not_an_image: .*)?{told}"):
         pictures.stored(body, IMAGE)

@@ -45,8 +45,8 @@ def index(shard: int) -> bytes:
 
 
 def make(duplicates: dict[int, pa.Array] | None = None, **bounds: Any) -> tuple[views.View, int, dict[str, int]]:
-    rows_of_shards = ((shard, planned(shard)) for shard in range(3))
-    content, rows, left_out = views.make(rows_of_shards, index, ViewConfig(**bounds), duplicates or {})
+    stored = (views.Planned(shard, planned(shard), index(shard)) for shard in range(3))
+    content, rows, left_out = views.make(stored, ViewConfig(**bounds), duplicates or {})
     return views.read(content), rows, dict(left_out)
 
 

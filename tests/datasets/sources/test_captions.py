@@ -24,6 +24,9 @@ from datasets.sources.captions import captions, first, text
         ({"raw": "a cat"}, [], {"no_text": 1}),
         ([["a cat"]], [], {"no_text": 1}),
         (b"B\xe4r", [], {"encoding": 1}),
+        ("красный кот".encode("utf-16-le"), [], {"encoding": 1}),  # which is UTF-8 too, of other letters
+        ("a cat".encode("utf-16-be"), [], {"encoding": 1}),
+        ("\x1b[31ma red cat\x07", ["\x1b[31ma red cat\x07"], {}),
     ],
 )
 def test_a_text_is_a_caption_a_list_gives_several_and_the_rest_is_counted(value, texts, causes):

@@ -166,6 +166,7 @@ def test_a_blank_caption_leaves_the_place_to_the_next(mine):
         ("größer".encode(), "utf-16", "utf-8"),  # which as UTF-16 without its mark would be some letters
         ("größer".encode("cp1252"), "utf-8", "cp1252"),
         ("größer".encode("utf-16-le"), "utf-8", "utf-16-le"),
+        ("красный кот".encode("utf-16-le"), "utf-8", "utf-16-le"),  # as UTF-8 it would be some letters
         (b"gr\x81", "utf-8", "latin-1"),
     ],
 )

@@ -199,6 +199,15 @@ def test_captions_in_json_that_are_no_texts(tmp_path):
     assert left_out.counts == {"no_text": 2, "no_caption": 1}
 
 
+def test_a_json_that_is_none_is_told_as_such(tmp_path):
+    whole = (("a.jpg", picture(1)), ("a.json", b'{"caption": "a cat'), ("a.txt", b"a cat"))
+    packed(tmp_path / "x.tar", *whole, ("b.jpg", picture(2)), ("b.json", b'{"caption": "a dog'), ("c.jpg", picture(3)))
+    captions, left_out = read(tmp_path)
+    assert captions == ["a cat"]
+    assert left_out.counts == {"no_text": 1, "no_caption": 1}
+    assert "x.tar/b: its .json is no JSON object" in left_out.examples(1)[0]
+
+
 def test_the_first_text_that_says_something_is_the_caption(tmp_path):
     texts = [("txt", b"\xef\xbb\xbfa cat"), ("json", b'{"caption": " ", "text": "a dog"}')]
     texts.append(("json", b'{"caption": NaN, "captions": ["a fox"], "license": ["cc0"]}'))
