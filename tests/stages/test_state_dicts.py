@@ -1,8 +1,9 @@
-"""State dicts as safetensors files in memory: the library's own bytes, in half its memory."""
+"""State dicts as safetensors files in memory, the library's own bytes in half its memory; files larger than memory."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from stages.state_dicts import Serialized, serialized
+from stages.state_dicts import Serialized, read, serialized
 
 DTYPES = (
     torch.bool,
@@ -92,3 +93,14 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 def test_saving_takes_no_memory_beside_the_copy() -> None:
     grown = int(subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True).stdout)
     assert grown < 40  # MiB, of a state of 256
+
+
+def test_tensors_of_a_large_file_are_not_read_before_they_are_used(tmp_path: Path) -> None:
+    """A file of holes, 8 GB by its header: whoever reads it whole runs out of memory or time."""
+    size = 2 * 10**9
+    entry = {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]}
+    header = json.dumps({"projection.weight": entry}).encode()
+    with (tmp_path / "large.safetensors").open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + 4 * size)
+    assert read(tmp_path / "large.safetensors")["projection.weight"].shape == (size,)

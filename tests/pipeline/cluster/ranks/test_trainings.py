@@ -1,17 +1,22 @@
-"""The table of trainings: each that a config can want has its row, and what a row publishes is in its objective."""
+"""The table of trainings: each that a config can want has its row, what a row publishes is in its objective, and that
+begins with the weights that the config names."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.cluster.ranks import trainings
 from pipeline.cluster.ranks.trainings import PANEL, TRAININGS, Order
 from pipeline.models import loading
-from pipeline.settings import compose
+from pipeline.models.training_data import Reading
+from pipeline.settings import compose, config
+from pipeline.store.artifacts import Artifact
+from tests.existing_weights import STATES, dome272, loaded
 
 PUBLISHED = {
     "train_a": ["stage_a", PANEL],
@@ -87,3 +92,55 @@ def test_stage_b_goes_on_with_the_compressor_of_the_warm_up(monkeypatch: pytest.
     where = torch.device("cpu")
     warmup = TRAININGS["compressor"].objective(order, where, None)
     assert TRAININGS["stage_b"].objective(order, where, warmup).compressor is warmup.compressor
+
+
+class FirstStep:
+    """Stands in for a rank: keeps the weights that each training begins with, and trains nothing."""
+
+    begun: dict[str, dict[str, Tensor]]
+
+    device = torch.device("cpu")
+
+    def __init__(self, payload: dict[str, Any]) -> None:
+        FirstStep.begun = {}
+
+    def logged(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def sampled(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def train(self, name: str, objective: nn.Module, *_: Any) -> bool:
+        FirstStep.begun[name] = {key: value.clone() for key, value in objective.state_dict().items()}
+        return False
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dome272(tmp_path)
+    monkeypatch.setattr("pipeline.cluster.ranks.trainings.Rank", FirstStep)
+    monkeypatch.setattr("pipeline.models.loading.null_text", lambda _: torch.zeros(16, 32))
+    files = {"stage_a": "vqgan.pt", "stage_b": "stage_b.pt", "stage_c": "stage_c.pt"}
+    settings = loaded(*(f"{stage}.weights={tmp_path}/{file}" for stage, file in files.items() if existing))
+    reading = Reading((), [], {}, [], {}, None, seed=0, cache=settings.cluster.cache)
+    for stage in config.STAGES:
+        order = Order(
+            trainings=settings.trainings_of(f"train_{stage[-1]}"),
+            settings=getattr(settings, stage),
+            compressor=settings.compressor,
+            stage_a_model=settings.stage_a.model,
+            stage_a=None,
+            text=Artifact("text_tiny", "", {}),
+            reading=reading,
+            seed=0,
+        )
+        trainings.run({"order": order})
+        parts = [stage, "compressor"] if stage == "stage_b" else [stage]
+        if not existing and stage == "stage_b":
+            assert FirstStep.begun.keys() == {"compressor"}  # its warm-up, which weights make superfluous
+            continue
+        assert FirstStep.begun.keys() == {stage}
+        for part in parts:
+            begun = FirstStep.begun[stage]
+            same = [torch.equal(begun[f"{part}.{key}"], value) for key, value in STATES[part].items()]
+            assert all(same) if existing else not all(same)
