@@ -1,4 +1,4 @@
-"""What stands in a run's way is told before anything is created: weights of other models, broken ones, none."""
+"""What stands in a run's way is told before anything is created: weights of other models, bf16 without it."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import UsageError
 from pipeline.plan import obstacles
 from pipeline.plan.wanted import planned_steps
 from pipeline.run import invocation
@@ -24,6 +25,7 @@ from tests.existing_weights import (
     save,
     spoilt,
 )
+from tests.pipeline.settings.loading import load
 
 
 @pytest.mark.parametrize(
@@ -104,3 +106,18 @@ def test_a_plan_tells_of_other_models_by_headers_alone(
     planned = planned_steps(settings, Look(str(tmp_path / "root")), Selection())
     found = obstacles.misfit_weights(settings, planned)
     assert found is None if told is None else told.format(tmp=tmp_path) in (found or "")
+
+
+def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
+    def check(kind: str, *words: str, selection: Selection = Selection()) -> None:  # noqa: B008
+        loaded = load(*words)
+        obstacles.check_precision(loaded, planned_steps(loaded, Look(str(tmp_path)), selection), kind)
+
+    words = ("stage_c.train.precision=bf16", "sample.precision=bf16")
+    for kind in ("cpu", "cuda:GPU", "cuda:A100+H100"):
+        check(kind, *words)
+    check("cuda:V100")
+    check("cuda:V100", *words, selection=Selection(until="train_b"))
+    told = "V100 GPUs cannot compute in bf16; give stage_c.train.precision=fp32 sample.precision=fp32"
+    with pytest.raises(UsageError, match=told):
+        check("cuda:A100+V100", *words)
