@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers import DDPMWuerstchenScheduler
 from diffusers.pipelines.deprecated.wuerstchen.pipeline_wuerstchen_prior import DEFAULT_STAGE_C_TIMESTEPS
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages import diffusion
 from stages.draws import Draws, derived_seed
@@ -360,3 +362,24 @@ def test_an_error_is_logged_in_the_quarter_of_its_time() -> None:
     sums = {"mse_t0.25": 6.0, "mse_t0.5": 10.0, "mse_t0.75": 60.0, "mse_t1.0": 300.0}
     counts = {"mse_t0.25/share": 3, "mse_t0.5/share": 1, "mse_t0.75/share": 2, "mse_t1.0/share": 2}
     assert parts == pytest.approx({name: value / 8 for name, value in (sums | counts).items()})
+
+
+@given(st.integers(1, 200), st.floats(1e-6, 1.0))
+def test_a_picture_gets_its_share_of_the_steps(steps: int, strength: float) -> None:
+    times = diffusion.times_from(diffusion.sampling_times(steps), strength)
+    assert times[0] == np.float32(strength)
+    assert times[-1] == 0
+    assert (times.diff() < 0).all()
+    assert len(times) - 1 in {math.ceil(strength * steps * (1 - 1e-3)), math.ceil(strength * steps)}
+
+
+@pytest.mark.parametrize("times", [diffusion.sampling_times(7), diffusion.released_sampling_times()])
+def test_strength_1_leaves_all_times(times: torch.Tensor) -> None:
+    assert torch.equal(diffusion.times_from(times, 1.0), times)
+
+
+def test_the_released_sampling_times_are_diffusers() -> None:
+    assert torch.equal(
+        diffusion.released_sampling_times(), torch.tensor(DEFAULT_STAGE_C_TIMESTEPS, dtype=torch.float32)
+    )
+    assert len(diffusion.released_sampling_times()) - 1 == 29

@@ -2,134 +2,37 @@
 
 import copy
 import dataclasses
-import io
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
 from diffusers.pipelines.deprecated.wuerstchen.pipeline_wuerstchen_prior import DEFAULT_STAGE_C_TIMESTEPS
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from datasets.pictures import opened
-from pipeline.__main__ import main
 from pipeline.models.drawing import drawn
-from pipeline.verbs import sample as sample_verb
 from stages import diffusion
-from stages.models.compressor import Compressor
 from stages.models.geometry import BadImageSize, denormalise, nearest_size, normalise
 from stages.models.previewer import Previewer
-from stages.models.stage_a import StageA
-from stages.models.stage_b import StageB
-from stages.models.stage_c import StageC
 from stages.models.text import seeded_tower
 from stages.sampling import sample
 from stages.sampling.denoising import Noise, Steps, sample_code
-from stages.settings.models import (
-    CompressorConfig,
-    EfficientNetStages,
-    PreviewerConfig,
-    SeededTextConfig,
-    StageAConfig,
-    StageBConfig,
-    StageCConfig,
-)
-from stages.settings.sampling import SamplingConfig
+from stages.settings.models import PreviewerConfig
 from stages.weights import release
-
-M = TypeVar("M", bound=nn.Module)
+from tests import small_release
+from tests.small_release import SETTINGS, TEXT_B, pictures, randomised, small
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "drawing.md"
-STAGE_A = StageAConfig(bottleneck_blocks=1, hidden=16, codebook_size=16, scale=0.7)
-STAGE_B = StageBConfig(
-    widths=(8, 16),
-    blocks=(1, 1),
-    patterns=("CT", "CTA"),
-    heads=(0, 2),
-    inject_code=(False, True),
-    cond_width=24,
-    text_width=20,
-    timestep_channels=16,
-)
-STAGE_C = StageCConfig(width=32, depth=2, heads=4, text_width=24, timestep_channels=32)
-BLOCKS = [{"block": "fused", "expand": 2, "stride": 2, "channels": 8, "layers": 1}] * 4
-BACKBONE = EfficientNetStages.model_validate({"stem": 8, "stages": BLOCKS, "last": 16})
-COMPRESSOR = CompressorConfig(backbone=BACKBONE, batch_norm="fixed")
-TEXT_B = SeededTextConfig(width=20, layers=2, heads=2, context_length=12, seed=1)
-TEXT_C = SeededTextConfig(width=24, layers=1, heads=3, context_length=16, seed=2)
-SETTINGS = SamplingConfig(width=256, height=256, steps_c=3, steps_b=2, guidance_c=2.0, guidance_b=1.5)
-
-
-def randomised(module: M, generator: torch.Generator, std: float) -> M:
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if "running_var" in name:
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            elif tensor.is_floating_point():
-                tensor.normal_(std=std, generator=generator)
-    return module.eval()
-
-
-@pytest.fixture(scope="module")
-def models() -> sample.Models:
-    generator = torch.Generator().manual_seed(0)
-    stage_a = randomised(StageA(STAGE_A), generator, 0.1)
-    stage_c = randomised(StageC(STAGE_C), generator, 0.2)
-    with torch.no_grad():
-        stage_a.out_block[0].weight.mul_(0.02)  # pixels within [0, 1]
-        stage_a.out_block[0].bias.add_(0.5)
-        stage_c.out[1].weight.mul_(0.15)  # a divisor |1 - b| near 0 would magnify rounding
-    return sample.Models(
-        stage_a=stage_a,
-        stage_b=randomised(StageB(STAGE_B), generator, 0.2),
-        stage_c=stage_c,
-        text_b=randomised(seeded_tower(TEXT_B), generator, 0.5),
-        text_c=randomised(seeded_tower(TEXT_C), generator, 0.5),
-        compressor=randomised(Compressor(COMPRESSOR), generator, 0.1),
-        settings=SETTINGS,
-    )
-
-
-@pytest.fixture(scope="module")
-def written(models: sample.Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models' release."""
-    assert models.compressor is not None
-    root = tmp_path_factory.mktemp("there") / "release"
-    files = release.release_files(
-        models,
-        models.compressor,
-        stage_a_config=STAGE_A,
-        stage_b_config=STAGE_B,
-        stage_c_config=STAGE_C,
-        compressor_config=COMPRESSOR,
-        card="",
-    )
-    for name, content in files:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
-
-
-def pictures(count: int, side: int = 128) -> torch.Tensor:
-    noise = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-    return (nn.functional.interpolate(noise, (side, side), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
-
-
-def small(**changes: Any) -> SamplingConfig:
-    """The settings at 128 x 128 px, and with other changes."""
-    return SamplingConfig.model_validate(SETTINGS.model_dump() | {"width": 128, "height": 128} | changes)
+models, written = small_release.models, small_release.written
 
 
 def one(
@@ -147,48 +50,6 @@ def one(
         image=image, strength=strength, preview=preview, device=device,
     )  # fmt: skip
     return drawn.int()
-
-
-# -------------------------------------------------------------------------------------------------------- times
-
-
-@given(st.integers(1, 200), st.floats(1e-6, 1.0))
-def test_a_picture_gets_its_share_of_the_steps(steps: int, strength: float) -> None:
-    times = diffusion.times_from(diffusion.sampling_times(steps), strength)
-    assert times[0] == np.float32(strength)
-    assert times[-1] == 0
-    assert (times.diff() < 0).all()
-    assert len(times) - 1 in {math.ceil(strength * steps * (1 - 1e-3)), math.ceil(strength * steps)}
-
-
-@pytest.mark.parametrize("times", [diffusion.sampling_times(7), diffusion.released_sampling_times()])
-def test_strength_1_leaves_all_times(times: torch.Tensor) -> None:
-    assert torch.equal(diffusion.times_from(times, 1.0), times)
-
-
-def test_the_released_sampling_times_are_diffusers() -> None:
-    assert torch.equal(
-        diffusion.released_sampling_times(), torch.tensor(DEFAULT_STAGE_C_TIMESTEPS, dtype=torch.float32)
-    )
-    assert len(diffusion.released_sampling_times()) - 1 == 29
-
-
-def test_the_released_sampling_times_draw_the_stock_pipelines_picture(models: sample.Models, written: Path) -> None:
-    stock = AutoPipelineForText2Image.from_pretrained(written)
-    theirs = stock(
-        "red heart",
-        negative_prompt="blurry",
-        width=128,
-        height=128,
-        prior_timesteps=DEFAULT_STAGE_C_TIMESTEPS,
-        prior_guidance_scale=2.0,
-        num_inference_steps=2,
-        decoder_guidance_scale=1.5,
-        generator=torch.Generator().manual_seed(5),
-    ).images[0]
-    ours = one(models, seed=5, timesteps="released")[0].numpy()
-    assert np.abs(np.asarray(theirs, int) - ours).max() <= 1
-    assert np.abs(one(models, seed=5)[0].numpy() - ours).max() > 10  # three even steps draw another
 
 
 # ------------------------------------------------------------------------------------------------ from a picture
@@ -263,6 +124,24 @@ def test_the_nearest_size_keeps_aspect_and_area(size: tuple[int, int], area: int
 
 
 # ------------------------------------------------------------------------------------- samplers, precision, device
+
+
+def test_the_released_sampling_times_draw_the_stock_pipelines_picture(models: sample.Models, written: Path) -> None:
+    stock = AutoPipelineForText2Image.from_pretrained(written)
+    theirs = stock(
+        "red heart",
+        negative_prompt="blurry",
+        width=128,
+        height=128,
+        prior_timesteps=DEFAULT_STAGE_C_TIMESTEPS,
+        prior_guidance_scale=2.0,
+        num_inference_steps=2,
+        decoder_guidance_scale=1.5,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    ours = one(models, seed=5, timesteps="released")[0].numpy()
+    assert np.abs(np.asarray(theirs, int) - ours).max() <= 1
+    assert np.abs(one(models, seed=5)[0].numpy() - ours).max() > 10  # three even steps draw another
 
 
 def test_ddim_draws_noise_once_a_stage(models: sample.Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,125 +448,3 @@ def test_the_lines_of_the_guide(written: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(written.parent)
     exec(lines, {})
     assert [picture.size for picture in shown] == [(256, 256)]
-
-
-# ---------------------------------------------------------------------------------------------------- the verb
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def png(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
-
-
-def drawn_in(folder: Path) -> dict[str, Path]:
-    """The pictures that `sample` drew, by prompt and seed."""
-    return {path.stem[:-7]: path for path in folder.iterdir()}
-
-
-def test_sample_from_a_release_needs_no_conf(models: sample.Models, written: Path, folder: Path) -> None:
-    words = ["prompt=red heart", "seed=7", "n=2", "guidance_c=3", "sample.steps_b=1", "sample.batch=2"]
-    assert main(["sample", f"from={written}", "out=out", *words]) == 0
-    assert drawn_in(folder / "out").keys() == {"red-heart-7", "red-heart-8"}
-    for seed in (7, 8):
-        expected = np.asarray(sample.draw(models, "red heart", seed=seed, guidance_c=3, steps_b=1), int)
-        assert np.abs(png(drawn_in(folder / "out")[f"red-heart-{seed}"]) - expected).max() <= 1
-    assert sorted(path.name for path in folder.iterdir()) == ["out"]
-
-
-@pytest.mark.parametrize(("words", "size"), [([], (512, 128)), (["width=128"], (128, 256))])
-def test_a_given_picture_is_fitted(
-    words: list[str], size: tuple[int, int], models: sample.Models, written: Path, folder: Path
-) -> None:
-    """Seen upright: 64 x 256 px stored on their side."""
-    upright = Image.linear_gradient("L").resize((256, 64)).convert("RGB")
-    exif = Image.Exif()
-    exif[274] = 6  # to be turned by 90 degrees
-    buffer = io.BytesIO()
-    upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=exif)
-    (folder / "stripe.png").write_bytes(buffer.getvalue())
-    assert main(["sample", f"from={written}", "image=stripe.png", "seed=1", "out=out", *words]) == 0
-    found = png(drawn_in(folder / "out")["stripe-1"])
-    assert found.shape == (size[1], size[0], 3)
-    if not words:
-        image = torch.from_numpy(np.asarray(upright.resize(size, Image.Resampling.BICUBIC)).copy())
-        expected = sample.generate(models, [""], [1], small(width=512), image=image.permute(2, 0, 1)[None])
-        assert np.abs(found.astype(int) - expected[0].int().numpy()).max() <= 1
-
-
-def test_a_prompt_of_ten_thousand_characters_is_cut_and_said_so(
-    written: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["sample", f"from={written}", "out=out", "width=128", "height=128", f"prompt={'wide ' * 2000}"]) == 0
-    assert "the prompt is longer than 12 tokens; its end is cut off" in capsys.readouterr().err
-    (picture,) = (folder / "out").iterdir()
-    assert len(picture.name) < 100
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["from=nowhere"], "nowhere/sampling.json is missing"),
-        (["width=192"], "width=192: input should be a multiple of 128"),
-        (["guidance_b=-1"], "guidance_b=-1: input should be greater than or equal to 0"),
-        (["steps_c=9", "sample.timesteps=released"], "steps_c=9: sample.timesteps=released has 29 steps"),
-        (["sample.sampler=euler"], "sample.sampler=euler: input should be 'ddpm' or 'ddim'"),
-        (["image=nothing.png"], "image=nothing.png: there is no such file"),
-        (["image=text.png"], "image=text.png: no picture in one of the formats JPEG, PNG, WEBP, GIF"),
-        (["image=text.png", "strength=0"], "strength=0: input should be greater than 0"),
-        (["image=text.png", "strength=1.5"], "strength=1.5: input should be less than or equal to 1"),
-        (["image=text.png", "strength=nan"], "strength=nan: input should be"),
-        (["preview=true"], "preview=true: a release holds no previewer"),
-        (["preview=perhaps"], "preview=perhaps: input should be a valid boolean"),
-        (["strength=0.5"], "strength=0.5: how far to go from a picture; give image=PATH too"),
-    ],
-)
-def test_refusals_create_nothing(
-    words: list[str], told: str, written: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "text.png").write_text("no picture")
-    source = [] if words[0].startswith("from=") else [f"from={written}"]
-    assert main(["sample", *source, "prompt=x", "out=out", *words]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert told in message
-    assert message.count("\n") == 1
-    assert [path.name for path in folder.iterdir()] == ["text.png"]
-
-
-def test_another_setting_never_overwrites_a_picture_and_the_same_command_does(written: Path, folder: Path) -> None:
-    """Also on the usual way from a picture to its variant: the same prompt with the same seed."""
-    words = ["sample", f"from={written}", "prompt=x", "seed=7", "width=128", "height=128", "out=."]
-    assert main(words) == 0
-    (first,) = folder.iterdir()
-    content = first.read_bytes()
-    assert main(words) == 0
-    assert list(folder.iterdir()) == [first]
-    assert main([*words, f"image={first.name}", "strength=0.5"]) == 0
-    assert first.read_bytes() == content
-    assert [re.fullmatch(r"x-7-[0-9a-f]{6}\.png", path.name) is not None for path in folder.iterdir()] == [True, True]
-
-
-def test_all_that_decides_a_picture_shows_in_its_name() -> None:
-    plain = {**SETTINGS.model_dump(), "prompt": "x", "out": "out"}
-    image = pictures(1)
-    other: list[tuple[dict[str, Any], torch.Tensor | None, list[str]]] = [
-        ({}, None, ["a"]),
-        ({}, None, ["b"]),
-        ({}, image, ["a"]),
-        ({}, 255 - image, ["a"]),
-        ({"strength": 0.5}, image, ["a"]),
-        *(({name: value}, None, ["a"]) for name, value in {
-            "prompt": "X", "negative": "y", "width": 128, "height": 128, "steps_c": 4, "steps_b": 4, "guidance_c": 4,
-            "guidance_b": 4, "sampler": "ddim", "timesteps": "released", "precision": "bf16", "preview": True,
-        }.items()),
-    ]  # fmt: skip
-    digits = [sample_verb._digits(sample_verb.Request(**(plain | changes)), *rest) for changes, *rest in other]
-    assert len(set(digits)) == len(other)
-    same = sample_verb.Request(**(plain | {"seed": 3, "n": 2, "out": "elsewhere", "image": "b.png"}))
-    assert sample_verb._digits(same, None, ["a"]) == digits[0]
