@@ -1,15 +1,16 @@
-"""What libraries find around them: a name, a home, and a folder that is short enough for Ray's sockets."""
+"""What libraries find around them: a name, a home, a folder short enough for Ray's sockets, and no leave to report."""
 
 import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from pipeline import environment
-from pipeline.environment import SOCKET_ROOM, home_folder, ray_folder
+from pipeline.environment import QUIET, SOCKET_ROOM, home_folder, ray_folder
 from pipeline.errors import UsageError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -75,3 +76,20 @@ def test_a_long_folder_has_a_short_one_in_its_place_or_is_refused(monkeypatch, t
         UsageError, match=r"TMPDIR=.* is too long for the names of Ray's sockets .* set RAY_TMPDIR to a"
     ):
         ray_folder()
+
+
+def test_libraries_are_told_not_to_report_home() -> None:
+    """Each library's own check, in a process without the marks of a test run, which silence some of them."""
+    program = """
+        from pipeline.environment import quiet_environment
+        quiet_environment()
+        from huggingface_hub import constants
+        from mlflow.telemetry.utils import is_telemetry_disabled
+        from ray._common.usage.usage_lib import usage_stats_enabled
+        assert is_telemetry_disabled()
+        assert not usage_stats_enabled()
+        assert constants.HF_HUB_DISABLE_TELEMETRY and constants.HF_HUB_DISABLE_UPDATE_CHECK
+    """
+    marks = {"PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", *QUIET}
+    environment = {name: value for name, value in os.environ.items() if name not in marks}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, env=environment)

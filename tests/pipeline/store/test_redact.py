@@ -5,6 +5,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -254,3 +255,25 @@ def test_the_longest_of_hidden_values_goes_first():
     for value in ("secret", "secret-2"):
         redact.hide(value)
     assert redact_line("a secret-2 b secret c") == "a *** b *** c"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"hub_token": "x", "tokens": 77, "tokenizer": "bpe"},
+            {"hub_token": "***", "tokens": 77, "tokenizer": "bpe"},
+        ),
+        (
+            {"aws": {"secretAccessKey": "x", "region": "eu"}},
+            {"aws": {"secretAccessKey": "***", "region": "eu"}},
+        ),
+        ({"credentials": {"user": "me", "pass": "x"}}, {"credentials": {"user": "***", "pass": "***"}}),
+        ({"password": None, "api-key": ["x", "y"]}, {"password": None, "api-key": ["***", "***"]}),
+        ({"urls": ("https://a.b/c?X-Amz-Signature=x#top",)}, {"urls": ["https://a.b/c?***#top"]}),
+        ({"uri": "postgresql://me:x@host/db"}, {"uri": "postgresql://***@host/db"}),
+        ({"prompt": "what's this, (a) cat? 5 @ a time"}, {"prompt": "what's this, (a) cat? 5 @ a time"}),
+    ],
+)
+def test_secrets_are_taken_out(config: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert redact.redact(config) == expected

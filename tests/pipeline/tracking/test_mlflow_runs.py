@@ -1,4 +1,4 @@
-"""Tracking against real MLflow on sqlite; its UI; secrets; the switches that keep libraries quiet."""
+"""Tracking against real MLflow on sqlite; and its UI."""
 
 import contextlib
 import io
@@ -20,12 +20,10 @@ from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from pipeline.environment import QUIET
 from pipeline.errors import Interrupted, UsageError
 from pipeline.hours.spent import totals
 from pipeline.store.artifacts import Artifact
 from pipeline.store.ledger import About, Writer
-from pipeline.store.redact import redact
 from pipeline.tracking.mlflow_runs import Tracking, git_tags, rebuild_hours, send_unsent
 from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
 from pipeline.verbs.ui import serve_ui
@@ -461,57 +459,6 @@ def test_the_ui_of_an_empty_root_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("root", "uri", "expected"),
-    [
-        ("/shared/runs", None, "sqlite:////shared/runs/mlflow/mlflow.db"),
-        ("/shared/runs", "sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
-        ("s3://bucket/runs", "sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
-        ("s3://bucket/runs", "http://mlflow:5000", "http://mlflow:5000"),
-    ],
-)
-def test_where_runs_are_kept(root: str, uri: str | None, expected: str) -> None:
-    store = locate_store(root, uri)
-    assert store.uri == expected
-    assert store.artifacts == (None if uri and uri.startswith("http") else store.database.parent / "artifacts")
-
-
-@pytest.mark.parametrize(
-    ("root", "uri", "message"),
-    [
-        ("s3://bucket/runs", None, r"give tracking\.uri=http://.* MLFLOW_TRACKING_URI"),
-        ("/shared/runs", "file:./mlruns", r"tracking\.uri=file:\./mlruns"),
-        ("/shared/runs", "https://me:secret@mlflow", r"tracking\.uri.*MLFLOW_TRACKING_PASSWORD"),
-    ],
-)
-def test_where_runs_cannot_be_kept(root: str, uri: str | None, message: str) -> None:
-    with pytest.raises(UsageError, match=message) as refusal:
-        locate_store(root, uri)
-    assert "me:secret" not in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (
-            {"hub_token": "x", "tokens": 77, "tokenizer": "bpe"},
-            {"hub_token": "***", "tokens": 77, "tokenizer": "bpe"},
-        ),
-        (
-            {"aws": {"secretAccessKey": "x", "region": "eu"}},
-            {"aws": {"secretAccessKey": "***", "region": "eu"}},
-        ),
-        ({"credentials": {"user": "me", "pass": "x"}}, {"credentials": {"user": "***", "pass": "***"}}),
-        ({"password": None, "api-key": ["x", "y"]}, {"password": None, "api-key": ["***", "***"]}),
-        ({"urls": ("https://a.b/c?X-Amz-Signature=x#top",)}, {"urls": ["https://a.b/c?***#top"]}),
-        ({"uri": "postgresql://me:x@host/db"}, {"uri": "postgresql://***@host/db"}),
-        ({"prompt": "what's this, (a) cat? 5 @ a time"}, {"prompt": "what's this, (a) cat? 5 @ a time"}),
-    ],
-)
-def test_secrets_are_taken_out(config: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert redact(config) == expected
-
-
 def test_git_tags_tell_commit_branch_and_changes(tmp_path: Path) -> None:
     assert git_tags(tmp_path) == {}
 
@@ -531,20 +478,3 @@ def test_git_tags_tell_commit_branch_and_changes(tmp_path: Path) -> None:
     assert git_tags(tmp_path) == clean
     (tmp_path / "file").write_text("two")
     assert git_tags(tmp_path)["mlflow.source.git.dirty"] == "true"
-
-
-def test_libraries_are_told_not_to_report_home() -> None:
-    """Each library's own check, in a process without the marks of a test run, which silence some of them."""
-    program = """
-        from pipeline.environment import quiet_environment
-        quiet_environment()
-        from huggingface_hub import constants
-        from mlflow.telemetry.utils import is_telemetry_disabled
-        from ray._common.usage.usage_lib import usage_stats_enabled
-        assert is_telemetry_disabled()
-        assert not usage_stats_enabled()
-        assert constants.HF_HUB_DISABLE_TELEMETRY and constants.HF_HUB_DISABLE_UPDATE_CHECK
-    """
-    marks = {"PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", *QUIET}
-    environment = {name: value for name, value in os.environ.items() if name not in marks}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, env=environment)

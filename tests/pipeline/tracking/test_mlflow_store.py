@@ -1,4 +1,4 @@
-"""MLflow's local store: in roots of any name, and in roots that were moved or copied."""
+"""MLflow's local store: where it is, in roots of any name, and in roots that were moved or copied."""
 
 import json
 import shutil
@@ -133,3 +133,32 @@ def test_what_is_no_store_yet_is_not_mended(tmp_path):
 
 def test_an_address_of_no_host_does_not_answer():
     assert why_silent("http://mlflow..example:5000")
+
+
+@pytest.mark.parametrize(
+    ("root", "uri", "expected"),
+    [
+        ("/shared/runs", None, "sqlite:////shared/runs/mlflow/mlflow.db"),
+        ("/shared/runs", "sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("s3://bucket/runs", "sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("s3://bucket/runs", "http://mlflow:5000", "http://mlflow:5000"),
+    ],
+)
+def test_where_runs_are_kept(root: str, uri: str | None, expected: str) -> None:
+    store = locate_store(root, uri)
+    assert store.uri == expected
+    assert store.artifacts == (None if uri and uri.startswith("http") else store.database.parent / "artifacts")
+
+
+@pytest.mark.parametrize(
+    ("root", "uri", "message"),
+    [
+        ("s3://bucket/runs", None, r"give tracking\.uri=http://.* MLFLOW_TRACKING_URI"),
+        ("/shared/runs", "file:./mlruns", r"tracking\.uri=file:\./mlruns"),
+        ("/shared/runs", "https://me:secret@mlflow", r"tracking\.uri.*MLFLOW_TRACKING_PASSWORD"),
+    ],
+)
+def test_where_runs_cannot_be_kept(root: str, uri: str | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as refusal:
+        locate_store(root, uri)
+    assert "me:secret" not in str(refusal.value)
