@@ -81,7 +81,7 @@ def size(file: BinaryIO) -> tuple[int, int]:
         return known
     with _opened(file) as picture:
         try:
-            if picture.format == "PNG":  # which may tell its orientation behind its pixels
+            if picture.format == "PNG" and "exif" not in picture.info:  # it may tell its orientation behind its pixels
                 picture.load()
         except Exception as error:
             raise Lost(Outcome.BROKEN_IMAGE, f"{type(error).__name__}: {error}") from error

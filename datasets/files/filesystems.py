@@ -63,13 +63,16 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
 def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
     """What each call returns, in their order, while some of the next are under way: a store answers after a while."""
     under_way: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
+    pool = ThreadPoolExecutor(READERS)
+    try:
         for call in calls:
             under_way.append(pool.submit(call))
             if len(under_way) > AHEAD:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
+    finally:  # also where one has failed, or nobody wants the rest
+        pool.shutdown(cancel_futures=True)
 
 
 def forget_clients() -> None:

@@ -64,7 +64,7 @@ def read(path: str, limit: int | None, seed: int, key: str) -> PromptFile:
         raise DataError(f"{key}: there is no prompt file at {path}; give another path")
     content, read, chosen = storage.read(path), 0, dict[str, Prompt]()
     if not _is_text(content):
-        raise DataError(f"{key}: {path} is not in UTF-8; save it in that encoding")
+        raise DataError(f"{key}: {path} is not in UTF-8, or has zero bytes; save it in that encoding, without them")
     try:
         with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as lines:
             for text, category, challenge in form(lines):

@@ -59,7 +59,8 @@ def _one(value: object) -> str | Loss:
 
 def garbled(said: str) -> bool:
     """Whether these are no letters that somebody wrote: UTF-16 without its mark passes for UTF-8."""
-    return len(_CONTROL.findall(said)) > _STRAY * len(said)
+    letters = said.strip("\0")  # which fill fields of a fixed width
+    return len(_CONTROL.findall(letters)) > _STRAY * len(letters)
 
 
 def text(value: object) -> str | None:

@@ -39,7 +39,7 @@ def at_most(config: Config, step: Step, made: Mapping[str, Artifact], view: str 
     chosen = made.get(f"view_{view}")
     if chosen and (rows is None or chosen.manifest["rows"] < rows):
         return Seen(chosen.manifest["rows"], view, less_held_out=False, bound=True)
-    return None if rows is None else Seen(rows, None, held is not None, bound=True)
+    return None if rows is None else Seen(rows, None, bool(held and held.manifest["rows"]), bound=True)
 
 
 def too_large(config: Config, step: Step, seen: Callable[[str | None], Seen | None]) -> str | None:

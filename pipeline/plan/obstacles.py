@@ -1,6 +1,7 @@
 """What would stop a run at once: weights, metadata or scores that are not there or do not fit, batches, precision.
 
-`plan` and `doctor` tell of all of it, `run` refuses the first, before anything is created.
+`plan` and `doctor` tell of all of it, `run` refuses the first, before anything is created; of batches it asks again
+before each step, when more is known of the data.
 """
 
 from collections.abc import Mapping
@@ -133,10 +134,10 @@ def missing_scores(config: Config, planned: list[Planned]) -> str | None:
 
 def too_large_batches(config: Config, planned: list[Planned], artifacts: Mapping[str, Artifact]) -> str | None:
     """Which training to do has a batch larger than the data can be, as a sentence, as far as those artifacts tell that
-    are not to be made anew."""
-    todo = _to_do(planned)
-    made = {name: artifacts[name] for name in artifacts.keys() - {step.output for step in todo}}
-    trainings = (step for step in todo if config.trainings_of(step.name))
+    are not to be made anew. Not of trainings that may stay as they are."""
+    made = {name: artifacts[name] for name in artifacts.keys() - {step.output for step in _to_do(planned)}}
+    certain = [item for item in planned if not item.again or item.reason == "forced"]
+    trainings = (step for step in _to_do(certain) if config.trainings_of(step.name))
     told = (batch_sizes.too_large(config, step, partial(batch_sizes.at_most, config, step, made)) for step in trainings)
     return next(filter(None, told), None)
 

@@ -135,7 +135,7 @@ class _Session:
         self.exits = contextlib.ExitStack()
         warn = partial(console.print, style="yellow", markup=False)
         with contextlib.ExitStack() as exits:
-            exits.enter_context(claims.at_work(self.root, self.id))
+            exits.enter_context(claims.at_work(self.root, self.id, reads=self._reads()))
             check_carried_out(self.root)  # again: whoever writes a request now sees that a run is at work
             self.tracking = exits.enter_context(
                 Tracking(
@@ -202,16 +202,24 @@ class _Session:
             log.exception("the run could not be described")
             self.summary.warnings.append(f"MLflow has no description of this run: {failure}")
 
-    def _recorded(self) -> Record:
+    def _reads(self) -> list[str]:
+        """What nobody may delete from now on: its record, which says the same, comes when Ray and MLflow are there."""
+        return [self.store.path(name, print_.digest) for name, print_ in self._wanted().items()] + self._paths()
+
+    def _paths(self) -> list[str]:
+        """The files that the config names; gc knows nothing of links."""
         named = [storage.absolute(path) for path in self.config.paths(FILES).values()]
-        real = [os.path.realpath(path) for path in named if not storage.is_remote(path)]  # gc knows nothing of links
+        real = [os.path.realpath(path) for path in named if not storage.is_remote(path)]
+        return sorted(map(redact_path, {*named, *real}))
+
+    def _recorded(self) -> Record:
         told = {
             "id": self.id,
             "conf": self.conf,
             **provenance(self.command),
             "checkout": str(Path.cwd()),
             "fingerprints": {name: print_.digest for name, print_ in self._wanted().items()},
-            "paths": sorted(map(redact_path, {*named, *real})),
+            "paths": self._paths(),
             "config": redact(self.config.model_dump(mode="json")),
         }
         return Record(self.root, told)

@@ -107,10 +107,12 @@ def samples_are_squares(sample: Sampling) -> None:
 def prompt_sets_are_there(prompts: Mapping[str, str], sets: Mapping[str, str], holds_out: bool) -> None:
     """Captions of the data are called what they are, and there are some."""
     for name, place in prompts.items():
-        if {name, place} & {HELD_OUT, TRAINING} and name != place:
+        if place in (HELD_OUT, TRAINING) and name != place:
             raise ValueError(
                 f"eval.prompts.{name}={place}: captions of the data are called what they are; name it {place}"
             )
+        if name in (HELD_OUT, TRAINING) and name != place:
+            raise ValueError(f"eval.prompts.{name}={place}: captions of the data are called so; give it another name")
     if HELD_OUT in sets and not holds_out:
         raise ValueError("eval.prompts.held_out: nothing is held out; give data.holdout, such as 0.01, or another set")
 

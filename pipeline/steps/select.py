@@ -118,9 +118,13 @@ def make(
     """A view's file, how many of the pictures it chooses, and how many others it leaves out by rule."""
     unwanted = duplicates.by_shard(repeated.read(duplicates.FILE)) if repeated else {}
 
+    stored, scored = images.shards(), scores.shards() if scores else {}
+
     def shard_of(number: int, planned: pa.Table) -> views.Planned:
-        scored = scores.read(shards.tensor_name(number)) if scores else None
-        return views.Planned(number, planned, images.read(shards.index_name(number)), scored)
+        index = stored[number].read(shards.index_name(number))
+        return views.Planned(
+            number, planned, index, scored[number].read(shards.tensor_name(number)) if scored else None
+        )
 
     planned = storage.ahead(partial(shard_of, *one) for one in _planned(metadata))
     content, rows, left_out = views.make(planned, view, unwanted)

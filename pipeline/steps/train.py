@@ -320,8 +320,8 @@ def _check_batches(build: Build) -> None:
     held = build.inputs.get("held_out")
 
     def seen(view: str | None) -> batch_sizes.Seen:
-        chosen, _ = split(build.inputs.get(f"view_{view}"), held)
-        return batch_sizes.Seen(chosen.rows if chosen else stored, view, less_held_out=held is not None)
+        chosen, out = split(build.inputs.get(f"view_{view}"), held)
+        return batch_sizes.Seen(chosen.rows if chosen else stored, view, less_held_out=bool(out and out.rows))
 
     if told := batch_sizes.too_large(build.config, build.step, seen):
         raise UsageError(told)

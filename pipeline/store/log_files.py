@@ -59,7 +59,9 @@ class Tail:
     def read(self) -> str:
         """What it says that was not given before."""
         if storage.is_file(self.path):
-            content = storage.read(self.path)[self._bytes :]
+            with storage.opened(self.path) as file:
+                file.seek(self._bytes)
+                content = file.read()
             self._bytes += len(content)
         else:
             pieces = sorted(storage.listing(self.path))[self._pieces :]

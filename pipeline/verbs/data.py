@@ -140,9 +140,10 @@ def verify(config: Config, root: str, words: Words) -> None:
     """Read every file of this config's finished artifacts again and compare it with its manifest.
 
     Raises:
-        CorruptFile: some are missing or hold other bytes; the first of them are named. Or a repair has not ended.
+        CorruptFile: some are missing or hold other bytes; the first of them are named. Or a manifest is damaged, or a
+            repair has not ended.
     """
-    artifacts = _finished(config, root)
+    artifacts = _finished(config, root, marked=True)
     count = sum(len(artifact.files) for artifact in artifacts.values())
     waiting = _waiting(config, root)
     if not count and not waiting:
@@ -168,11 +169,11 @@ def repair(config: Config, root: str, words: Words, command: str) -> None:
     """Make the damaged shards of this config's artifacts anew, with what was made from them shard by shard.
 
     Raises:
-        CorruptFile: other files are damaged that belong to no shard; says what to do about them.
+        CorruptFile: a manifest is damaged, or other files that belong to no shard; says what to do about them.
         UsageError: nothing can be made anew before one of those is there again; nothing was changed.
     """
     check_carried_out(root)
-    finished = _finished(config, root)
+    finished = _finished(config, root, marked=True)
     if not finished and not _waiting(config, root):
         raise UsageError(f"root={root} has no finished artifact of this conf yet")
     found = repairing.damaged(finished.values())
@@ -389,9 +390,11 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
     return artifact.startswith(("text_", "latents_", "captions_", "aesthetic")) and file == shards.tensor_name(shard)
 
 
-def _finished(config: Config, root: str) -> dict[str, Artifact]:
-    """The finished artifacts of this config by name, parents first."""
+def _finished(config: Config, root: str, marked: bool = False) -> dict[str, Artifact]:
+    """The finished artifacts of this config by name; if `marked`, no manifest may be damaged (else `CorruptFile`)."""
     store, steps = Look(root), order(table(config), config.targets)
     prints = prints_of(config, store, steps)
     found = {step.output: store.find(step.output, prints[step.output].digest) for step in steps}
+    for name in found if marked else ():
+        check_marks(store.path(name, prints[name].digest))
     return {name: artifact for name, artifact in found.items() if artifact}

@@ -1,7 +1,9 @@
 """Contact sheets: rows of labelled pictures with a caption, for people."""
 
 import io
+from bisect import bisect_right
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -43,11 +45,11 @@ def grid(
 def _cut(text: str, width: int, font: Font) -> str:
     """As much of a text, on one line, as fits into so many px."""
     line = " ".join(text.split())
-    if font.getlength(line) <= width:
+    start = line[:width]  # a letter takes a px at least, and to measure ten thousand of them takes a while
+    if start == line and font.getlength(line) <= width:
         return line
-    while line and font.getlength(f"{line}...") > width:
-        line = line[:-1]
-    return f"{line}..."
+    ends = range(1, len(start) + 1)
+    return f"{start[: bisect_right(ends, width, key=lambda end: ceil(font.getlength(f'{start[:end]}...')))]}..."
 
 
 def png(picture: np.ndarray) -> bytes:

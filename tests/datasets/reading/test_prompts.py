@@ -99,7 +99,10 @@ def test_other_encodings_are_named(tmp_path, name, encoding):
     """Also UTF-16 without a byte order mark, of which English is valid UTF-8: every second character is a zero."""
     text = "Würstchen" if encoding == "latin-1" else "a cat"
     (tmp_path / name).write_bytes(f'{{"caption": "{text}"}}\n'.encode(encoding))
-    with pytest.raises(DataError, match=r"^eval\.prompts\.x: .* is not in UTF-8; save it in that encoding$"):
+    with pytest.raises(
+        DataError,
+        match=r"^eval\.prompts\.x: .* is not in UTF-8, or has zero bytes; save it in that encoding, without them$",
+    ):
         read(str(tmp_path / name), None, 0, "eval.prompts.x")
 
 

@@ -26,6 +26,7 @@ from datasets.sources.captions import captions, first, text
         (b"B\xe4r", [], {"encoding": 1}),
         ("красный кот".encode("utf-16-le"), [], {"encoding": 1}),  # which is UTF-8 too, of other letters
         ("a cat".encode("utf-16-be"), [], {"encoding": 1}),
+        ("a cat" + "\0" * 59, ["a cat" + "\0" * 59], {}),
         ("\x1b[31ma red cat\x07", ["\x1b[31ma red cat\x07"], {}),
     ],
 )

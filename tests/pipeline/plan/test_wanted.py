@@ -78,8 +78,7 @@ def test_what_is_there_of_another_config_is_looked_at_once(s3, s3_root):
 
 def removals(manifests: list[str]) -> set[str]:
     """Where it is asked whether something was taken out of artifacts."""
-    places = {place.replace("manifest.json", "forgotten.json") for place in manifests}
-    return places | {f"{place}/" for place in places}
+    return {place.replace("manifest.json", "forgotten.json") for place in manifests}
 
 
 @pytest.mark.parametrize("remote", [False, True])

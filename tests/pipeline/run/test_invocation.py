@@ -59,6 +59,23 @@ def test_a_ray_of_our_own_is_guarded_by_a_secret_and_another_keeps_its(address, 
     assert made == [True] * (address == "null")
 
 
+def test_what_a_run_wants_is_its_own_from_the_moment_that_it_is_at_work(tmp_path, monkeypatch):
+    """Its record comes when Ray has started, which takes seconds in which somebody may delete."""
+
+    class Begins(Exception):
+        pass
+
+    def at_work(root: str, run: str, reads: list[str]) -> None:
+        raise Begins(*reads)
+
+    monkeypatch.setattr(invocation.claims, "at_work", at_work)
+    loaded, look = compose.load("stage_c", ["scale=micro"]), Look(str(tmp_path))
+    planned = planned_steps(loaded, look, Selection())
+    with pytest.raises(Begins) as caught:
+        invocation.run(loaded, "stage_c", look, planned[-1:], "run")
+    assert {look.path(item.step.output, item.fingerprint.digest) for item in planned} <= set(caught.value.args)
+
+
 def test_a_loss_of_the_claim_comes_first_of_what_ranks_say():
     lost = ClaimLost("gone")
     failures = {0: InfrastructureError("another rank ended"), 1: lost, 2: ValueError("odd")}

@@ -207,6 +207,10 @@ def test_the_word_for_the_baseline_is_no_path():
         ),
         ("eval.distances={inception: i, alterations: {x: {}}}", "eval.distances.alterations.x: changes nothing"),
         ("eval.prompts.held_out=held_out", "eval.prompts.held_out: nothing is held out"),
+        (
+            "eval.prompts.training=mine.txt",
+            "eval.prompts.training=mine.txt: captions of the data are called so",
+        ),
         ("eval.prompts.mine=training", "eval.prompts.mine=training: captions of the data are called what they are"),
         ("eval.rivals.x={parti: pictures}", "eval.rivals.x.parti: there is no such prompt set; there are training"),
         ("eval.scorers.aesthetic=head.pth", "eval.scorers: aesthetic is a head on clip_l, which is null"),

@@ -229,6 +229,17 @@ def test_what_is_whole_is_verified_and_needs_no_repair(root, ask):
     assert ask("repair", "--json")[:2] == (0, nothing)
 
 
+@pytest.mark.parametrize("verb", ["verify", "repair"])
+def test_a_damaged_manifest_is_told(root, ask, verb):
+    """Its artifact counts as unfinished, so that none of its files would be looked at."""
+    (metadata,) = Store(str(root)).finished("metadata")
+    Path(metadata.path, "manifest.json").write_text("{")
+    code, _, said = ask(verb)
+    assert code == 2
+    assert f"error: {metadata.path}/manifest.json is damaged" in said
+    assert "put it back from a copy, or start a run of the same conf" in said
+
+
 def test_a_damaged_file_of_no_shard_is_named_and_left(root, ask):
     (metadata,) = Store(str(root)).finished("metadata")
     damaged = Path(metadata.path, left_out.FILE)

@@ -196,6 +196,8 @@ def test_what_a_run_at_work_reads_stays_whatever_came_after_it(root, capsys, two
         assert reasons(root, capsys) == {}
         assert list(reasons(root, capsys, "days=0")) == [two[1].path]
         assert collect(root, capsys, "--yes")["deleted"] == []
+    with claims.at_work(str(root), "starts", reads=[two[0].path]):  # it has no record yet
+        assert reasons(root, capsys) == {}
     assert stages(root) == [1, 2]
     assert two[0].path in reasons(root, capsys)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from stages.sampling.grid import BACKGROUND, MARGIN, grid
 
 
-@pytest.mark.parametrize("caption", ["x" * 500, "many words " * 60, "two\nlines " * 40, ""])
+@pytest.mark.parametrize("caption", ["x" * 500, "very long " * 5000, "many words " * 60, "two\nlines " * 40, ""])
 def test_a_long_caption_leaves_the_next_block_alone(caption: str) -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
     with Image.open(io.BytesIO(grid(("a", "b"), [(caption, [picture] * 2), ("", [picture] * 2)], blocks=2))) as sheet:
