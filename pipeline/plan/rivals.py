@@ -1,13 +1,14 @@
 """What steps that draw or measure would find: prompts that come again, rivals' or real pictures that lack.
 
-Seen before anything is drawn or scored, as far as it can be: which captions of the data are drawn, only the data tell.
+Seen before anything is drawn or scored, as far as it can be: which captions of the data are drawn, only the data tell,
+or the samples where these are there.
 """
 
+import json
 from collections.abc import Sequence
 
 from datasets.reading import prompts
-from datasets.reading.prompts import PromptFile
-from datasets.reading.rivals import Rival
+from datasets.reading.rivals import Rival, Wanted
 from pipeline.errors import UsageError
 from pipeline.models import contests
 from pipeline.plan import recorded
@@ -31,15 +32,20 @@ def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
         for name in config.prompt_sets()
         if (place := config.eval.rival_path(rival, name)) and f"eval.{place[0]}" in read
     ]
-    found, files, compared = [], {}, {name for name, _ in places}
+    wanted: dict[str, list[Wanted]] = {}
+    found, compared = [], {name for name, _ in places}
     for name, path in config.prompt_files().items():
         key = f"eval.prompts.{name}"
         if key in read or name in compared:
-            files[name] = file = prompts.read(path, config.eval.limit, config.seed, key)
+            file = prompts.read(path, config.eval.limit, config.seed, key)
+            wanted[name] = [(one.key, one.text) for one in file.prompts]
             if file.repeated:
                 found.append(f"{key}: {file.repeated} of {file.read:,} prompts at {path} come again and count once")
+    done = {item.step.output: item.artifact for item in planned if item.state == "done" and item.artifact}
     for name, place in places:
-        found += _lacking(config, place, name, files.get(name))
+        if name not in wanted and (samples := done.get(samples_of(name))):
+            wanted[name] = [(row["key"], row["caption"]) for row in json.loads(samples.read("captions.json"))]
+        found += _lacking(config, place, name, wanted.get(name))
     for name, path in config.eval.distances.references.items():
         key = f"eval.distances.references.{name}"
         if key in read:
@@ -48,14 +54,15 @@ def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
     return found
 
 
-def _lacking(config: Config, place: tuple[str, str], name: str, file: PromptFile | None) -> list[str]:
-    """What a rival lacks for a prompt set, where it may; for captions of the data, what is wrong with any picture."""
+def _lacking(config: Config, place: tuple[str, str], name: str, wanted: list[Wanted] | None) -> list[str]:
+    """What a rival lacks for a prompt set, where it may; while the prompts are not known, what is wrong with any."""
     key, path = f"eval.{place[0]}", place[1]
     rival = Rival(path, key)
-    wanted = [(one.key, one.text) for one in file.prompts] if file else rival.everything()
+    if wanted is None:
+        every = rival.everything()
+        findings = rival.examine(every)
+        return [f"{key}: of {len(every):,} pictures at {path}, {findings.told()}"] * bool(findings.lacking)
     findings = rival.examine(wanted)
-    if file is None:  # which of them are wanted, only the data tell
-        return [f"{key}: of {len(wanted):,} pictures at {path}, {findings.told()}"] * bool(findings.lacking)
     contests.require(findings, key, path, name, len(wanted), config.eval.allow_missing)
     left = f"{len(findings.usable):,} are compared"
     return [f"{key}: of {len(wanted):,} pictures for {name}, {findings.told()}; {left}"] * bool(findings.lacking)

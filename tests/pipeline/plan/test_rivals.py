@@ -57,6 +57,20 @@ def test_a_rival_that_lacks_pictures_is_refused_beforehand_or_told(files):
     assert elsewhere[1].startswith("eval.rivals.other.mine: ")
 
 
+def test_a_rival_for_captions_of_the_data_is_held_to_those_that_are_drawn(files):
+    rival = [f"eval.rivals.other={files}/rival", f"eval.scorers.clip_h={files}/w.safetensors"]
+    root = Root(files / "root", "targets=[scores]", *rival)
+    assert told(root.config, files / "root") == []  # which captions these are is not known
+    build = root.build("samples")
+    drawn = json.dumps([{"key": f"{number:09}", "caption": text} for number, text in enumerate(TEXTS)])
+    entry = storage.publish(drawn.encode(), storage.join(build.path, "captions.json"))
+    root.commit(build, Facts({"captions.json": entry}, rows=10, call="", workers=[]))
+    with pytest.raises(
+        DataError, match=r"^eval\.rivals\.other: of 10 .* set training at \S*rival, 1 missing \('prompt 9'"
+    ):
+        told(root.config, files / "root")
+
+
 def test_nothing_is_looked_through_where_nothing_is_to_be_evaluated(files):
     (files / "mine.txt").write_text("")
     config = load(files, "targets=[stage_c]")
