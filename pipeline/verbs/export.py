@@ -24,7 +24,7 @@ def handle(words: Words) -> None:
 
 
 def export(config: Config, root: str, folder: str | None) -> None:
-    """Copy the release of exactly this config to a new folder.
+    """Copy the release of exactly this config to a new folder; nothing is done where just that is there.
 
     Raises:
         UsageError: no `out`, or one in which there is something else than what a killed call has left.
@@ -35,7 +35,11 @@ def export(config: Config, root: str, folder: str | None) -> None:
     target = storage.absolute(folder)
     release = wanted(config, root, ["release"])["release"]
     found = storage.listing(target)
-    if INDEX in found or not all(_is_ours(storage.join(target, name), release.files.get(name)) for name in found):
+    ours = all(_is_ours(storage.join(target, name), release.files.get(name)) for name in found)
+    if ours and found == sorted(release.files):
+        console.print(f"{files(len(found))} are in {target} already", markup=False)
+        return
+    if INDEX in found or not ours:
         raise UsageError(f"out={folder}: the folder is not empty; give a new one")
     names = sorted(release.files, key=lambda name: (name.endswith(INDEX), name == INDEX))
     with readers.reading(Store(root), [release], partial(console.print, markup=False)):

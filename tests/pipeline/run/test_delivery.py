@@ -170,8 +170,13 @@ def test_a_release_comes_whole_and_its_index_last(tmp_path, place, request, monk
     assert all(storage.read(f"{out}/{name}") == name.encode() for name in names)
     assert put[-1][1].endswith("/model_index.json")
     assert put[-2][1].endswith("/prior/model_index.json")
+    before = len(put)
+    export.export(config, str(tmp_path), out)  # as after a kill at its very end
+    assert len(put) == before
+    storage.publish(b"of another release", f"{out}/vqgan/config.json")
     with pytest.raises(UsageError, match="not empty"):
         export.export(config, str(tmp_path), out)
+    storage.publish(b"vqgan/config.json", f"{out}/vqgan/config.json")
     storage.remove(f"{out}/model_index.json")
     storage.publish(b"mine", f"{out}/notes.txt")
     with pytest.raises(UsageError, match="not empty"):
