@@ -25,7 +25,7 @@ class Outcome(StrEnum):
     OPTED_OUT = "opted_out"  # X-Robots-Tag or TDM-Reservation forbids the use for training
     # a body that we do not keep
     NOT_AN_IMAGE = "not_an_image"  # none of the formats that we read
-    BROKEN_IMAGE = "broken_image"  # cannot be decoded to its end
+    BROKEN_IMAGE = "broken_image"  # begins as one of them, and cannot be decoded to its end
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"  # shorter side below the stored size
     WRONG_ASPECT = "wrong_aspect"  # not what the metadata says, so in a wrong bucket

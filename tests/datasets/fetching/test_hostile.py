@@ -67,9 +67,9 @@ BODIES = {
 EXPECTED = {
     "pixels": Outcome.TOO_MANY_PIXELS,
     "wide": Outcome.TOO_MANY_PIXELS,
-    "profile": Outcome.NOT_AN_IMAGE,  # Pillow unpacks a megabyte of it and gives up
-    "text": Outcome.NOT_AN_IMAGE,
-    "texts": Outcome.NOT_AN_IMAGE,
+    "profile": Outcome.BROKEN_IMAGE,  # Pillow unpacks a megabyte of it and gives up
+    "text": Outcome.BROKEN_IMAGE,
+    "texts": Outcome.BROKEN_IMAGE,
     "animation": Outcome.TOO_MANY_PIXELS,
     "zipped": Outcome.TOO_BIG,  # unpacked, up to as many bytes as a picture may have
     "endless-body": Outcome.TOO_BIG,
