@@ -105,8 +105,12 @@ def check_records(root: str) -> None:
     Raises:
         CorruptFile: a record is damaged.
     """
+    folder = storage.join(root, FOLDER)
     try:
-        json_files.read_every(storage.join(root, FOLDER), OURS, record_of, also=".*")
+        json_files.read_every(folder, OURS, record_of, also=".*")
+        for name in storage.children(folder)[1]:
+            if re.fullmatch(OURS, name):
+                raise CorruptFile(f"{storage.join(folder, name)} is damaged: it is a folder")
     except CorruptFile as error:
         raise CorruptFile(f"{error}; so nobody knows what its run wants: move it away first") from None
 

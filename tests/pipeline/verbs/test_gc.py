@@ -294,6 +294,10 @@ def test_a_record_that_cannot_be_read_ends_it_before_anything_goes(root, capsys)
         assert main(["gc", f"root={root}", "--yes"]) == 2
         assert "so nobody knows what its run wants: move it away first" in capsys.readouterr().err
     storage.remove(record)
+    Path(record).mkdir()
+    assert main(["gc", f"root={root}", "--yes"]) == 2
+    assert "it is a folder; so nobody knows what its run wants" in capsys.readouterr().err
+    Path(record).rmdir()
     storage.publish(b"", str(root / "invocations/.DS_Store"))
     storage.publish(b"", str(root / "artifacts/.DS_Store"))
     assert len(collect(root, capsys, "--yes")["deleted"]) == 1
