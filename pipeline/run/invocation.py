@@ -309,7 +309,7 @@ class _Session:
         begun = time.monotonic()
         self.memory.lap()
         account = self.books.open(item)
-        told = self.tracking, item, dag.label(step, self.planned), account.about.build, path, lines
+        told = self.tracking, item, dag.label(step, self.planned), account.about.build, lines
         with (
             telling.step_run(*told, self.cluster.room.kind(), self.books.leases) as tracked,
             exported(self.id, step.output) as figures,

@@ -6,12 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 from datasets.files import storage
-from pipeline.cluster.interruptions import Interruptions
 from pipeline.hours.paper import hours_unit
 from pipeline.hours.spent import spent
 from pipeline.plan.dag import Planned
 from pipeline.run.last_screen import Summary
-from pipeline.store.artifacts import BUILDING, Artifact
+from pipeline.store.artifacts import Artifact
 from pipeline.store.ledger import Lease
 from pipeline.store.redact import redact_line
 from pipeline.tracking import card, names
@@ -57,7 +56,6 @@ def step_run(
     item: Planned,
     label: str,
     build: str | None,
-    path: str,
     lines: Collection[str],
     kind: str,
     leases: Callable[[], list[Lease]],
@@ -67,8 +65,7 @@ def step_run(
     It is called by its `label`. The ledger has its `leases`; `lines` are the last ones of its log by then.
     """
     step = item.step.name, item.step.output, item.fingerprint.digest
-    reached = Interruptions.read(storage.join(path, BUILDING)).reached
-    with tracking.step(*step, label=label, build=build, settings=item.fingerprint.settings, reached=reached) as tracked:
+    with tracking.step(*step, label=label, build=build, settings=item.fingerprint.settings) as tracked:
         try:
             yield tracked
         except BaseException as error:

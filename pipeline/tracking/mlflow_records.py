@@ -46,6 +46,8 @@ class Recorder:
         self._client: Any = None
         self._experiment_id = ""
         self._ids: dict[str, str] = {}
+        self._furthest: dict[str, dict[str, int]] = {}  # run -> step of each metric's last point when it went on
+        self._had: dict[tuple[str, str], set[int]] = {}  # run and metric -> steps that have a point, where asked
         self._root = root
 
     def __call__(self, records: Sequence[Record]) -> None:
@@ -84,7 +86,7 @@ class Recorder:
         if kind == "config":
             self._config(run_id, record["text"], record["params"])
         elif kind == "metrics":
-            self._metrics(run_id, record["rows"])
+            self._metrics(run_id, self._new(run_id, record["rows"]))
         elif kind == "hours":
             self._hours([run_id])
         elif kind == "image":
@@ -106,7 +108,9 @@ class Recorder:
             tags["mlflow.parentRunId"] = self._id(record["parent"])
         if found := self._find(run):  # a step that goes on: in its own run, below who does it now
             self._client.update_run(found, status="RUNNING")
-            if END_REASON in self._client.get_run(found).data.tags:  # it has not ended, after all
+            before = self._client.get_run(found).data
+            self._furthest[found] = {metric.key: metric.step for metric in before.to_proto().metrics}
+            if END_REASON in before.tags:  # it has not ended, after all
                 self._client.delete_tag(found, END_REASON)
             self._tags(found, tags)
         else:
@@ -141,6 +145,21 @@ class Recorder:
 
         metrics = [Metric(legal_name(name), value, time, step) for name, value, step, time in rows]
         self._client.log_batch(run_id, metrics=metrics)
+
+    def _new(self, run_id: str, rows: Sequence[MetricRow]) -> list[MetricRow]:
+        """Those of training steps that have no point yet: a build that goes on does some again that the process before
+        it had recorded, and nobody but MLflow knows which."""
+        furthest = self._furthest.get(run_id, {})
+        return [row for row in rows if row[2] > furthest.get(legal_name(row[0]), 0) or not self._has(run_id, row)]
+
+    def _has(self, run_id: str, row: MetricRow) -> bool:
+        name, _, step, _ = row
+        if step == 0:  # no training step: the newest counts
+            return False
+        key = run_id, legal_name(name)
+        if key not in self._had:
+            self._had[key] = {point.step for point in self._client.get_metric_history(*key)}
+        return step in self._had[key]
 
     def _image(self, run_id: str, record: Record) -> None:
         """Add a picture, unless it is there: MLflow would give it another name each time."""

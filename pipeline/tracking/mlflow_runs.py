@@ -123,18 +123,17 @@ class Tracking:
         label: str | None = None,
         build: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        reached: Mapping[str, int] | None = None,
     ) -> Iterator["StepRun"]:
         """The child run of a step that builds the artifact `output`, around all its attempts.
 
-        A `build` that another invocation has begun goes on in the run that it had then; of its trainings, steps that
-        they had `reached` keep their points. `label` tells steps of one name apart; `settings` are what the step reads.
+        A `build` that another invocation has begun goes on in the run that it had then. `label` tells steps of one name
+        apart; `settings` are what the step reads.
         """
         tags = {"wst.kind": "step", "wst.step": name, "wst.output": output, "wst.fingerprint": fingerprint}
         key = self._start(names.of_step(label or name, fingerprint), self._parent, tags, build)
         self.record("config", run=key, text="", params=names.plain(redact(settings or {})))
         self._runs[output] = key
-        run = StepRun(self, key, reached or {})
+        run = StepRun(self, key)
         caught: BaseException | None = None
         try:
             yield run
@@ -205,17 +204,15 @@ class Tracking:
 class StepRun:
     """A step's child run."""
 
-    def __init__(self, tracking: Tracking, key: str, reached: Mapping[str, int]):
+    def __init__(self, tracking: Tracking, key: str):
         self.key = key
         self.end: Artifact | BaseException | None = None  # what became of the step
         self._tracking = tracking
-        self._reached = {f"{training}/": step for training, step in reached.items()}
         self._last: dict[str, int] = {}  # name -> step of its newest point
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Take measurements at a training step; steps that a later attempt does again keep their first points."""
-        before = max((then for name, then in self._reached.items() if any(map(_starts(name), values))), default=-1)
-        new = {name: value for name, value in values.items() if step > self._last.get(name, before)}
+        new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
         self._last.update(dict.fromkeys(new, step))
         if new:
             shown = new | names.seen_first(new)
@@ -268,10 +265,6 @@ class StepRun:
     def describe(self, card: str) -> None:
         """What is to be seen first of this step, Markdown."""
         self._tracking.record("tags", run=self.key, tags={NOTE: card})
-
-
-def _starts(prefix: str) -> Callable[[str], bool]:
-    return lambda name: name.startswith(prefix)
 
 
 def rebuild_hours(store: MlflowStore, experiment: str, root: str) -> int:

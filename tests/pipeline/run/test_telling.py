@@ -59,13 +59,13 @@ def test_a_run_tells_its_scores_with_how_many_they_are_of(leases, tmp_path):
     assert "/r/samples/grid.png" in card
 
 
-def test_a_step_that_fails_tells_its_error_its_hours_and_the_end_of_its_log(leases, tmp_path):
+def test_a_step_that_fails_tells_its_error_its_hours_and_the_end_of_its_log(leases):
     tracking: Any = Told()
     fingerprint = SimpleNamespace(digest="abc", settings={"seed": 0})
     item: Any = SimpleNamespace(step=SimpleNamespace(name="train_c", output="stage_c"), fingerprint=fingerprint)
     with (
         pytest.raises(OSError, match="a node left"),
-        telling.step_run(tracking, item, "train_c", "b", str(tmp_path), ["one", "two"], "cpu", lambda: leases),
+        telling.step_run(tracking, item, "train_c", "b", ["one", "two"], "cpu", lambda: leases),
     ):
         raise OSError("a node left")
     ((card,),) = tracking.said
@@ -74,5 +74,5 @@ def test_a_step_that_fails_tells_its_error_its_hours_and_the_end_of_its_log(leas
     assert "one\ntwo" in card
     assert tracking.names == (
         ("train_c", "stage_c", "abc"),
-        {"label": "train_c", "build": "b", "settings": {"seed": 0}, "reached": {}},
+        {"label": "train_c", "build": "b", "settings": {"seed": 0}},
     )

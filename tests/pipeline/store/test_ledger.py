@@ -232,13 +232,14 @@ def _child(size: int) -> Iterator[None]:
 
 
 def test_peak_memory_counts_children_and_outlives_them() -> None:
-    size = 200 << 20
+    """To half of a block either way: a Ray of other tests, which is below this process too, grows and shrinks."""
+    size = 400 << 20
     before = tree_bytes()
     with _child(size), PeakMemory() as memory:
-        assert before + size < memory.lap_bytes() < before + 2 * size
+        assert before + size / 2 < memory.lap_bytes() < before + 1.5 * size
     memory.lap()
     assert memory.lap_bytes() < before + size / 2  # what the lap before held is not this one's
-    assert before + size < memory.peak_bytes < before + 2 * size
+    assert before + size / 2 < memory.peak_bytes < before + 1.5 * size
     assert tree_bytes() < before + size / 2
 
 

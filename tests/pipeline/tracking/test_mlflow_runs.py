@@ -223,22 +223,22 @@ def test_what_mlflow_never_takes_is_dropped_counted_and_holds_nothing_up(store: 
 def test_a_build_that_goes_on_does_so_in_its_own_run(store: MlflowStore) -> None:
     def stopped() -> None:
         with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc", build="b1") as run:
-            run.metrics({"stage_c/loss": 3.0}, 1)
-            run.metrics({"stage_c/loss": 2.0}, 2)
+            run.metrics({"stage_c/loss": 3.0, "hours/so_far": 0.1}, 1)
+            run.metrics({"stage_c/loss": 2.0, "hours/so_far": 0.3}, 3)
             raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
         stopped()
-    with (
-        _tracking(store) as tracking,
-        tracking.step("train_c", "stage_c", "abc", build="b1", reached={"stage_c": 2}) as run,
-    ):
-        run.metrics({"stage_c/loss": 2.0}, 2)  # done again
-        run.metrics({"stage_c/loss": 1.0}, 3)
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc", build="b1") as run:
+        run.metrics({"stage_c/loss": 2.5, "hours/so_far": 0.4}, 2)  # which the one before did not come to record
+        run.metrics({"stage_c/loss": 2.0, "hours/so_far": 0.5}, 3)  # done again
+        run.metrics({"stage_c/loss": 1.0, "hours/so_far": 0.6}, 4)
     client, experiment = connect(store, "wuerstchen")
     (child,) = client.search_runs([experiment], "tags.`wst.step` = 'train_c'")
-    points = client.get_metric_history(child.info.run_id, "stage_c/loss")
-    assert [(point.step, point.value) for point in points] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    curves = {"stage_c/loss": {1: 3.0, 2: 2.5, 3: 2.0, 4: 1.0}, "hours/so_far": {1: 0.1, 2: 0.4, 3: 0.3, 4: 0.6}}
+    for name, curve in curves.items():
+        points = client.get_metric_history(child.info.run_id, name)
+        assert sorted((point.step, point.value) for point in points) == list(curve.items())
     assert (child.info.status, child.data.tags.get("wst.end_reason")) == ("FINISHED", None)
     newest = client.search_runs([experiment], "tags.`wst.kind` = 'pipeline'", order_by=["start_time DESC"])[0]
     assert child.data.tags["mlflow.parentRunId"] == newest.info.run_id
