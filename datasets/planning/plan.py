@@ -33,6 +33,7 @@ from datasets.planning.mixture import Tally, in_shares
 from datasets.planning.spill import Cap, Spill
 from datasets.source_settings import Part
 from datasets.sources import laion, table
+from datasets.sources.captions import parts_of
 
 SCHEMA = pa.schema(
     [
@@ -265,6 +266,11 @@ def shards(content: bytes) -> Iterator[tuple[int, pa.Table]]:
         yield int(number), rows.slice(start, count)
 
 
+def all_shards(read: Callable[[str], bytes], files: Iterable[str]) -> Iterator[tuple[int, pa.Table]]:
+    """The `shards` of all parts of a plan in turn; `read` gives a file of its artifact, `files` are their names."""
+    return (shard for part in parts(files) for shard in shards(read(part)))
+
+
 def captions(read: Callable[[str], bytes], files: Iterable[str], numbers: Iterable[int]) -> dict[str, str]:
     """The planned captions of some shards by key; `read` gives a file of the plan's artifact, `files` are their names.
 
@@ -358,13 +364,10 @@ def _clean(
         except ValueError:  # among them: not UTF-8, a host that IDNA refuses, a port that is no number
             left_out.add("url", repr(raw_url)[:200], "it is no http(s) URL of a public file")
             continue
-        try:
-            caption = clean_caption((raw_caption or b"").decode())
-            told = "its caption says nothing"
-        except UnicodeDecodeError:
-            caption, told = "", "its caption is no UTF-8"
+        texts, losses = parts_of(raw_caption)
+        caption = clean_caption(texts[0]) if texts else ""
         if not caption:
-            left_out.add("caption", url, told)
+            left_out.add("caption", url, losses[0][1] if losses else "its caption says nothing")
             continue
         row = key_of(url, caption)
         key = key_of(url) if pictures else row

@@ -24,6 +24,7 @@ from datasets.files import storage
 from datasets.planning.plan import clean_caption, normalised_url
 from datasets.planning.spill import Spill
 from datasets.sources import laion
+from datasets.sources.captions import parts_of
 
 COLUMNS = ("re_caption", "recaption", "caption", "captions", "text")  # the first one that a table has
 _NAMES = ("url", "key", "image_url")  # by which rows name their pictures, the first one that a table has
@@ -177,10 +178,8 @@ def _name(value: object, by: str) -> str:
 
 
 def _clean(value: object) -> str:
-    try:
-        return clean_caption(value.decode() if isinstance(value, bytes) else str(value or ""))
-    except UnicodeDecodeError:
-        return ""
+    texts, _ = parts_of(value if isinstance(value, bytes) else str(value or ""))
+    return clean_caption(texts[0]) if texts else ""
 
 
 def _hashes(names: Iterable[str]) -> np.ndarray:

@@ -71,8 +71,7 @@ def _names(metadata: Artifact, images: Artifact) -> Iterator[tuple[int, list[rec
         called = {names[0]: names for names in rows}
         return number, [called[key] for _, key in _stored(stored[number])]
 
-    planned = (shard for part in plan.parts(metadata.files) for shard in plan.shards(metadata.read(part)))
-    return storage.ahead(partial(names_of, *one) for one in planned)
+    return storage.ahead(partial(names_of, *one) for one in plan.all_shards(metadata.read, metadata.files))
 
 
 def _stored(images: Shard) -> list[tuple[int, str]]:

@@ -110,8 +110,7 @@ def _ask(build: Build, finished: dict[int, Receipt], wanted: Set[int], lost: Los
             build.cluster.board,
             total,
         )
-        for part in plan.parts(metadata.files)
-        for shard, rows in plan.shards(metadata.read(part))
+        for shard, rows in plan.all_shards(metadata.read, metadata.files)
         if shard in wanted
     )
     for receipt, found in build.call_each(_download, todo, len(wanted)):

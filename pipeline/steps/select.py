@@ -1,7 +1,7 @@
 """select: a view, which of the stored pictures the phases of a training see; hold_out: those that none sees."""
 
 import os
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from functools import partial
 
 import pyarrow as pa
@@ -46,8 +46,8 @@ def _select(
 
 def _any_score(metadata: Artifact) -> bool:
     """Whether the plan has an aesthetic score of any picture."""
-    tables = (rows for part in plan.parts(metadata.files) for _, rows in plan.shards(metadata.read(part)))
-    return any(rows["aesthetic"].null_count < rows.num_rows for rows in tables)
+    planned = plan.all_shards(metadata.read, metadata.files)
+    return any(rows["aesthetic"].null_count < rows.num_rows for _, rows in planned)
 
 
 def hold_out(build: Build) -> Facts:
@@ -91,15 +91,10 @@ def held_out(
     def rows_of(shard: int, planned: pa.Table) -> tuple[int, holdout.Rows]:
         return shard, holdout.rows_of(planned, stored[shard].read(shards.index_name(shard)))
 
-    rows = (partial(rows_of, *one) for one in _planned(metadata) if one[0] in stored)
+    rows = (partial(rows_of, *one) for one in plan.all_shards(metadata.read, metadata.files) if one[0] in stored)
     alike = duplicates.stand_ins(repeated.read(duplicates.FILE)) if repeated else None
     keys = {key for key, _ in _captioned(captions, metadata)}
     return holdout.hold_out(storage.ahead(rows), share, keys | named, alike)
-
-
-def _planned(metadata: Artifact) -> Iterator[tuple[int, pa.Table]]:
-    """Number and planned rows of each shard."""
-    return (shard for part in plan.parts(metadata.files) for shard in plan.shards(metadata.read(part)))
 
 
 def _captioned(captions: Sequence[str], metadata: Artifact) -> set[tuple[str, str]]:
@@ -126,6 +121,6 @@ def make(
             number, planned, index, scored[number].read(shards.tensor_name(number)) if scored else None
         )
 
-    planned = storage.ahead(partial(shard_of, *one) for one in _planned(metadata))
+    planned = storage.ahead(partial(shard_of, *one) for one in plan.all_shards(metadata.read, metadata.files))
     content, rows, left_out = views.make(planned, view, unwanted)
     return content, rows, dict(left_out)

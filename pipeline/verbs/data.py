@@ -127,13 +127,12 @@ def _left_out(metadata: Artifact) -> Iterator[Row]:
 def _not_stored(metadata: Artifact, folder: str) -> Iterator[Row]:
     """What a download has lost, of the shards that are done."""
     done = {shard: receipt for shard, receipt in shards.finished(folder).items() if receipt.dropped}
-    for part in plan.parts(metadata.files if done else ()):
-        for shard, rows in plan.shards(metadata.read(part)):
-            if shard in done:
-                name = shards.index_name(shard)
-                index = storage.read(storage.join(folder, name), expect=done[shard].files[name])
-                for source, key, cause, told in losses(rows, index):
-                    yield f"download of {source}" if source else "download", key, cause, told
+    for shard, rows in plan.all_shards(metadata.read, metadata.files if done else ()):
+        if shard in done:
+            name = shards.index_name(shard)
+            index = storage.read(storage.join(folder, name), expect=done[shard].files[name])
+            for source, key, cause, told in losses(rows, index):
+                yield f"download of {source}" if source else "download", key, cause, told
 
 
 def verify(config: Config, root: str, words: Words) -> None:

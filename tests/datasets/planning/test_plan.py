@@ -377,12 +377,13 @@ def test_other_spellings_and_number_types_are_read(tmp_path):
 
 
 def test_text_that_is_not_utf_8_costs_its_row_only(tmp_path):
-    good, bad = laion_row(0), laion_row(1)
-    table = pa.table({name: [good[name], bad[name]] for name in good})
-    texts = pa.array([good["TEXT"].encode(), b"two\xff words"]).view(pa.string())  # as Parquet files may hold
+    good, *bad = laion_row(0), laion_row(1), laion_row(2)
+    table = pa.table({name: [good[name], *(row[name] for row in bad)] for name in good})
+    utf_16 = "Привет, лиса".encode("utf-16-le")  # whose bytes are UTF-8 of other signs
+    texts = pa.array([good["TEXT"].encode(), b"two\xff words", utf_16]).view(pa.string())  # as Parquet files may hold
     pq.write_table(table.set_column(1, "TEXT", texts), tmp_path / "x.parquet")
     result = make(data_config("laion_aesthetic", metadata=str(tmp_path / "x.parquet")))
-    assert result.rejected["caption"] == 1
+    assert result.rejected["caption"] == 2
     assert result.rows.num_rows == 1
 
 

@@ -100,7 +100,7 @@ def test_no_file_and_no_parquet_are_refused_by_name(tmp_path):
 
 def test_texts_that_are_no_utf_8_cost_their_rows_and_lists_have_any_kind(tmp_path):
     urls = [STORED[0][1][place][1] for place in range(3)]
-    texts = pa.array([b"B\xe4r", b"a fox", None], pa.binary()).view(pa.string())
+    texts = pa.array([b"B\xe4r", b"a fox", "Привет".encode("utf-16-le")], pa.binary()).view(pa.string())
     found, read = joined(tmp_path, {"image_url": urls, "caption": texts})
     assert (found[0], read) == ((0, {1: ["a fox"]}), {"joined": 1, "no_caption": 2})
     pairs = pa.array([["a", "b"], ["c", "d"], ["e", "f"]], pa.list_(pa.string(), 2))
