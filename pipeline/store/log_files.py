@@ -91,6 +91,7 @@ class LogFile(logging.Handler):
         self._told = False
         self.last: deque[str] = deque(maxlen=LAST)
         self._began, self._pieces = time.monotonic(), 0
+        self._piece = ""  # on its way: one that a store took, and failed to say so, is not put there again with more
         self._waiting, self._guard, self._publishing = "", threading.Lock(), threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -119,8 +120,8 @@ class LogFile(logging.Handler):
 
     def flush(self) -> None:
         """Write what waits, where it was not written at once."""
-        if self._thread:
-            self._publish()
+        while self._thread and self._publish():
+            pass
 
     def close(self) -> None:
         """Write what waits."""
@@ -137,22 +138,24 @@ class LogFile(logging.Handler):
     def _work(self) -> None:
         least, most = PIECES_S
         while not self._closing.wait(min(max(least, OF_LIFE * (time.monotonic() - self._began)), most)):
-            self._publish()
-        self._publish()
+            self.flush()
+        self.flush()
 
-    def _publish(self) -> None:
+    def _publish(self) -> bool:
+        """Put the next piece there; whether there was one, and it arrived."""
         with self._publishing:
-            with self._guard:
-                text, self._waiting = self._waiting, ""
-            if not text:
-                return
-            try:
-                storage.publish(text.encode(), storage.join(self._path, f"{self._pieces:06}"))
-                self._pieces += 1
-            except Exception as error:  # whatever the store's library raises: the log is no reason to end
+            if not self._piece:
                 with self._guard:
-                    self._waiting = text + self._waiting
+                    self._piece, self._waiting = self._waiting, ""
+            if not self._piece:
+                return False
+            try:
+                storage.publish(self._piece.encode(), storage.join(self._path, f"{self._pieces:06}"))
+            except Exception as error:  # whatever the store's library raises: the log is no reason to end
                 self._tell(error)
+                return False
+            self._pieces, self._piece = self._pieces + 1, ""
+            return True
 
     def _tell(self, error: Exception) -> None:
         if not self._told:

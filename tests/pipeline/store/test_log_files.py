@@ -83,3 +83,25 @@ def test_what_cannot_be_kept_is_told_once_and_ends_nothing(root, monkeypatch):
     assert [line[-6:] for line in handler.last] == ["a line"] * 3
     assert "is not complete: " in told[0]
     assert "no space is left there" in told[0]
+
+
+def test_a_piece_whose_arrival_nobody_heard_of_is_read_once_and_what_follows_it_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_files, "can_grow", lambda path: False)
+    path, put = log_files.of_step(f"file://{tmp_path}", "1", "stage_c"), storage.publish
+    answers = [TimeoutError("no answer")]
+
+    def unheard(content: bytes, path: str) -> None:
+        put(content, path)
+        if answers:
+            raise answers.pop()
+
+    monkeypatch.setattr(storage, "publish", unheard)
+    log, tail = logging.getLogger(NAME), Tail(path)
+    close = attached(handler := LogFile(path, print), NAME)
+    log.info("the first")
+    handler.flush()
+    text = tail.read()
+    log.info("the second")
+    close()
+    text += tail.read()
+    assert [line.split(" ", 3)[3] for line in text.splitlines()] == ["the first", "the second"]
