@@ -364,8 +364,8 @@ def _clean(
         except ValueError:  # among them: not UTF-8, a host that IDNA refuses, a port that is no number
             left_out.add("url", repr(raw_url)[:200], "it is no http(s) URL of a public file")
             continue
-        texts, losses = parts_of(raw_caption)
-        caption = clean_caption(texts[0]) if texts else ""
+        said, losses = parts_of(raw_caption)
+        caption = clean_caption(said[0]) if said else ""
         if not caption:
             left_out.add("caption", url, losses[0][1] if losses else "its caption says nothing")
             continue

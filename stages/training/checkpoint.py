@@ -135,7 +135,7 @@ class State:
         """Name every tensor that a training must remember; they are references, not copies."""
         tensors = {f"model.{key}": value for key, value in self.model.items()}
         for name, parameter in self.trained.items():
-            moments = self.optimizer.state[parameter]
+            moments = self.optimizer.state.get(parameter)
             assert moments, f"{name} requires a gradient but has never had one"
             kept = {moment: moments[moment] for moment in _MOMENTS if moment in moments}
             tensors |= {f"optimizer.{name}.{moment}": value for moment, value in kept.items()}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from stages.models.layers import Block
 from stages.settings.training import MuonConfig, TrainingConfig
@@ -18,46 +19,73 @@ COEFFICIENTS = (
     (3.2927, -2.3356, 0.4489),
     (2.3268, -1.6223, 0.3792),
 )
+EPS = 1e-8  # AdamW's, beside the root of the second moment
 RMS = 0.2  # of the elements of a step, in units of the learning rate: as AdamW's
 JOINED = {"in_proj_weight": 3, "net.0.proj.weight": 2}  # by its name's end: matrices that lie above each other in one
 
 
-class Optimizer(torch.optim.AdamW):
+class Optimizer:
     """Fused AdamW, the flag that makes it skip an update, and on GPUs what it divides gradients by on the way.
 
     With `config.muon`, those of the parameters `trained` (by name) of `module` that are matrices of blocks take
-    Muon's steps.
+    Muon's steps. `state` is what is kept of each parameter, by the tensor's name there.
+
+    torch's own class does the same by the same function, but goes through all parameters thrice a step, and loads
+    torch's compiler, which takes two seconds of each training's start.
     """
 
     def __init__(
         self, module: nn.Module, trained: Mapping[str, nn.Parameter], config: TrainingConfig, device: torch.device
     ) -> None:
         hidden = matrices(module, trained) if config.muon else {}
-        rest = [parameter for name, parameter in trained.items() if name not in hidden]
-        super().__init__(rest, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-        # Both are named and read by torch, as for GradScaler.
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
         self.found_inf = torch.zeros((), device=device)
         self.grad_scale = torch.ones((), device=device) if device.type == "cuda" else None
+        self._rest = [parameter for name, parameter in trained.items() if name not in hidden]
         self._hidden = set(hidden.values())
-        self._rate = config.learning_rate
+        self._config = config
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self._muon = Muon(hidden, config.muon, config.weight_decay, dtype) if config.muon and hidden else None
 
     def advance(self, rate: float) -> None:
         """Do a step of this learning rate by the gradients; none, and without a trace, where `found_inf` is 1."""
-        for group in self.param_groups:
-            group["lr"] = rate
-        self.step()
+        self._by_adamw(rate)
         if self._muon:
-            momenta = [(self.state[hidden] or self.begin(hidden))["momentum"] for hidden in self._muon.trained]
-            self._muon.step(momenta, rate / self._rate, self.found_inf, self.grad_scale)
+            momenta = [kept["momentum"] for kept in self._kept(self._muon.trained)]
+            self._muon.step(momenta, rate / self._config.learning_rate, self.found_inf, self.grad_scale)
+
+    @torch.no_grad()
+    def _by_adamw(self, rate: float) -> None:
+        stepping = [(parameter, grad) for parameter in self._rest if (grad := parameter.grad) is not None]
+        kept = self._kept(parameter for parameter, _ in stepping)
+        adamw(
+            [parameter for parameter, _ in stepping],
+            [grad for _, grad in stepping],
+            [state["exp_avg"] for state in kept],
+            [state["exp_avg_sq"] for state in kept],
+            [],  # no largest second moments, which are AMSGrad's
+            [state["step"] for state in kept],
+            fused=True,
+            grad_scale=self.grad_scale,
+            found_inf=self.found_inf,
+            amsgrad=False,
+            beta1=self._config.betas[0],
+            beta2=self._config.betas[1],
+            lr=rate,
+            weight_decay=self._config.weight_decay,
+            eps=EPS,
+            maximize=False,
+        )
+
+    def _kept(self, parameters: Iterable[nn.Parameter]) -> list[dict[str, Tensor]]:
+        return [self.state.get(parameter) or self.begin(parameter) for parameter in parameters]
 
     def begin(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Keep of a parameter what is kept before its first step."""
         by_muon = parameter in self._hidden
         kept = {name: torch.zeros_like(parameter) for name in (MUON if by_muon else ADAMW)}
         self.state[parameter] = kept if by_muon else kept | {"step": torch.zeros((), device=parameter.device)}
-        return kept
+        return self.state[parameter]
 
 
 def matrices(module: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

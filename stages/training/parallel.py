@@ -8,19 +8,19 @@ tensors by name, so that optimiser, average and checkpoints need not know of any
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.models.layers import Block
 from stages.settings.base import Precision
 from stages.training.checkpoint import Rows
+
+if TYPE_CHECKING:  # a second of each process that does without
+    from stages.training.sharding import Sharded
 
 CLIP_EPS = 1e-6  # as torch's clipping by norm
 BUCKET_MIB, RING_MIB = 25, 2  # least gradients that DDP exchanges at a time; that many a rank, for a ring's latency
@@ -55,18 +55,17 @@ class Replica:
             self._module.to(device)
         if world > 1 and device.type == "cuda":  # on CPUs each rank normalises over its own rows
             self._module = nn.SyncBatchNorm.convert_sync_batchnorm(self._module)
-        self._group: dist.ProcessGroup | None = None
+        self._sharded = self._shard(reduces) if shard > 1 else None
         if shard > 1:
-            self._shard(reduces)
             self.model = self._module
         elif world > 1:
             self.model = self._replicate(reduces)
         else:
             self.model = self._module
         self._sources = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
-        self.trained = {name: _leaf(value) for name, value in self._sources.items()}
+        self.trained = {name: self._leaf(value) for name, value in self._sources.items()}
         # Found once: going through all modules takes the host a tenth of a step of Stage B.
-        self._state = {name: _local(value) for name, value in self._module.state_dict().items()}
+        self._state = {name: self._local(value) for name, value in self._module.state_dict().items()}
 
     def _replicate(self, reduces: Collection[Precision]) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else None
@@ -87,17 +86,18 @@ class Replica:
         found: torch.futures.Future[Tensor] = exchange(group, bucket)
         return found
 
-    def _shard(self, reduces: Collection[Precision]) -> None:
-        shape, names = (self.world // self.parts, self.parts), ("replicate", "shard")
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
-        self._group = mesh.get_group("shard")
-        if shape[0] == 1:
-            mesh = mesh["shard"]
-        policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if "bf16" in reduces else None)
-        # Whole weights stay until the backward pass is over (ZeRO-2): memory goes to moments, not to weights.
-        for block in [module for module in self._module.modules() if isinstance(module, Block)]:
-            fully_shard(block, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
-        fully_shard(self._module, mesh=mesh, reshard_after_forward=False, mp_policy=policy)
+    def _shard(self, reduces: Collection[Precision]) -> "Sharded":
+        from stages.training.sharding import Sharded
+
+        return Sharded(self._module, self.device, self.world // self.parts, self.parts, reduces)
+
+    def _local(self, value: Tensor) -> Tensor:
+        """This rank's rows of a parameter or gradient: all, where it is not spread."""
+        return self._sharded.local(value) if self._sharded else value
+
+    def _leaf(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The parameter itself, or this rank's rows of it as one that shares their memory."""
+        return nn.Parameter(self._local(parameter)) if self._sharded else parameter
 
     @property
     def module(self) -> nn.Module:
@@ -106,8 +106,8 @@ class Replica:
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward pass of a piece of a batch: ranks exchange gradients with the last one only."""
-        if isinstance(self._module, FSDPModule):
-            self._module.set_requires_gradient_sync(last)
+        if self._sharded:
+            self._sharded.exchange(last)
         elif isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return nullcontext()
@@ -139,8 +139,8 @@ class Replica:
         finally:
             for module, training in modes:
                 module.training = training
-                if isinstance(module, FSDPModule):
-                    module.reshard()  # whole weights stay after a forward pass, and no backward pass drops them here
+            if self._sharded:
+                self._sharded.drop_whole()
             for buffer, value in zip(buffers, own, strict=True):
                 buffer.copy_(value)
             self._trade(average)
@@ -166,11 +166,11 @@ class Replica:
         """
         for name, leaf in self.trained.items():
             gradient = self._sources[name].grad
-            leaf.grad = None if gradient is None else _local(gradient)
+            leaf.grad = None if gradient is None else self._local(gradient)
         norm = nn.utils.get_total_norm([leaf.grad for leaf in self.trained.values() if leaf.grad is not None])
-        if self.parts > 1:
+        if self._sharded:
             squared = norm.square()
-            dist.all_reduce(squared, group=self._group)
+            dist.all_reduce(squared, group=self._sharded.group)
             norm = squared.sqrt()
         if divisor is None:
             nn.utils.clip_grads_with_norm_(self.trained.values(), largest, norm)
@@ -202,10 +202,10 @@ class Replica:
     @torch.no_grad()
     def give_back(self) -> None:
         """Put the trained weights into the objective that was given, whole on every rank."""
-        if self._module is not self._whole:
-            whole = self._whole.state_dict()
+        if self._sharded:
+            given = self._whole.state_dict()
             for name, value in self._module.state_dict().items():
-                whole[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
+                given[name].copy_(self._sharded.whole(value))
             self._whole.to(self.device)
 
 
@@ -245,12 +245,3 @@ def pieces(rows: int, micro_batch: int | None) -> list[slice]:
     size = min(rows, micro_batch or rows)
     assert rows % size == 0
     return [slice(start, start + size) for start in range(0, rows, size)]
-
-
-def _local(value: Tensor) -> Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value
-
-
-def _leaf(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter itself, or this rank's rows of it as one that shares their memory."""
-    return nn.Parameter(parameter.to_local()) if isinstance(parameter, DTensor) else parameter

@@ -178,7 +178,7 @@ def step(case: Case) -> Work:
         trained = list(trainer.replica.trained.values())
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        trainer.optimizer.step()  # makes the moments
+        trainer.optimizer.advance(0.0)  # makes the moments
         trainer.replica.forget_gradients()
         nodes, batch = record(trained), case.batch()
         moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
