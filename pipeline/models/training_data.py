@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datasets.buckets import Frame
 from datasets.files.cache import VerifiedFiles
-from datasets.planning import plan
+from datasets.planning import plan_files
 from datasets.reading import augment, views
 from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches
@@ -75,7 +75,7 @@ class EncodedBatches:
 
     def captions(self, rows: int, planned: Artifact) -> list[str]:
         """Captions of the first samples, as they were planned."""
-        known = plan.captions(planned.read, planned.files, self.stored.first_shards(rows))
+        known = plan_files.captions(planned.read, planned.files, self.stored.first_shards(rows))
         keys = self.stored.first(rows)["key"]
         return [known.get(bytes(key).hex(), "") for key in keys]
 

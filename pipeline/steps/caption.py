@@ -21,7 +21,7 @@ from datasets.formats import shards
 from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Receipt
 from datasets.outcomes import Outcome
-from datasets.planning import plan, recaps
+from datasets.planning import plan, plan_files, recaps
 from datasets.reading import captions
 from pipeline.cluster.mapping import Made, chunked
 from pipeline.steps.build import Build, Facts
@@ -71,7 +71,7 @@ def _names(metadata: Artifact, images: Artifact) -> Iterator[tuple[int, list[rec
         called = {names[0]: names for names in rows}
         return number, [called[key] for _, key in _stored(stored[number])]
 
-    return storage.ahead(partial(names_of, *one) for one in plan.all_shards(metadata.read, metadata.files))
+    return storage.ahead(partial(names_of, *one) for one in plan_files.all_shards(metadata.read, metadata.files))
 
 
 def _stored(images: Shard) -> list[tuple[int, str]]:

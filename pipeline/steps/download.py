@@ -20,7 +20,7 @@ from datasets.formats import shards
 from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Receipt
 from datasets.outcomes import PASSING, Outcome
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.source_settings import MIXTURE
 from datasets.sources import table
 from pipeline.errors import BudgetExceeded
@@ -110,7 +110,7 @@ def _ask(build: Build, finished: dict[int, Receipt], wanted: Set[int], lost: Los
             build.cluster.board,
             total,
         )
-        for shard, rows in plan.all_shards(metadata.read, metadata.files)
+        for shard, rows in plan_files.all_shards(metadata.read, metadata.files)
         if shard in wanted
     )
     for receipt, found in build.call_each(_download, todo, len(wanted)):

@@ -12,7 +12,7 @@ from datasets.config import DataConfig
 from datasets.fetching.rights import OPT_OUTS
 from datasets.files import storage
 from datasets.files.storage import FileEntry
-from datasets.planning import plan, preview
+from datasets.planning import plan, plan_files, preview
 from datasets.planning.mixture import Tally
 from datasets.source_settings import MIXTURE, Part
 from datasets.sources import laion, table
@@ -94,7 +94,7 @@ def _make(
 
     def keep(part: pa.Table) -> None:
         name = f"plan/{len(files):05d}.parquet"
-        files[name] = storage.publish(plan.parquet_bytes(part, data.shard_rows), storage.join(path, name))
+        files[name] = storage.publish(plan_files.parquet_bytes(part, data.shard_rows), storage.join(path, name))
         columns = [column for column in ("licence", plan.SOURCE.name) if column in part.column_names]
         for item in part.select(columns).group_by(columns).aggregate([([], "count_all")]).to_pylist():
             licences[item.get(plan.SOURCE.name, single)][item["licence"] or "not stated"] += item["count_all"]

@@ -12,7 +12,7 @@ from datasets.config import NO_SCORES, DataError, ViewConfig
 from datasets.files import storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
-from datasets.planning import grouping, plan
+from datasets.planning import grouping, plan_files
 from datasets.reading import duplicates, holdout, views
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
@@ -46,7 +46,7 @@ def _select(
 
 def _any_score(metadata: Artifact) -> bool:
     """Whether the plan has an aesthetic score of any picture."""
-    planned = plan.all_shards(metadata.read, metadata.files)
+    planned = plan_files.all_shards(metadata.read, metadata.files)
     return any(rows["aesthetic"].null_count < rows.num_rows for _, rows in planned)
 
 
@@ -91,7 +91,7 @@ def held_out(
     def rows_of(shard: int, planned: pa.Table) -> tuple[int, holdout.Rows]:
         return shard, holdout.rows_of(planned, stored[shard].read(shards.index_name(shard)))
 
-    rows = (partial(rows_of, *one) for one in plan.all_shards(metadata.read, metadata.files) if one[0] in stored)
+    rows = (partial(rows_of, *one) for one in plan_files.all_shards(metadata.read, metadata.files) if one[0] in stored)
     alike = duplicates.stand_ins(repeated.read(duplicates.FILE)) if repeated else None
     keys = {key for key, _ in _captioned(captions, metadata)}
     return holdout.hold_out(storage.ahead(rows), share, keys | named, alike)
@@ -100,7 +100,7 @@ def held_out(
 def _captioned(captions: Sequence[str], metadata: Artifact) -> set[tuple[str, str]]:
     """Keys of the planned pictures that have one of these captions, each with that."""
     named, found = pa.array(captions, pa.string()), set[tuple[str, str]]()
-    for part in plan.parts(metadata.files if captions else ()):
+    for part in plan_files.parts(metadata.files if captions else ()):
         rows = grouping.a_row_each(pq.read_table(pa.BufferReader(metadata.read(part))))
         meant = rows.filter(pc.is_in(rows["caption"], named))
         found.update(zip(meant["key"].to_pylist(), meant["caption"].to_pylist(), strict=True))
@@ -121,6 +121,6 @@ def make(
             number, planned, index, scored[number].read(shards.tensor_name(number)) if scored else None
         )
 
-    planned = storage.ahead(partial(shard_of, *one) for one in plan.all_shards(metadata.read, metadata.files))
+    planned = storage.ahead(partial(shard_of, *one) for one in plan_files.all_shards(metadata.read, metadata.files))
     content, rows, left_out = views.make(planned, view, unwanted)
     return content, rows, dict(left_out)

@@ -17,7 +17,7 @@ from datasets.files import storage
 from datasets.files.storage import CorruptFile
 from datasets.formats import shards
 from datasets.outcomes import PASSING
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.reading import captions
 from datasets.sources import laion
 from pipeline.errors import UsageError
@@ -127,7 +127,7 @@ def _left_out(metadata: Artifact) -> Iterator[Row]:
 def _not_stored(metadata: Artifact, folder: str) -> Iterator[Row]:
     """What a download has lost, of the shards that are done."""
     done = {shard: receipt for shard, receipt in shards.finished(folder).items() if receipt.dropped}
-    for shard, rows in plan.all_shards(metadata.read, metadata.files if done else ()):
+    for shard, rows in plan_files.all_shards(metadata.read, metadata.files if done else ()):
         if shard in done:
             name = shards.index_name(shard)
             index = storage.read(storage.join(folder, name), expect=done[shard].files[name])
@@ -370,7 +370,7 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
 
 
 def _planned(metadata: Artifact, key: str) -> dict[str, Any] | None:
-    rows = (_row(metadata.read(name), key) for name in plan.parts(metadata.files))
+    rows = (_row(metadata.read(name), key) for name in plan_files.parts(metadata.files))
     return next((row for row in rows if row), None)
 
 

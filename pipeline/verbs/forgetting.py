@@ -26,7 +26,7 @@ from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.files.storage import CorruptFile
 from datasets.formats import removal, shards
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.reading import duplicates, holdout, views
 from pipeline.errors import LeaseHeld
 from pipeline.models.feature_sets import FEATURES
@@ -145,7 +145,7 @@ def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     schema = plan.SCHEMA.append(plan.CAPTIONS)
     columns = [*plan.NAMES, "caption", "captions", "shard"]
-    for part in plan.parts(metadata.files):
+    for part in plan_files.parts(metadata.files):
         rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=columns, schema=schema)
         found += rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist()
     return found

@@ -25,7 +25,7 @@ from datasets.formats import shards
 from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow, Receipt
 from datasets.outcomes import Lost, Outcome
-from datasets.planning import layout, plan
+from datasets.planning import layout, plan, plan_files
 from datasets.reading.batches import Batches, Source
 from datasets.reading.bucket_batches import BucketBatches, Schedule, Span
 from datasets.sources import folder
@@ -142,7 +142,7 @@ def test_every_shard_of_a_plan_has_one_bucket(tmp_path, monkeypatch):
     rows = pa.concat_tables(parts).to_pylist()
     for row in rows:
         assert row["bucket"] == str(FRAME.nearest(row["width"], row["height"]))
-    found = [shard for part in parts for shard in plan.shards(plan.parquet_bytes(part, 4))]
+    found = [shard for part in parts for shard in plan_files.shards(plan_files.parquet_bytes(part, 4))]
     assert [number for number, _ in found] == list(range(sum(-(-count // 4) for count in counts.buckets.values())))
     for _, shard in found:
         assert len(set(shard["bucket"].to_pylist())) == 1
@@ -388,7 +388,7 @@ def download(path: Path, out: Path) -> list[Receipt]:
                 download=data.download,
                 hosts={folder.HOST: address},
             )
-            for shard, rows in plan.shards(plan.parquet_bytes(rows, data.shard_rows))
+            for shard, rows in plan_files.shards(plan_files.parquet_bytes(rows, data.shard_rows))
         ]
 
 

@@ -19,7 +19,7 @@ from datasets.config import DataConfig, DataError
 from datasets.fetching.download import download_shard
 from datasets.formats import shards
 from datasets.left_out import LeftOut
-from datasets.planning import plan, preview
+from datasets.planning import plan, plan_files, preview
 from datasets.planning.mixture import quotas
 from datasets.sources import table
 from pipeline.settings import compose
@@ -81,7 +81,7 @@ def test_pictures_of_one_name_in_two_folders_are_two(tmp_path):
     assert Counter(row["source"] for row in planned) == {"one": 5, "other": 5}
     with table.hosts(config) as hosts:
         content = pa.Table.from_pylist(planned, plan.schema(config.image.frame, False, mixed=True))
-        for shard, part in plan.shards(plan.parquet_bytes(content, config.shard_rows)):
+        for shard, part in plan_files.shards(plan_files.parquet_bytes(content, config.shard_rows)):
             download_shard(
                 part,
                 shard=shard,

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from datasets import left_out
 from datasets.config import DataConfig, DataError
-from datasets.planning import filters, layout, plan
+from datasets.planning import filters, layout, plan, plan_files
 from datasets.source_settings import FilterConfig
 from datasets.sources import laion, openmoji
 
@@ -219,8 +219,8 @@ def test_a_row_is_charged_to_one_rule_only():
 
 def test_the_plan_lays_rows_out_in_shards_and_reads_back(tmp_path):
     result = made(tmp_path, [laion_row(number) for number in range(10)], shard_rows=4)
-    content = plan.parquet_bytes(result.rows, shard_rows=4)
-    shards = dict(plan.shards(content))
+    content = plan_files.parquet_bytes(result.rows, shard_rows=4)
+    shards = dict(plan_files.shards(content))
     assert {shard: rows["row"].to_pylist() for shard, rows in shards.items()} == {
         0: [0, 1, 2, 3],
         1: [0, 1, 2, 3],
@@ -228,7 +228,7 @@ def test_the_plan_lays_rows_out_in_shards_and_reads_back(tmp_path):
     }
     assert pa.concat_tables(shards.values()).equals(result.rows)
     assert pq.ParquetFile(io.BytesIO(content)).num_row_groups == 3
-    assert content == plan.parquet_bytes(result.rows, shard_rows=4)
+    assert content == plan_files.parquet_bytes(result.rows, shard_rows=4)
 
 
 def test_parts_are_handed_over_when_they_are_full(tmp_path, monkeypatch):
@@ -243,7 +243,7 @@ def test_parts_are_handed_over_when_they_are_full(tmp_path, monkeypatch):
 def test_captions_are_found_by_the_shards_of_their_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "SHARDS_PER_PART", 2)
     found = made(tmp_path, [laion_row(number) for number in range(40)], shard_rows=7)
-    files = {f"plan/{place:05d}.parquet": plan.parquet_bytes(part, 7) for place, part in enumerate(found.parts)}
+    files = {f"plan/{place:05d}.parquet": plan_files.parquet_bytes(part, 7) for place, part in enumerate(found.parts)}
     read = []
 
     def opened(name):
@@ -251,10 +251,10 @@ def test_captions_are_found_by_the_shards_of_their_pictures(tmp_path, monkeypatc
         return files[name]
 
     rows = found.rows.to_pylist()
-    told = plan.captions(opened, [*files, "left_out.parquet"], [1, 5])
+    told = plan_files.captions(opened, [*files, "left_out.parquet"], [1, 5])
     assert told == {row["key"]: row["caption"] for row in rows if row["shard"] in (1, 5)}
     assert read == ["plan/00000.parquet", "plan/00002.parquet"]  # and no other
-    assert plan.captions(opened, files, []) == {}
+    assert plan_files.captions(opened, files, []) == {}
 
 
 def test_exact_duplicates_are_dropped_and_counted(tmp_path):

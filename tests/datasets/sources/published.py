@@ -19,7 +19,7 @@ from PIL import Image
 from datasets.config import DataConfig
 from datasets.fetching.download import download_shard
 from datasets.formats.shard_table import Shards
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.reading import batches
 from datasets.sources import table
 
@@ -60,7 +60,7 @@ def planned(data: DataConfig) -> Planned:
 def batch(data: DataConfig, rows: pa.Table, out: Path, web: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Colour of every picture by its caption, as a training gets them: downloaded, stored, read as one batch."""
     with table.hosts(data) as own:
-        for shard, part in plan.shards(plan.parquet_bytes(rows, data.shard_rows)):
+        for shard, part in plan_files.shards(plan_files.parquet_bytes(rows, data.shard_rows)):
             common = {"image": data.image, "download": data.download, "hosts": {**own, **web}}
             receipt = download_shard(part, shard=shard, folder=str(out), **common)
             assert receipt.dropped == {}

@@ -19,7 +19,7 @@ from datasets.fetching.download import download_shard
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.left_out import LeftOut
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.source_settings import FolderConfig
 from datasets.sources import folder
 from pipeline.errors import UsageError
@@ -78,7 +78,7 @@ def download(path: Path, out: Path) -> list[shards.Receipt]:
                 download=data.download,
                 hosts=hosts,
             )
-            for shard, rows in plan.shards(plan.parquet_bytes(rows, data.shard_rows))
+            for shard, rows in plan_files.shards(plan_files.parquet_bytes(rows, data.shard_rows))
         ]
 
 

@@ -17,7 +17,7 @@ from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shard_table import Shards
 from datasets.formats.shards import Clock, ImageRow
-from datasets.planning import plan
+from datasets.planning import plan_files
 from datasets.reading import views
 from datasets.reading.batches import Batches, Source
 from datasets.reading.views import View
@@ -47,7 +47,7 @@ def planned(folder: Path) -> Artifact:
     """Their plan."""
     rows = [{"key": f"{n:032x}", "caption": f"number {n}", "shard": n // PER_SHARD} for n in range(ROWS)]
     table = pa.Table.from_pylist([{**row, "row": 0} for row in rows])
-    entry = storage.publish(plan.parquet_bytes(table, PER_SHARD), f"{folder}/plan/00000.parquet")
+    entry = storage.publish(plan_files.parquet_bytes(table, PER_SHARD), f"{folder}/plan/00000.parquet")
     return Artifact("metadata", str(folder), {"files": {"plan/00000.parquet": vars(entry)}})
 
 

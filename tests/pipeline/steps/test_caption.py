@@ -18,7 +18,7 @@ from datasets.buckets import Frame
 from datasets.config import DataError
 from datasets.fetching.download import download_shard
 from datasets.formats import removal, shards
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.reading import captions
 from datasets.reading.batches import Batches
 from datasets.sources import folder
@@ -92,8 +92,7 @@ def _download(build: Build) -> Facts:
     with folder.hosts(data.folder) as hosts:
         made = [
             download_shard(rows, shard=n, folder=build.path, image=data.image, download=data.download, hosts=hosts)
-            for part in plan.parts(metadata.files)
-            for n, rows in plan.shards(metadata.read(part))
+            for n, rows in plan_files.all_shards(metadata.read, metadata.files)
         ]
     rows = sum(receipt.rows_out for receipt in made)
     return Facts({}, rows=rows, call="", workers=[], shards={"": made}, notes={"lost": {}})

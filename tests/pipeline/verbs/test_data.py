@@ -12,7 +12,7 @@ from datasets import left_out
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.reading import captions
 from pipeline.__main__ import main
 from pipeline.plan.dag import fingerprints, order
@@ -39,7 +39,7 @@ def _plan() -> dict[str, bytes]:
     refused = [("folder", "b.gif", "unreadable", "no picture in it")]
     named = [dict(zip(left_out.SCHEMA.names, row, strict=True)) for row in refused]
     return {
-        "plan/00000.parquet": plan.parquet_bytes(pa.Table.from_pylist(rows, schema=plan.SCHEMA), ROWS),
+        "plan/00000.parquet": plan_files.parquet_bytes(pa.Table.from_pylist(rows, schema=plan.SCHEMA), ROWS),
         left_out.FILE: shards.table_bytes(named, left_out.SCHEMA),
     }
 

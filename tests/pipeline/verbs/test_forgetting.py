@@ -18,7 +18,7 @@ from datasets.files import storage
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.formats import shard_table, shards
 from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.reading import captions, duplicates, holdout, views
 from datasets.reading.batches import Batches, Source
 from pipeline.errors import ClaimLost, LeaseHeld, UsageError
@@ -142,7 +142,7 @@ def built(root: Path, earlier: bool = False) -> Store:
         for row, (key, url) in enumerate(zip(KEYS[shard], URLS[shard], strict=True))
     ]
     rows = pa.Table.from_pylist(planned, schema=plan.SCHEMA)
-    metadata = commit(store, "metadata", {"plan/00000.parquet": plan.parquet_bytes(rows, ROWS)}, 2 * ROWS)
+    metadata = commit(store, "metadata", {"plan/00000.parquet": plan_files.parquet_bytes(rows, ROWS)}, 2 * ROWS)
     tars = {shards.image_name(shard): shards.write_images(image_rows(shard)) for shard in range(2)}
     indexes = {shards.index_name(shard): index(shard) for shard in range(2)}
     about = {"notes": {"lost": {"gone": 2}}}
@@ -474,7 +474,7 @@ def test_a_key_stands_for_its_picture_whatever_else_is_written_about_it(store):
         | {"origin": ORIGIN if row == 1 else None}
         for row, names in enumerate(known)
     ]
-    content = plan.parquet_bytes(pa.Table.from_pylist(rows, schema=plan.SCHEMA), 3)
+    content = plan_files.parquet_bytes(pa.Table.from_pylist(rows, schema=plan.SCHEMA), 3)
     metadata = commit(store, "metadata", {"plan/00000.parquet": content}, 3, settings={"seed": 1})
     stored = [ImageRow(row["row"], row["key"], row["url"], row["caption"], "png", PNG) for row in rows]
     table = [{"key": row["key"], "row": row["row"], "status": "ok"} for row in rows]

@@ -23,7 +23,7 @@ from datasets.config import DataError
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow
-from datasets.planning import plan
+from datasets.planning import plan, plan_files
 from datasets.reading import aesthetic, views
 from pipeline.plan import obstacles
 from pipeline.plan.dag import fingerprints, order
@@ -141,7 +141,7 @@ class Root:
         planned = pa.Table.from_pylist(rows, schema=plan.SCHEMA)
         self.commit(
             "metadata",
-            {"plan/00000.parquet": plan.parquet_bytes(planned, 8)},
+            {"plan/00000.parquet": plan_files.parquet_bytes(planned, 8)},
             len(rows),
             notes={"read": len(rows), "rejected": {}},
         )
