@@ -32,7 +32,7 @@ class Replica:
 
     `model` is what to call, `trained` holds the leaves for the optimiser by name: the parameters themselves, or this
     rank's rows of them. `reduces` are the precisions in which its phases exchange gradients, one where it is spread;
-    `reduce` is that of the present one.
+    `reduce` is that of the present one. `buffers` are the module's own.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Replica:
         self.trained = {name: self._leaf(value) for name, value in self._sources.items()}
         # Found once: going through all modules takes the host a tenth of a step of Stage B.
         self._state = {name: self._local(value) for name, value in self._module.state_dict().items()}
+        self.buffers = list(self._module.buffers())
 
     def _replicate(self, reduces: Collection[Precision]) -> nn.Module:
         devices = [self.device] if self.device.type == "cuda" else None
@@ -115,7 +116,7 @@ class Replica:
     def same_buffers(self) -> None:
         """Give all ranks the buffers of the first, as DDP does; on GPUs, SyncBatchNorm keeps them the same anyway."""
         if self.parts > 1 and self.device.type == "cpu":
-            for buffer in self._module.buffers():
+            for buffer in self.buffers:
                 dist.broadcast(buffer, 0)
 
     @contextmanager
@@ -128,12 +129,11 @@ class Replica:
         modes = [(module, module.training) for module in self._module.modules()]
         self._module.eval()
         self._trade(average)
-        buffers = list(self._module.buffers())
-        own = [buffer.clone() for buffer in buffers]
+        own = [buffer.clone() for buffer in self.buffers]
         try:
             with torch.no_grad():
                 if self.world > 1:
-                    for buffer in buffers:
+                    for buffer in self.buffers:
                         dist.broadcast(buffer, 0)
                 yield self._module
         finally:
@@ -141,7 +141,7 @@ class Replica:
                 module.training = training
             if self._sharded:
                 self._sharded.drop_whole()
-            for buffer, value in zip(buffers, own, strict=True):
+            for buffer, value in zip(self.buffers, own, strict=True):
                 buffer.copy_(value)
             self._trade(average)
 

@@ -39,7 +39,7 @@ def update(
     moments and buffers.
     """
     skips = config.bad_steps.then == "skip"
-    buffers = Buffers(replica.module.buffers() if skips else ())
+    buffers = Buffers(replica.buffers if skips else ())
     replica.forget_gradients()  # before the forward pass, or the old ones lie beside its activations
     cuts = pieces(len(next(iter(batch.values()))), config.micro_batch)
     scalars: dict[str, Tensor] = {}
