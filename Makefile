@@ -19,7 +19,7 @@ help: ## list the targets
 
 setup: .venv/installed ## make .venv with everything that is needed
 
-demo: setup ## train a small Würstchen on this machine and draw pictures (6 to 30 minutes)
+demo: setup ## train a small Würstchen on this machine and draw pictures (5 to 30 minutes)
 	$(BIN)/python -m pipeline run conf=stage_c root=$(ROOT)
 	$(BIN)/python -m pipeline report conf=stage_c root=$(ROOT) out=report.html
 	@echo "MLflow with all pictures and figures: make ui"
