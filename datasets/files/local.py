@@ -121,6 +121,17 @@ def _share(descriptor: int, folder: Path) -> None:
             os.fchmod(descriptor, mode | GROUP)
 
 
+def share(path: Path) -> None:
+    """Let a folder's group write to a file there, if it may write to the folder; the file is made where it is not
+    there. Another's, or one that cannot be made, stays as it is: whoever opens it hears of that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _share(descriptor, path.parent)
+        finally:
+            os.close(descriptor)
+
+
 def share_as(folder: Path) -> None:
     """Let the group write to what this process and its children make from now on, if it may write to a folder that is
     to be theirs; where that is not there yet, to the one that it will lie in."""

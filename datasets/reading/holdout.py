@@ -44,7 +44,15 @@ def hold_out(
         if len(more) == len(shown):
             return View.of(held)
         shown = more
-        held = {shard: bits | np.isin(names[shard], shown).any(axis=1) for shard, bits in held.items()}
+        held = {shard: bits | _among(names[shard], shown).any(axis=1) for shard, bits in held.items()}
+
+
+def _among(names: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which of some names are among the known ones, sorted: `np.isin` would sort all of these for each shard."""
+    if not len(known):
+        return np.zeros(names.shape, bool)
+    found: np.ndarray = known[np.searchsorted(known, names).clip(max=len(known) - 1)] == names
+    return found
 
 
 def rows_of(planned: pa.Table, index: bytes) -> Rows:

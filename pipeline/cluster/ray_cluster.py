@@ -47,7 +47,6 @@ T = TypeVar("T")
 Post = Callable[[dict[str, Any]], None]
 POLL_S = 0.5
 LOOK_S = 3.0  # between two looks whether a training that has shrunk can grow
-ENDING_S = 10.0  # for the kernel to end what was killed
 PING_S = 60.0  # for an answer of a node: it may have to start a process; one that is dead fails sooner
 
 

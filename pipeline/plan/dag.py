@@ -140,13 +140,16 @@ def differences(manifest: dict[str, Any], fingerprint: Fingerprint) -> list[str]
     old, new = (flatten(redact(settings)) for settings in (manifest["settings"], fingerprint.settings))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key, ABSENT) != new.get(key, ABSENT)]
     keys.sort(key=lambda key: not (key in old and key in new))
-    inputs = [name for name, digest in fingerprint.parents.items() if manifest["parents"].get(name) != digest]
+    before, inputs = manifest["parents"], fingerprint.parents
+    changed = [name for name, digest in inputs.items() if name in before and before[name] != digest]
     changes = [
         *([version] if manifest["version"] != fingerprint.version else []),
         *(f"{key}: {_change(old.get(key, ABSENT), new.get(key, ABSENT))}" for key in keys),
-        *(f"input {name} changed" for name in inputs),
+        *(f"input {name} changed" for name in changed),
+        *(f"input {name} is new" for name in inputs if name not in before),
+        *(f"input {name} is not wanted any more" for name in before if name not in inputs),
     ]
-    return changes or ["inputs renamed"]
+    return changes or ["a setting changed that is not shown"]  # a secret
 
 
 def _change(before: Any, after: Any) -> str:

@@ -20,7 +20,7 @@ from datasets.planning import preview
 from pipeline.cluster.metrics import Projection, exported
 from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import STOPPED, BudgetExceeded, UsageError
-from pipeline.hours.spent import totals
+from pipeline.hours.spent import by_step
 from pipeline.hours.table import beside_paper
 from pipeline.plan import budget, cost, dag, obstacles, rivals
 from pipeline.plan.dag import Planned, differences
@@ -37,7 +37,7 @@ from pipeline.run.stopping import Stop, signals
 from pipeline.run.writable import check_writable
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import claims, deleting, earlier
+from pipeline.store import claims, deleting, earlier, ledger
 from pipeline.store.artifacts import Artifact, Fingerprint, Look, Store, lacking
 from pipeline.store.claims import Claim
 from pipeline.store.ledger import About
@@ -132,7 +132,6 @@ class _Session:
         self.summary.root = self.root
         self.artifacts: dict[str, Artifact] = {i.step.output: i.artifact for i in self.planned if i.artifact}
         console.print(f"run {self.id} of conf={self.conf} in {self.root}", markup=False)
-        self.exits = contextlib.ExitStack()
         warn = partial(console.print, style="yellow", markup=False)
         with contextlib.ExitStack() as exits:
             exits.enter_context(claims.at_work(self.root, self.id, reads=self._reads()))
@@ -351,7 +350,9 @@ class _Session:
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
-        spent = totals(self.root).steps.get((step.name, fingerprint.digest))
+        known, _ = ledger.read(self.root)
+        ours = [lease for lease in known if lease.about.output in (None, step.output)]
+        spent = by_step(ours).get((step.name, fingerprint.digest))
         told = {
             "files": facts.files,
             "shards": facts.shards,

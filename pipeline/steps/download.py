@@ -113,9 +113,13 @@ def _ask(build: Build, finished: dict[int, Receipt], wanted: Set[int], lost: Los
         for shard, rows in plan_files.all_shards(metadata.read, metadata.files)
         if shard in wanted
     )
+    dropped = _dropped(finished)
     for receipt, found in build.call_each(_download, todo, len(wanted)):
+        if (before := finished.get(receipt.shard)) is not None:
+            dropped.subtract(before.dropped)
+        dropped.update(receipt.dropped)
         finished[receipt.shard] = receipt
-        build.report.lost(_dropped(finished))
+        build.report.lost(+dropped)
         for cause, examples in found.items():
             lost[cause] += examples[: NAMED - len(lost[cause])]
 

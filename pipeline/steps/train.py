@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets.buckets import Frame, Size
-from datasets.files import json_files, storage
+from datasets.files import storage
 from datasets.files.storage import FileEntry
 from datasets.reading import prompts
 from datasets.reading.batches import Source
@@ -343,12 +343,10 @@ def _check_checkpoints(build: Build) -> None:
 
 def _catch_up(build: Build) -> None:
     """Log what ranks did after their driver was killed, up to their last checkpoint: nobody heard of it then."""
-    from pipeline.cluster.ranks.rank import log_of
+    from pipeline.cluster.ranks.rank import logged_steps
 
     for name in build.config.trainings_of(build.step.name):
-        folder = log_of(build.building, name)
-        logs = json_files.read_each(folder, r"\d+\.json", lambda told: {int(step): told[step] for step in told})
-        for step, values in sorted(item for logged in logs.values() for item in logged.items()):
+        for step, values in logged_steps(build.building, name):
             if step > build.interruptions.reached.get(name, 0):
                 build.report.metrics(values, step)
                 build.interruptions.reached[name] = step

@@ -107,7 +107,10 @@ def connect(store: MlflowStore, experiment: str) -> tuple[Any, str]:
 
     for name in ("alembic", "mlflow"):  # each table made is a line otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # of what it raises too, all of its SQL
     with _one_at_a_time(store):
+        if store.artifacts is not None and not _is_only_read(store):
+            local.share(store.database)  # sqlite lets nobody but its maker write to it, whatever the umask
         relocate(store)
         client = MlflowClient(store.uri)
         found = client.get_experiment_by_name(experiment)
@@ -160,7 +163,7 @@ def relocate(store: MlflowStore) -> None:
     Raises:
         NeedsMending: the database is damaged, or cannot be opened.
     """
-    if store.artifacts is None or not store.database.exists():
+    if store.artifacts is None or not store.database.exists() or _is_only_read(store):
         return
     try:
         with contextlib.closing(sqlite3.connect(store.database)) as database, database:
@@ -197,10 +200,15 @@ def _relocate(database: sqlite3.Connection, old: str, new: str) -> None:
     database.execute(described, (f"`{before}", f"`{now}"))
 
 
+def _is_only_read(store: MlflowStore) -> bool:
+    """Whether this user may look at a store's database, but change nothing: then nothing is created either."""
+    return store.database.exists() and not os.access(store.database, os.W_OK)
+
+
 @contextlib.contextmanager
 def _one_at_a_time(store: MlflowStore) -> Iterator[None]:
     """Two processes that create the tables of one sqlite file at the same time break each other's."""
-    if store.artifacts is None:
+    if store.artifacts is None or _is_only_read(store):
         yield
         return
     local.make_folder(store.database.parent)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -36,7 +37,9 @@ def handle(words: Words) -> None:
     if url := served(store):
         _tell(url, tracking.experiment)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive us
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the server must not outlive us
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), serve_ui(store, port) as url:
         _tell(url, tracking.experiment, " (Ctrl-C ends it)")
         threading.Event().wait()
@@ -82,7 +85,8 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", store.uri]
     command += ["--no-serve-artifacts", "--default-artifact-root", str(store.location)]
     environment = {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    output = store.database.with_name("ui.log")
+    ours = os.access(store.database.parent, os.W_OK)  # else somebody else's, who lets us look at it
+    output = (store.database.parent if ours else Path(tempfile.mkdtemp(prefix="ui-"))) / "ui.log"
     with open(output, "wb") as stream:
         server = subprocess.Popen(
             command, env=environment, cwd=output.parent, stdout=stream, stderr=stream, start_new_session=True
@@ -90,10 +94,12 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_healthy(url, server, output)
-        _note(store).write_text(json.dumps({"url": url, **vars(ProcessId.own())}))
+        if ours:
+            _note(store).write_text(json.dumps({"url": url, **vars(ProcessId.own())}))
         yield url
     finally:
-        _note(store).unlink(missing_ok=True)
+        if ours:
+            _note(store).unlink(missing_ok=True)
         _stop(server)
 
 

@@ -162,5 +162,6 @@ class _WishToStop:
         stop = bool(trainer.most(self._callbacks.should_stop()))
         seconds = trainer.most(time.monotonic() - self._asked_at) / (step - self._asked_after)
         self._asked_at, self._asked_after = time.monotonic(), step
-        self._next = step + max(1, int(_STOP_S / max(seconds, 1e-6)))
+        ends = step in trainer.config.phase_ends  # how long the next one's steps take, nobody knows yet
+        self._next = step + (1 if ends else max(1, int(_STOP_S / max(seconds, 1e-6))))
         return stop

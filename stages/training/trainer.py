@@ -48,7 +48,7 @@ class Trainer:
         assert config.precision != "auto", "who knows the devices decides before"
         checkpoint_blocks(self.replica.module, config.checkpointing)
         if config.deterministic and device.type == "cuda":
-            _be_deterministic()
+            be_deterministic()
         if config.compile:
             torch._dynamo.config.recompile_limit = GRAPHS
             compile_blocks(self.replica.module, self._graphs)
@@ -173,7 +173,7 @@ def _set_mode(model: nn.Module, *, freeze_norm: bool) -> None:
                 module.eval()
 
 
-def _be_deterministic() -> None:
+def be_deterministic() -> None:
     """Kernels that give the same bits each time, where torch has them; it warns of those that it has not."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
     torch.backends.cudnn.benchmark = False

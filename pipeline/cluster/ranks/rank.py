@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -287,6 +288,8 @@ class RankCallbacks(Callbacks):
         log.info("%s goes on from step %d", self._name, newest.saved.step if newest else 0)
         if rank.rank == 0 and not self._begun:  # later it is asked to rewind bad steps, which does none of them again
             step = newest.saved.step if newest else 0
+            done = [values for at, values in logged_steps(rank.building, self._name) if at <= step]
+            rank.metrics.update(done[-1] if done else {})  # of a training that has come to its end, these are the last
             rank.board.post({"kind": "resumed", "training": self._name, "step": step})
         self._begun = True
         return newest.parts if newest else None
@@ -375,6 +378,14 @@ def checkpoints_of(building: str, name: str) -> str:
 def log_of(building: str, name: str) -> str:
     """Where a training of an unfinished artifact keeps what it logged up to each checkpoint, by step."""
     return storage.join(building, "log", name)
+
+
+def logged_steps(building: str, name: str) -> list[tuple[int, dict[str, float]]]:
+    """What a training of an unfinished artifact logged up to its last checkpoint: steps, in their order, and values."""
+    logs = json_files.read_each(
+        log_of(building, name), r"\d+\.json", lambda told: {int(step): told[step] for step in told}
+    )
+    return sorted((item for log in logs.values() for item in log.items()), key=itemgetter(0))
 
 
 def result(artifact: str) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ from stages.models.stage_c import StageC, StageCObjective
 from stages.settings.losses import StageALoss
 from stages.settings.models import StageAConfig
 from stages.settings.training import TrainingConfig
+from stages.training.trainer import be_deterministic
 from stages.weights import pretrained
 from stages.weights.pretrained import Found
 
@@ -90,6 +91,8 @@ def run(payload: dict[str, Any]) -> None:
 
 def _run(rank: Rank, payload: dict[str, Any]) -> None:
     order: Order = payload["order"]
+    if rank.device.type == "cuda" and any(training.deterministic for training in order.trainings.values()):
+        be_deterministic()  # before anything is encoded: cuBLAS looks only when it begins
     online = order.reading.loaded(rank.device)  # for all trainings
     objective, rows = None, 0
     for name, training in order.trainings.items():

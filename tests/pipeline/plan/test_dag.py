@@ -85,6 +85,14 @@ def test_the_nearest_finished_artifact_explains_staleness(tmp_path):
     assert states(store, SETTINGS)["stage_a"] == ("stale", "a.steps: 20 -> 10")
 
 
+def test_inputs_that_are_new_or_fall_away_are_named(tmp_path):
+    store = Store(str(tmp_path))
+    build(store, SETTINGS, ["metadata", "images", "stage_a", "stage_b"])
+    steps = [*STEPS[:3], Step("train_b", "stage_b", ("metadata", "stage_a"), ("b", "seed"), "none:none")]
+    planned = plan(order(steps, ["stage_b"]), SETTINGS.__getitem__, store, Selection())
+    assert planned[-1].reason == "input metadata is new; input images is not wanted any more"
+
+
 def test_selections(tmp_path):
     store = Store(str(tmp_path))
     assert list(states(store, SETTINGS, Selection(until="download"))) == ["metadata", "images"]

@@ -209,6 +209,17 @@ def test_a_line_with_values_of_another_kind_is_as_good_as_torn(tmp_path: Path, o
     assert (torn, lease.phases) == (1, {"other": 10.0})
 
 
+def test_artifacts_of_one_step_and_fingerprint_do_not_stand_for_each_other() -> None:
+    """As the samples of several prompt sets: none throws another away, and an open one is another's successor never."""
+    opening = {"step": "sample", "fingerprint": "abc123", "devices": 2, "kind": "cpu"}
+    events = []
+    for number, (lease, output) in enumerate((("a", "samples"), ("b", "samples_held_out"))):
+        told = opening | {"output": output, "build": lease, "attempt": lease, "time": number}
+        events += [_event("lease_open", lease, 0, **told), *[_event("lease_close", lease, 5, outcome="done")] * number]
+    found = {lease.about.output: (lease.lasting, lease.outcome) for lease in ledger.leases(events)}
+    assert found == {"samples": (True, "open"), "samples_held_out": (True, "done")}
+
+
 def test_kinds_of_device_are_kept_apart() -> None:
     events = []
     for lease, kind in (("a", "cpu"), ("b", "cuda:NVIDIA H200")):

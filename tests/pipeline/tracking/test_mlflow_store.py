@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,28 @@ def test_what_is_no_store_yet_is_not_mended(tmp_path):
     (tmp_path / "mlflow/mlflow.db").touch()
     relocate(locate_store(str(tmp_path), None))
     assert (tmp_path / "mlflow/mlflow.db").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o2775, 0o664), (0o755, 0o644)])
+def test_a_database_is_the_groups_as_its_folder_is(tmp_path, empty_mlflow, folder, file):
+    store = locate_store(str(tmp_path), None)
+    store.database.parent.mkdir()
+    store.database.parent.chmod(folder)
+    shutil.copy(empty_mlflow, store.database)
+    store.database.chmod(0o644)
+    connect(store, "wuerstchen")
+    assert stat.S_IMODE(store.database.stat().st_mode) == file
+
+
+def test_who_may_only_read_a_store_reads_it_and_leaves_no_file(made, monkeypatch):
+    root, run = made("root")
+    (root / "mlflow/mlflow.lock").unlink()
+    before = files(root)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    client, _ = connect(locate_store(str(root), None), "wuerstchen")
+    assert client.get_run(run).info.run_id == run
+    assert files(root) == before
+    assert not (root / "mlflow/mlflow.lock").exists()
 
 
 def test_an_address_of_no_host_does_not_answer():

@@ -167,6 +167,18 @@ def test_a_stop_is_looked_for_every_few_seconds_from_the_first_step_on(monkeypat
     assert max(np.diff([0.0, *asked, clock.now])) <= loop._STOP_S
 
 
+def test_a_stop_is_looked_for_after_the_first_of_a_phase_s_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may take much longer than those of the phase before."""
+    clock, asked = Clock(), list[float]()
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop, "_STOP_S", 30.0)  # ten steps
+    phases = [{"steps": 20, "batch_size": 12, "size": 64}, {"steps": 40, "batch_size": 12, "size": 64}]
+    run = Run(config(log_every=20, checkpoint_every=20, phases=phases))
+    monkeypatch.setattr(run, "should_stop", lambda: asked.append(clock.now))  # never
+    run.train(Slow(clock))
+    assert {60.0, 63.0} <= set(asked)
+
+
 def test_where_steps_are_slow_a_stop_is_seen_between_log_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_STOP_S", 0.0)  # shorter than any step
     recipe = config(log_every=4, checkpoint_every=4)

@@ -126,6 +126,9 @@ def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path:
     assert second.train() == straight.train() == Outcome(STEPS, finished=True)
     assert second.heard("resumed") == [{"kind": "resumed", "training": "toy", "step": 6}]
     assert torch.equal(second.objective.net.weight, straight.objective.net.weight)
+    third = Attempt(tmp_path, recipe())  # after a kill before what came out was published
+    assert third.train() == Outcome(STEPS, finished=True)
+    assert third.rank.metrics == second.rank.metrics
     assert storage.listing(checkpoints_of(second.rank.building, "toy"))
 
 
