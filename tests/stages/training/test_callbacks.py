@@ -39,7 +39,7 @@ class Diary(Run):
 
 
 def test_everything_is_called_in_its_order(monkeypatch) -> None:
-    monkeypatch.setattr("stages.training.loop._STOP_S", 1e9)  # after the first step it asks with log entries alone
+    monkeypatch.setattr("stages.training.loop._STOP_S", 1e9)  # but for phases' first steps it asks with log entries alone
     diary = Diary()
     diary.train(Denoise())
     assert diary.lines == [
@@ -48,7 +48,7 @@ def test_everything_is_called_in_its_order(monkeypatch) -> None:
         *("stop?", "log 3", "stop?"),
         *("show 6 weights", "show 6 ema", "log 6", "stop?"),
         *("log 7", "stop?"),  # a phase ends
-        *("log 9", "stop?"),
+        *("stop?", "log 9", "stop?"),
         *("show 12 weights", "show 12 ema", "log 12"),  # and that is the end: nothing to stop
     ]
     assert sorted(diary.saved) == [6, 7, 12]
