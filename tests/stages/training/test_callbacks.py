@@ -39,7 +39,7 @@ class Diary(Run):
 
 
 def test_everything_is_called_in_its_order(monkeypatch) -> None:
-    monkeypatch.setattr("stages.training.loop._STOP_S", 1e9)  # but for phases' first steps it asks with log entries alone
+    monkeypatch.setattr("stages.training.loop._STOP_S", 1e9)  # but for first steps it asks with log entries alone
     diary = Diary()
     diary.train(Denoise())
     assert diary.lines == [
