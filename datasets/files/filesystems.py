@@ -60,14 +60,16 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
-def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each call returns, in their order, while some of the next are under way: a store answers after a while."""
+def ahead(calls: Iterable[Callable[[], T]], most: int = AHEAD) -> Iterator[T]:
+    """What each call returns, in their order, while some of the next are under way: a store answers after a while.
+
+    No more than `most` are taken before it is the turn of the first."""
     under_way: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(READERS)
     try:
         for call in calls:
             under_way.append(pool.submit(call))
-            if len(under_way) > AHEAD:
+            if len(under_way) > most:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()

@@ -1,4 +1,4 @@
-"""What Arrow's client of S3 does not do, by boto3: reads and puts of one request, large reads in parts, conditions.
+"""What Arrow's client of S3 does not do, by boto3: reads and puts of one request, large ones in parts, conditions.
 
 Arrow asks how large an object is before it reads it, and takes all of it over one connection. Here the first request
 brings the beginning, and with it the size; what is left of a large object comes in parts, several at a time. Errors
@@ -10,16 +10,17 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from datasets.files import notices
-from datasets.files.filesystems import s3_client
+from datasets.files.filesystems import ahead, s3_client
 from datasets.files.retrying import persistently
 
 PART = 8 << 20  # bytes of a request; a store takes as long for some 2 MB more as it takes to answer at all
 PARALLEL = 8  # parts of one object at a time
+MOST_PARTS = 10_000  # of an object that is put in parts
 GONE = frozenset({"NoSuchKey", "404"})
 EMPTY, CHANGED, THERE, MEANWHILE = 416, 412, 412, 409  # HTTP statuses, of a range and of conditions
 AT_ONCE = 1000  # objects that S3 lists, or deletes, in one request
@@ -113,6 +114,76 @@ def put(data: bytes, uri: str) -> None:
     def request() -> None:
         with _telling(uri, "PutObject"):
             s3_client().put_object(**_place(uri), Body=data)
+
+    persistently(uri, request)
+
+
+def put_large(pieces: Iterable[bytes | memoryview], size: int, uri: str) -> None:
+    """Put an object of so many bytes in parts, several at a time, each made again while it fails as may pass.
+
+    It is there with the last request. What ends it before, a Ctrl-C too, leaves what was there: streams of Arrow put
+    in its place what they have got by then.
+    """
+    place, client, tags = _place(uri), s3_client(), list[str]()
+    upload = persistently(uri, lambda: _begun(uri))
+    try:
+        parts = enumerate(_in_parts(pieces, size), start=1)
+        calls = (partial(_put_part, uri, upload, number, data) for number, data in parts)
+        tags += ahead(calls, most=PARALLEL)
+        _finish(uri, upload, tags, size)
+    except BaseException:
+        with suppress(Exception):  # the bucket's own rules sweep what stays of uploads that never end
+            client.abort_multipart_upload(**place, UploadId=upload)
+        raise
+
+
+def _begun(uri: str) -> str:
+    with _telling(uri, "CreateMultipartUpload"):
+        return str(s3_client().create_multipart_upload(**_place(uri))["UploadId"])
+
+
+def _in_parts(pieces: Iterable[bytes | memoryview], size: int) -> Iterator[bytearray]:
+    """The same bytes in pieces of one size, no more of them than S3 takes."""
+    whole, part = max(PART, -(-size // MOST_PARTS)), bytearray()
+    for piece in pieces:
+        rest = memoryview(piece).cast("B")
+        while len(rest):
+            taken = rest[: whole - len(part)]
+            part += taken
+            rest = rest[len(taken) :]
+            if len(part) == whole:
+                yield part
+                part = bytearray()
+    if part:
+        yield part
+
+
+def _put_part(uri: str, upload: str, number: int, data: bytearray) -> str:
+    """Put a part; its tag."""
+
+    def request() -> str:
+        with _telling(uri, "UploadPart"):
+            answer = s3_client().upload_part(**_place(uri), UploadId=upload, PartNumber=number, Body=data)
+            return str(answer["ETag"])
+
+    return persistently(uri, request)
+
+
+def _finish(uri: str, upload: str, tags: list[str], size: int) -> None:
+    """Make one object of the parts."""
+    place, tries = _place(uri), 0
+    parts = [{"ETag": tag, "PartNumber": number} for number, tag in enumerate(tags, start=1)]
+
+    def request() -> None:
+        nonlocal tries
+        tries += 1
+        with _telling(uri, "CompleteMultipartUpload"):
+            try:
+                s3_client().complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+            except _client_error() as error:
+                gone = error.response["Error"]["Code"] == "NoSuchUpload"
+                if not (gone and tries > 1 and s3_client().head_object(**place)["ContentLength"] == size):
+                    raise  # else the answer to a try before was lost
 
     persistently(uri, request)
 

@@ -184,6 +184,8 @@ def publish(content: bytes | Pieces | Path, path: str) -> FileEntry:
     data = content.read_bytes() if isinstance(content, Path) else content
     if _on_s3(path) and len(data) < ONE_REQUEST:
         s3.put(b"".join(_pieces(data)), path)
+    elif _on_s3(path):
+        s3.put_large(_pieces(data), len(data), path)
     elif is_remote(path):
         _ask(path, lambda filesystem, inner: _upload(data, filesystem, inner), _tries(data))
     else:

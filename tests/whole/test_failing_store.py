@@ -119,7 +119,6 @@ def test_what_is_not_there_or_not_allowed_is_told_at_once(store, root, heard):
 
 def test_half_an_upload_is_nothing(store, root, monkeypatch):
     monkeypatch.setenv(PATIENCE, "0")
-    monkeypatch.setattr(storage, "QUIET_TRIES", 2)  # eight take two minutes
     storage.publish(b"old", f"{root}/x")
     store.fault = lambda method, path: "slow" if "partNumber=2" in path else None
     with pytest.raises(StoreAway):

@@ -3,8 +3,10 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+from botocore.exceptions import ConnectionClosedError
 
 from datasets.files import filesystems, notices, s3, storage
 from datasets.files.errors import NothingThere, StoreRefuses
@@ -192,3 +194,40 @@ def test_a_large_object_is_written_in_parts_and_hashed_on_the_way(store, s3_root
     parts = [path for method, path in store.asked[before:] if method == "PUT"]
     assert all(re.search("partNumber", path) for path in parts)
     assert len(store.asked) - before <= len(parts) + 2  # its begin and its end
+
+
+class Interrupted:
+    """Content in pieces of which the last but few never come, as after a Ctrl-C."""
+
+    def __len__(self) -> int:
+        return 40 << 20
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for number in range(40):
+            if number == 30:
+                raise KeyboardInterrupt
+            yield memoryview(bytes(1 << 20))
+
+
+def test_what_is_interrupted_leaves_what_was_there_and_no_upload(store, s3_root):
+    storage.publish(b"old", f"{s3_root}/x")
+    with pytest.raises(KeyboardInterrupt):
+        storage.publish(Interrupted(), f"{s3_root}/x")
+    assert storage.read(f"{s3_root}/x") == b"old"
+    bucket = s3_root.removeprefix("s3://").partition("/")[0]
+    assert not filesystems.s3_client().list_multipart_uploads(Bucket=bucket).get("Uploads")
+
+
+def test_a_last_request_whose_answer_is_lost_is_not_taken_for_a_failure(store, s3_root, monkeypatch):
+    client, content = filesystems.s3_client(), os.urandom(20 << 20)
+    complete, answers = client.complete_multipart_upload, [ConnectionClosedError(endpoint_url="s3")]
+
+    def unheard(**about: object) -> object:
+        answer = complete(**about)
+        if answers:
+            raise answers.pop()
+        return answer
+
+    monkeypatch.setattr(client, "complete_multipart_upload", unheard)
+    storage.publish(content, f"{s3_root}/x")
+    assert storage.read(f"{s3_root}/x") == content
