@@ -63,7 +63,8 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
 def ahead(calls: Iterable[Callable[[], T]], most: int = AHEAD) -> Iterator[T]:
     """What each call returns, in their order, while some of the next are under way: a store answers after a while.
 
-    No more than `most` are taken before it is the turn of the first."""
+    No more than `most` are taken before it is the turn of the first.
+    """
     under_way: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(READERS)
     try:

@@ -115,6 +115,11 @@ def _step_hours(leases: Sequence[Lease]) -> StepHours:
     )
 
 
+def _try_of(lease: Lease) -> tuple[str, str, str | None, str]:
+    """What was tried, and when: an artifact's attempt, which may hold several leases."""
+    return lease.step, lease.fingerprint, lease.about.output, lease.attempt
+
+
 def has_failed(lease: Lease) -> bool:
     """Whether it ended with an error or was killed."""
     return lease.outcome in ("failed", "killed")
@@ -127,8 +132,8 @@ def spent(leases: Iterable[Lease]) -> Spent:
     phases = {phase: sum(lease.phases.get(phase, 0.0) for lease in counted) for phase in PHASES}
     total = sum(phases.values())
     lasting = sum(lease.phases.get(STEPS, 0.0) for lease in counted if lease.lasting)
-    failed = {(lease.step, lease.fingerprint, lease.attempt) for lease in told if has_failed(lease)}
-    of_failed = [lease for lease in counted if (lease.step, lease.fingerprint, lease.attempt) in failed]
+    failed = {_try_of(lease) for lease in told if has_failed(lease)}
+    of_failed = [lease for lease in counted if _try_of(lease) in failed]
     return Spent(
         total=total,
         phases={phase: seconds for phase, seconds in phases.items() if seconds},

@@ -91,7 +91,8 @@ class Books:
     def open(self, item: Planned) -> Account:
         """The account of a step's build: the one that was begun, where the run goes on from that, or a new one."""
         step, fingerprint = item.step, item.fingerprint
-        ours = [lease for lease in self.leases() if (lease.step, lease.fingerprint) == (step.name, fingerprint.digest)]
+        wanted = step.name, fingerprint.digest
+        ours = [it for it in self.leases() if (it.step, it.fingerprint) == wanted and it.may_be_of(step.output)]
         going_on = item.state == "resume"
         begun = (lease.about.build for lease in ours if lease.lasting and lease.about.build)
         build = (next(begun, None) if going_on else None) or uuid.uuid4().hex

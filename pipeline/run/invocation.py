@@ -37,7 +37,7 @@ from pipeline.run.stopping import Stop, signals
 from pipeline.run.writable import check_writable
 from pipeline.settings.config import Config
 from pipeline.steps.build import Build, Facts
-from pipeline.store import claims, deleting, earlier, ledger
+from pipeline.store import claims, deleting, earlier
 from pipeline.store.artifacts import Artifact, Fingerprint, Look, Store, lacking
 from pipeline.store.claims import Claim
 from pipeline.store.ledger import About
@@ -350,8 +350,7 @@ class _Session:
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint
-        known, _ = ledger.read(self.root)
-        ours = [lease for lease in known if lease.about.output in (None, step.output)]
+        ours = [lease for lease in self.books.leases() if lease.may_be_of(step.output)]
         spent = by_step(ours).get((step.name, fingerprint.digest))
         told = {
             "files": facts.files,

@@ -197,6 +197,13 @@ class Lease:
         """The writer of its lines, which is the run."""
         return self.attempt.rpartition("/")[0]
 
+    def may_be_of(self, output: str | None) -> bool:
+        """Whether it was held for an artifact of its step: each of several, as of prompt sets, is built by itself.
+
+        Earlier versions did not say of which.
+        """
+        return output is None or self.about.output in (None, output)
+
     @property
     def phases(self) -> dict[str, float]:
         """Device-seconds by phase."""
@@ -222,18 +229,18 @@ def read(root: str) -> tuple[list[Lease], int]:
 
 
 def leases(events: Iterable[Mapping[str, Any]]) -> list[Lease]:
-    """The leases that events tell of, by step, fingerprint and output; neither their order nor repetitions matter.
+    """The leases that events tell of, by step and fingerprint; neither their order nor repetitions matter.
 
     One whose opening line was torn is left out: nobody knows whose it was.
     """
     by_lease: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for event in events:
         by_lease[event["lease"]].append(event)
-    by_artifact: defaultdict[tuple[str, str, str], list[Lease]] = defaultdict(list)
+    by_step: defaultdict[tuple[str, str], list[Lease]] = defaultdict(list)
     for _, group in sorted(by_lease.items()):
-        if lease := _fold(group):  # a step of several outputs, as of several prompt sets, builds each on its own
-            by_artifact[lease.step, lease.fingerprint, lease.about.output or ""].append(lease)
-    return [lease for _, group in sorted(by_artifact.items()) for lease in _judged(group)]
+        if lease := _fold(group):
+            by_step[lease.step, lease.fingerprint].append(lease)
+    return [lease for _, group in sorted(by_step.items()) for lease in _judged(group)]
 
 
 def _fold(events: Sequence[Mapping[str, Any]]) -> Lease | None:
@@ -263,11 +270,14 @@ def _fold(events: Sequence[Mapping[str, Any]]) -> Lease | None:
 
 
 def _judged(group: Sequence[Lease]) -> Iterator[Lease]:
-    """The leases of one artifact, with what only all of them tell."""
-    # One run at a time builds an artifact, so whatever is open and has a successor was killed.
-    latest = max(group, key=lambda lease: lease.opened)
+    """The leases of one step, with what only all of them tell."""
     gpus = any(lease.kind != CPU for lease in group)
+    in_order = sorted(group, key=lambda lease: lease.opened)
+    outputs = {lease.about.output for lease in group}
+    newest = {output: [lease for lease in in_order if lease.may_be_of(output)][-1] for output in outputs}
     for lease in group:
+        latest = newest[lease.about.output]
+        # One run at a time builds an artifact, so whatever is open and has a successor was killed.
         killed = lease.outcome == "open" and lease.attempt != latest.attempt
         yield replace(
             lease,

@@ -110,6 +110,11 @@ def test_an_old_ledger_reads_as_it_did():
     assert (found.phases, found.failed, found.goodput) == ({OTHER: 400.0}, 240.0, None)
 
 
+def test_an_attempt_that_failed_is_of_its_own_artifact():
+    drawn, failed = (lines(name, 1, 4, end, output=name) for name, end in (("a", "done"), ("b", "failed")))
+    assert spent(ledger.leases(drawn + failed)).failed == 4 * BEAT
+
+
 def test_a_step_of_no_time_to_speak_of_has_its_kind_of_device():
     leases = ledger.leases(lines("a", 8, 0))
     (row,) = by_step(leases).values()

@@ -16,8 +16,8 @@ from pipeline.store.ledger import About, Held, Writer
 KEY = ("train_c", "abc")
 
 
-def planned(state: str) -> Any:
-    step = SimpleNamespace(name="train_c", output="stage_c")
+def planned(state: str, output: str = "stage_c") -> Any:
+    step = SimpleNamespace(name="train_c", output=output)
     return SimpleNamespace(step=step, fingerprint=SimpleNamespace(digest="abc", parents={"images": "i"}), state=state)
 
 
@@ -45,6 +45,17 @@ def test_a_build_that_goes_on_keeps_its_name_and_its_hours(tmp_path):
     assert anew.of_build() == 0
     (lease,) = ledger.read(str(tmp_path))[0]
     assert lease.about == About(account.about.build, "stage_c", {"images": "i"}, "here", 8)
+
+
+def test_a_build_goes_on_with_its_own_of_those_of_its_step(tmp_path):
+    """As one of several prompt sets does whose samples are drawn by one step."""
+    begun = {}
+    for output in ("a", "b"):
+        account = books(tmp_path, f"first {output}").open(planned("run", output))
+        with account.lease(2, "cpu"):
+            begun[output] = account.about.build
+    for output in ("b", "a"):
+        assert books(tmp_path, f"again {output}").open(planned("resume", output)).about.build == begun[output]
 
 
 def test_hours_of_gpus_count_where_there_are_any(tmp_path, monkeypatch):
