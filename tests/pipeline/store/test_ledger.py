@@ -138,9 +138,9 @@ def test_a_ledger_that_cannot_be_written_does_not_end_the_work(
         pytest.fail("began although nothing can be accounted for")
 
 
-@pytest.mark.parametrize("place", ["memory://ledger-test", "{folder}"])
-def test_each_lease_is_kept_in_three_lines_however_long_it_lasts(place: str, tmp_path: Path) -> None:
-    root = place.format(folder=tmp_path)
+@pytest.mark.parametrize("place", ["s3_root", "tmp_path"])
+def test_each_lease_is_kept_in_three_lines_however_long_it_lasts(place: str, request: pytest.FixtureRequest) -> None:
+    root = str(request.getfixturevalue(place))
     writer = Writer(root, "one", heartbeat_s=0.01)
     for devices in (1, 3):
         with writer.lease(*KEY, devices=devices, kind="cpu"):
