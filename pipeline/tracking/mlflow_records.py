@@ -10,8 +10,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from pipeline.store.process import ProcessId
 from pipeline.tracking import outbox, projection
 from pipeline.tracking.card import RUN
 from pipeline.tracking.mlflow_store import MlflowStore, NeedsMending, connect, require_active
-from pipeline.tracking.outbox import Record
+from pipeline.tracking.outbox import NotTaken, Record
 from pipeline.tracking.projection import KEY
 
 log = logging.getLogger(__name__)
 
 MetricRow = tuple[str, float, int, int]  # name, value, step, time
-KINDS = ("end_lost", "start", "config", "inputs", "metrics", "hours", "image", "tags", "release", "end")
 PROCESS = "wst.process"
 CONTENT = "wst.content"  # the hash of an artifact's content
 END_REASON = "wst.end_reason"  # of a run that did not come to its end
@@ -51,7 +50,12 @@ class Recorder:
         self._root = root
 
     def __call__(self, records: Sequence[Record]) -> None:
-        """Put records there in their order; measurements of a run that follow each other go together."""
+        """Put records there in their order; measurements of a run that follow each other go together.
+
+        Raises:
+            NotTaken: MLflow is there, but has not taken some. Without those all others go on: a store of files may be
+                away, or refuse this user, where that of the figures is not.
+        """
         from mlflow.exceptions import MlflowException
 
         if self._client is None:
@@ -60,25 +64,49 @@ class Recorder:
             except MlflowException as error:
                 _raise_if_mendable(error)
                 raise
-        ours = [record for record in records if record.get("kind") in KINDS]
-        self.refused += len(records) - len(ours)
-        for (kind, run), group in groupby(ours, lambda record: (record["kind"], record.get("run"))):
-            for record in [_together(list(group))] if kind == "metrics" else group:
-                try:
-                    self._put(kind, run, record)
-                except MlflowException as error:
-                    if error.error_code not in _NEVER:
-                        _raise_if_mendable(error)
-                        raise
-                    require_active(self._client.get_experiment(self._experiment_id), self._store)
-                    self.refused += 1
-                    log.warning("MLflow refuses a record (%s) of run %s: %s", kind, run, error)
+        aside: dict[tuple[str, str | None], list[int]] = {}  # kind and run -> places; what follows waits for its turn
+        why: Exception | None = None
+        for group, places in _grouped(records):
+            if group in aside:
+                aside[group] += places
+                continue
+            try:
+                self._put(*group, _together([records[place] for place in places]))
+            except Exception as error:
+                if self._is_refused(error):
+                    self.refused += len(places)
+                    log.warning("MLflow refuses a record (%s) of run %s: %s", *group, error)
+                elif group[0] == "start" or not self._is_there():  # without its start a run has nothing
+                    _raise_if_mendable(error)
+                    raise
+                else:
+                    aside[group], why = places, error
+        if aside:
+            raise NotTaken(sorted(chain.from_iterable(aside.values()))) from why
+
+    def _is_refused(self, error: Exception) -> bool:
+        """Whether a record will never be taken: by MLflow, or as it is one of another version of this program."""
+        from mlflow.exceptions import MlflowException
+
+        if isinstance(error, MlflowException) and error.error_code in _NEVER:
+            require_active(self._client.get_experiment(self._experiment_id), self._store)
+            return True
+        return isinstance(error, KeyError | TypeError)
+
+    def _is_there(self) -> bool:
+        """Whether MLflow answers the simplest question."""
+        try:
+            return self._client.get_experiment(self._experiment_id) is not None
+        except Exception as error:
+            log.info("MLflow does not answer: %s", error)
+            return False
 
     def _put(self, kind: str, run: str | None, record: Record) -> None:
         if kind == "end_lost":
             self._end_lost()
             return
-        assert run is not None
+        if run is None:
+            raise KeyError("run")
         if kind == "start":
             self._start(run, record)
             return
@@ -98,9 +126,10 @@ class Recorder:
             self._inputs(run_id, record["datasets"])
         elif kind == "release":
             self._release(run_id, record)
-        else:
-            assert kind == "end", kind
+        elif kind == "end":
             self._client.set_terminated(run_id, record["status"], end_time=record["time"])
+        else:
+            raise KeyError(kind)
 
     def _start(self, run: str, record: Record) -> None:
         tags = {**record["tags"], KEY: run}
@@ -135,10 +164,10 @@ class Recorder:
     def _config(self, run_id: str, text: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
+        # Parameters are for comparing runs; MLflow cuts them at 6,000 characters, the file is whole.
+        self._client.log_batch(run_id, params=[Param(legal_name(key), value) for key, value in params.items()])
         if text:
             self._client.log_text(run_id, text, "config.yaml")
-        # Parameters are for comparing runs; MLflow cuts them at 6,000 characters, the file above is whole.
-        self._client.log_batch(run_id, params=[Param(legal_name(key), value) for key, value in params.items()])
 
     def _metrics(self, run_id: str, rows: Sequence[MetricRow]) -> None:
         from mlflow.entities import Metric
@@ -263,9 +292,21 @@ def _raise_if_mendable(error: Exception) -> None:
         ) from error
 
 
+def _grouped(records: Sequence[Record]) -> Iterator[tuple[tuple[str, str | None], list[int]]]:
+    """Kind and run of records, and their places: of measurements as many as follow each other, else of one."""
+
+    def about(place: int) -> tuple[str, str | None]:
+        return str(records[place].get("kind")), records[place].get("run")
+
+    for group, found in groupby(range(len(records)), about):
+        places = list(found)
+        yield from [(group, places)] if group[0] == "metrics" else [(group, [place]) for place in places]
+
+
 def _together(measurements: Sequence[Record]) -> Record:
-    """Measurements of one run as one record."""
-    return {**measurements[0], "rows": [row for record in measurements for row in record["rows"]]}
+    """Measurements of one run as one record; any other record alone as it is."""
+    first, *others = measurements
+    return {**first, "rows": [row for record in measurements for row in record["rows"]]} if others else first
 
 
 def drop_pictures(folder: Path) -> int:

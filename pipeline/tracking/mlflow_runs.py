@@ -156,8 +156,8 @@ class Tracking:
 
     def _complain(self, reason: str) -> None:
         self._say(
-            f"MLflow at {self._store.uri} takes nothing ({reason}); the run goes on, and its records wait in "
-            f"{self._unsent}"
+            f"MLflow at {self._store.uri} does not take what it is given ({reason}); the run goes on, and its records "
+            f"wait in {self._unsent}"
         )
 
     def _complaints(self, outbox: Outbox, left: int) -> Iterator[str]:

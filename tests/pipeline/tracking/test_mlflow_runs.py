@@ -34,6 +34,7 @@ CONFIG = {
     "stage_c": {"train": {"lr": 1e-4, "phases": [{"steps": 10}]}},
     "data": {"metadata": "s3://reader:canary-1@bucket/laion?secret_key=canary-2", "hub_token": "canary-3"},
 }
+PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 MANIFEST = {
     "rows": 64,
     "bytes": 1000,
@@ -60,6 +61,12 @@ def _tracking(store: MlflowStore) -> Tracking:
         fingerprints={"stage_c": "abc", "samples": "def"},
         config=CONFIG,
     )
+
+
+def _png() -> bytes:
+    png = io.BytesIO()
+    Image.fromarray(PIXELS).save(png, "PNG")
+    return png.getvalue()
 
 
 def _runs(store: MlflowStore) -> dict[str, Any]:
@@ -129,16 +136,13 @@ def test_metrics_have_steps_and_legal_names(store: MlflowStore) -> None:
 
 
 def test_pictures_of_one_name_are_a_series(store: MlflowStore) -> None:
-    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
     with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
-        run.image("samples/panel", png.getvalue(), step=10)
-        run.image("samples/panel", png.getvalue(), step=20)
+        run.image("samples/panel", _png(), step=10)
+        run.image("samples/panel", _png(), step=20)
     assert store.artifacts
     files = sorted(store.artifacts.rglob("images/*.png"))
     assert ["+step+10+" in files[0].name, "+step+20+" in files[1].name, len(files)] == [True, True, 2]
-    np.testing.assert_array_equal(np.asarray(Image.open(files[0])), pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(files[0])), PIXELS)
     assert tracking.warnings == []
 
 
@@ -218,6 +222,38 @@ def test_what_mlflow_never_takes_is_dropped_counted_and_holds_nothing_up(store: 
     assert _runs(store)[PARENT].info.status == "FINISHED"
     (warning,) = tracking.warnings
     assert "refused 2 records for good" in warning  # the point, and the end of the run
+
+
+def test_a_store_of_files_that_refuses_holds_up_no_figure(store: MlflowStore) -> None:
+    """As that of a server whose bucket this user may not write to; the files follow once they may."""
+    assert store.artifacts
+    store.artifacts.write_text("a file is in the way of the folder")
+    with _tracking(store) as tracking, tracking.step("train_c", "stage_c", "abc") as run:
+        for step in (1, 2):
+            run.metrics({"loss": 1.0 / step}, step)
+            run.image("panel", _png(), step)
+    (warning,) = tracking.warnings
+    assert "did not take 3 records (" in warning  # the config and two pictures
+    assert "Not a directory" in warning or "File exists" in warning
+    assert {name: run.info.status for name, run in _runs(store).items()} == {PARENT: "FINISHED", CHILD: "FINISHED"}
+    assert _runs(store)[CHILD].data.metrics == {"loss": 0.5}
+    assert _runs(store)[PARENT].data.params["conf"]
+    store.artifacts.unlink()
+    assert "has taken what earlier runs could not send" in (send_unsent(store, "wuerstchen") or "")
+    client, _ = connect(store, "wuerstchen")
+    assert [file.path for file in client.list_artifacts(_runs(store)[PARENT].info.run_id)] == ["config.yaml"]
+    assert len(client.list_artifacts(_runs(store)[CHILD].info.run_id, "images")) == 4
+    assert not list(store.unsent.rglob("*.jsonl"))
+
+
+def test_records_of_another_version_are_dropped_counted_and_hold_nothing_up(store: MlflowStore) -> None:
+    with _tracking(store) as tracking:
+        tracking.record("tags", run=tracking._parent)
+        tracking.record("dreams", run=tracking._parent)
+        tracking.record("end")
+    assert _runs(store)[PARENT].info.status == "FINISHED"
+    (warning,) = tracking.warnings
+    assert "refused 3 records for good" in warning
 
 
 def test_a_build_that_goes_on_does_so_in_its_own_run(store: MlflowStore) -> None:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,7 +23,7 @@ import pytest
 
 from pipeline.tracking.mlflow_runs import Tracking, send_unsent
 from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
-from pipeline.tracking.outbox import BATCH, Outbox, Record
+from pipeline.tracking.outbox import BATCH, NotTaken, Outbox, Record
 from pipeline.verbs.ui import serve_ui
 
 PNG = (
@@ -73,6 +75,64 @@ def test_what_fails_is_tried_again_until_it_passes(tmp_path: Path) -> None:
     assert service.taken == list(range(5))
     assert (outbox.failures > 0, outbox.last_error) == (True, "nobody is there")
     assert complaints == ["nobody is there"]  # however often it was tried
+
+
+def test_what_the_service_does_not_take_holds_up_nothing_and_stays(tmp_path: Path) -> None:
+    """Seven of each ten are refused, in the same process and by the next; then all are taken."""
+    taken: list[int] = []
+    refused = {number for number in range(3 * BATCH) if number % 10 < 7}
+
+    def send(records: Sequence[Record]) -> None:
+        numbers = [record["number"] for record in records]
+        taken.extend(number for number in numbers if number not in refused)
+        if places := [place for place, number in enumerate(numbers) if number in refused]:
+            raise NotTaken(places) from PermissionError("not this user")
+
+    complaints: list[str] = []
+    outbox = Outbox(tmp_path, "one", send, complaints.append)
+    for number in range(3 * BATCH):
+        outbox.add({"number": number})
+    assert not outbox.flush(60)
+    assert taken == [number for number in range(3 * BATCH) if number not in refused]
+    assert outbox.close(60) == len(refused) == len(outbox.path.read_text().splitlines())
+    assert (complaints, outbox.last_error) == (["not this user"], "not this user")
+    expected = set(range(3 * BATCH)) - {0}
+    refused = {0}
+    assert Outbox(tmp_path, "two", send).close(60) == 0
+    assert (sorted(taken), outbox.path.read_text()) == (sorted(expected), '{"number": 0}\n')
+    refused = set()
+    again = Outbox(tmp_path, "three", send)
+    assert again.close(60) == 0
+    assert (sorted(taken), list(tmp_path.iterdir())) == (list(range(3 * BATCH)), [])
+
+
+def test_what_is_set_aside_is_tried_again_in_the_same_process(tmp_path: Path) -> None:
+    tries = 0
+
+    def send(records: Sequence[Record]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise NotTaken(range(len(records))) from ConnectionError("away")
+
+    outbox = Outbox(tmp_path, "one", send)
+    outbox.add({"number": 1})
+    deadline = time.monotonic() + 60
+    while not outbox.flush(60):
+        assert time.monotonic() < deadline
+    assert (outbox.close(60), tries, outbox.failures) == (0, 3, 2)
+
+
+def test_what_waits_does_so_in_the_file(tmp_path: Path) -> None:
+    """Pictures of weeks, for a service that is away for as long, are not kept in memory."""
+    outbox = Outbox(tmp_path, "one", Service(there=False))
+    tracemalloc.start()
+    for number in range(100):
+        outbox.add({"number": number, "png": "x" * (1 << 20)})
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 60 << 20  # a batch or two on their way among them
+    assert outbox.close(60) == 100
 
 
 def test_the_next_process_sends_what_one_left_behind_and_leaves_the_living_alone(tmp_path: Path) -> None:
@@ -251,7 +311,7 @@ def test_a_server_that_is_away_delays_no_step_and_loses_no_point(
         assert "the next run with this root, tracking.uri and experiment sends them" in warning
         if kind != "silent":
             (sentence,) = said
-            assert sentence.startswith(f"MLflow at http://127.0.0.1:{port} takes nothing (")
+            assert sentence.startswith(f"MLflow at http://127.0.0.1:{port} does not take what it is given (")
             assert reason in sentence
             assert len(sentence) < 250 + len(str(tmp_path))  # with the remedy, where there is one
     monkeypatch.setattr("pipeline.tracking.mlflow_runs.END_PATIENCE_S", 60.0)
