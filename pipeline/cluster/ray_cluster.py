@@ -1,4 +1,4 @@
-"""Ray: starting it, tasks, actor pools over shards, training jobs. The only file that calls Ray.
+"""Ray: starting it, tasks, actor pools over shards, training jobs. What a step asks of Ray, it asks here.
 
 Ray's blocking calls run in a thread, so that the driver's main thread stays free for signals and progress. Workers talk
 back through one small actor, the board: progress, metrics, and the wish to stop.
@@ -43,8 +43,9 @@ from pipeline.settings.resources import Cluster as ClusterConfig
 from pipeline.settings.resources import Work
 from pipeline.store.redact import hidden
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
-Post = Callable[[dict[str, Any]], None]
 POLL_S = 0.5
 LOOK_S = 3.0  # between two looks whether a training that has shrunk can grow
 PING_S = 60.0  # for an answer of a node: it may have to start a process; one that is dead fails sooner
@@ -114,13 +115,17 @@ class Cluster:
         messages: list[dict[str, Any]] = get(self.board.exchange.remote(stop or self._grows))
         return messages
 
+    def _ask_to_stop(self) -> None:
+        """Ask the workers to save and return; what they post is not heard any more."""
+        self.exchange(stop=True)
+
     def call(self, function: Callable[..., T], *arguments: Any, work: Work, gpus: int, tick: Callable[[], None]) -> T:
         """Run one function as a Ray task on one CPU and so many GPUs; what `tick` raises ends the task."""
         where = self.room.selector(work)
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, label_selector=where or None)(heard)
         reference = task.options(name=function.__name__).remote(self.board, hidden(), function, *arguments)
         try:
-            return _patiently(lambda: get(reference), tick)
+            return _patiently(lambda: get(reference), tick, lambda: ray.cancel(reference, force=True))
         except BaseException:
             ray.cancel(reference, force=True)  # nothing, where it has ended by itself
             raise
@@ -252,7 +257,7 @@ class Cluster:
                 label_selector=self.room.selector(work) or None,
                 max_restarts=0,  # a dead actor fails the map; the step's next attempt goes on with what is left
             )
-        _patiently(lambda: collections.deque(mapped.iter_rows(), maxlen=0), tick)
+        _patiently(lambda: collections.deque(mapped.iter_rows(), maxlen=0), tick, self._ask_to_stop)
 
     def train(
         self,
@@ -311,7 +316,7 @@ class Cluster:
     def _fit(self, trainer: Any, workers: int, worlds: Sequence[int], tick: Callable[[], None]) -> None:
         """Train, and ask the ranks to save once there is room for more of them."""
         if workers >= max(worlds, default=0):
-            _patiently(trainer.fit, tick)
+            _patiently(trainer.fit, tick, self._ask_to_stop)
             return
         looked, more = time.monotonic(), None
 
@@ -326,15 +331,19 @@ class Cluster:
 
         with self._demand(worlds[0]):
             try:
-                _patiently(trainer.fit, look)
+                _patiently(trainer.fit, look, self._ask_to_stop)
             finally:
                 self._grows = False
         if more is not None:
             raise Grows(f"there is room for {more} workers again; it is saved, and goes on with them")
 
 
-def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:
-    """Run a blocking Ray call in a thread and tick meanwhile."""
+def _patiently(blocking: Callable[[], T], tick: Callable[[], None], end: Callable[[], object]) -> T:
+    """Run a blocking Ray call in a thread and tick meanwhile.
+
+    What ticks raise that a step's next attempt may get over is raised once the call has come to its `end`, which is
+    asked for until it does: two attempts at once would write to the same files.
+    """
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -348,7 +357,15 @@ def _patiently(blocking: Callable[[], T], tick: Callable[[], None]) -> T:
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
-        tick()
+        try:
+            tick()
+        except (InfrastructureError, OSError) as error:
+            log.warning("the work is ended, since the driver failed meanwhile: %s", error)
+            while thread.is_alive():
+                with contextlib.suppress(InfrastructureError):
+                    end()
+                thread.join(POLL_S)
+            raise
     tick()  # what was said last belongs to this call
     if failure:
         raise cause(failure[0]) from failure[0]

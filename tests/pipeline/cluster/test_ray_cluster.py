@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import psutil
 import pytest
 import ray
 
+from datasets.files.errors import StorageError
 from pipeline.cluster import joining
-from pipeline.cluster.ray_cluster import Cluster
-from pipeline.errors import Interrupted, RetriesExhausted, exit_code
+from pipeline.cluster.ray_cluster import Cluster, _patiently
+from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, exit_code
 from pipeline.settings import compose
 from tests.raylets import Raylets
 
@@ -110,6 +112,28 @@ def test_a_signal_while_ray_starts_ends_the_run_and_all_of_ray(moment, number, t
     assert said.count("\n") <= 3, said
     assert psutil.wait_procs(seen, timeout=60)[1] == []
     assert list((tmp_path / "root" / "claims").rglob("runs/*.json")) == []
+
+
+@pytest.mark.parametrize("error", [StorageError(5, "i/o error", "/root/x"), InfrastructureError("the board is gone")])
+def test_work_during_which_the_driver_fails_has_ended_before_the_step_is_tried_again(error):
+    asked, ended = threading.Semaphore(0), threading.Event()
+
+    def blocking() -> None:
+        for _ in range(2):  # it does not hear at once
+            assert asked.acquire(timeout=60)
+        ended.set()
+
+    def tick() -> None:
+        raise error
+
+    def end() -> None:
+        asked.release()
+        raise InfrastructureError("nor can it be asked")
+
+    with pytest.raises(type(error)) as raised:
+        _patiently(blocking, tick, end)
+    assert raised.value is error
+    assert ended.is_set()
 
 
 def test_a_ray_that_is_late_once_is_tried_again(monkeypatch):
