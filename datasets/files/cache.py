@@ -80,22 +80,42 @@ class VerifiedFiles:
             storage.sweep(str(place.parent))  # of a fetcher that was killed: it held the lock
             self._make_room(len(data))
             storage.publish(data, str(place))
-        except StorageError as error:
-            notices.tell(notices.PassedOver(str(place), f"not kept: {error.strerror}"))
+        except OSError as error:
+            notices.tell(notices.PassedOver(str(place), f"not kept: {reason_of(error)}"))
 
     def _make_room(self, needed: int) -> None:
+        """Count so many bytes more, and delete files where those are too many.
+
+        A process that is killed here has counted bytes that never come, until all files are looked at the next time.
+        """
+        assert self._folder is not None
+        counted = self._folder / "bytes"
+        with _locked(self._folder):
+            try:
+                there = int(counted.read_text())
+            except (FileNotFoundError, ValueError):  # never counted, or a process was killed in the writing
+                there = self._most_bytes
+            if there + needed > self._most_bytes:
+                there = self._reduced(needed)
+            counted.write_text(f"{there + needed}")
+
+    def _reduced(self, needed: int) -> int:
+        """Look at all files and, where there is no room for so many bytes, delete those read longest ago: a tenth of
+        all, since so many had to be looked at. Returns how many bytes are there."""
         assert self._folder is not None
         files = []
         for file in self._folder.glob("??/[0-9a-f]*"):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+            with contextlib.suppress(FileNotFoundError):
                 status = file.stat()
                 files.append((status.st_mtime_ns, status.st_size, file))
-        excess = sum(size for _, size, _ in files) + needed - self._most_bytes
-        for _, size, file in sorted(files):
-            if excess <= 0:
-                break
-            file.unlink(missing_ok=True)
-            excess -= size
+        there = sum(size for _, size, _ in files)
+        if there + needed > self._most_bytes:
+            for _, size, file in sorted(files):
+                file.unlink(missing_ok=True)
+                there -= size
+                if there <= min(self._most_bytes - needed, self._most_bytes * 9 // 10):
+                    break
+        return there
 
 
 def _require_own(folder: Path) -> None:

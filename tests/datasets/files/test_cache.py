@@ -77,7 +77,7 @@ def test_a_kept_file_that_was_cut_is_fetched_again(tmp_path, fetched):
     path, entry = put("x", b"content")
     files = VerifiedFiles(str(tmp_path), 100)
     files.read(path, entry)
-    (kept,) = (file for file in tmp_path.rglob("*") if file.is_file())
+    (kept,) = (file for file in tmp_path.rglob("??/*") if file.is_file())
     kept.write_bytes(b"cont")
     left = kept.with_name(f".{kept.name}.0.tmp")  # by a process that was killed
     left.touch()
@@ -95,6 +95,25 @@ def test_what_was_read_longest_ago_goes_first(tmp_path, fetched):
         time.sleep(0.01)  # the file system's clock has steps
         assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) <= 2000
     assert fetched == [a, b, c, b]
+
+
+def test_all_files_are_looked_at_seldom(tmp_path, fetched, monkeypatch):
+    """By two readers that share a folder with room for a hundred: once for each tenth of it."""
+    looks = []
+    monkeypatch.setattr(Path, "glob", lambda *words, glob=Path.glob: looks.append(words) or glob(*words))
+    both = [VerifiedFiles(str(tmp_path), 10_000) for _ in range(2)]
+    for number in range(300):
+        path, entry = put(f"n{number}", number.to_bytes(2, "big") * 50)
+        both[number % 2].read(path, entry)
+    assert 10 < len(looks) < 25
+    there = sum(file.stat().st_size for file in tmp_path.rglob("??/*") if file.is_file())
+    assert 9_000 <= there <= 10_000
+    assert int((tmp_path / "bytes").read_text()) == there
+    (tmp_path / "bytes").write_text("")  # by a process that was killed in it
+    both[0].read(path, entry)
+    path, entry = put("next", bytes(100))
+    both[1].read(path, entry)
+    assert 9_000 <= int((tmp_path / "bytes").read_text()) <= 10_000
 
 
 def test_a_file_beyond_the_budget_is_read_and_not_kept(tmp_path, fetched):
