@@ -21,6 +21,7 @@ class Activity:
 
     def __init__(self) -> None:
         self._now = (0, STARTING, time.monotonic())  # replaced as a whole: another thread reads it
+        self._saved_more = 0.0
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._in_all: defaultdict[str, float] = defaultdict(float)
 
@@ -33,14 +34,18 @@ class Activity:
         self._now = (step, doing, now)
 
     def now(self) -> tuple[int, str, float]:
-        """Steps done, what is being done, and for how many seconds."""
+        """Steps done, what is being done, and for how many seconds; of saving, since it last got further."""
         step, doing, since = self._now
-        return step, doing, time.monotonic() - since
+        return step, doing, time.monotonic() - (max(since, self._saved_more) if doing == SAVING else since)
+
+    def saves_more(self) -> None:
+        """A thread that saves the state has got further."""
+        self._saved_more = time.monotonic()
 
     def seconds_in_all(self) -> dict[str, float]:
         """Seconds by what was done since it was made, with those of what is being done."""
-        _, doing, seconds = self.now()
-        return {**self._in_all, doing: self._in_all.get(doing, 0.0) + seconds}
+        _, doing, since = self._now
+        return {**self._in_all, doing: self._in_all.get(doing, 0.0) + time.monotonic() - since}
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds by what was done since the last call; what is being done counts when it is over."""

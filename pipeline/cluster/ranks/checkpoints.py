@@ -47,6 +47,22 @@ class Found:
     parts: Sequence[Callable[[], bytes]]
 
 
+@dataclass(frozen=True)
+class Followed:
+    """A file's pieces, for each of which somebody is told that it goes on."""
+
+    pieces: Pieces
+    goes_on: Callable[[], None]
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for piece in self.pieces:
+            self.goes_on()
+            yield piece
+
+
 def _alone(own: Any) -> list[Any]:
     """What one rank tells all ranks."""
     return [own]

@@ -31,7 +31,7 @@ from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
 from pipeline.cluster.ranks import devices
 from pipeline.cluster.ranks.automatic import settled
-from pipeline.cluster.ranks.checkpoints import Checkpoints
+from pipeline.cluster.ranks.checkpoints import Checkpoints, Followed
 from pipeline.cluster.ranks.spending import Spending
 from pipeline.cluster.ranks.suspects import suspects
 from pipeline.cluster.ranks.watchdog import Watchdog
@@ -305,7 +305,8 @@ class RankCallbacks(Callbacks):
         if self._rank.rank == 0:  # no checkpoint without its log: the driver may be dead, and the next one asks for it
             folder = log_of(self._rank.building, self._name)
             storage.publish(json.dumps(entries).encode(), storage.join(folder, f"{step}.json"))
-        self.states.save(step, data, self._config.recipe(self._rank.seed), best.step if best else None)
+        followed = Followed(data, self.doing.saves_more)
+        self.states.save(step, followed, self._config.recipe(self._rank.seed), best.step if best else None)
         log.info("%s: step %d is saved, %.1f MB of it here", self._name, step, len(data) / 1e6)
         if self._rank.rank == 0:
             self._rank.board.post({"kind": "saved", "training": self._name, "step": step})

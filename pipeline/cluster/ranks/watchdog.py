@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from stages.training.activity import Activity
+from stages.training.activity import SAVING, Activity
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +47,21 @@ class Pulses:
         self.stall: str | None = None
         self._clock = clock
         self._pulses: dict[int, Pulse] = {}
-        self._asked_again = -math.inf
+        self._storage_works = -math.inf  # when it was last seen to be at something for which all have to wait
 
     def beat(self, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
         """See `Board`."""
         now = self._clock()
         self._pulses[rank] = Pulse(step, doing, seconds, now)
-        if now - self._asked_again > stall_s:
+        if doing == SAVING:  # a state may take long, as long as it gets further
+            self._storage_works = max(self._storage_works, now - seconds)
+        if now - self._storage_works > stall_s:
             self.stall = self.stall or _stall(self._pulses, now, stall_s)
         return self.stall
 
     def storage_fails(self) -> None:
         """A rank asks the storage again, for which the others wait: that has a patience of its own, and is no stall."""
-        self._asked_again = self._clock()
+        self._storage_works = self._clock()
 
     def rest(self, rank: int) -> None:
         """See `Board`."""

@@ -14,9 +14,11 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from pipeline.cluster import ray_cluster
+from pipeline.cluster.ranks.checkpoints import Followed
 from pipeline.cluster.ranks.watchdog import EXIT_STALLED, Pulses, Watchdog
 from stages.draws import Draws
 from stages.settings.training import TrainingConfig
+from stages.state_dicts import Serialized
 from stages.training import activity
 from stages.training.activity import Activity
 from stages.training.callbacks import Callbacks
@@ -58,6 +60,34 @@ def test_ranks_that_wait_for_the_storage_do_not_stall() -> None:
         assert pulses.beat(1, 3, activity.BACKWARD, seconds, 10.0) is None
     clock.now += 6
     assert "rank 0 after step 3: waiting for the batch" in str(pulses.beat(0, 3, activity.READING, 106.0, 10.0))
+
+
+def test_a_state_may_take_long_to_be_saved_as_long_as_that_gets_further() -> None:
+    clock = Clock()
+    pulses = Pulses(clock)
+    for seconds in range(0, 100, 5):  # a piece arrives every five seconds
+        clock.now += 5
+        assert pulses.beat(0, 3, activity.SAVING, 4.0, 10.0) is None
+        assert pulses.beat(1, 3, activity.COMPARING, seconds, 10.0) is None
+    clock.now += 5
+    assert pulses.beat(0, 3, activity.SAVING, 9.0, 10.0) is None
+    clock.now += 2
+    assert "rank 0 after step 3: saving the state" in str(pulses.beat(0, 3, activity.SAVING, 11.0, 10.0))
+
+
+def test_each_piece_that_is_saved_is_a_sign_of_life() -> None:
+    doing = Activity()
+    doing.begin(3, activity.SAVING)
+    for piece in Followed(Serialized({"a": torch.zeros(3)}).fill({"a": torch.zeros(3)}), doing.saves_more):
+        assert len(piece)
+        time.sleep(0.05)
+        assert doing.now()[2] >= 0.05
+    time.sleep(0.05)
+    assert 0.05 <= doing.now()[2] < doing.seconds_in_all()[activity.SAVING] - 0.05  # of one piece, of all
+    doing.begin(4, activity.READING)
+    doing.saves_more()  # behind the steps
+    time.sleep(0.05)
+    assert doing.now()[2] >= 0.05
 
 
 def test_a_rank_that_fell_silent_is_named() -> None:
