@@ -65,7 +65,7 @@ class Recorder:
                 _raise_if_mendable(error)
                 raise
         aside: dict[tuple[str, str | None], list[int]] = {}  # kind and run -> places; what follows waits for its turn
-        why: Exception | None = None
+        why = Exception()
         for group, places in _grouped(records):
             if group in aside:
                 aside[group] += places
@@ -82,7 +82,8 @@ class Recorder:
                 else:
                     aside[group], why = places, error
         if aside:
-            raise NotTaken(sorted(chain.from_iterable(aside.values()))) from why
+            kinds = ", ".join(sorted({kind for kind, _ in aside}))
+            raise NotTaken(sorted(chain.from_iterable(aside.values())), f"{kinds}: {outbox.in_short(why)}") from why
 
     def _is_refused(self, error: Exception) -> bool:
         """Whether a record will never be taken: by MLflow, or as it is one of another version of this program."""

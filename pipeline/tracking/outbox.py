@@ -33,10 +33,12 @@ PAUSES_S = (1.0, 2.0, 5.0, 15.0, 30.0)  # after a failure and further ones in a 
 
 
 class NotTaken(Exception):
-    """The service answers, and has taken all records sent but those at `places`; this error's cause says why."""
+    """The service answers, and has taken all records sent but those at `places`."""
 
-    def __init__(self, places: Sequence[int]):
-        super().__init__(f"{len(places)} records were not taken")
+    is_told_whole = True
+
+    def __init__(self, places: Sequence[int], reason: str):
+        super().__init__(reason)
         self.places = places
 
 
@@ -253,7 +255,7 @@ def _made(path: Path) -> FileIO:
 def in_short(error: BaseException) -> str:
     """What the error at the bottom of others says, in a line: those above repeat it among addresses and objects.
 
-    One that tells a remedy (a word of MLflow's, or `NeedsMending`) is told whole.
+    One that is a sentence of ours (`NotTaken`, `NeedsMending`) is told whole.
     """
     while (cause := error.__cause__ or error.__context__) and not getattr(error, "is_told_whole", False):
         error = cause

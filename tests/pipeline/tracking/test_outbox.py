@@ -86,7 +86,7 @@ def test_what_the_service_does_not_take_holds_up_nothing_and_stays(tmp_path: Pat
         numbers = [record["number"] for record in records]
         taken.extend(number for number in numbers if number not in refused)
         if places := [place for place, number in enumerate(numbers) if number in refused]:
-            raise NotTaken(places) from PermissionError("not this user")
+            raise NotTaken(places, "not this user")
 
     complaints: list[str] = []
     outbox = Outbox(tmp_path, "one", send, complaints.append)
@@ -113,7 +113,7 @@ def test_what_is_set_aside_is_tried_again_in_the_same_process(tmp_path: Path) ->
         nonlocal tries
         tries += 1
         if tries < 3:
-            raise NotTaken(range(len(records))) from ConnectionError("away")
+            raise NotTaken(range(len(records)), "away")
 
     outbox = Outbox(tmp_path, "one", send)
     outbox.add({"number": 1})
