@@ -17,6 +17,7 @@ from pipeline.plan.table import rows as all_steps
 from pipeline.plan.table import table
 from pipeline.plan.volume import Volume
 from pipeline.settings.config import Config
+from pipeline.settings.evaluation import HELD_OUT
 from pipeline.settings.sections import WITHOUT_BLOCKS, Encoding
 from stages.anatomy import flops, memory_estimate
 from stages.anatomy.memory_estimate import GIB, Memory
@@ -343,13 +344,19 @@ def _work(planned: Step, config: Config, rows: int | None, captions: int | None)
 
 
 def _pictures(config: Config, name: str, rows: int | None) -> int:
-    """How many a prompt set asks for, at most; those of files are counted, none where there is no good file."""
+    """How many a prompt set asks for, at most; those of files are counted, none where there is no good file.
+
+    Of `rows` so many as the config says are held out: each caption's are taken for one.
+    """
     if path := config.prompt_files().get(name):
         try:
             return len(prompts.read(path, config.eval.limit, config.seed, f"eval.prompts.{name}").prompts)
         except DataError:  # which is told elsewhere
             return 0
-    return min(config.sample.limit, rows or config.sample.limit)
+    if rows is None:
+        return config.sample.limit
+    held_out = min(rows, round(rows * config.data.holdout) + len(config.data.held_out_captions))
+    return min(config.sample.limit, held_out if config.drawn_sets()[name] == HELD_OUT else rows - held_out)
 
 
 def _real(path: str) -> int:

@@ -32,6 +32,15 @@ def test_costs_of_the_paper_come_from_the_config_and_say_so(tmp_path):
     assert found["sample"]["work"] == 64
 
 
+def test_of_the_held_out_as_many_are_drawn_as_there_are(tmp_path):
+    loaded = load("data.limit=60", "data.holdout=0.1", "data.held_out_captions=[a blue square]")
+    planned = planned_steps(loaded, Look(str(tmp_path)), Selection())
+    work = {
+        item.step.output: found["work"] for item, found in zip(planned, cost.estimates(planned, loaded), strict=True)
+    }
+    assert (work["samples"], work["samples_held_out"]) == (min(loaded.sample.limit, 53), min(loaded.sample.limit, 7))
+
+
 def test_rows_that_only_the_metadata_knows_are_no_number(tmp_path):
     found = costs(tmp_path, load(scale="paper"))
     assert found["download"]["work"] is None
