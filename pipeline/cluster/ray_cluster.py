@@ -38,7 +38,7 @@ from pipeline.cluster.failures import cause
 from pipeline.cluster.ranks.allocator import KEEPS_FREED
 from pipeline.cluster.ranks.meeting import Meeting
 from pipeline.cluster.room import Room, grown, ranks
-from pipeline.errors import Grows, InfrastructureError, UsageError
+from pipeline.errors import Grows, InfrastructureError
 from pipeline.settings.resources import Cluster as ClusterConfig
 from pipeline.settings.resources import Work
 from pipeline.store.redact import hidden
@@ -68,7 +68,7 @@ class Cluster:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         self.room = Room(config, ray.nodes)
-        self._check_room(workers)
+        self.room.require(workers)
         self.board = self._beside_us(Board, max_restarts=-1, max_task_retries=-1).remote()
         self._jobs = 0  # trainings so far, attempts counted
         self._grows = False  # whether the ranks are asked to save, so that more of them go on
@@ -78,16 +78,6 @@ class Cluster:
     def close(self) -> None:
         """Leave (or end) Ray."""
         ray.shutdown()
-
-    def _check_room(self, workers: int) -> None:
-        """Refuse what would wait for ever, before any step starts."""
-        if self.config.device == "cuda" and self.room.device("train") == "cpu":
-            raise UsageError("cluster.device=cuda, but Ray sees no GPU; use cluster.device=auto or cpu")
-        gpus, cpus = self.room.has("GPU"), self.room.has("CPU")
-        found = gpus // max(1, self.config.gpus_per_worker) if gpus and self.config.device != "cpu" else cpus
-        if workers > found and self.config.address is None:  # a cluster may still grow
-            kind = "GPUs" if found != cpus else "CPU cores"
-            raise UsageError(f"workers={workers}: this machine has {kind} for {found}; lower workers")
 
     def __str__(self) -> str:
         """What a person is told of where the work runs."""
@@ -156,11 +146,6 @@ class Cluster:
             for reference in running:
                 ray.cancel(reference, force=True)
 
-    def reserved_for_training(self, workers: int) -> float:
-        """Devices that a training job with that many ranks holds."""
-        gpus = self.room.device("train") == "cuda"
-        return workers * (self.config.gpus_per_worker if gpus else self._training_cpus(workers))
-
     def settle(self, worlds: Sequence[int], tick: Callable[[int], None]) -> int:
         """The number of ranks to train on: the first of `worlds`, descending, or the largest that there is room for.
 
@@ -188,7 +173,7 @@ class Cluster:
     def _demand(self, ranks: int) -> Iterator[None]:
         """Ask for room for so many ranks meanwhile, where there is an autoscaler."""
         where = self.room.selector("train")
-        request_resources(bundles=[self._rank_resources(ranks)] * ranks, bundle_label_selectors=[where] * ranks)
+        request_resources(bundles=[self.room.of_rank(ranks)] * ranks, bundle_label_selectors=[where] * ranks)
         try:
             yield
         finally:
@@ -201,26 +186,10 @@ class Cluster:
             node["NodeID"]: left.get(node["NodeID"], {}) if free else node["Resources"]
             for node in self.room.nodes("train")
         }
-        each = self._rank_resources(1)
+        each = self.room.of_rank(1)
         if not ranks(nodes.values(), each):  # each node is asked only where that matters
             return 0
         return ranks([nodes[name] for name in _lasting(nodes)], each)
-
-    def _rank_resources(self, workers: int) -> dict[str, float]:
-        """What each of so many training ranks holds, by Ray's names."""
-        resources: dict[str, float] = {"CPU": self._training_cpus(workers)}
-        if self.room.device("train") == "cuda":
-            resources["GPU"] = self.config.gpus_per_worker
-        return resources
-
-    @property
-    def _trains_here(self) -> bool:
-        """Whether trainings take the CPUs of this machine, and nobody else's Ray."""
-        return self.config.address is None and self.room.device("train") == "cpu"
-
-    def _training_cpus(self, workers: int) -> int:
-        """CPUs of each rank: all there are on our own local Ray, what the config says elsewhere."""
-        return max(1, self.room.has("CPU") // workers) if self.config.address is None else self.config.cpus_per_worker
 
     def map_shards(
         self,
@@ -293,7 +262,7 @@ class Cluster:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus,
-                resources_per_worker=self._rank_resources(workers),
+                resources_per_worker=self.room.of_rank(workers),
                 label_selector=self.room.selector("train") or None,
             ),
             run_config=ray.train.RunConfig(
@@ -302,7 +271,7 @@ class Cluster:
                 failure_config=ray.train.FailureConfig(  # we retry
                     max_failures=0, controller_failure_limit=1, max_preemption_failures=0
                 ),
-                worker_runtime_env={"env_vars": KEEPS_FREED} if self._trains_here else None,
+                worker_runtime_env={"env_vars": KEEPS_FREED} if self.room.trains_here else None,
             ),
         )
         get(self.board.begin_job.remote(self._jobs))

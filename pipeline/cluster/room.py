@@ -7,6 +7,7 @@ Then what the config says of a pool counts before its first node is there: a GPU
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.errors import UsageError
 from pipeline.settings.resources import POOL_LABEL, Work
 from pipeline.settings.resources import Cluster as ClusterConfig
 
@@ -71,6 +72,34 @@ class Room:
         """Devices that such a pool holds now: GPUs, or CPUs where there are none; 0 while no node is there."""
         actors = min(self.actors(work, shards)[1], self._actors_now(work))
         return actors * (self.config.encoders.gpus if self.device(work) == "cuda" else 1)
+
+    def require(self, workers: int) -> None:
+        """Raise UsageError where so many ranks would wait for ever."""
+        if self.config.device == "cuda" and self.device("train") == "cpu":
+            raise UsageError("cluster.device=cuda, but Ray sees no GPU; use cluster.device=auto or cpu")
+        gpus, cpus = self.has("GPU"), self.has("CPU")
+        found = gpus // max(1, self.config.gpus_per_worker) if gpus and self.config.device != "cpu" else cpus
+        if workers > found and self.config.address is None:  # a cluster may still grow
+            kind = "GPUs" if found != cpus else "CPU cores"
+            raise UsageError(f"workers={workers}: this machine has {kind} for {found}; lower workers")
+
+    def of_rank(self, workers: int) -> dict[str, float]:
+        """What each of so many training ranks holds, by Ray's names: of our own local Ray's CPUs its share of all."""
+        here = self.config.address is None
+        each: dict[str, float] = {"CPU": max(1, self.has("CPU") // workers) if here else self.config.cpus_per_worker}
+        if self.device("train") == "cuda":
+            each["GPU"] = self.config.gpus_per_worker
+        return each
+
+    def reserved_for_ranks(self, workers: int) -> float:
+        """Devices that so many training ranks hold: GPUs, or CPUs where there are none."""
+        each = self.of_rank(workers)
+        return workers * each.get("GPU", each["CPU"])
+
+    @property
+    def trains_here(self) -> bool:
+        """Whether trainings take the CPUs of this machine, and nobody else's Ray."""
+        return self.config.address is None and self.device("train") == "cpu"
 
     def _actors_now(self, work: Work) -> int:
         if self.device(work) == "cuda":

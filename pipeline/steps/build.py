@@ -228,7 +228,7 @@ class Build:
         self.interruptions.begun += 1
         self.interruptions.write(self.building)
         self.report.begin_training(workers)
-        with self.lease(self.cluster.reserved_for_training(workers), self._kind, queued=True) as held:
+        with self.lease(self.cluster.room.reserved_for_ranks(workers), self._kind, queued=True) as held:
             self.held[:] = [held]
             self.cluster.train(
                 loop,

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster.room import Room, grown, ranks
+from pipeline.errors import UsageError
 from pipeline.settings import compose
 from pipeline.settings.resources import POOL_LABEL, WORKERS
 from pipeline.settings.resources import Cluster as ClusterConfig
@@ -45,6 +46,27 @@ def test_tasks_and_actors_follow_the_nodes():
 def test_a_ray_of_our_own_is_given_no_more_than_it_has():
     here = room([node(2)], "cluster=local", "cluster.encoders={min: 1, max: 8}")
     assert (here.tasks("data"), here.actors("encode", 400)) == (2, (1, 2))
+
+
+def test_ranks_on_a_machine_of_our_own_share_its_cpus_and_elsewhere_take_what_they_are_told():
+    here = room([node(9)], "cluster=local")
+    assert (here.of_rank(2), here.reserved_for_ranks(2), here.trains_here) == ({"CPU": 4}, 8, True)
+    gpus = room([node(16, gpus=2)], "cluster=local")
+    assert (gpus.of_rank(2), gpus.reserved_for_ranks(2), gpus.trains_here) == ({"CPU": 8, "GPU": 1}, 2, False)
+    there = room([node(64)], "cluster=cpus", "cluster.cpus_per_worker=3")
+    assert (there.of_rank(2), there.reserved_for_ranks(2), there.trains_here) == ({"CPU": 3}, 6, False)
+
+
+def test_ranks_that_would_wait_for_ever_are_refused():
+    room([node(2)], "cluster=local").require(2)
+    room([node(2)], "cluster=cpus").require(20)  # nodes may come
+    room([node(16, gpus=4)], "cluster=local").require(4)
+    with pytest.raises(UsageError, match="workers=3: this machine has CPU cores for 2; lower workers"):
+        room([node(2)], "cluster=local").require(3)
+    with pytest.raises(UsageError, match="workers=5: this machine has GPUs for 4"):
+        room([node(16, gpus=4)], "cluster=local").require(5)
+    with pytest.raises(UsageError, match="Ray sees no GPU"):
+        room([node(16)], "cluster=local", "cluster.device=cuda").require(1)
 
 
 @pytest.mark.parametrize(("share", "actors", "held"), [(1, 4, 4), (0.5, 8, 4.0), (0.3, 12, 3.6), (0.75, 4, 3.0)])

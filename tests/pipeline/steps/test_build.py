@@ -186,13 +186,10 @@ def test_a_training_gets_as_many_ranks_as_it_wants_and_holds_their_devices_alone
 
     class Settled:
         board = None
-        room = SimpleNamespace(kind=lambda work: "cuda:A100")
+        room = SimpleNamespace(kind=lambda work: "cuda:A100", reserved_for_ranks=lambda workers: workers)
 
         def settle(self, worlds: Any, tick: Any) -> int:
             return int(worlds[0])
-
-        def reserved_for_training(self, workers: int) -> float:
-            return workers
 
         def train(self, loop: Any, payload: Any, *, workers: int, worlds: Any, **_: Any) -> None:
             handed.append((workers, worlds))
