@@ -219,7 +219,9 @@ class Outbox:
 
     def _tell(self, error: Exception) -> None:
         self.last_error = in_short(error)
-        log.warning("records could not be sent (%d wait): %s", len(self._left()), self.last_error)
+        with self._changed:
+            waiting = len(self._left())
+        log.warning("records could not be sent (%d wait): %s", waiting, self.last_error)
         if self.failures == 0:
             self._complain(self.last_error)
         self.failures += 1
