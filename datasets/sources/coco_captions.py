@@ -185,5 +185,5 @@ def _about(
         "WIDTH": number(image.get("width")),
         "HEIGHT": number(image.get("height")),
         "LICENSE": licences.get(str(image.get("license"))),
-        "ORIGINAL_URL": image.get(url) if local else None,
+        "ORIGINAL_URL": text(image.get(url)) if local else None,
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,18 +122,20 @@ class TrainingData:
         """The samples that panels show: the first held-out ones, then the first that are trained on, where these have
         the same size. Read once."""
         if self.held_out is None:
-            return Shown(self.largest.first(SHOWN), self._captions(self.largest, SHOWN, ""))
+            seen = self.largest.first(SHOWN)
+            return Shown(seen, self._captions(self.largest, seen, ""))
         held = self.held_out.first(SHOWN_HELD_OUT)
-        captions = self._captions(self.held_out, SHOWN_HELD_OUT, HELD)
-        rest = SHOWN - len(held["key"])
-        seen = self.largest.first(rest)
+        captions = self._captions(self.held_out, held, HELD)
+        seen = self.largest.first(SHOWN - len(held["key"]))
         if any(held[name].shape[1:] != seen[name].shape[1:] for name in held):
             return Shown(held, captions)
         both = {name: np.concatenate([held[name], seen[name]]) for name in held}
-        return Shown(both, [*captions, *self._captions(self.largest, rest, "")])
+        return Shown(both, [*captions, *self._captions(self.largest, seen, "")])
 
-    def _captions(self, batches: EncodedBatches, rows: int, label: str) -> list[str]:
-        found = batches.captions(rows, self.planned) if self.planned else [""] * min(rows, batches.rows)
+    def _captions(self, batches: EncodedBatches, first: Mapping[str, Any], label: str) -> list[str]:
+        """One for each of the first samples, empty where no plan tells them."""
+        rows = len(first["key"])
+        found = batches.captions(rows, self.planned) if self.planned else [""] * rows
         return [label + caption for caption in found]
 
 

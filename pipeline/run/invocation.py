@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -80,14 +80,13 @@ def run(config: Config, conf: str, look: Look, planned: list[Planned], command: 
         _Session(config, conf, look, planned, command, memory, summary, stopped) as session,
     ):
         stopped.watch = session.books.over_budget
-        for place, item in enumerate(planned):
-            if item.state == "done":
-                continue
+        todo = [item for item in planned if item.state != "done"]
+        for place, item in enumerate(todo):
             stopped.raise_if_asked()
             if session.came_out_the_same(item):
                 continue
-            session.check_batches(planned[place:])
-            session.build(item, stopped)
+            session.check_batches(todo[place:])
+            session.build(item, f"[{place + 1}/{len(todo)}]", stopped)
         summary.take(session.artifacts)
         summary.paper = beside_paper(root, session.artifacts.values())
     summary.seconds = time.monotonic() - started
@@ -101,6 +100,17 @@ def _hear(summary: Summary, notice: Notice) -> None:
     if isinstance(notice, Retry):
         summary.storage_tries += 1
         summary.storage_reason = notice.reason
+
+
+@contextlib.contextmanager
+def _less_than(error: BaseException | None) -> Iterator[None]:
+    """What fails at the end of a run is told, and raised where nothing else has ended it."""
+    try:
+        yield
+    except Exception as failure:
+        if error is None:
+            raise
+        console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
 
 
 @dataclass
@@ -136,20 +146,20 @@ class _Session:
         with contextlib.ExitStack() as exits:
             exits.enter_context(claims.at_work(self.root, self.id, reads=self._reads()))
             check_carried_out(self.root)  # again: whoever writes a request now sees that a run is at work
-            self.tracking = exits.enter_context(
-                Tracking(
-                    locate_store(self.root, self.config.tracking.uri),
-                    self.config.tracking.experiment,
-                    conf=self.conf,
-                    targets=self.config.targets,
-                    invocation=self.id,
-                    command=self.command,
-                    root=self.root,
-                    fingerprints={item.step.output: item.fingerprint.digest for item in self.planned},
-                    config=self.config.model_dump(mode="json"),
-                    say=warn,
-                )
+            self.tracking = Tracking(
+                locate_store(self.root, self.config.tracking.uri),
+                self.config.tracking.experiment,
+                conf=self.conf,
+                targets=self.config.targets,
+                invocation=self.id,
+                command=self.command,
+                root=self.root,
+                fingerprints={item.step.output: item.fingerprint.digest for item in self.planned},
+                config=self.config.model_dump(mode="json"),
+                say=warn,
             )
+            exits.push(self._warn)
+            exits.enter_context(self.tracking)
             with self.stopped.at_once():
                 self.cluster = Cluster(self.config.cluster, self.config.workers, warn)
             exits.callback(self.cluster.close)
@@ -160,30 +170,25 @@ class _Session:
             self.summary.devices = self.cluster.room.kind()
             self.record = self._recorded()
             exits.push(self._tell)
-            try:
-                neighbours.check_standing(self.store, self.artifacts.values())
-            except Exception as error:
-                try:
-                    self.record.end(error)
-                except OSError as failure:  # less than what ended the run
-                    warn(f"at the end of the run: {failure}")
-                raise
+            exits.push(self._end)
+            neighbours.check_standing(self.store, self.artifacts.values())
             self.exits = exits.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """End all that was begun, whatever of it fails; the error that ended the run is the one that is told."""
-        failures: list[Exception] = []
-        for end in (partial(self.record.end, error), partial(self.exits.__exit__, kind, error, trace)):
-            try:
-                end()
-            except Exception as raised:
-                failures.append(raised)
+        with _less_than(error):
+            self.exits.__exit__(kind, error, trace)
+
+    def _end(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        with _less_than(error):
+            self.record.end(error)
+
+    def _warn(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Tell at the end what was got over, where no last screen does."""
         self.summary.warnings += self.tracking.warnings
-        if failures and error is None:
-            raise failures[0]
-        for failure in failures:
-            console.print(f"at the end of the run: {failure}", style="yellow", markup=False)
+        for warning in self.summary.warnings if error else ():
+            console.print(f"warning: {warning}", style="yellow", markup=False)
 
     def _open_books(self) -> Books:
         cluster, keys = self.cluster, [(item.step.name, item.fingerprint.digest) for item in self.planned]
@@ -243,11 +248,10 @@ class _Session:
         if told := obstacles.too_large_batches(self.config, ahead, self.artifacts):
             raise UsageError(told)
 
-    def build(self, item: Planned, stopped: Stop) -> None:
-        """Build one step: claim, attempts, manifest, tracking, ledger."""
+    def build(self, item: Planned, position: str, stopped: Stop) -> None:
+        """Build one step: claim, attempts, manifest, tracking, ledger. `position` among all steps is for the screen."""
         name, output, digest = item.step.name, item.step.output, item.fingerprint.digest
         path = self.store.path(output, digest)
-        position = f"[{len(self.summary.steps) + 1}/{sum(i.state != 'done' for i in self.planned)}]"
         log_path = self.record.begin(output, name, path)
         progress = StepProgress(dag.label(item.step, self.planned), position.replace("[", "\\["))
         outcome = "failed"

@@ -9,7 +9,7 @@ from datasets.files import storage
 from pipeline.hours.paper import hours_unit
 from pipeline.hours.spent import spent
 from pipeline.plan.dag import Planned
-from pipeline.run.last_screen import Summary
+from pipeline.run.last_screen import SHEETS, Summary
 from pipeline.store.artifacts import Artifact
 from pipeline.store.ledger import Lease
 from pipeline.store.redact import redact_line
@@ -103,4 +103,4 @@ def _learned(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
 
 
 def _sheets(artifact: Artifact) -> list[str]:
-    return [storage.join(artifact.path, name) for name in ("grid.png", "panel.png") if name in artifact.files]
+    return [storage.join(artifact.path, name) for name in SHEETS if name in artifact.manifest["files"]]

@@ -245,7 +245,7 @@ def _train(
     if found is None:  # all ranks have saved and gone, without an error and without a signal
         raise Preempted("a node is being taken away, and the training was saved")
     if trainings.PANEL in found["files"]:
-        build.report.image("reconstructions", storage.read(storage.join(build.path, trainings.PANEL)), 0)
+        build.report.image(build.step.output, storage.read(storage.join(build.path, trainings.PANEL)), 0)
     return Facts(
         files=_entries(found),
         rows=found["rows"],

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.settings.keys import flatten
+from pipeline.settings.words import WITH_VALUE
 from pipeline.store.redact import redact
 
 ELSEWHERE = ("root", "conf", "scale", "cluster", "tracking", "workers", "budget")  # or of no matter for the result
@@ -19,13 +20,14 @@ DIGITS = 4  # of an id or fingerprint, which tell runs of one name apart
 
 def typed(command: str) -> dict[str, str]:
     """The words `key=value` of a command line, and its flags with their values."""
-    words, found = shlex.split(command), {}
-    for word, following in zip(words, [*words, ""][1:], strict=True):
+    words, found = iter(shlex.split(command)), dict[str, str]()
+    for word in words:
         key, equals, value = word.partition("=")
-        if equals:
+        if key in WITH_VALUE:  # as often as it is given
+            name = key.lstrip("-")
+            found[name] = " ".join([*filter(None, [found.get(name)]), value if equals else next(words, "")])
+        elif equals:
             found[key.lstrip("+-")] = value
-        elif word.startswith("--") and following and "=" not in following:
-            found[word.lstrip("-")] = following
     return {key: str(value) for key, value in redact(found).items() if key != "root"}
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from stages.models.compressor import Compressor, CompressorWarmup
     from stages.training.perceptual import Perceptual
 
-PANEL = "panel.png"  # reconstructions of some pictures
+PANEL = "panel.png"  # the last panel of a step
 M = TypeVar("M", bound=nn.Module)
 
 

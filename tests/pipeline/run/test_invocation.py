@@ -165,7 +165,7 @@ def test_a_batch_larger_than_what_is_left_to_train_on_is_refused_before_the_firs
         def __exit__(self, *_: object) -> None:
             pass
 
-        def build(self, item: Planned, stopped: Stop) -> None:
+        def build(self, item: Planned, position: str, stopped: Stop) -> None:
             name = item.step.output
             built.append(name)
             self.artifacts[name] = Artifact(name, "", {"rows": 3 if name == "held_out" else 16})
@@ -206,7 +206,7 @@ def step_log(folder: Path, build: Any) -> str:
 
     session._build_under_claim = built  # type: ignore[method-assign]
     with contextlib.suppress(Interrupted, KeyError):
-        session.build(planned[0], Stop())
+        session.build(planned[0], "[1/1]", Stop())
     return (folder / "root/logs/1/metadata.log").read_text()
 
 
@@ -289,8 +289,10 @@ def ended(failing: list[str], error: Exception | None) -> tuple[list[str], BaseE
     session = object.__new__(invocation._Session)
     session.summary, session.exits = Summary(), contextlib.ExitStack()
     session.tracking = SimpleNamespace(warnings=["MLflow took nothing"])
-    for name in ("Ray", "MLflow"):
+    session.exits.push(session._warn)
+    for name in ("MLflow", "Ray"):
         session.exits.callback(end, name)
+    session.exits.push(session._end)
     session.record = SimpleNamespace(end=lambda _: end("record"))  # type: ignore[assignment]
     try:
         session.__exit__(type(error) if error else None, error, None)
@@ -305,7 +307,24 @@ def test_the_end_of_a_run_ends_all_and_hides_no_error(failing, capsys):
     done, raised = ended(failing, ValueError("what went wrong"))
     assert sorted(done) == ["MLflow", "Ray", "record"]
     assert raised is None  # the run's own error goes on its way
-    assert ("at the end of the run: " in capsys.readouterr().err) == bool(failing)
+    told = capsys.readouterr().err
+    assert ("at the end of the run: " in told) == bool(failing)
+    assert "warning: MLflow took nothing" in told  # no last screen tells it
+
+
+def test_a_second_ctrl_c_at_the_end_of_a_run_ends_all_the_same():
+    done: list[str] = []
+
+    def impatient(_: object) -> None:
+        raise KeyboardInterrupt
+
+    session = object.__new__(invocation._Session)
+    session.exits, session.record = contextlib.ExitStack(), SimpleNamespace(end=impatient)  # type: ignore[assignment]
+    session.exits.callback(done.append, "Ray")
+    session.exits.push(session._end)
+    with pytest.raises(KeyboardInterrupt):
+        session.__exit__(Interrupted, Interrupted(signal.SIGINT), None)
+    assert done == ["Ray"]
 
 
 def test_a_run_whose_end_fails_is_not_done():

@@ -23,6 +23,10 @@ from pipeline.tracking import names
             "0.steps=4 1.steps=8 limit=3 data.limit=9 · stage_c · 3fa2",
         ),
         ("python -m pipeline run conf=stage_c --force train_c", "force=train_c · stage_c · 3fa2"),
+        (
+            "python -m pipeline run conf=stage_c --json --force train_c --force=train_b --dry seed=1",
+            "force=train_c train_b seed=1 · stage_c · 3fa2",
+        ),
         ("python -m pipeline run conf=stage_c data.hub_token=canary", "hub_token=*** · stage_c · 3fa2"),
         ("python -m pipeline run conf=stage_c budget.hours=3 cluster.price_per_hour=2", "stage_c · 3fa2"),
         ("", "stage_c · 3fa2"),
