@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 POLL_S = 0.5
+END_S = 10.0  # for tasks that were ended
 LOOK_S = 3.0  # between two looks whether a training that has shrunk can grow
 PING_S = 60.0  # for an answer of a node: it may have to start a process; one that is dead fails sooner
 
@@ -70,6 +71,7 @@ class Cluster:
         self.room = Room(config, ray.nodes)
         self.room.require(workers)
         self.board = self._beside_us(Board, max_restarts=-1, max_task_retries=-1).remote()
+        self._unheard: collections.deque[dict[str, Any]] = collections.deque()
         self._jobs = 0  # trainings so far, attempts counted
         self._grows = False  # whether the ranks are asked to save, so that more of them go on
         # Leases on one machine, or on one cluster, share its devices.
@@ -100,14 +102,15 @@ class Cluster:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(kind)
 
-    def exchange(self, stop: bool) -> list[dict[str, Any]]:
-        """Tell the workers whether to stop; returns what they posted since the last time."""
-        messages: list[dict[str, Any]] = get(self.board.exchange.remote(stop or self._grows))
-        return messages
+    def exchange(self, stop: bool) -> Iterator[dict[str, Any]]:
+        """Tell the workers whether to stop; gives what they posted, and keeps for the next time what is not taken."""
+        self._unheard += get(self.board.exchange.remote(stop or self._grows))
+        while self._unheard:
+            yield self._unheard.popleft()
 
     def _ask_to_stop(self) -> None:
-        """Ask the workers to save and return; what they post is not heard any more."""
-        self.exchange(stop=True)
+        """Ask the workers to save and return; what they post is heard by the next exchange."""
+        self._unheard += get(self.board.exchange.remote(True))
 
     def call(self, function: Callable[..., T], *arguments: Any, work: Work, gpus: int, tick: Callable[[], None]) -> T:
         """Run one function as a Ray task on one CPU and so many GPUs; what `tick` raises ends the task."""
@@ -125,7 +128,8 @@ class Cluster:
     ) -> Iterator[T]:
         """Run a function once for each argument tuple, a Ray task each, at most one per CPU at a time.
 
-        What `tick` raises ends the tasks, and so does a caller that takes no more results.
+        What `tick` raises ends the tasks, and so does a caller that takes no more results: none writes beside the next
+        attempt.
         """
         where = self.room.selector(work)
         task = ray.remote(num_cpus=1, max_retries=0, label_selector=where or None)(heard).options(
@@ -145,6 +149,8 @@ class Cluster:
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+            if running:
+                ray.wait(running, num_returns=len(running), timeout=END_S)
 
     def settle(self, worlds: Sequence[int], tick: Callable[[int], None]) -> int:
         """The number of ranks to train on: the first of `worlds`, descending, or the largest that there is room for.
@@ -310,8 +316,8 @@ class Cluster:
 def _patiently(blocking: Callable[[], T], tick: Callable[[], None], end: Callable[[], object]) -> T:
     """Run a blocking Ray call in a thread and tick meanwhile.
 
-    What ticks raise that a step's next attempt may get over is raised once the call has come to its `end`, which is
-    asked for until it does: two attempts at once would write to the same files.
+    Where a tick fails in a way that the step's next attempt may get over, the call is asked to `end`, and waited for,
+    before that is raised: two attempts at once would write to the same files.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -334,6 +340,8 @@ def _patiently(blocking: Callable[[], T], tick: Callable[[], None], end: Callabl
                 with contextlib.suppress(InfrastructureError):
                     end()
                 thread.join(POLL_S)
+            with contextlib.suppress(InfrastructureError, OSError):
+                tick()  # else what was said last would be heard by the next attempt, and so would the wish to stop
             raise
     tick()  # what was said last belongs to this call
     if failure:

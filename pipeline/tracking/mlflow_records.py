@@ -32,6 +32,9 @@ MetricRow = tuple[str, float, int, int]  # name, value, step, time
 PROCESS = "wst.process"
 CONTENT = "wst.content"  # the hash of an artifact's content
 END_REASON = "wst.end_reason"  # of a run that did not come to its end
+# Kinds of records for which it does not matter how late they come. Of a run's start, tags and end the last one counts,
+# so that they wait for each other; and without its start a run has nothing.
+_MAY_WAIT = {"end_lost", "config", "inputs", "metrics", "hours", "image", "release"}
 _NEVER = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # MLflow's codes for what no later try can mend
 
 
@@ -76,7 +79,7 @@ class Recorder:
                 if self._is_refused(error):
                     self.refused += len(places)
                     log.warning("MLflow refuses a record (%s) of run %s: %s", *group, error)
-                elif group[0] == "start" or not self._is_there():  # without its start a run has nothing
+                elif group[0] not in _MAY_WAIT or not self._is_there():
                     _raise_if_mendable(error)
                     raise
                 else:

@@ -1,9 +1,9 @@
 """The outbox: records for a service that may be away, kept in a file until they have arrived there.
 
 A run never waits for MLflow. Each record is appended to a file of JSON lines; a thread sends them on in their order and
-tries again where that fails. What a service that answers does not take holds up nothing: it is set aside, and tried
-again now and then. What has not arrived when the run ends, or is killed, is sent by the next run with the same folder.
-So a record may be sent twice: whoever takes it must not mind.
+tries again where that fails. Those that a service which answers does not take are set aside, so that they hold up no
+others, and tried again now and then. What has not arrived when the run ends, or is killed, is sent by the next run with
+the same folder. So a record may be sent twice: whoever takes it must not mind.
 """
 
 import fcntl
@@ -108,20 +108,20 @@ class Outbox:
         try:
             written = 0
             while written < line.size:
-                written += self._file.write(content[written:]) or 0
+                written += os.pwrite(self._file.fileno(), content[written:], line.start + written)
         except OSError as error:
             self.unkept += 1
             self.why_unkept = reason_of(error)
             log.warning("%s cannot take a record: %s", self.path, self.why_unkept)
-            with suppress(OSError):
+            with suppress(OSError):  # else the next line overwrites it
                 self._file.truncate(line.start)
-                self._file.seek(line.start)
             return line._replace(itself=content)
         self._size += line.size
         return line
 
     def flush(self, patience_s: float) -> bool:
-        """Wait until all has been sent, sending fails, or the time is over; whether all has arrived."""
+        """Wait until all has been sent, sending fails, or the time is over; whether all has arrived. What was set aside
+        is not waited for."""
         with self._changed:
             self._changed.wait_for(lambda: self._idle or self._failing, patience_s)
             return self._idle and not self._left()
@@ -155,10 +155,13 @@ class Outbox:
             if aside is None:
                 return
             with self._changed:
-                if aside:
-                    self._aside += aside
-                    self._aside_since = time.monotonic()
+                self._set_aside(aside)
                 self._sent = []
+
+    def _set_aside(self, lines: Sequence[Line]) -> None:
+        if lines:
+            self._aside += lines
+            self._aside_since = time.monotonic()
 
     def _take(self) -> bool:
         """Wait until there are lines to be sent, and take them; False where this process ends and there are none."""
@@ -188,7 +191,11 @@ class Outbox:
                     if aside is None:
                         return False
                     left += aside
-                _keep_only(left, path)
+                with self._changed:  # from now on they are ours, to be tried again and told of
+                    ours = [self._kept(line.content()) for line in left]
+                    self._set_aside(ours)
+                if not any(line.itself for line in ours):  # else there was no room: they are twice, which does no harm
+                    path.unlink()
         except (BlockingIOError, FileNotFoundError):  # its process lives, or somebody else has sent it
             pass
         except OSError as error:  # somebody else's, on a root that is not shared as it should be

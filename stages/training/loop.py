@@ -116,6 +116,7 @@ def _measured(trainer: Trainer, report: Report, saver: Saver, callbacks: Callbac
     """What was measured since the last time, after doing what bad steps among it call for."""
     values, bad = report.read()
     if bad and trainer.config.bad_steps.then == "rewind":
+        callbacks.doing.begin(trainer.step, activity.SAVING)
         saver.wait()
         trainer.most(0.0)  # all have saved
         trainer.rewind(callbacks.newest_state(), bad[0])

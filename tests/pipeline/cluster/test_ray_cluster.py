@@ -116,7 +116,7 @@ def test_a_signal_while_ray_starts_ends_the_run_and_all_of_ray(moment, number, t
 
 @pytest.mark.parametrize("error", [StorageError(5, "i/o error", "/root/x"), InfrastructureError("the board is gone")])
 def test_work_during_which_the_driver_fails_has_ended_before_the_step_is_tried_again(error):
-    asked, ended = threading.Semaphore(0), threading.Event()
+    asked, ended, ticks = threading.Semaphore(0), threading.Event(), list[bool]()
 
     def blocking() -> None:
         for _ in range(2):  # it does not hear at once
@@ -124,6 +124,7 @@ def test_work_during_which_the_driver_fails_has_ended_before_the_step_is_tried_a
         ended.set()
 
     def tick() -> None:
+        ticks.append(ended.is_set())
         raise error
 
     def end() -> None:
@@ -133,7 +134,7 @@ def test_work_during_which_the_driver_fails_has_ended_before_the_step_is_tried_a
     with pytest.raises(type(error)) as raised:
         _patiently(blocking, tick, end)
     assert raised.value is error
-    assert ended.is_set()
+    assert ticks == [False, True]  # and has been heard to its end
 
 
 def test_a_ray_that_is_late_once_is_tried_again(monkeypatch):

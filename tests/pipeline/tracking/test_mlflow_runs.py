@@ -1,5 +1,6 @@
 """Tracking against real MLflow on sqlite; and its UI."""
 
+import base64
 import contextlib
 import io
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Dataset, DatasetInput
 from PIL import Image
 from sqlalchemy import event
@@ -25,8 +27,10 @@ from pipeline.errors import Interrupted, UsageError
 from pipeline.hours.spent import totals
 from pipeline.store.artifacts import Artifact
 from pipeline.store.ledger import About, Writer
+from pipeline.tracking.mlflow_records import Recorder
 from pipeline.tracking.mlflow_runs import Tracking, git_tags, rebuild_hours, send_unsent
 from pipeline.tracking.mlflow_store import MlflowStore, connect, locate_store
+from pipeline.tracking.outbox import NotTaken
 from pipeline.verbs.ui import serve_ui
 
 PARENT, CHILD = "learning_rate=2e-4 · stage_c micro · 21-1", "train_c · abc"
@@ -244,6 +248,31 @@ def test_a_store_of_files_that_refuses_holds_up_no_figure(store: MlflowStore) ->
     assert [file.path for file in client.list_artifacts(_runs(store)[PARENT].info.run_id)] == ["config.yaml"]
     assert len(client.list_artifacts(_runs(store)[CHILD].info.run_id, "images")) == 4
     assert not list(store.unsent.rglob("*.jsonl"))
+
+
+def test_only_what_may_come_late_is_set_aside(store: MlflowStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's end that came after that of a later command would be the one that is seen."""
+
+    def busy(*_: Any, **__: Any) -> None:
+        raise MlflowException("database is locked")
+
+    recorder = Recorder(store, "wuerstchen")
+    start = {"kind": "start", "run": "a", "parent": "", "name": "a", "tags": {}, "time": 1}
+    rows = [("loss", 1.0, 1, 1)]
+    records = [{"kind": kind, "run": "a"} for kind in ("image", "tags", "end", "metrics")]
+    image, tags, end, metrics = (record | {"rows": rows, "tags": {"a": "b"}, "time": 2} for record in records)
+    image |= {"name": "panel", "png": base64.b64encode(_png()).decode(), "step": 1}
+    end["status"] = "FINISHED"
+    recorder([start])
+    monkeypatch.setattr(MlflowClient, "log_image", busy)
+    with pytest.raises(NotTaken, match="image: database is locked") as aside:
+        recorder([image, tags, metrics, image])
+    assert aside.value.places == [0, 3]
+    monkeypatch.setattr(MlflowClient, "set_terminated", busy)
+    with pytest.raises(MlflowException, match="locked"):
+        recorder([end, start])
+    (run,) = _runs(store).values()
+    assert (run.info.status, run.data.metrics, run.data.tags["a"]) == ("RUNNING", {"loss": 1.0}, "b")
 
 
 def test_records_of_another_version_are_dropped_counted_and_hold_nothing_up(store: MlflowStore) -> None:

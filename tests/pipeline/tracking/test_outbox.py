@@ -98,8 +98,10 @@ def test_what_the_service_does_not_take_holds_up_nothing_and_stays(tmp_path: Pat
     assert (complaints, outbox.last_error) == (["not this user"], "not this user")
     expected = set(range(3 * BATCH)) - {0}
     refused = {0}
-    assert Outbox(tmp_path, "two", send).close(60) == 0
-    assert (sorted(taken), outbox.path.read_text()) == (sorted(expected), '{"number": 0}\n')
+    following = Outbox(tmp_path, "two", send)
+    assert following.close(60) == 1
+    assert (sorted(taken), following.path.read_text()) == (sorted(expected), '{"number": 0}\n')
+    assert list(tmp_path.iterdir()) == [following.path]
     refused = set()
     again = Outbox(tmp_path, "three", send)
     assert again.close(60) == 0
