@@ -40,7 +40,7 @@ class BudgetExceeded(RuntimeError):
 
 
 class LeaseHeld(RuntimeError):
-    """Another live run is building this artifact; the message says whose."""
+    """Another live process builds, repairs, deletes or reads this artifact; the message says whose it is."""
 
 
 class ClaimLost(RuntimeError):

@@ -162,7 +162,7 @@ class _Http(urllib.request.AbstractHTTPHandler):
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
     def _answer(self, connection: Any, request: Any) -> addinfourl:
-        """The answer of a host that has not enough of us; where it has, it is asked again when it is ready."""
+        """The answer to one request; a host that has too many of them is asked again at its own pace."""
         host, port = _host_and_port(request)
         if not hasattr(request, "left_s"):  # a redirect has what is left of the first request's
             request.left_s, request.patience = self._download.max_seconds, replace(self._opener.patience)

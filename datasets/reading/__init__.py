@@ -1,4 +1,4 @@
-"""What a training reads: which of the stored pictures, in which order, as batches.
+"""What is read of stored data: batches of pictures in their order, views, duplicates; prompts and rivals' pictures.
 
 May import `planning` and `formats`.
 """

@@ -99,7 +99,7 @@ class Projection:
         self._put(CHECKPOINT, self._clock())
 
     def saved(self) -> None:
-        """All of a state is kept."""
+        """A state is kept: the first rank's part of it, others may be on their way."""
         self._put(CHECKPOINT, self._clock())
 
     def trained(self, values: Mapping[str, float]) -> None:

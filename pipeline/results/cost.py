@@ -1,6 +1,5 @@
 """What an experiment has cost, from the ledger: each step alone and with what it stands on, all of it, and the run."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from pipeline.hours import paper
@@ -58,9 +57,3 @@ def total(cost: Spent) -> dict[str, Any]:
     gpus = sum(seconds for kind, seconds in cost.by_kind.items() if kind != CPU)
     by_method = paper.paper_kg(gpus / 3600) if gpus else None
     return cost.as_hours() | {"kg_co2_as_in_the_paper": by_method, "energy": paper.energy(cost)}
-
-
-def of_steps(section: dict[str, Any], steps: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of some steps."""
-    wanted = list(steps)
-    return [row for row in section["rows"] if row["step"] in wanted]

@@ -1,4 +1,4 @@
-"""What a person sees: progress while a run works, and the last screen. Everything goes to stderr but JSON."""
+"""The last screen of a run, on stderr."""
 
 import json
 import sys

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class Reporter:
     """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log.
 
-    Prometheus hears of some of it, see `metrics`.
+    Prometheus hears of some of it, see `cluster.metrics`.
     """
 
     screen: StepProgress

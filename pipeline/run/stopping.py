@@ -25,7 +25,7 @@ class Stop:
     number: int | None = None
     since: float = 0.0
     watch: Callable[[], Interrupted | None] = lambda: None
-    waits: bool = True  # for the next look whether somebody asked; else it ends what goes on
+    waits: bool = True  # a signal is seen at the next check; else it ends what goes on at once
 
     def __call__(self) -> Interrupted | None:
         return self.watch() if self.number is None else Interrupted(self.number)

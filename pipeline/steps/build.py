@@ -77,7 +77,7 @@ class Reporter(Protocol):
         """An attempt at the trainings begins, on so many ranks."""
 
     def saved(self, training: str, step: int) -> None:
-        """All of a training's state after so many steps is kept."""
+        """A training's state after so many steps is kept: the first rank's part of it, others may be on their way."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Measurements at a training step."""

@@ -45,9 +45,7 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 # rows of images, their bucket if they have one -> what an encoder takes of them, and counts of what was noticed
 Read = Callable[[Sequence[ImageRow], str | None], tuple[np.ndarray, Counter[str]]]
-CENTRED = (
-    1024  # captions at a time to centre a seeded tower on: other than a tower's other batches, it changes rounding
-)
+CENTRED = 1024  # captions of a batch that centres a seeded tower; any other number changes rounding
 AT_ONCE = 3  # shards in an actor's hands: one is read, one encoded, one published
 CALLED, WITH = "captions of ", "pictures with "  # counts: captions by their name, pictures by the names they have
 CHANNEL = {"text": 2, "latents_a": 1, "latents_c": 1}  # axis of the channels

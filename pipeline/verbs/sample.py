@@ -1,4 +1,4 @@
-"""Drawing pictures: the verb `sample`, in this process and without Ray, and what the step `sample` shares with it."""
+"""Drawing pictures: the verb `sample`, in this process and without Ray."""
 
 import hashlib
 import json

@@ -49,7 +49,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Followed:
-    """A file's pieces, for each of which somebody is told that it goes on."""
+    """A file's pieces; `goes_on` is called before each, for the watchdog to see that saving gets further."""
 
     pieces: Pieces
     goes_on: Callable[[], None]

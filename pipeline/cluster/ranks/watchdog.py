@@ -47,7 +47,7 @@ class Pulses:
         self.stall: str | None = None
         self._clock = clock
         self._pulses: dict[int, Pulse] = {}
-        self._storage_works = -math.inf  # when it was last seen to be at something for which all have to wait
+        self._storage_works = -math.inf  # the last sign that it gets further while ranks wait for it
 
     def beat(self, rank: int, step: int, doing: str, seconds: float, stall_s: float) -> str | None:
         """See `Board`."""
