@@ -5,6 +5,7 @@ from typing import Any
 
 from datasets.files import storage
 from datasets.files.storage import FileEntry
+from pipeline.cluster.ranks.training_files import phase_file
 from pipeline.errors import UsageError
 from pipeline.settings.sections import Interpolation
 from pipeline.steps.build import Build, Facts
@@ -31,8 +32,6 @@ def interpolate(build: Build) -> Facts:
 
 def _after(trained: Artifact, key: str, number: int, last: int) -> str:
     """Path of the weights after a phase."""
-    from pipeline.cluster.ranks.rank import phase_file
-
     name = WEIGHTS if number == last else phase_file("stage_c", number)
     if name not in trained.files:
         raise UsageError(f"{key}={number}: {trained.path} has no weights after that phase; train again, or give a path")

@@ -10,6 +10,7 @@ from datasets.files.storage import FileEntry
 from datasets.reading import prompts
 from datasets.reading.batches import Source
 from pipeline.cluster.ranks.checkpoints import Checkpoints
+from pipeline.cluster.ranks.training_files import checkpoints_of, logged_steps, result
 from pipeline.errors import Preempted, UsageError
 from pipeline.plan import batch_sizes, cost, training_flops
 from pipeline.plan.dag import order
@@ -224,7 +225,6 @@ def _train(
     """Do the step's trainings of `settings` on batches of `fields`, with the hidden states of a tower; `shown` are
     the order's decoder and prompts, for panels."""
     from pipeline.cluster.ranks import trainings
-    from pipeline.cluster.ranks.rank import result
 
     order = replace(_order(build, settings, fields, tower), **(shown or {}))
     if tower:
@@ -296,8 +296,6 @@ def _order(build: Build, settings: Any, fields: tuple[str, ...], tower: str | No
 
 def _published(build: Build) -> dict[str, Any] | None:
     """What a job has finished before its driver could say so; not where its files have been deleted since."""
-    from pipeline.cluster.ranks.rank import result
-
     found = result(build.path)
     told = lacking(build.path, _entries(found)) if found else None
     if told:
@@ -329,7 +327,6 @@ def _check_batches(build: Build) -> None:
 
 def _check_checkpoints(build: Build) -> None:
     """Refuse checkpoints of another training, such as one that was carried here, before any worker starts."""
-    from pipeline.cluster.ranks.rank import checkpoints_of
     from stages.training.checkpoint import CheckpointMismatch, require_recipe
 
     for name, training in build.config.trainings_of(build.step.name).items():
@@ -343,8 +340,6 @@ def _check_checkpoints(build: Build) -> None:
 
 def _catch_up(build: Build) -> None:
     """Log what ranks did after their driver was killed, up to their last checkpoint: nobody heard of it then."""
-    from pipeline.cluster.ranks.rank import logged_steps
-
     for name in build.config.trainings_of(build.step.name):
         for step, values in logged_steps(build.building, name):
             if step > build.interruptions.reached.get(name, 0):

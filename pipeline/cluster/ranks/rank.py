@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from datasets.buckets import Frame
-from datasets.files import json_files, storage
+from datasets.files import storage
 from datasets.files.retrying import persistently
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
@@ -34,6 +33,7 @@ from pipeline.cluster.ranks.automatic import settled
 from pipeline.cluster.ranks.checkpoints import Checkpoints, Followed
 from pipeline.cluster.ranks.spending import Spending
 from pipeline.cluster.ranks.suspects import suspects
+from pipeline.cluster.ranks.training_files import checkpoints_of, log_of, logged_steps, phase_file
 from pipeline.cluster.ranks.watchdog import Watchdog
 from pipeline.models.loading import weights
 from pipeline.models.panels import Panel, beside
@@ -364,35 +364,3 @@ class RankCallbacks(Callbacks):
         """What the phase of a step reads."""
         phase = self._config.phase_at(step)
         return self._data.batches[Frame(phase.size, phase.max_aspect), phase.view]
-
-
-def phase_file(model: str, number: int) -> str:
-    """File of a model's weights after a phase, counted from 1, that was not the last."""
-    return f"phases/{number}/{model}.safetensors"
-
-
-def checkpoints_of(building: str, name: str) -> str:
-    """Where a training of an unfinished artifact keeps its checkpoints."""
-    return storage.join(building, "checkpoints", name)
-
-
-def log_of(building: str, name: str) -> str:
-    """Where a training of an unfinished artifact keeps what it logged up to each checkpoint, by step."""
-    return storage.join(building, "log", name)
-
-
-def logged_steps(building: str, name: str) -> list[tuple[int, dict[str, float]]]:
-    """What a training of an unfinished artifact logged up to its last checkpoint: steps, in their order, and values."""
-    logs = json_files.read_each(
-        log_of(building, name), r"\d+\.json", lambda told: {int(step): told[step] for step in told}
-    )
-    return sorted((item for log in logs.values() for item in log.items()), key=itemgetter(0))
-
-
-def result(artifact: str) -> dict[str, Any] | None:
-    """What a finished job left for the driver in the artifact's folder, or None."""
-    return json_files.read(storage.join(artifact, RESULT), _result)
-
-
-def _result(told: dict[str, Any]) -> dict[str, Any]:
-    return {key: told[key] for key in ("files", "metrics", "rows", "pids")}

@@ -26,9 +26,10 @@ from datasets.formats.rounding import Int8, Rounding, rounded
 from datasets.formats.shards import Clock, ImageRow
 from pipeline.cluster import board
 from pipeline.cluster.mapping import ShardActor
-from pipeline.cluster.ranks import rank, trainings
+from pipeline.cluster.ranks import trainings
 from pipeline.cluster.ranks.checkpoints import Checkpoints
-from pipeline.cluster.ranks.rank import checkpoints_of, log_of
+from pipeline.cluster.ranks.rank import Rank
+from pipeline.cluster.ranks.training_files import checkpoints_of, log_of, result
 from pipeline.cluster.room import Room
 from pipeline.errors import ClaimLost, UsageError
 from pipeline.models import loading
@@ -458,11 +459,11 @@ def test_a_training_counts_as_finished_while_the_files_are_there_that_it_says_it
     files = {"stage_c.safetensors": vars(storage.publish(b"weights", f"{build.path}/stage_c.safetensors"))}
     told = {"files": files, "rows": 1, "pids": [1], "metrics": {}}
     storage.publish(json.dumps(told).encode(), f"{build.path}/building/result.json")
-    assert train._published(build) == told == rank.result(build.path)
+    assert train._published(build) == told == result(build.path)
     assert root.report.warnings == []
     storage.publish(b"cut", f"{build.path}/stage_c.safetensors")
     assert train._published(build) is None
-    assert rank.result(build.path) is None
+    assert result(build.path) is None
     (warning,) = root.report.warnings
     assert "1 of 1 files in" in warning
     assert "are missing or cut short: stage_c.safetensors; it goes on from its last checkpoint" in warning
@@ -472,7 +473,7 @@ def test_a_rank_whose_run_has_lost_its_claim_publishes_nothing(tmp_path):
     def closed() -> None:
         raise ClaimLost("gone")
 
-    one = object.__new__(rank.Rank)
+    one = object.__new__(Rank)
     one.rank, one.path, one.fence, one.files, one.metrics, one.pids = 0, str(tmp_path), closed, {}, {}, [1]
     with pytest.raises(ClaimLost):
         one.publish("stage_c.safetensors", lambda: b"weights")

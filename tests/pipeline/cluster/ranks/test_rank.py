@@ -25,8 +25,9 @@ from datasets.formats.shards import Clock, ImageRow
 from datasets.reading.batches import Batches, Source
 from pipeline.cluster.board import Board
 from pipeline.cluster.interruptions import FILE
-from pipeline.cluster.ranks.rank import Rank, RankCallbacks, checkpoints_of, log_of
+from pipeline.cluster.ranks.rank import Rank, RankCallbacks
 from pipeline.cluster.ranks.spending import Spending
+from pipeline.cluster.ranks.training_files import checkpoints_of, log_of
 from pipeline.models.panels import Panel
 from pipeline.models.training_data import EncodedBatches, TrainingData
 from pipeline.steps.build import Build
