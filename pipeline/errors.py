@@ -6,7 +6,7 @@
 4  LeaseHeld: another run is building the same artifact; ClaimLost: it has taken it over from this one
 5  RetriesExhausted: a step kept failing, or Ray did not start; StoreAway: the root's storage did
 6  BudgetSpent: the device-hours of `budget.hours` are used up; what was done is saved
-130, 143  Interrupted by SIGINT or SIGTERM after a clean save; 141 where nobody reads stdout any more
+129, 130, 143  Interrupted by SIGHUP, SIGINT or SIGTERM after a clean save; 141 where nobody reads stdout any more
 """
 
 import difflib

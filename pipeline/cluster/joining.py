@@ -110,7 +110,7 @@ def _start(config: ClusterConfig) -> None:
     address, others = _address(config), _children()
     # A signal to our whole process group must not end Ray before the workers have saved. Its processes inherit what
     # is blocked; for SIGINT Ray sees to this itself.
-    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         ray.init(
             address=address or "local",  # None would be any Ray that happens to run on this machine

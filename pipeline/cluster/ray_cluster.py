@@ -25,6 +25,7 @@ import ray.data
 import ray.exceptions
 import ray.train
 import ray.train.torch
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -38,7 +39,7 @@ from pipeline.cluster.failures import cause
 from pipeline.cluster.ranks.allocator import KEEPS_FREED
 from pipeline.cluster.ranks.meeting import Meeting
 from pipeline.cluster.room import Room, grown, ranks
-from pipeline.errors import Grows, InfrastructureError
+from pipeline.errors import Grows, InfrastructureError, RetriesExhausted
 from pipeline.settings.resources import Cluster as ClusterConfig
 from pipeline.settings.resources import Work
 from pipeline.store.redact import hidden
@@ -46,6 +47,7 @@ from pipeline.store.redact import hidden
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+MAIN_PROCESSES = {PROCESS_TYPE_RAYLET, PROCESS_TYPE_GCS_SERVER}
 POLL_S = 0.5
 END_S = 10.0  # for tasks that were ended
 LOOK_S = 3.0  # between two looks whether a training that has shrunk can grow
@@ -103,7 +105,14 @@ class Cluster:
         return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(kind)
 
     def exchange(self, stop: bool) -> Iterator[dict[str, Any]]:
-        """Tell the workers whether to stop; gives what they posted, and keeps for the next time what is not taken."""
+        """Tell the workers whether to stop; gives what they posted, and keeps for the next time what is not taken.
+
+        Raises:
+            RetriesExhausted: a Ray of our own has died: within seconds it would end this process, too, without a word.
+        """
+        if self.config.address is None and MAIN_PROCESSES & {name for name, _ in _node().dead_processes()}:
+            self.close()
+            raise RetriesExhausted("this run's own Ray has died; the same command goes on from here")
         self._unheard += get(self.board.exchange.remote(stop or self._grows))
         while self._unheard:
             yield self._unheard.popleft()
@@ -347,6 +356,11 @@ def _patiently(blocking: Callable[[], T], tick: Callable[[], None], end: Callabl
     if failure:
         raise cause(failure[0]) from failure[0]
     return outcome[0]
+
+
+def _node() -> Any:
+    """What has started the processes of a Ray of our own."""
+    return ray._private.worker._global_node
 
 
 def _lasting(nodes: Iterable[str]) -> list[str]:

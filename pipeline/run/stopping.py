@@ -1,7 +1,9 @@
-"""Ending a run on request: the first Ctrl-C or SIGTERM lets it save, where there is anything; a later one does not."""
+"""Ending a run on request: the first Ctrl-C, SIGTERM or closed terminal lets it save, where there is anything."""
 
 import contextlib
+import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +59,7 @@ class Stop:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Stop]:
-    """The first SIGINT or SIGTERM asks for a clean end, a later one ends at once.
+    """The first SIGINT, SIGTERM or SIGHUP asks for a clean end, a later one ends at once; nohup(1) keeps SIGHUP away.
 
     Raises:
         Interrupted: it was asked for, and then the storage was away: what is not written is made again by the next run.
@@ -70,6 +72,8 @@ def signals() -> Iterator[Stop]:
                 raise KeyboardInterrupt
             return
         stop.number, stop.since = number, time.monotonic()
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         if not stop.waits:
             raise KeyboardInterrupt
         retrying.set_patience(min(STOPPING_S, retrying.patience_s()))
@@ -78,7 +82,10 @@ def signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heeded.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield stop
     except StoreAway:
@@ -87,6 +94,16 @@ def signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_closed_terminal() -> None:
+    """Let go nowhere what went to a terminal that is gone, where each word would be an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def pause(seconds: float, stopped: Callable[[], Interrupted | None]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from datasets import pictures
 from datasets.files import storage
+from datasets.files.errors import reason_of
 from datasets.outcomes import Lost
 from pipeline.errors import UsageError
 from pipeline.models.drawing import caption_seed, drawn
@@ -139,15 +141,18 @@ def _picture(request: Request) -> Image.Image | None:
     """The picture at `image`."""
     if request.image is None:
         return None
+    path = storage.absolute(request.image)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise UsageError(f"image={request.image}: is no file; give a picture's path")
     try:
-        return pictures.opened(storage.read(storage.absolute(request.image)))
+        return pictures.opened(storage.read(path))
+    except FileNotFoundError:
+        raise UsageError(f"image={request.image}: there is no such file; give a picture's path") from None
     except OSError as error:
-        there = storage.exists(storage.absolute(request.image))
-        reason = "is no file that can be read" if there else "there is no such file"
-        raise UsageError(f"image={request.image}: {reason} ({type(error).__name__}); give a picture's path") from None
+        raise UsageError(f"image={request.image}: cannot be read: {reason_of(error)}") from None
     except Lost as error:
         formats = ", ".join(pictures.FETCHED_FORMATS)
-        raise UsageError(f"image={request.image}: no picture in one of the formats {formats} ({error})") from None
+        raise UsageError(f"image={request.image}: no whole picture of the formats {formats} ({error})") from None
 
 
 def _draw(

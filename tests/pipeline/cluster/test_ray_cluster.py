@@ -6,14 +6,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import ray
 
 from datasets.files.errors import StorageError
-from pipeline.cluster import joining
+from pipeline.cluster import joining, ray_cluster
 from pipeline.cluster.ray_cluster import Cluster, _patiently
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, exit_code
 from pipeline.settings import compose
@@ -135,6 +137,25 @@ def test_work_during_which_the_driver_fails_has_ended_before_the_step_is_tried_a
         _patiently(blocking, tick, end)
     assert raised.value is error
     assert ticks == [False, True]  # and has been heard to its end
+
+
+@pytest.mark.parametrize(
+    ("lost", "address"), [("raylet", None), ("gcs_server", None), ("raylet", "auto"), ("log", None)]
+)
+def test_a_run_whose_own_ray_has_died_leaves_it_before_it_is_ended_by_it(lost, address, monkeypatch):
+    left: list[bool] = []
+    monkeypatch.setattr(ray_cluster, "_node", lambda: SimpleNamespace(dead_processes=lambda: [(lost, None)]))
+    monkeypatch.setattr(ray_cluster, "get", lambda reference: reference)
+    cluster = object.__new__(Cluster)
+    cluster.config, cluster.close = SimpleNamespace(address=address), lambda: left.append(True)
+    cluster._unheard, cluster._grows = deque(), False
+    cluster.board = SimpleNamespace(exchange=SimpleNamespace(remote=lambda stop: [{"kind": "saved"}]))
+    if lost == "log" or address:
+        assert [*cluster.exchange(stop=False)] == [{"kind": "saved"}]
+        return
+    with pytest.raises(RetriesExhausted, match="own Ray has died") as told:
+        next(cluster.exchange(stop=False))
+    assert (left, exit_code(told.value)) == ([True], 5)
 
 
 def test_a_ray_that_is_late_once_is_tried_again(monkeypatch):

@@ -1,6 +1,7 @@
 """sample from a release: pictures by the words of a command, their names, and what is refused."""
 
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ def test_a_prompt_of_ten_thousand_characters_is_cut_and_said_so(
         (["steps_c=9", "sample.timesteps=released"], "steps_c=9: sample.timesteps=released has 29 steps"),
         (["sample.sampler=euler"], "sample.sampler=euler: input should be 'ddpm' or 'ddim'"),
         (["image=nothing.png"], "image=nothing.png: there is no such file"),
-        (["image=text.png"], "image=text.png: no picture in one of the formats JPEG, PNG, WEBP, GIF"),
+        (["image=text.png"], "image=text.png: no whole picture of the formats JPEG, PNG, WEBP, GIF"),
+        (["image=pipe.png"], "image=pipe.png: is no file; give a picture's path"),
+        (["image=."], "image=.: is no file; give a picture's path"),
         (["image=text.png", "strength=0"], "strength=0: input should be greater than 0"),
         (["image=text.png", "strength=1.5"], "strength=1.5: input should be less than or equal to 1"),
         (["image=text.png", "strength=nan"], "strength=nan: input should be"),
@@ -96,13 +99,14 @@ def test_refusals_create_nothing(
     words: list[str], told: str, written: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "text.png").write_text("no picture")
+    os.mkfifo(folder / "pipe.png")
     source = [] if words[0].startswith("from=") else [f"from={written}"]
     assert main(["sample", *source, "prompt=x", "out=out", *words]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert told in message
     assert message.count("\n") == 1
-    assert [path.name for path in folder.iterdir()] == ["text.png"]
+    assert {path.name for path in folder.iterdir()} == {"text.png", "pipe.png"}
 
 
 def test_another_setting_never_overwrites_a_picture_and_the_same_command_does(written: Path, folder: Path) -> None:
