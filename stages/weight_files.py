@@ -38,6 +38,7 @@ OTHERS = {
     "Stable Cascade's Stage B": ("effnet_mapper.0.weight", "pixels_mapper.0.weight"),
     "Stable Cascade's Stage C": ("clip_txt_pooled_mapper.weight", "clip_img_mapper.weight"),
 }
+NO_MODEL = "holds none of Stage A, B, C and the compressor, to go by its tensors' names"
 WRAPPERS = re.compile(r"\b(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")  # anywhere in a name
 AVERAGED = re.compile(r"(^|_)(ema|averaged|swa|shadow)(_|$)", re.IGNORECASE)
 DEEPEST = 5  # sections of a file that are looked into
@@ -156,8 +157,10 @@ def misfit(path: Path, models: Sequence[Model], config: ModelConfig) -> str | No
             return f"{file} is not {NAMES[model]} of this config; it is a model of {others}" if others else None
     if foreign:
         return f"{path} holds {foreign}, which is of another architecture: give Würstchen's"
-    if not found or any(files[0].suffix != SAFE for files in every):
+    if not every or any(files[0].suffix != SAFE for files in every):
         return None
+    if not found:
+        return f"{path} {NO_MODEL}"
     wanted = " or ".join(NAMES[model] for model in models)
     return f"{path} holds {', '.join(NAMES[model] for model in found)}, not {wanted}"
 

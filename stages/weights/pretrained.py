@@ -28,6 +28,7 @@ from stages.state_dicts import content, file_sha256, require_finite
 from stages.weight_files import (
     DEEPEST,
     NAMES,
+    NO_MODEL,
     VARIANT,
     BadWeights,
     Model,
@@ -52,7 +53,6 @@ ASSUMED: dict[Model, tuple[str, ...]] = {  # no shape shows them
     "stage_c": ("heads", "scaled_codes"),
     "compressor": ("input_ratio", "resize"),
 }
-NO_MODEL = "holds none of Stage A, B, C and the compressor, to go by its tensors' names"
 
 
 class OtherModel(BadWeights):

@@ -86,6 +86,11 @@ def test_a_run_refuses_wrong_weights_before_anything_is_created(
             ["interpolate={first: c.safetensors, second: a.safetensors}"],
             "interpolate.second: {tmp}/a.safetensors holds",
         ),
+        (["stage_a.weights=nothing.safetensors"], "stage_a.weights: {tmp}/nothing.safetensors holds none of Stage A"),
+        (
+            ["interpolate={first: nothing.safetensors, second: c.safetensors}"],
+            "interpolate.first: {tmp}/nothing.safetensors holds none of",
+        ),
         (["stage_b.weights=stage_b.pt", "stage_b.model.cond_width=48"], None),  # not a header's
         (["stage_c.weights=s3://there/c.safetensors"], None),
     ],
@@ -97,6 +102,7 @@ def test_a_plan_tells_of_other_models_by_headers_alone(
     save({f"module.{key}": value for key, value in STATE_C.items()}, tmp_path / "c.safetensors")
     save(STATE_A, tmp_path / "a.safetensors")
     save(imagenet(), tmp_path / "imagenet.safetensors")
+    save({"a": torch.zeros(2)}, tmp_path / "nothing.safetensors")
     save(STATE_C, tmp_path / "cut.safetensors")
     os.truncate(tmp_path / "cut.safetensors", 1000)
     diffusers_models()["prior"].save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
