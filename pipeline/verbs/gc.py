@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from rich.table import Table
 
 from datasets.files import notices, storage
-from pipeline.errors import LeaseHeld
+from pipeline.errors import LeaseHeld, UsageError
 from pipeline.settings.words import Words, parse
 from pipeline.store import claims, deleting, readers
 from pipeline.store.artifacts import BUILDING, DIGEST, MANIFEST, Store
@@ -52,6 +52,7 @@ def collect(root: str, days: int | None, delete: bool, as_json: bool) -> None:
     Raises:
         CorruptFile: something is to be deleted, but a record of a run is damaged, so nobody knows what is needed; or a
             manifest has an unknown format.
+        UsageError: something is to be deleted, but there is no record of any run.
         LeaseHeld: somebody else is deleting below this root.
     """
     alone = claims.hold(root, claims.ROOT, _tell, "cleaned up") if delete else contextlib.nullcontext()
@@ -59,6 +60,11 @@ def collect(root: str, days: int | None, delete: bool, as_json: bool) -> None:
         if delete:
             readers.check_records(root)
         records = readers.record_files(root)
+        if delete and days is None and not records and any(_names(storage.join(root, "artifacts"))):
+            raise UsageError(
+                f"root={root} has artifacts and no record of any run ({storage.join(root, readers.FOLDER)}), so nobody "
+                "knows what is needed, and nothing is deleted; put the records back, or give days="
+            )
         runs = readers.runs(root, _tell)
         found = unwanted(root, runs, keeping(runs, days))
         deleted = [item for item in found if _delete(root, item, records)] if delete else []

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_with_yes_it_is_gone_and_the_ancestors_of_what_is_wanted_stay(root, caps
     assert stages(root) == [2]
     assert [artifact.name for artifact in Store(str(root)).finished("images")] == ["images"]
     assert collect(root, capsys)["unwanted"] == []
+
+
+def test_without_any_record_nobody_knows_what_is_needed(root, capsys):
+    """Of a root of which somebody has cleared away what looked like a log, all would go."""
+    shutil.rmtree(root / "invocations")
+    assert len(collect(root, capsys)["unwanted"]) == 3
+    assert main(["gc", f"root={root}", "--yes"]) == 2
+    assert f"root={root} has artifacts and no record of any run" in capsys.readouterr().err
+    assert stages(root) == [1, 2]
+    assert len(collect(root, capsys, "--yes", "days=0")["deleted"]) == 3
 
 
 def test_another_command_keeps_its_own(root, capsys):
