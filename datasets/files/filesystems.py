@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from datasets.files import notices
 from datasets.files.errors import ENDPOINTS, StoreRefuses
 
 T = TypeVar("T")
@@ -58,6 +59,18 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
         except (ValueError, ImportError) as error:  # no such scheme, or its library is not installed
             raise StoreRefuses(None, f"this kind of address cannot be used: {error}", path) from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def named(infos: Iterable[pafs.FileInfo]) -> dict[str, pafs.FileInfo]:
+    """What Arrow has found by its path; names that are no UTF-8, which are none of ours, are passed over."""
+    found = {}
+    for info in infos:
+        try:
+            found[info.path] = info
+        except UnicodeDecodeError as error:
+            path = error.object.decode(errors="backslashreplace")
+            notices.tell(notices.PassedOver(path, "its name is no UTF-8"))
+    return found
 
 
 def ahead(calls: Iterable[Callable[[], T]], most: int = AHEAD) -> Iterator[T]:

@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 from datasets.files import conditional, local, s3
 from datasets.files.errors import NothingThere, StorageError, StoreAway, told
 from datasets.files.fence import Fence, unfenced
-from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, ahead, is_remote, open_filesystem
+from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, ahead, is_remote, named, open_filesystem
 from datasets.files.retrying import persistently
 
 T = TypeVar("T")
@@ -249,9 +249,9 @@ def children(folder: str) -> tuple[list[str], list[str]]:
     """Names of the files and of the folders right below a folder, sorted; none where there is no such folder."""
 
     def found(filesystem: pafs.FileSystem, inner: str) -> tuple[list[str], list[str]]:
-        infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=False, allow_not_found=True))
+        infos = named(filesystem.get_file_info(pafs.FileSelector(inner, recursive=False, allow_not_found=True)))
         kinds = (pafs.FileType.File, pafs.FileType.Directory)
-        files, folders = (sorted(info.base_name for info in infos if info.type == kind) for kind in kinds)
+        files, folders = (sorted(info.base_name for info in infos.values() if info.type == kind) for kind in kinds)
         return [name for name in files if not name.endswith(".tmp")], folders
 
     return _ask(folder, found, LISTING_TRIES)
@@ -377,9 +377,9 @@ def _files(folder: str) -> dict[str, pafs.FileInfo]:
     """What is known of each file below a folder, by its name relative to it; none where there is no such folder."""
 
     def found(filesystem: pafs.FileSystem, inner: str) -> dict[str, pafs.FileInfo]:
-        infos = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True))
+        infos = named(filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True)))
         start = len(inner.rstrip("/")) + 1
-        return {info.path[start:]: info for info in infos if info.type == pafs.FileType.File}
+        return {path[start:]: info for path, info in infos.items() if info.type == pafs.FileType.File}
 
     return _ask(folder, found, LISTING_TRIES)
 

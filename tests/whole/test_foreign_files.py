@@ -1,6 +1,7 @@
 """What other programs and people leave anywhere under a root stops no verb: it is passed over, counted and named."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -73,20 +74,25 @@ def said(capsys: pytest.CaptureFixture[str], root: Path, line: list[str]) -> tup
 
 
 @pytest.mark.parametrize("line", VERBS, ids=" ".join)
-def test_verbs_answer_as_if_it_were_not_there_and_name_it(root, capsys, line):
+def test_verbs_answer_as_if_it_were_not_there_and_name_it(root, capsys, line, monkeypatch):
+    monkeypatch.setattr("pipeline.terminal.NAMED", 1000)
     code, clean, _ = said(capsys, root, line)
     for place in PLACES:
         for name, content in LITTER.items():
             file = root / place / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
+        (root / place / os.fsdecode(b"no-\xff-utf8.json")).write_bytes(b"{}")
+        (root / place / os.fsdecode(b"nor-\xfe-this.jsonl")).mkdir()
     found = said(capsys, root, line)
     torn = re.compile(r'"torn_lines": \d+')  # which `report hours` counts, and does say
     assert (found[0], torn.sub("", found[1])) == (code, torn.sub("", clean))
     assert "Traceback" not in found[2]
     if line[0] in ("status", "gc", "report"):
         assert "passed over " in found[2]
-        assert any(f"{root}/{place}/empty.json: " in found[2] for place in ("invocations", "ledger", "artifacts"))
+        places = [f"{root}/{place}" for place in ("invocations", "ledger", "artifacts")]
+        assert any(f"{place}/empty.json: " in found[2] for place in places)
+        assert any(f"{place}/no-\\xff-utf8.json: its name is no UTF-8" in found[2] for place in places)
 
 
 def test_gc_deletes_nothing_that_is_not_ours(root, capsys):
