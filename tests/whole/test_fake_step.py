@@ -11,6 +11,8 @@ from tests.bench.counting import Counter, Work
 from tests.bench.fake_cuda import fake_cuda
 from tests.bench.fake_step import COMPILED, EMA, HALF, RECOMPUTED, Case
 
+pytestmark = pytest.mark.xdist_group("fake_step")  # of which each worker would make the steps anew
+
 C, B, A = StageCConfig(depth=2), StageBConfig(blocks=(1, 1, 1, 1)), StageAConfig(bottleneck_blocks=2)
 CASES = {  # with operations and GB of a step: raise them only on purpose
     "c": (Case("C", C, 1024, 24, HALF | EMA), 406, 23.86),
