@@ -110,16 +110,19 @@ class Cluster:
         Raises:
             RetriesExhausted: a Ray of our own has died: within seconds it would end this process, too, without a word.
         """
-        if self.config.address is None and MAIN_PROCESSES & {name for name, _ in _node().dead_processes()}:
-            self.close()
-            raise RetriesExhausted("this run's own Ray has died; the same command goes on from here")
-        self._unheard += get(self.board.exchange.remote(stop or self._grows))
+        self._visit_board(stop or self._grows)
         while self._unheard:
             yield self._unheard.popleft()
 
     def _ask_to_stop(self) -> None:
         """Ask the workers to save and return; what they post is heard by the next exchange."""
-        self._unheard += get(self.board.exchange.remote(True))
+        self._visit_board(stop=True)
+
+    def _visit_board(self, stop: bool) -> None:
+        if self.config.address is None and MAIN_PROCESSES & {name for name, _ in _node().dead_processes()}:
+            self.close()
+            raise RetriesExhausted("this run's own Ray has died; the same command goes on from here")
+        self._unheard += get(self.board.exchange.remote(stop))
 
     def call(self, function: Callable[..., T], *arguments: Any, work: Work, gpus: int, tick: Callable[[], None]) -> T:
         """Run one function as a Ray task on one CPU and so many GPUs; what `tick` raises ends the task."""
