@@ -101,7 +101,7 @@ def build_all(root: Path | str, loaded: Config) -> None:
         (["sample", *MICRO, "prompt=x", "out=pictures", "n=two"], "n=two: input should be a valid integer"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "n=0"], "n=0: input should be greater than 0"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "width=100"], "width=100: input should be a"),
-        (["sample", *MICRO, "out=pictures", "image=file"], "image=file: no picture in one of the formats JPEG, PNG"),
+        (["sample", *MICRO, "out=pictures", "image=file"], "image=file: no whole picture of the formats JPEG, PNG"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "image=none.png"], "image=none.png: there is no such file"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "strength=0.5"], "strength=0.5: how far to go from a picture"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "run_seed=x"], "seed=x: input should be a valid integer"),
