@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from settings import FILES, MANNER, TABLE, Settings, Text
+from settings import FILES, MANNER, TABLE, WEIGHTS, Settings, Text
 
 ALT = "alt"  # the source's own captions
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$", max_length=64)]
@@ -25,7 +25,7 @@ class RecapConfig(Settings):
 class CaptionerConfig(Settings):
     """A model that writes a caption of each stored picture."""
 
-    weights: Annotated[Text, FILES]
+    weights: Annotated[Text, FILES, WEIGHTS]
     """Local folder of an image-to-text model in transformers' layout, its processor and tokenizer included."""
     prompt: Text | None = None
     """What the model is asked, for those that take a prompt; null: nothing."""

@@ -9,7 +9,7 @@ from datasets.addresses import Allowed
 from datasets.buckets import Frame
 from datasets.caption_settings import CaptionerConfig, Name, RecapConfig, Weight, check_names
 from datasets.source_settings import MIXTURE, Bytes, MixedSource, Part, SourceConfig, Thresholds, check_mixture
-from settings import FILES, MANNER, Settings, Share, Text
+from settings import FILES, MANNER, WEIGHTS, Settings, Share, Text
 
 
 def _allowed(entry: str) -> str:
@@ -121,9 +121,9 @@ class DownloadConfig(Settings):
 class ScorerConfig(Settings):
     """LAION's aesthetic predictor: a CLIP, and a head on its embedding of a picture."""
 
-    clip_weights: Annotated[Text, FILES]
+    clip_weights: Annotated[Text, FILES, WEIGHTS]
     """Path or URI of the CLIP (safetensors or torch), under open_clip's names or transformers'."""
-    head_weights: Annotated[Text, FILES]
+    head_weights: Annotated[Text, FILES, WEIGHTS]
     """Path or URI of the head; thresholds are on its scale."""
     model: Text = "ViT-L-14-quickgelu"
     """open_clip's name of the CLIP that the head is for; LAION's are for OpenAI's ViT-L/14."""

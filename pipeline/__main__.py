@@ -125,9 +125,10 @@ def _handle(words: Words) -> None:
 
 
 def _run(words: Words, override: str | None) -> str:
-    """The command of a run with the same words, and an override more."""
+    """The command of a run with the same words, and an override more; of the steps that the flags leave in, too."""
     overrides = [*words.overrides, override] if override else words.overrides
-    return f"python -m pipeline run {replace(words, overrides=overrides).same}"
+    bounds = "".join(f" {flag} {step}" for flag, step in words.selection.bounds.items())
+    return f"python -m pipeline run {replace(words, overrides=overrides).same}{bounds}"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 # Marks: `batch: Annotated[Count, MANNER]`.
 MANNER = "manner"  # decides how something is done, not what comes out: no fingerprint has it
 FILES = "files"  # a path of files that are read as they are: weights, pictures, a list
+WEIGHTS = "weights"  # beside it: they are weights
 TABLE = "table"  # a path of Parquet, whose rows count, in whatever files they are
 PLACE = "place"  # a path of which others say what counts: the owner of the section, or nobody
 

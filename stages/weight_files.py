@@ -5,8 +5,9 @@ at gigabytes in milliseconds; `pretrained` reads the tensors themselves, of ever
 """
 
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -135,18 +136,15 @@ def as_words(model: Model, sizes: Mapping[str, Any]) -> str:
 def misfit(path: Path, models: Sequence[Model], config: ModelConfig) -> str | None:
     """Why weights at a path are those of none of these models as configured, as a sentence, as far as headers tell.
 
-    Of files in other formats than safetensors nothing is known before they are loaded, and nothing is said.
+    Of files in other formats than safetensors no more is known before they are loaded than that they are whole.
     """
+    if told := damage(path):
+        return told
     every = places(path)
     found: dict[Model, tuple[Path, Shapes]] = {}
     foreign: str | None = None
     for files in every:
-        if files[0].suffix != SAFE:
-            continue
-        try:
-            shapes: Shapes = {key: shape for file in files for key, shape in _header(file).items()}
-        except BadWeights as error:
-            return str(error)
+        shapes: Shapes = {key: shape for file in files if file.suffix == SAFE for key, shape in _header(file).items()}
         foreign = foreign or other_of(shapes)
         for model, (_, inside) in models_in(shapes).items():
             found.setdefault(model, (files[0], inside))
@@ -157,12 +155,34 @@ def misfit(path: Path, models: Sequence[Model], config: ModelConfig) -> str | No
             return f"{file} is not {NAMES[model]} of this config; it is a model of {others}" if others else None
     if foreign:
         return f"{path} holds {foreign}, which is of another architecture: give Würstchen's"
-    if not every or any(files[0].suffix != SAFE for files in every):
+    if any(files[0].suffix != SAFE for files in every):
         return None
     if not found:
         return f"{path} {NO_MODEL}"
     wanted = " or ".join(NAMES[model] for model in models)
     return f"{path} holds {', '.join(NAMES[model] for model in found)}, not {wanted}"
+
+
+def damage(path: Path) -> str | None:
+    """Why weights at a path are no weights at all, as a sentence, as far as the files' first and last bytes tell."""
+    every = places(path)
+    try:
+        for file in chain.from_iterable(every):
+            if file.suffix == SAFE:
+                _header(file)
+            else:
+                _check_ends(file)
+    except BadWeights as error:
+        return str(error)
+    return None if every else f"{path} holds no weights, which are files named *{', *'.join(SUFFIXES)}"
+
+
+def _check_ends(file: Path) -> None:
+    """Refuse what torch can never read: no zip with its directory at the end, and no pickle, as it once wrote them."""
+    with file.open("rb") as opened:
+        pickled = opened.read(1) == b"\x80"
+    if not (pickled or zipfile.is_zipfile(file)):
+        raise BadWeights(f"{file} is truncated or no {file.suffix or 'torch'} file: get it anew from its source")
 
 
 def _header(file: Path) -> Shapes:

@@ -29,6 +29,7 @@ from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
 from stages.sampling.sample import Models
+from stages.settings.losses import StageALoss
 from stages.settings.models import (
     BaselineConfig,
     ClipTextConfig,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from stages.models.compressor import Compressor
     from stages.models.text import TextTower
     from stages.scoring.aesthetic import AestheticScorer
+    from stages.training.perceptual import Perceptual
 
 M = TypeVar("M", bound=nn.Module)
 TOWER, NULL_TEXT = "tower.safetensors", "null_text.safetensors"
@@ -172,10 +174,21 @@ def scorer(config: ScorerConfig, where: torch.device) -> "AestheticScorer":
     return aesthetic.load(local(config.clip_weights), local(config.head_weights), config.model, str(where))
 
 
-def check_scorer(config: ScorerConfig) -> None:
-    """Refuse files that are no CLIP and head of the scorer; remote ones are looked at when their step runs."""
-    if not any(map(storage.is_remote, (config.clip_weights, config.head_weights))):
-        scorer(config, torch.device("cpu"))
+def perceptual(loss: StageALoss, where: torch.device) -> "Perceptual | None":
+    """The perceptual distance of a loss's files on a device: LPIPS where both are given; None where none is.
+
+    Raises:
+        BadWeights: a file is damaged, or holds other tensors; names the key.
+    """
+    if loss.perceptual_weights is None:
+        return None
+    from stages.training.perceptual import Perceptual
+
+    with _naming("stage_a.loss.perceptual_weights"):
+        network = state_dict(loss.perceptual_weights)
+    with _naming("stage_a.loss.perceptual_heads"):
+        heads = state_dict(loss.perceptual_heads) if loss.perceptual_heads else None
+    return Perceptual(network, heads, where)
 
 
 def check_existing(config: Config, made: Iterable[str]) -> None:
@@ -214,13 +227,18 @@ def _naming(key: str) -> Iterator[None]:
         raise BadWeights(f"{key}: {error}") from error
 
 
-def fresh_tower(config: TextConfig) -> "TextTower":
-    """A text tower as its config describes it: pretrained, or seeded and not yet centred."""
+def fresh_tower(config: TextConfig, name: str) -> "TextTower":
+    """The text tower of a name as its config describes it: pretrained, or seeded and not yet centred.
+
+    Raises:
+        BadWeights: a file is damaged, or holds another tower; names the key.
+    """
     from stages.models.text import clip_tower, seeded_tower
 
-    if isinstance(config, ClipTextConfig):
+    if not isinstance(config, ClipTextConfig):
+        return seeded_tower(config)
+    with _naming(f"text.{name}.weights"):
         return clip_tower(config, state_dict(config.weights))
-    return seeded_tower(config)
 
 
 def tower(config: TextConfig, artifact: Artifact) -> "TextTower":

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from datasets.files import storage
+import torch
+
 from pipeline.models import known_weights, loading
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import Scorers
@@ -12,7 +13,6 @@ from stages.weight_files import BadWeights
 if TYPE_CHECKING:  # they take seconds to import: only who has such a scorer waits for it
     from stages.scoring.aesthetic import AestheticScorer
     from stages.scoring.clip import Clip
-    from stages.training.perceptual import Perceptual
 
 ARCHITECTURES = {"pickscore": "ViT-H-14", "clip_h": "ViT-H-14", "clip_l": "ViT-L-14-quickgelu"}  # of open_clip
 PICKSCORE = "pickscore"
@@ -42,13 +42,9 @@ def load(config: Config, device: str) -> dict[str, Scorer]:
     if settings.aesthetic:
         assert settings.clip_l
         found["aesthetic"] = PictureScorer(_predictor(settings.clip_l, settings.aesthetic, device))
-    return found | likenesses(_perceptual(config, device), device)
-
-
-def check(config: Config) -> None:
-    """Refuse files that are no weights of their scorers; remote ones are looked at when their step runs."""
-    if not any(map(storage.is_remote, config.eval.scorers.paths.values())):
-        load(config, "cpu")
+    loss = config.stage_a.loss  # whose distance without heads is none of LPIPS
+    lpips = loading.perceptual(loss, torch.device(device)) if loss.perceptual_heads else None
+    return found | likenesses(lpips, device)
 
 
 def _clip(settings: Scorers, name: str, architecture: str, device: str) -> "Clip":
@@ -69,14 +65,3 @@ def _predictor(clip: str, head: str, device: str) -> "AestheticScorer":
         return aesthetic.load(loading.local(clip), loading.local(head), ARCHITECTURES["clip_l"], device)
     except BadWeights as error:
         raise BadWeights(str(error).replace("data.scorer.", "eval.scorers.", 1)) from error
-
-
-def _perceptual(config: Config, device: str) -> "Perceptual | None":
-    """LPIPS, where both of its files are there."""
-    loss = config.stage_a.loss
-    if loss.perceptual_weights is None or loss.perceptual_heads is None:
-        return None
-    from stages.training.perceptual import Perceptual
-
-    network, heads = (loading.state_dict(path) for path in (loss.perceptual_weights, loss.perceptual_heads))
-    return Perceptual(network, heads, device)

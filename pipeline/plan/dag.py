@@ -50,6 +50,11 @@ class Planned:
     changes: tuple[str, ...] = ()
 
 
+def to_do(planned: Iterable[Planned]) -> list[Step]:
+    """The steps that a run would build."""
+    return [item.step for item in planned if item.state != "done"]
+
+
 def label(step: Step, planned: Sequence[Planned]) -> str:
     """What a step is called among those of a run: by its artifact where it makes several there."""
     return step.name if [other.step.name for other in planned].count(step.name) == 1 else step.output
@@ -167,13 +172,8 @@ def _short(value: Any) -> str:
 def _select(planned: list[Planned], selection: Selection) -> list[Planned]:
     """Keep the steps that the flags allow; what is left out must be done already."""
     names = list(dict.fromkeys(item.step.name for item in planned))
-    for flag, name in (
-        ("--from", selection.start),
-        ("--until", selection.until),
-        ("--only", selection.only),
-        *(("--force", name) for name in selection.force),
-    ):
-        if name is not None and name not in names:
+    for flag, name in (*selection.bounds.items(), *(("--force", name) for name in selection.force)):
+        if name not in names:
             raise UsageError(f"{flag} {name}: this run has no such step; it has {', '.join(names)}")
     kept = planned
     if selection.until:

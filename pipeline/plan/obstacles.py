@@ -6,7 +6,6 @@ before each step, when more is known of the data.
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from datasets.config import NO_SCORES, DataError
 from datasets.files import storage
@@ -14,44 +13,13 @@ from datasets.planning import plan, preview, recaps
 from datasets.planning.plan import Counts
 from datasets.sources import laion
 from pipeline.errors import UsageError
-from pipeline.models.feature_sets import feature_sets
-from pipeline.models.known_weights import how_to_get
-from pipeline.plan import batch_sizes
-from pipeline.plan.dag import Planned, Step
+from pipeline.plan import batch_sizes, weights
+from pipeline.plan.dag import Planned, to_do
 from pipeline.settings.config import Config
 from pipeline.settings.keys import is_below
-from pipeline.settings.sections import STAGES
 from pipeline.store.artifacts import Artifact
-from settings import FILES
 
 WITHOUT_BF16 = frozenset({"K80", "P4", "P100", "V100", "T4"})  # by Ray's names; later ones have it
-
-
-def missing_weights(config: Config, planned: list[Planned]) -> str | None:
-    """What is not there of the weights and pictures that steps need, and what to do about it, as a sentence."""
-    needed = needed_weights(config, _to_do(planned))
-    missing = {name: path for name, path in needed.items() if not storage.exists(path)}
-    places = "; ".join(f"{name}: there is nothing at {path}" for name, path in missing.items())
-    return f"{places}; {how_to_get(*missing.values())}" if missing else None
-
-
-def misfit_weights(config: Config, planned: list[Planned]) -> str | None:
-    """Which weights are another model's than the steps' that need them, as a sentence, as far as the headers of
-    safetensors files tell it; a run reads the files whole (`check_weights`)."""
-    from stages.weight_files import Model, misfit, section
-
-    models: dict[str, tuple[Model, ...]] = {
-        **{f"{stage}.weights": (stage,) for stage in STAGES},
-        "compressor.weights": ("compressor", "imagenet"),
-        "interpolate.first": ("stage_c",),
-        "interpolate.second": ("stage_c",),
-    }
-    found = {}
-    for key, path in needed_weights(config, _to_do(planned)).items():
-        if key in models and not storage.is_remote(path) and storage.exists(path):
-            model = getattr(config, section(models[key][0])).model
-            found[key] = misfit(Path(storage.absolute(path)), models[key], model)
-    return "; ".join(f"{key}: {told}" for key, told in found.items() if told) or None
 
 
 def missing_rows(config: Config, planned: list[Planned], ask_stores: bool = False) -> str | None:
@@ -135,9 +103,9 @@ def missing_scores(config: Config, planned: list[Planned]) -> str | None:
 def too_large_batches(config: Config, planned: list[Planned], artifacts: Mapping[str, Artifact]) -> str | None:
     """Which training to do has a batch larger than the data can be, as a sentence, as far as those artifacts tell that
     are not to be made anew. Not of trainings that may stay as they are."""
-    made = {name: artifacts[name] for name in artifacts.keys() - {step.output for step in _to_do(planned)}}
+    made = {name: artifacts[name] for name in artifacts.keys() - {step.output for step in to_do(planned)}}
     certain = [item for item in planned if not item.again or item.reason == "forced"]
-    trainings = (step for step in _to_do(certain) if config.trainings_of(step.name))
+    trainings = (step for step in to_do(certain) if config.trainings_of(step.name))
     told = (batch_sizes.too_large(config, step, partial(batch_sizes.at_most, config, step, made)) for step in trainings)
     return next(filter(None, told), None)
 
@@ -149,40 +117,12 @@ def every(config: Config, planned: list[Planned], counts: Counts | None, ask_sto
         missing_rows(config, planned, ask_stores),
         missing_captions(config, planned, ask_stores),
         counts and preview.beyond_budget(counts),
-        missing_weights(config, planned),
-        misfit_weights(config, planned),
+        weights.missing(config, planned),
+        weights.misfit(config, planned),
         missing_scores(config, planned),
         too_large_batches(config, planned, artifacts),
     )
     return [sentence for sentence in found if sentence]
-
-
-def check_weights(config: Config, planned: list[Planned]) -> None:
-    """Read whole the weights that steps to do need, before anything runs; that they are there is one of `every`.
-
-    Raises:
-        BadWeights: they are another model's, or damaged.
-    """
-    made = {item.step.output for item in planned if item.state != "done"}
-    if config.data.scorer and "aesthetic" in made:
-        from pipeline.models.loading import check_scorer
-
-        check_scorer(config.data.scorer)
-    if config.eval.scorers.paths and "scores" in made:
-        from pipeline.models.scorers import check
-
-        check(config)
-    if feature_sets(config).keys() & made:
-        from pipeline.models.inception import check as check_inception
-
-        check_inception(config)
-    stages = {stage for stage in STAGES if config.trained(stage) in made}
-    if stages and any(
-        not name.startswith(("text.", "eval.", "data.")) for name in needed_weights(config, _to_do(planned))
-    ):
-        from pipeline.models.loading import check_existing
-
-        check_existing(config, stages)
 
 
 def check_precision(config: Config, planned: list[Planned], kind: str) -> None:
@@ -202,18 +142,3 @@ def check_precision(config: Config, planned: list[Planned], kind: str) -> None:
 
 def _to_fetch(planned: list[Planned]) -> bool:
     return any(item.step.output == "metadata" and item.state != "done" for item in planned)
-
-
-def _to_do(planned: list[Planned]) -> list[Step]:
-    return [item.step for item in planned if item.state != "done"]
-
-
-def needed_weights(config: Config, steps: list[Step]) -> dict[str, str]:
-    """Paths, by key, of the weights and pictures that steps will read."""
-    read = [key for step in steps for key in step.reads]
-    needed = {name: path for name, path in config.paths(FILES).items() if any(is_below(name, key) for key in read)}
-    if not config.stage_a.loss.perceptual:
-        needed = {name: path for name, path in needed.items() if not name.startswith("stage_a.loss.")}
-    if config.stage_b.weights:  # which may hold the compressor
-        needed.pop("compressor.weights", None)
-    return needed

@@ -12,8 +12,8 @@ from datasets.reading.rivals import Rival, Wanted
 from pipeline.errors import UsageError
 from pipeline.models import contests
 from pipeline.plan import recorded
-from pipeline.plan.dag import Planned
-from pipeline.plan.obstacles import needed_weights
+from pipeline.plan.dag import Planned, to_do
+from pipeline.plan.weights import needed_files
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import RUN, samples_of
 from pipeline.store.artifacts import Store
@@ -25,7 +25,7 @@ def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
     Raises:
         DataError: there are no prompts, or more of a rival's pictures are missing or no good than `eval.allow_missing`.
     """
-    read = needed_weights(config, [item.step for item in planned if item.state != "done"])
+    read = needed_files(config, to_do(planned))
     places = [
         (name, place)
         for rival in config.eval.rivals

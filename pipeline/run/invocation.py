@@ -22,7 +22,7 @@ from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import STOPPED, BudgetExceeded, UsageError
 from pipeline.hours.spent import by_step
 from pipeline.hours.table import beside_paper
-from pipeline.plan import budget, cost, dag, obstacles, rivals
+from pipeline.plan import budget, cost, dag, obstacles, rivals, weights
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, prints_of, reading
@@ -58,7 +58,7 @@ def run(config: Config, conf: str, look: Look, planned: list[Planned], command: 
     counts = obstacles.ahead(config, planned)
     if found := obstacles.every(config, planned, counts):
         raise UsageError(found[0])
-    obstacles.check_weights(config, planned)
+    weights.check(config, planned)
     for remark in rivals.remarks(config, planned):
         console.print(remark, style="yellow", markup=False)
     if counts and (beyond := preview.beyond_budget(counts)):

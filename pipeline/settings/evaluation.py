@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from settings import FILES, MANNER, Settings, Share, Text, paths
+from settings import FILES, MANNER, WEIGHTS, Settings, Share, Text, paths
 from stages.settings.base import Precision
 from stages.settings.scoring import Alteration, Resize
 
@@ -32,15 +32,15 @@ class Scorers(Settings):
     Beside them, likeness to the originals is measured wherever there are any: PSNR, SSIM, and LPIPS where
     `stage_a.loss.perceptual_weights` and `perceptual_heads` are there."""
 
-    pickscore: Annotated[Text | None, FILES] = None
+    pickscore: Annotated[Text | None, FILES, WEIGHTS] = None
     """PickScore_v1, how much people would like a picture: open_clip's ViT-H-14, or Hugging Face's layout.
 
     What it gives is called PickScore if the file is the published one, else `clip:` and the start of its sha256."""
-    clip_h: Annotated[Text | None, FILES] = None
+    clip_h: Annotated[Text | None, FILES, WEIGHTS] = None
     """CLIP ViT-H/14 of LAION, for the CLIP score, 100 x cosine."""
-    clip_l: Annotated[Text | None, FILES] = None
+    clip_l: Annotated[Text | None, FILES, WEIGHTS] = None
     """CLIP ViT-L/14 of OpenAI, for the CLIP score."""
-    aesthetic: Annotated[Text | None, FILES] = None
+    aesthetic: Annotated[Text | None, FILES, WEIGHTS] = None
     """Head of LAION's aesthetic predictor, on the embeddings of `clip_l`."""
     precision: Precision = "fp32"
     """Towers of the CLIPs in fp32, or under bf16 autocast; embeddings and scores are fp32 in both."""
@@ -62,7 +62,7 @@ class Distances(Settings):
 
     Their features are taken once for each set of pictures, Inception and resize, by steps of their own."""
 
-    inception: Annotated[Text | None, FILES] = None
+    inception: Annotated[Text | None, FILES, WEIGHTS] = None
     """Inception of 2015 in torch-fidelity's form, by path or URI; null: none of this is measured.
 
     What comes out is called FID, KID and IS if the file is the published one, else `fd:`, `kd:`, `is:` and the start of

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from settings import FILES, MANNER, Settings, Share, Text, manners
+from settings import FILES, MANNER, WEIGHTS, Settings, Share, Text, manners
 from stages.settings.base import ChosenPrecision
 from stages.settings.losses import BaselineLoss, CompressorWarmupLoss, PreviewerLoss, StageALoss, StageBLoss, StageCLoss
 from stages.settings.models import (
@@ -37,7 +37,7 @@ class StageA(Settings):
 
     model: StageAConfig
     """Its architecture."""
-    weights: Annotated[Text | None, FILES] = None
+    weights: Annotated[Text | None, FILES, WEIGHTS] = None
     """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones."""
     loss: StageALoss
     """What its training minimises."""
@@ -60,7 +60,7 @@ class Compressor(Settings):
 
     model: CompressorConfig
     """Its architecture."""
-    weights: Annotated[Text | None, FILES]
+    weights: Annotated[Text | None, FILES, WEIGHTS]
     """ImageNet weights of the backbone, or a whole compressor: path or URI; null: random ones.
 
     A whole one goes with `stage_b.weights` where those hold none."""
@@ -75,7 +75,7 @@ class StageB(Settings):
 
     model: StageBConfig
     """Its architecture."""
-    weights: Annotated[Text | None, FILES] = None
+    weights: Annotated[Text | None, FILES, WEIGHTS] = None
     """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones.
 
     Their compressor belongs to them, or `compressor.weights` is one."""
@@ -92,7 +92,7 @@ class StageC(Settings):
 
     model: StageCConfig
     """Its architecture."""
-    weights: Annotated[Text | None, FILES] = None
+    weights: Annotated[Text | None, FILES, WEIGHTS] = None
     """File, folder or URI of weights to train from; with `train` null, taken as they are; null: random ones."""
     loss: StageCLoss
     """What its training minimises."""
@@ -155,11 +155,11 @@ class Interpolation(Settings):
     Two phases of no training say nothing: `stage_c.weights` then count.
     """
 
-    first: Annotated[Annotated[int, Field(ge=1, le=1000)] | Text, FILES]
+    first: Annotated[Annotated[int, Field(ge=1, le=1000)] | Text, FILES, WEIGHTS]
     """Weights of a Stage C: a file, folder or URI, or the number of a phase of `stage_c.train`, from 1.
 
     A phase stands for the weights after it."""
-    second: Annotated[Annotated[int, Field(ge=1, le=1000)] | Text, FILES]
+    second: Annotated[Annotated[int, Field(ge=1, le=1000)] | Text, FILES, WEIGHTS]
     """Weights of another Stage C of the same size, named like the first."""
     share: Share = 0.5
     """Share of the second: the weights are (1 - share) x first + share x second."""

@@ -56,11 +56,12 @@ def encode_text(build: Build) -> Facts:
 
     Encoded online, a caption is stored as tokens in place of its states.
     """
-    config = build.config.text[build.step.output.removeprefix("text_")]
+    name = build.step.output.removeprefix("text_")
+    config = build.config.text[name]
     settings = build.config.encode.text
     works = list(_works(build).values()) if isinstance(config, SeededTextConfig) else []
     beside = deleting.kept(build.path)
-    files, notes = build.call(_prepare_tower, config, settings.precision, works, build.path, beside)
+    files, notes = build.call(_prepare_tower, config, name, settings.precision, works, build.path, beside)
     tower = Artifact(build.step.output, build.path, {"files": {name: vars(entry) for name, entry in files.items()}})
     encoder = encoders.text(build.config, tower)
     read = partial(_tokens, config.context_length)
@@ -153,7 +154,12 @@ def _facts(build: Build, encoder: Encoder, settings: Encoding, families: dict[st
 
 
 def _prepare_tower(
-    config: TextConfig, precision: ChosenPrecision, works: "list[Work]", path: str, kept: dict[str, FileEntry]
+    config: TextConfig,
+    name: str,
+    precision: ChosenPrecision,
+    works: "list[Work]",
+    path: str,
+    kept: dict[str, FileEntry],
 ) -> tuple[dict[str, FileEntry], dict[str, Any]]:
     """Publish the tower with its weights, and the hidden states of the empty caption.
 
@@ -170,7 +176,7 @@ def _prepare_tower(
     label = "a seeded tower of random weights" if isinstance(config, SeededTextConfig) else config.model
     if files := _whole(path, kept, (loading.TOWER, loading.NULL_TEXT)):
         return files, {"tower": label}
-    tower = loading.fresh_tower(config)
+    tower = loading.fresh_tower(config, name)
     if isinstance(config, SeededTextConfig):
         tower.centre(_mean_state(tower, [row.caption for work in works for row, _ in work.rows()]))
     with autocast(torch.device("cpu"), precision):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from stages.settings.models import ClipTextConfig, SeededTextConfig
 from stages.state_dicts import require_finite
+from stages.weight_files import BadWeights
 
 START, END = 49406, 49407  # END is the padding too
 VOCABULARY = 49408
@@ -61,7 +62,7 @@ def _normalised(text: str) -> str:
     return "".join(map(str.lower, unicodedata.normalize("NFC", text)))
 
 
-class BadTextWeights(ValueError):
+class BadTextWeights(BadWeights):
     """A checkpoint does not hold the weights of the text tower asked for."""
 
 

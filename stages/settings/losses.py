@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from settings import FILES, Settings, Share, Text
+from settings import FILES, WEIGHTS, Settings, Share, Text
 from stages.settings.base import Channels, Steps, TimeSampling, Weight
 
 FixedWeight = Literal["p2", "p2_paper", "p2_snr", "none"]
@@ -30,9 +30,9 @@ class StageALoss(Settings):
     """Side of random crops, px (128 in the paper); null trains on whole pictures."""
     perceptual: Weight = 0.0
     """Weight of the perceptual distance (0.1 in the paper, second-hand); 0 without perceptual_weights."""
-    perceptual_weights: Annotated[Text | None, FILES] = None
+    perceptual_weights: Annotated[Text | None, FILES, WEIGHTS] = None
     """Path or URI of torchvision's VGG16 weights (safetensors or a state dict of torch's); null: no perceptual loss."""
-    perceptual_heads: Annotated[Text | None, FILES] = None
+    perceptual_heads: Annotated[Text | None, FILES, WEIGHTS] = None
     """Path or URI of LPIPS's linear heads for VGG16, a file of the lpips package; null: the plain distance.
 
     The plain one is the mean distance of the unit-normalised features."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from settings import FILES, Settings, Share, Text
+from settings import FILES, WEIGHTS, Settings, Share, Text
 from stages.settings.base import Channels, Heads, Layers
 
 CODE_STRIDE = 32  # px that the compressor's backbone turns into one position
@@ -242,7 +242,7 @@ class ClipTextConfig(Settings):
 
     model: Literal["ViT-H-14", "ViT-bigG-14"]
     """open_clip's name of the model: ViT-H-14 (width 1024), or ViT-bigG-14 (width 1280), that of the public Stage C."""
-    weights: Annotated[Text, FILES]
+    weights: Annotated[Text, FILES, WEIGHTS]
     """Path or URI of its open_clip weights (safetensors)."""
 
     @property

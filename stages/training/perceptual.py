@@ -9,6 +9,7 @@ from torchvision.models import vgg16
 
 from stages.models.compressor import IMAGENET_MEAN, IMAGENET_STD
 from stages.state_dicts import require_finite
+from stages.weight_files import BadWeights
 
 TAPPED = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}  # relu1_2, 2_2, 3_3, 4_3, 5_3 of `vgg16().features`: channels
 
@@ -22,7 +23,7 @@ class Perceptual:
     heads: the `lpips` package's `weights/v0.1/vgg.pth` (keys `lin<n>.model.1.weight`), which makes this LPIPS itself;
     None makes it the plain distance of unit-normalised features.
 
-    Raises ValueError, naming the first key that is missing, of another shape or not all finite.
+    Raises BadWeights, naming the first key that is missing, of another shape or not all finite.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ def _chosen(
     for key, shape in wanted.items():
         found = list(state[key].shape) if key in state else "not there"
         if found != list(shape):
-            raise ValueError(f"{what}: {key} must be {list(shape)} but is {found}; is this another file?")
+            raise BadWeights(f"{what}: {key} must be {list(shape)} but is {found}; is this another file?")
     chosen = {key: state[key] for key in wanted}
     require_finite(chosen, what)
     return {key: value.to(device, torch.float32) for key, value in chosen.items()}

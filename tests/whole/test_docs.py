@@ -141,7 +141,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "captions_val2014.json").write_text('{"annotations": [{"caption": "a red square"}]}')
     (folder / "coco.jsonl").write_text('{"caption": "In this image there is a red square."}\n')
     (folder / "PICTURE").write_bytes((folder / "DIR/x.png").read_bytes())
-    (folder / "FILE").write_bytes(b"weights")
+    (folder / "FILE").write_bytes(b"\x80weights")  # as a file of torch may begin
     (folder / "LIST").write_text(f"{'0' * 32}\nhttps://example.org/a.jpg\n")
     pq.write_table(pa.table({name: ["0"] for name in LAION}), folder / "laion.parquet")
     for file in sorted((CHECKOUT / "conf").rglob("*.yaml")):

@@ -30,7 +30,6 @@ from stages.models.previewer import Previewer, PreviewerObjective
 from stages.models.stage_a import StageA, StageAObjective
 from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
-from stages.settings.losses import StageALoss
 from stages.settings.models import StageAConfig
 from stages.settings.training import TrainingConfig
 from stages.training.trainer import be_deterministic
@@ -39,7 +38,6 @@ from stages.weights.pretrained import Found
 
 if TYPE_CHECKING:
     from stages.models.compressor import Compressor, CompressorWarmup
-    from stages.training.perceptual import Perceptual
 
 PANEL = "panel.png"  # the last panel of a step
 M = TypeVar("M", bound=nn.Module)
@@ -130,17 +128,8 @@ def _stage_a(order: Order, where: torch.device, before: None) -> StageAObjective
     if settings.weights:
         pretrained.fill(stage_a, loading.existing("stage_a", settings.weights)["stage_a"], settings.model)
     discriminator = seeded(order.seed, Discriminator) if settings.loss.adversarial else None
-    return StageAObjective(stage_a, settings.loss, discriminator, perceptual(settings.loss, where))
-
-
-def perceptual(loss: StageALoss, device: torch.device) -> "Perceptual | None":
-    """The configured perceptual distance, on the device."""
-    if not (loss.perceptual and loss.perceptual_weights):
-        return None
-    from stages.training.perceptual import Perceptual
-
-    heads = loading.state_dict(loss.perceptual_heads) if loss.perceptual_heads else None
-    return Perceptual(loading.state_dict(loss.perceptual_weights), heads, device)
+    perceptual = loading.perceptual(settings.loss, where) if settings.loss.perceptual else None
+    return StageAObjective(stage_a, settings.loss, discriminator, perceptual)
 
 
 def _warmup(order: Order, where: torch.device, before: None) -> "CompressorWarmup":

@@ -4,7 +4,8 @@ Whatever has `Captioner`'s one method can write captions of pictures. The only o
 `transformers` has them, from a local folder, without any code of the model's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from datasets.caption_settings import CaptionerConfig
 from pipeline.models import loading
 from stages.weight_files import BadWeights
+
+AS_IT_LIES = {"local_files_only": True, "trust_remote_code": False}
 
 
 class Captioner(Protocol):
@@ -30,21 +33,40 @@ def load(config: CaptionerConfig, where: torch.device, key: str) -> Captioner:
     """
     import transformers
 
-    folder = str(loading.local(config.weights))
     kind = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    try:
-        options = {"local_files_only": True, "trust_remote_code": False}
-        processor = transformers.AutoProcessor.from_pretrained(folder, **options)
+    with _opened(config, key) as folder:
+        processor = transformers.AutoProcessor.from_pretrained(folder, **AS_IT_LIES)
         model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            folder, use_safetensors=True, dtype=kind, **options
+            folder, use_safetensors=True, dtype=kind, **AS_IT_LIES
         )
+    return _ImageToText(processor, model.to(where).eval(), config, where, kind)
+
+
+def check(config: CaptionerConfig, key: str) -> None:
+    """Refuse a folder of another kind of model; its weights, which may not fit into this machine, are not read.
+
+    Raises:
+        BadWeights: as `load`.
+    """
+    import transformers
+
+    with _opened(config, key) as folder, torch.device("meta"):
+        transformers.AutoProcessor.from_pretrained(folder, **AS_IT_LIES)
+        described = transformers.AutoConfig.from_pretrained(folder, **AS_IT_LIES)
+        transformers.AutoModelForImageTextToText.from_config(described)
+
+
+@contextmanager
+def _opened(config: CaptionerConfig, key: str) -> Iterator[str]:
+    """The folder of a captioner; what transformers says of it in there becomes a sentence of ours."""
+    try:
+        yield str(loading.local(config.weights))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadWeights(
             f"{key}.weights: {config.weights} is no image-to-text model in transformers' layout ({reason}); give a "
             "local folder with config.json, safetensors, tokenizer and image processor"
         ) from error
-    return _ImageToText(processor, model.to(where).eval(), config, where, kind)
 
 
 class _ImageToText:

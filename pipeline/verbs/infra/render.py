@@ -17,9 +17,9 @@ import jinja2
 from datasets.files import storage
 from pipeline.errors import UsageError
 from pipeline.models.known_weights import FOLDER, how_to_get
-from pipeline.plan import obstacles
 from pipeline.plan.dag import order
 from pipeline.plan.table import table
+from pipeline.plan.weights import needed_files
 from pipeline.run.delivery import deliver
 from pipeline.settings import compose
 from pipeline.settings.config import Config
@@ -124,7 +124,7 @@ def _check_readable(config: Config, job: Job, root: str) -> None:
     if not readable(root):
         raise UsageError(f"root={root}: the nodes of {job.platform} share no such folder; give {kind}")
     steps = order(table(config), config.targets)
-    for key, place in (config.paths(TABLE) | obstacles.needed_weights(config, steps)).items():
+    for key, place in (config.paths(TABLE) | needed_files(config, steps)).items():
         if not readable(place):
             there = storage.join(root, FOLDER, place.removeprefix(f"{FOLDER}/"))
             raise UsageError(f"{key}={place} lies on this machine; give {key}={there}, and {how_to_get(there)}")

@@ -33,7 +33,7 @@ def test_the_tower_of_a_clip_has_the_weights_of_the_file_that_the_config_names(
     file = tmp_path / "clip.safetensors"
     published = seeded_tower(SeededTextConfig(width=32, layers=2, heads=2, context_length=77, seed=5))
     save_file({key: value.clone() for key, value in published.state_dict().items()}, file)
-    tower = loading.fresh_tower(ClipTextConfig(model="ViT-H-14", weights=str(file)))
+    tower = loading.fresh_tower(ClipTextConfig(model="ViT-H-14", weights=str(file)), "clip_h")
     tokens = torch.randint(0, 49000, (2, 77), generator=torch.Generator().manual_seed(0))
     assert torch.equal(tower(tokens), published(tokens))
     assert not tower.training

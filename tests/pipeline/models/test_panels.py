@@ -148,7 +148,7 @@ def test_stages_b_and_a_show_codes_as_pictures(shares_text: bool, tmp_path: Path
 
 def test_prompts_of_files_are_drawn_below_the_datas_captions(tmp_path: Path) -> None:
     config = compose.load("stage_c", ["scale=micro"])
-    tower = loading.fresh_tower(config.text["tiny"])
+    tower = loading.fresh_tower(config.text["tiny"], "tiny")
     entry = storage.publish(loading.weights(tower), f"{tmp_path}/{loading.TOWER}")
     artifact = Artifact("text_tiny", str(tmp_path), {"files": {loading.TOWER: vars(entry)}})
     prompts = Prompts(["parti: a cat", "parti: a dog"], ["a cat", "a dog"], config.text["tiny"], artifact)

@@ -30,18 +30,19 @@ def test_too_many_losses_come_with_the_ways_to_go_on(dropped, planned, ways):
     assert found is None or ("http://a.example/x (no such name)" in str(found) and "data lost" in str(found))
 
 
-def test_the_ways_are_commands_of_the_same_words(monkeypatch):
+@pytest.mark.parametrize("bounds", [[], ["--until", "download"]])
+def test_the_ways_are_commands_of_the_same_words(bounds, monkeypatch):
     from pipeline import __main__ as main
 
     def refuse(_: object) -> None:
         raise BudgetExceeded("too many", [("again", None), ("without", "data.download.max_lost=0.5")])
 
     monkeypatch.setattr("pipeline.verbs.run.handle", refuse)
-    words = ["run", "conf=stage_c", "root=a b", "data.limit=3"]
+    words = ["run", "conf=stage_c", "root=a b", "data.limit=3", *bounds]
     with pytest.raises(BudgetExceeded) as caught:
         main._handle(parse(words))
-    same = "python -m pipeline run conf=stage_c 'root=a b' data.limit=3"
-    assert str(caught.value) == f"too many; again: {same}; without: {same} data.download.max_lost=0.5"
+    same, end = "python -m pipeline run conf=stage_c 'root=a b' data.limit=3", "".join(f" {word}" for word in bounds)
+    assert str(caught.value) == f"too many; again: {same}{end}; without: {same} data.download.max_lost=0.5{end}"
 
 
 def test_progress_is_told_now_and_then_and_adds_up(monkeypatch):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from pipeline.cluster.ranks import trainings
+from pipeline.models import loading
 from pipeline.steps import train as steps
 from pipeline.steps.build import Facts
 from stages.draws import Draws
@@ -349,11 +349,11 @@ def test_the_configured_files_are_read(random_vgg: dict[str, Tensor], tmp_path: 
     weights = random_heads()
     save_file(weights, heads)
     loss = StageALoss(perceptual=0.1, perceptual_weights=str(vgg), perceptual_heads=str(heads))
-    found = trainings.perceptual(loss, torch.device("cpu"))
+    found = loading.perceptual(loss, torch.device("cpu"))
     a, b = torch.rand(2, 1, 3, 32, 32)
     assert found is not None
     np.testing.assert_allclose(found(a, b).numpy(), expected_distance(random_vgg, weights, a, b), rtol=1e-4)
-    assert trainings.perceptual(loss.model_copy(update={"perceptual": 0.0}), torch.device("cpu")) is None
+    assert loading.perceptual(StageALoss(), torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from PIL import Image
 from datasets.config import DataError
 from datasets.files import storage
 from pipeline.models import distances, feature_sets, known_weights, scorers
-from pipeline.plan import dag, obstacles
+from pipeline.plan import dag
+from pipeline.plan import weights as files
 from pipeline.plan.rivals import remarks
 from pipeline.plan.table import table
 from pipeline.settings.selection import Selection
@@ -144,9 +145,9 @@ def test_a_file_of_another_architecture_is_refused_before_anything_is_done(weigh
     root = Root(tmp_path / "root", *words(tmp_path / "other.pth"))
     planned = dag.plan(root.steps, root.config.lookup, root.store, Selection())
     with pytest.raises(BadWeights, match=r"^eval\.distances\.inception: \S*other\.pth .*; give weights-inception-2015"):
-        obstacles.check_weights(root.config, planned)
+        files.check(root.config, planned)
     gone = Root(tmp_path / "root", *words(tmp_path / "none.pth"))
-    told = obstacles.missing_weights(gone.config, planned)
+    told = files.missing(gone.config, planned)
     assert told is not None
     assert "weights get inception" in told or "there is nothing at" in told
 
