@@ -1,7 +1,6 @@
 """Ray's many wrappings of an error, undone: what a worker raised, or what of the infrastructure failed."""
 
 import ray.exceptions
-import torch
 from ray.data.exceptions import UserCodeException
 from ray.train.v2._internal.exceptions import (
     RayTrainError,
@@ -13,24 +12,18 @@ from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from datasets.files.errors import StorageError
 from pipeline.errors import ClaimLost, InfrastructureError, Preempted
 
-FIRST = (  # one rank's end makes others fail to reach it
-    ClaimLost,
-    Preempted,
-    ValueError,
-    StorageError,
-    torch.OutOfMemoryError,
-    InfrastructureError,
-    BaseException,
-)
-
 
 def cause(error: BaseException) -> BaseException:
     """The error that a worker raised, out of Ray's wrappings; failures of Ray itself as `InfrastructureError`."""
+    import torch  # takes seconds, of which a run without failures has no need
+
+    # one rank's end makes others fail to reach it
+    first = (ClaimLost, Preempted, ValueError, StorageError, torch.OutOfMemoryError, InfrastructureError, BaseException)
     if isinstance(error, PreemptionError):
         return Preempted("a node was taken away before the training had saved its state")
     if isinstance(error, TrainingFailedError):
         causes = [cause(failure) for failure in (getattr(error, "worker_failures", None) or {}).values()]
-        for kind in FIRST:
+        for kind in first:
             if found := [cause for cause in causes if isinstance(cause, kind)]:
                 return found[0]
         return InfrastructureError(f"the training job failed: {error}")

@@ -24,7 +24,6 @@ import ray
 import ray.data
 import ray.exceptions
 import ray.train
-import ray.train.torch
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy, DataContext
@@ -265,6 +264,8 @@ class Cluster:
         State lives in our own checkpoints, so each attempt gets a fresh Ray Train name: a damaged snapshot of an
         earlier attempt can never stop a run from starting.
         """
+        from ray.train.torch import TorchTrainer  # imports torch, which other steps' runs can do without
+
         self._jobs += 1
         gpus = self.room.device("train") == "cuda"
         # Bound here, not handed to Ray as the loop's config: that may be shown, and Ray's process beside the training
@@ -274,7 +275,7 @@ class Cluster:
         def rank() -> None:
             work()
 
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = TorchTrainer(
             rank,
             torch_config=Meeting("nccl" if gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(

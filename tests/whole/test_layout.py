@@ -154,6 +154,7 @@ def test_what_nodes_read_lies_in_a_package():
             ["torch", "ray.train", "ray.data", "mlflow"],
         ),
         (["pipeline.cluster.ranks.meeting"], ["torch"]),  # by Ray's process beside each training
+        (["pipeline.verbs.run", "pipeline.cluster.ray_cluster"], ["torch"]),  # by the driver, which may train nothing
         (["stages.weights.card", "pipeline.steps.export"], ["torch", "torchvision", "open_clip"]),  # by the driver
     ],
 )
