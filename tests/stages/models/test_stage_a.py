@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import save_file
@@ -28,6 +27,7 @@ from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.loop import Outcome, train
 from stages.training.perceptual import Perceptual
+from tests.ranks import together
 from tests.stages.training.in_memory import InMemory
 
 SIDE = 16
@@ -260,8 +260,9 @@ def _train_rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.xdist_group("ranks")
 def test_two_ranks_train_both_sides_as_one_does(tmp_path: Path) -> None:
-    mp.spawn(_train_rank, (tmp_path,), nprocs=2)
+    together(_train_rank, (tmp_path,), 2)
     both = torch.load(tmp_path / "losses.pt", weights_only=True)
     _, _, alone = run(objective(), recipe(phases=FROZEN))
     assert both == pytest.approx({step: values["loss"] for step, values in alone.items()}, rel=1e-4)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from stages.training.bad_steps import BadSteps, BadStepsWatch
 from stages.training.callbacks import Callbacks, Parts
 from stages.training.loop import train
 from stages.training.meter import means
+from tests.ranks import together
 
 ROWS, STEPS = 8, 12
 Spoil = Callable[[int, np.ndarray], np.ndarray]
@@ -263,7 +263,7 @@ def _rank(rank: int, folder: Path) -> None:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks left behind, of whose batches one rank's was bad."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, (folder,), nprocs=2)
+    together(_rank, (folder,), 2)
     return folder
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from stages.training.callbacks import Callbacks, Parts
 from stages.training.checkpoint import CheckpointMismatch
 from stages.training.loop import Outcome, train
 from stages.training.meter import SPEED
+from tests.ranks import together
 
 ROWS = 8
 
@@ -387,10 +387,11 @@ def weighed(rank: int = 0, world: int = 1) -> Tensor:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks left behind."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, (folder,), nprocs=2)
+    together(_rank, (folder,), 2)
     return folder
 
 
+@pytest.mark.xdist_group("ranks")
 def test_two_ranks_see_the_losses_of_one(two_ranks: Path) -> None:
     both = torch.load(two_ranks / "losses.pt", weights_only=True)
     alone = Run(config(), stop_after=9)
@@ -398,6 +399,7 @@ def test_two_ranks_see_the_losses_of_one(two_ranks: Path) -> None:
     assert both == pytest.approx({step: values["loss"] for step, values in alone.logged.items()}, rel=1e-5)
 
 
+@pytest.mark.xdist_group("ranks")
 def test_all_ranks_learn_the_same_adaptive_weights_as_one(two_ranks: Path) -> None:
     first, second = (torch.load(two_ranks / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert torch.equal(first, second)

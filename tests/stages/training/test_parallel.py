@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from stages.models.stage_c import StageC, StageCObjective
@@ -22,6 +21,7 @@ from stages.training.callbacks import Callbacks, Parts
 from stages.training.loop import Outcome, train
 from stages.training.parallel import Replica, pieces
 from stages.training.validation import Validation
+from tests.ranks import together
 
 pytestmark = pytest.mark.xdist_group("ranks")  # which start once
 WORLD = 4
@@ -199,7 +199,7 @@ def _rank(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the ranks left behind."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, (folder,), nprocs=WORLD)
+    together(_rank, (folder,), WORLD)
     return folder
 
 

@@ -1,6 +1,5 @@
 """Stalls of a training: found and named within the configured time, by real ranks over gloo."""
 
-import multiprocessing
 import time
 from multiprocessing.managers import BaseManager
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from pipeline.cluster import ray_cluster
@@ -23,6 +21,7 @@ from stages.training import activity
 from stages.training.activity import Activity
 from stages.training.callbacks import Callbacks
 from stages.training.loop import train
+from tests.ranks import FORKED, start
 
 STALL_S = 10.0
 
@@ -181,9 +180,9 @@ def _rank(rank: int, folder: Path, pulses: Any) -> None:
 
 @pytest.mark.xdist_group("ranks")
 def test_a_straggler_is_found_and_all_ranks_end(tmp_path: Path) -> None:
-    with _Manager(ctx=multiprocessing.get_context("spawn")) as manager:
+    with _Manager(ctx=FORKED) as manager:
         pulses = manager.pulses()
-        ranks = mp.spawn(_rank, (tmp_path, pulses), nprocs=2, join=False)
+        ranks = start(_rank, (tmp_path, pulses), 2)
         for process in ranks.processes:
             process.join()
         stall = pulses.beat(9, 0, "asking", 0.0, STALL_S)
