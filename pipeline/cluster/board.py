@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from datasets.files import notices
-from datasets.files.notices import Notice, Retry
+from datasets.files.notices import Retry
 from pipeline.cluster.answers import get
+from pipeline.cluster.messages import Message
 from pipeline.cluster.ranks.watchdog import Pulses
 from pipeline.errors import InfrastructureError
 from pipeline.store.redact import hide_all
@@ -24,21 +25,21 @@ class Board:
     """
 
     def __init__(self) -> None:
-        self._messages: list[dict[str, Any]] = []
+        self._messages: list[Message] = []
         self._stop = False
         self._job, self._pulses = 0, Pulses()
 
-    def post(self, message: dict[str, Any], job: int = 0) -> None:
+    def post(self, message: Message, job: int = 0) -> None:
         """Leave a message for the driver; a rank's tells its job, and what one of an earlier job says is passed over.
 
         A frozen node may send it when the next attempt has begun, and does the same steps again.
         """
         if job in (0, self._job) or job > self._job:
             self._messages.append(message)
-            if isinstance(message.get("notice"), Retry):
+            if isinstance(message, Retry):
                 self._pulses.storage_fails()
 
-    def exchange(self, stop: bool) -> list[dict[str, Any]]:
+    def exchange(self, stop: bool) -> list[Message]:
         """The driver's visit: tell whether to stop, take the messages along."""
         self._stop = stop
         messages, self._messages = self._messages, []
@@ -76,7 +77,7 @@ class BoardClient:
         self._asked = 0.0
         self._stopping = False
 
-    def post(self, message: dict[str, Any]) -> None:
+    def post(self, message: Message) -> None:
         """Leave a message for the driver, without waiting."""
         self._board.post.remote(message, self._job)
 
@@ -106,7 +107,7 @@ def heard(board: Any, hidden: Iterable[str], work: Callable[..., T], *arguments:
     Whatever is written here leaves out what the driver has `hidden` of its environment, as all do that write there.
     """
     hide_all(hidden)
-    with notices.heard_by(_teller(board)):
+    with notices.heard_by(BoardClient(board).post):
         return work(*arguments)
 
 
@@ -120,14 +121,9 @@ class HeardActor:
     def __init__(self, board: Any, hidden: Iterable[str], worker: type, *arguments: Any):
         hide_all(hidden)
         self._telling = ExitStack()
-        self._telling.enter_context(notices.heard_by(_teller(board)))  # for as long as the actor lives
+        self._telling.enter_context(notices.heard_by(BoardClient(board).post))  # for as long as the actor lives
         self._work = worker(*arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bool]]:
         self._work(pickle.loads(batch["shard"][0]))
         return {"done": [True]}
-
-
-def _teller(board: Any) -> Callable[[Notice], None]:
-    client = BoardClient(board)
-    return lambda notice: client.post({"kind": "notice", "notice": notice})

@@ -13,6 +13,7 @@ from datasets.files.fence import Fence
 from datasets.formats import shards
 from datasets.formats.rounding import Rounding
 from datasets.formats.shards import Clock, Receipt
+from pipeline.cluster.messages import Advanced
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ class ShardActor:
         from pipeline.cluster.board import BoardClient  # imports Ray
 
         self._work, self._board = worker(*arguments), BoardClient(board)
-        self._progress = {"kind": "advance", "total": total, "unit": unit}
+        self._total, self._unit = total, unit
         self._folder, self._fence = folder, fence
 
     def __call__(self, numbered: tuple[int, Any]) -> None:
@@ -88,4 +89,4 @@ class ShardActor:
             clock = Clock()
             made = self._work(number, work)
             made.publish(self._folder, number, clock, self._fence)
-            self._board.post({**self._progress, "count": made.rows})
+            self._board.post(Advanced(made.rows, self._total, self._unit))

@@ -25,6 +25,7 @@ from datasets.files import storage
 from pipeline.cluster.board import BoardClient
 from pipeline.cluster.failures import cause
 from pipeline.cluster.joining import code
+from pipeline.cluster.messages import Sums
 
 T = TypeVar("T")
 
@@ -136,8 +137,8 @@ def add_up(payload: dict[str, Any]) -> None:
             torch.cuda.synchronize(device)
         seconds.append(time.monotonic() - begun)
     if rank == 0:
-        told = {"backend": dist.get_backend(), "seconds": sorted(seconds[1:])[ROUNDS // 2]}
-        BoardClient(payload["board"], payload["job"]).post({"kind": "sums", **told})
+        told = Sums(dist.get_backend(), sorted(seconds[1:])[ROUNDS // 2])
+        BoardClient(payload["board"], payload["job"]).post(told)
 
 
 def bandwidth(ranks: int, seconds: float) -> float:

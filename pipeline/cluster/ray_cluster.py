@@ -35,6 +35,7 @@ from pipeline.cluster import joining
 from pipeline.cluster.answers import get
 from pipeline.cluster.board import Board, HeardActor, heard
 from pipeline.cluster.failures import cause
+from pipeline.cluster.messages import Message
 from pipeline.cluster.ranks.allocator import KEEPS_FREED
 from pipeline.cluster.ranks.meeting import Meeting
 from pipeline.cluster.room import Room, grown, ranks
@@ -72,7 +73,7 @@ class Cluster:
         self.room = Room(config, ray.nodes)
         self.room.require(workers)
         self.board = self._beside_us(Board, max_restarts=-1, max_task_retries=-1).remote()
-        self._unheard: collections.deque[dict[str, Any]] = collections.deque()
+        self._unheard: collections.deque[Message] = collections.deque()
         self._jobs = 0  # trainings so far, attempts counted
         self._grows = False  # whether the ranks are asked to save, so that more of them go on
         # Leases on one machine, or on one cluster, share its devices.
@@ -103,7 +104,7 @@ class Cluster:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(kind)
 
-    def exchange(self, stop: bool) -> Iterator[dict[str, Any]]:
+    def exchange(self, stop: bool) -> Iterator[Message]:
         """Tell the workers whether to stop; gives what they posted, and keeps for the next time what is not taken.
 
         Raises:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 
 from datasets.files import notices, storage
+from datasets.files.notices import PassedOver, Retry
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.formats.shards import Receipt
+from pipeline.cluster import messages
 from pipeline.cluster.interruptions import Interruptions
 from pipeline.cluster.mapping import ShardActor, Worker
 from pipeline.errors import Interrupted
@@ -275,26 +277,44 @@ class Build:
         self.claim.raise_if_lost()
         heard = False
         for message in self.cluster.exchange(stop=self.stopped() is not None):
-            match message.pop("kind"):
-                case "held":
+            match message:
+                case messages.Advanced(count, total, unit):
+                    self.report.advance(count, total, unit)
+                case messages.Reached(done, total, unit):
+                    self.report.progress(done, total, unit)
+                case messages.Assembled(age):
                     for held in self.held:  # none where the message came late, of an earlier step's ranks
-                        held.begin(message["seconds"])
-                case "energy":
+                        held.begin(age)
+                case messages.Resumed(training, step):
+                    self._resumed(training, step)
+                    heard = True
+                case messages.Logged(
+                    training, step, values
+                ):  # in one: who is killed between two takes the step for logged
+                    self.report.metrics(values, step)
+                    self.interruptions.reached[training] = step
+                    heard = True
+                case messages.Saved(training, step):
+                    self.report.saved(training, step)
+                case messages.Drawn(name, png, step):
+                    self.report.image(name, png, step)
+                case messages.Spent(training, step, seconds, age):
                     for held in self.held:
-                        held.joules[message["node"]] = message["joules"]
-                case "spent":
-                    self._spent(**message)
-                case "resumed":
-                    self._resumed(**message)
-                    heard = True
-                case "notice":
-                    notices.tell(message["notice"])
-                case "logged":  # in one message: a driver killed between two would take the step for one it has logged
-                    self.report.metrics(message["values"], message["step"])
-                    self.interruptions.reached[message["training"]] = message["step"]
-                    heard = True
-                case kind:
-                    getattr(self.report, kind)(**message)
+                        held.begin(age)
+                        held.phases.add(training, step, seconds)
+                case messages.Energy(node, joules):
+                    for held in self.held:
+                        held.joules[node] = joules
+                case messages.Sampled(values, number):
+                    self.report.system(values, number)
+                case messages.Warned(text):
+                    self.report.warning(text)
+                case Retry() | PassedOver():
+                    notices.tell(message)
+                case messages.Sums():
+                    raise AssertionError("nodes are examined apart from any step")
+                case _:
+                    assert_never(message)
         if heard:
             self.interruptions.write(self.building)
 
@@ -303,11 +323,6 @@ class Build:
         follow()
         self.tick()
         self.raise_if_stopped()
-
-    def _spent(self, training: str, step: int, seconds: dict[str, float], age: float) -> None:
-        for held in self.held:
-            held.begin(age)
-            held.phases.add(training, step, seconds)
 
     def _resumed(self, training: str, step: int) -> None:
         for held in self.held:

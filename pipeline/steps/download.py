@@ -23,6 +23,7 @@ from datasets.outcomes import PASSING, Outcome
 from datasets.planning import plan, plan_files
 from datasets.source_settings import MIXTURE
 from datasets.sources import table
+from pipeline.cluster.messages import Advanced
 from pipeline.errors import BudgetExceeded
 from pipeline.steps.build import Build, Facts
 from pipeline.store import deleting
@@ -154,7 +155,7 @@ def _download(
     from pipeline.cluster.slots import SlotsClient
 
     def post(count: int) -> None:
-        client.post({"kind": "advance", "count": count, "total": total, "unit": "pictures"})
+        client.post(Advanced(count, total, "pictures"))
 
     client = BoardClient(board)
     known = _known(path, before, fence) if before else None

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pipeline.cluster.messages import Energy, Sampled
+
 log = logging.getLogger(__name__)
 
 SAMPLE_S = 30.0
@@ -66,7 +68,7 @@ class Meter:
 
 @contextlib.contextmanager
 def sampled(
-    nvml: Any, uuids: Sequence[str], node: int, post: Callable[[dict[str, Any]], None], every_s: float = SAMPLE_S
+    nvml: Any, uuids: Sequence[str], node: int, post: Callable[[Energy | Sampled], None], every_s: float = SAMPLE_S
 ) -> Iterator[None]:
     """Post figures and energy of devices every so often during the block, and the energy once more at its end.
 
@@ -80,10 +82,9 @@ def sampled(
             meter, over = Meter(nvml, handles), False
             while not over:
                 over = stop.wait(every_s)
-                post({"kind": "energy", "node": node, "joules": meter.read()})
+                post(Energy(node, meter.read()))
                 if not over:
-                    values = figures(nvml, handles, node)
-                    post({"kind": "system", "values": values, "step": int(time.time() / every_s)})
+                    post(Sampled(figures(nvml, handles, node), int(time.time() / every_s)))
         except Exception as error:  # NVML's own, of many kinds: a card may not tell of energy
             log.warning("NVML tells no more of this node's GPUs: %s", error)
 

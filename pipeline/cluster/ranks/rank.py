@@ -28,6 +28,7 @@ from datasets.files.retrying import persistently
 from datasets.files.storage import CorruptFile, FileEntry
 from datasets.reading.bucket_batches import BucketBatches
 from pipeline.cluster.board import BoardClient
+from pipeline.cluster.messages import Assembled, Drawn, Logged, Reached, Resumed, Saved, Spent, Warned
 from pipeline.cluster.ranks import devices
 from pipeline.cluster.ranks.automatic import settled
 from pipeline.cluster.ranks.checkpoints import Checkpoints, Followed
@@ -67,7 +68,7 @@ class Rank:
         self.step_log, self.attempt = payload["log"], payload["attempt"]
         self.spending = Spending()
         if self.rank == 0:  # all of them are there
-            self.board.post({"kind": "held", "seconds": self.spending.age})
+            self.board.post(Assembled(self.spending.age))
         if torch.cuda.is_available() and ray.get_gpu_ids():
             self.device = ray.train.torch.get_device()
             torch.set_float32_matmul_precision("high")  # fp32 products, as in heads and the compressor, by TF32
@@ -231,13 +232,12 @@ class Rank:
     def tell_spent(self, training: str, step: int) -> None:
         """Tell the driver where the time went until a step (rank 0 only)."""
         if self.rank == 0:
-            spent = {"seconds": self.spending.seconds(), "age": self.spending.age}
-            self.board.post({"kind": "spent", "training": training, "step": step, **spent})
+            self.board.post(Spent(training, step, self.spending.seconds(), self.spending.age))
 
     def warn(self, text: str) -> None:
         """Tell the driver of something that was got over."""
         log.warning("%s", text)
-        self.board.post({"kind": "warning", "text": text})
+        self.board.post(Warned(text))
 
 
 class RankCallbacks(Callbacks):
@@ -290,7 +290,7 @@ class RankCallbacks(Callbacks):
             step = newest.saved.step if newest else 0
             done = [values for at, values in logged_steps(rank.building, self._name) if at <= step]
             rank.metrics.update(done[-1] if done else {})  # of a training that has come to its end, these are the last
-            rank.board.post({"kind": "resumed", "training": self._name, "step": step})
+            rank.board.post(Resumed(self._name, step))
         self._begun = True
         return newest.parts if newest else None
 
@@ -309,7 +309,7 @@ class RankCallbacks(Callbacks):
         self.states.save(step, followed, self._config.recipe(self._rank.seed), best.step if best else None)
         log.info("%s: step %d is saved, %.1f MB of it here", self._name, step, len(data) / 1e6)
         if self._rank.rank == 0:
-            self._rank.board.post({"kind": "saved", "training": self._name, "step": step})
+            self._rank.board.post(Saved(self._name, step))
 
     def should_stop(self) -> bool:
         """Whether the run was asked to stop, or a node is being taken away."""
@@ -321,10 +321,10 @@ class RankCallbacks(Callbacks):
         if self._panel_seconds:
             values, self._panel_seconds = {**values, "panel_seconds": self._panel_seconds}, 0.0
         name, post = self._name, self._rank.board.post
-        post({"kind": "progress", "done": step, "total": self._config.num_steps, "unit": f"{name} steps"})
+        post(Reached(step, self._config.num_steps, f"{name} steps"))
         self._rank.tell_spent(name, step)
         named = {f"{name}/{key}": value for key, value in values.items()}
-        post({"kind": "logged", "training": name, "step": step, "values": named})
+        post(Logged(name, step, named))
         self._rank.metrics.update(named)
         self._logged[step] = named
 
@@ -349,7 +349,7 @@ class RankCallbacks(Callbacks):
             self._panels[SHOWN_AS[weights]] = self._panel()
             if weights == ("ema" if self._config.ema else "weights"):
                 png, self._panels = beside(self._panels), {}
-                self._rank.board.post({"kind": "image", "name": f"{self._name} panel", "png": png, "step": step})
+                self._rank.board.post(Drawn(f"{self._name} panel", png, step))
         except Exception as error:
             log.exception("the panel")
             self._rank.warn(f"{self._name}: the panel of step {step} could not be drawn, and no more are: {error}")

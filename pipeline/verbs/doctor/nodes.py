@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from datasets.files import storage
+from pipeline.cluster.messages import Sums
 from pipeline.environment import quiet_environment
 from pipeline.errors import InfrastructureError, RetriesExhausted, UsageError
 from pipeline.verbs.doctor.finding import Asked, Finding
@@ -101,8 +102,8 @@ def of_ranks(cluster: "Cluster", folder: str, workers: int) -> Finding:
         cluster.train(nodes.add_up, {"board": cluster.board}, workers=ranks, folder=folder, tick=lambda: None)
     except InfrastructureError as error:
         return Finding(check, "failed", f"{ranks} ranks do not reach each other: {error}")
-    (told,) = [message for message in cluster.exchange(stop=False) if message["kind"] == "sums"]
-    speed = nodes.bandwidth(ranks, told["seconds"]) / MB
+    (told,) = [message for message in cluster.exchange(stop=False) if isinstance(message, Sums)]
+    speed = nodes.bandwidth(ranks, told.seconds) / MB
     return Finding(
-        check, "ok", f"{ranks} ranks add up {nodes.GRADIENTS * 4 / MB:.0f} MB at {speed:.0f} MB/s ({told['backend']})"
+        check, "ok", f"{ranks} ranks add up {nodes.GRADIENTS * 4 / MB:.0f} MB at {speed:.0f} MB/s ({told.backend})"
     )

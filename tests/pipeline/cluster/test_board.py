@@ -10,6 +10,7 @@ import pytest
 from datasets.files import notices
 from datasets.files.notices import Notice, PassedOver, Retry
 from pipeline.cluster.board import Board, BoardClient, HeardActor, heard
+from pipeline.cluster.messages import Warned
 from pipeline.run.invocation import _hear
 from pipeline.run.last_screen import Summary, show_summary
 from pipeline.steps.build import Build
@@ -41,11 +42,10 @@ def test_work_and_actors_are_heard_and_only_they():
 
     assert heard(remote(board), (), add, 1, 2) == 3
     notices.tell(RETRY)  # by nobody's work
-    assert board.exchange(False) == [{"kind": "notice", "notice": RETRY}]
+    assert board.exchange(False) == [RETRY]
     actor = HeardActor(remote(board), (), Worker, 1)
     assert actor({"shard": [pickle.dumps(2)]}) == {"done": [True]}
-    told = [message["notice"] for message in board.exchange(False)]
-    assert told == [RETRY, PassedOver("/cache/x", "not kept")]
+    assert board.exchange(False) == [RETRY, PassedOver("/cache/x", "not kept")]
 
 
 def test_what_the_storage_has_to_get_over_is_no_stall_of_a_rank():
@@ -53,7 +53,7 @@ def test_what_the_storage_has_to_get_over_is_no_stall_of_a_rank():
     for notice in (RETRY, PassedOver("/cache/x", "not kept")):
         board = Board()
         board.begin_job(1)
-        BoardClient(remote(board), 1).post({"kind": "notice", "notice": notice})
+        BoardClient(remote(board), 1).post(notice)
         stalls.append(board.beat(1, 0, 3, "waiting for the batch", 11.0, 10.0))
     assert stalls[0] is None
     assert stalls[1] is not None
@@ -65,11 +65,11 @@ def test_a_rank_of_an_earlier_job_is_heard_no_more():
     others = BoardClient(remote(board))
     board.begin_job(1)
     for client in (ranks[0], others):
-        client.post({"kind": "warning", "text": "a"})
+        client.post(Warned("a"))
     board.begin_job(2)
     for client, text in ((ranks[0], "late"), (ranks[1], "b"), (others, "c")):
-        client.post({"kind": "warning", "text": text})
-    assert [message["text"] for message in board.exchange(False)] == ["a", "a", "b", "c"]
+        client.post(Warned(text))
+    assert board.exchange(False) == [Warned("a"), Warned("a"), Warned("b"), Warned("c")]
 
 
 @pytest.mark.parametrize(("job", "stalled"), [(2, False), (1, True)])
@@ -96,8 +96,7 @@ def test_work_that_fails_is_heard_no_more():
 
 def test_the_driver_tells_them_on_and_counts_the_retries(capsys, caplog):
     build = object.__new__(Build)
-    messages = [{"kind": "notice", "notice": RETRY} for _ in range(3)]
-    messages.append({"kind": "notice", "notice": PassedOver("/cache/x", "not kept")})
+    messages = [RETRY, RETRY, RETRY, PassedOver("/cache/x", "not kept")]
     object.__setattr__(build, "cluster", SimpleNamespace(exchange=lambda stop: messages))
     object.__setattr__(build, "stopped", lambda: None)
     object.__setattr__(build, "claim", SimpleNamespace(raise_if_lost=lambda: None))

@@ -1,13 +1,12 @@
 """Actors over shards: what is published of one, in which order, and what stops it."""
 
-from typing import Any
-
 import pytest
 
 from datasets.files import storage
 from datasets.files.fence import unfenced
 from datasets.formats import shards
 from pipeline.cluster.mapping import Made, ShardActor, chunked
+from pipeline.cluster.messages import Advanced, Message
 from pipeline.errors import ClaimLost
 
 
@@ -15,10 +14,10 @@ class Board:
     """What an actor tells its driver, and hears of it."""
 
     def __init__(self) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.said: list[Message] = []
         self.stop = False
 
-    def post(self, message: dict[str, Any]) -> None:
+    def post(self, message: Message) -> None:
         self.said.append(message)
 
     def stopping(self) -> bool:
@@ -57,7 +56,7 @@ def test_files_then_the_receipt_then_word_of_it(tmp_path, board):
     receipt = shards.receipt(str(tmp_path), 3)
     assert (receipt.rows_in, receipt.rows_out, receipt.dropped) == (3, 2, {"empty": 1})
     assert (receipt.counts, receipt.bucket, [*receipt.files]) == ({"kept": 2}, "1x1", ["3.txt"])
-    assert board.said == [{"kind": "advance", "count": 3, "total": 7, "unit": "lines"}]
+    assert board.said == [Advanced(3, 7, "lines")]
 
 
 def test_a_run_that_is_to_stop_makes_nothing_more(tmp_path, board):

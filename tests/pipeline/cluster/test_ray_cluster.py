@@ -16,6 +16,7 @@ import ray
 
 from datasets.files.errors import StorageError
 from pipeline.cluster import joining, ray_cluster
+from pipeline.cluster.messages import Saved
 from pipeline.cluster.ray_cluster import Cluster, _patiently
 from pipeline.errors import InfrastructureError, Interrupted, RetriesExhausted, exit_code
 from pipeline.settings import compose
@@ -149,9 +150,9 @@ def test_a_run_whose_own_ray_has_died_leaves_it_before_it_is_ended_by_it(lost, a
     cluster = object.__new__(Cluster)
     cluster.config, cluster.close = SimpleNamespace(address=address), lambda: left.append(True)
     cluster._unheard, cluster._grows = deque(), False
-    cluster.board = SimpleNamespace(exchange=SimpleNamespace(remote=lambda stop: [{"kind": "saved"}]))
+    cluster.board = SimpleNamespace(exchange=SimpleNamespace(remote=lambda stop: [Saved("stage_a", 3)]))
     if lost == "log" or address:
-        assert [*cluster.exchange(stop=False)] == [{"kind": "saved"}]
+        assert [*cluster.exchange(stop=False)] == [Saved("stage_a", 3)]
         return
     with pytest.raises(RetriesExhausted, match="own Ray has died") as told:
         next(cluster.exchange(stop=False))

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+from pipeline.cluster.messages import Energy, Sampled
 from pipeline.cluster.ranks import devices
 
 
@@ -54,16 +55,14 @@ def test_energy_is_counted_from_the_start_and_never_falls():
 
 
 def test_the_energy_is_told_at_the_end_also_of_a_short_training():
-    posted: list[dict[str, Any]] = []
+    posted: list[Energy | Sampled] = []
     with devices.sampled(Nvml(), ["GPU-a", "GPU-b"], 0, posted.append, every_s=600):
         pass
-    assert [message for message in posted if message["kind"] == "energy"] == [
-        {"kind": "energy", "node": 0, "joules": 5.0}
-    ]
+    assert [message for message in posted if isinstance(message, Energy)] == [Energy(0, 5.0)]
 
 
 def test_a_card_that_does_not_tell_ends_nothing_but_that(caplog):
-    posted: list[dict[str, Any]] = []
+    posted: list[Energy | Sampled] = []
     with devices.sampled(Nvml(fails=0), ["GPU-a"], 0, posted.append, every_s=600):
         pass
     assert posted == []

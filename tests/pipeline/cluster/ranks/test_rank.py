@@ -1,6 +1,5 @@
 """A rank's side of a training: what it reads, keeps for the next attempt, and tells the board."""
 
-import copy
 import io
 import json
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from datasets.formats.shards import Clock, ImageRow
 from datasets.reading.batches import Batches, Source
 from pipeline.cluster.board import Board
 from pipeline.cluster.interruptions import FILE
+from pipeline.cluster.messages import Drawn, Logged, Message, Reached, Resumed, Warned
 from pipeline.cluster.ranks.rank import Rank, RankCallbacks
 from pipeline.cluster.ranks.spending import Spending
 from pipeline.cluster.ranks.training_files import checkpoints_of, log_of
@@ -39,6 +39,7 @@ from stages.training.activity import Activity
 from stages.training.loop import Outcome
 from stages.training.meter import SPEED
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 PICTURES, STEPS, ROWS = 12, 8, 4
 HELD = 5.0  # less than any number of samples that are held out, more than those of a batch
@@ -101,19 +102,18 @@ class Attempt(RankCallbacks):
     def should_stop(self) -> bool:
         return self.rank.metrics.get("toy/images", 0) >= self.stop_after * ROWS
 
-    def heard(self, kind: str) -> list[dict[str, Any]]:
+    def heard(self, kind: type[T]) -> list[T]:
         """Messages of a kind, which stay on the board."""
-        return [message for message in self.board._messages if message["kind"] == kind]
+        return [message for message in self.board._messages if isinstance(message, kind)]
 
 
 def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path: Path) -> None:
     first = Attempt(tmp_path, recipe())
     assert first.train(stop_after=6) == Outcome(6, finished=False)
-    assert first.heard("resumed") == [{"kind": "resumed", "training": "toy", "step": 0}]
-    assert [message["done"] for message in first.heard("progress")] == [2, 4, 6]
-    assert first.heard("progress")[0] == {"kind": "progress", "done": 2, "total": STEPS, "unit": "toy steps"}
-    assert [message["step"] for message in first.heard("logged")] == [2, 4, 6]
-    metrics = {message["step"]: message["values"] for message in first.heard("logged")}
+    assert first.heard(Resumed) == [Resumed("toy", 0)]
+    assert first.heard(Reached) == [Reached(done, STEPS, "toy steps") for done in (2, 4, 6)]
+    assert [message.step for message in first.heard(Logged)] == [2, 4, 6]
+    metrics = {message.step: message.values for message in first.heard(Logged)}
     assert {name.partition("/")[0] for values in metrics.values() for name in values} == {"toy"}
     assert metrics[6][f"toy/{SPEED}tflops"] > 0
     assert first.rank.metrics == metrics[6]
@@ -125,7 +125,7 @@ def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path:
 
     second, straight = Attempt(tmp_path, recipe()), Attempt(tmp_path / "straight", recipe())
     assert second.train() == straight.train() == Outcome(STEPS, finished=True)
-    assert second.heard("resumed") == [{"kind": "resumed", "training": "toy", "step": 6}]
+    assert second.heard(Resumed) == [Resumed("toy", 6)]
     assert torch.equal(second.objective.net.weight, straight.objective.net.weight)
     third = Attempt(tmp_path, recipe())  # after a kill before what came out was published
     assert third.train() == Outcome(STEPS, finished=True)
@@ -139,11 +139,11 @@ def test_a_driver_killed_after_any_message_leaves_no_step_unlogged(tmp_path: Pat
     logged: list[int] = []
     building = Path(attempt.rank.building)
 
-    def driver(messages: list[dict[str, Any]]) -> Any:
+    def driver(messages: list[Message]) -> Any:
         """A build whose board has these messages."""
         silent = dict.fromkeys(("progress", "saved"), lambda *told, **more: None)
         report = SimpleNamespace(metrics=lambda values, step: logged.append(step), **silent)
-        cluster = SimpleNamespace(exchange=lambda stop: copy.deepcopy(messages))
+        cluster = SimpleNamespace(exchange=lambda stop: messages)
         config = SimpleNamespace(trainings_of=lambda name: ["toy"])
         claim, step = SimpleNamespace(raise_if_lost=lambda: None), SimpleNamespace(name="train_toy")
         parts: list[Any] = [config, step, str(building.parent), claim, {}, cluster, None, report, frozenset()]
@@ -166,14 +166,12 @@ def test_what_panels_took_is_told_with_the_entry_that_follows(tmp_path: Path) ->
 
     drawn = Attempt(tmp_path, recipe(panel_every=4, ema={"decay": 0.5, "every": 1, "start": 1}), panel=panel)
     drawn.train()
-    pictures = drawn.heard("image")
-    assert [(message["step"], message["name"]) for message in pictures] == [
-        (step, "toy panel") for step in (0, 4, STEPS)
-    ]
-    with Image.open(io.BytesIO(pictures[-1]["png"])) as sheet:
+    pictures = drawn.heard(Drawn)
+    assert [(message.step, message.name) for message in pictures] == [(step, "toy panel") for step in (0, 4, STEPS)]
+    with Image.open(io.BytesIO(pictures[-1].png)) as sheet:
         pixels = np.asarray(sheet)
     assert [int((pixels == shade).all(axis=2).sum()) > 8000 for shade in (90, 120, 150)] == [False, True, True]
-    told = {message["step"]: "toy/panel_seconds" in message["values"] for message in drawn.heard("logged")}
+    told = {message.step: "toy/panel_seconds" in message.values for message in drawn.heard(Logged)}
     assert told == {2: True, 4: True, 6: False, 8: True}
 
 
@@ -183,9 +181,9 @@ def test_a_panel_that_cannot_be_drawn_ends_no_training_and_is_told_once(tmp_path
 
     drawn = Attempt(tmp_path, recipe(panel_every=4), panel=panel)
     assert drawn.train().finished
-    (told,) = drawn.heard("warning")
-    assert told["text"].startswith("toy: the panel of step 0 could not be drawn, and no more are: the previewer was")
-    assert drawn.heard("image") == []
+    (told,) = drawn.heard(Warned)
+    assert told.text.startswith("toy: the panel of step 0 could not be drawn, and no more are: the previewer was")
+    assert drawn.heard(Drawn) == []
 
 
 class Opposite(Toy):
@@ -262,5 +260,5 @@ def test_the_rows_of_a_bad_step_are_named_and_nothing_counts_as_done_again(tmp_p
     attempt = Attempt(tmp_path, config, poor)
     attempt.train()
     told = f"toy: step 6 went wrong ({then}); numbers that are not finite in {poor:032x}"
-    assert attempt.heard("warning") == [{"kind": "warning", "text": told}]
-    assert len(attempt.heard("resumed")) == 1
+    assert attempt.heard(Warned) == [Warned(told)]
+    assert len(attempt.heard(Resumed)) == 1
