@@ -32,7 +32,7 @@ from pipeline.run.last_screen import Built, Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
 from pipeline.run.record import Record
-from pipeline.run.step_log import Reporter, logging_to
+from pipeline.run.step_log import StepReporter, logging_to
 from pipeline.run.stopping import Stop, signals
 from pipeline.run.writable import check_writable
 from pipeline.settings.config import Config
@@ -343,14 +343,14 @@ class _Session:
 
     def _reporter(
         self, output: str, progress: StepProgress, tracked: Any, account: Account, figures: Projection
-    ) -> Reporter:
+    ) -> StepReporter:
         def hours() -> float:
             return account.of_build() / 3600
 
         def sign(done: int, total: int, unit: str) -> None:
             self.record.progress(output, done, total, unit, hours())
 
-        return Reporter(progress, tracked, self.summary.warnings, hours=hours, sign=sign, exported=figures)
+        return StepReporter(progress, tracked, self.summary.warnings, hours=hours, sign=sign, exported=figures)
 
     def _commit(self, item: Planned, build: Build, facts: Facts, begun: float) -> Artifact:
         step, fingerprint = item.step, item.fingerprint

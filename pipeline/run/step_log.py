@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Reporter:
+class StepReporter:
     """Progress goes to the screen, measurements and pictures to MLflow, and all of it is told to the step's log.
 
     Prometheus hears of some of it, see `cluster.metrics`.

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.cluster import metrics
 from pipeline.cluster.metrics import METRICS, Metric, Projection
-from pipeline.run.step_log import Reporter
+from pipeline.run.step_log import StepReporter
 
 
 class Heard(dict[tuple[str, str], float]):
@@ -22,7 +22,7 @@ def heard() -> Heard:
     return Heard()
 
 
-def reporter(heard: Heard, clock: list[float]) -> Reporter:
+def reporter(heard: Heard, clock: list[float]) -> StepReporter:
     class Screen:
         done = 0
 
@@ -33,7 +33,7 @@ def reporter(heard: Heard, clock: list[float]) -> Reporter:
         def metrics(self, values: dict[str, float], step: int) -> None: ...
 
     told = Projection(heard, lambda: clock[0])
-    return Reporter(Screen(), Tracked(), [], hours=lambda: 0.5, exported=told)  # type: ignore[arg-type]
+    return StepReporter(Screen(), Tracked(), [], hours=lambda: 0.5, exported=told)  # type: ignore[arg-type]
 
 
 def test_a_training_s_log_progress_and_states_are_told(heard):

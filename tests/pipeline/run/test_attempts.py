@@ -18,7 +18,7 @@ from pipeline.errors import (
     exit_code,
 )
 from pipeline.run import attempts
-from pipeline.run.step_log import Reporter
+from pipeline.run.step_log import StepReporter
 from pipeline.steps import fetch
 from pipeline.steps.build import Build
 
@@ -51,7 +51,7 @@ def attempt(
     object.__setattr__(build, "interruptions", SimpleNamespace(preemptions=0, write=lambda _: None))
     object.__setattr__(build, "path", "")
     object.__setattr__(build, "claim", SimpleNamespace(fence=fence))
-    object.__setattr__(build, "report", Reporter(SimpleNamespace(done=0, update=lambda *_: None), None, []))
+    object.__setattr__(build, "report", StepReporter(SimpleNamespace(done=0, update=lambda *_: None), None, []))
     assert attempts.until_done("fetch:fetch", build, finish, retries=2) == "facts"
     return calls
 
@@ -136,7 +136,9 @@ def test_a_step_that_gets_further_between_failures_is_tried_for_as_long_as_it_do
 
 def test_what_is_done_again_is_not_further(monkeypatch):
     """Shards with a receipt are told anew by each attempt."""
-    report = Reporter(SimpleNamespace(done=0, update=lambda done, *_: setattr(report.screen, "done", done)), None, [])
+    report = StepReporter(
+        SimpleNamespace(done=0, update=lambda done, *_: setattr(report.screen, "done", done)), None, []
+    )
     for further in (True, False, False):
         report.begin_attempt()
         report.advance(60, 100, "images")

@@ -33,7 +33,7 @@ from pipeline.run.last_screen import Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
 from pipeline.run.record import Record
-from pipeline.run.step_log import Reporter
+from pipeline.run.step_log import StepReporter
 from pipeline.run.stopping import Stop
 from pipeline.run.writable import check_writable
 from pipeline.settings import compose
@@ -200,7 +200,7 @@ def step_log(folder: Path, build: Any) -> str:
 
     def built(item: Planned, claim: Claim, lines: Any, progress: StepProgress, _: Any) -> Artifact:
         path = f"{root}/{claim.fence.what}"
-        build(Reporter(progress, tracked, session.summary.warnings))
+        build(StepReporter(progress, tracked, session.summary.warnings))
         facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
         return Artifact("metadata", path, facts)
 

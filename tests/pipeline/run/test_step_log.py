@@ -3,13 +3,13 @@
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.run.step_log import Reporter
+from pipeline.run.step_log import StepReporter
 
 
-def reporter(**options: Any) -> tuple[Reporter, list[Any]]:
+def reporter(**options: Any) -> tuple[StepReporter, list[Any]]:
     heard: list[Any] = []
     screen: Any = SimpleNamespace(done=0)
-    return Reporter(screen, SimpleNamespace(metrics=lambda *told: heard.append(told)), [], **options), heard
+    return StepReporter(screen, SimpleNamespace(metrics=lambda *told: heard.append(told)), [], **options), heard
 
 
 def test_each_entry_tells_the_hours_so_far_so_that_a_curve_can_be_read_against_cost():
