@@ -125,7 +125,7 @@ def skew_s(node: Node) -> float:
     return min(told)[1]
 
 
-def add_up(payload: dict[str, Any]) -> None:
+def add_up(board: BoardClient) -> None:
     """A rank's part of some sums over all ranks; the first tells the board of the seconds of each."""
     rank, device = ray.train.get_context().get_world_rank(), ray.train.torch.get_device()
     numbers, seconds = torch.ones(GRADIENTS, device=device), []
@@ -137,8 +137,7 @@ def add_up(payload: dict[str, Any]) -> None:
             torch.cuda.synchronize(device)
         seconds.append(time.monotonic() - begun)
     if rank == 0:
-        told = Sums(dist.get_backend(), sorted(seconds[1:])[ROUNDS // 2])
-        BoardClient(payload["board"], payload["job"]).post(told)
+        board.post(Sums(dist.get_backend(), sorted(seconds[1:])[ROUNDS // 2]))
 
 
 def bandwidth(ranks: int, seconds: float) -> float:

@@ -33,7 +33,7 @@ from datasets.fetching.pace import HostSlots
 from datasets.files import storage
 from pipeline.cluster import joining
 from pipeline.cluster.answers import get
-from pipeline.cluster.board import Board, HeardActor, heard
+from pipeline.cluster.board import Board, BoardClient, HeardActor, heard
 from pipeline.cluster.failures import cause
 from pipeline.cluster.messages import Message
 from pipeline.cluster.ranks.allocator import KEEPS_FREED
@@ -248,15 +248,14 @@ class Cluster:
 
     def train(
         self,
-        loop: Callable[[dict[str, Any]], None],
-        payload: dict[str, Any],
+        loop: Callable[[BoardClient], None],
         *,
         workers: int,
         folder: str,
         tick: Callable[[], None],
         worlds: Sequence[int] = (),
     ) -> None:
-        """Run `loop(payload)` on `workers` ranks as a Ray Train job; a dead worker ends it, the step tries again.
+        """Run `loop(board)` on `workers` ranks as a Ray Train job; a dead worker ends it, the step tries again.
 
         A node that is being drained ends it too, as `Preempted`, once all ranks have saved or their time is over. So
         does room for more ranks, of which there should be as many as the first of `worlds`, descending: as `Grows`.
@@ -271,7 +270,7 @@ class Cluster:
         gpus = self.room.device("train") == "cuda"
         # Bound here, not handed to Ray as the loop's config: that may be shown, and Ray's process beside the training
         # would import all that it names. A function of its own, since Ray hands a config to whatever takes *arguments.
-        work = partial(heard, self.board, hidden(), loop, {**payload, "job": self._jobs})
+        work = partial(heard, self.board, hidden(), loop, BoardClient(self.board, self._jobs))
 
         def rank() -> None:
             work()

@@ -7,8 +7,8 @@ artifact's folder, and returns what the manifest shall say. The engine around it
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 
 from datasets.files import notices, storage
@@ -19,6 +19,7 @@ from datasets.formats.shards import Receipt
 from pipeline.cluster import messages
 from pipeline.cluster.interruptions import Interruptions
 from pipeline.cluster.mapping import ShardActor, Worker
+from pipeline.cluster.ranks.job import Job
 from pipeline.errors import Interrupted
 from pipeline.plan.dag import Step
 from pipeline.plan.table import table, work_of
@@ -31,6 +32,7 @@ from pipeline.store.claims import Claim
 from pipeline.store.ledger import CPU, Held
 
 if TYPE_CHECKING:  # imports Ray and torch, which a plan can do without
+    from pipeline.cluster.board import BoardClient
     from pipeline.cluster.ray_cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -224,7 +226,7 @@ class Build:
             self.report.warning(f"{self.step.name}: files of {len(poor)} shards are gone or cut short; made anew")
         return found
 
-    def train(self, loop: Callable[[dict[str, Any]], None], payload: dict[str, Any]) -> None:
+    def train(self, loop: "Callable[[Job, BoardClient], None]", job: Job) -> None:
         """Run a training loop as a Ray Train job, on as many of the workers as the cluster has room for."""
         workers = self._workers()
         self.interruptions.begun += 1
@@ -233,16 +235,7 @@ class Build:
         with self.lease(self.cluster.room.reserved_for_ranks(workers), self._kind, queued=True) as held:
             self.held[:] = [held]
             self.cluster.train(
-                loop,
-                {
-                    **payload,
-                    "building": self.building,
-                    "path": self.path,
-                    "fence": self.claim.fence,
-                    "board": self.cluster.board,
-                    "log": self.log,
-                    "attempt": self.interruptions.begun,
-                },
+                partial(loop, replace(job, attempt=self.interruptions.begun)),
                 workers=workers,
                 folder=self.building,
                 tick=self.tick,

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets.buckets import Frame, Size
@@ -10,6 +11,7 @@ from datasets.files.storage import FileEntry
 from datasets.reading import prompts
 from datasets.reading.batches import Source
 from pipeline.cluster.ranks.checkpoints import Checkpoints
+from pipeline.cluster.ranks.job import Job
 from pipeline.cluster.ranks.training_files import checkpoints_of, logged_steps, result
 from pipeline.errors import Preempted, UsageError
 from pipeline.plan import batch_sizes, cost, training_flops
@@ -233,14 +235,17 @@ def _train(
     _check_checkpoints(build)
     _catch_up(build)
     if _published(build) is None:
-        payload = {
-            "order": order,
-            "seed": build.config.seed,
-            "stall_s": build.config.cluster.stall_s,
-            "flops": training_flops.per_picture(build.step.name, build.config),
-            "bytes": cost.whole_bytes(build.step.name, build.config),  # by the number of ranks, which is not settled
-        }
-        build.train(trainings.run, payload)
+        job = Job(
+            path=build.path,
+            building=build.building,
+            fence=build.claim.fence,
+            log=build.log,
+            seed=build.config.seed,
+            stall_s=build.config.cluster.stall_s,
+            flops=training_flops.per_picture(build.step.name, build.config),
+            bytes=cost.whole_bytes(build.step.name, build.config),
+        )
+        build.train(partial(trainings.run, order), job)
     found = result(build.path)
     if found is None:  # all ranks have saved and gone, without an error and without a signal
         raise Preempted("a node is being taken away, and the training was saved")

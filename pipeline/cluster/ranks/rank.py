@@ -32,6 +32,7 @@ from pipeline.cluster.messages import Assembled, Drawn, Logged, Reached, Resumed
 from pipeline.cluster.ranks import devices
 from pipeline.cluster.ranks.automatic import settled
 from pipeline.cluster.ranks.checkpoints import Checkpoints, Followed
+from pipeline.cluster.ranks.job import Job
 from pipeline.cluster.ranks.spending import Spending
 from pipeline.cluster.ranks.suspects import suspects
 from pipeline.cluster.ranks.training_files import checkpoints_of, log_of, logged_steps, phase_file
@@ -56,16 +57,12 @@ log = logging.getLogger(__name__)
 
 
 class Rank:
-    """A worker's place in its job: rank, world size, device, board, folders."""
+    """A worker's place in its job: rank, world size, device, board."""
 
-    def __init__(self, payload: dict[str, Any]):
+    def __init__(self, job: Job, board: BoardClient):
+        self.job, self.board = job, board
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.path, self.building, self.seed = payload["path"], payload["building"], payload["seed"]
-        self.flops, self.stall_s, self.fence = payload["flops"], payload["stall_s"], payload["fence"]
-        self.bytes = payload["bytes"][self.world]  # that a training takes of each rank where it recomputes nothing
-        self.board = BoardClient(payload["board"], payload["job"])
-        self.step_log, self.attempt = payload["log"], payload["attempt"]
         self.spending = Spending()
         if self.rank == 0:  # all of them are there
             self.board.post(Assembled(self.spending.age))
@@ -98,7 +95,7 @@ class Rank:
         doing = activity.Activity()
         self.spending.follow(doing)
         # Who never comes to what ranks settle together is missed as one is who never comes to a step.
-        with Watchdog(self.board, self.rank, doing, self.stall_s):
+        with Watchdog(self.board, self.rank, doing, self.job.stall_s):
             config = self._settled(name, config)
             self._warn_of_small_buckets(name, config, data.batches)
             callbacks = RankCallbacks(self, name, config, data, panel, doing)
@@ -108,7 +105,7 @@ class Rank:
                 callbacks.read_batch,
                 config,
                 callbacks,
-                seed=self.seed,
+                seed=self.job.seed,
                 device=self.device,
                 rank=self.rank,
                 world=self.world,
@@ -143,8 +140,8 @@ class Rank:
     def publish(self, name: str, make: Callable[[], bytes | Serialized]) -> None:
         """Make a file and put it into the artifact (rank 0 only)."""
         if self.rank == 0:
-            self.fence()
-            self.files[name] = storage.publish(make(), storage.join(self.path, name))
+            self.job.fence()
+            self.files[name] = storage.publish(make(), storage.join(self.job.path, name))
 
     def finish(self, rows: int) -> None:
         """Say that everything is published (rank 0 only)."""
@@ -155,8 +152,8 @@ class Rank:
             "pids": self.pids,
         }
         if self.rank == 0:
-            self.fence()
-            storage.publish(json.dumps(result).encode(), storage.join(self.path, RESULT))
+            self.job.fence()
+            storage.publish(json.dumps(result).encode(), storage.join(self.job.path, RESULT))
 
     def _warn_of_small_buckets(
         self, name: str, config: TrainingConfig, batches: Mapping[tuple[Frame, str | None], EncodedBatches]
@@ -175,7 +172,7 @@ class Rank:
         """The settings without auto; all ranks ask, and hear the same."""
         warn = self.warn if self.rank == 0 else log.warning
         begun = self.told(self._recipe(name))[0] if config.precision == "auto" else {}
-        config, taken = settled(name, config, begun, self.bytes, self.device, self.world, warn)
+        config, taken = settled(name, config, begun, self.job.bytes[self.world], self.device, self.world, warn)
         self.metrics |= taken
         if self.rank == 0 and self.device.type == "cuda" and torch.cuda.get_device_name(self.device) not in PEAKS:
             log.info("%s: no MFU is told: nobody here knows the peak of this card", name)
@@ -183,7 +180,7 @@ class Rank:
 
     def _recipe(self, name: str) -> Mapping[str, object]:
         """That of the newest state of a training, as far as its marker can be read; nothing for other ranks than 0."""
-        states = Checkpoints(checkpoints_of(self.building, name), log.warning)
+        states = Checkpoints(checkpoints_of(self.job.building, name), log.warning)
         return next(states.recipes(), {}) if self.rank == 0 else {}
 
     def told(self, own: Any) -> list[Any]:
@@ -204,7 +201,7 @@ class Rank:
     @contextmanager
     def logged(self) -> Iterator[None]:
         """Meanwhile this rank has a log beside its step's, with what ended it."""
-        path = log_files.of_rank(self.step_log, self.attempt, self.rank)
+        path = log_files.of_rank(self.job.log, self.job.attempt, self.rank)
         close = log_files.attached(persistently(path, lambda: log_files.LogFile(path, self.warn)), *PACKAGES)
         logging.captureWarnings(True)
         try:
@@ -256,9 +253,9 @@ class RankCallbacks(Callbacks):
         doing: activity.Activity,
     ) -> None:
         self._rank, self._name, self._config, self._data, self._panel = rank, name, config, data, panel
-        folder, (replica, place) = checkpoints_of(rank.building, name), divmod(rank.rank, config.shard)
+        folder, (replica, place) = checkpoints_of(rank.job.building, name), divmod(rank.rank, config.shard)
         part = place * (rank.world // config.shard) + replica  # in the order of the rows that each rank saves
-        self.states = Checkpoints(folder, rank.warn, part, rank.world, config.phase_ends, rank.fence)
+        self.states = Checkpoints(folder, rank.warn, part, rank.world, config.phase_ends, rank.job.fence)
         if config.validation and data.held_out:
             self.validation = Validation(data.held_out.read, data.held_out.rows)
         if config.panel_every and panel and rank.rank == 0:
@@ -288,7 +285,7 @@ class RankCallbacks(Callbacks):
         log.info("%s goes on from step %d", self._name, newest.saved.step if newest else 0)
         if rank.rank == 0 and not self._begun:  # later it is asked to rewind bad steps, which does none of them again
             step = newest.saved.step if newest else 0
-            done = [values for at, values in logged_steps(rank.building, self._name) if at <= step]
+            done = [values for at, values in logged_steps(rank.job.building, self._name) if at <= step]
             rank.metrics.update(done[-1] if done else {})  # of a training that has come to its end, these are the last
             rank.board.post(Resumed(self._name, step))
         self._begun = True
@@ -303,10 +300,10 @@ class RankCallbacks(Callbacks):
         best = checkpoint.best(data.header) if self._config.keeps_best else None
         entries = {entry: self._logged.pop(entry) for entry in sorted(self._logged) if entry <= step}
         if self._rank.rank == 0:  # no checkpoint without its log: the driver may be dead, and the next one asks for it
-            folder = log_of(self._rank.building, self._name)
+            folder = log_of(self._rank.job.building, self._name)
             storage.publish(json.dumps(entries).encode(), storage.join(folder, f"{step}.json"))
         followed = Followed(data, self.doing.saves_more)
-        self.states.save(step, followed, self._config.recipe(self._rank.seed), best.step if best else None)
+        self.states.save(step, followed, self._config.recipe(self._rank.job.seed), best.step if best else None)
         log.info("%s: step %d is saved, %.1f MB of it here", self._name, step, len(data) / 1e6)
         if self._rank.rank == 0:
             self._rank.board.post(Saved(self._name, step))
@@ -358,7 +355,7 @@ class RankCallbacks(Callbacks):
 
     def flops_of(self, phase: Phase) -> float:
         """See `Callbacks`."""
-        return self._rank.flops[self._name][phase.size]
+        return self._rank.job.flops[self._name][phase.size]
 
     def _batches(self, step: int) -> EncodedBatches:
         """What the phase of a step reads."""

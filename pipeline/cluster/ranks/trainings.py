@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from pipeline.cluster.board import BoardClient
+from pipeline.cluster.ranks.job import Job
 from pipeline.cluster.ranks.rank import Rank
 from pipeline.models import loading, panels
 from pipeline.models.panels import Panel
@@ -80,15 +82,14 @@ class Row:
     fields: Callable[[Order], tuple[str, ...]] | None = None
 
 
-def run(payload: dict[str, Any]) -> None:
-    """Do the trainings of `payload["order"]` on one rank and publish what came out, or save and stop before the end."""
-    rank = Rank(payload)
+def run(order: Order, job: Job, board: BoardClient) -> None:
+    """Do the trainings of an order on one rank and publish what came out, or save and stop before the end."""
+    rank = Rank(job, board)
     with rank.logged(), rank.sampled():
-        _run(rank, payload)
+        _run(rank, order)
 
 
-def _run(rank: Rank, payload: dict[str, Any]) -> None:
-    order: Order = payload["order"]
+def _run(rank: Rank, order: Order) -> None:
     if rank.device.type == "cuda" and any(training.deterministic for training in order.trainings.values()):
         be_deterministic()  # before anything is encoded: cuBLAS looks only when it begins
     online = order.reading.loaded(rank.device)  # for all trainings

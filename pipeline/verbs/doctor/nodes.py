@@ -99,7 +99,7 @@ def of_ranks(cluster: "Cluster", folder: str, workers: int) -> Finding:
     from pipeline.cluster import nodes
 
     try:
-        cluster.train(nodes.add_up, {"board": cluster.board}, workers=ranks, folder=folder, tick=lambda: None)
+        cluster.train(nodes.add_up, workers=ranks, folder=folder, tick=lambda: None)
     except InfrastructureError as error:
         return Finding(check, "failed", f"{ranks} ranks do not reach each other: {error}")
     (told,) = [message for message in cluster.exchange(stop=False) if isinstance(message, Sums)]

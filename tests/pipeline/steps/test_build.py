@@ -15,6 +15,7 @@ from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shards import Clock, ImageRow
 from pipeline.cluster.mapping import Worker
+from pipeline.cluster.ranks.job import Job
 from pipeline.cluster.room import Room
 from pipeline.errors import ClaimLost
 from pipeline.hours.spent import spent
@@ -183,6 +184,7 @@ def test_nobody_pays_for_a_pool_that_is_at_zero(work, build, tmp_path):
 def test_a_training_gets_as_many_ranks_as_it_wants_and_holds_their_devices_alone(build, tmp_path):
     words = ["scale=micro", "workers=4", "cluster.min_workers=1", "stage_a.train.ranks=2"]
     handed: list[Any] = []
+    ranks: list[Any] = []
 
     class Settled:
         board = None
@@ -191,8 +193,9 @@ def test_a_training_gets_as_many_ranks_as_it_wants_and_holds_their_devices_alone
         def settle(self, worlds: Any, tick: Any) -> int:
             return int(worlds[0])
 
-        def train(self, loop: Any, payload: Any, *, workers: int, worlds: Any, **_: Any) -> None:
+        def train(self, loop: Any, *, workers: int, worlds: Any, **_: Any) -> None:
             handed.append((workers, worlds))
+            loop("the board")
 
     writer = Writer(str(tmp_path), "one")
     began: list[int] = []
@@ -205,9 +208,11 @@ def test_a_training_gets_as_many_ranks_as_it_wants_and_holds_their_devices_alone
         report=SimpleNamespace(begin_training=began.append),
         stopped=lambda: None,
     )
-    training.train(print, {})
-    replace(training, step=SimpleNamespace(name="train_c", call="train:train_c")).train(print, {})
+    job = Job(build.path, training.building, build.claim.fence, "", seed=0, stall_s=60.0, flops={}, bytes={})
+    for one in (training, replace(training, step=SimpleNamespace(name="train_c", call="train:train_c"))):
+        one.train(lambda *given: ranks.append(given), job)
     assert handed == [(2, [2, 1]), (4, [4, 2, 1])]
+    assert ranks == [(replace(job, attempt=attempt), "the board") for attempt in (1, 2)]
     found, _ = ledger.read(str(tmp_path))
     assert began == sorted(lease.devices for lease in found) == [2, 4]
 
@@ -238,6 +243,6 @@ def test_each_receipt_is_published_through_a_fence():
 def test_those_who_save_and_commit_do_so_through_a_fence():
     ranks = [call for place, call in calls("Checkpoints") if place.startswith("rank.py")]
     (rank,) = [call for call in ranks if len(call.args) > 2]  # who only asks what there is saves no part
-    assert ast.unparse(rank.args[-1]) == "rank.fence"
+    assert ast.unparse(rank.args[-1]) == "rank.job.fence"
     (commit,) = [call for place, call in calls("commit") if place.startswith("invocation.py")]
     assert ast.unparse(commit.args[-1]) == "build.claim"

@@ -25,6 +25,7 @@ from datasets.reading.batches import Batches, Source
 from pipeline.cluster.board import Board
 from pipeline.cluster.interruptions import FILE
 from pipeline.cluster.messages import Drawn, Logged, Message, Reached, Resumed, Warned
+from pipeline.cluster.ranks.job import Job
 from pipeline.cluster.ranks.rank import Rank, RankCallbacks
 from pipeline.cluster.ranks.spending import Spending
 from pipeline.cluster.ranks.training_files import checkpoints_of, log_of
@@ -87,9 +88,9 @@ class Attempt(RankCallbacks):
 
     def __init__(self, folder: Path, config: TrainingConfig, poor: int | None = None, panel: Any = None) -> None:
         rank = Rank.__new__(Rank)  # whose making needs a job of Ray Train
-        rank.rank, rank.world, rank.seed, rank.building = 0, 1, 0, str(folder / "building")
-        rank.fence, rank.spending = unfenced, Spending()
-        rank.flops, rank.metrics = {"toy": {64: 1000}}, {}
+        rank.rank, rank.world, rank.device = 0, 1, CPU
+        rank.job = Job(str(folder), str(folder / "building"), unfenced, "", 0, 60.0, {"toy": {64: 1000}}, {1: 0})
+        rank.spending, rank.metrics = Spending(), {"training_seconds": 0.0}
         board: Any = Board()
         rank.board = board
         super().__init__(rank, "toy", config, data(folder / "data", poor), panel, Activity())
@@ -116,10 +117,10 @@ def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path:
     metrics = {message.step: message.values for message in first.heard(Logged)}
     assert {name.partition("/")[0] for values in metrics.values() for name in values} == {"toy"}
     assert metrics[6][f"toy/{SPEED}tflops"] > 0
-    assert first.rank.metrics == metrics[6]
+    assert first.rank.metrics == {"training_seconds": 0.0} | metrics[6]
     kept = {
-        int(name.removesuffix(".json")): json.loads(storage.read(f"{log_of(first.rank.building, 'toy')}/{name}"))
-        for name in storage.listing(log_of(first.rank.building, "toy"))
+        int(name.removesuffix(".json")): json.loads(storage.read(f"{log_of(first.rank.job.building, 'toy')}/{name}"))
+        for name in storage.listing(log_of(first.rank.job.building, "toy"))
     }
     assert kept == {4: {"2": metrics[2], "4": metrics[4]}, 6: {"6": metrics[6]}}
 
@@ -130,14 +131,14 @@ def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path:
     third = Attempt(tmp_path, recipe())  # after a kill before what came out was published
     assert third.train() == Outcome(STEPS, finished=True)
     assert third.rank.metrics == second.rank.metrics
-    assert storage.listing(checkpoints_of(second.rank.building, "toy"))
+    assert storage.listing(checkpoints_of(second.rank.job.building, "toy"))
 
 
 def test_a_driver_killed_after_any_message_leaves_no_step_unlogged(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path, recipe())
     attempt.train(stop_after=6)
     logged: list[int] = []
-    building = Path(attempt.rank.building)
+    building = Path(attempt.rank.job.building)
 
     def driver(messages: list[Message]) -> Any:
         """A build whose board has these messages."""
@@ -214,8 +215,6 @@ def test_the_best_validated_weights_come_out_where_the_config_says_so(
     for keep in ("last", "best"):
         config = recipe(checkpoint_every=2, validation={"every": 2, "keep": keep})
         rank, objective = Attempt(tmp_path / keep, config).rank, Opposite()
-        rank.device, rank.bytes, rank.stall_s = CPU, 0, 60.0
-        rank.metrics["training_seconds"] = 0.0
         held_out: Any = HeldOut()
         assert rank.train("toy", objective, config, replace(data(tmp_path / keep / "data"), held_out=held_out))
         trained[keep], metrics[keep] = objective.net.weight, rank.metrics
@@ -245,8 +244,6 @@ def test_a_rank_is_watched_where_ranks_settle_what_is_auto(tmp_path: Path, monke
     monkeypatch.setattr("pipeline.cluster.ranks.rank.Watchdog", watchdog)
     monkeypatch.setattr(Rank, "told", settling)
     rank = Attempt(tmp_path, recipe()).rank
-    rank.device, rank.bytes, rank.stall_s = CPU, 0, 60.0
-    rank.metrics["training_seconds"] = 0.0
     assert rank.train("toy", Toy(), recipe(precision="auto"), data(tmp_path / "again"))
     assert told[0] == activity.STARTING
     assert not standing

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datasets.files.fence import unfenced
 from pipeline.cluster.ranks import trainings
+from pipeline.cluster.ranks.job import Job
 from pipeline.cluster.ranks.trainings import PANEL, TRAININGS, Order
 from pipeline.models import loading
 from pipeline.models.training_data import Reading
@@ -18,6 +20,8 @@ from pipeline.settings import compose, config
 from pipeline.store.artifacts import Artifact
 from tests.existing_weights import STATES, dome272, loaded
 
+JOB = Job("", "", unfenced, "", seed=0, stall_s=60.0, flops={}, bytes={})
+BOARD: Any = None  # of which the stand-ins for a rank ask nothing
 PUBLISHED = {
     "train_a": ["stage_a", PANEL],
     "train_b": ["stage_b", "compressor", PANEL],
@@ -32,8 +36,8 @@ class AllSteps:
 
     device = torch.device("cpu")
 
-    def __init__(self, payload: dict[str, Any]) -> None:
-        self.told: list[Any] = payload["told"]
+    def __init__(self, told: list[Any]) -> None:
+        self.told = told
 
     def logged(self) -> nullcontext[None]:
         return nullcontext()
@@ -74,9 +78,9 @@ def test_what_is_published_is_what_was_trained(step: str, monkeypatch: pytest.Mo
         seed=0,
     )
     told: list[Any] = []
-    monkeypatch.setattr(trainings, "Rank", AllSteps)
+    monkeypatch.setattr(trainings, "Rank", lambda job, board: AllSteps(told))
     monkeypatch.setattr(loading, "null_text", lambda _: torch.zeros(16, 32))
-    trainings.run({"order": order, "told": told})
+    trainings.run(order, JOB, BOARD)
     done, published = told[: len(wanted)], told[len(wanted) : -1]
     assert [name for name, _ in done] == list(wanted)
     assert [entry if entry == PANEL else entry[0] for entry in published] == PUBLISHED[step]
@@ -101,7 +105,7 @@ class FirstStep:
 
     device = torch.device("cpu")
 
-    def __init__(self, payload: dict[str, Any]) -> None:
+    def __init__(self, job: Job, board: Any) -> None:
         FirstStep.begun = {}
 
     def logged(self) -> AbstractContextManager[None]:
@@ -134,7 +138,7 @@ def test_a_training_begins_with_the_weights(existing: bool, tmp_path: Path, monk
             reading=reading,
             seed=0,
         )
-        trainings.run({"order": order})
+        trainings.run(order, JOB, BOARD)
         parts = [stage, "compressor"] if stage == "stage_b" else [stage]
         if not existing and stage == "stage_b":
             assert FirstStep.begun.keys() == {"compressor"}  # its warm-up, which weights make superfluous
