@@ -22,7 +22,7 @@ from pipeline.environment import private_ray, quiet_environment
 from pipeline.errors import STOPPED, BudgetExceeded, UsageError
 from pipeline.hours.spent import by_step
 from pipeline.hours.table import beside_paper
-from pipeline.plan import budget, cost, dag, obstacles, rivals, weights
+from pipeline.plan import budget, dag, obstacles, rivals, training_memory, weights
 from pipeline.plan.dag import Planned, differences
 from pipeline.plan.table import table
 from pipeline.plan.wanted import names_of_inputs, prints_of, reading
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 def run(config: Config, conf: str, look: Look, planned: list[Planned], command: str) -> Summary:
     """Build every planned step that is not done; returns what the last screen shows. `look` is what the plan saw."""
     root = look.root
-    cost.check_memory(planned, config)
+    training_memory.check(planned, config)
     counts = obstacles.ahead(config, planned)
     if found := obstacles.every(config, planned, counts):
         raise UsageError(found[0])

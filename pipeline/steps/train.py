@@ -14,7 +14,7 @@ from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.cluster.ranks.job import Job
 from pipeline.cluster.ranks.training_files import checkpoints_of, logged_steps, result
 from pipeline.errors import Preempted, UsageError
-from pipeline.plan import batch_sizes, cost, training_flops
+from pipeline.plan import batch_sizes, training_flops, training_memory
 from pipeline.plan.dag import order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import prints_of
@@ -243,7 +243,7 @@ def _train(
             seed=build.config.seed,
             stall_s=build.config.cluster.stall_s,
             flops=training_flops.per_picture(build.step.name, build.config),
-            bytes=cost.whole_bytes(build.step.name, build.config),
+            bytes=training_memory.whole_bytes(build.step.name, build.config),
         )
         build.train(partial(trainings.run, order), job)
     found = result(build.path)

@@ -10,7 +10,7 @@ from datasets.config import DataError
 from datasets.planning import preview
 from datasets.sources import laion
 from pipeline.errors import UsageError, nearest
-from pipeline.plan import budget, cost, lanes, obstacles, rivals
+from pipeline.plan import budget, cost, lanes, obstacles, rivals, training_memory
 from pipeline.plan.budget import Line
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
@@ -71,9 +71,9 @@ def handle(words: Words) -> None:
         remarks = [f"a run would stop at once: {error}"]
     for sentence in remarks:
         console.print(sentence, style="yellow", markup=False)
-    for sentence in (*cost.large_trainings(planned, loaded), *lanes.remarks(planned, loaded)):
+    for sentence in (*training_memory.large_trainings(planned, loaded), *lanes.remarks(planned, loaded)):
         console.print(sentence, style="yellow", markup=False)
-    cost.check_memory(planned, loaded)
+    training_memory.check(planned, loaded)
 
 
 def tell_why(planned: Sequence[Planned], name: str) -> None:

@@ -13,7 +13,7 @@ from datasets import pictures
 from datasets.config import ImageConfig
 from datasets.source_settings import FolderConfig
 from datasets.sources import folder
-from pipeline.plan import cost
+from pipeline.plan import training_memory
 from pipeline.plan.table import table
 from pipeline.settings import compose
 from stages.anatomy import flops
@@ -180,13 +180,13 @@ def test_the_conf_trains_the_released_stage_c_within_its_card():
         "import_b",
         "train_c",
     }
-    need = cost.memory("train_c", loaded)
+    need = training_memory.needed("train_c", loaded)
     assert need is not None
     assert need.gradients == 4 * 993_636_896  # trained from bigG's text
     assert need.average == 0
     assert loaded.cluster.gpu_memory_gib == 24
     assert need.total < 0.9 * 24 * GIB
     greedy = compose.load("finetune_c", ["data.folder.path=pictures", "stage_c.train.checkpointing=false"])
-    more = cost.memory("train_c", greedy)
+    more = training_memory.needed("train_c", greedy)
     assert more is not None
     assert more.total > 24 * GIB

@@ -4,7 +4,7 @@ import socket
 
 from datasets.config import DataError
 from pipeline.errors import UsageError
-from pipeline.plan import cost, obstacles
+from pipeline.plan import obstacles, training_memory
 from pipeline.settings.config import TRAININGS
 from pipeline.tracking.mlflow_store import locate_store, why_silent
 from pipeline.verbs.doctor.finding import Asked, Finding, finding
@@ -72,10 +72,10 @@ def device_memory(asked: Asked) -> Finding | None:
     if asked.config is None:
         return None
     config = asked.config
-    needs = {step: cost.memory(step, config) for step in asked.todo}
+    needs = {step: training_memory.needed(step, config) for step in asked.todo}
     text = ", ".join(f"{name} {need.total / GIB:.1f}" for name, need in needs.items() if need)
     try:
-        cost.check_memory(asked.planned, config)
+        training_memory.check(asked.planned, config)
     except UsageError as error:
         return Finding("device memory", "failed", str(error))
     if not text:

@@ -16,7 +16,7 @@ import pipeline
 from datasets.files import storage
 from pipeline.environment import ray_folder
 from pipeline.errors import UsageError
-from pipeline.plan import cost
+from pipeline.plan import training_memory
 from pipeline.run.writable import check_writable
 from pipeline.settings.resources import Cluster
 from pipeline.verbs.doctor.finding import Asked, Finding, finding
@@ -92,7 +92,7 @@ def memory(asked: Asked) -> Finding:
         return finding("memory", free >= 8, f"{free:.1f} GiB available, the local scale needs up to 8", "warning")
     needed, told = float(RUN_GIB), f"{free:.1f} GiB available, a run takes about {RUN_GIB} beside its trainings"
     if asked.config and on_our_cpus(asked.config.cluster):
-        needs = {step: need for step in asked.todo if (need := cost.memory(step, asked.config))}
+        needs = {step: need for step in asked.todo if (need := training_memory.needed(step, asked.config))}
         if needs:
             ranks = {name: asked.config.ranks_of(name) for name in needs}
             step = max(needs, key=lambda name: ranks[name] * needs[name].total)

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.cluster.ranks import automatic
 from pipeline.cluster.ranks.automatic import settled
-from pipeline.plan import cost
+from pipeline.plan import training_memory
 from pipeline.settings import compose
 from stages.precision import computes_bf16
 from stages.settings.training import TrainingConfig
@@ -25,7 +25,7 @@ def test_whether_activations_are_recomputed_is_settled_by_the_ranks_that_there_a
     """A training of 64 that has lost a node goes on with 32, each of which has twice the rows."""
     words = ["scale=paper", "data.metadata=x", "workers=64", "cluster.min_workers=32", "cluster.address=auto"]
     config = compose.load("stage_c", [*words, "stage_c.train.checkpointing=auto"])
-    needs = cost.whole_bytes("train_c", config)
+    needs = training_memory.whole_bytes("train_c", config)
     assert (max(needs), min(needs)) == (64, 32)
     assert needs[64] < needs[32]
     card = SimpleNamespace(total_memory=(needs[64] + needs[32]) // 2)
