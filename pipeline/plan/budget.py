@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.hours.paper import paper_kg
 from pipeline.plan import cost, training_flops
+from pipeline.plan.cost import Estimate
 from pipeline.plan.dag import Planned
 from pipeline.settings.config import Config
 from pipeline.store.artifacts import Artifact
@@ -45,7 +46,7 @@ class Line:
 
 
 def lines(
-    planned: Sequence[Planned], estimates: Sequence[Mapping[str, Any]], config: Config, made: Iterable[Artifact]
+    planned: Sequence[Planned], estimates: Sequence[Estimate], config: Config, made: Iterable[Artifact]
 ) -> list[Line]:
     """The budget of all steps that are not done; `made` are the root's finished artifacts."""
     speeds = _speeds(made, config)
@@ -55,7 +56,7 @@ def lines(
             continue
         if config.trainings_of(item.step.name):
             found += _training(item.step.name, config, estimate, speeds)
-        elif estimate["bytes"] or estimate["device_seconds"] or estimate["cached_flops"]:
+        elif estimate.bytes or estimate.device_seconds or estimate.cached_flops:
             found.append(_other(item.step.name, config, estimate))
     return found
 
@@ -77,15 +78,13 @@ def total(found: Sequence[Line]) -> Line:
     return Line("total", "", **sums)
 
 
-def _training(
-    step: str, config: Config, estimate: Mapping[str, Any], speeds: Mapping[str, tuple[float, str]]
-) -> Iterator[Line]:
+def _training(step: str, config: Config, estimate: Estimate, speeds: Mapping[str, tuple[float, str]]) -> Iterator[Line]:
     """A line a phase; the step's device-seconds go to them by their FLOPs."""
     each = training_flops.per_picture(step, config)
     phases = [(name, phase) for name, training in config.trainings_of(step).items() for phase in training.phases]
     work = [phase.steps * phase.batch_size * each[name][phase.size] for name, phase in phases]
     seconds, basis = _seconds(step, sum(work), estimate, speeds)
-    needs = estimate["memory"]["total"] if estimate["memory"] else None
+    needs = estimate.memory.total if estimate.memory else None
     devices = config.ranks_of(step) * max(1, config.cluster.gpus_per_worker)
     for (name, phase), flops in zip(phases, work, strict=True):
         count = _parameters(name, config)
@@ -106,30 +105,28 @@ def _training(
         )
 
 
-def _seconds(
-    step: str, flops: int, estimate: Mapping[str, Any], speeds: Mapping[str, tuple[float, str]]
-) -> tuple[float, str]:
+def _seconds(step: str, flops: int, estimate: Estimate, speeds: Mapping[str, tuple[float, str]]) -> tuple[float, str]:
     """Device-seconds of a training, and where the rate is from."""
     if step in speeds:
         speed, kind = speeds[step]
         return flops / speed, f"root, {kind}"
-    if estimate["device_seconds"] is not None:
-        return estimate["device_seconds"], "conf"
+    if estimate.device_seconds is not None:
+        return estimate.device_seconds, "conf"
     return flops / cost.A100_FLOPS, BY_A100
 
 
-def _other(step: str, config: Config, estimate: Mapping[str, Any]) -> Line:
-    seconds, basis = estimate["device_seconds"], "conf"
-    if seconds is None and estimate["cached_flops"]:
-        seconds, basis = estimate["cached_flops"] / cost.A100_FLOPS, BY_A100
+def _other(step: str, config: Config, estimate: Estimate) -> Line:
+    seconds, basis = estimate.device_seconds, "conf"
+    if seconds is None and estimate.cached_flops:
+        seconds, basis = estimate.cached_flops / cost.A100_FLOPS, BY_A100
     hours = None if seconds is None else seconds / 3600
     return Line(
         step,
         "",
-        images=estimate["work"],
+        images=estimate.work,
         hours=hours,
         wall_h=None if hours is None else hours / (config.cluster.encoders.max * config.cluster.encoders.gpus),
-        stored_bytes=estimate["bytes"],
+        stored_bytes=estimate.bytes,
         kg=None if hours is None else _kg(hours, basis),
         cost=None if hours is None else _cost(hours, config),
         basis=basis if hours is not None else "",

@@ -1,6 +1,7 @@
 """What a planned step would cost, before anything exists: work from counts, time from the rates."""
 
 from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets.config import DataError
@@ -17,17 +18,43 @@ from pipeline.plan.volume import Volume
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import HELD_OUT
 from stages.anatomy import flops
+from stages.anatomy.memory_estimate import Memory
 
 A100_FLOPS = 0.18 * flops.PEAKS["NVIDIA A100-SXM4-80GB"]  # the share of it that the paper's training of Stage C reached
 
 
-def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]]:
-    """For each step its work, device-seconds, bytes, objects, memory and a text; null where nobody can tell.
+@dataclass(frozen=True)
+class Estimate:
+    """What a planned step would cost; None where nobody can tell.
+
+    `basis` says where the number of rows is from, `metadata` or `config`. `bytes` and `objects` are what it stores,
+    `memory` is that of a training's worker. `cached_flops` and `online_flops` are those of an encoder whose outputs are
+    stored, or made anew whenever a training sees a picture. `text` says it in short, `phases` are a training's.
+    """
+
+    work: int | None = None
+    unit: str | None = None
+    device_seconds: float | None = None
+    basis: str | None = None
+    text: str = ""
+    bytes: int | None = None
+    objects: int | None = None
+    cached_flops: int | None = None
+    online_flops: int | None = None
+    memory: Memory | None = None
+    phases: Sequence[str] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As `plan --json` tells it: memory by what holds it, and its total."""
+        memory = vars(self.memory) | {"total": self.memory.total} if self.memory else None
+        return vars(self) | {"memory": memory}
+
+
+def estimates(planned: Sequence[Planned], config: Config) -> list[Estimate]:
+    """What each step would cost, in the order of the plan.
 
     Rows come from the metadata's manifest when it stands, else from the config (marked so). `rates` of the config
-    gives rows (for trainings: images seen) a device-second; a step may have none. Memory is that of a training's
-    worker, bytes by what they hold, and their total. `cached_flops` and `online_flops` are those of an encoder whose
-    outputs are stored, or made anew whenever a training sees a picture.
+    gives rows (for trainings: images seen) a device-second; a step may have none.
 
     Raises:
         UsageError: `rates` names a step that does not exist.
@@ -40,8 +67,11 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[dict[str, Any]
     wanted = {step.name for step in order(table(config), config.targets)}
     captions = _captions(planned, config, rows)
     return [
-        _with_volume(_estimate(item, config, rows, captions, basis), item, config, rows, captions, wanted)
-        | {"memory": _bytes(item, config), "phases": _phases(item.step.name, config)}
+        replace(
+            _with_volume(_estimate(item, config, rows, captions, basis), item, config, rows, captions, wanted),
+            memory=training_memory.needed(item.step.name, config) if item.state != "done" else None,
+            phases=_phases(item.step.name, config),
+        )
         for item in planned
     ]
 
@@ -66,13 +96,13 @@ def _captions(planned: Sequence[Planned], config: Config, rows: int | None) -> i
 
 
 def _with_volume(
-    estimate: dict[str, Any],
+    estimate: Estimate,
     item: Planned,
     config: Config,
     rows: int | None,
     captions: int | None,
     wanted: Set[str],
-) -> dict[str, Any]:
+) -> Estimate:
     """An estimate with the bytes and objects that the step stores, and what its encoder would cost online instead."""
     if item.artifact:
         manifest = item.artifact.manifest
@@ -83,34 +113,29 @@ def _with_volume(
     if rows and not item.artifact:
         count = captions or rows if item.step.name == "encode_text" else rows
         encoder = volume.encoder(item.step.name, item.step.output, config, count, wanted)
-    text = estimate["text"]
+    text = estimate.text
     if stored and not item.artifact:
         text += f", at most {_size(stored.bytes)} in {stored.objects:,} objects"
     if encoder and encoder.online_flops > A100_FLOPS:  # less than a second is no choice to make
         cached, online = (_time(flops / A100_FLOPS, "A100") for flops in (encoder.cached_flops, encoder.online_flops))
         text += f"; by its FLOPs {cached}, online {online} and no bytes"
-    return estimate | {
-        "bytes": stored.bytes if stored else None,
-        "objects": stored.objects if stored else None,
-        "cached_flops": encoder.cached_flops if encoder else None,
-        "online_flops": encoder.online_flops if encoder else None,
-        "text": text,
-    }
+    return replace(
+        estimate,
+        text=text,
+        bytes=stored.bytes if stored else None,
+        objects=stored.objects if stored else None,
+        cached_flops=encoder.cached_flops if encoder else None,
+        online_flops=encoder.online_flops if encoder else None,
+    )
 
 
-def _bytes(item: Planned, config: Config) -> dict[str, int] | None:
-    need = training_memory.needed(item.step.name, config)
-    return vars(need) | {"total": need.total} if need and item.state != "done" else None
-
-
-def _estimate(item: Planned, config: Config, rows: int | None, captions: int | None, basis: str) -> dict[str, Any]:
+def _estimate(item: Planned, config: Config, rows: int | None, captions: int | None, basis: str) -> Estimate:
     if item.state == "done" and item.artifact:
         spent = item.artifact.manifest["device_seconds"]
-        return {"work": None, "unit": None, "device_seconds": None, "basis": None, "text": f"spent {_time(spent)}"}
+        return Estimate(text=f"spent {_time(spent)}")
     work, unit = _work(item.step, config, rows, captions)
     if work is None:
-        unknown = f"{unit} unknown before fetch"
-        return {"work": None, "unit": unit, "device_seconds": None, "basis": None, "text": unknown}
+        return Estimate(unit=unit, text=f"{unit} unknown before fetch")
     if unit not in ("rows", "captions"):
         basis = "config"
     rate = config.rates.get(item.step.name)
@@ -118,7 +143,7 @@ def _estimate(item: Planned, config: Config, rows: int | None, captions: int | N
     text = f"{work:,} {unit}" + (" (from config)" if basis == "config" else "")
     if seconds is not None:
         text += f", about {_time(seconds)}"
-    return {"work": work, "unit": unit, "device_seconds": seconds, "basis": basis, "text": text}
+    return Estimate(work, unit, seconds, basis, text)
 
 
 def _work(planned: Step, config: Config, rows: int | None, captions: int | None) -> tuple[int | None, str]:

@@ -1,7 +1,6 @@
 """`plan`: what a run would do with each step and why, what it costs, what would stop it; nothing is started."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +11,7 @@ from datasets.sources import laion
 from pipeline.errors import UsageError, nearest
 from pipeline.plan import budget, cost, lanes, obstacles, rivals, training_memory
 from pipeline.plan.budget import Line
+from pipeline.plan.cost import Estimate
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings.words import Words
@@ -48,7 +48,7 @@ def handle(words: Words) -> None:
             "reason": item.reason,
             "changes": item.changes,
             "fingerprint": item.fingerprint.digest,
-            "cost": estimate,
+            "cost": estimate.document(),
             "budget": [vars(line) for line in lines if line.step == item.step.name],
         }
         for item, estimate in zip(planned, costs, strict=True)
@@ -100,20 +100,20 @@ def _brief(item: Planned) -> str:
     return f"{'; '.join(item.changes[:TOLD])}; and {left} more (--why {item.step.name})"
 
 
-def show_plan(planned: Sequence[Planned], costs: Sequence[dict[str, Any]]) -> None:
+def show_plan(planned: Sequence[Planned], costs: Sequence[Estimate]) -> None:
     """Print the plan as a table on stdout, and below it the phases of trainings that have several."""
     table = Table(
         "step", "artifact", "state", "reason", "estimated cost", "memory", box=None, header_style="bold", pad_edge=False
     )
     for item, estimate in zip(planned, costs, strict=True):
         colour = {"done": "green", "resume": "cyan", "run": "default", "stale": "yellow"}[item.state]
-        memory = f"{estimate['memory']['total'] / 2**30:.1f} GiB" if estimate["memory"] else ""
+        memory = f"{estimate.memory.total / 2**30:.1f} GiB" if estimate.memory else ""
         state = Text(item.state, style=colour)
-        table.add_row(item.step.name, item.step.output, state, _brief(item), estimate["text"], memory)
+        table.add_row(item.step.name, item.step.output, state, _brief(item), estimate.text, memory)
     print_table(table)
     for item, estimate in zip(planned, costs, strict=True):
-        if len(estimate["phases"]) > 1:
-            out.print(f"{item.step.name} in {len(estimate['phases'])} phases: {'; '.join(estimate['phases'])}")
+        if len(estimate.phases) > 1:
+            out.print(f"{item.step.name} in {len(estimate.phases)} phases: {'; '.join(estimate.phases)}")
 
 
 def show_budget(lines: Sequence[Line]) -> None:

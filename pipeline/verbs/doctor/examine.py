@@ -79,7 +79,7 @@ def _composed(name: str, overrides: list[str], root: str) -> tuple[Asked, Findin
         told = f"cannot be planned: {error}" if isinstance(error, OSError) else str(error)
         return Asked(root, name, None, cluster, tracking), Finding("config", "failed", told)
     known = cost.most_rows(planned, config)[0] is not None
-    stored = sum(one["bytes"] or 0 for item, one in zip(planned, costs, strict=True) if item.state != "done")
+    stored = sum(one.bytes or 0 for item, one in zip(planned, costs, strict=True) if item.state != "done")
     asked = Asked(root, name, config, config.cluster, config.tracking, planned, stored if known else None)
     return asked, Finding("config", "ok", f"conf={name}: {len(asked.todo)} of {len(planned)} steps are to be done")
 

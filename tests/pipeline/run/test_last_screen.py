@@ -7,6 +7,7 @@ import pytest
 from rich.table import Table
 
 from pipeline.errors import UsageError
+from pipeline.plan.cost import Estimate
 from pipeline.run.last_screen import Built, Summary, show_summary
 from pipeline.terminal import COLUMNS, print_table
 from pipeline.verbs.plan import show_plan, tell_why
@@ -61,7 +62,7 @@ def stale(changes: int) -> Any:
 
 
 def test_a_plan_shows_the_most_telling_changes_and_how_to_see_the_others(capsys):
-    show_plan([stale(3), stale(9)], [{"memory": None, "text": "64 rows", "phases": []}] * 2)
+    show_plan([stale(3), stale(9)], [Estimate(text="64 rows")] * 2)
     said = capsys.readouterr().out
     words = " ".join(said.split())
     assert all(f"data.key_{n}:" in words for n in range(3))

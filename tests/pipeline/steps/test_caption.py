@@ -210,14 +210,14 @@ def test_a_training_tells_of_pictures_without_a_weighted_caption(recapped):
 def test_a_plan_counts_captions_where_text_is_encoded(recapped):
     planned = planned_steps(recapped.config, Look(recapped.store.root), Selection())
     costs = dict(zip([item.step.output for item in planned], cost.estimates(planned, recapped.config), strict=True))
-    assert costs["latents_c"]["work"] == PICTURES
+    assert costs["latents_c"].work == PICTURES
     fresh = planned_steps(recapped.config, Look(f"{recapped.store.root}/none"), Selection())
     (text,) = [
         estimate
         for item, estimate in zip(fresh, cost.estimates(fresh, recapped.config), strict=True)
         if item.step.output == "text_tiny"
     ]
-    assert (text["work"], text["unit"]) == (32, "captions")  # data.limit=16, alt and dense
+    assert (text.work, text.unit) == (32, "captions")  # data.limit=16, alt and dense
 
 
 def test_held_out_captions_hold_the_picture_out(recapped):
