@@ -135,14 +135,9 @@ def _reading(build: Build, fields: tuple[str, ...], tower: str | None) -> "Readi
 
 def _planned(build: Build) -> Artifact | None:
     """The plan of the pictures, which names their captions; None where it is gone."""
-    made_of = (_parent(artifact, "images") for artifact in build.inputs.values())
+    made_of = (artifact.parent("images") for artifact in build.inputs.values())
     images = build.inputs.get("images") or next(filter(None, made_of), None)
-    return _parent(images, "metadata") if images else None
-
-
-def _parent(artifact: Artifact, name: str) -> Artifact | None:
-    """What an artifact was made from, by its name; None where it has none of that name, or that is gone."""
-    return artifact.parent(name) if name in artifact.manifest["parents"] else None
+    return images.parent("metadata") if images else None
 
 
 def _decoder(build: Build) -> "Decoder | None":
@@ -159,7 +154,7 @@ def _decoder(build: Build) -> "Decoder | None":
     for made in reversed(list(look.finished("previewer"))):
         if learned.manifest["fingerprint"] in made.manifest["parents"].values():
             return ByPreviewer(PreviewerConfig.model_validate(made.manifest["settings"]["previewer"]["model"]), made)
-    stage_b = _parent(codes, "stage_b") if codes else inputs["stage_b"]
+    stage_b = codes.parent("stage_b") if codes else inputs["stage_b"]
     stage_a = _stage_a(build, stage_b, look) if stage_b else None
     if stage_a is None or stage_b is None:
         build.report.warning(
@@ -168,7 +163,7 @@ def _decoder(build: Build) -> "Decoder | None":
         )
         return None
     tower = f"text_{config.stage_b.text}"
-    text = _parent(stage_b, tower) or inputs.get(tower)
+    text = stage_b.parent(tower) or inputs.get(tower)
     shares = config.stage_b.text == config.stage_c.text
     return ByStages(config.stage_a.model, stage_a, config.stage_b.model, stage_b, shares, text)
 

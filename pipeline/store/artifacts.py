@@ -195,9 +195,11 @@ class Artifact:
         return Artifact, (self.name, self.path, self.manifest)
 
     def parent(self, name: str) -> "Artifact | None":
-        """The artifact of that name that this one was made from, as it stands now."""
+        """The artifact of that name that this one was made from, as it stands now; None where it was made without."""
+        if (digest := self.manifest["parents"].get(name)) is None:
+            return None
         root = self.path.removesuffix(f"/artifacts/{self.name}/{self.manifest['fingerprint']}")
-        return Store(root).find(name, self.manifest["parents"][name])
+        return Store(root).find(name, digest)
 
 
 class Store:

@@ -33,7 +33,7 @@ from pipeline.models.feature_sets import FEATURES
 from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 from pipeline.store import claims, deleting, removal_list, unfinished
-from pipeline.store.artifacts import Artifact, Store, descendants
+from pipeline.store.artifacts import Artifact, Store, children, descendants
 from pipeline.store.deleting import shard_folders
 from pipeline.store.removal_list import names_of, requests
 from pipeline.store.removals import Removals, rewrite, tabulate
@@ -135,7 +135,7 @@ def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
     _from_torn(store, keys, {caption for _, rows in planned for caption in _captions(rows)}, outcome)
     finished = list(store.finished())
     for metadata, rows in planned:
-        for images in _made_from(metadata, finished, "images"):
+        for images in (child for child in children(metadata, finished) if child.name == "images"):
             _from_everything(store, metadata, images, finished, rows, outcome)
     outcome.files["deleted"] += unfinished.drop(store, keys, (*SHEETS, *TABLES, CARD), _tell)
 
@@ -170,11 +170,11 @@ def _from_everything(
         by_shard[row["shard"]].add(row["key"])
     captions = _captions(meant)
     stored = {key for shard, keys in by_shard.items() for key in keys & _stored(images, shard)}
-    held_back = {it.path: _keys_of(it, images) for it in descendants(images, finished) if it.name == "held_out"}
+    made = descendants(images, finished)
+    held_back = {it.path: _keys_of(it, images) for it in made if it.name == "held_out"}
     outcome.pictures |= stored
     if stored:
         _from_mlflow(store.root, outcome)
-    made = descendants(images, finished)
     for artifact in made if stored else ():
         if artifact.name.startswith(TRAINED) and "samples" not in artifact.name:
             outcome.trained.add(artifact.name)
@@ -201,23 +201,16 @@ def _from_everything(
     for artifact in made:
         if artifact.name.startswith("view_"):
             settings = artifact.manifest["settings"][f"data.views.{artifact.name.removeprefix('view_')}"]
-            extras = (_parent(store, artifact, name) for name in EXTRAS)
+            extras = (artifact.parent(name) for name in EXTRAS)
             content, rows, _ = make_view(ViewConfig(**settings), metadata, now, *extras)
             with _held(store, artifact, outcome) as held:
                 held.replace(views.FILE, content)
                 held.settle(rows)
         if artifact.name == "held_out":
-            repeated = _parent(store, artifact, "duplicates")
-            view = _held_out(artifact, metadata, now, repeated, held_back[artifact.path])
+            view = _held_out(artifact, metadata, now, artifact.parent("duplicates"), held_back[artifact.path])
             with _held(store, artifact, outcome) as held:
                 held.replace(views.FILE, views.dump(view))
                 held.settle(view.rows)
-
-
-def _parent(store: Store, artifact: Artifact, name: str) -> Artifact | None:
-    """What an artifact was made from, as it stands now; None where it was made without."""
-    digest = artifact.manifest["parents"].get(name)
-    return store.find(name, digest) if digest else None
 
 
 def _keys_of(view: Artifact, images: Artifact) -> set[str]:
@@ -379,9 +372,3 @@ def _tell(text: str) -> None:
 def _stored(images: Artifact, shard: int) -> set[str]:
     """Keys of the pictures that a shard holds."""
     return set(views.stored_keys(storage.read(storage.join(images.path, shards.index_name(shard)))).to_pylist())
-
-
-def _made_from(parent: Artifact, finished: Iterable[Artifact], name: str) -> list[Artifact]:
-    """The finished artifacts of a name that were made from another one directly."""
-    digest = parent.manifest["fingerprint"]
-    return [other for other in finished if other.name == name and other.manifest["parents"].get(parent.name) == digest]
