@@ -67,8 +67,8 @@ def _pieces(content: bytes | memoryview | Pieces) -> Iterable[bytes | memoryview
 
 
 def join(base: str, *parts: str) -> str:
-    """Append path components to a local path or URI."""
-    return "/".join([base.rstrip("/"), *parts])
+    """Append path components to a local path or URI; empty ones are none."""
+    return "/".join([base.rstrip("/"), *filter(None, parts)])
 
 
 def exists(path: str) -> bool:

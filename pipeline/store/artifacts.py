@@ -169,7 +169,7 @@ class Artifact:
     def shards(self, folder: str = "") -> Shards:
         """The shards in its own folder, or in one below it."""
         if folder not in self._shards:
-            where = storage.join(self.path, *filter(None, [folder]))
+            where = storage.join(self.path, folder)
             table = self._shard_table
             self._shards[folder] = Shards.gathered(where) if table is None else shard_table.within(table, where, folder)
         return self._shards[folder]

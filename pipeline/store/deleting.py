@@ -124,7 +124,7 @@ def drop_lost(path: str, fence: Fence) -> None:
     if found is None or not found["lost"]:
         return
     for folder, number in found["lost"]:
-        where = storage.join(path, *([folder] if folder else []))
+        where = storage.join(path, folder)
         fence()
         storage.remove(shards.receipt_path(where, number))
         for name in {shards.image_name(number), shards.tensor_name(number)}:

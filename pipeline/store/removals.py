@@ -169,7 +169,7 @@ def tabulate(artifact: "Artifact", folders: Iterable[str], fence: Fence = unfenc
     before = _table_before(artifact, removed)
     receipts: dict[str, list[Receipt]] = {}
     for folder in folders:
-        where = storage.join(artifact.path, *filter(None, [folder]))
+        where = storage.join(artifact.path, folder)
         if before is None:
             receipts[folder] = list(shards.receipts(where).values())
         else:

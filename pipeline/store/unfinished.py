@@ -37,7 +37,7 @@ def reopen(artifact: Artifact, keys: Set[str], fence: Fence) -> bool:
     lost = [
         Shard(folder, receipt.shard)
         for folder in folders
-        for receipt in _holding(storage.join(artifact.path, *filter(None, [folder])), keys)
+        for receipt in _holding(storage.join(artifact.path, folder), keys)
     ]
     if lost or artifact.name.startswith(OF_ALL):
         deleting.reopen(artifact, lost, fence)

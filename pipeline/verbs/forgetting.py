@@ -296,7 +296,7 @@ def _from_shard(held: _Held, folder: str, shard: int, keys: Set[str]) -> None:
     changes = {shards.tensor_name(shard): change}
     if downloaded:
         changes = {shards.image_name(shard): removal.from_images, **changes}
-    where = storage.join(artifact.path, folder) if folder else artifact.path
+    where = storage.join(artifact.path, folder)
     receipt = shards.receipt(where, shard)
     if not receipt.files:  # no picture of it was kept
         return
