@@ -55,7 +55,7 @@ def table(root: str) -> Table:
         by_print.setdefault(digest, []).extend(group)
     opened = {key: min(lease.opened for lease in group) for key, group in groups.items()}
     begun = sorted(groups, key=lambda key: opened[key])
-    places = {digest: place for place, digest in enumerate(_order(begun, parents))}
+    places = {digest: place for place, digest in enumerate(parents_first((digest for _, digest in begun), parents))}
     rows = [
         _row(hours[key], groups[key], made, parents, by_print) for key in sorted(begun, key=lambda key: places[key[1]])
     ]
@@ -68,18 +68,19 @@ def _parents(leases: Sequence[Lease], made: Mapping[str, Artifact]) -> dict[str,
     return found | {digest: list(artifact.manifest["parents"].values()) for digest, artifact in made.items()}
 
 
-def _order(keys: Sequence[tuple[str, str]], parents: Mapping[str, Sequence[str]]) -> list[str]:
-    """Fingerprints, parents first; of those that do not depend on each other the one that was begun first."""
+def parents_first(begun: Iterable[str], parents: Mapping[str, Iterable[str]]) -> list[str]:
+    """Those that were begun and all that they stand on, parents first; of those that do not depend on each other the
+    one that was begun first."""
     found: dict[str, None] = {}
 
-    def visit(digest: str) -> None:
-        if digest not in found:
-            for parent in parents.get(digest, ()):
+    def visit(one: str) -> None:
+        if one not in found:
+            for parent in parents.get(one, ()):
                 visit(parent)
-            found[digest] = None
+            found[one] = None
 
-    for _, digest in keys:
-        visit(digest)
+    for one in begun:
+        visit(one)
     return list(found)
 
 

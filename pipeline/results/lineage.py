@@ -2,27 +2,15 @@
 
 from typing import Any
 
+from pipeline.hours.table import parents_first
 from pipeline.results.subject import Subject
 
 
 def section(subject: Subject) -> list[dict[str, Any]]:
     """A row an artifact, parents first; of what is not finished no more than its fingerprint."""
-    names = list(dict.fromkeys([*_parents_first(subject), *subject.prints]))
-    return [_row(subject, name) for name in names]
-
-
-def _parents_first(subject: Subject) -> list[str]:
-    found: dict[str, None] = {}
-
-    def visit(name: str) -> None:
-        if name in subject.artifacts and name not in found:
-            for parent in subject.artifacts[name].manifest["parents"]:
-                visit(parent)
-            found[name] = None
-
-    for name in subject.artifacts:
-        visit(name)
-    return list(found)
+    made = {name: artifact.manifest["parents"] for name, artifact in subject.artifacts.items()}
+    ordered = (name for name in parents_first(made, made) if name in made)
+    return [_row(subject, name) for name in dict.fromkeys([*ordered, *subject.prints])]
 
 
 def _row(subject: Subject, name: str) -> dict[str, Any]:
