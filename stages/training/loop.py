@@ -79,11 +79,11 @@ def train(
             report.add(trainer.advance(next(batches), doing))
             # The host waits for the device, and ranks for each other, only where one of these is due.
             if logs := trainer.due(config.log_every):
-                values = _measured(trainer, report, saver, callbacks)
-                report.write(values | _looked_at(trainer, callbacks))
+                values = _take_stock(trainer, report, saver, callbacks)
+                report.write(values | _validate_and_show(trainer, callbacks))
             stops = not trainer.at_end and wish.is_there(logs)
             if stops and report.unread:
-                report.write(_measured(trainer, report, saver, callbacks))
+                report.write(_take_stock(trainer, report, saver, callbacks))
             if stops or trainer.due(config.checkpoint_every):
                 doing.begin(trainer.step, activity.SAVING)
                 saver.save(trainer.checkpoint())
@@ -112,8 +112,8 @@ def _batches(
             yield batch
 
 
-def _measured(trainer: Trainer, report: Report, saver: Saver, callbacks: Callbacks) -> dict[str, float]:
-    """What was measured since the last time, after doing what bad steps among it call for."""
+def _take_stock(trainer: Trainer, report: Report, saver: Saver, callbacks: Callbacks) -> dict[str, float]:
+    """Do what bad steps since the last time call for; returns what was measured since then."""
     values, bad = report.read()
     if bad and trainer.config.bad_steps.then == "rewind":
         callbacks.doing.begin(trainer.step, activity.SAVING)
@@ -123,8 +123,8 @@ def _measured(trainer: Trainer, report: Report, saver: Saver, callbacks: Callbac
     return values
 
 
-def _looked_at(trainer: Trainer, callbacks: Callbacks) -> dict[str, float]:
-    """The losses on held-out samples, where they are due; and panels, where those are."""
+def _validate_and_show(trainer: Trainer, callbacks: Callbacks) -> dict[str, float]:
+    """Validate held-out samples, where that is due, and show panels, where those are; returns the losses."""
     config, step, losses = trainer.config, trainer.step, dict[str, float]()
     if callbacks.validation and config.validation and (step % config.validation.every == 0 or trainer.at_end):
         callbacks.doing.begin(step, activity.VALIDATING)
