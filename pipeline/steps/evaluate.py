@@ -26,6 +26,8 @@ from stages.sampling.grid import grid
 
 CHUNK = 64  # prompts between two receipts
 MOST_RETRIEVED = 4096  # pictures: each is compared with all originals
+Wanted = tuple[str, str]  # key and caption of a prompt
+Pictures = Mapping[Wanted, np.ndarray]
 COLUMNS = {
     "original": "original",
     "stage_a": "Stage A alone",
@@ -105,54 +107,40 @@ class Marker:
         contest = self.contests[of]
         wanted = [(row["key"], row["caption"]) for row in rows]
         original = contest.original
-        originals = [original.pixels(one) for one in wanted] if original else None
+        originals = {one: original.pixels(one) for one in wanted} if original else {}
         taken = {name: scorer for name, scorer in self.scorers.items() if originals or not scorer.wants_originals}
-        marks: dict[str, dict[str, list[float | None]]] = {name: {} for name in taken}
+        marks: dict[str, dict[str, dict[Wanted, float]]] = {name: {} for name in taken}
         for column, place in self.places[of].items():
-            there = [at for at, (key, _) in enumerate(wanted) if contest.takes(column, key)]
-            pictures = [place.pixels(wanted[at]) for at in there]
+            pictures = {one: place.pixels(one) for one in wanted if contest.takes(column, one[0])}
             for name, scorer in taken.items():
-                if there and (scorer.wants_originals or column not in LIKENED):
-                    values: list[float | None] = [None] * len(rows)
-                    like = self._drawn_like(of, wanted, pictures) if column == PREVIEW else originals
-                    found = self._scores(scorer, (name, of), wanted, there, pictures, like)
-                    for at, value in zip(there, found, strict=True):
-                        values[at] = value
-                    marks[name][column] = values
+                if pictures and (scorer.wants_originals or column not in LIKENED):
+                    like = self._drawn_like(of, pictures) if column == PREVIEW else originals
+                    marks[name][column] = self._scores(scorer, (name, of), pictures, like)
         about = [{"set": of, "prompt": row["caption"], **row} for row in rows]
         return [
             {name: row.get(name) for name in self.schema.names}
             | {"scorer": scorer, "truncated": taken[scorer].is_truncated(row["prompt"])}
-            | {column: values[at] for column, values in columns.items()}
-            for at, row in enumerate(about)
+            | {column: scores.get(one) for column, scores in columns.items()}
+            for one, row in zip(wanted, about, strict=True)
             for scorer, columns in marks.items()
         ]
 
-    def _drawn_like(self, of: str, wanted: Sequence[tuple[str, str]], previews: list[np.ndarray]) -> list[np.ndarray]:
+    def _drawn_like(self, of: str, previews: Pictures) -> Pictures:
         """Our own pictures in the size of their previews: how much of each the code decides."""
         ours = self.places[of]["score"]
-        return [contests.fit(ours.pixels(one), preview) for one, preview in zip(wanted, previews, strict=True)]
+        return {one: contests.fit(ours.pixels(one), preview) for one, preview in previews.items()}
 
-    def _scores(
-        self,
-        scorer: Any,
-        of: tuple[str, str],
-        wanted: Sequence[tuple[str, str]],
-        there: Sequence[int],
-        pictures: list[np.ndarray],
-        originals: list[np.ndarray] | None,
-    ) -> list[float]:
-        like = [originals[at] for at in there] if originals else None
+    def _scores(self, scorer: Any, of: tuple[str, str], pictures: Pictures, originals: Pictures) -> dict[Wanted, float]:
+        like = [originals[one] for one in pictures] if originals else None
+        shown = [*pictures.values()]
         if like and scorer.wants_originals:
-            pictures = [contests.fit(picture, other) for picture, other in zip(pictures, like, strict=True)]
-        scores = scorer(pictures, [wanted[at][1] for at in there], like)
-        for at, score in zip(there, scores, strict=True):
+            shown = [contests.fit(picture, other) for picture, other in zip(shown, like, strict=True)]
+        scores = scorer(shown, [caption for _, caption in pictures], like)
+        for (key, _), score in zip(pictures, scores, strict=True):
             if not np.isfinite(score):
                 name, prompts = of
-                raise DataError(
-                    f"{name} gives {score} to the picture {wanted[at][0]} of {prompts}; look at its weights"
-                )
-        return [float(score) for score in scores]
+                raise DataError(f"{name} gives {score} to the picture {key} of {prompts}; look at its weights")
+        return {one: float(score) for one, score in zip(pictures, scores, strict=True)}
 
 
 def _publish(
