@@ -50,6 +50,9 @@ class FileEntry:
     sha256: str
 
 
+MEND = "`python -m pipeline data repair`, with the conf and words of its run, mends it or says how"
+
+
 class CorruptFile(ValueError):
     """A file's content is not what its manifest says."""
 
@@ -125,10 +128,7 @@ def _telling(path: str) -> Iterator[None]:
 def verify(content: bytes | memoryview, path: str, expect: FileEntry) -> None:
     """Raise `CorruptFile` unless the content of the file at `path` has the expected size and sha256."""
     if entry_of(content) != expect:
-        raise CorruptFile(
-            f"{path} does not hold the {expect.bytes} bytes that its manifest names; "
-            "`python -m pipeline data repair` makes it anew"
-        )
+        raise CorruptFile(f"{path} does not hold the {expect.bytes} bytes that its manifest names; {MEND}")
 
 
 def sha256(path: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from datasets.files import notices, retrying, storage
 from datasets.files.notices import Notice, Retry
-from datasets.files.storage import CorruptFile
+from datasets.files.storage import MEND, CorruptFile
 from datasets.planning import preview
 from pipeline.cluster.metrics import Projection, exported
 from pipeline.environment import private_ray, quiet_environment
@@ -305,9 +305,11 @@ class _Session:
         step, fingerprint = item.step, item.fingerprint
         path = self.store.path(step.output, fingerprint.digest)
         self._check_unchanged(item)
+        inputs = self._inputs(item)  # before anything is deleted: where they are damaged, what there is stays
         if item.again or item.reason == "forced":
             neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
             deleting.discard(path, claim.fence)
+        deleting.drop_of_others(path, inputs, claim.fence)
         deleting.drop_lost(path, claim.fence)
         begun = time.monotonic()
         self.memory.lap()
@@ -322,7 +324,7 @@ class _Session:
                 step=step,
                 path=path,
                 claim=claim,
-                inputs=self._inputs(item),
+                inputs=inputs,
                 cluster=self.cluster,
                 forgotten=frozenset(names_of(requests(self.root))),
                 lease=account.lease,
@@ -394,5 +396,5 @@ class _Session:
         inputs = {name: artifact for name, artifact in found.items() if artifact is not None}
         for artifact in inputs.values():
             if told := lacking(artifact.path, artifact.files):
-                raise CorruptFile(f"{told}; build it anew with --force {artifact.manifest['step']}")
+                raise CorruptFile(f"{told}; {MEND}")
         return inputs

@@ -1,30 +1,32 @@
-"""Repairing: which files are damaged, and how the shards that they belong to are made anew, and nothing else.
+"""Repairing: how the shards that damaged files belong to are made anew, and nothing else.
 
 A shard that is made anew may come out otherwise: a picture is gone from the web, a model writes another caption. So
 the same shard of all that was made from it shard by shard is made anew too, and the views, which name pictures.
-Trainings and what was drawn stay: they were made of what was there then. What is damaged and belongs to no shard stays
-as it is, and is named.
+Trainings and what was drawn stay: they were made of what was there then.
+
+What is damaged and belongs to no shard stays as it is, such as weights. What is made from it has to wait for it: a
+shard that is damaged too stays so until then; one that lacks since others were made anew is opened, but not made.
 
 Opening an artifact takes its mark away, so a repair that is killed leaves unfinished builds, which `data repair` or the
 next run goes on with. What others are made from is opened after them: until then its damage is still found.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from datasets.files import storage
-from datasets.files.storage import CorruptFile
-from datasets.formats import shard_table, shards
-from pipeline.errors import UsageError
-from pipeline.run import neighbours
+from pipeline.plan.dag import Step
+from pipeline.plan.wanted import planned_steps
+from pipeline.run import invocation, neighbours
+from pipeline.run.damage import Damage, File
+from pipeline.settings.config import Config
+from pipeline.settings.selection import Selection
 from pipeline.store import claims, deleting
-from pipeline.store.artifacts import REPAIR, Artifact, Store, children, descendants
+from pipeline.store.artifacts import REPAIR, Artifact, Look, Store, children, descendants
 from pipeline.store.deleting import BY_SHARD, OF_ALL, Shard, receipt_folders, shard_of
 from pipeline.store.removal_list import check_carried_out
 
-READERS = 8  # files that are verified at a time
 REPAIRED = "repaired"  # what is done to an artifact meanwhile
 
 
@@ -36,70 +38,47 @@ class Opened:
     shards: set[Shard]
 
 
-def damaged(artifacts: Iterable[Artifact]) -> list[tuple[Artifact, str]]:
-    """The files of finished artifacts that are missing or hold other bytes than their manifests say, and the receipts
-    of shards that are missing, cannot be read, or tell of other files.
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair has done: the names of artifacts that are `made` whole and of those that `wait` for a person, what
+    was opened for that, and the paths of `others` among it, which another conf's next run makes."""
 
-    Raises:
-        StorageError: the storage is away, so nobody knows.
-    """
-    every = list(artifacts)
-    files = [(artifact, name) for artifact in every for name in artifact.files]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = [file for file, wrong in zip(files, pool.map(_is_damaged, files), strict=True) if wrong]
-    return found + [(artifact, name) for artifact in every for name in _damaged_receipts(artifact)]
+    made: list[str]
+    wait: list[str]
+    opened: list[Opened]
+    others: list[str]
 
 
-def _damaged_receipts(artifact: Artifact) -> Iterator[str]:
-    for folder in artifact.manifest.get("shards", ()):  # earlier versions, which do not name them, read receipts alone
-        told = artifact.shards(folder)
-        receipts = shards.finished(told.folder)
-        for number, shard in told.items():
-            if number not in receipts or receipts[number].files != shard.files:
-                yield shards.receipt_path(folder, number).removeprefix("/")
+def repair(config: Config, conf: str, root: str, command: str, damage: Damage) -> Repaired:
+    """Make anew what can be of a config's artifacts, and go on with a repair that has not come to its end."""
+    store, look = Store(root), Look(root)
+    opened = open_damaged(store, damage.mendable)
+    planned = planned_steps(config, look, Selection())
+    waiting = [item for item in planned if is_open(store, item.step.output, item.fingerprint.digest)]
+    held = held_up((item.step for item in waiting), damage.beyond_repair)
+    made = [item.step.output for item in waiting if item.step.output not in held]
+    if made:
+        ours = [item for item in planned if item.state == "done" or item.step.output in made]
+        invocation.run(config, conf, look, ours, command)
+    known = {(item.step.output, item.fingerprint.digest) for item in waiting if item.step.output in held}
+    others = [it.artifact for it in opened if not (it.artifact.called in known or store.find(*it.artifact.called))]
+    return Repaired(made, list(dict.fromkeys([*held, *damage.waiting])), opened, [artifact.path for artifact in others])
 
 
-def _is_damaged(file: tuple[Artifact, str]) -> bool:
-    artifact, name = file
-    try:
-        artifact.read(name)
-    except (CorruptFile, FileNotFoundError):
-        return True
-    return False
-
-
-def of_no_shard(files: Iterable[tuple[Artifact, str]]) -> list[tuple[Artifact, str]]:
-    """Those of some files that cannot be made anew by themselves."""
-    folders: dict[str, set[str]] = {}
-    alone = []
-    for artifact, name in files:
-        if name == shard_table.FILE:  # made from the receipts, when its artifact is finished again
-            continue
-        known = folders.setdefault(artifact.path, receipt_folders(artifact))
-        if (shard := shard_of(name)) is None or shard.folder not in known:
-            alone.append((artifact, name))
-    return alone
-
-
-def open_damaged(
-    store: Store, files: Sequence[tuple[Artifact, str]], alone: Sequence[tuple[Artifact, str]]
-) -> list[Opened]:
+def open_damaged(store: Store, files: Sequence[File]) -> list[Opened]:
     """Make unfinished builds of all artifacts that have to be repaired; returns them, what others are made from last.
 
     Args:
         store: where they lie; what other configs made of the same images is opened too.
         files: the damaged files that belong to shards.
-        alone: those that do not.
 
     Raises:
-        UsageError: what would be made anew is made from something that is damaged too; nothing was changed.
         LeaseHeld: another run reads or changes one of them; those before it are opened.
     """
     own = f"repair-{uuid.uuid4().hex[:8]}"
     with claims.at_work(store.root, own):
         check_carried_out(store.root)  # whoever writes a request now sees that somebody is at work
         found = _hit(store, files)
-        _check_inputs(found, alone)
         for opened in found:
             neighbours.check_unread(store, *opened.artifact.called, own)
         for opened in found:
@@ -115,24 +94,20 @@ def is_open(store: Store, name: str, digest: str) -> bool:
     return store.find(name, digest) is None and storage.exists(storage.join(store.path(name, digest), REPAIR))
 
 
-def remedy(artifact: Artifact) -> str:
-    """What to do about a damaged file of an artifact that belongs to no shard."""
-    return f"put it back from a copy, or make all of {artifact.name} anew: run --force {artifact.manifest['step']}"
+def held_up(opened: Iterable[Step], beyond: Collection[str]) -> list[str]:
+    """What of the steps whose artifacts are opened, parents first, cannot be made yet: from something that is `beyond`
+    repair, or from one that cannot. Names of artifacts."""
+    missing, held = set(beyond), list[str]()
+    for step in opened:
+        if missing.intersection(step.inputs):
+            missing.add(step.output)
+            held.append(step.output)
+        else:
+            missing.discard(step.output)  # it is made anew as a whole
+    return held
 
 
-def _check_inputs(found: Iterable[Opened], alone: Iterable[tuple[Artifact, str]]) -> None:
-    needed = {
-        digest: opened.artifact.name for opened in found for digest in opened.artifact.manifest["parents"].values()
-    }
-    for artifact, name in alone:
-        if asked := needed.get(artifact.manifest["fingerprint"]):
-            raise UsageError(
-                f"{storage.join(artifact.path, name)} is damaged, and {asked} is made from it: {remedy(artifact)}; "
-                "nothing was changed"
-            )
-
-
-def _hit(store: Store, files: Iterable[tuple[Artifact, str]]) -> list[Opened]:
+def _hit(store: Store, files: Iterable[File]) -> list[Opened]:
     """The artifacts to be opened, with the shards to be made anew; what others are made from comes after them."""
     lost: dict[str, Opened] = {}
 

@@ -371,19 +371,18 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
     return without(manifest, removed) if removed else None
 
 
-def check_marks(folder: str) -> None:
-    """Look whether an artifact counts as unfinished only since its manifest, or what is laid over it, is damaged.
-
-    Raises:
-        CorruptFile: one of them is.
-    """
+def wrong_marks(folder: str) -> dict[str, str]:
+    """What is damaged of a manifest and what is laid over it, for which an artifact only counts as unfinished: a
+    sentence with the remedy, by path."""
+    remedy = "put it back from a copy, or start a run of the same conf: it takes up what is there"
+    found = {}
     for name, make in ((MANIFEST, _whole), (FORGOTTEN, Removals.told)):
         if storage.exists(path := storage.join(folder, name)):
             try:
                 json_files.parse(path, storage.read(path), make)
             except CorruptFile as error:
-                remedy = "put it back from a copy, or start a run of the same conf: it takes up what is there"
-                raise CorruptFile(f"{error}; {remedy}") from None
+                found[path] = f"{error}; {remedy}"
+    return found
 
 
 def _whole(told: dict[str, Any]) -> dict[str, Any]:

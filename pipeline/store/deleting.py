@@ -21,7 +21,7 @@ import contextlib
 import errno
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -112,7 +112,8 @@ def reopen(artifact: Artifact, lost: Iterable[Shard], fence: Fence) -> None:
     """
     beside = {name: entry for name, entry in artifact.manifest["files"].items() if shard_of(name) is None}
     beside.pop(shard_table.FILE, None)  # made from receipts
-    _note(artifact.path, {"content": artifact.manifest["content"], "lost": sorted(lost), "files": beside}, fence)
+    about = {"content": artifact.manifest["content"], "inputs": artifact.manifest.get("inputs", {})}
+    _note(artifact.path, {**about, "lost": sorted(lost), "files": beside}, fence)
     fence()
     storage.remove(storage.join(artifact.path, MANIFEST))
     drop_lost(artifact.path, fence)
@@ -132,6 +133,15 @@ def drop_lost(path: str, fence: Fence) -> None:
     _note(path, {**found, "lost": []}, fence)
 
 
+def drop_of_others(path: str, inputs: Mapping[str, Artifact], fence: Fence) -> None:
+    """Delete all of an unfinished build that was reopened, if it was made from inputs that held something else: they
+    were made anew since, and shards of old and new ones are no artifact."""
+    found = json_files.read(storage.join(path, REPAIR), _repair)
+    made_of = found["inputs"] if found else {}
+    if any(inputs[name].manifest["content"] != content for name, content in made_of.items() if name in inputs):
+        discard(path, fence)
+
+
 def kept(path: str) -> dict[str, FileEntry]:
     """The files beside its shards that a reopened artifact goes on with, of an unfinished build."""
     found = json_files.read(storage.join(path, REPAIR), _repair)
@@ -144,15 +154,16 @@ def _note(path: str, about: dict[str, Any], fence: Fence) -> None:
 
 
 def _repair(told: dict[str, Any]) -> dict[str, Any]:
-    found = {"files": {}, **told}  # earlier ones named none
+    found = {"files": {}, "inputs": {}, **told}  # earlier ones named none
     json_files.require(found, str, "content")
     json_files.require(found, dict[str, FileEntry], "files")
+    json_files.require(found, dict[str, str], "inputs")
     json_files.require(found, list[list[Any]], "lost")
     lost = [Shard(*shard) for shard in told["lost"]]
     for shard in lost:
         json_files.require(shard._asdict(), str, "folder")
         json_files.require(shard._asdict(), int, "number")
-    return {"content": found["content"], "lost": lost, "files": found["files"]}
+    return {**{name: found[name] for name in ("content", "files", "inputs")}, "lost": lost}
 
 
 def shard_folders(artifact: Artifact) -> list[str]:

@@ -25,12 +25,13 @@ from pipeline.plan.dag import Planned, order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import planned_steps, prints_of, wanted
 from pipeline.results import data as results
-from pipeline.run import invocation, repairing
+from pipeline.run import damage, invocation, repairing
+from pipeline.run.damage import Damage
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
-from pipeline.store.artifacts import Artifact, Look, Store, check_marks
+from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.store.removal_list import check_carried_out, listed, names_of, requests
 from pipeline.terminal import console, out, print_json, print_table, printable
 from pipeline.verbs import forgetting
@@ -139,27 +140,24 @@ def verify(config: Config, root: str, words: Words) -> None:
     """Read every file of this config's finished artifacts again and compare it with its manifest.
 
     Raises:
-        CorruptFile: some are missing or hold other bytes; the first of them are named. Or a manifest is damaged, or a
+        CorruptFile: some are missing or hold other bytes; the first of them are named. Or manifests are damaged, or a
             repair has not ended.
     """
-    artifacts = _finished(config, root, marked=True)
-    count = sum(len(artifact.files) for artifact in artifacts.values())
-    waiting = _waiting(config, root)
-    if not count and not waiting:
-        raise UsageError(f"root={root} has no finished artifact of this conf yet")
-    damaged = [storage.join(artifact.path, name) for artifact, name in repairing.damaged(artifacts.values())]
+    found, waiting = _examined(config, root)
+    count = sum(len(artifact.files) for artifact in found.artifacts.values())
     if words.json:
-        print_json({"root": root, "files": count, "damaged": damaged})
-    if damaged:
-        raise CorruptFile(
-            f"{len(damaged)} of {count} files are missing or damaged: {', '.join(damaged[:3])}"
-            f"{', ...' if len(damaged) > 3 else ''}; mend them: python -m pipeline data repair {words.same}"
-        )
+        print_json({"root": root, "files": count, "damaged": found.paths})
+    told = [sentence for marks in found.marks.values() for sentence in marks.values()]
+    if found.files:
+        first = f"{len(found.files)} of {count} files are missing or damaged: {damage.shown(found.files)}"
+        told.insert(0, f"{first}; mend them: python -m pipeline data repair {words.same}")
     if waiting:
-        raise CorruptFile(
+        told.append(
             f"the repair of {', '.join(waiting)} has not come to its end; go on with it: "
             f"python -m pipeline data repair {words.same}"
         )
+    if told:
+        raise CorruptFile("; ".join(told))
     if not words.json:
         out.print(f"all {count} files hold the bytes that their manifests name")
 
@@ -168,37 +166,30 @@ def repair(config: Config, root: str, words: Words, command: str) -> None:
     """Make the damaged shards of this config's artifacts anew, with what was made from them shard by shard.
 
     Raises:
-        CorruptFile: a manifest is damaged, or other files that belong to no shard; says what to do about them.
-        UsageError: nothing can be made anew before one of those is there again; nothing was changed.
+        CorruptFile: manifests are damaged, or other files that belong to no shard; says what to do about them, and what
+            waits for that.
     """
     check_carried_out(root)
-    finished = _finished(config, root, marked=True)
-    if not finished and not _waiting(config, root):
-        raise UsageError(f"root={root} has no finished artifact of this conf yet")
-    found = repairing.damaged(finished.values())
-    alone = repairing.of_no_shard(found)
-    opened = repairing.open_damaged(Store(root), [file for file in found if file not in alone], alone)
-    waiting = _waiting(config, root)
-    if waiting:
-        look = Look(root)
-        planned = planned_steps(config, look, Selection())
-        ours = [item for item in planned if item.state == "done" or item.step.output in waiting]
-        invocation.run(config, words.required_conf(), look, ours, command)
-    others = [it.artifact.path for it in opened if Store(root).find(*it.artifact.called) is None]
-    shards_of = {it.artifact.name: sorted({shard.number for shard in it.shards}) for it in opened}
-    left = [storage.join(artifact.path, name) for artifact, name in alone]
+    found, _ = _examined(config, root)
+    done = repairing.repair(config, words.required_conf(), root, command, found)
+    shards_of = {it.artifact.name: sorted({shard.number for shard in it.shards}) for it in done.opened}
     if words.json:
-        print_json({"root": root, "repaired": waiting, "shards": shards_of, "others": others, "left": left})
+        left = found.left(done.made)
+        told = {"repaired": done.made, "shards": shards_of, "others": done.others, "left": left, "waiting": done.wait}
+        print_json({"root": root, **told})
     else:
-        for name in waiting:
+        for name in done.made:
             out.print(f"{name} is whole again{_numbered(shards_of.get(name, []))}")
-        if others:
-            out.print(f"made from the same pictures by another conf, whose next run mends them: {', '.join(others)}")
-        if not (waiting or alone):
+        if done.others:
+            paths = ", ".join(done.others)
+            out.print(f"made from the same pictures by another conf, whose next run mends them: {paths}")
+        if not (done.made or found.paths):
             out.print("nothing to repair: all files hold the bytes that their manifests name")
-    if alone:
-        told = (f"{storage.join(it.path, name)} belongs to no shard: {repairing.remedy(it)}" for it, name in alone)
-        raise CorruptFile("; ".join(told))
+    if remedies := list(found.remedies(words.same, done.made)):
+        if done.wait:
+            again = f"python -m pipeline data repair {words.same}"
+            remedies.append(f"then go on with {', '.join(done.wait)}, made from that: {again}")
+        raise CorruptFile("; ".join(remedies))
 
 
 def _numbered(shards: list[int]) -> str:
@@ -207,10 +198,15 @@ def _numbered(shards: list[int]) -> str:
     return f": shards {named}{', ...' if len(shards) > 10 else ''} were made anew" if shards else ""
 
 
-def _waiting(config: Config, root: str) -> list[str]:
-    """The artifacts of a config whose repair has begun and not come to its end."""
-    prints = prints_of(config, Look(root), order(table(config), config.targets))
-    return [name for name, print_ in prints.items() if repairing.is_open(Store(root), name, print_.digest)]
+def _examined(config: Config, root: str) -> tuple[Damage, list[str]]:
+    """What is damaged of a config's artifacts, and names of those whose repair has begun and not come to its end."""
+    store, steps = Store(root), order(table(config), config.targets)
+    prints = prints_of(config, Look(root), steps)
+    found = damage.examine(store, prints)
+    waiting = [name for name, print_ in prints.items() if repairing.is_open(store, name, print_.digest)]
+    if not (found.artifacts or found.marks or waiting):
+        raise UsageError(f"root={root} has no finished artifact of this conf yet")
+    return found, waiting
 
 
 def trace(config: Config, root: str, key: str, as_json: bool) -> None:
@@ -275,7 +271,7 @@ def retry(config: Config, root: str, words: Words, command: str) -> None:
     download = next(item for item in planned if item.step.output == "images")
     given_up = download.state == "resume"
     if given_up:
-        check_marks(Store(root).path("images", download.fingerprint.digest))
+        damage.check_marks(Store(root).path("images", download.fingerprint.digest))
     lost, before = _downloaded(root, download) if given_up else _images(config, root)
     passing = {cause: count for cause, count in lost.items() if cause in PASSING}
     attempt, again, rows = config.data.attempt, config, before
@@ -389,11 +385,9 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
     return artifact.startswith(("text_", "latents_", "captions_", "aesthetic")) and file == shards.tensor_name(shard)
 
 
-def _finished(config: Config, root: str, marked: bool = False) -> dict[str, Artifact]:
-    """The finished artifacts of this config by name; if `marked`, no manifest may be damaged (else `CorruptFile`)."""
+def _finished(config: Config, root: str) -> dict[str, Artifact]:
+    """The finished artifacts of this config by name."""
     store, steps = Look(root), order(table(config), config.targets)
     prints = prints_of(config, store, steps)
     found = {step.output: store.find(step.output, prints[step.output].digest) for step in steps}
-    for name in found if marked else ():
-        check_marks(store.path(name, prints[name].digest))
     return {name: artifact for name, artifact in found.items() if artifact}

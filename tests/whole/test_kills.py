@@ -97,7 +97,7 @@ print(json.dumps(sweep(discard, left, lambda root, before, calm: missing(root), 
 
 # A shard of images is damaged; it and what was made from it are made anew, nothing else, however often that is killed.
 REPAIR = """
-from pipeline.run import repairing
+from pipeline.run import damage, repairing
 
 IMAGES = Fingerprint("download", 1, {}, {})
 MADE = {"images": IMAGES, "latents_a": Fingerprint("encode_a", 1, {}, {"images": IMAGES.digest})}
@@ -122,7 +122,7 @@ def times(root):
 def reopen(root):
     store = Store(str(root))
     whole = filter(None, (store.find(name, print_.digest) for name, print_ in MADE.items()))
-    repairing.open_damaged(store, repairing.damaged(whole), [])
+    repairing.open_damaged(store, damage.damaged(whole))
 
 def repair(root):
     reopen(root)

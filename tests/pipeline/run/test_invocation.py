@@ -16,6 +16,7 @@ import torch.distributed as dist
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from datasets.files import storage
+from datasets.files.storage import CorruptFile
 from pipeline.cluster.failures import cause
 from pipeline.cluster.interruptions import Interruptions
 from pipeline.errors import (
@@ -275,6 +276,24 @@ def test_a_step_stays_whose_inputs_were_built_anew_and_came_out_the_same(tmp_pat
     assert not session.came_out_the_same(again[0]), "it is forced"
     commit(planned[0], b"other rows", {})
     assert not session.came_out_the_same(again[1])
+
+
+def test_a_step_that_is_forced_stays_as_it_is_while_its_inputs_are_damaged(tmp_path):
+    loaded, root = compose.load("stage_c", ["scale=micro"]), str(tmp_path)
+    store, made = Store(root), {}
+    for item in planned_steps(loaded, Look(root), Selection(until="download")):
+        path = store.path(item.step.output, item.fingerprint.digest)
+        facts = {"files": {"file": storage.publish(b"x", f"{path}/file")}, "timed": [], "rows": 1, "created": "2026"}
+        made[item.step.output] = store.commit(item.step.output, item.fingerprint, facts)
+    Path(made["metadata"].path, "file").unlink()
+    planned = planned_steps(loaded, Look(root), Selection(only="download", force=("download",)))
+    session = invocation._Session(loaded, "stage_c", Look(root), planned, "", PeakMemory(), Summary())
+    session.store = store
+    with pytest.raises(
+        CorruptFile, match=r"missing or cut short: file; `python -m pipeline data repair`, with the conf"
+    ):
+        session._build_under_claim(planned[0], Any, [], Any, Any)
+    assert Path(made["images"].path, "file").exists()
 
 
 def ended(failing: list[str], error: Exception | None) -> tuple[list[str], BaseException | None]:

@@ -10,7 +10,8 @@ from datasets.files import storage
 from datasets.formats import shard_table, shards
 from datasets.formats.shards import Clock, ImageRow, Receipt
 from pipeline.errors import LeaseHeld, UsageError
-from pipeline.run import repairing
+from pipeline.plan.dag import Step
+from pipeline.run import damage, repairing
 from pipeline.store import claims, removal_list
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 from pipeline.store.deleting import Shard
@@ -53,7 +54,7 @@ def made(tmp_path: Path) -> dict[str, Artifact]:
     return found
 
 
-def damage(artifact: Artifact, name: str) -> tuple[Artifact, str]:
+def harm(artifact: Artifact, name: str) -> tuple[Artifact, str]:
     file = Path(artifact.path) / name
     content = bytearray(file.read_bytes())
     content[0] ^= 1
@@ -66,26 +67,26 @@ def finished(root: Path) -> set[str]:
 
 
 def test_damage_is_found_and_told_from_what_is_whole(tmp_path, made):
-    assert repairing.damaged(made.values()) == []
-    hit = [damage(made["latents_a"], "128/00001.parquet"), damage(made["stage_a"], "file")]
+    assert damage.damaged(made.values()) == []
+    hit = [harm(made["latents_a"], "128/00001.parquet"), harm(made["stage_a"], "file")]
     gone = made["text_tiny"], "00000.parquet"
     (Path(made["text_tiny"].path) / "00000.parquet").unlink()
-    found = repairing.damaged(made.values())
+    found = damage.damaged(made.values())
     assert sorted(found, key=str) == sorted([*hit, gone], key=str)
-    assert repairing.of_no_shard(found) == [hit[1]]
+    assert damage.of_no_shard(found) == [hit[1]]
 
 
 @pytest.mark.parametrize("name", ["images", "latents_a"])
 def test_a_damaged_table_of_shards_costs_no_shard(tmp_path, made, name):
     """It says no more than the receipts do: it is made from them when the artifact is finished again."""
     before = finished(tmp_path)
-    hit = damage(made[name], shard_table.FILE)
+    hit = harm(made[name], shard_table.FILE)
     again = Store(str(tmp_path)).find(*made[name].called)
     assert again is not None
-    assert repairing.damaged([again]) == [(again, shard_table.FILE)]
+    assert damage.damaged([again]) == [(again, shard_table.FILE)]
     assert again.files == made[name].files
-    assert repairing.of_no_shard([hit]) == []
-    (opened,) = repairing.open_damaged(Store(str(tmp_path)), [hit], [])
+    assert damage.of_no_shard([hit]) == []
+    (opened,) = repairing.open_damaged(Store(str(tmp_path)), [hit])
     assert opened.shards == set()
     assert before - finished(tmp_path) == {made[name].path}
     assert (
@@ -98,10 +99,10 @@ def test_a_damaged_table_of_shards_costs_no_shard(tmp_path, made, name):
 def test_a_damaged_receipt_costs_its_shard_alone(tmp_path, made, folder):
     artifact, name = made["latents_a" if folder else "text_tiny"], f"{folder}/receipts/00001.json".lstrip("/")
     (Path(artifact.path) / name).write_bytes(b'{"shard": 1, "rows_')
-    found = repairing.damaged(made.values())
+    found = damage.damaged(made.values())
     assert found == [(artifact, name)]
-    assert repairing.of_no_shard(found) == []
-    (opened,) = repairing.open_damaged(Store(str(tmp_path)), found, [])
+    assert damage.of_no_shard(found) == []
+    (opened,) = repairing.open_damaged(Store(str(tmp_path)), found)
     assert opened.shards == {Shard(folder, 1)}
     assert sorted(shards.finished(storage.join(artifact.path, *filter(None, [folder])))) == [0]
 
@@ -111,22 +112,22 @@ def test_where_all_receipts_are_lost_all_shards_are_made_anew(tmp_path, made, fo
     artifact = made["latents_a" if folder else "text_tiny"]
     where = storage.join(artifact.path, *filter(None, [folder]))
     shutil.rmtree(storage.join(where, "receipts"))
-    found = repairing.damaged(made.values())
+    found = damage.damaged(made.values())
     assert [name for _, name in found] == [f"{folder}/receipts/0000{n}.json".lstrip("/") for n in range(2)]
-    assert repairing.of_no_shard(found) == []
-    (opened,) = repairing.open_damaged(Store(str(tmp_path)), found, [])
+    assert damage.of_no_shard(found) == []
+    (opened,) = repairing.open_damaged(Store(str(tmp_path)), found)
     assert opened.shards == {Shard(folder, 0), Shard(folder, 1)}
 
 
 def test_parts_of_a_plan_are_no_shards(tmp_path, made):
     """They are numbered, but no receipt vouches for one alone."""
     storage.publish(b"rows", f"{made['metadata'].path}/plan/00000.parquet")
-    assert repairing.of_no_shard([(made["metadata"], "plan/00000.parquet")])
+    assert damage.of_no_shard([(made["metadata"], "plan/00000.parquet")])
 
 
 def test_of_what_is_not_images_only_the_damaged_shard_is_opened(tmp_path, made):
     before = finished(tmp_path)
-    (opened,) = repairing.open_damaged(Store(str(tmp_path)), [damage(made["latents_a"], "128/00001.parquet")], [])
+    (opened,) = repairing.open_damaged(Store(str(tmp_path)), [harm(made["latents_a"], "128/00001.parquet")])
     assert opened.shards == {Shard("128", 1)}
     assert before - finished(tmp_path) == {made["latents_a"].path}
     assert sorted(shards.finished(f"{made['latents_a'].path}/128")) == [0]
@@ -137,7 +138,7 @@ def test_of_what_is_not_images_only_the_damaged_shard_is_opened(tmp_path, made):
 
 def test_with_a_shard_of_images_goes_what_was_made_from_it_of_any_conf(tmp_path, made):
     before = finished(tmp_path)
-    opened = repairing.open_damaged(Store(str(tmp_path)), [damage(made["images"], "00001.parquet")], [])
+    opened = repairing.open_damaged(Store(str(tmp_path)), [harm(made["images"], "00001.parquet")])
     assert opened[-1].artifact.name == "images", "or a kill before it would hide the damage"
     hit = {"images", "text_tiny", "latents_a", "others", "view_all", "held_out"}
     assert before - finished(tmp_path) == {made[name].path for name in hit}
@@ -153,7 +154,7 @@ def test_with_a_shard_of_captions_goes_the_text_that_was_encoded_from_it(tmp_pat
     text = commit(Store(str(tmp_path)), "text_tiny", made["images"], captions, setting=1)
     made |= {"captions_dense": captions, "text": text}
     before = finished(tmp_path)
-    opened = repairing.open_damaged(Store(str(tmp_path)), [damage(made[reads], "00001.parquet")], [])
+    opened = repairing.open_damaged(Store(str(tmp_path)), [harm(made[reads], "00001.parquet")])
     names = [one.artifact.name for one in opened]
     assert names.index("text_tiny") < names.index("captions_dense"), "or a kill between them would hide the damage"
     hit = {text.path, captions.path}
@@ -163,23 +164,25 @@ def test_with_a_shard_of_captions_goes_the_text_that_was_encoded_from_it(tmp_pat
     assert sorted(shards.finished(made["text_tiny"].path)) == ([0] if reads == "images" else [0, 1])
 
 
-def test_what_could_not_be_made_anew_is_not_opened(tmp_path, made):
-    before = finished(tmp_path)
-    hit, alone = damage(made["latents_a"], "128/00001.parquet"), damage(made["stage_a"], "file")
-    with pytest.raises(UsageError, match=r"stage_a/\w+/file is damaged, and latents_a is made from it: .*make_stage_a"):
-        repairing.open_damaged(Store(str(tmp_path)), [hit], [alone])
-    assert finished(tmp_path) == before
-    repairing.open_damaged(Store(str(tmp_path)), [hit], [damage(made["samples"], "file")])
-    assert before - finished(tmp_path) == {made["latents_a"].path}
+def step(name: str, *inputs: str) -> Step:
+    return Step(f"make_{name}", name, inputs, (), "")
+
+
+def test_what_is_made_from_something_beyond_repair_waits_for_it():
+    opened = [step("images", "metadata"), step("latents_c", "images", "stage_b"), step("view", "latents_c")]
+    assert repairing.held_up(opened, {"stage_b"}) == ["latents_c", "view"]
+    assert repairing.held_up(opened, {"metadata"}) == ["images", "latents_c", "view"]
+    assert repairing.held_up(opened, {"samples"}) == []
+    assert repairing.held_up(opened, {"latents_c"}) == [], "what is opened is made anew, all of it"
 
 
 def test_nothing_is_opened_that_a_run_reads_or_while_a_removal_waits(tmp_path, made):
     before = finished(tmp_path)
     record(tmp_path, 1, "run conf=stage_c", made["latents_a"], outcome="running", process={"host": "h", "pid": 1})
-    files = [damage(made["images"], "00001.parquet")]
+    files = [harm(made["images"], "00001.parquet")]
     with claims.at_work(str(tmp_path), "1"), pytest.raises(LeaseHeld, match="is in use by run 1"):
-        repairing.open_damaged(Store(str(tmp_path)), files, [])
+        repairing.open_damaged(Store(str(tmp_path)), files)
     removal_list.add(str(tmp_path), {"0" * 32})
     with pytest.raises(UsageError, match="go on with it: python -m pipeline data forget"):
-        repairing.open_damaged(Store(str(tmp_path)), files, [])
+        repairing.open_damaged(Store(str(tmp_path)), files)
     assert finished(tmp_path) == before

@@ -258,6 +258,18 @@ def test_an_artifact_that_is_repaired_counts_as_what_it_was(tmp_path):
     assert built_anew.manifest["content"] != artifact.manifest["content"]
 
 
+@pytest.mark.parametrize(("now", "stays"), [("a", True), ("b", False)])
+def test_what_was_opened_goes_on_only_with_the_inputs_that_it_was_made_from(tmp_path, now, stays):
+    """Weights are trained anew while it waits: its other shards were made with the old ones."""
+    artifact = built(tmp_path)
+    artifact = Artifact(artifact.name, artifact.path, {**artifact.manifest, "inputs": {"images": "x", "stage_a": "a"}})
+    deleting.reopen(artifact, [deleting.Shard("", 1)], open_fence)
+    inputs = {"stage_a": Artifact("stage_a", "", {"content": now}), "images": Artifact("images", "", {"content": "x"})}
+    deleting.drop_of_others(artifact.path, inputs, open_fence)
+    assert sorted(shards.finished(artifact.path)) == ([0] if stays else [])
+    assert storage.exists(artifact.path) == stays
+
+
 def test_a_shard_goes_with_its_receipt_first(tmp_path, removed):
     artifact = built(tmp_path)
     removed.clear()

@@ -225,7 +225,7 @@ def test_what_is_whole_is_verified_and_needs_no_repair(root, ask):
     assert ask("verify")[:2] == (0, "all 7 files hold the bytes that their manifests name\n")
     assert ask("verify", "--json")[:2] == (0, {"root": str(root), "files": 7, "damaged": []})
     assert ask("repair")[:2] == (0, "nothing to repair: all files hold the bytes that their manifests name\n")
-    nothing = {"root": str(root), "repaired": [], "shards": {}, "others": [], "left": []}
+    nothing = {"root": str(root), "repaired": [], "shards": {}, "others": [], "left": [], "waiting": []}
     assert ask("repair", "--json")[:2] == (0, nothing)
 
 
@@ -247,10 +247,34 @@ def test_a_damaged_file_of_no_shard_is_named_and_left(root, ask):
     code, told, said = ask("verify", "--json")
     assert (code, told) == (2, {"root": str(root), "files": 7, "damaged": [str(damaged)]})
     code, told, said = ask("repair", "--json")
-    nothing = {"root": str(root), "repaired": [], "shards": {}, "others": []}
+    nothing = {"root": str(root), "repaired": [], "shards": {}, "others": [], "waiting": []}
     assert (code, told) == (2, {**nothing, "left": [str(damaged)]})
-    assert said.startswith(f"error: {damaged} belongs to no shard: put it back from a copy, or make all of metadata")
+    told = f"error: {damaged}: damaged, and of no shard; put back a copy, or make all of metadata anew: "
+    assert said.startswith(told)
+    assert said.endswith(f" {' '.join(MICRO)} --force fetch --until fetch\n".replace(" scale", f" root={root} scale"))
     assert "nothing to repair" not in ask("repair")[1]
+
+
+def test_what_waits_for_such_a_file_is_named_too_with_what_to_do_in_its_order(root, images, ask):
+    (metadata,) = Store(str(root)).finished("metadata")
+    damaged = Path(metadata.path, "plan/00000.parquet")
+    damaged.write_bytes(b"other bytes")
+    Path(images.path, shards.image_name(1)).unlink()
+    code, told, said = ask("repair", "--json")
+    nothing = {"root": str(root), "repaired": [], "shards": {}, "others": []}
+    assert (code, told) == (2, {**nothing, "left": [str(damaged)], "waiting": ["images"]})
+    assert "--force fetch --until fetch; then go on with images, made from that: python -m pipeline data repair" in said
+
+
+def test_a_damaged_manifest_hides_no_other_damage(root, images, ask):
+    (metadata,) = Store(str(root)).finished("metadata")
+    mark, picture = Path(metadata.path, "manifest.json"), Path(images.path, shards.image_name(1))
+    mark.write_text("{")
+    picture.unlink()
+    code, told, said = ask("verify", "--json")
+    assert (code, told) == (2, {"root": str(root), "files": 5, "damaged": [str(mark), str(picture)]})
+    assert f"1 of 5 files are missing or damaged: {picture}; mend them: " in said
+    assert f"{mark} is damaged: " in said
 
 
 def test_a_repair_opens_what_is_damaged_and_says_what_it_made(root, images, ask, monkeypatch):

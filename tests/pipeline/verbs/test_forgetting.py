@@ -364,7 +364,7 @@ def torn(how: str, root: Path) -> Store:
     every = found(store)
     if how == "repair":
         damaged = every["images"], "00000.tar"
-        repairing.open_damaged(store, [damaged], [])
+        repairing.open_damaged(store, [damaged])
     elif how == "half a repair":  # killed before the images, which come last
         for name in ("text_tiny", "view_fine"):
             deleting.reopen(every[name], [deleting.Shard("", 0)] if name == "text_tiny" else [], lambda: None)
