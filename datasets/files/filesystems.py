@@ -37,6 +37,12 @@ def absolute(path: str) -> str:
     return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
 
 
+def is_hollow(path: str) -> bool:
+    """Whether the path inside a bucket has a part without a name."""
+    scheme, _, rest = path.rstrip("/").partition("://")
+    return scheme in ("s3", "gs") and "//" in rest
+
+
 def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSystem, str]:
     """The Arrow file system of a local path or URI, and the path inside it.
 
@@ -46,6 +52,8 @@ def open_filesystem(path: str, tries: int = QUIET_TRIES) -> tuple[pafs.FileSyste
         return pafs.LocalFileSystem(), absolute(path)
     scheme, _, rest = path.partition("://")
     if scheme in ("s3", "gs"):
+        if is_hollow(path):
+            raise StoreRefuses(None, "it has two slashes in a row, which is no path for Arrow; leave one out", path)
         bucket, _, key = rest.rstrip("/").partition("/")
         filesystem, inner = _bucket(f"{scheme}://{bucket}", tries)
         return filesystem, f"{inner}/{key}" if key else inner

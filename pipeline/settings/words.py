@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from datasets.files.filesystems import is_hollow
 from pipeline.errors import UsageError, nearest
 from pipeline.settings.compose import check_no_password, groups, names
 from pipeline.settings.config import Config
@@ -240,6 +241,8 @@ class _Taken:
             raise UsageError("root= is empty; give a folder or a URI")
         if NAMELESS.fullmatch(root):
             raise UsageError(f"root={root} names no bucket; give a folder, or a URI such as s3://bucket/prefix")
+        if is_hollow(root):
+            raise UsageError(f"root={root} has two slashes in a row, which is no path for Arrow; leave one out")
         if conf == "":
             raise UsageError(f"conf= is empty; name one of {', '.join(names())}")
         return Words(

@@ -57,6 +57,8 @@ def test_flags():
         ("run root=s3://", "root=s3:// names no bucket"),
         ("run root=memory://", "root=memory:// names no bucket"),
         ("run root=s3:///x", "root=s3:///x names no bucket"),
+        ("run root=s3://pictures//r1", "root=s3://pictures//r1 has two slashes in a row, .*; leave one out"),
+        ("run root=gs://pictures/a//r1", "root=gs://pictures/a//r1 has two slashes in a row"),
     ],
 )
 def test_what_does_not_fit_is_named(line, message):
