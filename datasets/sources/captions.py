@@ -10,6 +10,8 @@ SHOWN = 60  # characters of a value in a sentence
 BOM = "\ufeff"
 
 Loss = tuple[str, str]  # cause and sentence
+Parts = tuple[list[str], list[Loss]]  # the captions in a value, and what of it is none
+HALF = re.compile("[\ud800-\udfff]")  # of a character: what JSON can spell, and what bytes that are no text come as
 _CONTROL = re.compile("[\\x00-\\x08\\x0e-\\x1f]")  # characters that a text has by accident only
 _STRAY = 0.3  # of its characters, at most
 
@@ -18,24 +20,29 @@ def captions(value: object, left_out: LeftOut, place: object) -> list[str]:
     """The captions in a foreign value: a text is one, a list holds several; everything else is left out by cause.
 
     `no_caption`: there is nothing, or a blank text. `no_text`: a number, an object or another thing that nobody has
-    written as a caption. `encoding`: bytes that are no UTF-8.
+    written as a caption. `encoding`: bytes that are no UTF-8, or half a character, as JSON can spell it.
     """
     return first([value], left_out, place)
 
 
 def first(values: Iterable[object], left_out: LeftOut, place: object) -> list[str]:
-    """The `captions` of the first value that has any; where none has, the first that is more than a blank tells why."""
-
-    def rank(found: tuple[list[str], list[Loss]]) -> int:
-        return 0 if found[0] else 1 + all(cause == "no_caption" for cause, _ in found[1])
-
-    texts, losses = min([parts_of(value) for value in values] or [parts_of(None)], key=rank)
+    """The `captions` of the first value that has any; else why there are none, as of `best`."""
+    texts, losses = best(map(parts_of, values))
     for cause, sentence in losses:
         left_out.add(cause, place, sentence)
     return texts
 
 
-def parts_of(value: object) -> tuple[list[str], list[Loss]]:
+def best(found: Iterable[Parts]) -> Parts:
+    """Of what several values hold the first that has captions; where none has, the first that is more than a blank."""
+
+    def rank(parts: Parts) -> int:
+        return 0 if parts[0] else 1 + all(cause == "no_caption" for cause, _ in parts[1])
+
+    return min(found, key=rank, default=parts_of(None))
+
+
+def parts_of(value: object) -> Parts:
     """The captions in a value, and why others of its parts are none."""
     parts = [_one(part) for part in (value if isinstance(value, list | tuple) and value else [value])]
     return [part for part in parts if isinstance(part, str)], [part for part in parts if not isinstance(part, str)]
@@ -50,6 +57,8 @@ def _one(value: object) -> str | Loss:
     if isinstance(value, str):
         if garbled(value):
             return "encoding", "its caption is full of control characters: it was read in an encoding that it is not in"
+        if half := HALF.search(value):
+            return "encoding", f"its caption has half a character (U+{ord(half[0]):04X}), which is no text"
         said = value.removeprefix(BOM)
         return said if said.strip() else ("no_caption", "its caption is blank")
     if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):

@@ -147,8 +147,7 @@ def _rows(file: str, path: str, url: str, names: Local | None, left_out: LeftOut
             left_out.add("no_picture", place, f"no picture {image.get('file_name')}: {where}")
             continue
         rows += [
-            {**about, "TEXT": caption.encode(errors="replace")}  # JSON can spell halves of characters
-            for caption in captions(annotation.get("caption"), left_out, place)
+            {**about, "TEXT": caption.encode()} for caption in captions(annotation.get("caption"), left_out, place)
         ]
     for image_id in images.keys() - captioned:
         left_out.add("no_caption", f"{file} image {image_id}", "no annotation names it")

@@ -30,6 +30,7 @@ from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import FolderConfig
 from datasets.sources import folder_captions, loopback
+from datasets.sources.captions import parts_of
 from datasets.sources.loopback import Address, Hosts
 
 HOST = "folder.invalid"
@@ -57,12 +58,11 @@ def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
         if name not in sizes:
             sizes[name] = _size(name, files[name], left_out)
         if size := sizes[name]:
-            text = caption.encode(errors="replace")  # JSON can spell halves of characters
-            rows.append({"URL": url(name), "TEXT": text, "WIDTH": size[0], "HEIGHT": size[1]})
+            rows.append({"URL": url(name), "TEXT": caption.encode(), "WIDTH": size[0], "HEIGHT": size[1]})
     if not rows:
         raise DataError(
-            f"{KEY}: no picture in {config.path} can be used ({left_out.told()}); {folder_captions.HELP}; the first: "
-            f"{'; '.join(left_out.examples(1)[:3])}"
+            f"{KEY}: no picture in {config.path} can be used ({left_out.told()}); the first: "
+            f"{'; '.join(left_out.examples(1)[:3])}; {folder_captions.HELP}"
         )
     yield pa.Table.from_pylist(rows, schema=_SCHEMA)
 
@@ -215,11 +215,12 @@ def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> I
             left_out.add(*loss)
     yield from taken(folder_captions.beside(files, found, captioned, config, left_out))
     for name in sorted(found.keys() - captioned):
-        caption = config.uncaptioned != "left_out" and folder_captions.of_name(name, config.uncaptioned)
-        if caption:
-            yield name, caption
-        else:  # once a picture, by what says most
-            why = refused.get(name) or [("no_caption", name, "there is no caption beside it, and none in a table")]
+        called = "" if config.uncaptioned == "left_out" else folder_captions.of_name(name, config.uncaptioned)
+        texts, losses = parts_of(called)  # of a name of bytes that are no text there are none
+        yield from ((name, text) for text in texts)
+        if not texts:  # once a picture, by what says most
+            why = [*refused.get(name, []), *((cause, name, told) for cause, told in losses if called)]
+            why = why or [("no_caption", name, "there is no caption beside it, and none in a table")]
             told = min(why, key=lambda loss: loss[0] == "no_caption")
             left_out.add(*told)
             refused[name] = [loss for loss in why if loss is not told]

@@ -24,12 +24,12 @@ from datasets.config import DataError
 from datasets.left_out import LeftOut
 from datasets.source_settings import FolderConfig
 from datasets.sources import laion
-from datasets.sources.captions import BOM, garbled, parts_of
+from datasets.sources.captions import BOM, HALF, Parts, best, garbled, parts_of
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 TEXTS = (".txt", ".caption")  # the first counts where a picture has several
 FILE_COLUMN = "file_name"
-CAPTION_COLUMNS = ("text", "caption", "captions")  # the first one that a table has
+CAPTION_COLUMNS = ("text", "caption", "captions")  # of those that a table has the first that says something in a row
 HELP = (
     "put the caption of x.jpg into x.txt beside it, or give a metadata.csv with the columns file_name,text, or caption "
     "pictures by their names: data.folder.uncaptioned=file_name"
@@ -39,8 +39,7 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 _BLANK = f" \t\r\n{BOM}"
 _LONGEST_FIELD = 1 << 24  # characters; csv's own limit refuses long captions
 
-HALF = re.compile("[\udc80-\udcff]")  # bytes that are no text, as `_lines` gives them
-Row = tuple[str, object, object]  # where it stands, its file_name, its caption
+Row = tuple[str, object, list[object]]  # where it stands, its file_name, what may be its caption, the first first
 Refused = tuple[str, str, str]  # what is no caption: the cause, where it stands, a sentence
 Found = tuple[str, list[str], list[Refused]]  # a picture, its captions in a row or a file, and what there is none
 
@@ -68,16 +67,14 @@ def of_tables(
     """
     for table in filter(is_table, files):
         rows = iter(_rows(table, files[table], config.encoding, left_out))
-        for place, file_name, caption in rows:
+        for place, file_name, captions in rows:
             name = _found(file_name, posixpath.dirname(table), pictures) if isinstance(file_name, str) else None
             if name is None:
                 shown = f"there is no picture {file_name}" if isinstance(file_name, str) else f"file_name={file_name!r}"
                 left_out.add("no_picture", place, f"{shown}; names are relative to the table")
-            elif isinstance(caption, str) and HALF.search(caption):
-                hint = _hint(files[table].read_bytes())
-                yield name, [], [("encoding", place, f"its caption is no text in {config.encoding}{hint}")]
             else:
-                yield name, *_read(caption, place)
+                parts = best(_in_encoding(caption, files[table], config.encoding) for caption in captions)
+                yield name, *_placed(parts, place)
 
 
 def beside(
@@ -129,14 +126,20 @@ def _text(name: str, file: Path, config: FolderConfig) -> tuple[list[str], list[
             raise UnicodeError("it is full of control characters")
     except UnicodeError as error:
         return [], [("encoding", name, f"it is no text in {config.encoding} ({error}){_hint(content)}")]
-    if config.caption_lines == "joined":
-        return _read(text, name)
-    return _read([line for line in text.splitlines() if line.strip()] or text, name)
+    joined = config.caption_lines == "joined"
+    lines = [] if joined else [line for line in text.splitlines() if line.strip()]
+    return _placed(parts_of(lines or text), name)
 
 
-def _read(value: object, place: str) -> tuple[list[str], list[Refused]]:
-    """The captions in a value, and what of it is none."""
-    texts, losses = parts_of(value)
+def _in_encoding(value: object, file: Path, encoding: str) -> Parts:
+    """The captions in a value of a table; bytes that are no text have come as halves of characters."""
+    if isinstance(value, str) and HALF.search(value):
+        return [], [("encoding", f"its caption is no text in {encoding}{_hint(file.read_bytes())}")]
+    return parts_of(value)
+
+
+def _placed(parts: Parts, place: str) -> tuple[list[str], list[Refused]]:
+    texts, losses = parts
     return texts, [(cause, place, sentence) for cause, sentence in losses]
 
 
@@ -188,14 +191,14 @@ def _hint(content: bytes) -> str:
     return f"; give data.folder.encoding, such as {found}"
 
 
-def _columns(names: list[str]) -> tuple[str, str]:
-    """A table's columns of files and captions, by its own names."""
+def _columns(names: list[str]) -> tuple[str, list[str]]:
+    """A table's column of files and those of captions, by its own names."""
     theirs = {str(name).strip().lower(): name for name in reversed(names)}
-    caption = next((name for name in CAPTION_COLUMNS if name in theirs), None)
-    if FILE_COLUMN not in theirs or caption is None:
+    captions = [theirs[name] for name in CAPTION_COLUMNS if name in theirs]
+    if FILE_COLUMN not in theirs or not captions:
         missing = FILE_COLUMN if FILE_COLUMN not in theirs else " or ".join(CAPTION_COLUMNS)
         raise _OtherColumns(f"it has no column {missing}, only {', '.join(map(str, names)) or 'none'}; call one so")
-    return theirs[FILE_COLUMN], theirs[caption]
+    return theirs[FILE_COLUMN], captions
 
 
 def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
@@ -207,8 +210,8 @@ def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator
             raise UnicodeError(f"it is no text in {encoding}")
         delimiter = max(_DELIMITERS, key=lambda sign: _header(first, sign).count(FILE_COLUMN))
         header = next(csv.reader([first], delimiter=delimiter), [])
-        place = {column: header.index(column) for column in _columns(header)}
-        file_at, caption_at = place.values()
+        file_column, caption_columns = _columns(header)
+        file_at, captions_at = header.index(file_column), [header.index(column) for column in caption_columns]
         rows = csv.reader(lines, delimiter=delimiter, strict=True)  # or what follows a closing quote would count too
         row: list[str] | None = []
         while row is not None:
@@ -216,13 +219,13 @@ def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                row, unread = [], f"it cannot be read ({error}); mend its quotes"
+                row, unread = [], f"its quotes do not match ({error}); close them, or double those that stand within"
             end = before + rows.line_num + 1
             where = f"{name} line {start}" if start == end else f"{name} lines {start} to {end}"
             if unread:
                 left_out.add("fields", where, unread)
             elif row and len(row) == len(header):
-                yield where, row[file_at], row[caption_at]
+                yield where, row[file_at], [row[place] for place in captions_at]
             elif row:
                 told = f"it has {len(row)} fields, its header {len(header)}; put quotes around what holds the separator"
                 left_out.add("fields", where, told if start == end else f"{told}, and two where one stands within")
@@ -233,50 +236,52 @@ def _header(line: str, delimiter: str) -> list[str]:
 
 
 def _of_json(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
-    columns: tuple[str, str] | None = None
-    error: Exception | None = None
+    any_row, error = False, None
     with _lines(file, encoding) as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{name} line {number}"
             if not line.strip(_BLANK):
                 continue
             try:
-                row = _parsed(number, line.removeprefix(BOM))
+                row = _parsed(line.removeprefix(BOM))
             except (TypeError, ValueError) as wrong:  # which costs a row, where others are whole
-                error = error or wrong
+                error = error or type(wrong)(f"line {number}: {wrong}")
                 left_out.add("no_row", where, str(wrong))
                 continue
             try:
-                file_column, caption_column = columns = _columns(list(row))
+                file_column, caption_columns = _columns(list(row))
+                any_row = True
             except _OtherColumns as missing:  # of this row; it may be the only one
-                error = error or missing
-                file_column, caption_column = FILE_COLUMN, CAPTION_COLUMNS[0]
-            yield where, row.get(file_column), row.get(caption_column)
-    if columns is None and error is not None:
+                error = error or type(missing)(f"line {number}: {missing}")
+                file_column, caption_columns = FILE_COLUMN, []
+            yield where, row.get(file_column), [row[column] for column in caption_columns]
+    if error is not None and not any_row:
         raise error
 
 
-def _parsed(number: int, line: str) -> dict[str, object]:
+def _parsed(line: str) -> dict[str, object]:
     if HALF.search(line) or garbled(line):
-        raise UnicodeError(f"line {number} is no text in the encoding of its file")
+        raise UnicodeError("it is no text in the encoding of its file")
     try:
         row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON ({error.msg}, at its character {error.pos + 1})") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number} is no JSON ({error})") from error
+        raise ValueError(f"it is no JSON ({error})") from error
     if not isinstance(row, dict):
-        raise TypeError(f"line {number} is no object")
+        raise TypeError("it is no object")
     return row
 
 
 def _of_parquet(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:
     with pq.ParquetFile(file) as table:
-        file_column, caption_column = _columns(table.schema_arrow.names)
+        file_column, caption_columns = _columns(table.schema_arrow.names)
         number = 0
-        for batch in table.iter_batches(columns=[file_column, caption_column]):
-            columns = (laion.texts(batch[name]).to_pylist() for name in (file_column, caption_column))
-            for called, caption in zip(*columns, strict=True):
+        for batch in table.iter_batches(columns=[file_column, *caption_columns]):
+            columns = (laion.texts(batch[name]).to_pylist() for name in (file_column, *caption_columns))
+            for called, *captions in zip(*columns, strict=True):
                 number += 1
-                yield f"{name} row {number}", os.fsdecode(called) if isinstance(called, bytes) else called, caption
+                yield f"{name} row {number}", os.fsdecode(called) if isinstance(called, bytes) else called, captions
 
 
 def _lines(file: Path, encoding: str) -> TextIO:

@@ -1,6 +1,6 @@
 """Parquet files with LAION's columns, read as a stream of tables under our column names."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +23,7 @@ COLUMNS = {
     "licence": "LICENSE",
     "origin": "ORIGINAL_URL",  # not LAION's: of sources that give out copies
 }
-_ALIASES = {  # other names of a column, by ours, which count where LAION's own is not there
+_ALIASES = {  # other names of a column, by ours, which count where LAION's own is not there, or holds nothing
     "url": ("image_url",),
     "caption": ("caption", "captions"),  # Re-LAION's
     "width": ("original_width",),
@@ -68,7 +68,7 @@ def tables(
     for place in _files(path, key):
         try:
             with storage.opened(place) as source, pq.ParquetFile(source) as file:
-                theirs = _present(place, file.schema_arrow, needed, key)
+                theirs = _present(place, file, needed, key)
                 chosen = [name for ours, name in theirs.items() if ours in read]
                 for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
                     yield renamed(pa.table(batch), left_out)
@@ -88,11 +88,10 @@ def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata
     taken = []
     for place in files[:1] if storage.is_remote(path) else files:
         try:
-            with storage.opened(place) as source:
-                schema = pq.read_schema(source)
+            with storage.opened(place) as source, pq.ParquetFile(source) as file:
+                taken.append(_present(place, file, needed, key))
         except (pa.ArrowException, OSError) as error:
             raise unreadable(place, error, key) from error
-        taken.append(_present(place, schema, needed, key))
     return taken[0]
 
 
@@ -201,9 +200,10 @@ def _files(path: str, key: str) -> list[str]:
     return list(files.values())
 
 
-def _present(path: str, schema: pa.Schema, needed: Set[str], key: str) -> dict[str, str]:
+def _present(path: str, file: pq.ParquetFile, needed: Set[str], key: str) -> dict[str, str]:
     """The columns of a file that are taken, by our names."""
-    present = _taken(schema.names)
+    schema: pa.Schema = file.schema_arrow
+    present = _taken(schema.names, lambda name: _holds(file, name))
     missing = [COLUMNS[ours] for ours in COLUMNS if ours in needed and ours not in present]
     if missing:
         raise OtherColumns(
@@ -218,12 +218,28 @@ def _present(path: str, schema: pa.Schema, needed: Set[str], key: str) -> dict[s
     return present
 
 
-def _taken(names: list[str]) -> dict[str, str]:
-    """Our names and theirs, in any mix of cases, LAION's own before others."""
+def _taken(names: list[str], holds: Callable[[str], bool] = bool) -> dict[str, str]:
+    """Our names and theirs, in any mix of cases, LAION's own before others; before all those that hold something."""
     theirs = {name.lower(): name for name in reversed(names)}
-    spellings = {ours: (name.lower(), *_ALIASES.get(ours, ())) for ours, name in COLUMNS.items()}
-    found = {ours: next((name for name in known if name in theirs), None) for ours, known in spellings.items()}
-    return {ours: theirs[name] for ours, name in found.items() if name is not None}
+    found: dict[str, str] = {}
+    for ours, name in COLUMNS.items():
+        there = [theirs[known] for known in (name.lower(), *_ALIASES.get(ours, ())) if known in theirs]
+        if there:
+            found[ours] = next(filter(holds, there), there[0]) if len(there) > 1 else there[0]
+    return found
+
+
+def _holds(file: pq.ParquetFile, name: str) -> bool:
+    """Whether a column has anything in some row, as far as its type and statistics tell."""
+    if any(field.name == name and pa.types.is_null(field.type) for field in file.schema_arrow):
+        return False
+    metadata = file.metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    places = [place for place in range(metadata.num_columns) if metadata.schema.column(place).path == name]
+    chunks = [group.column(place) for group in groups for place in places]
+    told = [chunk.statistics for chunk in chunks]
+    nulls = sum(one.null_count for one in told if one is not None and one.has_null_count)
+    return not places or nulls < metadata.num_rows
 
 
 def fits(kind: pa.DataType, ours: str) -> bool:

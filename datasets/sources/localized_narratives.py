@@ -60,7 +60,7 @@ def tables(config: LocalizedNarrativesConfig, left_out: LeftOut) -> Iterator[pa.
                 continue
             about = _about(template.format(image_id=image), local, left_out)
             texts = captions(caption, left_out, place) if about else []
-            rows += [{**(about or {}), "TEXT": said.encode(errors="replace")} for said in texts]  # halves of characters
+            rows += [{**(about or {}), "TEXT": said.encode()} for said in texts]
             if len(rows) >= _BATCH_ROWS:
                 found += len(rows)
                 yield pa.Table.from_pylist(rows, schema=_SCHEMA)

@@ -242,7 +242,7 @@ def _rows(tar: str, samples: dict[str, _Sample], left_out: LeftOut) -> list[dict
                 left_out.add("duplicate", place, "another picture of the same bytes has the same caption")
                 continue
             seen.add((sample.digest, caption))
-            rows.append({**columns, "TEXT": _utf_8(caption)})
+            rows.append({**columns, "TEXT": caption.encode()})
     return rows
 
 

@@ -24,6 +24,8 @@ from datasets.sources.captions import captions, first, text
         ({"raw": "a cat"}, [], {"no_text": 1}),
         ([["a cat"]], [], {"no_text": 1}),
         (b"B\xe4r", [], {"encoding": 1}),
+        ("half a character \ud83d", [], {"encoding": 1}),
+        (["a \U0001f98a fox", "B\udce4r"], ["a \U0001f98a fox"], {"encoding": 1}),
         ("красный кот".encode("utf-16-le"), [], {"encoding": 1}),  # which is UTF-8 too, of other letters
         ("a cat".encode("utf-16-be"), [], {"encoding": 1}),
         ("a cat" + "\0" * 59, ["a cat" + "\0" * 59], {}),

@@ -201,7 +201,7 @@ def test_sizes_come_from_the_header_seen_upright(tmp_path):
         (lambda path: None, r"data\.folder\.path: .*cannot be read \(No such file"),
         (lambda path: path.write_text("x"), r"data\.folder\.path: .*cannot be read \(Not a directory"),
         (lambda path: path.mkdir(), r"data\.folder\.path: there are no pictures in"),
-        (lambda path: picture(path / "x.png"), r"data\.folder\.path: no picture.*\(no_caption 1\); put the caption"),
+        (lambda path: picture(path / "x.png"), r"no picture.*\(no_caption 1\); the first: x.png: .*; put the caption"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path, make, told):

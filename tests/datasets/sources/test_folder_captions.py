@@ -1,6 +1,7 @@
 """Captions as they lie in folders: files beside pictures, tables in all spellings, names; each used or named."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,6 +58,44 @@ def test_lists_and_parquet_give_a_row_a_caption(mine):
     rows = {"file_name": ["x.png", "red_foxes/y-2.png"], "captions": [["a cat", "a kitten"], ["foxes"]]}
     pq.write_table(pa.table(rows), mine / "metadata.parquet")
     assert read(mine)[0] == {"x.png": ["a cat", "a kitten"], "red_foxes/y-2.png": ["foxes"]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_of_several_columns_of_captions_the_first_that_says_something_in_a_row_counts(mine, kind):
+    names = ["x.png", "red_foxes/y-2.png"]
+    rows = [
+        {"caption": said, "text": text, "file_name": name} for said, text, name in zip("ab", "A ", names, strict=True)
+    ]
+    rows[1]["text"] = " " if kind == "csv" else None
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), mine / "metadata.parquet")
+    elif kind == "jsonl":
+        (mine / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        lines = [",".join(row.values()) for row in rows]
+        (mine / "metadata.csv").write_text("\n".join(["caption,text,file_name", *lines]))
+    found, left_out = read(mine)
+    assert found == {"x.png": ["A"], "red_foxes/y-2.png": ["b"]}
+    assert not left_out.counts
+
+
+def test_a_caption_with_half_a_character_is_told_and_not_written_otherwise(mine):
+    rows = [{"file_name": "x.png", "text": "a \ud83d"}, {"file_name": "red_foxes/y-2.png", "text": "a \U0001f98a"}]
+    (mine / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found, left_out = read(mine)
+    assert found == {"red_foxes/y-2.png": ["a \U0001f98a"]}
+    assert left_out.counts == {"encoding": 1}
+    (mine / "metadata.jsonl").unlink()
+    Image.new("RGB", (8, 12)).save(mine / os.fsdecode(b"B\xe4r.png"))
+    found, left_out = read(mine, uncaptioned="file_name")
+    assert found == {"x.png": ["x"], "red_foxes/y-2.png": ["y 2"]}
+    assert left_out.counts == {"encoding": 1}
+
+
+def test_what_is_wrong_with_the_only_table_is_told_before_how_captions_are_given(mine):
+    (mine / "metadata.csv").write_text('file_name,text\nx.png,"a cat\nred_foxes/y-2.png,foxes\n')
+    with pytest.raises(DataError, match=r"can be used \(fields 1, .*\); the first: metadata.csv lines 2 to 3: its"):
+        read(mine)
 
 
 def test_what_is_no_caption_is_counted_and_named_by_its_line(mine):
@@ -121,7 +160,7 @@ def test_a_broken_line_costs_a_row_and_not_the_table(mine):
     found, left_out = read(mine)
     assert found == {"x.png": ["a cat"], "red_foxes/y-2.png": ["two foxes"]}
     assert left_out.counts == {"no_row": 5}
-    assert left_out.examples(1)[0].startswith("metadata.jsonl line 2: line 2 is no JSON")
+    assert left_out.examples(1)[0].startswith("metadata.jsonl line 2: it is no JSON (Expecting ")
 
 
 def test_quotes_that_end_elsewhere_cost_the_rows_between_by_their_lines(mine):
@@ -144,7 +183,8 @@ def test_quotes_that_end_elsewhere_cost_the_rows_between_by_their_lines(mine):
     assert found["x.png"] == ['a 5" cat']
     assert left_out.counts["fields"] == 1
     assert found["red_foxes/y-2.png"] == ["fox"]
-    assert any(place.startswith("metadata.csv lines 3 to 5: it cannot be read") for place in left_out.examples(9))
+    told = "metadata.csv lines 3 to 5: its quotes do not match ("
+    assert any(example.startswith(told) for example in left_out.examples(9))
 
 
 def test_a_blank_caption_leaves_the_place_to_the_next(mine):

@@ -53,6 +53,15 @@ def test_laions_own_name_of_a_column_counts_before_others(tmp_path):
     assert not laion.is_other(laion.read_as(path))
 
 
+@pytest.mark.parametrize("nothing", [pa.nulls(2), pa.nulls(2, pa.string())])
+def test_a_column_that_holds_nothing_leaves_its_place_to_one_of_another_name(tmp_path, nothing):
+    path = written(tmp_path / "x.parquet", {"URL": ["http://a/", "http://b/"], "TEXT": nothing, "caption": ["a", "b"]})
+    assert [row["caption"] for row in rows(path)] == [b"a", b"b"]
+    assert laion.read_as(path)["TEXT"] == "caption"
+    path = written(tmp_path / "y.parquet", {"URL": ["http://a/", "http://b/"], "TEXT": nothing, "caption": nothing})
+    assert laion.read_as(path)["TEXT"] == "TEXT"
+
+
 def test_columns_of_other_types(tmp_path):
     columns = {"URL": ["http://a/", "http://b/", "http://c/"], "LICENSE": [4, None, 7]}
     columns["TEXT"] = [["a cat", "a kitten"], [], ["a dog"]]
