@@ -5,9 +5,10 @@
     .json   COCO's captions_*.json: every annotation's caption
     .jsonl  Localized Narratives: every line's caption
 
-All are text in UTF-8, with or without a byte order mark, with lines that end as any system ends them. A prompt that
-comes again is left out and counted. Where fewer are wanted than there are, a seed draws them: those whose hash with it
-is lowest, so that the draw is the same wherever the file lies and in whatever order it is.
+All are text in UTF-8, with or without a byte order mark, with lines that end as any system ends them; blank lines
+separate. A prompt that comes again is left out and counted, and so is a row or object whose prompt is blank, or has
+half a character, as JSON can spell it. Where fewer are wanted than there are, a seed draws them: those whose hash with
+it is lowest, so that the draw is the same wherever the file lies and in whatever order it is.
 """
 
 import hashlib
@@ -19,9 +20,10 @@ from pathlib import PurePosixPath
 
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.sources.captions import HALF
 
 SHOWN = 200  # characters of a file in a message
-Entry = tuple[str, str | None, str | None]  # prompt, category, challenge
+Entry = tuple[str, str, str | None, str | None]  # where it stands, prompt, category, challenge
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptFile:
-    """The prompts of a file that are taken, in its order; how many it has, and how many came again."""
+    """The prompts of a file that are taken, in its order; how many it has, how many came again, and what places there
+    are without one: how many, and the first."""
 
     prompts: tuple[Prompt, ...]
     read: int
     repeated: int
+    blank: int
+    first_blank: str | None = None
 
 
 def read(path: str, limit: int | None, seed: int, key: str) -> PromptFile:
@@ -62,22 +67,26 @@ def read(path: str, limit: int | None, seed: int, key: str) -> PromptFile:
         raise DataError(f"{key}: {path} is no prompt file by its name; give one that ends in {', '.join(FORMS)}")
     if not storage.is_file(path):
         raise DataError(f"{key}: there is no prompt file at {path}; give another path")
-    content, read, chosen = storage.read(path), 0, dict[str, Prompt]()
+    content, read, chosen, blank = storage.read(path), 0, dict[str, Prompt](), list[str]()
     if not _is_text(content):
         raise DataError(f"{key}: {path} is not in UTF-8, or has zero bytes; save it in that encoding, without them")
     try:
         with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as lines:
-            for text, category, challenge in form(lines):
-                if text := " ".join(text.encode(errors="replace").decode().split()):
-                    read += 1
-                    chosen.setdefault(text, Prompt(text, category or None, challenge or None))
+            for place, said, category, challenge in form(lines):
+                text = " ".join(said.split())
+                if not text or HALF.search(text):
+                    blank.append(place)
+                    continue
+                read += 1
+                chosen.setdefault(text, Prompt(text, category or None, challenge or None))
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{key}: {path} is no prompt file of its form ({error}); see docs/guides/evaluation.md"
         ) from error
     if not chosen:
         raise DataError(f"{key}: {path} holds no prompt; give a file with some")
-    return PromptFile(_drawn(tuple(chosen.values()), limit, seed), read, read - len(chosen))
+    prompts = _drawn(tuple(chosen.values()), limit, seed)
+    return PromptFile(prompts, read, read - len(chosen), len(blank), next(iter(blank), None))
 
 
 def _is_text(content: bytes) -> bool:
@@ -105,18 +114,23 @@ def _tsv(lines: io.TextIOWrapper) -> Iterator[Entry]:
         shown = told if len(told) <= SHOWN else f"{told[:SHOWN]}..."
         raise ValueError(f"its first line, cut at tabs, has no column Prompt, but {shown}")
     places = [names.index(name) if name in names else None for name in ("category", "challenge")]
-    for number, line in enumerate(lines, 2):
+    for number, line in _lines(lines, 2):
         cells = line.rstrip("\r\n").split("\t")
-        if len(cells) <= prompt and line.strip():
+        if len(cells) <= prompt:
             raise ValueError(f"line {number} is cut short")
         category, challenge = (
             cells[place].strip() if place is not None and place < len(cells) else None for place in places
         )
-        yield cells[prompt] if line.strip() else "", category, challenge
+        yield f"line {number}", cells[prompt], category, challenge
 
 
 def _txt(lines: io.TextIOWrapper) -> Iterator[Entry]:
-    return ((line, None, None) for line in lines)
+    return ((f"line {number}", line, None, None) for number, line in _lines(lines))
+
+
+def _lines(lines: io.TextIOWrapper, first: int = 1) -> Iterator[tuple[int, str]]:
+    """Those that are not blank, with their numbers."""
+    return ((number, line) for number, line in enumerate(lines, first) if line.strip())
 
 
 def _coco(lines: io.TextIOWrapper) -> Iterator[Entry]:
@@ -128,19 +142,18 @@ def _coco(lines: io.TextIOWrapper) -> Iterator[Entry]:
 
 
 def _narratives(lines: io.TextIOWrapper) -> Iterator[Entry]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                told = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is no JSON: {error.msg}") from None
-            yield _captioned(told, f"line {number}")
+    for number, line in _lines(lines):
+        try:
+            told = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is no JSON: {error.msg}") from None
+        yield _captioned(told, f"line {number}")
 
 
 def _captioned(told: object, where: str) -> Entry:
     if not isinstance(told, dict) or not isinstance(told.get("caption"), str):
         raise ValueError(f"{where} has no caption")
-    return told["caption"], None, None
+    return where, told["caption"], None, None
 
 
 FORMS = {".tsv": _tsv, ".txt": _txt, ".json": _coco, ".jsonl": _narratives}

@@ -52,8 +52,8 @@ def read(config: Config, name: str, inputs: dict[str, Artifact]) -> tuple[list[P
         Prompt(one.key, one.text, caption_seed(config.seed, one.text), None, one.category, one.challenge)
         for one in file.prompts
     ]
-    about = {"file": PurePosixPath(place).name, "read": file.read, "repeated": file.repeated, "seed": config.seed}
-    return found, {"set": name, "of": "file", "n": len(found), **about}
+    counts = {"read": file.read, "repeated": file.repeated, "blank": file.blank, "seed": config.seed}
+    return found, {"set": name, "of": "file", "n": len(found), "file": PurePosixPath(place).name, **counts}
 
 
 def _captions(config: Config, of: str, inputs: dict[str, Artifact], most: int) -> Iterator[Prompt]:

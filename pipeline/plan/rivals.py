@@ -41,6 +41,9 @@ def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
             wanted[name] = [(one.key, one.text) for one in file.prompts]
             if file.repeated:
                 found.append(f"{key}: {file.repeated} of {file.read:,} prompts at {path} come again and count once")
+            if file.blank:
+                first = f"{file.blank:,} places in {path} have no prompt and are left out, the first {file.first_blank}"
+                found.append(f"{key}: {first}")
     done = {item.step.output: item.artifact for item in planned if item.state == "done" and item.artifact}
     for name, place in places:
         if name not in wanted and (samples := done.get(samples_of(name))):

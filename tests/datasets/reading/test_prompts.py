@@ -40,7 +40,22 @@ def folder(tmp_path: Path) -> Path:
 def test_every_form_is_read(folder, name, texts, repeated):
     found = read(str(folder / name), None, 0, "k")
     assert [prompt.text for prompt in found.prompts] == texts
-    assert (found.read, found.repeated) == (len(texts) + repeated, repeated)
+    assert (found.read, found.repeated, found.blank) == (len(texts) + repeated, repeated, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "first"),
+    [
+        ("x.tsv", "Category\tPrompt\n\nAnimals\t \nAnimals\ta cat\nAnimals\t\n", "line 3"),
+        ("x.json", '{"annotations": [{"caption": "a cat"}, {"caption": ""}, {"caption": "\\ud83d"}]}', "annotation 2"),
+        ("x.jsonl", '{"caption": "\\n"}\n\n{"caption": "a cat"}\n{"caption": "half \\ud83d"}', "line 1"),
+    ],
+)
+def test_a_row_without_a_prompt_is_left_out_and_counted_and_a_blank_line_is_none(tmp_path, name, text, first):
+    (tmp_path / name).write_text(text)
+    found = read(str(tmp_path / name), None, 0, "k")
+    assert [prompt.text for prompt in found.prompts] == ["a cat"]
+    assert (found.read, found.repeated, found.blank, found.first_blank) == (1, 0, 2, first)
 
 
 def test_partis_categories_come_along(folder):

@@ -47,6 +47,12 @@ def test_prompts_that_come_again_are_told(files):
     assert told(load(files), files / "root") == [repeated]
 
 
+def test_places_without_a_prompt_are_told(files):
+    (files / "mine.tsv").write_text("Prompt\tCategory\na cat\tAnimals\n\tAnimals\n \tAnimals\n")
+    blank = f"eval.prompts.mine: 2 places in {files}/mine.tsv have no prompt and are left out, the first line 3"
+    assert told(load(files, f"eval.prompts.mine={files}/mine.tsv"), files / "root") == [blank]
+
+
 def test_a_rival_that_lacks_pictures_is_refused_beforehand_or_told(files):
     rival = f"eval.rivals.other={files}/rival"
     with pytest.raises(DataError, match=r"^eval\.rivals\.other: of 10 .* at \S*rival, 1 missing \('prompt 9'\)"):
