@@ -309,8 +309,7 @@ class _Session:
         if item.again or item.reason == "forced":
             neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
             deleting.discard(path, claim.fence)
-        deleting.drop_of_others(path, inputs, claim.fence)
-        deleting.drop_lost(path, claim.fence)
+        deleting.go_on(path, inputs, claim.fence)
         begun = time.monotonic()
         self.memory.lap()
         account = self.books.open(item)

@@ -32,7 +32,8 @@ from datasets.formats import shard_table, shards
 from datasets.formats.shards import Receipt
 from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.store import claims
-from pipeline.store.artifacts import BUILDING, MANIFEST, REPAIR, Artifact, Store
+from pipeline.store.artifacts import BUILDING, MANIFEST, REPAIR, Artifact, Store, wrong_marks
+from pipeline.store.removals import FORGOTTEN
 
 TIDIED, DELETED, CHANGED = "tidied", "deleted", "changed"  # what is done to something that is claimed
 RESULT = f"{BUILDING}/result.json"
@@ -133,13 +134,22 @@ def drop_lost(path: str, fence: Fence) -> None:
     _note(path, {**found, "lost": []}, fence)
 
 
-def drop_of_others(path: str, inputs: Mapping[str, Artifact], fence: Fence) -> None:
-    """Delete all of an unfinished build that was reopened, if it was made from inputs that held something else: they
-    were made anew since, and shards of old and new ones are no artifact."""
+def go_on(path: str, inputs: Mapping[str, Artifact], fence: Fence) -> None:
+    """Delete what an unfinished build cannot go on with.
+
+    That is all of it, if it was reopened and made from inputs that held something else: they were made anew since, and
+    shards of old and new ones are no artifact. It is the shards for which it was reopened. And it is what says "done"
+    where it only counts as unfinished since that is damaged: laid over the next manifest, it would do so for ever.
+    """
     found = json_files.read(storage.join(path, REPAIR), _repair)
     made_of = found["inputs"] if found else {}
     if any(inputs[name].manifest["content"] != content for name, content in made_of.items() if name in inputs):
         discard(path, fence)
+    if wrong_marks(path):
+        for name in (MANIFEST, FORGOTTEN):
+            fence()
+            storage.remove(storage.join(path, name))
+    drop_lost(path, fence)
 
 
 def kept(path: str) -> dict[str, FileEntry]:

@@ -265,9 +265,21 @@ def test_what_was_opened_goes_on_only_with_the_inputs_that_it_was_made_from(tmp_
     artifact = Artifact(artifact.name, artifact.path, {**artifact.manifest, "inputs": {"images": "x", "stage_a": "a"}})
     deleting.reopen(artifact, [deleting.Shard("", 1)], open_fence)
     inputs = {"stage_a": Artifact("stage_a", "", {"content": now}), "images": Artifact("images", "", {"content": "x"})}
-    deleting.drop_of_others(artifact.path, inputs, open_fence)
+    deleting.go_on(artifact.path, inputs, open_fence)
     assert sorted(shards.finished(artifact.path)) == ([0] if stays else [])
     assert storage.exists(artifact.path) == stays
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "forgotten.json"])
+def test_a_damaged_mark_goes_before_a_build_goes_on_and_an_old_one_with_it(tmp_path, removed, name):
+    """Else the artifact would count as unfinished again as soon as it is finished, and its files be passed over."""
+    artifact = built(tmp_path)
+    storage.publish(b"{", f"{artifact.path}/{name}")
+    deleting.go_on(artifact.path, {}, open_fence)
+    assert removed == ["manifest.json", "forgotten.json"]
+    assert sorted(shards.finished(artifact.path)) == [0, 1]
+    again = built(tmp_path)
+    assert Store(str(tmp_path)).find(*again.called) is not None
 
 
 def test_a_shard_goes_with_its_receipt_first(tmp_path, removed):
