@@ -18,11 +18,11 @@ class LeftOut:
     """Rows that a source or a filter leaves out: `counts` by cause, and a list of where they stand and why.
 
     `others` counts by kind, such as a suffix, what is no row at all: it is named in the list too, and not a loss.
-    Sentences are put down as `said` makes them.
+    Sentences are put down as `said` makes them; places are kept as they are, and told as `known_as` makes them.
     """
 
-    def __init__(self, said: Callable[[str], str] = str) -> None:
-        self._said = said
+    def __init__(self, said: Callable[[str], str] = str, known_as: Callable[[str], str] = str) -> None:
+        self._said, self._known_as = said, known_as
         self.counts: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
         self._listed: dict[tuple[str, str], list[tuple[str, str]]] = {}  # by cause, and kind; place and sentence
@@ -51,7 +51,7 @@ class LeftOut:
     def examples(self, each: int) -> list[str]:
         """The first few rows of each cause, in words."""
         listed = (rows for (cause, _), rows in self._listed.items() if cause != PASSED_OVER)
-        return [one_line(f"{place}: {sentence}") for rows in listed for place, sentence in rows[:each]]
+        return [one_line(f"{self._known_as(place)}: {told}") for rows in listed for place, told in rows[:each]]
 
     def rows(self, source: str) -> list[tuple[str, ...]]:
         """The list as rows of `SCHEMA`; of a cause with more than `LISTED` rows, the last tells the rest."""

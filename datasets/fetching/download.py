@@ -31,6 +31,7 @@ from datasets.formats.shards import INDEX, Clock, ImageRow, Receipt
 from datasets.outcomes import PASSING, Lost, Outcome
 from datasets.pictures import one_thread_a_picture, stored
 from datasets.planning import plan
+from datasets.sources.table import known_as
 
 OF = ": "  # between source and cause in counts
 BRIEF_S = 1.0  # longest wait for a host in the first pass: others are asked meanwhile
@@ -166,14 +167,14 @@ def results(tar: bytes, index: bytes) -> dict[int, Fetched]:
 
 
 def losses(rows: pa.Table, index: bytes) -> Iterator[tuple[str | None, str, str, str]]:
-    """Of each lost picture of a shard, planned in `rows`: its source in a mixture, its URL, the cause, and what else is
-    known, in words."""
+    """Of each lost picture of a shard, planned in `rows`: its source in a mixture, its URL or name, the cause, and what
+    else is known, in words."""
     planned = {row["row"]: row for row in rows.to_pylist()}
     for row in pq.read_table(pa.BufferReader(index)).to_pylist():
         if row["status"] != Outcome.OK:
             lost = planned[row["row"]]
             told = (row["error"] or "").partition(": ")[2]
-            yield lost.get(plan.SOURCE.name), lost["url"], row["status"], told
+            yield lost.get(plan.SOURCE.name), known_as(lost["url"]), row["status"], told
 
 
 def _image_row(planned: dict[str, Any], result: Fetched, extension: str) -> ImageRow:

@@ -18,6 +18,7 @@ from datasets.left_out import LeftOut
 from datasets.planning import grouping
 from datasets.planning.spill import Spill
 from datasets.source_settings import Part
+from datasets.sources.table import known_as
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Tally:
     captions: int = 0
 
     def __post_init__(self) -> None:
-        self.left_out = LeftOut(self.part.renamed)
+        self.left_out = LeftOut(self.part.renamed, known_as)
 
 
 def in_shares(

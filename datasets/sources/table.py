@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
+from urllib.parse import parse_qs, unquote
 
 import pyarrow as pa
 
@@ -21,6 +22,8 @@ from datasets.source_settings import Part
 from datasets.sources import coco_captions, folder, localized_narratives, openmoji, webdataset
 from datasets.sources.loopback import RESERVED, Address, Hosts
 
+_LOCAL = "|".join(re.escape(source.HOST) for source in (openmoji, folder, webdataset))
+_PICTURE = re.compile(rf"https?://(?:[^/?#]*\.)?(?:{_LOCAL})/([^?#]*)(?:\?(.*))?")  # that a source serves: name, query
 _ON_RESERVED = re.compile(rf"^(https?://)([^/]*\.{RESERVED}\.?(:\d+)?/)")  # of a normalised URL
 
 
@@ -73,6 +76,15 @@ def tables(part: Part, left_out: LeftOut) -> Iterable[pa.Table]:
 def apart(part: Part, url: str) -> str:
     """A normalised URL; one on a reserved host names no picture of another source of the mixture, whoever wrote it."""
     return _ON_RESERVED.sub(rf"\1{part.name}.\2", url) if part.apart else url
+
+
+def known_as(place: str) -> str:
+    """What a person calls a picture: one that a source serves by its name, in a tar after the tar's; others, and all
+    that is no URL, as it is."""
+    if not (found := _PICTURE.fullmatch(place)):
+        return place
+    member = parse_qs(found[2] or "", errors="replace").get("member", [])
+    return "/".join([unquote(found[1], errors="replace"), *member[:1]])
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from datasets.outcomes import PASSING
 from datasets.planning import plan, plan_files
 from datasets.reading import captions
 from datasets.sources import laion
+from datasets.sources.table import known_as
 from pipeline.errors import UsageError
 from pipeline.plan.dag import Planned, order
 from pipeline.plan.table import table
@@ -117,7 +118,7 @@ def _left_out(metadata: Artifact) -> Iterator[Row]:
     listed: list[Row] = []
     if left_out.FILE in metadata.files:
         kept = pq.read_table(pa.BufferReader(metadata.read(left_out.FILE)))
-        listed = [tuple(row.values()) for row in kept.to_pylist()]
+        listed = [(row["source"], known_as(row["place"]), row["cause"], row["sentence"]) for row in kept.to_pylist()]
     yield from listed
     known = {cause for _, _, cause, _ in listed}
     for cause, count in metadata.manifest["notes"]["rejected"].items():
@@ -221,7 +222,7 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if planned is None:
         raise UsageError(f"{key} is not in the plan of this conf; `data funnel` says what was rejected and why")
     found = _finished(config, root)
-    told: dict[str, Any] = {"key": key, "planned": planned}
+    told: dict[str, Any] = {"key": key, "picture": known_as(planned["url"]), "planned": planned}
     if images := found.get("images"):
         told["download"] = _row(images.read(shards.index_name(planned["shard"])), key)
     dates = names_of(request for request in requests(root) if request.done)
@@ -241,6 +242,8 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     if as_json:
         print_json(told)
         return
+    if told["picture"] != planned["url"]:
+        print(printable(f"picture   {told['picture']}"))
     for section in ("planned", "download", "captions", "scored"):
         for name, value in told.get(section, {}).items():
             print(printable(f"{section:9} {name:11} {value}"))  # as it is: a URL is told with its query

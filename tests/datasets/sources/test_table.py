@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from datasets.config import DataConfig, DataError
 from datasets.files import storage
 from datasets.files.inputs import Input
+from datasets.left_out import LeftOut
 from datasets.sources import loopback, table
 from datasets.sources import webdataset as tars
 from pipeline.settings import compose
@@ -466,3 +467,25 @@ def test_tars_on_an_object_store_are_read_in_place(tmp_path):
     data = settings("webdataset", webdataset__path=f"memory://tars-{tmp_path.name}")
     rows = planned(data).rows
     assert batch(data, rows, tmp_path / "out", {}).keys() == set(CAPTIONS[:3])
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("http://folder.invalid/my%20cats/%C3%BC.jpg", "my cats/\u00fc.jpg"),
+        ("http://mine.folder.invalid/x.jpg", "x.jpg"),
+        ("http://webdataset.invalid/x.tar?member=a%2F%C3%BC.jpg&offset=512&size=3&sha256=0", "x.tar/a/\u00fc.jpg"),
+        ("http://openmoji.invalid/red heart.png", "red heart.png"),
+        ("http://folder.invalid/B%E4r.jpg", "B\ufffdr.jpg"),
+        ("https://example.org/x.jpg?member=y", "https://example.org/x.jpg?member=y"),
+        ("https://folder.invalid.example.org/x.jpg", "https://folder.invalid.example.org/x.jpg"),
+        ("http://[", "http://["),
+        ("metadata.csv line 3", "metadata.csv line 3"),
+    ],
+)
+def test_a_picture_is_called_as_a_person_knows_it(place, name):
+    assert table.known_as(place) == name
+    left_out = LeftOut(known_as=table.known_as)
+    left_out.add("min_side", place, "it is small")
+    assert left_out.examples(1) == [f"{name}: it is small"]
+    assert left_out.rows("folder") == [("folder", place, "min_side", "it is small")]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datasets import left_out
@@ -139,13 +140,30 @@ def test_all_that_was_lost_is_named_with_its_place(root, ask):
     assert "\x1b" not in out
 
 
+def test_a_picture_that_a_source_serves_is_called_by_its_name(root, ask, monkeypatch):
+    place = "http://webdataset.invalid/my%20x.tar?member=a%2F1.png&offset=512&size=9&sha256=0"
+    (metadata,) = Store(str(root)).finished("metadata")
+    for name, column in (("plan/00000.parquet", "url"), (left_out.FILE, "place")):
+        file = Path(metadata.path, name)
+        rows = pq.read_table(file)
+        rows = rows.set_column(rows.column_names.index(column), column, pa.array([place] * rows.num_rows, pa.string()))
+        pq.write_table(rows, file)
+    monkeypatch.setattr(Artifact, "read", lambda self, name: Path(self.path, name).read_bytes())
+    assert {row["place"] for row in ask("lost", "--json")[1]["rows"]} == {"my x.tar/a/1.png", ""}
+    assert ask("lost")[1].splitlines()[0].startswith("folder\tmy x.tar/a/1.png\t")
+    assert ask("trace", KEYS[0][-1], "--json")[1]["picture"] == "my x.tar/a/1.png"
+    out = ask("trace", KEYS[0][-1])[1]
+    assert out.startswith("picture   my x.tar/a/1.png\n")
+    assert f"planned   url         {place}\n" in out
+
+
 def test_a_picture_is_traced_from_its_row_of_the_plan_to_the_files_that_hold_it(images, ask):
     key = KEYS[1][0]
     code, told, _ = ask("trace", key, "--json")
     assert (code, told["key"], told["planned"]["url"]) == (0, key, f"http://a.invalid/{key}")
     assert told["download"]["status"] == "ok"
     assert told["files"] == [f"{images.path}/{shards.image_name(1)}"]
-    assert told.keys() == {"key", "planned", "download", "files"}
+    assert told.keys() == {"key", "picture", "planned", "download", "files"}
     out = ask("trace", key)[1]
     assert f"planned   url         http://a.invalid/{key}\n" in out
     assert "download  status      ok\n" in out
@@ -155,7 +173,7 @@ def test_a_picture_is_traced_from_its_row_of_the_plan_to_the_files_that_hold_it(
 def test_so_is_one_that_was_lost_and_one_that_is_forgotten(root, ask):
     told = ask("trace", KEYS[0][-1], "--json")[1]
     assert told["download"]["status"] == "timeout"
-    assert told.keys() == {"key", "planned", "download"}
+    assert told.keys() == {"key", "picture", "planned", "download"}
     removal_list.add(str(root), frozenset({KEYS[0][-1]}))
     assert "forgotten" not in ask("trace", KEYS[0][-1], "--json")[1]
     (request,) = removal_list.requests(str(root))
