@@ -23,6 +23,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from datasets.files import json_files, notices, storage
+from datasets.files.errors import StorageError, StoreAway, StoreRefuses
 from datasets.files.fence import unfenced
 from datasets.files.json_files import NUMBER
 from datasets.files.notices import PassedOver
@@ -380,8 +381,12 @@ def wrong_marks(folder: str) -> dict[str, str]:
         if storage.exists(path := storage.join(folder, name)):
             try:
                 json_files.parse(path, storage.read(path), make)
+            except (StoreAway, StoreRefuses):
+                raise
             except CorruptFile as error:
                 found[path] = f"{error}; {remedy}"
+            except StorageError as error:
+                found[path] = f"{path} is no file: {error.strerror}; {remedy}"
     return found
 
 

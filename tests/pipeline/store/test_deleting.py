@@ -271,10 +271,12 @@ def test_what_was_opened_goes_on_only_with_the_inputs_that_it_was_made_from(tmp_
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "forgotten.json"])
-def test_a_damaged_mark_goes_before_a_build_goes_on_and_an_old_one_with_it(tmp_path, removed, name):
+@pytest.mark.parametrize("harm", [Path.mkdir, lambda file: file.write_text("{")])
+def test_a_damaged_mark_goes_before_a_build_goes_on_and_an_old_one_with_it(tmp_path, removed, name, harm):
     """Else the artifact would count as unfinished again as soon as it is finished, and its files be passed over."""
     artifact = built(tmp_path)
-    storage.publish(b"{", f"{artifact.path}/{name}")
+    Path(artifact.path, name).unlink(missing_ok=True)
+    harm(Path(artifact.path, name))
     deleting.go_on(artifact.path, {}, open_fence)
     assert removed == ["manifest.json", "forgotten.json"]
     assert sorted(shards.finished(artifact.path)) == [0, 1]
