@@ -24,11 +24,13 @@ File = tuple[Artifact, str]  # of an artifact, by its name there
 @dataclass(frozen=True)
 class Damage:
     """What is damaged of some artifacts: `files` of those that are finished, and `marks`, a sentence for each by its
-    path, of those that only count as unfinished for them, by the names of these."""
+    path, of those that only count as unfinished for them, by the names of these. `unfinished` builds say no more than
+    what they are made from."""
 
     artifacts: dict[str, Artifact]
     files: list[File]
     marks: dict[str, dict[str, str]]
+    unfinished: list[Artifact]
 
     @cached_property
     def alone(self) -> list[File]:
@@ -99,8 +101,15 @@ def examine(store: Store, prints: Mapping[str, Fingerprint]) -> Damage:
     """
     found = {name: store.find(name, print_.digest) for name, print_ in prints.items()}
     artifacts = {name: artifact for name, artifact in found.items() if artifact}
-    marks = {name: wrong_marks(store.path(name, prints[name].digest)) for name in found if name not in artifacts}
-    return Damage(artifacts, damaged(artifacts.values()), {name: told for name, told in marks.items() if told})
+    begun = [name for name in prints if name not in artifacts and store.started(name, prints[name].digest)]
+    unfinished = [_unfinished(store, name, prints[name]) for name in begun]
+    marks = {build.name: told for build in unfinished if (told := wrong_marks(build.path))}
+    return Damage(artifacts, damaged(artifacts.values()), marks, unfinished)
+
+
+def _unfinished(store: Store, name: str, print_: Fingerprint) -> Artifact:
+    about = {"fingerprint": print_.digest, "parents": print_.parents, "files": {}}
+    return Artifact(name, store.path(name, print_.digest), about)
 
 
 def check_marks(folder: str) -> None:

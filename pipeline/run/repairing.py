@@ -52,7 +52,7 @@ class Repaired:
 def repair(config: Config, conf: str, root: str, command: str, damage: Damage) -> Repaired:
     """Make anew what can be of a config's artifacts, and go on with a repair that has not come to its end."""
     store, look = Store(root), Look(root)
-    opened = open_damaged(store, damage.mendable)
+    opened = open_damaged(store, damage.mendable, damage.unfinished)
     planned = planned_steps(config, look, Selection())
     waiting = [item for item in planned if is_open(store, item.step.output, item.fingerprint.digest)]
     held = held_up((item.step for item in waiting), damage.beyond_repair)
@@ -60,17 +60,18 @@ def repair(config: Config, conf: str, root: str, command: str, damage: Damage) -
     if made:
         ours = [item for item in planned if item.state == "done" or item.step.output in made]
         invocation.run(config, conf, look, ours, command)
-    known = {(item.step.output, item.fingerprint.digest) for item in waiting if item.step.output in held}
+    known = {(item.step.output, item.fingerprint.digest) for item in planned if item.step.output not in made}
     others = [it.artifact for it in opened if not (it.artifact.called in known or store.find(*it.artifact.called))]
     return Repaired(made, list(dict.fromkeys([*held, *damage.waiting])), opened, [artifact.path for artifact in others])
 
 
-def open_damaged(store: Store, files: Sequence[File]) -> list[Opened]:
+def open_damaged(store: Store, files: Sequence[File], unfinished: Sequence[Artifact] = ()) -> list[Opened]:
     """Make unfinished builds of all artifacts that have to be repaired; returns them, what others are made from last.
 
     Args:
         store: where they lie; what other configs made of the same images is opened too.
         files: the damaged files that belong to shards.
+        unfinished: builds that lose the shards that were made from these.
 
     Raises:
         LeaseHeld: another run reads or changes one of them; those before it are opened.
@@ -78,14 +79,16 @@ def open_damaged(store: Store, files: Sequence[File]) -> list[Opened]:
     own = f"repair-{uuid.uuid4().hex[:8]}"
     with claims.at_work(store.root, own):
         check_carried_out(store.root)  # whoever writes a request now sees that somebody is at work
-        found = _hit(store, files)
+        found = _hit(files, [*store.finished(), *unfinished])
         for opened in found:
             neighbours.check_unread(store, *opened.artifact.called, own)
         for opened in found:
             what = claims.artifact(*opened.artifact.called)
             with claims.hold(store.root, what, neighbours.tell, REPAIRED) as claim:
-                if artifact := store.find(*opened.artifact.called):  # else somebody else was as fast
+                if artifact := store.find(*opened.artifact.called):
                     deleting.reopen(artifact, opened.shards, claim.fence)
+                else:
+                    deleting.drop_shards(opened.artifact.path, sorted(opened.shards), claim.fence)
     return found
 
 
@@ -107,7 +110,7 @@ def held_up(opened: Iterable[Step], beyond: Collection[str]) -> list[str]:
     return held
 
 
-def _hit(store: Store, files: Iterable[File]) -> list[Opened]:
+def _hit(files: Iterable[File], every: Sequence[Artifact]) -> list[Opened]:
     """The artifacts to be opened, with the shards to be made anew; what others are made from comes after them."""
     lost: dict[str, Opened] = {}
 
@@ -116,12 +119,11 @@ def _hit(store: Store, files: Iterable[File]) -> list[Opened]:
 
     for artifact, name in files:
         lose(artifact, filter(None, [shard_of(name)]))
-    finished = list(store.finished())
     waiting = [opened for opened in lost.values() if opened.shards]
     while waiting:  # a child is looked at again when more of its shards are gone
         opened = waiting.pop()
         numbers = {shard.number for shard in opened.shards}
-        for child in children(opened.artifact, finished):
+        for child in children(opened.artifact, every):
             before = len(lost[child.path].shards) if child.path in lost else 0
             if child.name.startswith(BY_SHARD):
                 lose(child, {Shard(folder, number) for folder in receipt_folders(child) for number in numbers})

@@ -125,13 +125,18 @@ def drop_lost(path: str, fence: Fence) -> None:
     found = json_files.read(storage.join(path, REPAIR), _repair)
     if found is None or not found["lost"]:
         return
-    for folder, number in found["lost"]:
+    drop_shards(path, found["lost"], fence)
+    _note(path, {**found, "lost": []}, fence)
+
+
+def drop_shards(path: str, lost: Iterable[Shard], fence: Fence) -> None:
+    """Delete shards of an unfinished build, whether they are there or not, so that they are made anew."""
+    for folder, number in lost:
         where = storage.join(path, folder)
         fence()
         storage.remove(shards.receipt_path(where, number))
         for name in {shards.image_name(number), shards.tensor_name(number)}:
             storage.remove(storage.join(where, name))
-    _note(path, {**found, "lost": []}, fence)
 
 
 def go_on(path: str, inputs: Mapping[str, Artifact], fence: Fence) -> None:

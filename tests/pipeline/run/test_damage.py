@@ -78,6 +78,9 @@ def test_a_damaged_manifest_hides_no_other_damage(store, made, content):
     assert (found.mendable, found.waiting) == ([shard], ["latents_a"])
     told = list(found.remedies(SAME))
     assert [one.partition(" is damaged: ")[0] for one in told] == found.left() == marks
+    assert [(build.name, build.path) for build in found.unfinished] == [
+        (name, made[name].path) for name in ("stage_a", "text_tiny")
+    ]
     assert all("put it back from a copy, or start a run of the same conf" in one for one in told)
 
 

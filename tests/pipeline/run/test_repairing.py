@@ -136,6 +136,17 @@ def test_of_what_is_not_images_only_the_damaged_shard_is_opened(tmp_path, made):
     assert not repairing.is_open(Store(str(tmp_path)), *made["images"].called)
 
 
+def test_with_a_shard_of_images_goes_that_of_an_unfinished_build(tmp_path, made):
+    """A killed one, or one whose manifest is damaged: it would go on with a shard of other pictures."""
+    path = Path(made["text_tiny"].path)
+    (path / "manifest.json").unlink()
+    unfinished = Artifact("text_tiny", str(path), {**made["text_tiny"].manifest, "files": {}, "shards": []})
+    opened = repairing.open_damaged(Store(str(tmp_path)), [harm(made["images"], "00001.parquet")], [unfinished])
+    assert opened[-1].artifact.name == "images"
+    assert sorted(shards.finished(str(path))) == [0]
+    assert not repairing.is_open(Store(str(tmp_path)), *made["text_tiny"].called)
+
+
 def test_with_a_shard_of_images_goes_what_was_made_from_it_of_any_conf(tmp_path, made):
     before = finished(tmp_path)
     opened = repairing.open_damaged(Store(str(tmp_path)), [harm(made["images"], "00001.parquet")])
