@@ -37,7 +37,7 @@ class Damage:
         """The files that belong to no shard."""
         return of_no_shard(self.files)
 
-    @property
+    @cached_property
     def of_shards(self) -> list[File]:
         """The other files."""
         return [file for file in self.files if file not in self.alone]
@@ -78,14 +78,22 @@ class Damage:
                 missing.discard(name)  # with its shards comes all else of it
         return found
 
-    def remedies(self, same: str, mended: Collection[str] = ()) -> Iterator[str]:
-        """A sentence on each artifact that a person has to see to, but those that are `mended` since, in their order.
+    @property
+    def later(self) -> list[str]:
+        """Names of the artifacts that wait, and of those that a person can only make anew from these."""
+        found = list(self.waiting)
+        alone = {artifact.name for artifact, _ in self.alone}
+        for name, artifact in self.artifacts.items():
+            if name in alone and name not in found and not artifact.manifest["parents"].keys().isdisjoint(found):
+                found.append(name)
+        return found
 
-        `same` are the words of a run of their conf.
-        """
+    def remedies(self, same: str, mended: Collection[str] = ()) -> Iterator[str]:
+        """A sentence on each artifact that a person has to see to now, in their order: neither `mended` since, nor for
+        `later`. `same` are the words of a run of their conf."""
         for name, artifact in self.artifacts.items():
             own = [file for file in self.alone if file[0].name == name]
-            if own and name not in mended:
+            if own and name not in (*mended, *self.later):
                 step = artifact.manifest["step"]
                 anew = f"python -m pipeline run {same} --force {step} --until {step}"
                 yield f"{shown(own)}: damaged, and of no shard; put back a copy, or make all of {name} anew: {anew}"

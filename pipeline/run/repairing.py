@@ -40,7 +40,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Repaired:
-    """What a repair has done: the names of artifacts that are `made` whole and of those that `wait` for a person, what
+    """What a repair has done: the names of artifacts that are `made` whole and of those that `wait` for others, what
     was opened for that, and the paths of `others` among it, which another conf's next run makes."""
 
     made: list[str]
@@ -62,7 +62,7 @@ def repair(config: Config, conf: str, root: str, command: str, damage: Damage) -
         invocation.run(config, conf, look, ours, command)
     known = {(item.step.output, item.fingerprint.digest) for item in planned if item.step.output not in made}
     others = [it.artifact for it in opened if not (it.artifact.called in known or store.find(*it.artifact.called))]
-    return Repaired(made, list(dict.fromkeys([*held, *damage.waiting])), opened, [artifact.path for artifact in others])
+    return Repaired(made, list(dict.fromkeys([*held, *damage.later])), opened, [artifact.path for artifact in others])
 
 
 def open_damaged(store: Store, files: Sequence[File], unfinished: Sequence[Artifact] = ()) -> list[Opened]:

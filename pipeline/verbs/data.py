@@ -186,10 +186,11 @@ def repair(config: Config, root: str, words: Words, command: str) -> None:
             out.print(f"made from the same pictures by another conf, whose next run mends them: {paths}")
         if not (done.made or found.paths):
             out.print("nothing to repair: all files hold the bytes that their manifests name")
-    if remedies := list(found.remedies(words.same, done.made)):
-        if done.wait:
-            again = f"python -m pipeline data repair {words.same}"
-            remedies.append(f"then go on with {', '.join(done.wait)}, made from that: {again}")
+    remedies = list(found.remedies(words.same, done.made))
+    if done.wait:
+        again = f"python -m pipeline data repair {words.same}"
+        remedies.append(f"{'then ' if remedies else ''}go on with {', '.join(done.wait)}, which had to wait: {again}")
+    if remedies:
         raise CorruptFile("; ".join(remedies))
 
 

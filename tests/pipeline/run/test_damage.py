@@ -55,6 +55,23 @@ def test_what_cannot_be_made_anew_does_not_keep_the_rest_from_it(store, made):
     assert list(found.remedies(SAME, ["stage_a"])) == found.left(["stage_a"]) == []
 
 
+def test_what_can_only_be_made_anew_from_what_waits_comes_later(store, made):
+    """A run that is forced to it would fail on the shard."""
+    made["stage_b"] = commit(store, "stage_b", made["latents_a"])
+    made["samples"] = commit(store, "samples", made["stage_a"])
+    for name, file in (
+        ("stage_a", "file"),
+        ("latents_a", "128/00000.parquet"),
+        ("stage_b", "file"),
+        ("samples", "file"),
+    ):
+        harm(made[name], file)
+    found = examined(store, made)
+    assert found.later == ["latents_a", "stage_b"]
+    assert ["stage_a" in told for told in found.remedies(SAME)] == [True, False]
+    assert len(found.left()) == 3
+
+
 def test_so_it_is_with_what_waits_itself_and_with_what_is_made_anew_as_a_whole(store, made):
     """Of an artifact that is opened all files are made."""
     text = commit(store, "captions_dense", made["text_tiny"])

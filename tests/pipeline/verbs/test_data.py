@@ -281,7 +281,7 @@ def test_what_waits_for_such_a_file_is_named_too_with_what_to_do_in_its_order(ro
     code, told, said = ask("repair", "--json")
     nothing = {"root": str(root), "repaired": [], "shards": {}, "others": []}
     assert (code, told) == (2, {**nothing, "left": [str(damaged)], "waiting": ["images"]})
-    assert "--force fetch --until fetch; then go on with images, made from that: python -m pipeline data repair" in said
+    assert "--until fetch; then go on with images, which had to wait: python -m pipeline data repair" in said
 
 
 def test_a_damaged_manifest_hides_no_other_damage(root, images, ask):
