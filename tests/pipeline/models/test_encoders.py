@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from pipeline.cluster import board
 from pipeline.cluster.mapping import ShardActor
 from pipeline.cluster.ranks import trainings
 from pipeline.cluster.ranks.checkpoints import Checkpoints
+from pipeline.cluster.ranks.job import Job
 from pipeline.cluster.ranks.rank import Rank
 from pipeline.cluster.ranks.training_files import checkpoints_of, log_of, result
 from pipeline.cluster.room import Room
@@ -280,7 +282,7 @@ def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch, words,
 
         device = CPU
 
-        def __init__(self, _: Any):
+        def __init__(self, *_: Any):
             pass
 
         def train(self, _name: str, _objective: Any, _config: Any, data: Any, *_: Any) -> bool:
@@ -293,8 +295,9 @@ def test_stage_b_and_its_warmup_share_the_encoders(prepared, monkeypatch, words,
         def sampled(self) -> AbstractContextManager[None]:
             return nullcontext()
 
+    unused: Any = None
     monkeypatch.setattr(trainings, "Rank", Short)
-    trainings.run({"order": order})
+    trainings.run(order, unused, unused)
     assert seen == [warmed, ["image", "key", "latents_a", "text"]]
     assert sorted(loaded) == (["latents_a", "text"] if "encode.text.mode=online" in words else [])
 
@@ -474,13 +477,14 @@ def test_a_rank_whose_run_has_lost_its_claim_publishes_nothing(tmp_path):
         raise ClaimLost("gone")
 
     one = object.__new__(Rank)
-    one.rank, one.path, one.fence, one.files, one.metrics, one.pids = 0, str(tmp_path), closed, {}, {}, [1]
+    one.job = Job(str(tmp_path), "", closed, "", seed=0, stall_s=60.0, flops={}, bytes={})
+    one.rank, one.files, one.metrics, one.pids = 0, {}, {}, [1]
     with pytest.raises(ClaimLost):
         one.publish("stage_c.safetensors", lambda: b"weights")
     with pytest.raises(ClaimLost):
         one.finish(rows=1)
     assert storage.listing(str(tmp_path)) == []
-    one.fence = unfenced
+    one.job = replace(one.job, fence=unfenced)
     one.publish("stage_c.safetensors", lambda: b"weights")
     one.finish(rows=1)
     assert storage.listing(str(tmp_path)) == ["building/result.json", "stage_c.safetensors"]
