@@ -13,6 +13,7 @@ from pipeline.errors import UsageError, nearest
 from pipeline.settings.keys import flatten
 from pipeline.settings.selection import Selection
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
+from pipeline.store.deleting import begun_from, changed_inputs
 from pipeline.store.redact import redact
 
 State = Literal["done", "resume", "run", "stale"]
@@ -99,22 +100,23 @@ def plan(steps: Sequence[Step], settings: Callable[[str], Any], store: Store, se
     planned: list[Planned] = []
     for step in steps:
         made = {item.step.output: item.artifact for item in planned if item.artifact}
-        planned.append(_against(_judge(step, prints[step.output], store), made))
+        planned.append(_against(_judge(step, prints[step.output], store), made, store))
     return _select(planned, selection)
 
 
-def _against(item: Planned, made: Mapping[str, Artifact]) -> Planned:
-    """A finished step is done again where its inputs, built anew since, hold something else than it was made of."""
-    others = changed_inputs(item.artifact, made) if item.artifact else []
+def _against(item: Planned, made: Mapping[str, Artifact], store: Store) -> Planned:
+    """A step is done again, or begun again, where its inputs, built anew since, hold something else than before."""
+    found = item.artifact
+    if found is None and item.state != "resume":
+        return item
+    path = store.path(item.step.output, item.fingerprint.digest)
+    others = changed_inputs(found.manifest.get("inputs", {}) if found else begun_from(path), made)
     if not others:
         return item
-    return replace(item, state="stale", reason=f"built anew since, with other content: {', '.join(others)}", again=True)
-
-
-def changed_inputs(artifact: Artifact, inputs: Mapping[str, Artifact]) -> list[str]:
-    """Names of the inputs that hold something else than when the artifact was made, as far as its manifest tells."""
-    contents = artifact.manifest.get("inputs", {})
-    return [name for name in contents if name in inputs and inputs[name].manifest["content"] != contents[name]]
+    told = f"with other content: {', '.join(others)}"
+    if found is None:
+        return replace(item, state="run", reason=f"what was begun is of another time, {told}")
+    return replace(item, state="stale", reason=f"built anew since, {told}", again=True)
 
 
 def _judge(step: Step, fingerprint: Fingerprint, store: Store) -> Planned:

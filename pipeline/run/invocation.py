@@ -309,7 +309,8 @@ class _Session:
         if item.again or item.reason == "forced":
             neighbours.check_unread(self.store, step.output, fingerprint.digest, self.id)
             deleting.discard(path, claim.fence)
-        deleting.go_on(path, inputs, claim.fence)
+        if others := deleting.go_on(path, inputs, claim.fence):
+            console.print(f"{step.output} begins anew: {', '.join(others)} came out differently", markup=False)
         begun = time.monotonic()
         self.memory.lap()
         account = self.books.open(item)

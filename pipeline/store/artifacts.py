@@ -44,6 +44,7 @@ NAMED = 3  # files, in a message
 MANIFEST = "manifest.json"
 BUILDING = "building"
 REPAIR = f"{BUILDING}/repair.json"  # what a finished artifact was of which some shards are made anew
+INPUTS = f"{BUILDING}/inputs.json"  # what an unfinished one is made from: content hashes, by name
 DIGEST = "[0-9a-f]{16}"
 
 
@@ -223,7 +224,7 @@ class Store:
 
     def started(self, name: str, digest: str) -> bool:
         """Whether an unfinished build has left something to go on from."""
-        return storage.holds(self.path(name, digest), besides=(OLD_LEASE,))
+        return storage.holds(self.path(name, digest), besides=(OLD_LEASE, INPUTS))
 
     def finished(self, name: str | None = None) -> Iterator[Artifact]:
         """Every finished artifact (of one name), oldest first."""

@@ -32,7 +32,15 @@ from datasets.formats import shard_table, shards
 from datasets.formats.shards import Receipt
 from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.store import claims
-from pipeline.store.artifacts import BUILDING, MANIFEST, REPAIR, Artifact, Store, wrong_marks
+from pipeline.store.artifacts import (
+    BUILDING,
+    INPUTS,
+    MANIFEST,
+    REPAIR,
+    Artifact,
+    Store,
+    wrong_marks,
+)
 from pipeline.store.removals import FORGOTTEN
 
 TIDIED, DELETED, CHANGED = "tidied", "deleted", "changed"  # what is done to something that is claimed
@@ -113,8 +121,10 @@ def reopen(artifact: Artifact, lost: Iterable[Shard], fence: Fence) -> None:
     """
     beside = {name: entry for name, entry in artifact.manifest["files"].items() if shard_of(name) is None}
     beside.pop(shard_table.FILE, None)  # made from receipts
-    about = {"content": artifact.manifest["content"], "inputs": artifact.manifest.get("inputs", {})}
-    _note(artifact.path, {**about, "lost": sorted(lost), "files": beside}, fence)
+    _note(artifact.path, INPUTS, artifact.manifest.get("inputs", {}), fence)
+    _note(
+        artifact.path, REPAIR, {"content": artifact.manifest["content"], "lost": sorted(lost), "files": beside}, fence
+    )
     fence()
     storage.remove(storage.join(artifact.path, MANIFEST))
     drop_lost(artifact.path, fence)
@@ -126,7 +136,7 @@ def drop_lost(path: str, fence: Fence) -> None:
     if found is None or not found["lost"]:
         return
     drop_shards(path, found["lost"], fence)
-    _note(path, {**found, "lost": []}, fence)
+    _note(path, REPAIR, {**found, "lost": []}, fence)
 
 
 def drop_shards(path: str, lost: Iterable[Shard], fence: Fence) -> None:
@@ -139,22 +149,35 @@ def drop_shards(path: str, lost: Iterable[Shard], fence: Fence) -> None:
             storage.remove(storage.join(where, name))
 
 
-def go_on(path: str, inputs: Mapping[str, Artifact], fence: Fence) -> None:
-    """Delete what an unfinished build cannot go on with.
+def go_on(path: str, inputs: Mapping[str, Artifact], fence: Fence) -> list[str]:
+    """Delete what a build cannot go on with, and note what it is made from from here on.
 
-    That is all of it, if it was reopened and made from inputs that held something else: they were made anew since, and
-    shards of old and new ones are no artifact. It is the shards for which it was reopened. And it is what says "done"
-    where it only counts as unfinished since that is damaged: laid over the next manifest, it would do so for ever.
+    That is all of it, if inputs held something else when it began: they were made anew since, and shards of old and new
+    ones are no artifact, nor is a training of both. Returns their names. It is the shards for which it was reopened.
+    And it is what says "done" where it only counts as unfinished since that is damaged: laid over the next manifest, it
+    would do so for ever.
     """
-    found = json_files.read(storage.join(path, REPAIR), _repair)
-    made_of = found["inputs"] if found else {}
-    if any(inputs[name].manifest["content"] != content for name, content in made_of.items() if name in inputs):
+    before = begun_from(path)
+    if others := changed_inputs(before, inputs):
         discard(path, fence)
     if wrong_marks(path):
         for name in (MANIFEST, FORGOTTEN):
             fence()
             storage.remove(storage.join(path, name))
     drop_lost(path, fence)
+    if inputs and (others or not before):
+        _note(path, INPUTS, {name: artifact.manifest["content"] for name, artifact in inputs.items()}, fence)
+    return others
+
+
+def begun_from(path: str) -> dict[str, str]:
+    """Content hashes of what an unfinished build is made from, by name; nothing of one that has noted none."""
+    return json_files.read(storage.join(path, INPUTS), lambda told: json_files.of(dict[str, str], told)) or {}
+
+
+def changed_inputs(contents: Mapping[str, str], inputs: Mapping[str, Artifact]) -> list[str]:
+    """Names of the inputs that hold something else by now than these contents."""
+    return [name for name in contents if name in inputs and inputs[name].manifest["content"] != contents[name]]
 
 
 def kept(path: str) -> dict[str, FileEntry]:
@@ -163,22 +186,21 @@ def kept(path: str) -> dict[str, FileEntry]:
     return {name: FileEntry(**entry) for name, entry in found["files"].items()} if found else {}
 
 
-def _note(path: str, about: dict[str, Any], fence: Fence) -> None:
+def _note(path: str, name: str, about: Mapping[str, Any], fence: Fence) -> None:
     fence()
-    storage.publish(json.dumps(about).encode(), storage.join(path, REPAIR))
+    storage.publish(json.dumps(about).encode(), storage.join(path, name))
 
 
 def _repair(told: dict[str, Any]) -> dict[str, Any]:
-    found = {"files": {}, "inputs": {}, **told}  # earlier ones named none
+    found = {"files": {}, **told}  # earlier ones named none
     json_files.require(found, str, "content")
     json_files.require(found, dict[str, FileEntry], "files")
-    json_files.require(found, dict[str, str], "inputs")
     json_files.require(found, list[list[Any]], "lost")
     lost = [Shard(*shard) for shard in told["lost"]]
     for shard in lost:
         json_files.require(shard._asdict(), str, "folder")
         json_files.require(shard._asdict(), int, "number")
-    return {**{name: found[name] for name in ("content", "files", "inputs")}, "lost": lost}
+    return {**{name: found[name] for name in ("content", "files")}, "lost": lost}
 
 
 def shard_folders(artifact: Artifact) -> list[str]:
@@ -230,6 +252,6 @@ def _remove_objects(path: str, names: Collection[str], fence: Fence) -> None:
 def _marks(names: Collection[str]) -> Iterator[list[str]]:
     """Of the names of an artifact's files those that say "done" of something, in their order."""
     receipts = {name for name in names if PurePosixPath(name).parent.name == shards.RECEIPTS}
-    markers = {name for name in names if name.startswith(f"{BUILDING}/") and name.endswith(".json")} - {RESULT}
+    markers = {name for name in names if name.startswith(f"{BUILDING}/") and name.endswith(".json")} - {RESULT, INPUTS}
     for kind in ({MANIFEST}.intersection(names), {RESULT}.intersection(names), receipts | markers):
         yield sorted(kind)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -40,18 +41,24 @@ def test_a_stop_shortens_the_wait_for_a_store_and_is_what_is_told():
     assert exit_code(caught.value) == 128 + signal.SIGTERM
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """As a shell starts it, also where these tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_a_closed_terminal_asks_for_a_clean_end_unless_nohup_keeps_it_away():
     with pytest.raises(Interrupted) as caught, signals() as stop:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGHUP)
         stop.raise_if_asked()
     assert exit_code(caught.value) == 128 + signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with signals() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert stop() is None
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop() is None
 
 
 def test_without_a_stop_the_store_is_what_is_told():

@@ -267,7 +267,21 @@ def test_what_was_opened_goes_on_only_with_the_inputs_that_it_was_made_from(tmp_
     inputs = {"stage_a": Artifact("stage_a", "", {"content": now}), "images": Artifact("images", "", {"content": "x"})}
     deleting.go_on(artifact.path, inputs, open_fence)
     assert sorted(shards.finished(artifact.path)) == ([0] if stays else [])
-    assert storage.exists(artifact.path) == stays
+    assert Store(str(tmp_path)).started("latents_a", PRINT.digest) == stays
+
+
+@pytest.mark.parametrize(("now", "stays"), [("a", True), ("b", False)])
+def test_what_was_begun_goes_on_only_with_the_inputs_that_it_began_with(tmp_path, now, stays):
+    """It was killed, and what it is made from built anew: its shards or steps are of the old."""
+    path = str(tmp_path / "artifacts/latents_a/x")
+    inputs = {"stage_a": Artifact("stage_a", "", {"content": "a"})}
+    assert deleting.go_on(path, inputs, open_fence) == []
+    assert not Store(str(tmp_path)).started("latents_a", "x")  # nothing yet to go on from
+    storage.publish(b"1", f"{path}/00001.parquet")
+    inputs["stage_a"] = Artifact("stage_a", "", {"content": now})
+    assert deleting.go_on(path, inputs, open_fence) == ([] if stays else ["stage_a"])
+    assert storage.exists(f"{path}/00001.parquet") == stays
+    assert deleting.begun_from(path) == {"stage_a": now}
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "forgotten.json"])
