@@ -139,11 +139,16 @@ def rivals_can_be_judged(settings: Eval, sets: Mapping[str, str]) -> None:
 # ----------------------------------------------------------------------------------------------- of the pictures
 
 
-def sizes_fit(trainings: Trainings, image: ImageConfig) -> None:
-    """No phase sees larger pictures than are stored, and all but Stage A's come in steps of 128 px."""
+def sizes_in_steps(trainings: Trainings) -> None:
+    """Pictures of all phases but Stage A's come in steps of 128 px."""
     for key, phase in _phases(trainings):
         if phase.size % STEP and not key.startswith("stage_a."):
             raise ValueError(f"{key}.size={phase.size}: must be a multiple of {STEP} px")
+
+
+def sizes_fit(trainings: Trainings, image: ImageConfig) -> None:
+    """No phase sees larger pictures than are stored."""
+    for key, phase in _phases(trainings):
         if phase.size > image.size:
             raise ValueError(
                 f"{key}.size={phase.size} is larger than the stored pictures, data.image.size={image.size}"

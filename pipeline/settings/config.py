@@ -120,8 +120,11 @@ class Config(Settings):
     @model_validator(mode="after")
     def _pictures_fit(self) -> Self:
         image, trainings = self.data.image, self.trainings()
-        checks.sizes_fit(trainings, image)
-        checks.aspects_fit(trainings, image)
+        needs = {"previewer.train": self._needs_previewer(), "baseline.train": self._needs_baseline()}
+        see = {key: training for key, training in trainings.items() if needs.get(key, True)}
+        checks.sizes_in_steps(trainings)
+        checks.sizes_fit(see, image)
+        checks.aspects_fit(see, image)
         checks.stored_in_steps(image)
         checks.views_exist(trainings, self.data.views)
         checks.losses_can_judge(self.stage_a, self._shortest("train_a"))

@@ -61,9 +61,17 @@ def test_a_scale_chooses_the_data_unless_the_command_line_does():
     assert load("data=laion_aesthetic", "data.metadata=x", scale="single_gpu").data.source == "laion_aesthetic"
 
 
-def test_paper_batches_divide_among_the_gpus_of_the_big_clusters():
-    trainings = load("workers=64", scale="paper").trainings().values()
+@pytest.mark.parametrize("conf", ["stage_c", "previewer", "baseline_ldm"])
+def test_paper_batches_divide_among_the_gpus_of_the_big_clusters(conf):
+    trainings = load("workers=64", conf=conf, scale="paper").trainings().values()
     assert all(phase.batch_size % 64 == 0 for training in trainings for phase in training.phases)
+
+
+def test_pictures_may_be_smaller_than_a_training_wants_that_no_target_wants():
+    smaller = ["data.image.size=256", "sample.width=256", "sample.height=256", "stage_c.train.phases.0.size=256"]
+    assert load(*smaller, conf="finetune_c", scale="single_gpu").data.image.size == 256
+    with pytest.raises(UsageError, match=r"previewer\.train\.phases\.0\.size=512 is larger than the stored pictures"):
+        load(*smaller, "targets=[previewer]", conf="finetune_c", scale="single_gpu")
 
 
 def test_the_paper_trains_stage_c_for_the_published_918000_steps():
