@@ -32,7 +32,7 @@ SAMPLE_WORDS = (
 class Verb:
     """A verb with the words and flags that it takes beside `root` and, where `config`, `conf` and overrides.
 
-    `bare` says whether it also takes words without `=`, such as `weights list`.
+    `bare` says whether it also takes words without `=`, such as `logs STEP`; `does`, which of these may be the first.
     """
 
     help: str
@@ -40,6 +40,7 @@ class Verb:
     flags: tuple[str, ...] = ()
     config: bool = True
     bare: bool = False
+    does: tuple[str, ...] = ()
 
 
 VERBS: dict[str, Verb] = {
@@ -77,6 +78,7 @@ VERBS: dict[str, Verb] = {
         ("--json",),
         config=False,
         bare=True,
+        does=("list", "get", "verify"),
     ),
     "report": Verb(
         "out=FILE.html: the experiment of conf=NAME or run=ID as one page; `report hours`: device-hours",
@@ -89,12 +91,14 @@ VERBS: dict[str, Verb] = {
         ("out", "n"),
         ("--json",),
         bare=True,
+        does=("build", "tally"),
     ),
     "data": Verb(
         "`data funnel`, `lost`, `verify`, `repair`, `trace KEY`, `retry`, `dedup`, `forget` (keys= urls= from=FILE)",
         ("keys", "urls", "from"),
         ("--json",),
         bare=True,
+        does=("funnel", "lost", "verify", "repair", "trace", "retry", "dedup", "forget"),
     ),
     "gc": Verb(
         "artifacts that no run wants any more, and leftovers; `gc --yes` deletes them; days=N: older runs want nothing",
@@ -112,6 +116,7 @@ VERBS: dict[str, Verb] = {
         "`infra render` cluster=NAME out=DIR: the files that hand a run to KubeRay, Slurm, AWS or plain hosts",
         ("out",),
         bare=True,
+        does=("render",),
     ),
 }
 
@@ -230,6 +235,8 @@ class _Taken:
         """A word without `=`."""
         if not self.verb.bare:
             raise UsageError(f"'{word}' is neither a flag nor key=value{nearest(word, self.verb.flags)}")
+        if (does := self.verb.does) and not self.rest and word not in does:
+            raise UsageError(f"{self.name} does no '{word}'{nearest(word, does)}; it does {', '.join(does)}")
         self.rest.append(word)
 
     def words(self) -> Words:

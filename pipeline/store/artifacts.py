@@ -132,12 +132,7 @@ class Fingerprint:
 
     def as_dict(self) -> dict[str, Any]:
         """The clear text, as it stands in a manifest."""
-        return {
-            "step": self.step,
-            "version": self.version,
-            "settings": self.settings,
-            "parents": self.parents,
-        }
+        return {"step": self.step, "version": self.version, "settings": self.settings, "parents": self.parents}
 
 
 @dataclass(frozen=True)
@@ -281,15 +276,21 @@ class Store:
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         artifact = Artifact(name, path, _whole(json.loads(text)))
-        if told := lacking(path, every):
-            raise InfrastructureError(told)
         if claim:
             claim.beat()
         storage.sweep(path, claim.fence if claim else unfenced)
         if table is not None:
             storage.publish(table, storage.join(path, shard_table.FILE))
-        publish = claim.publish if claim else storage.publish
-        publish(text.encode(), storage.join(path, MANIFEST))
+
+        def check() -> None:
+            if told := lacking(path, every):
+                raise InfrastructureError(told)
+
+        if claim:
+            claim.publish(text.encode(), storage.join(path, MANIFEST), check)
+        else:
+            check()
+            storage.publish(text.encode(), storage.join(path, MANIFEST))
         return artifact
 
 

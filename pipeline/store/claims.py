@@ -50,9 +50,7 @@ from pipeline.store.process import ProcessId, user_name
 
 log = logging.getLogger(__name__)
 
-FOLDER = "claims"
-RUNS = "runs"
-ROOT = "root"  # all of it
+FOLDER, RUNS, ROOT = "claims", "runs", "root"  # the last: all of it
 OLD_LEASE = "building/lease.json"  # of versions before claims, in the artifact's own folder
 STAGED = "building/commit-"  # and the token of a claim: a manifest on its way
 Notify = Callable[[str], None]
@@ -61,8 +59,7 @@ Notify = Callable[[str], None]
 class Clock(Protocol):
     """What of `time` is needed."""
 
-    def sleep(self, seconds: float, /) -> None:
-        """Wait."""
+    def sleep(self, seconds: float, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -161,14 +158,17 @@ class Claim:
         if self.lost:
             raise self.lost
 
-    def publish(self, content: bytes, path: str) -> None:
+    def publish(self, content: bytes, path: str, check: Callable[[], None] = lambda: None) -> None:
         """Put `content` at `path`, as the last word on what is claimed; not if the claim is lost at that very moment.
+
+        `check` raises where it is not true: an earlier holder may have woken up and moved the folder aside.
 
         Raises:
             ClaimLost: nothing is there, or what the one who has taken over put there.
         """
         staged = storage.join(self._place, f"{STAGED}{self._owner.token}.json")
         storage.publish(content, staged)
+        check()  # not before: whoever moves the folder aside from here on takes along what was just put there
         self.beat()
         self._look()  # after a write in the same folder, which makes a client of NFS ask its server
         try:

@@ -15,10 +15,10 @@ from typing import Any, NotRequired, TypedDict
 
 from datasets.files import json_files, storage
 from datasets.files.errors import StoreRefuses
-from datasets.files.storage import CorruptFile
+from datasets.files.storage import MEND, CorruptFile
 from pipeline.errors import LeaseHeld
 from pipeline.store import claims, ledger
-from pipeline.store.artifacts import DIGEST, Artifact, Look, Store
+from pipeline.store.artifacts import DIGEST, Artifact, Look, Store, lacking
 from pipeline.store.process import ProcessId
 
 FOLDER = "invocations"
@@ -86,6 +86,7 @@ def reading(store: Store, artifacts: Collection[Artifact], notify: Callable[[str
 
     Raises:
         LeaseHeld: one was deleted before that could be seen.
+        CorruptFile: one lacks files.
     """
     with ExitStack() as exits:
         try:
@@ -96,6 +97,8 @@ def reading(store: Store, artifacts: Collection[Artifact], notify: Callable[[str
         for artifact in artifacts:
             if store.find(*artifact.called) is None:
                 raise LeaseHeld(f"{artifact.path} was deleted a moment ago; call this again")
+            if told := lacking(artifact.path, artifact.files):
+                raise CorruptFile(f"{told}; {MEND}")
         yield
 
 

@@ -58,7 +58,7 @@ def _path(step_log: str, rank: int | None) -> str:
         return step_log
     logs = {number: path for (_, number), path in sorted(log_files.ranks(step_log).items())}  # of the last attempt
     if rank not in logs:
-        has = f"there are {', '.join(map(str, logs))}" if logs else "it has no ranks, or they have not begun"
+        has = f"its ranks are {', '.join(map(str, logs))}" if logs else "it has no ranks, or they have not begun"
         raise UsageError(f"--rank {rank}: {re.sub('.*/', '', step_log)} has no such rank; {has}")
     return logs[rank]
 

@@ -123,11 +123,12 @@ def sample_release(config: Config, folder: str, words: dict[str, str], overridde
 
 def _request(words: dict[str, str], sampling: Sampling) -> Request:
     """The words, checked."""
-    reconstructing = "image" in words and "strength" not in words
-    if not words.get("out") or not (words.get("prompt") or reconstructing):
+    if not words.get("out") or not (words.get("prompt") or "image" in words):
         raise UsageError('sample needs prompt="..." and out=DIR; without a prompt, image=PATH is reconstructed')
     if "strength" in words and "image" not in words:
         raise UsageError(f"strength={words['strength']}: how far to go from a picture; give image=PATH too")
+    if "strength" in words and not words.get("prompt"):
+        raise UsageError(f"strength={words['strength']}: how far to go from image= to a prompt; give prompt=... too")
     if "steps_c" in words and sampling.timesteps == "released":
         raise UsageError(f"steps_c={words['steps_c']}: sample.timesteps=released has 29 steps; leave one of them out")
     tree = {**sampling.settings().model_dump(), **words}

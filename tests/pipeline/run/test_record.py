@@ -98,7 +98,7 @@ def test_logs_shows_the_step_and_its_ranks_of_the_last_run(run, tmp_path, capsys
     assert said("latents_a", "--follow").endswith("INFO encode_a begins\n")
     assert said("stage_c", "--rank", "1").endswith("INFO rank 1 in attempt 2\n")
     assert said("train_c", "--rank=0", "run=20260101-000000-abcd").endswith("INFO rank 0 in attempt 2\n")
-    assert "--rank 2: stage_c.log has no such rank; there are 0, 1" in said("train_c", "--rank", "2", code=2)
+    assert "--rank 2: stage_c.log has no such rank; its ranks are 0, 1" in said("train_c", "--rank", "2", code=2)
     assert "it has no ranks, or they have not begun" in said("encode_a", "--rank", "0", code=2)
     assert "(did you mean train_c?); there are encode_a, latents_a, stage_c, train_c" in said("trian_c", code=2)
     assert "has no run of that ID" in said("train_c", "run=1", code=2)

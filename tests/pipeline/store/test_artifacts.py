@@ -114,6 +114,34 @@ def test_many_missing_files_are_not_all_named(store):
         store.commit("stage_a", PRINT, {"files": files, "timed": [], "rows": 1, "created": "2026-01-01"})
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_nothing_is_done_whose_folder_is_moved_aside_at_the_last_moment(store, when, monkeypatch):
+    """By an earlier holder that wakes up, and cannot put it back: there is a new one, with the manifest on its way."""
+    claim = claims.take(store.root, claims.artifact("stage_a", PRINT.digest), print)
+    path = store.path("stage_a", PRINT.digest)
+    facts = {"timed": [], "rows": 1, "created": "2026-01-01"}
+    facts["files"] = {"weights": storage.publish(b"weights", f"{path}/weights")}
+    publish = storage.publish
+
+    def meanwhile(content: bytes, place: str) -> storage.FileEntry:
+        if "/commit-" not in place:
+            return publish(content, place)
+        if when == "before":
+            storage.move(path, f"{store.root}/aside")
+        entry = publish(content, place)
+        if when == "after":
+            storage.move(path, f"{store.root}/aside")
+        return entry
+
+    monkeypatch.setattr(storage, "publish", meanwhile)
+    with pytest.raises(InfrastructureError, match=r"1 of 1 files .* missing or cut short: weights"):
+        store.commit("stage_a", PRINT, facts, claim)
+    assert store.find("stage_a", PRINT.digest) is None
+    monkeypatch.undo()
+    publish(b"weights", f"{path}/weights")
+    store.commit("stage_a", PRINT, facts, claim)
+
+
 def test_a_holder_that_lost_commits_nothing_and_touches_nothing(store):
     claim = claims.take(store.root, claims.artifact("stage_a", PRINT.digest), print)
     path = store.path("stage_a", PRINT.digest)

@@ -104,6 +104,7 @@ def build_all(root: Path | str, loaded: Config) -> None:
         (["sample", *MICRO, "out=pictures", "image=file"], "image=file: no whole picture of the formats JPEG, PNG"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "image=none.png"], "image=none.png: there is no such file"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "strength=0.5"], "strength=0.5: how far to go from a picture"),
+        (["sample", *MICRO, "image=x", "out=pictures", "strength=0.5"], "from image= to a prompt; give prompt=... too"),
         (["sample", *MICRO, "prompt=x", "out=pictures", "run_seed=x"], "seed=x: input should be a valid integer"),
         (["sample", "from=file", "prompt=x", "out=pictures"], "file/sampling.json is missing"),
         (

@@ -218,6 +218,7 @@ def test_what_others_wrote_of_a_picture_is_told_with_it(root, images, ask, monke
         (["funnel", "keys=x"], "keys=, urls= and from= go with `data forget`"),
         (["lost", "from=x"], "keys=, urls= and from= go with `data forget`"),
         (["verify", "urls=x"], "keys=, urls= and from= go with `data forget`"),
+        (["trance"], "data does no 'trance' (did you mean trace?); it does funnel, lost, verify"),
         (["trace"], "data needs one of: funnel, lost, verify, repair, trace KEY, retry, dedup, forget"),
         (["forget", "conf=stage_a"], "data forget takes keys=, urls=, from=FILE and root=; it concerns every conf's"),
         (["forget", "seed=1"], "data forget takes keys=, urls=, from=FILE and root=; it concerns every conf's"),

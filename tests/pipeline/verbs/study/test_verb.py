@@ -105,7 +105,7 @@ def refused(capsys, *arguments: object) -> str:
     ("arguments", "told"),
     [
         ([], "study needs one of: build conf=NAME out=FILE.html, tally FILE..."),
-        (["count"], "study needs one of"),
+        (["taly"], "study does no 'taly' (did you mean tally?); it does build, tally"),
         (["build", "more"], "study needs one of"),
         (["build", "conf=stage_c"], "study build needs out=FILE.html"),
         (["build", "conf=stage_c", "out=page.txt"], "out=page.txt: the page is an HTML file"),
