@@ -62,6 +62,14 @@ class Request(SamplingConfig):
     n: PositiveInt = 1
     preview: bool = False
 
+    @property
+    def idle(self) -> set[str]:
+        """The words that change nothing of what is drawn: of a stage that has no part in it, or has no guidance."""
+        parts = {"c": self.image is None or self.strength is not None, "b": not self.preview}
+        found = {f"{word}_{stage}" for stage, draws in parts.items() if not draws for word in ("steps", "guidance")}
+        guided = any(draws and getattr(self, f"guidance_{stage}") > 1 for stage, draws in parts.items())
+        return found if guided else found | {"negative"}
+
 
 def sample(config: Config, root: str, words: dict[str, str]) -> None:
     """Write `n` pictures as PNGs to `out`, with the models of exactly this config; seeds count up from `seed`.
@@ -189,6 +197,9 @@ def _draw(
     name, digits = _slug(request.prompt or PurePosixPath(request.image or "").stem), _digits(request, image, origin)
     places = [storage.join(folder, f"{name}-{seed}-{digits}{ending}.png") for seed in seeds]
     check_writable(folder, "out")
+    for word in sorted(request.idle & words.keys()):
+        why = "no stage draws with guidance above 1" if word == "negative" else "that stage has no part in it"
+        console.print(f"{word}= changes nothing: {why}", style="yellow", markup=False)
     try:
         loaded = loading.ready(load, config.sample, where)
         _tell_truncation(loaded, request)

@@ -140,3 +140,30 @@ def test_all_that_decides_a_picture_shows_in_its_name() -> None:
     assert len(set(digits)) == len(other)
     same = sample_verb.Request(**(plain | {"seed": 3, "n": 2, "out": "elsewhere", "image": "b.png"}))
     assert sample_verb._digits(same, None, ["a"]) == digits[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        ({"negative": "y"}, set()),
+        ({"negative": "y", "guidance_c": 1, "guidance_b": 1}, {"negative"}),
+        (
+            {"image": "a.png", "steps_c": 4, "guidance_c": 4, "guidance_b": 1, "negative": "y"},
+            {"steps_c", "guidance_c", "negative"},
+        ),
+        ({"image": "a.png", "strength": 0.5, "prompt": "x", "steps_c": 4}, set()),
+        (
+            {"preview": True, "steps_b": 4, "guidance_b": 4, "guidance_c": 1, "negative": "y"},
+            {"steps_b", "guidance_b", "negative"},
+        ),
+    ],
+)
+def test_words_that_change_nothing_are_known(words: dict[str, Any], idle: set[str]) -> None:
+    settings = {**SETTINGS.model_dump(), "guidance_c": 2.0, "guidance_b": 1.0, **words}
+    assert sample_verb.Request(**settings).idle & words.keys() == idle
+
+
+def test_a_word_that_changes_nothing_is_told(written: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", f"from={written}", "prompt=x", "width=128", "height=128", "out=.", "negative=ugly"]
+    assert main([*words, "guidance_c=1", "guidance_b=1"]) == 0
+    assert "negative= changes nothing: no stage draws with guidance above 1" in capsys.readouterr().err
