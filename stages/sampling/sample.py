@@ -7,7 +7,7 @@ at most 1 of 255 levels, in at most 8e-5 of the values. Batch 1 always gives the
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,11 @@ if TYPE_CHECKING:  # these need torchvision and open_clip, which not every proce
     from stages.models.text import TextTower
 
 M = TypeVar("M", bound=nn.Module)
+MAGENTA = (1.0, 0.0, 1.0)  # of what is no colour
+
+
+class NoPicture(ValueError):
+    """A model gives numbers that are not finite, of which there is no picture."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,8 @@ def generate(
     device: where to compute; None is where Stage C lies. Models that lie elsewhere move there for their turn
     and back, so that a small device holds one at a time.
 
-    Raises BadImageSize for sides that are no multiples of 128 px, and for a picture of another size.
+    Raises BadImageSize for sides that are no multiples of 128 px, and for a picture of another size, and NoPicture
+    where a model gives numbers that are not finite.
     """
     assert len(texts) == len(seeds)
     assert strength is None or (image is not None and 0 < strength <= 1)
@@ -197,7 +203,7 @@ def generate(
     assert code is not None
     if preview:
         return _previewed(models, code, device)
-    return decode(models, draw_latents(models, code, captions, settings, noise), device)
+    return decode(models, draw_latents(models, code, captions, settings, noise), device, code)
 
 
 class Captions:
@@ -238,10 +244,15 @@ def draw_latents(models: Models, code: Tensor, captions: Captions, settings: Sam
         return sample_latents(stage_b, code, text, negative, noise, Steps.of_b(settings))
 
 
-def decode(models: Models, latents: Tensor, device: torch.device) -> Tensor:
-    """Stage A's part: pictures (B, H, W, 3) uint8 on the CPU."""
+def decode(models: Models, latents: Tensor, device: torch.device, code: Tensor | None = None) -> Tensor:
+    """Stage A's part: pictures (B, H, W, 3) uint8 on the CPU, of latents that were drawn of `code`.
+
+    Raises:
+        NoPicture: what a model gives are no finite numbers.
+    """
+    made = {"the codes that Stage B is given": code, "Stage B's latents": latents}
     with on(device, models.stage_a) as stage_a:
-        return to_pixels(stage_a.decode(latents))
+        return _pictures(stage_a.decode(latents), made, "Stage A's pixels")
 
 
 def _compressed(models: Models, image: Tensor, device: torch.device) -> Tensor:
@@ -269,7 +280,8 @@ def _encoded(
 def _previewed(models: Models, code: Tensor, device: torch.device) -> Tensor:
     assert models.previewer is not None, "a preview needs the previewer"
     with on(device, models.previewer) as previewer:
-        return to_pixels(previewer(normalise(code)))
+        made = {"the codes that the previewer is given": code}
+        return _pictures(previewer(normalise(code)), made, "the previewer's pixels")
 
 
 @contextmanager
@@ -308,7 +320,7 @@ def generate_baseline(
     start = noise(baseline.latent_channels, latent_side(code_side(height)), latent_side(code_side(width)))
     predict = guided(baseline, text, negative, guidance)
     latents = denoise(predict, start, noise, Steps(diffusion.sampling_times(steps), guidance))
-    return to_pixels(stage_a.decode(latents))
+    return _pictures(stage_a.decode(latents), {"the baseline's latents": latents}, "Stage A's pixels")
 
 
 @torch.inference_mode()
@@ -340,6 +352,25 @@ def reconstruct_b(
     return to_pixels(stage_a.decode(sample_latents(stage_b, code, text, None, noise, unguided)))
 
 
+def _pictures(image: Tensor, made_of: Mapping[str, Tensor | None], name: str) -> Tensor:
+    """`to_pixels` of an image that was drawn, whose numbers are finite.
+
+    That costs a batch one question to its device. Where they are not, the first of what it was made of that is not
+    finite is told; weights may be finite, and still give no such numbers.
+    """
+    if bool(image.isfinite().all()):
+        return to_pixels(image)
+    for whose, values in {**made_of, name: image}.items():
+        if values is not None and (bad := int((~values.isfinite()).flatten(1).any(dim=1).sum())):
+            raise NoPicture(
+                f"{whose} are no finite numbers in {bad} of {len(values)} pictures: the training of the model that "
+                "makes them went wrong; look at its losses, and train it anew with a lower learning_rate"
+            )
+    raise AssertionError("the image is one of them")
+
+
 def to_pixels(image: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1], clamped here -> (B, H, W, 3) uint8 on the CPU."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    """(B, 3, H, W) in [0, 1], clamped here -> (B, H, W, 3) uint8 on the CPU; magenta where it is no finite number."""
+    drawn = image.isfinite().all(dim=1, keepdim=True)
+    seen = torch.where(drawn, image, image.new_tensor(MAGENTA)[:, None, None])
+    return (seen.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()

@@ -48,7 +48,7 @@ def _timed(
     after_c = now()
     latents = draw_latents(models, code, captions, settings, noise)
     after_b = now()
-    decode(models, latents, device)
+    decode(models, latents, device, code)
     return dict(zip(STAGES, (after_c - begun, after_b - after_c, now() - after_b), strict=True))
 
 

@@ -1,5 +1,6 @@
 """Stage A, B, C and their objectives: golden sizes, starts, losses; sampling."""
 
+import copy
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -375,6 +376,32 @@ def test_a_picture_does_not_depend_on_its_batch(models: sample.Models) -> None:
     assert (together[1].int() - alone[0].int()).abs().max() <= 1
     assert (together[0].int() - together[2].int()).abs().max() <= 1
     assert (together[0].int() - together[1].int()).abs().max() > 50
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("stage_c", "the codes that Stage B is given are no finite numbers in 2 of 2 pictures"),
+        ("stage_b", "Stage B's latents are no finite numbers"),
+        ("stage_a", "Stage A's pixels are no finite numbers"),
+    ],
+)
+def test_nothing_is_drawn_of_numbers_that_are_not_finite(models: sample.Models, model: str, told: str) -> None:
+    """Weights may be finite, and still give none: black pictures would be scored as if they had been drawn."""
+    ruined = copy.deepcopy(models)
+    with torch.no_grad():
+        for parameter in getattr(ruined, model).parameters():
+            parameter.fill_(1e30)
+    with pytest.raises(sample.NoPicture, match=told):
+        sample.generate(ruined, ["a cat", "a dog"], [1, 2], SMALL)
+
+
+def test_a_panel_shows_magenta_where_there_is_no_number() -> None:
+    image = torch.full((1, 3, 2, 2), 0.5)
+    image[0, 1, 0, 0], image[0, 2, 1, 1] = torch.nan, torch.inf
+    pixels = sample.to_pixels(image)[0]
+    grey, magenta = [128, 128, 128], [255, 0, 255]
+    assert pixels.tolist() == [[magenta, grey], [grey, magenta]]
 
 
 def test_sides_between_the_steps_are_refused(models: sample.Models) -> None:
