@@ -111,6 +111,14 @@ def heard(board: Any, hidden: Iterable[str], work: Callable[..., T], *arguments:
         return work(*arguments)
 
 
+class Raised(Exception):
+    """What a worker of Ray Data raised, in one piece: Ray would lose it in an error of its own, or add to its words."""
+
+    def __init__(self, error: Exception, *added: object) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class HeardActor:
     """A `worker(*arguments)` for one pickled shard a batch, whose driver is told what the storage has to get over.
 
@@ -122,8 +130,17 @@ class HeardActor:
         hide_all(hidden)
         self._telling = ExitStack()
         self._telling.enter_context(notices.heard_by(BoardClient(board).post))  # for as long as the actor lives
-        self._work = worker(*arguments)
+        self._failed: Exception | None = None
+        try:
+            self._work = worker(*arguments)
+        except Exception as error:  # told by the first call: of an actor that never was, Ray tells nothing else
+            self._failed = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bool]]:
-        self._work(pickle.loads(batch["shard"][0]))
+        try:
+            if self._failed:
+                raise self._failed
+            self._work(pickle.loads(batch["shard"][0]))
+        except Exception as error:
+            raise Raised(error) from error
         return {"done": [True]}

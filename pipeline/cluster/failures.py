@@ -1,7 +1,6 @@
 """Ray's many wrappings of an error, undone: what a worker raised, or what of the infrastructure failed."""
 
 import ray.exceptions
-from ray.data.exceptions import UserCodeException
 from ray.train.v2._internal.exceptions import (
     RayTrainError,
     UserExceptionWithTraceback,
@@ -10,6 +9,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
 from datasets.files.errors import StorageError
+from pipeline.cluster.board import Raised
 from pipeline.errors import ClaimLost, InfrastructureError, Preempted
 
 
@@ -33,8 +33,8 @@ def cause(error: BaseException) -> BaseException:
         return cause(error.health_check_failure)
     if isinstance(error, ray.exceptions.RayTaskError):
         return cause(error.cause)
-    if isinstance(error, UserCodeException) and error.__cause__:
-        return cause(error.__cause__)
+    if isinstance(error, Raised):  # by a worker of Ray Data
+        return cause(error.error)
     if getattr(error, "preempted", False):  # an actor's death
         return Preempted("a node was taken away")
     if isinstance(error, (ray.exceptions.RayError, RayTrainError)):

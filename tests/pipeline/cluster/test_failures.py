@@ -7,6 +7,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from datasets.files.errors import StoreRefuses
+from pipeline.cluster.board import Raised
 from pipeline.cluster.failures import cause
 from pipeline.errors import ClaimLost, InfrastructureError, Preempted, UsageError
 
@@ -59,8 +60,9 @@ def test_a_device_that_fails_is_tried_again_and_one_that_is_full_is_told():
             UserExceptionWithTraceback(ray.exceptions.RayTaskError("train", "traceback", error), "traceback")
         ),
         lambda error: WorkerHealthCheckFailedError("gone", error),
+        lambda error: ray.exceptions.RayTaskError("map", "traceback", Raised(error, "what Ray adds")),
     ],
-    ids=["task", "rank", "both", "health"],
+    ids=["task", "rank", "both", "health", "actor"],
 )
 def test_what_ray_wraps_is_taken_out(wrapped):
     error = UsageError("a batch is too large")

@@ -195,3 +195,37 @@ def test_actors_of_a_run_live_on_its_driver_s_node_and_end_with_no_other():
         environment = os.environ | nodes.environment
         done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=environment)
     assert done.stdout.splitlines()[-1:] == ["{True}"], done.stderr
+
+
+RAISING = """
+from pipeline.cluster.ray_cluster import Cluster
+from pipeline.errors import ClaimLost
+from pipeline.settings import compose
+from stages.weight_files import BadWeights
+
+class Worker:
+    def __init__(self, error, when):
+        self.error = error
+        if when == "made":
+            raise error
+
+    def __call__(self, shard):
+        raise self.error
+
+cluster = Cluster(compose.load("stage_c", ["scale=micro"]).cluster, 1)
+ways = (BadWeights("another model"), "made"), (BadWeights("another"), "called"), (ClaimLost("gone"), "called")
+for error, when in ways:
+    try:
+        cluster.map_shards(Worker, (error, when), [1, 2], "encode", lambda: None)
+    except Exception as found:
+        print(type(found).__name__, found)
+cluster.close()
+"""
+
+
+@pytest.mark.ray
+def test_what_an_actor_raises_reaches_the_driver_as_it_is():
+    """Else a person's mistake, or a claim that is lost, would be tried again as if the cluster had failed."""
+    done = subprocess.run([sys.executable, "-c", RAISING], capture_output=True, text=True, cwd=CHECKOUT)
+    told = [line for line in done.stdout.splitlines() if "(raylet)" not in line]
+    assert told == ["BadWeights another model", "BadWeights another", "ClaimLost gone"], done.stderr
