@@ -69,7 +69,7 @@ class Cluster:
         context.enable_progress_bars = False
         context.max_errored_blocks = 0
         context.raise_original_map_exception = True  # not one of Ray's, in which ours is lost
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, and told once
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         self.room = Room(config, ray.nodes)
         self.room.require(workers)

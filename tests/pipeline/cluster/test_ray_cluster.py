@@ -229,3 +229,4 @@ def test_what_an_actor_raises_reaches_the_driver_as_it_is():
     done = subprocess.run([sys.executable, "-c", RAISING], capture_output=True, text=True, cwd=CHECKOUT)
     told = [line for line in done.stdout.splitlines() if "(raylet)" not in line]
     assert told == ["BadWeights another model", "BadWeights another", "ClaimLost gone"], done.stderr
+    assert "Traceback" not in done.stderr
