@@ -49,6 +49,9 @@ class Fetched:
     sha256: str | None = None
 
 
+_TWIN = Fetched(Outcome.FORGOTTEN, f"{Outcome.FORGOTTEN}: it has the bytes of a picture that this root was to forget")
+
+
 def _unheard(_: int) -> None:
     """Nobody wants to know."""
 
@@ -80,7 +83,7 @@ def download_shard(
         hosts: addresses of reserved host names, used when connecting: neither keys nor bytes see them.
         pace: turns at each host, shared with other shards; None: `download.per_host` for this shard alone.
         names: looks hosts up, for other shards too; None: for this one alone.
-        forgotten: keys, URLs and origins of pictures that are not asked for.
+        forgotten: keys, URLs and origins of pictures that are not asked for, and sha256 of bodies that are not kept.
         earlier: what another download made of its rows, of which those lost for a passing reason are fetched.
         replaced: that download's receipt in this folder, which stays where nothing is gained.
         settled: told of so many more rows whose fate is known, at least for now.
@@ -92,7 +95,8 @@ def download_shard(
     clock = Clock()
     opener = web.Opener(download, hosts, pace or HostSlots(download.per_host, download.max_wait_s), names)
     known = _known(rows, forgotten, earlier or {})
-    fetched, retried = _fetch_all(rows, known, shard, image, download, opener, settled)
+    answers, retried = _fetch_all(rows, known, shard, image, download, opener, settled)
+    fetched = {row: _TWIN if answer.sha256 in forgotten else answer for row, answer in answers.items()}
     dropped = Counter(str(result.outcome) for result in fetched.values() if not result.picture)
     if replaced and dropped == replaced.dropped:
         return replaced

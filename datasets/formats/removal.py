@@ -77,6 +77,13 @@ def holds(content: bytes, keys: Set[str]) -> bool:
     return table.filter(_among(table, keys)).num_rows > 0
 
 
+def told(content: bytes, column: str, values: Set[str], wanted: str) -> set[str]:
+    """What rows of a table that have one of some values in a column have in another, where there is anything."""
+    table = pq.read_table(pa.BufferReader(content), columns=[column, wanted])
+    found = table.filter(pc.field(column).isin(pa.array(list(values), pa.string())))
+    return set(found[wanted].drop_null().to_pylist())
+
+
 def count(content: bytes) -> int:
     """Rows of a table."""
     rows: int = pq.read_metadata(pa.BufferReader(content)).num_rows

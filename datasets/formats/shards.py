@@ -33,6 +33,7 @@ from datasets.formats.rounding import Int8, Rounding
 RECEIPTS = "receipts"
 RECEIPT = r"\d{5,}\.json"
 KEY = re.compile(r"[0-9a-f]{32}")
+BODY = re.compile(r"[0-9a-f]{64}")  # the sha256 of a body as fetched
 INDEX = pa.schema(
     [
         ("key", pa.string()),

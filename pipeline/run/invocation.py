@@ -44,7 +44,7 @@ from pipeline.store.ledger import About
 from pipeline.store.process import ProcessId
 from pipeline.store.provenance import provenance
 from pipeline.store.redact import redact, redact_path
-from pipeline.store.removal_list import check_carried_out, names_of, requests
+from pipeline.store.removal_list import check_carried_out, refused
 from pipeline.terminal import console
 from settings import FILES
 
@@ -326,7 +326,7 @@ class _Session:
                 claim=claim,
                 inputs=inputs,
                 cluster=self.cluster,
-                forgotten=frozenset(names_of(requests(self.root))),
+                forgotten=refused(self.root),
                 lease=account.lease,
                 report=self._reporter(step.output, progress, tracked, account, figures),
                 stopped=stopped,

@@ -108,7 +108,7 @@ class Build:
     cluster: "Cluster"
     lease: Callable[..., AbstractContextManager[Held]]  # devices, of what kind, `queued` for? -> the ledger
     report: Reporter
-    forgotten: frozenset[str]  # keys and URLs of pictures that this root has been asked to forget
+    forgotten: frozenset[str]  # keys, URLs and sha256 of bodies that this root has been asked to forget
     stopped: Callable[[], Interrupted | None]  # why the run should end, if it should
     log: str = ""  # the step's log below the root, beside which its ranks have theirs
     held: list[Held] = field(default_factory=list)  # by the training that goes on

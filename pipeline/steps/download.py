@@ -84,8 +84,10 @@ def download(build: Build) -> Facts:
 
 
 def _among(rows: pa.Table, forgotten: frozenset[str]) -> Set[str]:
-    """Of what is forgotten the names of some planned rows: a task is sent no more than it needs."""
-    return forgotten and {name for key in plan.NAMES for name in rows[key].to_pylist()} & forgotten
+    """Of what is forgotten the names of some planned rows, for a task is sent no more than it needs; and all hashes:
+    whose bytes they are, nobody knows before they are there."""
+    named = {name for key in plan.NAMES for name in rows[key].to_pylist()} if forgotten else ()
+    return {name for name in forgotten if name in named or shards.BODY.fullmatch(name)}
 
 
 def _ask(build: Build, finished: dict[int, Receipt], wanted: Set[int], lost: Lost) -> None:

@@ -354,14 +354,16 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
         told["files"] = dict(done.files)
         print_json({"root": root, **told})
         return
-    out.print(f"stored rows forgotten: {len(done.pictures)}, with every caption of the pictures that are named")
+    out.print(
+        f"stored rows forgotten: {len(done.pictures)}, with every caption and copy of the pictures that are named"
+    )
     if done.unplanned:
         out.print(
             f"in no plan here: {', '.join(sorted(done.unplanned))}; only these very captions are kept out of later "
             "downloads, so give urls= too"
         )
     if done.alike:
-        out.print(f"duplicates of them, which stay: {', '.join(sorted(done.alike))}; forget them by keys= too")
+        out.print(f"what looks like them, and stays: {', '.join(sorted(done.alike))}; forget them by keys= too")
     out.print(", ".join(f"{count} files {how}" for how, count in sorted((+done.files).items())) or "no file changed")
     if done.pictures or +done.files:
         out.print("not reached from here: cluster.cache.folder of nodes, MLflow at a tracking.uri, copies of a release")

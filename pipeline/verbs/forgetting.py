@@ -1,10 +1,13 @@
 """Forgetting: taking pictures out of all that a root has stored of them.
 
 A picture is what lies at its URL, or at the one that it was copied from: a key, which is of a URL with one caption,
-stands for all captions. Pictures, captions and tensors go from every artifact; what is left is as if they had never
-been kept. The plan keeps their rows. Fingerprints stay: they tell what was asked for, and a forgotten picture makes
-nobody train again. The images come last, so that a removal that was killed is gone on with by any later one. What is
-not finished, and what was made from it when it was, is `store.unfinished`'s.
+stands for all captions. It is that wherever the same bytes lie: what is stored of them under other names goes too, and
+their hash stays on the list, so that none comes back. What only looks alike stays, and is named.
+
+Pictures, captions and tensors go from every artifact; what is left is as if they had never been kept. The plan keeps
+their rows. Fingerprints stay: they tell what was asked for, and a forgotten picture makes nobody train again. The
+images come last, so that a removal that was killed is gone on with by any later one. What is not finished, and what was
+made from it when it was, is `store.unfinished`'s.
 """
 
 import json
@@ -52,7 +55,9 @@ class Outcome:
     pictures: set[str] = field(default_factory=set)
     files: Counter[str] = field(default_factory=Counter)
     trained: set[str] = field(default_factory=set)
-    alike: set[str] = field(default_factory=set)  # keys of their duplicates, as far as these were looked for; they stay
+    alike: set[str] = field(
+        default_factory=set
+    )  # keys of what looks like them, as far as that was looked for; it stays
     unplanned: set[str] = field(default_factory=set)  # keys of which no plan here tells the URL
 
 
@@ -96,12 +101,15 @@ def forget(root: str, names: Set[str]) -> Outcome:
         outcome = Outcome()
         removal_list.add(root, names | _pictures_of(root, names, outcome))
         _require_quiet(root, "once it has ended, go on with: python -m pipeline data forget")
-        waiting = [request for request in requests(root) if not request.done]
-        if waiting:
+        if waiting := _waiting(root):
             _carry_out(root, names_of(waiting).keys(), outcome)
-        for request in waiting:
+        for request in _waiting(root):
             removal_list.close(root, request)
     return outcome
+
+
+def _waiting(root: str) -> list[removal_list.Request]:
+    return [request for request in requests(root) if not request.done]
 
 
 def _require_quiet(root: str, told: str) -> None:
@@ -126,10 +134,11 @@ def _pictures_of(root: str, names: Set[str], outcome: Outcome) -> set[str]:
 
 def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
     store = Store(root)
-    every = (artifact for artifact in store.finished() if artifact.name == "metadata")
-    planned = [(metadata, rows) for metadata in every if (rows := _planned(metadata, names))]
-    keys = {row["key"] for _, rows in planned for row in rows}
-    keys |= {name for name in names if shards.KEY.fullmatch(name)}  # whose plan may be unfinished
+    planned, keys = _meant(store, names)
+    bodies, copies = removal_list.copies(store, keys)
+    removal_list.add(root, bodies | (copies - keys))  # before the first of them goes, which takes its hash along
+    if not copies <= keys:
+        planned, keys = _meant(store, names | copies)
     if not keys:
         return
     _from_torn(store, keys, {caption for _, rows in planned for caption in _captions(rows)}, outcome)
@@ -137,7 +146,15 @@ def _carry_out(root: str, names: Set[str], outcome: Outcome) -> None:
     for metadata, rows in planned:
         for images in (child for child in children(metadata, finished) if child.name == "images"):
             _from_everything(store, metadata, images, finished, rows, outcome)
+    outcome.alike -= outcome.pictures
     outcome.files["deleted"] += unfinished.drop(store, keys, (*SHEETS, *TABLES, CARD), _tell)
+
+
+def _meant(store: Store, names: Set[str]) -> tuple[list[tuple[Artifact, list[dict[str, Any]]]], set[str]]:
+    """The plans that have rows of these names, with these rows; and all their keys."""
+    planned = [(metadata, rows) for metadata in store.finished("metadata") if (rows := _planned(metadata, names))]
+    keys = {row["key"] for _, rows in planned for row in rows}
+    return planned, keys | {name for name in names if shards.KEY.fullmatch(name)}  # whose plan may be unfinished
 
 
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:

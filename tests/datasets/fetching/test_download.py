@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gzip
+import hashlib
 import http.client
 import io
 import json
@@ -451,6 +452,23 @@ def test_a_forgotten_picture_is_not_asked_for_and_taken_out_later_leaves_the_sam
         assert change(content, set()) == content
         assert change(content, keys) == (tmp_path / "never" / name).read_bytes()
     assert removal.from_receipt(kept, {}, 0, downloaded=True).dropped == receipt.dropped
+
+
+def test_the_bytes_of_a_forgotten_picture_are_not_kept_wherever_they_come_from(server, tmp_path):
+    rows = planned("good", "moved", "good-too")
+    first = download(rows, tmp_path / "first", server)
+    assert first.rows_out == 3
+    tar, index = ((tmp_path / "first" / name).read_bytes() for name in (shards.image_name(7), shards.index_name(7)))
+    for name, earlier in {"asked": None, "taken over": results(tar, index)}.items():
+        forgotten = {hashlib.sha256(PICTURE).hexdigest()}
+        receipt = download(rows, tmp_path / name, server, forgotten=forgotten, earlier=earlier)
+        assert receipt.dropped == {"forgotten": 2}
+        (kept,) = shards.read_images((tmp_path / name / shards.image_name(7)).read_bytes())
+        assert kept.key == rows["key"][2].as_py()
+        told = list(losses(rows, (tmp_path / name / shards.index_name(7)).read_bytes()))
+        assert [(cause, sentence) for _, _, cause, sentence in told] == [
+            ("forgotten", "it has the bytes of a picture that this root was to forget")
+        ] * 2
 
 
 def test_a_later_attempt_asks_again_for_passing_losses_only_and_keeps_every_other_byte(server, tmp_path):

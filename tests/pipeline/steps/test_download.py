@@ -4,13 +4,14 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from datasets.formats.shards import Receipt
 from pipeline.errors import BudgetExceeded
 from pipeline.settings.words import parse
 from pipeline.steps import download as steps
-from pipeline.steps.download import _budget, _Told
+from pipeline.steps.download import _among, _budget, _Told
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,11 @@ def test_the_ways_are_commands_of_the_same_words(bounds, monkeypatch):
         main._handle(parse(words))
     same, end = "python -m pipeline run conf=stage_c 'root=a b' data.limit=3", "".join(f" {word}" for word in bounds)
     assert str(caught.value) == f"too many; again: {same}{end}; without: {same} data.download.max_lost=0.5{end}"
+
+
+def test_a_task_is_told_of_its_own_rows_that_are_forgotten_and_of_all_hashes():
+    rows = pa.Table.from_pylist([{"key": "k", "url": "http://a.example/x", "origin": None}])
+    assert _among(rows, frozenset({"k", "other", "a" * 64})) == {"k", "a" * 64}
 
 
 def test_progress_is_told_now_and_then_and_adds_up(monkeypatch):

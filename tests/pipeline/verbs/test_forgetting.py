@@ -30,7 +30,7 @@ from pipeline.steps import sample
 from pipeline.steps.select import held_out, make
 from pipeline.store import claims, deleting
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
-from pipeline.store.removal_list import check_carried_out, listed, requests
+from pipeline.store.removal_list import check_carried_out, listed, refused, requests
 from pipeline.terminal import out
 from pipeline.tracking import outbox
 from pipeline.verbs import forgetting
@@ -65,9 +65,11 @@ def tensors(shard: int, forgotten: str | None = None) -> bytes:
     return shards.write_tensors(rows, "text", np.array([[16 * shard + row.row] * 2 for row in rows], np.float16))
 
 
-def index(shard: int) -> bytes:
+def index(shard: int, bodies: dict[str, str] | None = None) -> bytes:
+    """What became of a shard's rows; `bodies` are hashes by key, as far as the test wants any."""
     rows = [
         {"key": key, "row": row, "status": "gone" if row == ROWS - 1 else "ok", "width": 9}
+        | {"sha256": (bodies or {}).get(key)}
         for row, key in enumerate(KEYS[shard])
     ]
     return shards.table_bytes(rows, INDEX)
@@ -131,7 +133,7 @@ def hold_out(store: Store, metadata: Artifact, images: Artifact, repeated: Artif
     made(settings={"data.holdout": share})
 
 
-def built(root: Path, earlier: bool = False) -> Store:
+def built(root: Path, earlier: bool = False, bodies: dict[str, str] | None = None) -> Store:
     """A root with one artifact of each kind that holds pictures, or something made of them; by an earlier version."""
     store = Store(str(root))
     sharded = partial(commit, store, earlier=earlier)
@@ -144,7 +146,7 @@ def built(root: Path, earlier: bool = False) -> Store:
     rows = pa.Table.from_pylist(planned, schema=plan.SCHEMA)
     metadata = commit(store, "metadata", {"plan/00000.parquet": plan_files.parquet_bytes(rows, ROWS)}, 2 * ROWS)
     tars = {shards.image_name(shard): shards.write_images(image_rows(shard)) for shard in range(2)}
-    indexes = {shards.index_name(shard): index(shard) for shard in range(2)}
+    indexes = {shards.index_name(shard): index(shard, bodies) for shard in range(2)}
     about = {"notes": {"lost": {"gone": 2}}}
     images = sharded("images", tars | indexes, 2 * (ROWS - 1), metadata, sharded="", lost=1, **about)
     values = {shards.tensor_name(shard): tensors(shard) for shard in range(2)}
@@ -270,6 +272,68 @@ def test_what_is_held_out_is_so_afterwards_but_for_the_picture(store):
     now = found(store)["held_out"]
     assert keys(now) == [key for key in before if key != GONE]
     assert now.manifest["rows"] == len(before) - 1
+
+
+COPY = KEYS[0][1]  # stored from the same bytes as `GONE`
+BODIES = {GONE: "a" * 64, COPY: "a" * 64, KEYS[0][0]: "b" * 64}
+
+
+@pytest.mark.parametrize("by", [GONE, URLS[1][1], COPY], ids=["key", "URL", "copy"])
+def test_a_picture_goes_wherever_its_bytes_lie_and_their_hash_stays_on_the_list(tmp_path, by):
+    store = built(tmp_path, bodies=BODIES)
+    path = Path(store.path("images", "unfinished"))  # of a download that was killed: one shard done, one not
+    for shard in range(2):
+        files = {shards.index_name(shard): index(shard, BODIES), shards.image_name(shard): PNG}
+        made = {name: storage.publish(content, str(path / name)) for name, content in files.items()}
+        if not shard:
+            shards.publish_receipt(str(path), shard, rows_in=3, rows_out=3, files=made, clock=Clock())
+    outcome = forget(store.root, {by})
+    assert outcome.pictures == {GONE, COPY}
+    assert refused(store.root) >= {by, "a" * 64, GONE if by == COPY else COPY}
+    assert "b" * 64 not in refused(store.root)
+    assert all(request.done for request in requests(store.root))
+    images = found(store)["images"]
+    stored = {key for shard in range(2) for key in views.stored_keys(images.read(shards.index_name(shard))).to_pylist()}
+    assert stored == {KEYS[0][0], KEYS[0][2], KEYS[1][0], KEYS[1][2]}
+    assert storage.listing(str(path)) == []
+    assert forget(store.root, {by}).pictures == set()
+    assert len(requests(store.root)) == 2
+
+
+def test_what_only_a_killed_download_had_is_remembered_by_its_hash_too(tmp_path):
+    store = built(tmp_path)
+    for name in ("unfinished", "damaged"):
+        content = index(1, BODIES) if name == "unfinished" else b"none"
+        storage.publish(content, storage.join(store.path("images", name), shards.index_name(1)))
+    forget(store.root, {GONE})
+    assert "a" * 64 in refused(store.root)
+
+
+def test_the_hash_is_on_the_list_before_the_picture_goes(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        """The process ends here."""
+
+    store = built(tmp_path, bodies=BODIES)
+    before = contents(tmp_path)
+
+    def deadly(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        patched.setattr(forgetting, "_from_torn", deadly)
+        forget(store.root, {GONE})
+    assert contents(tmp_path) == before
+    assert refused(store.root) >= {GONE, COPY, "a" * 64}
+    assert forget(store.root, set()).pictures == {GONE, COPY}
+    assert all(request.done for request in requests(store.root))
+
+
+def test_a_request_from_before_hashes_were_kept_counts_as_it_did(store):
+    old = {"when": "2024-01-01T00:00:00+00:00", "keys": [GONE], "urls": [ORIGIN]}
+    name = "2024-01-01T000000+0000-abcdef.json"
+    storage.publish(json.dumps(old).encode(), storage.join(store.root, "forgotten", name))
+    assert refused(store.root) == {GONE, ORIGIN}
+    assert forget(store.root, set()).pictures == {GONE}
 
 
 def test_a_second_time_changes_nothing(store):
