@@ -94,8 +94,7 @@ def download_shard(
     """
     clock = Clock()
     opener = web.Opener(download, hosts, pace or HostSlots(download.per_host, download.max_wait_s), names)
-    known = _known(rows, forgotten, earlier or {})
-    answers, retried = _fetch_all(rows, known, shard, image, download, opener, settled)
+    answers, retried = _fetch_all(rows, _known(rows, forgotten, earlier or {}), shard, image, download, opener, settled)
     fetched = {row: _TWIN if answer.sha256 in forgotten else answer for row, answer in answers.items()}
     dropped = Counter(str(result.outcome) for result in fetched.values() if not result.picture)
     if replaced and dropped == replaced.dropped:
