@@ -2,7 +2,8 @@
 
 A sample is the members with the same name but for the suffix: a picture, and its caption in .txt (.cap, .caption) or
 as `caption` in .json, where LAION's other columns may stand too; its `url` is the picture's origin, which a removal
-list may name. A link to an earlier member is that member again.
+list may name. Several pictures have that caption each. A link to an earlier member is that member again. Of members
+with one name the last counts, as where a tar is unpacked: what is used is what a folder of the same files would give.
 
 Nothing in a tar is trusted. It is read, never unpacked; a name is no path; no more than `max_bytes` of a member are in
 memory; whatever is damaged, too big, linked or there twice is counted and left out.
@@ -34,7 +35,7 @@ from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import WebdatasetConfig
 from datasets.sources import laion, loopback
-from datasets.sources.captions import SHOWN, first, number, text
+from datasets.sources.captions import SHOWN, Loss, first, number, text
 from datasets.sources.loopback import Hosts
 
 HOST = "webdataset.invalid"
@@ -54,15 +55,21 @@ _SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class _Picture:
+    """Where a picture lies, its hash and its size, px."""
+
+    url: str
+    digest: bytes
+    size: tuple[int, int]
+
+
 @dataclass
 class _Sample:
-    """What a tar holds under one name; `lost` is why it cannot be used."""
+    """What a tar holds under one name: pictures by theirs, and texts by suffix; or why one cannot be used."""
 
-    url: str | None = None
-    digest: bytes = b""
-    size: tuple[int, int] = (0, 0)  # px
-    texts: dict[str, bytes] = field(default_factory=dict)
-    lost: tuple[str, str] | None = None  # cause and sentence
+    pictures: dict[str, _Picture | Loss] = field(default_factory=dict)
+    texts: dict[str, bytes | Loss] = field(default_factory=dict)
 
 
 def tables(config: WebdatasetConfig, left_out: LeftOut) -> Iterator[pa.Table]:
@@ -71,16 +78,17 @@ def tables(config: WebdatasetConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     Left out: `damaged_tar` (a tar's rest, or all of it: cut short, or none), `compressed_tar` (in a way that we do not
     read, or a bomb), and samples by reason: `too_big`, `unreadable` (a picture of no format that we read),
     `no_picture`, `no_caption`, `no_text`, `encoding`, `link` (out of the tar, or another member that is no file),
-    `duplicate` (a second picture of that name, or the same bytes with the same caption in that tar).
+    `duplicate` (a later picture has that very name, or an earlier one, in whichever tar, the same bytes with the same
+    caption: 16 bytes of each are kept in memory).
     """
-    found = 0
+    found, seen = 0, set[bytes]()
     for name, path in _files(config.path).items():
         try:
             samples = _samples(name, path, config.max_bytes, left_out)
         except compressed.Unreadable as error:
             left_out.add("compressed_tar", name, str(error))
             continue
-        if rows := _rows(name, samples, left_out):
+        if rows := _rows(name, samples, seen, left_out):
             found += len(rows)
             yield pa.Table.from_pylist(rows, schema=_SCHEMA)
     if not found:
@@ -188,62 +196,83 @@ def _take(
         left_out.pass_over(kind or "no suffix", f"{tar}/{member.name}", told)
         return
     sample = samples.setdefault(stem, _Sample())
-    if held is None:
-        sample.lost = (
-            "link",
-            f"{member.name} is a link to {member.linkname or 'nothing'}, which is no earlier file of the tar",
-        )
+    found = _found(member, held, file, max_bytes if kind in _PICTURES else tars.TEXT_BYTES)
+    if kind in _TEXTS:
+        if kind in sample.texts:
+            left_out.pass_over("captions", f"{tar}/{name}", "a later member has the same name")
+        sample.texts[kind] = found
         return
-    if held.size > (limit := max_bytes if kind in _PICTURES else tars.TEXT_BYTES):
-        sample.lost = "too_big", f"{member.name} has {held.size:,} bytes, more than {limit:,}"
-    elif kind in sample.texts or (sample.url and kind in _PICTURES):
-        sample.lost = "duplicate", f"{member.name} is there twice, or beside another picture of that name"
+    if name in sample.pictures:
+        left_out.add("duplicate", f"{tar}/{name}", "a later picture has the same name, and is used in its place")
+    if isinstance(found, bytes):
+        assert held is not None, "it has been read"
+        sample.pictures[name] = _picture(found, member.name, held.offset_data, tar)
     else:
-        file.seek(held.offset_data)
-        content = file.read(held.size)
-        if len(content) < held.size:
-            raise tarfile.ReadError("cut short")
-        if kind in _TEXTS:
-            sample.texts[kind] = content
-            return
-        sha256 = hashlib.sha256(content)
-        sample.digest = sha256.digest()
-        sample.url = _Place(member.name, held.offset_data, held.size, sha256.hexdigest()).url(tar)
-        try:
-            sample.size = pictures.size(io.BytesIO(content))
-        except Lost as error:
-            sample.lost = "unreadable", str(error)
+        sample.pictures[name] = found
 
 
-def _rows(tar: str, samples: dict[str, _Sample], left_out: LeftOut) -> list[dict[str, Any]]:
-    rows, seen = [], set()
-    for name, sample in samples.items():
-        place = f"{tar}/{name}"
-        lost = sample.lost or (None if sample.url else ("no_picture", "there is no picture of that name"))
-        if lost:
-            left_out.add(lost[0], place, lost[1])
-            continue
-        about, unread = _about(sample.texts.get(".json", b"{}"))
-        scores = {score: about.get(laion.COLUMNS[score].lower()) for score in _SCORES}
-        columns = {
-            "URL": sample.url,
-            "WIDTH": sample.size[0],
-            "HEIGHT": sample.size[1],
-            **{laion.COLUMNS[score]: number(value) for score, value in scores.items()},
-            laion.COLUMNS["licence"]: _utf_8(text(about.get(laion.COLUMNS["licence"].lower())) or ""),
-            laion.COLUMNS["origin"]: _utf_8(text(about.get("url")) or ""),
-        }
-        captions = _captions(sample.texts, about)
+def _found(member: tarfile.TarInfo, held: tarfile.TarInfo | None, file: tars.Limited, limit: int) -> bytes | Loss:
+    """The bytes of a member, which are those of `held`; or why they are not taken."""
+    if held is None:
+        told = f"{member.name} is a link to {member.linkname or 'nothing'}, which is no earlier file of the tar"
+        return "link", told
+    if held.size > limit:
+        return "too_big", f"{member.name} has {held.size:,} bytes, more than {limit:,}"
+    file.seek(held.offset_data)
+    content = file.read(held.size)
+    if len(content) < held.size:
+        raise tarfile.ReadError("cut short")
+    return content
+
+
+def _picture(content: bytes, member: str, offset: int, tar: str) -> _Picture | Loss:
+    sha256 = hashlib.sha256(content)
+    url = _Place(member, offset, len(content), sha256.hexdigest()).url(tar)
+    try:
+        return _Picture(url, sha256.digest(), pictures.size(io.BytesIO(content)))
+    except Lost as error:
+        return "unreadable", str(error)
+
+
+def _rows(tar: str, samples: dict[str, _Sample], seen: set[bytes], left_out: LeftOut) -> list[dict[str, Any]]:
+    """The rows of a tar's samples; `seen` are hashes of those of all tars so far."""
+    rows = []
+    for stem, sample in samples.items():
+        lost = next((text for text in sample.texts.values() if isinstance(text, tuple)), None)
+        texts = {kind: text for kind, text in sample.texts.items() if isinstance(text, bytes)}
+        about, unread = _about(texts.get(".json", b"{}"))
+        captions = _captions(texts, about)
+        if not sample.pictures:
+            cause, told = lost or ("no_picture", "there is no picture of that name")
+            left_out.add(cause, f"{tar}/{stem}", told)
         if unread and not captions:
-            left_out.add("no_text", place, f"its .json is no JSON object ({unread})")
-            continue
-        for caption in first(captions, left_out, place):
-            if (sample.digest, caption) in seen:
-                left_out.add("duplicate", place, "another picture of the same bytes has the same caption")
+            lost = lost or ("no_text", f"its .json is no JSON object ({unread})")
+        for name, picture in sample.pictures.items():
+            place = f"{tar}/{name}"
+            if isinstance(picture, tuple):
+                left_out.add(picture[0], place, picture[1])
                 continue
-            seen.add((sample.digest, caption))
-            rows.append({**columns, "TEXT": caption.encode()})
+            if lost:
+                left_out.add(lost[0], place, lost[1])
+                continue
+            columns = _columns(about) | {"URL": picture.url, "WIDTH": picture.size[0], "HEIGHT": picture.size[1]}
+            for caption in first(captions, left_out, place):
+                row = hashlib.blake2b(picture.digest + caption.encode(), digest_size=16).digest()
+                if row in seen:
+                    left_out.add("duplicate", place, "another picture of the same bytes has the same caption")
+                    continue
+                seen.add(row)
+                rows.append({**columns, "TEXT": caption.encode()})
     return rows
+
+
+def _columns(about: dict[str, Any]) -> dict[str, Any]:
+    """LAION's columns of a .json, without caption and size."""
+    texts = {"licence": about.get(laion.COLUMNS["licence"].lower()), "origin": about.get("url")}
+    return {laion.COLUMNS[score]: number(about.get(laion.COLUMNS[score].lower())) for score in _SCORES} | {
+        laion.COLUMNS[name]: (text(value) or "").encode(errors="replace")  # JSON can spell halves of characters
+        for name, value in texts.items()
+    }
 
 
 def _captions(texts: dict[str, bytes], about: dict[str, Any]) -> list[object]:
@@ -260,7 +289,3 @@ def _about(content: bytes) -> tuple[dict[str, Any], str]:
     if not isinstance(found, dict):
         return {}, f"it is {type(found).__name__} {repr(found)[:SHOWN]}"
     return {name.lower(): value for name, value in found.items()}, ""
-
-
-def _utf_8(value: str) -> bytes:
-    return value.encode(errors="replace")  # JSON can spell halves of characters

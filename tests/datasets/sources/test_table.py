@@ -361,7 +361,7 @@ def test_what_a_tar_holds_is_never_trusted(tmp_path):
     assert rejected == {
         "too_big": 2,
         "unreadable": 1,
-        "no_caption": 2,
+        "no_caption": 3,
         "no_text": 1,
         "no_picture": 1,
         "duplicate": 2,

@@ -68,7 +68,7 @@ def test_every_member_is_used_or_named(tmp_path):
     captions, left_out = read(tmp_path)
     assert captions == ["a cat", "a dog"]
     assert left_out.counts == {"no_caption": 1}
-    assert left_out.examples(1) == ["x.tar/a.seg: it has no caption"]
+    assert left_out.examples(1) == ["x.tar/a.seg.png: it has no caption"]
     assert left_out.others == {".cls": 1, "hidden": 1, "no suffix": 1}
 
 
@@ -93,6 +93,55 @@ def test_names_are_the_same_with_and_without_a_dot_before_them(tmp_path):
     captions, left_out = read(tmp_path)
     assert captions == ["a cat", "a kitten"]
     assert not left_out.counts
+
+
+def test_each_picture_of_a_sample_is_a_row_as_in_a_folder(tmp_path):
+    packed(
+        tmp_path / "x.tar",
+        ("s.png", picture(0, "PNG")),
+        ("s.jpg", picture(1)),
+        ("s.txt", b"a cat"),
+        ("t.png", b"none"),
+        ("t.jpg", picture(2)),
+        ("t.webp", bytes(20_000)),
+        ("t.txt", b"a dog"),
+        ("u.png", picture(3, "PNG")),
+        ("u.jpg", picture(4)),
+    )
+    captions, left_out = read(tmp_path)
+    assert captions == ["a cat", "a cat", "a dog"]
+    assert left_out.counts == {"unreadable": 1, "too_big": 1, "no_caption": 2}
+    places = {place for _, place, _, _ in left_out.rows("")}
+    assert places == {"x.tar/t.png", "x.tar/t.webp", "x.tar/u.png", "x.tar/u.jpg"}
+
+
+def test_of_one_name_the_last_counts_as_where_a_tar_is_unpacked(tmp_path):
+    packed(
+        tmp_path / "x.tar",
+        ("./p/y.jpg", picture(0)),
+        ("p/y.txt", b"a cat"),
+        ("p/y.jpg", picture(1)),
+        ("p/./y.txt", b"a kitten"),
+    )
+    captions, left_out = read(tmp_path)
+    assert captions == ["a kitten"]
+    assert left_out.counts == {"duplicate": 1}
+    assert left_out.others == {"captions": 1}
+    with webdataset.hosts(WebdatasetConfig(path=str(tmp_path), max_bytes=10_000)) as hosts:
+        (table,) = webdataset.tables(WebdatasetConfig(path=str(tmp_path), max_bytes=10_000), LeftOut())
+        url = table["URL"][0].as_py().replace(webdataset.HOST, "{}:{}".format(*hosts[webdataset.HOST]))
+        assert urllib.request.urlopen(url).read() == picture(1)
+
+
+def test_a_tar_that_was_copied_gives_no_picture_twice(tmp_path):
+    members = [("a.jpg", picture(0)), ("a.txt", b"a cat"), ("b.jpg", picture(1)), ("b.txt", b"a dog")]
+    packed(tmp_path / "0.tar", *members)
+    (tmp_path / "1.tar.gz").write_bytes(gzip.compress((tmp_path / "0.tar").read_bytes()))
+    packed(tmp_path / "2.tar", ("c.jpg", picture(0)), ("c.txt", b"another caption"))
+    captions, left_out = read(tmp_path)
+    assert captions == ["a cat", "a dog", "another caption"]
+    assert left_out.counts == {"duplicate": 2}
+    assert left_out.examples(1) == ["1.tar.gz/a.jpg: another picture of the same bytes has the same caption"]
 
 
 PACKERS = {
@@ -205,7 +254,7 @@ def test_a_json_that_is_none_is_told_as_such(tmp_path):
     captions, left_out = read(tmp_path)
     assert captions == ["a cat"]
     assert left_out.counts == {"no_text": 1, "no_caption": 1}
-    assert "x.tar/b: its .json is no JSON object" in left_out.examples(1)[0]
+    assert "x.tar/b.jpg: its .json is no JSON object" in left_out.examples(1)[0]
 
 
 def test_the_first_text_that_says_something_is_the_caption(tmp_path):
