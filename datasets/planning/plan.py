@@ -74,6 +74,10 @@ class Counts:
     sources: tuple[Tally, ...]
     buckets: dict[str, int]
 
+    def of_all(self, config: DataConfig) -> bool:
+        """Whether they are of all sources of a plan: some are known only when they are read."""
+        return len(self.sources) == len(config.parts)
+
     @property
     def planned(self) -> int:
         return sum(source.planned for source in self.sources)

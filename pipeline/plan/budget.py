@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datasets.planning.plan import Counts
 from pipeline.hours.paper import paper_kg
 from pipeline.plan import cost, training_flops
 from pipeline.plan.cost import Estimate
@@ -61,9 +62,11 @@ def lines(
     return found
 
 
-def predicted(planned: Sequence[Planned], config: Config, made: Iterable[Artifact]) -> float | None:
+def predicted(
+    planned: Sequence[Planned], config: Config, made: Iterable[Artifact], counts: Counts | None = None
+) -> float | None:
     """Device-hours of all that is to do; None where some are those of an A100, whatever this machine has."""
-    found = lines(planned, cost.estimates(planned, config), config, made)
+    found = lines(planned, cost.estimates(planned, config, counts), config, made)
     return None if BY_A100 in {line.basis for line in found} else total(found).hours
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets.config import DataError
+from datasets.planning.plan import Counts
 from datasets.reading import prompts
 from datasets.reading.rivals import Rival
 from pipeline.errors import UsageError
@@ -27,9 +28,10 @@ A100_FLOPS = 0.18 * flops.PEAKS["NVIDIA A100-SXM4-80GB"]  # the share of it that
 class Estimate:
     """What a planned step would cost; None where nobody can tell.
 
-    `basis` says where the number of rows is from, `metadata` or `config`. `bytes` and `objects` are what it stores,
-    `memory` is that of a training's worker. `cached_flops` and `online_flops` are those of an encoder whose outputs are
-    stored, or made anew whenever a training sees a picture. `text` says it in short, `phases` are a training's.
+    `basis` says where the number of rows is from, `metadata`, `source` or `config`. `bytes` and `objects` are what it
+    stores, `memory` is that of a training's worker. `cached_flops` and `online_flops` are those of an encoder whose
+    outputs are stored, or made anew whenever a training sees a picture. `text` says it in short, `phases` are a
+    training's.
     """
 
     work: int | None = None
@@ -50,10 +52,11 @@ class Estimate:
         return vars(self) | {"memory": memory}
 
 
-def estimates(planned: Sequence[Planned], config: Config) -> list[Estimate]:
+def estimates(planned: Sequence[Planned], config: Config, counts: Counts | None = None) -> list[Estimate]:
     """What each step would cost, in the order of the plan.
 
-    Rows come from the metadata's manifest when it stands, else from the config (marked so). `rates` of the config
+    Rows come from the metadata's manifest when it stands, else from sources that have been listed (`counts`, those of
+    `obstacles.ahead`), else from the config (marked so). `rates` of the config
     gives rows (for trainings: images seen) a device-second; a step may have none.
 
     Raises:
@@ -63,9 +66,9 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[Estimate]:
     for name in config.rates:
         if name not in steps:
             raise UsageError(f"rates.{name}: there is no such step; there are {', '.join(dict.fromkeys(steps))}")
-    rows, basis = most_rows(planned, config)
+    rows, basis = most_rows(planned, config, counts)
     wanted = {step.name for step in order(table(config), config.targets)}
-    captions = _captions(planned, config, rows)
+    captions = _captions(planned, config, rows, counts)
     return [
         replace(
             _with_volume(_estimate(item, config, rows, captions, basis), item, config, rows, captions, wanted),
@@ -76,21 +79,25 @@ def estimates(planned: Sequence[Planned], config: Config) -> list[Estimate]:
     ]
 
 
-def most_rows(planned: Sequence[Planned], config: Config) -> tuple[int | None, str]:
-    """The most rows that the data can have, None where only fetch can tell, and who says so: metadata or config."""
+def most_rows(planned: Sequence[Planned], config: Config, counts: Counts | None = None) -> tuple[int | None, str]:
+    """The most rows that the data can have, None where only fetch can tell, and who says so, as in `basis`."""
     done = {item.step.output: item.artifact for item in planned if item.state == "done"}
-    metadata = done.get("metadata")
-    return (metadata.manifest["rows"], "metadata") if metadata else (config.data.expected_rows, "config")
+    if metadata := done.get("metadata"):
+        return metadata.manifest["rows"], "metadata"
+    if counts and counts.of_all(config.data):
+        return counts.planned, "source"
+    return config.data.expected_rows, "config"
 
 
-def _captions(planned: Sequence[Planned], config: Config, rows: int | None) -> int | None:
+def _captions(planned: Sequence[Planned], config: Config, rows: int | None, counts: Counts | None) -> int | None:
     """The most captions that so many rows can have: where they are pictures, the source's own, and one by each of the
     others, which may have more; None where nobody can tell."""
     if rows is None or not config.data.captions:
         return rows
     done = {item.step.output: item.artifact for item in planned if item.state == "done"}
     metadata = done.get("metadata")
-    own: int = metadata.manifest["notes"]["captions"] if metadata else rows
+    listed = counts.captions if counts and counts.of_all(config.data) else rows
+    own: int = metadata.manifest["notes"]["captions"] if metadata else listed
     written = (done.get(f"captions_{name}") for name in config.data.captioned)
     return own + sum(found.manifest["notes"]["captions"] if found else rows for found in written)
 

@@ -70,7 +70,7 @@ def run(config: Config, conf: str, look: Look, planned: list[Planned], command: 
     if config.cluster.address is None:
         private_ray()
     started = time.monotonic()
-    summary = Summary(predicted_hours=budget.predicted(planned, config, look.finished()))
+    summary = Summary(predicted_hours=budget.predicted(planned, config, look.finished(), counts))
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray tells there of dead workers, but stdout belongs to --json
         retrying.patient(config.cluster.patience_s),

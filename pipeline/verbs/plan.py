@@ -7,6 +7,7 @@ from rich.text import Text
 
 from datasets.config import DataError
 from datasets.planning import preview
+from datasets.planning.plan import Counts
 from datasets.sources import laion
 from pipeline.errors import UsageError, nearest
 from pipeline.plan import budget, cost, lanes, obstacles, rivals, training_memory
@@ -14,6 +15,7 @@ from pipeline.plan.budget import Line
 from pipeline.plan.cost import Estimate
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
+from pipeline.settings.config import Config
 from pipeline.settings.words import Words
 from pipeline.store.artifacts import Look
 from pipeline.store.provenance import other_versions
@@ -28,7 +30,8 @@ def handle(words: Words) -> None:
     loaded, root = configured_run(words)
     look = Look(root)
     planned = planned_steps(loaded, look, words.selection)
-    costs = cost.estimates(planned, loaded)
+    counts, refusal = _listed(loaded, planned)
+    costs = cost.estimates(planned, loaded, counts)
     lines = budget.lines(planned, costs, loaded, look.finished())
     forgotten = names_of(requests(root))
     if words.why is not None:
@@ -53,7 +56,9 @@ def handle(words: Words) -> None:
         }
         for item, estimate in zip(planned, costs, strict=True)
     ]
-    counts, taken = obstacles.ahead(loaded, planned), obstacles.columns(loaded, planned)
+    if refusal:
+        raise refusal
+    taken = obstacles.columns(loaded, planned)
     document = {"steps": steps, "budget": vars(budget.total(lines)), "forgotten": len(forgotten)}
     print_json(words, document | ({"data": preview.document(counts)} if counts else {}) | {"columns": taken})
     for key, found in taken.items():
@@ -74,6 +79,14 @@ def handle(words: Words) -> None:
     for sentence in (*training_memory.large_trainings(planned, loaded), *lanes.remarks(planned, loaded)):
         console.print(sentence, style="yellow", markup=False)
     training_memory.check(planned, loaded)
+
+
+def _listed(config: Config, planned: list[Planned]) -> tuple[Counts | None, DataError | None]:
+    """What sources would give that are listed before a run, or why they give nothing: it is told after the table."""
+    try:
+        return obstacles.ahead(config, planned), None
+    except DataError as error:
+        return None, error
 
 
 def tell_why(planned: Sequence[Planned], name: str) -> None:

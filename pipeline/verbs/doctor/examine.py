@@ -8,10 +8,13 @@ from rich.table import Table
 
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.planning.plan import Counts
 from pipeline.errors import UsageError
-from pipeline.plan import cost
+from pipeline.plan import cost, obstacles
+from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
+from pipeline.settings.config import Config
 from pipeline.settings.resources import Cluster, Tracking
 from pipeline.settings.selection import Selection
 from pipeline.settings.words import Words
@@ -73,15 +76,24 @@ def _composed(name: str, overrides: list[str], root: str) -> tuple[Asked, Findin
         config = compose.check(tree)
         locate_store(root, config.tracking.uri)  # before a remote root is asked
         planned = planned_steps(config, Look(root), Selection())
-        costs = cost.estimates(planned, config)
+        counts = _listed(config, planned)
+        costs = cost.estimates(planned, config, counts)
     except (UsageError, DataError, OSError) as error:  # the last: a remote root does not answer
         cluster, tracking = _section(Cluster, tree.get("cluster")), _section(Tracking, tree.get("tracking"))
         told = f"cannot be planned: {error}" if isinstance(error, OSError) else str(error)
         return Asked(root, name, None, cluster, tracking), Finding("config", "failed", told)
-    known = cost.most_rows(planned, config)[0] is not None
+    known = cost.most_rows(planned, config, counts)[0] is not None
     stored = sum(one.bytes or 0 for item, one in zip(planned, costs, strict=True) if item.state != "done")
     asked = Asked(root, name, config, config.cluster, config.tracking, planned, stored if known else None)
     return asked, Finding("config", "ok", f"conf={name}: {len(asked.todo)} of {len(planned)} steps are to be done")
+
+
+def _listed(config: Config, planned: list[Planned]) -> Counts | None:
+    """What sources would give that are listed before a run, as far as they can be."""
+    try:
+        return obstacles.ahead(config, planned)
+    except DataError:  # which the check of the inputs tells
+        return None
 
 
 def _section(kind: type[S], tree: object) -> S | None:

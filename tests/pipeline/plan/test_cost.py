@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.errors import UsageError
-from pipeline.plan import cost
+from pipeline.plan import cost, obstacles
 from pipeline.plan.cost import Estimate
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings.config import Config
@@ -45,6 +46,27 @@ def test_rows_that_only_the_metadata_knows_are_no_number(tmp_path):
     assert found["download"].work is None
     assert found["download"].text == "rows unknown before fetch"
     assert found["train_b"].work == 457_000 * 512 + 300_000 * 128
+
+
+def test_rows_of_a_folder_are_those_that_its_listing_has_counted(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        Image.new("L", (200, 200), 20 * number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("" if number == 4 else f"one\nand {number}")
+    words = ("data.limit=null", f"data.folder.path={folder}", "data.folder.max_left_out=0.5")
+    for more, captions in (((), 4), (("data.folder.caption_lines=each", "data.captions={alt: 1}"), 8)):
+        loaded = load(*words, *more, "data=folder")
+        planned = planned_steps(loaded, Look(str(tmp_path)), Selection())
+        counts = obstacles.ahead(loaded, planned)
+        listed = cost.estimates(planned, loaded, counts)
+        found = {item.step.name: one for item, one in zip(planned, listed, strict=True)}
+        assert found["download"].text.startswith("4 rows, at most ")
+        assert found["download"].basis == "source"
+        assert found["encode_text"].work == captions
+        assert found["encode_text"].bytes
+    mixed = load("data.sources=[{source: folder, folder: {path: x}}, {source: openmoji}]", "data=mixture")
+    assert cost.most_rows([], mixed, counts)[1] == "config"  # they are of one of two sources
 
 
 def test_what_a_plan_would_store_is_told_beside_encoding_online(tmp_path):
