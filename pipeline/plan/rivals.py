@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.models import contests
 from pipeline.plan import recorded
 from pipeline.plan.dag import Planned, to_do
-from pipeline.plan.weights import needed_files
+from pipeline.plan.weights import gone_files, needed_files
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import RUN, samples_of
 from pipeline.store.artifacts import Store
@@ -22,10 +22,14 @@ from pipeline.store.artifacts import Store
 def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
     """What prompt files, rivals and real pictures lack, in sentences, of those that steps to do read.
 
+    Of what is not there at all, nothing: that is `weights.missing`'s to tell.
+
     Raises:
         DataError: there are no prompts, or more of a rival's pictures are missing or no good than `eval.allow_missing`.
     """
-    read = needed_files(config, to_do(planned))
+    steps = to_do(planned)
+    gone = gone_files(config, steps)
+    read = needed_files(config, steps).keys() - gone.keys()
     places = [
         (name, place)
         for rival in config.eval.rivals
@@ -36,7 +40,7 @@ def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
     found, compared = [], {name for name, _ in places}
     for name, path in config.prompt_files().items():
         key = f"eval.prompts.{name}"
-        if key in read or name in compared:
+        if key in read or (name in compared and key not in gone):
             file = prompts.read(path, config.eval.limit, config.seed, key)
             wanted[name] = [(one.key, one.text) for one in file.prompts]
             if file.repeated:

@@ -19,8 +19,7 @@ LOSS, INCEPTION = "stage_a.loss", "eval.distances.inception"
 
 def missing(config: Config, planned: list[Planned]) -> str | None:
     """What is not there of the weights and pictures that steps need, and what to do about it, as a sentence."""
-    needed = needed_files(config, to_do(planned))
-    gone = {name: path for name, path in needed.items() if not storage.exists(path)}
+    gone = gone_files(config, to_do(planned))
     places = "; ".join(f"{name}: there is nothing at {path}" for name, path in gone.items())
     return f"{places}; {how_to_get(*gone.values())}" if gone else None
 
@@ -94,6 +93,11 @@ def needed_files(config: Config, steps: list[Step]) -> dict[str, str]:
     if config.stage_b.weights:  # which may hold the compressor
         needed.pop("compressor.weights", None)
     return needed
+
+
+def gone_files(config: Config, steps: list[Step]) -> dict[str, str]:
+    """Of `needed_files` those that are not there."""
+    return {name: path for name, path in needed_files(config, steps).items() if not storage.exists(path)}
 
 
 def _weights_here(config: Config, planned: list[Planned]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from datasets.config import DataError
 from datasets.files import storage
 from datasets.reading.prompts import Prompt
 from pipeline.errors import UsageError
+from pipeline.plan import obstacles
 from pipeline.plan.rivals import remarks, with_runs
 from pipeline.plan.wanted import planned_steps
 from pipeline.settings import compose
@@ -51,6 +52,16 @@ def test_places_without_a_prompt_are_told(files):
     (files / "mine.tsv").write_text("Prompt\tCategory\na cat\tAnimals\n\tAnimals\n \tAnimals\n")
     blank = f"eval.prompts.mine: 2 places in {files}/mine.tsv have no prompt and are left out, the first line 3"
     assert told(load(files, f"eval.prompts.mine={files}/mine.tsv"), files / "root") == [blank]
+
+
+@pytest.mark.parametrize("key", ["eval.prompts.other", "eval.rivals.other", "eval.distances.references.mine"])
+def test_what_is_not_there_is_told_once(files, key):
+    (files / "mine.txt").write_text("a cat")
+    words = (f"eval.distances.inception={files}/w.safetensors", f"{key}={files}/nowhere.txt")
+    config = load(files, *words)
+    planned = planned_steps(config, Look(str(files / "root")), Selection())
+    assert obstacles.every(config, planned, None)[0].startswith(f"{key}: there is nothing at {files}/nowhere.txt")
+    assert remarks(config, planned) == []
 
 
 def test_a_rival_that_lacks_pictures_is_refused_beforehand_or_told(files):
