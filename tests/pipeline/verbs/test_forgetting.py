@@ -345,7 +345,7 @@ def test_a_second_time_changes_nothing(store):
 
 
 def test_after_a_kill_at_any_moment_a_run_is_refused_and_the_next_removal_ends_it(tmp_path, monkeypatch):
-    built(tmp_path / "whole")
+    built(tmp_path / "whole", bodies=BODIES)
     shutil.copytree(tmp_path / "whole", tmp_path / "calm")
     forget(str(tmp_path / "calm"), {GONE})
     calm = contents(tmp_path / "calm")
