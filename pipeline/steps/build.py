@@ -281,9 +281,8 @@ class Build:
                 case messages.Resumed(training, step):
                     self._resumed(training, step)
                     heard = True
-                case messages.Logged(
-                    training, step, values
-                ):  # in one: who is killed between two takes the step for logged
+                case messages.Logged(training, step, values):
+                    # In one message: a driver killed between two would take the step for one that it has logged.
                     self.report.metrics(values, step)
                     self.interruptions.reached[training] = step
                     heard = True

@@ -32,15 +32,7 @@ from datasets.formats import shard_table, shards
 from datasets.formats.shards import Receipt
 from pipeline.errors import ClaimLost, LeaseHeld
 from pipeline.store import claims
-from pipeline.store.artifacts import (
-    BUILDING,
-    INPUTS,
-    MANIFEST,
-    REPAIR,
-    Artifact,
-    Store,
-    wrong_marks,
-)
+from pipeline.store.artifacts import BUILDING, INPUTS, MANIFEST, REPAIR, Artifact, Store, wrong_marks
 from pipeline.store.removals import FORGOTTEN
 
 TIDIED, DELETED, CHANGED = "tidied", "deleted", "changed"  # what is done to something that is claimed
@@ -122,9 +114,8 @@ def reopen(artifact: Artifact, lost: Iterable[Shard], fence: Fence) -> None:
     beside = {name: entry for name, entry in artifact.manifest["files"].items() if shard_of(name) is None}
     beside.pop(shard_table.FILE, None)  # made from receipts
     _note(artifact.path, INPUTS, artifact.manifest.get("inputs", {}), fence)
-    _note(
-        artifact.path, REPAIR, {"content": artifact.manifest["content"], "lost": sorted(lost), "files": beside}, fence
-    )
+    about = {"content": artifact.manifest["content"], "lost": sorted(lost), "files": beside}
+    _note(artifact.path, REPAIR, about, fence)
     fence()
     storage.remove(storage.join(artifact.path, MANIFEST))
     drop_lost(artifact.path, fence)

@@ -55,9 +55,7 @@ class Outcome:
     pictures: set[str] = field(default_factory=set)
     files: Counter[str] = field(default_factory=Counter)
     trained: set[str] = field(default_factory=set)
-    alike: set[str] = field(
-        default_factory=set
-    )  # keys of what looks like them, as far as that was looked for; it stays
+    alike: set[str] = field(default_factory=set)  # keys of what looks like them, where that was looked for; it stays
     unplanned: set[str] = field(default_factory=set)  # keys of which no plan here tells the URL
 
 

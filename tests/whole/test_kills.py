@@ -170,7 +170,7 @@ print(json.dumps(swept))
 FORGET = """
 from pipeline.store.removal_list import check_carried_out
 from pipeline.verbs.forgetting import forget
-from tests.pipeline.verbs.test_forgetting import GONE, built
+from tests.pipeline.verbs.forgettable import GONE, built
 
 def carry_out(root):
     forget(str(root), {GONE})
