@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.hours.paper import PAPER, Comparison, compare_with_paper, differs
 from pipeline.hours.spent import Spent, StepHours, by_step, grouped, overlapping, spent, totals
 from pipeline.settings import compose
+from pipeline.settings.sections import Interpolation
 from pipeline.store import ledger
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.ledger import Lease
@@ -115,6 +116,16 @@ def _row(
     )
 
 
+def sentences(rows: Iterable[Row]) -> list[str]:
+    """Trainings beside the paper's, and what weights cost elsewhere, as far as rows need words."""
+    rows = list(rows)
+    return [str(row.comparison) for row in rows if row.comparison] + [
+        f"{row.hours.step}: {FOREIGN}"
+        for row in rows
+        if row.foreign and row.hours.step.startswith(("train_", "interpolate"))
+    ]
+
+
 def beside_paper(root: str, made: Iterable[Artifact]) -> list[str]:
     """Trainings of a root beside the paper's, in words, where they are the same."""
     spent = totals(root).steps
@@ -146,13 +157,18 @@ def _papers() -> dict[str, Any]:
 
 
 def _is_foreign(manifest: Mapping[str, Any]) -> bool:
-    """Whether an artifact is existing weights, or a training that starts from them.
+    """Whether an artifact is existing weights, lies between such, or is a training that starts from them.
 
     The compressor's ImageNet ones and text towers do not count, as in the paper.
     """
     counted = {key: value for key, value in manifest["settings"].items() if key.partition(".")[0] not in GIVEN}
     sections = [value for value in counted.values() if isinstance(value, dict)]
-    return manifest["step"].startswith("import_") or any(section.get("weights") for section in sections)
+    between = counted.get("interpolate")
+    return (
+        manifest["step"].startswith("import_")
+        or any(section.get("weights") for section in sections)
+        or bool(between and Interpolation(**between).paths)
+    )
 
 
 def _mfu(artifact: Artifact | None, hours: StepHours) -> float | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.hours import paper
 from pipeline.hours.spent import Spent, spent
-from pipeline.hours.table import FOREIGN, Row, table
+from pipeline.hours.table import Row, sentences, table
 from pipeline.results.subject import Subject
 from pipeline.store import ledger
 from pipeline.store.ledger import CPU
@@ -21,8 +21,7 @@ def section(subject: Subject) -> dict[str, Any]:
         "rows": [_row(row) for row in rows],
         "total": total(spent(ours)),
         "torn_lines": every.torn_lines,
-        "sentences": [str(row.comparison) for row in rows if row.comparison]
-        + [f"{row.hours.step}: {FOREIGN}" for row in rows if row.foreign and row.hours.step.startswith("train_")],
+        "sentences": sentences(rows),
     }
     if subject.record:
         told["run"] = total(spent(lease for lease in leases if lease.run == subject.record["id"]))

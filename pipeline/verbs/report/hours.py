@@ -7,7 +7,7 @@ from rich.table import Table as Lines
 from pipeline.hours import paper
 from pipeline.hours.paper import hours_unit
 from pipeline.hours.spent import Spent
-from pipeline.hours.table import FOREIGN, Row, Table, table
+from pipeline.hours.table import Row, Table, sentences, table
 from pipeline.settings import compose
 from pipeline.settings.words import Words
 from pipeline.store.ledger import CPU
@@ -102,10 +102,7 @@ def _sentences(found: Table) -> list[str]:
         said.append(energy)
     if total.cost is not None:
         said.append(f"cost {total.cost:,.2f}, by cluster.price_per_hour")
-    said += [str(row.comparison) for row in found.rows if row.comparison]
-    said += [
-        f"{row.hours.step}: {FOREIGN}" for row in found.rows if row.foreign and row.hours.step.startswith("train_")
-    ]
+    said += sentences(found.rows)
     if found.torn_lines:
         said.append(f"{found.torn_lines} lines of the ledger are cut off, and in none of this")
     if found.overlapping_s:

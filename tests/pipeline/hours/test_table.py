@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from datasets.files import storage
-from pipeline.hours.table import beside_paper, table
+from pipeline.hours.table import beside_paper, sentences, table
 from pipeline.settings.words import parse
 from pipeline.store.artifacts import Fingerprint, Store
 from pipeline.store.ledger import About, Writer
@@ -64,6 +64,19 @@ def test_artifacts_of_one_fingerprint_share_a_row_that_names_them_all(root):
         build(root, "sample", output, {})
     (row,) = (row for row in table(str(root)).rows if row.hours.step == "sample")
     assert row.output == "samples, samples_held_out"
+
+
+@pytest.mark.parametrize(("second", "foreign"), [(4, False), ("c.safetensors", True)])
+def test_weights_between_others_cost_what_their_own_phases_did_and_more_where_one_is_given(tmp_path, second, foreign):
+    phases = Fingerprint("train_c", 1, {}, {}).digest
+    build(tmp_path, "train_c", "stage_c_phases", {})
+    settings = {"interpolate": {"first": 3, "second": second, "share": 0.5}}
+    build(tmp_path, "interpolate", "stage_c", {"stage_c_phases": phases}, settings)
+    trained, between = table(str(tmp_path)).rows
+    assert between.lineage.total == pytest.approx(trained.spent.total + between.spent.total)
+    assert (trained.foreign, between.foreign) == (False, foreign)
+    said = "interpolate: it starts from weights whose hours are not in this"
+    assert (said in sentences([trained, between])) == foreign
 
 
 def test_existing_weights_are_no_share_of_the_papers(root):
