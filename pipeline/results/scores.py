@@ -56,6 +56,20 @@ def section(scores: Artifact | None, before: Artifact | None = None) -> dict[str
     }
 
 
+def in_lines(scores: Artifact) -> list[str]:
+    """A line a prompt set, of how many of its captions, with its figures; and one that names what tables have."""
+    found = section(scores)
+    assert found is not None
+    sets: dict[tuple[str, int | None], list[str]] = {}
+    for metric in found["metrics"]:
+        sets.setdefault((metric["set"], metric["n"]), []).append(f"{metric['name']} {metric['value']:.4g}")
+    lines = [f"{name}{'' if n is None else f', n {n:,}'}: {', '.join(said)}" for (name, n), said in sets.items()]
+    tables = {"win rates": found["tables"]["rows"], "distances of sets": found["distances"], "speed": found["speed"]}
+    if told := [what for what, lines_of_it in tables.items() if lines_of_it]:
+        lines.append(f"{', '.join(told)}: `report` has the tables")
+    return lines
+
+
 def _lines(scores: Artifact, name: str) -> list[dict[str, Any]]:
     """Those of a table, if it was made."""
     return json.loads(scores.read(name)) if name in scores.files else []

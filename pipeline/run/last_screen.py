@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from datasets.files import storage
+from pipeline.results.scores import in_lines
 from pipeline.store.artifacts import Artifact
 from pipeline.terminal import console, print_table
 
@@ -44,7 +45,7 @@ class Summary:
     predicted_hours: float | None = None  # device-hours, of all that was to do
     paper: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
+    scores: list[str] = field(default_factory=list)  # a line a prompt set
     caption: str = ""  # of a picture that was drawn
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -63,7 +64,7 @@ class Summary:
             sheets = [name for name in SHEETS if name in artifact.manifest["files"]]
             self.pictures += [storage.join(artifact.path, name) for name in sheets[:1]]
         if scores := artifacts.get("scores"):
-            self.metrics = scores.manifest["metrics"]
+            self.scores = in_lines(scores)
         if samples := artifacts.get("samples"):
             self.caption = json.loads(samples.read("captions.json"))[0]["caption"]
 
@@ -78,8 +79,8 @@ def show_summary(summary: Summary) -> None:
     console.print()
     console.print(f"all in {summary.root}", markup=False)
     print_table(table, sys.stderr)
-    if summary.metrics:
-        console.print("scores      " + ", ".join(f"{name} {value:.4g}" for name, value in summary.metrics.items()))
+    for number, line in enumerate(summary.scores):
+        console.print(f"{'' if number else 'scores':<12}{line}", markup=False)
     built = [step for step in summary.steps if step.training_seconds]
     if built:
         console.print(

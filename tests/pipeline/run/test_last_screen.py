@@ -55,6 +55,13 @@ def test_interruptions_are_told_with_what_they_cost(capsys):
     ]
 
 
+def test_scores_have_a_line_a_prompt_set(capsys):
+    show_summary(Summary(scores=["training, n 64: psnr 31", "held_out, n 6: psnr [29]"]))
+    said = capsys.readouterr().err.splitlines()
+    place = said.index("scores      training, n 64: psnr 31")
+    assert said[place + 1] == "            held_out, n 6: psnr [29]"
+
+
 def stale(changes: int) -> Any:
     told = tuple(f"data.key_{n}: {n * 'some'} -> other" for n in range(changes))
     step = SimpleNamespace(name="fetch", output="metadata")
