@@ -87,7 +87,7 @@ class Batches:
         counts = self._stored if view is None else view.counts(self._stored)
         self.rows = sum(counts.values())
         if self.rows == 0:
-            raise DataError(f"{sources[0].folder} holds no rows: raise data.limit or loosen data.filters")
+            raise DataError(f"{sources[0].folder} holds no rows: take more data (data.limit, data.filters)")
         window = window or mixing(self._stored, lanes)
         self._order = Order(counts, seed, window, lanes)
         self._places = None if view is None else lru_cache(maxsize=lanes * window)(view.places)
@@ -110,7 +110,7 @@ class Batches:
         if rows > self.rows:
             raise DataError(
                 f"a batch takes {rows} rows, but the data has only {self.rows}: "
-                "lower batch_size of the training or raise data.limit"
+                "lower batch_size of the training, or take more data (data.limit, data.filters)"
             )
         if self._order.lanes == 1:
             return self.stretch(start, rows)

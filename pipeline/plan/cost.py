@@ -149,7 +149,7 @@ def _estimate(item: Planned, config: Config, rows: int | None, captions: int | N
     seconds = work / rate if rate else None
     text = f"{work:,} {unit}" + (" (from config)" if basis == "config" else "")
     if seconds is not None:
-        text += f", about {_time(seconds)}"
+        text += f", {'about ' * (seconds >= 1)}{_time(seconds)}"
     return Estimate(work, unit, seconds, basis, text)
 
 
@@ -214,7 +214,8 @@ def _size(count: int) -> str:
 
 def _time(seconds: float, device: str = "device") -> str:
     if seconds < 600:
-        return f"{seconds:.0f} {device}-seconds" if seconds >= 1 else f"less than 1 {device}-second"
+        count = f"{seconds:.0f}" if seconds >= 1 else "less than 1"
+        return f"{count} {device}-second{'' if seconds < 1.5 else 's'}"
     return f"{seconds / 3600:,.1f} {device}-hours"
 
 
