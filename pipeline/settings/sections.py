@@ -32,6 +32,11 @@ LATENTS = {  # what trainings read of an encoder of pictures
 }
 
 
+def training_key(name: str) -> str:
+    """The dotted key of a training's settings, by the name of what is trained."""
+    return WARMUP if name == WARMUP.partition(".")[0] else f"{name}.train"
+
+
 class StageA(Settings):
     """Stage A: its architecture, existing weights, its losses, its training."""
 

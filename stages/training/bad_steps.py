@@ -15,10 +15,14 @@ class BadSteps(ValueError):
 
 @dataclass
 class BadStepsWatch:
-    """Finds the steps that went wrong, and counts them. Every rank sees the same figures, so all find the same."""
+    """Finds the steps that went wrong, and counts them. Every rank sees the same figures, so all find the same.
+
+    `left_out` are the images of the steps before this one that have changed nothing: skipped, or rewound.
+    """
 
     config: BadStepsConfig
     count: int = 0
+    left_out: int = 0
     usual_loss: float | None = None
 
     def find(self, losses: Sequence[float], norms: Sequence[float]) -> list[int]:
@@ -47,11 +51,13 @@ class BadStepsWatch:
 
     def notes(self) -> dict[str, object]:
         """What a checkpoint keeps of this, as JSON values."""
-        return {"bad_steps": self.count, "usual_loss": self.usual_loss}
+        return {"bad_steps": self.count, "images_left_out": self.left_out, "usual_loss": self.usual_loss}
 
     def restore(self, notes: Mapping[str, object]) -> None:
         """Go on from the notes of a checkpoint; what was counted since then stays counted."""
         count, usual = notes["bad_steps"], notes["usual_loss"]
+        left_out = notes.get("images_left_out", 0)  # of a checkpoint that is older than this count, nobody knows them
         assert isinstance(count, int)
+        assert isinstance(left_out, int)
         assert usual is None or isinstance(usual, float)
-        self.count, self.usual_loss = max(self.count, count), usual
+        self.count, self.left_out, self.usual_loss = max(self.count, count), left_out, usual

@@ -17,6 +17,8 @@ class Callbacks:
     Of all that is called here, only the states that are given back change what is trained.
     """
 
+    key: str = "train"
+    """Where the config has this training's settings, as errors name them."""
     validation: Validation | None = None
     """The samples for `config.validation`, whose losses are logged; None: nothing is held out."""
 

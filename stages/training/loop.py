@@ -119,7 +119,10 @@ def _take_stock(trainer: Trainer, report: Report, saver: Saver, callbacks: Callb
         callbacks.doing.begin(trainer.step, activity.SAVING)
         saver.wait()
         trainer.most(0.0)  # all have saved
-        trainer.rewind(callbacks.newest_state(), bad[0])
+        if (newest := callbacks.newest_state()) is None:
+            key = f"{callbacks.key}.checkpoint_every"
+            raise report.ended_by(bad, f"there is no checkpoint to rewind to yet: a smaller {key} makes one earlier")
+        trainer.rewind(newest)
     return values
 
 

@@ -16,7 +16,7 @@ from stages.settings.training import TrainingConfig
 from stages.training import checkpoint
 from stages.training.activity import Activity
 from stages.training.background import Batch
-from stages.training.bad_steps import BadSteps, BadStepsWatch
+from stages.training.bad_steps import BadStepsWatch
 from stages.training.callbacks import Parts
 from stages.training.checkpoint import Best, Checkpoint, State
 from stages.training.optimizer import Optimizer
@@ -65,6 +65,10 @@ class Trainer:
     def most(self, value: float) -> float:
         """The largest value of any rank; all of them ask, and none goes on before the others have."""
         return most(value, self.world, self.device)
+
+    def is_finite(self) -> bool:
+        """Whether all trained weights are finite numbers; all ranks ask."""
+        return not self.most(any(not weight.isfinite().all() for weight in self.replica.trained.values()))
 
     def advance(self, batch: Batch, doing: Activity) -> dict[str, Tensor]:
         """Do the next step; returns its scalars."""
@@ -140,11 +144,11 @@ class Trainer:
             self.step, self.best = saved.step, saved.best
             self.watch.restore(saved.notes)
 
-    def rewind(self, parts: Parts | None, bad: int) -> None:
+    def rewind(self, parts: Parts) -> None:
         """Take the weights of a saved state, but go on from this step: what lies between is left out."""
-        if parts is None:
-            raise BadSteps(f"step {bad + 1} went wrong before the first checkpoint to rewind to")
-        self.watch.restore(self.restore(parts).notes)
+        saved = self.restore(parts)
+        self.watch.restore(saved.notes)
+        self.watch.left_out += self.config.images_after(self.step) - self.config.images_after(saved.step)
         self.optimizer.found_inf.zero_()
 
     def finish(self) -> None:

@@ -40,6 +40,7 @@ from pipeline.cluster.ranks.watchdog import Watchdog
 from pipeline.models.loading import weights
 from pipeline.models.panels import Panel, beside
 from pipeline.models.training_data import EncodedBatches, TrainingData
+from pipeline.settings.sections import training_key
 from pipeline.store import log_files
 from pipeline.store.deleting import RESULT
 from stages.anatomy.flops import PEAKS
@@ -112,6 +113,7 @@ class Rank:
                 encode=callbacks.encode,
             )
         self.metrics["training_seconds"] += time.monotonic() - began
+        self.metrics |= callbacks.measured
         if config.shared_lanes > 1:
             self.metrics[f"{name}/lanes"] = config.shared_lanes
         self.tell_spent(name, outcome.step)
@@ -260,6 +262,8 @@ class RankCallbacks(Callbacks):
             self.validation = Validation(data.held_out.read, data.held_out.rows)
         if config.panel_every and panel and rank.rank == 0:
             _ = data.shown  # read now: as soon as the training begins, a thread reads from the same batches
+        self.key = training_key(name)
+        self.measured: dict[str, float] = {}  # with the last entry
         self._begun = False
         self._panel_seconds = 0.0
         self._panels: dict[str, Panel] = {}  # by weights, until all are there
@@ -286,7 +290,7 @@ class RankCallbacks(Callbacks):
         if rank.rank == 0 and not self._begun:  # later it is asked to rewind bad steps, which does none of them again
             step = newest.saved.step if newest else 0
             done = [values for at, values in logged_steps(rank.job.building, self._name) if at <= step]
-            rank.metrics.update(done[-1] if done else {})  # of a training that has come to its end, these are the last
+            self.measured = done[-1] if done else {}  # of a training that has come to its end, nothing comes after them
             rank.board.post(Resumed(self._name, step))
         self._begun = True
         return newest.parts if newest else None
@@ -322,8 +326,7 @@ class RankCallbacks(Callbacks):
         self._rank.tell_spent(name, step)
         named = {f"{name}/{key}": value for key, value in values.items()}
         post(Logged(name, step, named))
-        self._rank.metrics.update(named)
-        self._logged[step] = named
+        self._logged[step] = self.measured = named
 
     def bad_steps(self, steps: list[int], done: str) -> None:
         """See `Callbacks`; a warning that names the rows to blame."""

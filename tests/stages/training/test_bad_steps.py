@@ -45,6 +45,8 @@ class Toy(nn.Module):
 class Run(Callbacks):
     """One training in memory, some of whose batches are spoiled."""
 
+    key = "toy.train"
+
     def __init__(
         self,
         then: str,
@@ -136,8 +138,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_raising_keeps_the_weights_before_the_bad_step() -> None:
     run = Run("raise", spoiled_at(5))
-    with pytest.raises(BadSteps, match=r"step 6 .*lower learning_rate, or set bad_steps.then to skip or rewind"):
+    with pytest.raises(BadSteps) as raised:
         run.train()
+    assert str(raised.value) == (
+        "toy.train: step 6 went wrong (loss nan, gradient norm nan); "
+        "lower toy.train.learning_rate, or set toy.train.bad_steps.then to skip or rewind"
+    )
     assert run.told == [([5], "raise")]
     assert sorted(run.saved) == [4]
     learnt = {key: value for key, value in run.weights.items() if "running" not in key and "tracked" not in key}
@@ -152,6 +158,8 @@ def test_a_skipped_step_leaves_no_trace(by: float) -> None:
     assert all(value.isfinite().all() for value in run.weights.values() if value.is_floating_point())
     assert run.logged[6]["bad_steps"] == 1
     assert run.logged[STEPS]["bad_steps"] == 2
+    seen = [(run.logged[step]["images"], run.logged[step]["images_left_out"]) for step in (4, 6, STEPS)]
+    assert seen == [(4 * ROWS, 0), (5 * ROWS, ROWS), ((STEPS - 2) * ROWS, 2 * ROWS)]
     assert math.isfinite(run.logged[6]["loss"])  # of the good step that it was logged with
     moments = checkpoint.load(run.saved[STEPS]).tensors
     assert moments["optimizer.net.0.weight.step"] == STEPS - 2
@@ -166,6 +174,9 @@ def test_rewinding_goes_on_behind_the_bad_step_from_the_checkpoint() -> None:
     four, eight = (checkpoint.load(run.saved[step]) for step in (4, 8))
     assert same(dict(four.tensors), dict(eight.tensors))
     assert eight.notes["bad_steps"] == 1
+    assert (run.logged[8]["images"], run.logged[8]["images_left_out"]) == (4 * ROWS, 4 * ROWS)  # of steps 5 to 8
+    on = Run("rewind", clean, state=run.saved[8]).train()
+    assert (on.logged[STEPS]["images"], on.logged[STEPS]["images_left_out"]) == (8 * ROWS, 4 * ROWS)
 
 
 def test_a_jump_of_the_loss_is_rewound() -> None:
@@ -204,7 +215,8 @@ def test_a_loss_that_is_not_finite_is_skipped_where_its_gradient_is() -> None:
 
 def test_too_many_end_the_training() -> None:
     run = Run("skip", spoiled_at(4, 6, 8), at_most=2)
-    with pytest.raises(BadSteps, match=r"step 9 .*these are more than bad_steps.at_most=2"):
+    too_many = r"step 9 .*; more did than toy.train.bad_steps.at_most=2 allows: lower toy.train.learning_rate$"
+    with pytest.raises(BadSteps, match=too_many):
         run.train()
     stopped = Run("skip", spoiled_at(4, 6, 8), at_most=2).train(stop_after=8)
     with pytest.raises(BadSteps, match=r"step 9 "):  # those before it was resumed count too
@@ -212,8 +224,31 @@ def test_too_many_end_the_training() -> None:
 
 
 def test_there_must_be_a_checkpoint_to_rewind_to() -> None:
-    with pytest.raises(BadSteps, match="step 2 went wrong before the first checkpoint"):
+    with pytest.raises(BadSteps, match=r"step 2 .*; there is no checkpoint .* a smaller toy.train.checkpoint_every "):
         Run("rewind", spoiled_at(1)).train()
+
+
+@pytest.mark.parametrize("then", ["raise", "rewind"])
+def test_who_has_done_no_good_step_is_not_told_to_skip(then: str) -> None:
+    """As where the weights that it starts from are ruined."""
+    run = Run(then, clean, at_most=5)
+    torch.nn.init.constant_(run.model.net[3].weight, 1e30)
+    with pytest.raises(BadSteps, match=r"^toy.train: step 1 .*; no step has gone well yet: look at ") as raised:
+        run.train()
+    assert "skip" not in str(raised.value)
+
+
+def test_whose_weights_are_ruined_is_not_told_to_skip() -> None:
+    class Ruined(Toy):
+        def forward(self, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+            if draws.step == 5:
+                torch.nn.init.constant_(self.net[0].weight, math.nan)
+            return super().forward(batch, draws)
+
+    run = Run("raise", clean)
+    run.model = Ruined()
+    with pytest.raises(BadSteps, match=r"step 6 .*; its weights are not finite any more: lower toy.train.l\S+$"):
+        run.train()
 
 
 def test_a_training_that_raised_goes_on_with_another_policy() -> None:

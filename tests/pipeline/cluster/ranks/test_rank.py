@@ -34,7 +34,7 @@ from pipeline.models.training_data import EncodedBatches, TrainingData
 from pipeline.steps.build import Build
 from pipeline.steps.train import _catch_up
 from stages.draws import Draws
-from stages.settings.training import TrainingConfig
+from stages.settings.training import BadStepsConfig, TrainingConfig
 from stages.training import activity, loop
 from stages.training.activity import Activity
 from stages.training.loop import Outcome
@@ -101,7 +101,7 @@ class Attempt(RankCallbacks):
         return loop.train(self.objective, self.read_batch, self.config, self, seed=0, device=CPU)
 
     def should_stop(self) -> bool:
-        return self.rank.metrics.get("toy/images", 0) >= self.stop_after * ROWS
+        return self.measured.get("toy/images", 0) >= self.stop_after * ROWS
 
     def heard(self, kind: type[T]) -> list[T]:
         """Messages of a kind, which stay on the board."""
@@ -117,7 +117,7 @@ def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path:
     metrics = {message.step: message.values for message in first.heard(Logged)}
     assert {name.partition("/")[0] for values in metrics.values() for name in values} == {"toy"}
     assert metrics[6][f"toy/{SPEED}tflops"] > 0
-    assert first.rank.metrics == {"training_seconds": 0.0} | metrics[6]
+    assert first.measured == metrics[6]
     kept = {
         int(name.removesuffix(".json")): json.loads(storage.read(f"{log_of(first.rank.job.building, 'toy')}/{name}"))
         for name in storage.listing(log_of(first.rank.job.building, "toy"))
@@ -130,7 +130,7 @@ def test_the_board_hears_of_each_entry_and_each_checkpoint_has_its_log(tmp_path:
     assert torch.equal(second.objective.net.weight, straight.objective.net.weight)
     third = Attempt(tmp_path, recipe())  # after a kill before what came out was published
     assert third.train() == Outcome(STEPS, finished=True)
-    assert third.rank.metrics == second.rank.metrics
+    assert third.measured == second.measured
     assert storage.listing(checkpoints_of(second.rank.job.building, "toy"))
 
 
@@ -259,3 +259,16 @@ def test_the_rows_of_a_bad_step_are_named_and_nothing_counts_as_done_again(tmp_p
     told = f"toy: step 6 went wrong ({then}); numbers that are not finite in {poor:032x}"
     assert attempt.heard(Warned) == [Warned(told)]
     assert len(attempt.heard(Resumed)) == 1
+
+
+def test_figures_of_one_entry_alone_come_out(tmp_path: Path) -> None:
+    """An entry whose steps were all skipped has no loss; that of an earlier one must not stand beside its images."""
+    config = recipe(phases=[{"steps": 6, "batch_size": 2, "size": 64}], log_every=1, checkpoint_every=6)
+    config = config.model_copy(update={"bad_steps": BadStepsConfig(then="skip")})
+    (batches,) = data(tmp_path / "asked").batches.values()
+    poor = int(batches.read(10, 1)["key"][0, -1])  # of the last batch
+    attempt = Attempt(tmp_path, config, poor)
+    attempt.train()
+    last = attempt.heard(Logged)[-1]
+    assert (last.step, "toy/loss" in last.values) == (6, False)
+    assert attempt.measured == last.values
