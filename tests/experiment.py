@@ -21,6 +21,7 @@ from pipeline.store.artifacts import Artifact, Fingerprint, Store
 from pipeline.store.ledger import About, Writer
 
 SCRIPT = "<script>alert('1')</script> & a heart"
+SKIPPED = {"stage_c/bad_steps": 2.0, "stage_c/images": 4.0, "stage_c/images_left_out": 4.0}  # of a training
 TRAIN = {"phases": [{"steps": 4, "batch_size": 2, "size": 128}]}
 COMMIT = {"sha": "c0ffee" * 6 + "abcd", "branch": "main", "changed": True}
 RUN = "20260101-000000-a1b2"
@@ -80,8 +81,9 @@ class Experiment:
         self.artifacts[name] = self.store.commit(name, print_, {**told, "files": entries})
         return self.artifacts[name]
 
-    def data(self) -> None:
-        """Metadata, pictures, of which two are held out, and trainings on the others, on two kinds of device."""
+    def data(self, measured: Mapping[str, float] | None = None) -> None:
+        """Metadata, pictures, of which two are held out, and trainings on the others, on two kinds of device; what
+        Stage C's has `measured` too."""
         licence = {"licence": "CC BY-SA 4.0", "attribution": "All by OpenMoji"}
         notes = {"read": 20, "rejected": {"url": 4}, "source": "openmoji", "licence": licence}
         self.add("metadata", "fetch", rows=16, notes={**notes, "licences": {}, "opt_outs": {}})
@@ -89,7 +91,7 @@ class Experiment:
         self.add("held_out", "hold_out", ("metadata", "images"), rows=2)
         self.add("stage_a", "train_a", ("images", "held_out"), settings={"stage_a": {"train": TRAIN}}, rows=14)
         settings = {"stage_c": {"train": {**TRAIN, "learning_rate": 2e-4}}}
-        metrics = {"stage_c/loss": 0.5, "stage_c/images": 8.0}
+        metrics = {"stage_c/loss": 0.5, "stage_c/images": 8.0, **(measured or {})}
         about = {"settings": settings, "rows": 14, "metrics": metrics, "kind": "cuda:NVIDIA A100"}
         self.add("stage_c", "train_c", ("images", "held_out"), **about)
 

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.hours.paper import hours_unit
 from pipeline.models.distances import EVERYTHING
 from pipeline.results.scores import OTHER_SEED
+from pipeline.results.trainings import TITLES
 from pipeline.results.verdict import knows_by_heart
 from pipeline.settings.evaluation import NULL, OURS
 
@@ -15,10 +16,16 @@ Document = Mapping[str, Any]
 
 
 def trained_on(document: Document) -> list[str]:
-    """How many pictures each stage that was trained here has learned from, and how many were held out of all."""
+    """How many pictures each stage that was trained here has learned from, what of its training was left out, and how
+    many were held out of all."""
     seen = {row["artifact"]: row for row in document["trainings"] if row["artifact"] in NAMES}
     parts = [f"{NAMES[name]} {row['trained_on']:,}" for name, row in seen.items() if row["trained_on"] is not None]
     found = [f"Pictures that were trained on: {', '.join(parts)}."] if parts else []
+    found += [
+        f"Left out of the training of {TITLES[row['name']]}: {row['left_out']}."
+        for row in document["trainings"]
+        if row["artifact"] in NAMES and row["left_out"]
+    ]
     if held := document["data"].get("held_out"):
         found.append(f"{held:,} pictures were held out of all trainings.")
     return found

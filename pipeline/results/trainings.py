@@ -7,18 +7,27 @@ from typing import Any
 from pipeline.plan.dag import Step
 from pipeline.plan.table import rows as steps_of
 from pipeline.results.subject import Subject
+from pipeline.settings.sections import training_key
 from pipeline.store.artifacts import Artifact
 from pipeline.tracking.mlflow_history import History, Picture
 
 SO_FAR = "hours/so_far"  # device-hours of the build with each entry, see `run.step_log`
 CURVES = ("loss", "validation_loss", "validation_loss_ema")
-STEPS = {  # training -> the step that does it, and the part of the config that says how
-    "stage_a": ("train_a", "stage_a.train"),
-    "compressor": ("train_b", "compressor.warmup.train"),
-    "stage_b": ("train_b", "stage_b.train"),
-    "stage_c": ("train_c", "stage_c.train"),
-    "previewer": ("train_previewer", "previewer.train"),
-    "baseline": ("train_baseline", "baseline.train"),
+STEPS = {  # training -> the step that does it
+    "stage_a": "train_a",
+    "compressor": "train_b",
+    "stage_b": "train_b",
+    "stage_c": "train_c",
+    "previewer": "train_previewer",
+    "baseline": "train_baseline",
+}
+TITLES = {
+    "stage_a": "Stage A",
+    "compressor": "Compressor, warm-up",
+    "stage_b": "Stage B",
+    "stage_c": "Stage C",
+    "previewer": "Previewer",
+    "baseline": "Baseline",
 }
 OUTPUTS = {  # where no config tells
     "train_a": ("stage_a",),
@@ -33,14 +42,14 @@ def section(subject: Subject, history: History | None) -> tuple[list[dict[str, A
     """A row a training that the experiment needed, and the pictures of each, by training."""
     found, pictures = [], {}
     shown: dict[str, tuple[dict[str, Any], list[Picture]]] = {}
-    for training, (step, key) in STEPS.items():
+    for training, step in STEPS.items():
         output = _output(subject, step)
         if output is None:
             continue
         artifact, digest = subject.artifacts.get(output), subject.prints[output]
         if artifact and artifact.manifest["step"] != step:
             continue  # existing weights
-        settings = _settings(subject, artifact, key)
+        settings = _settings(subject, artifact, training_key(training))
         if settings is None and (artifact or training == "compressor"):
             continue  # no warm-up
         if digest not in shown and history:
@@ -56,6 +65,7 @@ def section(subject: Subject, history: History | None) -> tuple[list[dict[str, A
                 "state": subject.state(output),
                 "steps": sum(phase["steps"] for phase in settings["phases"]) if settings else None,
                 "pictures_seen": artifact.manifest["metrics"].get(f"{training}/images") if artifact else None,
+                "left_out": left_out(artifact.manifest["metrics"]).get(training) if artifact else None,
                 "trained_on": artifact.manifest["rows"] if artifact else None,
                 "seconds": artifact.manifest["seconds"] if artifact else None,
                 "final": _final(artifact, training),
@@ -64,6 +74,17 @@ def section(subject: Subject, history: History | None) -> tuple[list[dict[str, A
             }
         )
     return found, pictures
+
+
+def left_out(metrics: Mapping[str, float]) -> dict[str, str]:
+    """What an artifact's trainings left out since steps of them went wrong, in words, by training."""
+    found = {}
+    for training in STEPS:
+        if bad := int(metrics.get(f"{training}/bad_steps", 0)):
+            pictures = metrics.get(f"{training}/images_left_out")  # none in what was built before they were counted
+            steps = f"{bad:,} bad step{'s' if bad > 1 else ''}"
+            found[training] = steps if pictures is None else f"{steps}, {int(pictures):,} pictures"
+    return found
 
 
 def _output(subject: Subject, step: str) -> str | None:

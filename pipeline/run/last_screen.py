@@ -10,6 +10,7 @@ from rich.table import Table
 
 from datasets.files import storage
 from pipeline.results.scores import in_lines
+from pipeline.results.trainings import TITLES, left_out
 from pipeline.store.artifacts import Artifact
 from pipeline.terminal import console, print_table
 
@@ -46,6 +47,7 @@ class Summary:
     paper: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
     scores: list[str] = field(default_factory=list)  # a line a prompt set
+    left_out: dict[str, str] = field(default_factory=dict)  # by training, in words
     caption: str = ""  # of a picture that was drawn
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -59,8 +61,10 @@ class Summary:
         return max(0.0, 1 - training / max(self.seconds, 1e-9))
 
     def take(self, artifacts: Mapping[str, Artifact]) -> None:
-        """Note what the run's artifacts have for people: contact sheets, scores, a caption that was drawn."""
+        """Note what the run's artifacts have for people: contact sheets, scores, a caption that was drawn,
+        what their trainings left out."""
         for artifact in artifacts.values():
+            self.left_out |= left_out(artifact.manifest["metrics"])
             sheets = [name for name in SHEETS if name in artifact.manifest["files"]]
             self.pictures += [storage.join(artifact.path, name) for name in sheets[:1]]
         if scores := artifacts.get("scores"):
@@ -98,6 +102,8 @@ def show_summary(summary: Summary) -> None:
         console.print(f"            {line}")
     for step in [step for step in summary.steps if step.interruptions]:
         console.print(f"interrupted {step.name}: {_interruptions(step)}")
+    for training, what in summary.left_out.items():
+        console.print(f"left out    {TITLES[training]}: {what}")
     if summary.storage_tries:
         times = "1 request was" if summary.storage_tries == 1 else f"{summary.storage_tries:,} requests were"
         console.print(f"storage     {times} made again (the last: {summary.storage_reason})", markup=False)

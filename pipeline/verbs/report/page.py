@@ -9,19 +9,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.results import measures
 from pipeline.results.scores import rate
+from pipeline.results.trainings import TITLES
 from pipeline.verbs.report import plots
 from pipeline.verbs.report.pictures import Album
 
 TEMPLATE = "page.html"
 CHANGES = 60  # keys of the config that are listed
-TITLES = {
-    "stage_a": "Stage A",
-    "compressor": "Compressor, warm-up",
-    "stage_b": "Stage B",
-    "stage_c": "Stage C",
-    "previewer": "Previewer",
-    "baseline": "Baseline",
-}
 SETS = {"held_out": "captions that no training saw", "training": "captions that it was trained on"}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.results import card
 from pipeline.results.document import document
 from pipeline.results.subject import of_artifacts
-from tests.experiment import Experiment, experiment
+from tests.experiment import SKIPPED, Experiment, experiment
 
 
 def told(of: Experiment, name: str = "scores") -> dict[str, Any]:
@@ -26,6 +26,13 @@ def test_each_training_has_its_own_device_and_pictures(tmp_path: Path) -> None:
         "Pictures that were trained on: Stage A 14, Stage C 14.",
         "2 pictures were held out of all trainings.",
     ]
+
+
+def test_what_a_training_left_out_is_told(tmp_path: Path) -> None:
+    of = Experiment(tmp_path)
+    of.data(SKIPPED)
+    said = card.trained_on(told(of, "stage_c"))
+    assert said[1] == "Left out of the training of Stage C: 2 bad steps, 4 pictures."
 
 
 def test_memory_is_claimed_where_it_was_measured_alone(tmp_path: Path) -> None:

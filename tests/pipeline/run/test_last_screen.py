@@ -11,6 +11,7 @@ from pipeline.plan.cost import Estimate
 from pipeline.run.last_screen import Built, Summary, show_summary
 from pipeline.terminal import COLUMNS, print_table
 from pipeline.verbs.plan import show_plan, tell_why
+from tests.experiment import SKIPPED, Experiment
 
 
 def test_brackets_in_words_paths_and_warnings_are_no_markup(capsys):
@@ -60,6 +61,15 @@ def test_scores_have_a_line_a_prompt_set(capsys):
     said = capsys.readouterr().err.splitlines()
     place = said.index("scores      training, n 64: psnr 31")
     assert said[place + 1] == "            held_out, n 6: psnr [29]"
+
+
+def test_what_trainings_left_out_is_told_of_earlier_runs_too(tmp_path, capsys):
+    of = Experiment(tmp_path)
+    of.data(SKIPPED)
+    summary = Summary(steps=[Built("export", "release", "built", "/r")])
+    summary.take(of.artifacts)
+    show_summary(summary)
+    assert "left out    Stage C: 2 bad steps, 4 pictures\n" in capsys.readouterr().err
 
 
 def stale(changes: int) -> Any:

@@ -14,7 +14,7 @@ from datasets.files import storage
 from pipeline.settings.words import parse
 from pipeline.store.ledger import read
 from pipeline.verbs.report import command, page
-from tests.experiment import RUN, Experiment, experiment
+from tests.experiment import RUN, SKIPPED, Experiment, experiment
 
 ADDRESSES = ("href", "src", "action", "data", "srcset", "poster", "xlink:href")
 
@@ -176,6 +176,14 @@ def test_the_verdict_says_no_more_than_the_figures_bear(told: tuple[Experiment, 
     assert "1 picture is nearest to its own among 6 originals" in said
     assert "no more than chance can give" in said
     assert document["verdict"]["headline"] in html.replace("&#39;", "'")
+
+
+def test_what_a_training_left_out_is_told(tmp_path: Path) -> None:
+    of = Experiment(tmp_path)
+    of.data(SKIPPED)
+    of.record()
+    html, _ = made([f"run={RUN}"], of.root, tmp_path / "page.html")
+    assert html.count("left out: ") == html.count("left out: 2 bad steps, 4 pictures<") == 1
 
 
 @pytest.mark.parametrize("what", ["record", "data", "drawn"])
