@@ -123,7 +123,7 @@ def _tell_page(words: Words, asked: str, key: Key, size: int) -> None:
         print_json({"page": asked, "study": key.study, "bytes": size, "pairs": kinds.total(), "of": shown})
         return
     for (name, rival), count in kinds.items():
-        out.print(f"{count} pairs: ours and {rival}, prompts {name}", markup=False)
+        out.print(f"{_counted(count, 'pair')}: ours and {rival}, prompts {name}", markup=False)
     out.print(f"{asked}: study {key.study}, {size / 2**20:.1f} MiB; open it in a browser, or send it to people")
     root = "" if words.root == "runs" else f" root={words.root}"
     out.print(f"count the files that they send back: python -m pipeline study tally FILE...{root}", markup=False)
@@ -160,7 +160,11 @@ def _content(file: str) -> bytes:
 
 def _key(rows: Sequence[Row], root: str) -> Key:
     """The key of the study that rows are of; those of studies that the root does not know may be among them."""
+    if not rows:
+        raise UsageError("the files hold no answers; give those of raters who answered")
     named = [name for name, _ in ballots.studies(rows).most_common() if name]
+    if not named:
+        raise UsageError("no answer in the files says which study it is of; give the files that the study's page made")
     folder = storage.join(storage.absolute(root), FOLDER)
     files = set(storage.listing(folder))
     there = {name: storage.join(folder, f"{name}.json") for name in named if f"{name}.json" in files}
@@ -168,8 +172,9 @@ def _key(rows: Sequence[Row], root: str) -> Key:
     if len(known) > 1:
         raise UsageError(f"the files hold answers of the studies {', '.join(known)}; count those of one at a time")
     if not known:
-        which = f"the study {named[0]}" if named else "any study"
-        raise UsageError(f"root={root} has no key of {which}, which the files are of; give root= of where it was built")
+        raise UsageError(
+            f"root={root} has no key of the study {named[0]}, which the files are of; give root= of where it was built"
+        )
     return next(iter(known.values()))
 
 
@@ -206,10 +211,15 @@ def _decided(one: Preference) -> str:
 
 def _sentences(found: Tally) -> list[str]:
     """What the table has no column for."""
-    said = [f"study {found.study}: {found.answers} answers by {found.raters} raters"]
+    answers, raters = _counted(found.answers, "answer"), _counted(found.raters, "rater")
+    said = [f"study {found.study}: {answers} by {raters}"]
     said.append(f"controls, the same picture twice: {found.controls} answered, {found.controls_failed} failed")
     if found.preferring:
-        said.append(f"of {found.preferring} answers that prefer a picture, {found.left} prefer the left one")
+        said.append(f"a picture is preferred in {_counted(found.preferring, 'answer')}, the left one in {found.left}")
     if found.dropped:
         said.append("rows left out: " + ", ".join(f"{count} {cause}" for cause, count in found.dropped.items()))
     return said
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

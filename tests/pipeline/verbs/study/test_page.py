@@ -51,7 +51,7 @@ def test_the_tally_is_what_was_voted(built, tmp_path, capsys):
     assert main(["study", "tally", str(answers), f"root={root}", "--json"]) == 0
     counted(json.loads(capsys.readouterr().out), wanted, key)
     assert main(["study", "tally", str(answers), f"root={root}"]) == 0
-    assert f"study {key['study']}: 20 answers by 1 raters" in capsys.readouterr().out
+    assert f"study {key['study']}: 20 answers by 1 rater\n" in capsys.readouterr().out
 
 
 def voted(page: chromium.Page, way: str, wanted: dict[str, str], key: dict) -> None:

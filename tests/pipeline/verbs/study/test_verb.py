@@ -172,3 +172,22 @@ def test_answers_of_studies_that_the_root_does_not_know_are_refused_or_left_out(
     )
     assert main(["study", "tally", str(tmp_path / "long.csv"), str(ours), root, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dropped"] == {"of another study": 2}
+
+
+def test_a_count_of_few_is_told_in_true_sentences(words, tmp_path, capsys):
+    key = built(tmp_path / "page.html", *words, "n=3")[1]
+    (pair, *_) = (name for name, its in key["pairs"].items() if its["ours"] != "both")
+    root = next(word for word in words if word.startswith("root="))
+    header, file = "study,rater,pair,left,chosen,answered\n", tmp_path / "answers.csv"
+    file.write_text(header)
+    assert "the files hold no answers" in refused(capsys, "tally", file, root)
+    file.write_text(f"{header},r,{pair},a,a,2026\n")
+    assert "no answer in the files says which study it is of" in refused(capsys, "tally", file, root)
+    file.write_text(f"{header}{key['study']},r,{pair},a,a,2026\n")
+    assert main(["study", "tally", str(file), root]) == 0
+    said = capsys.readouterr().out
+    assert f"study {key['study']}: 1 answer by 1 rater\n" in said
+    assert "a picture is preferred in 1 answer, the left one in 1\n" in said
+    file.write_text(f"{header}{key['study']},r,{pair},a,neither,2026\n")
+    assert main(["study", "tally", str(file), root]) == 0
+    assert "preferred" not in capsys.readouterr().out
