@@ -203,6 +203,7 @@ def test_what_is_missing_is_said(tmp_path: Path, what: str) -> None:
     assert any("scores" in sentence for sentence in document["missing"])
     assert "there is no MLflow store" in html
     assert ("Nothing was drawn yet" in html) == (what != "drawn")
+    assert "report.json" not in html, "whose name is page.json here; MLflow's copies have another"
 
 
 def test_a_lost_picture_is_a_gap_and_no_error(tmp_path: Path) -> None:
