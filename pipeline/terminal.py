@@ -104,3 +104,8 @@ class Notices:
             more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
             files = "1 file" if len(found) == 1 else f"{len(found)} files"
             console.print(f"passed over {files}: {named}{more}", style="yellow", markup=False)
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something, in words: "1 pair", "1,200 pairs"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

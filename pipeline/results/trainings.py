@@ -9,6 +9,7 @@ from pipeline.plan.table import rows as steps_of
 from pipeline.results.subject import Subject
 from pipeline.settings.sections import training_key
 from pipeline.store.artifacts import Artifact
+from pipeline.terminal import counted
 from pipeline.tracking.mlflow_history import History, Picture
 
 SO_FAR = "hours/so_far"  # device-hours of the build with each entry, see `run.step_log`
@@ -82,8 +83,8 @@ def left_out(metrics: Mapping[str, float]) -> dict[str, str]:
     for training in STEPS:
         if bad := int(metrics.get(f"{training}/bad_steps", 0)):
             pictures = metrics.get(f"{training}/images_left_out")  # none in what was built before they were counted
-            steps = f"{bad:,} bad step{'s' if bad > 1 else ''}"
-            found[training] = steps if pictures is None else f"{steps}, {int(pictures):,} pictures"
+            told = [counted(bad, "bad step"), *([] if pictures is None else [counted(int(pictures), "picture")])]
+            found[training] = ", ".join(told)
     return found
 
 

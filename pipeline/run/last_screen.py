@@ -12,7 +12,7 @@ from datasets.files import storage
 from pipeline.results.scores import in_lines
 from pipeline.results.trainings import TITLES, left_out
 from pipeline.store.artifacts import Artifact
-from pipeline.terminal import console, print_table
+from pipeline.terminal import console, counted, print_table
 
 SHEETS = ("grid.png", "panel.png")  # pictures of an artifact for people, the best first
 
@@ -116,9 +116,6 @@ def show_summary(summary: Summary) -> None:
 
 def _interruptions(step: Built) -> str:
     """What they cost, in words."""
-    steps, times = (
-        f"{n} {word}{'' if n == 1 else 's'}"
-        for n, word in ((step.steps_again, "step"), (step.interruptions, "interruption"))
-    )
+    steps, times = counted(step.steps_again, "step"), counted(step.interruptions, "interruption")
     notice = f", {step.preemptions} of them because a node was taken away" if step.preemptions else ""
     return f"{steps} done again after {times}{notice}"

@@ -20,7 +20,7 @@ from pipeline.settings.words import Words
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.readers import reading
 from pipeline.store.redact import redact_command
-from pipeline.terminal import console, out, print_json, print_table
+from pipeline.terminal import console, counted, out, print_json, print_table
 from pipeline.verbs.configured import configured
 from pipeline.verbs.study import ballots, page, pairs
 from pipeline.verbs.study.ballots import Row
@@ -123,7 +123,7 @@ def _tell_page(words: Words, asked: str, key: Key, size: int) -> None:
         print_json({"page": asked, "study": key.study, "bytes": size, "pairs": kinds.total(), "of": shown})
         return
     for (name, rival), count in kinds.items():
-        out.print(f"{_counted(count, 'pair')}: ours and {rival}, prompts {name}", markup=False)
+        out.print(f"{counted(count, 'pair')}: ours and {rival}, prompts {name}", markup=False)
     out.print(f"{asked}: study {key.study}, {size / 2**20:.1f} MiB; open it in a browser, or send it to people")
     root = "" if words.root == "runs" else f" root={words.root}"
     out.print(f"count the files that they send back: python -m pipeline study tally FILE...{root}", markup=False)
@@ -211,15 +211,11 @@ def _decided(one: Preference) -> str:
 
 def _sentences(found: Tally) -> list[str]:
     """What the table has no column for."""
-    answers, raters = _counted(found.answers, "answer"), _counted(found.raters, "rater")
+    answers, raters = counted(found.answers, "answer"), counted(found.raters, "rater")
     said = [f"study {found.study}: {answers} by {raters}"]
     said.append(f"controls, the same picture twice: {found.controls} answered, {found.controls_failed} failed")
     if found.preferring:
-        said.append(f"a picture is preferred in {_counted(found.preferring, 'answer')}, the left one in {found.left}")
+        said.append(f"a picture is preferred in {counted(found.preferring, 'answer')}, the left one in {found.left}")
     if found.dropped:
         said.append("rows left out: " + ", ".join(f"{count} {cause}" for cause, count in found.dropped.items()))
     return said
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
