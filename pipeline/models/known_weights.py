@@ -109,6 +109,11 @@ def licence(path: str) -> str | None:
     return found[1].licence if found else None
 
 
+def source(path: str) -> str | None:
+    """Where the table's weights of the name that stands last in a path come from."""
+    return next((str(row.source) for row in table() if row.file == path.rpartition("/")[2]), None)
+
+
 def how_to_get(*paths: str) -> str:
     """What to do about weights that are not at these paths."""
     names: dict[str, list[str]] = {}

@@ -106,7 +106,7 @@ def rows(config: Config) -> list[Step]:
         *(
         Step("time_drawing", "speed",    (*texts, *STAGES),                    (*_drawing(), *towers_of, "eval.speed"), "measuring.speed:time_drawing") for _ in timed),
         Step("evaluate",    "scores",    (*scored, *(one.output for one in features), *timed), ("eval", *_perceptual(config)), "evaluate:evaluate", 2),
-        Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample", *towers_of), "export:export", 2),
+        Step("export",      "release",   ("metadata", *texts, *STAGES, *phases_c, "samples", "scores"), ("sample", *towers_of), "export:export", 3 if config.brought() else 2),
     ]
     # fmt: on
 

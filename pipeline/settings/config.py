@@ -34,7 +34,7 @@ from pipeline.settings.sections import (
     StageC,
 )
 from pipeline.store import identity
-from settings import FILES, PLACE, TABLE, Settings, Text, manners, paths
+from settings import FILES, PLACE, TABLE, WEIGHTS, Settings, Text, manners, paths
 from stages.settings.models import TextConfig
 from stages.settings.training import TrainingConfig
 
@@ -271,6 +271,13 @@ class Config(Settings):
         """What this config names with these marks (see `settings`), by dotted key: files, tables, places."""
         found = paths(self, *marks)
         return {key: path for key, path in found.items() if not (key.startswith("eval.") and is_ours(path))}
+
+    def brought(self) -> dict[str, str]:
+        """Existing weights that the drawing models hold, or began as, by dotted key."""
+        towers = {f"text.{name}" for name in (self.stage_b.text, self.stage_c.text)}
+        sections = (*STAGES, "compressor", "interpolate", *sorted(towers))
+        found = self.paths(WEIGHTS)
+        return {key: path for part in sections for key, path in found.items() if key.rpartition(".")[0] == part}
 
     def prompt_sets(self) -> dict[str, str]:
         """The prompt sets by name: paths of files, `held_out` or `training`; of the last all know that it is memory."""

@@ -2,20 +2,18 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from datasets.config import DataConfig
 from datasets.files import storage
 from datasets.files.storage import FileEntry
-from pipeline.models.known_weights import licence
-from pipeline.results import card
+from pipeline.results import card, origins
 from pipeline.results.data import sources
 from pipeline.results.document import document
 from pipeline.results.subject import of_artifacts
 from pipeline.settings.config import Config
-from pipeline.settings.sections import STAGES
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
 from stages.weights.card import CardFacts, Score, model_card
@@ -54,14 +52,15 @@ def _write(
 
 def _facts(config: Config, inputs: dict[str, Artifact]) -> CardFacts:
     """What the card says, from the document that the report is made of too."""
-    data = terms(inputs["metadata"].manifest)
+    bases, licences = origins.told(config, inputs)
+    data = terms(inputs["metadata"].manifest, licences)
     told, _ = document(of_artifacts(inputs, config=config))
     return CardFacts(
         name="Würstchen",
         license=data["identifier"],
         prompt=json.loads(inputs["samples"].read("captions.json"))[0]["caption"],
         settings=config.sample,
-        sources=[data["notice"], *card.trained_on(told), *_captions(config.data), *_origins(config)],
+        sources=[data["notice"], *card.trained_on(told), *_captions(config.data), *bases],
         scores=[Score(*figure) for figure in card.scores(told)],
         cost=card.cost(told),
         limitations=card.limitations(
@@ -73,19 +72,20 @@ def _facts(config: Config, inputs: dict[str, Artifact]) -> CardFacts:
     )
 
 
-def terms(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Licence of a plan's pictures, as its sources state it (`other` where they do not, or not the same), and a notice
-    for the card."""
+def terms(metadata: Mapping[str, Any], bases: Sequence[str | None] = ()) -> dict[str, str]:
+    """The licence that a plan's sources and the weights that a model began as have in common (`other` where one has
+    none, or another), and a notice on the pictures for the card."""
     opt_outs, told = metadata["notes"]["opt_outs"], sources(metadata)
-    stated = {source["licence"].get("licence") or "other" for source in told}
+    named = [*(source["licence"].get("licence") for source in told), *bases]
+    stated = {(licence or "other").lower().replace(" ", "-") for licence in named}
     identifier = stated.pop() if len(stated) == 1 else "other"
     tags = ", ".join(opt_outs["x_robots_tag"])
     left_out = f"Left out is what its server forbids (X-Robots-Tag: {tags}; TDM-Reservation: 1)"
     if opt_outs["removal_list"]:
         left_out += f", and {opt_outs['removed']:,} rows on a removal list"
-    sentences = [sentence for source in told for sentence in _source(source, single=len(told) == 1)]
+    sentences = [sentence for source in told for sentence in _source(source, single=len(named) == 1)]
     notice = ". ".join([*sentences, left_out]) + "."
-    return {"identifier": identifier.lower().replace(" ", "-"), "notice": notice}
+    return {"identifier": identifier, "notice": notice}
 
 
 def _source(source: Mapping[str, Any], single: bool) -> list[str]:
@@ -110,24 +110,3 @@ def _captions(data: DataConfig) -> list[str]:
     whose |= {name: f"by the model {PurePosixPath(made.weights).name}" for name, made in data.captioners.items()}
     parts = [f"{name} ({whose.get(name, 'of the source')}) {data.captions[name]:g}" for name in sorted(data.captions)]
     return [f"Of several captions of a picture one is drawn in each pass, by weights: {', '.join(parts)}."]
-
-
-def _origins(config: Config) -> list[str]:
-    """A sentence for each stage whose weights, or the start of whose training, came from elsewhere."""
-    found = []
-    for stage in STAGES:
-        name, section = stage.replace("_", " ").capitalize(), getattr(config, stage)
-        if config.origin(stage) == "interpolate":
-            assert config.between is not None
-            first, second = (
-                PurePosixPath(side).name if isinstance(side, str) else f"phase {side} of its training"
-                for side in config.between.sides.values()
-            )
-            found.append(f"{name} lies between {first} and {second}, at {config.between.share:g} of the way.")
-        elif section.weights:
-            source = f"{PurePosixPath(section.weights).name} (licence {licence(section.weights) or 'unknown'})"
-            trained = f"{name}'s training started from {source}."
-            found.append(
-                trained if section.train else f"{name} was not trained here: its weights are those of {source}."
-            )
-    return found

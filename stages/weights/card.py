@@ -1,5 +1,6 @@
 """The model card of a release: Markdown with the YAML front matter that the Hugging Face Hub reads."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,9 @@ from stages.models.geometry import SIDE_MULTIPLE
 from stages.settings.sampling import SamplingConfig
 
 DIFFUSERS_VERSION = "0.42.1"  # whose folder layout and class names a release has
+
+_DATA = "Training data"
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 # What holds for every release.
 _LIMITATIONS = (
@@ -66,7 +70,7 @@ def model_card(facts: CardFacts) -> str:
     """The whole card; equal facts give equal text."""
     sections = {
         "Use": _use(facts.prompt, facts.settings),
-        "Training data": _bullets(facts.sources),
+        _DATA: _bullets(facts.sources),
         "Scores": _table(facts.scores),
         "Cost": _bullets(facts.cost),
         "Limitations": _bullets([*facts.limitations, *_LIMITATIONS]),
@@ -128,6 +132,17 @@ def _table(scores: Sequence[Score]) -> str:
     return f"""| metric | value | n | of |
 |---|---|---|---|
 {rows}"""
+
+
+def terms(card: str) -> tuple[str | None, str | None] | None:
+    """Licence, and what it says of its training data, of a model card, ours or another's; None for a text that is
+    none: it lacks the front matter."""
+    text = "\n".join(card.splitlines())
+    if not (front := _FRONT.match(text)):
+        return None
+    licence = re.search(r"^license: *['\"]?([\w.-]+)", front[1], re.MULTILINE)
+    data = re.search(rf"^## {_DATA}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return licence and licence[1], (data and data[1].strip()) or None
 
 
 def with_prompt(card: str, old: str, new: str) -> str:

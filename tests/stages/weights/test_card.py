@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from stages.settings.sampling import SamplingConfig
-from stages.weights.card import CardFacts, Score, model_card, with_prompt
+from stages.weights.card import CardFacts, Score, model_card, terms, with_prompt
 
 FACTS = CardFacts(
     name="Tiny Würstchen",
@@ -68,3 +68,10 @@ def test_another_caption_in_the_example_is_the_card_of_that_caption(caption: str
     expected = model_card(dataclasses.replace(FACTS, prompt=caption))
     assert with_prompt(model_card(FACTS), "red heart", caption) == expected
     assert with_prompt(model_card(FACTS), "blue heart", caption) == model_card(FACTS)
+
+
+def test_its_licence_and_training_data_can_be_read_back() -> None:
+    assert terms(model_card(FACTS)) == ("cc-by-sa-4.0", "- OpenMoji, CC BY-SA 4.0, https://openmoji.org")
+    assert terms("---\r\ntags: [a]\r\nlicense: 'mit'\r\n---\r\n# Another's\r\n") == ("mit", None)
+    assert terms("---\ntags: [a]\n---\n\n## Training data\n\nAll.\n") == (None, "All.")
+    assert terms("# Notes\n\nlicense: mit\n\n## Training data\n\nMine\n") is None
