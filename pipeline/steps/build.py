@@ -1,7 +1,7 @@
 """What a step gets to work with, and what it hands back.
 
 A step is a function `(Build) -> Facts`. It takes the typed values that it needs out of the config, puts files into the
-artifact's folder, and returns what the manifest shall say. The engine around it (`run.invocation`) does the rest.
+artifact's folder, and returns what the manifest shall say. The engine around it (`run.building`) does the rest.
 """
 
 import logging

@@ -25,9 +25,10 @@ from pipeline.errors import UsageError
 from pipeline.plan.dag import Planned, order
 from pipeline.plan.table import table
 from pipeline.plan.wanted import planned_steps, prints_of, wanted
+from pipeline.repair import damage, repairing
+from pipeline.repair.damage import Damage
 from pipeline.results import data as results
-from pipeline.run import damage, invocation, repairing
-from pipeline.run.damage import Damage
+from pipeline.run import invocation
 from pipeline.settings import compose
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection

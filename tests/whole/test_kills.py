@@ -97,7 +97,7 @@ print(json.dumps(sweep(discard, left, lambda root, before, calm: missing(root), 
 
 # A shard of images is damaged; it and what was made from it are made anew, nothing else, however often that is killed.
 REPAIR = """
-from pipeline.run import damage, repairing
+from pipeline.repair import damage, repairing
 
 IMAGES = Fingerprint("download", 1, {}, {})
 MADE = {"images": IMAGES, "latents_a": Fingerprint("encode_a", 1, {}, {"images": IMAGES.digest})}

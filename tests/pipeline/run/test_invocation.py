@@ -28,17 +28,19 @@ from pipeline.errors import (
 from pipeline.plan import obstacles
 from pipeline.plan.dag import Planned
 from pipeline.plan.wanted import planned_steps
-from pipeline.run import invocation
+from pipeline.run import building, invocation
 from pipeline.run import step_log as step_log_module
 from pipeline.run.last_screen import Summary
 from pipeline.run.memory import PeakMemory
 from pipeline.run.progress import StepProgress
 from pipeline.run.record import Record
+from pipeline.run.session import Session
 from pipeline.run.step_log import StepReporter
 from pipeline.run.stopping import Stop
 from pipeline.run.writable import check_writable
 from pipeline.settings import compose
 from pipeline.settings.selection import Selection
+from pipeline.store import claims
 from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.store.claims import Claim
 
@@ -53,7 +55,7 @@ def test_a_ray_of_our_own_is_guarded_by_a_secret_and_another_keeps_its(address, 
 
     made: list[bool] = []
     monkeypatch.setattr(invocation, "private_ray", lambda: made.append(True))
-    monkeypatch.setattr(invocation, "_Session", begins)
+    monkeypatch.setattr(invocation, "Session", begins)
     config = compose.load("stage_a", ["scale=micro", f"cluster.address={address}"])
     with pytest.raises(BeginsNothing):
         invocation.run(config, "stage_a", Look(str(tmp_path)), [], "run")
@@ -69,7 +71,7 @@ def test_what_a_run_wants_is_its_own_from_the_moment_that_it_is_at_work(tmp_path
     def at_work(root: str, run: str, reads: list[str]) -> None:
         raise Begins(*reads)
 
-    monkeypatch.setattr(invocation.claims, "at_work", at_work)
+    monkeypatch.setattr(claims, "at_work", at_work)
     loaded, look = compose.load("stage_c", ["scale=micro"]), Look(str(tmp_path))
     planned = planned_steps(loaded, look, Selection())
     with pytest.raises(Begins) as caught:
@@ -147,32 +149,32 @@ def test_weights_that_change_while_a_run_is_at_work_are_not_built_from(tmp_path)
         "stage_c", ["scale=micro", f"stage_c.weights={file}", "stage_c.train=null", "targets=[stage_c]"]
     )
     (item,) = planned_steps(loaded, Look(str(tmp_path / "root")), Selection())
-    session: Any = SimpleNamespace(config=loaded, root=str(tmp_path / "root"))
-    invocation._Session._check_unchanged(session, item)
+    building._check_unchanged(loaded, str(tmp_path / "root"), item)
     file.write_bytes(b"another")
     with pytest.raises(UsageError, match=r"stage_c.weights: content changed, .*, since this run began; start it again"):
-        invocation._Session._check_unchanged(session, item)
+        building._check_unchanged(loaded, str(tmp_path / "root"), item)
 
 
 def test_a_batch_larger_than_what_is_left_to_train_on_is_refused_before_the_first_training(tmp_path, monkeypatch):
     """The config names 16 rows, of which 3 are held out: that is known hours before Stage C begins."""
     built: list[str] = []
 
-    class Session(invocation._Session):
-        def __enter__(self) -> "Session":
+    class Begun(Session):
+        def __enter__(self) -> "Begun":
             self.artifacts, self.books = {}, SimpleNamespace(over_budget=lambda: False)  # type: ignore[assignment]
             return self
 
         def __exit__(self, *_: object) -> None:
             pass
 
-        def build(self, item: Planned, position: str, stopped: Stop) -> None:
-            name = item.step.output
-            built.append(name)
-            self.artifacts[name] = Artifact(name, "", {"rows": 3 if name == "held_out" else 16})
+    def build(session: Session, item: Planned, position: str) -> None:
+        name = item.step.output
+        built.append(name)
+        session.artifacts[name] = Artifact(name, "", {"rows": 3 if name == "held_out" else 16})
 
     monkeypatch.setattr(invocation, "private_ray", lambda: None)
-    monkeypatch.setattr(invocation, "_Session", Session)
+    monkeypatch.setattr(invocation, "Session", Begun)
+    monkeypatch.setattr(building, "build", build)
     words = ["scale=micro", "data.holdout=0.2", "stage_c.train.phases.0.batch_size=14"]
     loaded, look = compose.load("stage_c", words), Look(str(tmp_path))
     planned = planned_steps(loaded, look, Selection())
@@ -195,19 +197,19 @@ def step_log(folder: Path, build: Any) -> str:
     root = str(folder / "root")
     config = compose.load("stage_c", ["scale=micro", "targets=[metadata]"])
     planned = planned_steps(config, Look(root), Selection())
-    session = invocation._Session(config, "stage_c", Look(root), planned, "", PeakMemory(), Summary())
+    session = Session(config, "stage_c", Look(root), planned, "", PeakMemory(), Summary(), Stop())
     session.id, session.store, session.record, session.artifacts = "1", Store(root), Record(root, {"id": "1"}), {}
     tracked = SimpleNamespace(metrics=lambda *_: None, image=lambda *_: None)
 
-    def built(item: Planned, claim: Claim, lines: Any, progress: StepProgress, _: Any) -> Artifact:
+    def built(_: Session, item: Planned, claim: Claim, lines: Any, progress: StepProgress) -> Artifact:
         path = f"{root}/{claim.fence.what}"
         build(StepReporter(progress, tracked, session.summary.warnings))
         facts = {"step": "fetch", "rows": 1500, "metrics": {}, "device_seconds": 1.0, "attempts": 1}
         return Artifact("metadata", path, facts)
 
-    session._build_under_claim = built  # type: ignore[method-assign]
-    with contextlib.suppress(Interrupted, KeyError):
-        session.build(planned[0], "[1/1]", Stop())
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Interrupted, KeyError):
+        patch.setattr(building, "_build_under_claim", built)
+        building.build(session, planned[0], "[1/1]")
     return (folder / "root/logs/1/metadata.log").read_text()
 
 
@@ -270,12 +272,12 @@ def test_a_step_stays_whose_inputs_were_built_anew_and_came_out_the_same(tmp_pat
     commit(planned[1], b"pictures", {"metadata": metadata.manifest["content"]})
     again = planned_steps(loaded, Look(root), Selection(until="download", force=("fetch",)))
     assert again[1].state == "stale"
-    session = invocation._Session(loaded, "stage_c", Look(root), again, "", PeakMemory(), Summary())
+    session = Session(loaded, "stage_c", Look(root), again, "", PeakMemory(), Summary(), Stop())
     session.store = store
-    assert session.came_out_the_same(again[1])
-    assert not session.came_out_the_same(again[0]), "it is forced"
+    assert building.came_out_the_same(session, again[1])
+    assert not building.came_out_the_same(session, again[0]), "it is forced"
     commit(planned[0], b"other rows", {})
-    assert not session.came_out_the_same(again[1])
+    assert not building.came_out_the_same(session, again[1])
 
 
 def test_a_step_that_is_forced_stays_as_it_is_while_its_inputs_are_damaged(tmp_path):
@@ -287,12 +289,12 @@ def test_a_step_that_is_forced_stays_as_it_is_while_its_inputs_are_damaged(tmp_p
         made[item.step.output] = store.commit(item.step.output, item.fingerprint, facts)
     Path(made["metadata"].path, "file").unlink()
     planned = planned_steps(loaded, Look(root), Selection(only="download", force=("download",)))
-    session = invocation._Session(loaded, "stage_c", Look(root), planned, "", PeakMemory(), Summary())
+    session = Session(loaded, "stage_c", Look(root), planned, "", PeakMemory(), Summary(), Stop())
     session.store = store
     with pytest.raises(
         CorruptFile, match=r"missing or cut short: file; `python -m pipeline data repair`, with the conf"
     ):
-        session._build_under_claim(planned[0], Any, [], Any, Any)
+        building._build_under_claim(session, planned[0], Any, [], Any)
     assert Path(made["images"].path, "file").exists()
 
 
@@ -305,7 +307,7 @@ def ended(failing: list[str], error: Exception | None) -> tuple[list[str], BaseE
         if name in failing:
             raise OSError(f"{name} failed")
 
-    session = object.__new__(invocation._Session)
+    session = object.__new__(Session)
     session.summary, session.exits = Summary(), contextlib.ExitStack()
     session.tracking = SimpleNamespace(warnings=["MLflow took nothing"])
     session.exits.push(session._warn)
@@ -337,7 +339,7 @@ def test_a_second_ctrl_c_at_the_end_of_a_run_ends_all_the_same():
     def impatient(_: object) -> None:
         raise KeyboardInterrupt
 
-    session = object.__new__(invocation._Session)
+    session = object.__new__(Session)
     session.exits, session.record = contextlib.ExitStack(), SimpleNamespace(end=impatient)  # type: ignore[assignment]
     session.exits.callback(done.append, "Ray")
     session.exits.push(session._end)

@@ -244,5 +244,5 @@ def test_those_who_save_and_commit_do_so_through_a_fence():
     ranks = [call for place, call in calls("Checkpoints") if place.startswith("rank.py")]
     (rank,) = [call for call in ranks if len(call.args) > 2]  # who only asks what there is saves no part
     assert ast.unparse(rank.args[-1]) == "rank.job.fence"
-    (commit,) = [call for place, call in calls("commit") if place.startswith("invocation.py")]
+    (commit,) = [call for place, call in calls("commit") if place.startswith("building.py")]
     assert ast.unparse(commit.args[-1]) == "build.claim"

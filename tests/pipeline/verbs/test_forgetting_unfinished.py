@@ -15,7 +15,7 @@ from datasets.formats import shards
 from datasets.formats.shards import Clock
 from pipeline.errors import UsageError
 from pipeline.models import prompt_sets
-from pipeline.run import repairing
+from pipeline.repair import repairing
 from pipeline.settings import compose
 from pipeline.settings.evaluation import TRAINING
 from pipeline.steps import sample

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from datasets.files import storage
 from pipeline.plan.dag import Step
 from pipeline.plan.wanted import planned_steps
+from pipeline.repair.damage import Damage, File
 from pipeline.run import invocation, neighbours
-from pipeline.run.damage import Damage, File
 from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.store import claims, deleting

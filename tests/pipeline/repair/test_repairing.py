@@ -11,7 +11,7 @@ from datasets.formats import shard_table, shards
 from datasets.formats.shards import Clock, ImageRow, Receipt
 from pipeline.errors import LeaseHeld, UsageError
 from pipeline.plan.dag import Step
-from pipeline.run import damage, repairing
+from pipeline.repair import damage, repairing
 from pipeline.store import claims, removal_list
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
 from pipeline.store.deleting import Shard

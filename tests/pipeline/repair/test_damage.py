@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run import damage
+from pipeline.repair import damage
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
-from tests.pipeline.run.test_repairing import commit, harm
+from tests.pipeline.repair.test_repairing import commit, harm
 
 SAME = "conf=stage_c"
 
