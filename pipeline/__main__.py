@@ -43,7 +43,7 @@ HANDLERS = {  # verb: the module of `pipeline.verbs` whose `handle(words)` does 
     "weights": "weights",
     "report": "report.command",
     "study": "study.verb",
-    "data": "data",
+    "data": "data.command",
     "gc": "gc",
     "ui": "ui",
     "doctor": "doctor.examine",

@@ -65,6 +65,13 @@ def wanted(config: Config, root: str, names: list[str], seed_word: str = "seed")
     return found
 
 
+def finished(config: Config, root: str) -> dict[str, Artifact]:
+    """Those of this config's artifacts that are finished, by name."""
+    look, steps = Look(root), dag.order(table(config), config.targets)
+    found = {name: look.find(name, print_.digest) for name, print_ in prints_of(config, look, steps).items()}
+    return {name: artifact for name, artifact in found.items() if artifact}
+
+
 def _missing(name: str, look: Look, wanted: Fingerprint, seed_word: str) -> str:
     others = list(look.finished(name))
     text = f"root={look.root} has no {name} of exactly this conf"

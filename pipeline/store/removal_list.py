@@ -1,7 +1,7 @@
 """The removal list: pictures that a root has been asked to forget, and when; never who asked.
 
     <root>/forgotten/<id>.json        a request: keys and URLs, sha256 of pictures' bodies; never changed
-    <root>/forgotten/done/<id>.json   says that `pipeline.verbs.forgetting` has carried it out to the end
+    <root>/forgotten/done/<id>.json   says that `pipeline.verbs.data.forgetting` has carried it out to the end
 
 From the moment of the request no download asks for these pictures any more, whatever its config, nor keeps a body of
 these bytes, wherever it comes from; `data.removed` keeps pictures out of a plan, and is part of that plan's identity.

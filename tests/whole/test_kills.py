@@ -169,8 +169,8 @@ print(json.dumps(swept))
 # Requests to forget a picture, on a root with one artifact of each kind that holds pictures or what was made of them.
 FORGET = """
 from pipeline.store.removal_list import check_carried_out
-from pipeline.verbs.forgetting import forget
-from tests.pipeline.verbs.forgettable import GONE, built
+from pipeline.verbs.data.forgetting import forget
+from tests.pipeline.verbs.data.forgettable import GONE, built
 
 def carry_out(root):
     forget(str(root), {GONE})

@@ -34,8 +34,8 @@ from pipeline.settings.selection import Selection
 from pipeline.steps import caption, encode, fetch, select, train
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact, Look, Store
-from pipeline.verbs import data as verb
-from pipeline.verbs.forgetting import forget
+from pipeline.verbs.data.forgetting import forget
+from pipeline.verbs.data.trace import trace
 from stages.models.text import Tokenizer
 from tests.pipeline.models.foreign import test_captioners
 from tests.pipeline.models.test_encoders import Report, Root
@@ -229,7 +229,7 @@ def test_trace_shows_all_captions_and_forget_reaches_them(recapped, tmp_path, ca
     root = tmp_path / "root"
     shutil.copytree(recapped.store.root, root)
     url = folder.url("3.png")
-    verb.trace(recapped.config, str(root), plan.key_of(url), as_json=True)
+    trace(recapped.config, str(root), plan.key_of(url), as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["planned"]["captions"][:2] == ["3 seen 0 times", "3 seen 1 times"]
     assert told["captions"] == {"dense": [f"dense words of {url}"]}

@@ -34,8 +34,8 @@ from pipeline.settings.selection import Selection
 from pipeline.steps import score, select
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact, Look, Store
-from pipeline.verbs import data
-from pipeline.verbs.forgetting import forget
+from pipeline.verbs.data import funnel, trace
+from pipeline.verbs.data.forgetting import forget
 from stages.sampling.grid import png
 from stages.scoring import aesthetic as predictor
 from stages.weight_files import BadWeights
@@ -241,11 +241,11 @@ def test_trace_funnel_and_forget_know_the_scores(root, capsys):
     artifact = root.build("aesthetic", score.score)
     root.build("view_fine", select.select)
     key, value = next((key, value) for key, value in scores_of(artifact).items() if value >= 5)
-    data.trace(root.config, str(root.path), key, as_json=True)
+    trace.trace(root.config, str(root.path), key, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["scored"] == {"row": int(key, 16) % 16, "key": key, "aesthetic": value}
     assert any("/aesthetic/" in path for path in told["files"])
-    data.funnel(root.config, str(root.path), as_json=True)
+    funnel.funnel(root.config, str(root.path), as_json=True)
     assert json.loads(capsys.readouterr().out)["funnel"][-1] == {"level": "scored", "rows": sum(ROWS), "lost": {}}
 
     before = root.store.find("view_fine", root.prints["view_fine"].digest)

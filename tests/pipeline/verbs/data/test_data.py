@@ -22,7 +22,7 @@ from pipeline.run import invocation
 from pipeline.settings import compose
 from pipeline.store import removal_list
 from pipeline.store.artifacts import Artifact, Fingerprint, Store
-from pipeline.verbs import data
+from pipeline.verbs.data import trace
 
 MICRO = ("conf=stage_a", "scale=micro")
 ROWS = 4  # of a shard; the last of each is lost, the first to a timeout and the second for good
@@ -197,7 +197,7 @@ def test_what_others_wrote_of_a_picture_is_told_with_it(root, images, ask, monke
         files = {file: storage.publish(content, f"{path}/{file}")}
         facts = {"files": files, "timed": [], "rows": 2, "created": "2026-01-01"}
         found[name] = Store(str(root)).commit(name, made, facts)
-    monkeypatch.setattr(data, "_finished", lambda config, root: found)
+    monkeypatch.setattr(trace, "finished", lambda config, root: found)
     _, told, _ = ask("trace", key, "--json")
     assert told["captions"] == {"dense": ["one", "another"]}
     assert told["scored"] == {"key": key, "score": 5.5}

@@ -21,10 +21,10 @@ from pipeline.store.artifacts import Artifact
 from pipeline.store.removal_list import listed, refused, requests
 from pipeline.terminal import out
 from pipeline.tracking import outbox
-from pipeline.verbs import forgetting
-from pipeline.verbs.data import forget as told_forget
-from pipeline.verbs.forgetting import forget
-from tests.pipeline.verbs.forgettable import (
+from pipeline.verbs.data import forgetting
+from pipeline.verbs.data.forget import forget as told_forget
+from pipeline.verbs.data.forgetting import forget
+from tests.pipeline.verbs.data.forgettable import (
     BODIES,
     COPY,
     GONE,
@@ -43,7 +43,7 @@ from tests.pipeline.verbs.forgettable import (
     tensors,
     text_source,
 )
-from tests.pipeline.verbs.forgettable import store as store  # the fixture
+from tests.pipeline.verbs.data.forgettable import store as store  # the fixture
 
 
 @pytest.mark.parametrize("store", [False, True], indirect=True, ids=["now", "earlier"])

@@ -22,9 +22,9 @@ from pipeline.steps import sample
 from pipeline.store import deleting
 from pipeline.store.artifacts import Store
 from pipeline.store.removal_list import check_carried_out
-from pipeline.verbs.forgetting import forget
-from tests.pipeline.verbs.forgettable import BODIES, GONE, KEYS, PNG, URLS, built, contents, found, tensors
-from tests.pipeline.verbs.forgettable import store as store  # the fixture
+from pipeline.verbs.data.forgetting import forget
+from tests.pipeline.verbs.data.forgettable import BODIES, GONE, KEYS, PNG, URLS, built, contents, found, tensors
+from tests.pipeline.verbs.data.forgettable import store as store  # the fixture
 
 
 def test_after_a_kill_at_any_moment_a_run_is_refused_and_the_next_removal_ends_it(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ from datasets.files import storage
 from pipeline.errors import ClaimLost, LeaseHeld, UsageError
 from pipeline.store import claims, deleting
 from pipeline.store.removal_list import check_carried_out, requests
-from pipeline.verbs import forgetting
-from pipeline.verbs.forgetting import forget
-from tests.pipeline.verbs.forgettable import GONE, contents, found
-from tests.pipeline.verbs.forgettable import store as store  # the fixture
+from pipeline.verbs.data import forgetting
+from pipeline.verbs.data.forgetting import forget
+from tests.pipeline.verbs.data.forgettable import GONE, contents, found
+from tests.pipeline.verbs.data.forgettable import store as store  # the fixture
 
 
 def test_nothing_is_touched_while_a_run_is_at_work(store):
