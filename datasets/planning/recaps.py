@@ -25,6 +25,7 @@ from datasets.planning.plan import clean_caption, normalised_url
 from datasets.planning.spill import Spill
 from datasets.sources import laion
 from datasets.sources.captions import parts_of
+from datasets.sources.files_at import files_at
 
 COLUMNS = ("re_caption", "recaption", "caption", "captions", "text")  # the first one that a table has
 _NAMES = ("url", "key", "image_url")  # by which rows name their pictures, the first one that a table has
@@ -98,10 +99,8 @@ def check(config: RecapConfig, key: str) -> tuple[str, str]:
 
 
 def _files(config: RecapConfig, key: str) -> list[str]:
-    files = list(storage.matching(config.path, ".parquet").values())
-    if not files:
-        raise DataError(f"{key}.path: there is no Parquet file at {config.path}; give a file, folder, pattern or URI")
-    return files
+    give = "a file, a folder, a pattern or a URI"
+    return list(files_at(config.path, f"{key}.path", ".parquet", "Parquet file", give).values())
 
 
 def _rows(config: RecapConfig, key: str, by: str, column: str) -> Iterator[pa.Table]:

@@ -20,6 +20,7 @@ from datasets.left_out import LeftOut
 from datasets.source_settings import CocoCaptionsConfig
 from datasets.sources import folder
 from datasets.sources.captions import captions, number, text
+from datasets.sources.files_at import files_at
 from datasets.sources.loopback import Hosts
 
 KEY = "data.coco_captions"
@@ -81,10 +82,7 @@ def _files(config: CocoCaptionsConfig) -> dict[str, str]:
 
 
 def _all(config: CocoCaptionsConfig) -> dict[str, str]:
-    files = storage.matching(config.annotations, ".json")
-    if not files:
-        raise DataError(f"{KEY}.annotations: there is no .json file at {config.annotations}; give captions_*.json")
-    return files
+    return files_at(config.annotations, f"{KEY}.annotations", ".json", ".json file", "captions_*.json")
 
 
 def _check(path: str) -> None:

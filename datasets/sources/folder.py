@@ -31,6 +31,7 @@ from datasets.outcomes import Lost
 from datasets.source_settings import FolderConfig
 from datasets.sources import folder_captions, loopback
 from datasets.sources.captions import parts_of
+from datasets.sources.files_at import there_are
 from datasets.sources.loopback import Address, Hosts
 
 HOST = "folder.invalid"
@@ -61,7 +62,7 @@ def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
             rows.append({"URL": url(name), "TEXT": caption.encode(), "WIDTH": size[0], "HEIGHT": size[1]})
     if not rows:
         raise DataError(
-            f"{KEY}: no picture in {config.path} can be used ({left_out.told()}); the first: "
+            f"{KEY}: no picture in {config.path} can be used{there_are(left_out.counts + left_out.others)}; the first: "
             f"{'; '.join(left_out.examples(1)[:3])}; {folder_captions.HELP}"
         )
     yield pa.Table.from_pylist(rows, schema=_SCHEMA)
@@ -177,8 +178,7 @@ def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool =
             else:
                 files[name] = Path(file)
     if not any(map(is_picture, files)):
-        found = ", ".join(f"{kind} {count:,}" for kind, count in (left_out.counts + left_out.others).items())
-        told = f" ({found})" if found else ""
+        told = there_are(left_out.counts + left_out.others)
         raise DataError(f"{key}: there are no pictures in {path}{told}; give the folder that holds them")
     return files
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.left_out import LeftOut
+from datasets.sources.files_at import files_at
 
 # Ours: LAION's, in any mix of cases. `aesthetic`, of the first predictor, is left out: its scale is another.
 COLUMNS = {
@@ -194,10 +195,7 @@ def _digits(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _files(path: str, key: str) -> list[str]:
-    files = storage.matching(path, ".parquet")
-    if not files:
-        raise DataError(f"{key}: there is no Parquet file at {path}; give a file, a folder, a pattern or a URI")
-    return list(files.values())
+    return list(files_at(path, key, ".parquet", "Parquet file", "a file, a folder, a pattern or a URI").values())
 
 
 def _present(path: str, file: pq.ParquetFile, needed: Set[str], key: str) -> dict[str, str]:

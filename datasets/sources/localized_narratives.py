@@ -26,6 +26,7 @@ from datasets.outcomes import Lost
 from datasets.source_settings import LocalizedNarrativesConfig
 from datasets.sources import folder
 from datasets.sources.captions import captions, text
+from datasets.sources.files_at import files_at
 from datasets.sources.loopback import Hosts
 
 KEY = "data.localized_narratives"
@@ -95,10 +96,7 @@ def licence(config: LocalizedNarrativesConfig) -> dict[str, str | None]:
 
 
 def _files(config: LocalizedNarrativesConfig) -> dict[str, str]:
-    files = storage.matching(config.annotations, ".jsonl")
-    if not files:
-        raise DataError(f"{KEY}.annotations: there is no .jsonl file at {config.annotations}; give the narratives")
-    return files
+    return files_at(config.annotations, f"{KEY}.annotations", ".jsonl", ".jsonl file", "the narratives")
 
 
 def _check(config: LocalizedNarrativesConfig) -> None:

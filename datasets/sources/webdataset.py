@@ -29,13 +29,14 @@ import pyarrow as pa
 
 from datasets import pictures
 from datasets.config import DataError
-from datasets.files import compressed, storage, tars
+from datasets.files import compressed, tars
 from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import WebdatasetConfig
 from datasets.sources import laion, loopback
 from datasets.sources.captions import SHOWN, Loss, first, number, text
+from datasets.sources.files_at import files_at
 from datasets.sources.loopback import Hosts
 
 HOST = "webdataset.invalid"
@@ -152,10 +153,7 @@ class _Place:
 
 
 def _files(path: str) -> dict[str, str]:
-    files = storage.matching(path, _SUFFIXES)
-    if not files:
-        raise DataError(f"{KEY}: there is no .tar file at {path}; give a tar, a folder, a pattern or a URI")
-    return files
+    return files_at(path, KEY, _SUFFIXES, ".tar file", "a tar, a folder, a pattern or a URI")
 
 
 _files_once = cache(_files)  # of a download's tasks there is one a shard, and a listing of many tars takes seconds
