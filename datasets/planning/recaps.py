@@ -16,11 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datasets.caption_settings import RecapConfig
 from datasets.config import DataError
-from datasets.files import storage
 from datasets.planning.plan import clean_caption, normalised_url
 from datasets.planning.spill import Spill
 from datasets.sources import laion
@@ -77,11 +75,8 @@ def check(config: RecapConfig, key: str) -> tuple[str, str]:
         DataError: as of `joined`, as far as its first file tells.
     """
     path = _files(config, key)[0]
-    try:
-        with storage.opened(path) as source:
-            schema = pq.read_schema(source)
-    except (pa.ArrowException, OSError) as error:
-        raise laion.unreadable(path, error, f"{key}.path") from error
+    with laion.parquet(path, f"{key}.path") as file:
+        schema = file.schema_arrow
     theirs = {name.lower(): name for name in reversed(schema.names)}
     by = next((name for name in _NAMES if name in theirs), None)
     if by is None:
@@ -106,17 +101,14 @@ def _files(config: RecapConfig, key: str) -> list[str]:
 def _rows(config: RecapConfig, key: str, by: str, column: str) -> Iterator[pa.Table]:
     """The table's rows as `name` and `caption`."""
     for path in _files(config, key):
-        try:
-            with storage.opened(path) as source, pq.ParquetFile(source) as file:
-                theirs = {name.lower(): name for name in reversed(file.schema_arrow.names)}
-                taken = {"name": theirs.get(by), "caption": column}
-                if any(file.schema_arrow.names.count(name) != 1 for name in taken.values()):
-                    told = f"has not one column {by} and one {column} each, as the first file has"
-                    raise DataError(f"{key}.path: {path} {told}")
-                for batch in file.iter_batches(_BATCH_ROWS, columns=list(taken.values())):
-                    yield pa.table({ours: laion.texts(batch[name]) for ours, name in taken.items()})
-        except pa.ArrowException as error:
-            raise laion.unreadable(path, error, f"{key}.path") from error
+        with laion.parquet(path, f"{key}.path") as file:
+            theirs = {name.lower(): name for name in reversed(file.schema_arrow.names)}
+            taken = {"name": theirs.get(by), "caption": column}
+            if any(file.schema_arrow.names.count(name) != 1 for name in taken.values()):
+                told = f"has not one column {by} and one {column} each, as the first file has"
+                raise DataError(f"{key}.path: {path} {told}")
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(taken.values())):
+                yield pa.table({ours: laion.texts(batch[name]) for ours, name in taken.items()})
 
 
 @dataclass(frozen=True)

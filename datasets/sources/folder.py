@@ -68,12 +68,6 @@ def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
     yield pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-def metadata(config: FolderConfig) -> tuple[pa.Table, dict[str, int]]:
-    """All of `tables`, and counts of what is left out."""
-    left_out = LeftOut()
-    return pa.concat_tables(tables(config, left_out)), dict(left_out.counts)
-
-
 def hosts(config: FolderConfig) -> AbstractContextManager[Hosts]:
     """Serve the folder's pictures while a download runs."""
     return serving(config.path, KEY, config.follow_links)

@@ -1,6 +1,7 @@
 """Parquet files with LAION's columns, read as a stream of tables under our column names."""
 
 from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.files.errors import StoreAway
 from datasets.left_out import LeftOut
 from datasets.sources.files_at import files_at
 
@@ -67,17 +69,11 @@ def tables(
         DataError: nothing is there, a file is no Parquet or damaged, a needed column is missing or of another type.
     """
     for place in _files(path, key):
-        try:
-            with storage.opened(place) as source, pq.ParquetFile(source) as file:
-                theirs = _present(place, file, needed, key)
-                chosen = [name for ours, name in theirs.items() if ours in read]
-                for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
-                    yield renamed(pa.table(batch), left_out)
-        except pa.ArrowException as error:
-            raise unreadable(place, error, key) from error
-        except OSError as error:
-            storage.sha256(place)  # fails too where it is the store that cannot be read, and not the file
-            raise unreadable(place, error.__cause__ or error, key) from error
+        with parquet(place, key) as file:
+            theirs = _present(place, file, needed, key)
+            chosen = [name for ours, name in theirs.items() if ours in read]
+            for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
+                yield renamed(pa.table(batch), left_out)
 
 
 def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata") -> dict[str, str]:
@@ -88,11 +84,8 @@ def columns(path: str, needed: Set[str] = frozenset(), key: str = "data.metadata
     files = _files(path, key)
     taken = []
     for place in files[:1] if storage.is_remote(path) else files:
-        try:
-            with storage.opened(place) as source, pq.ParquetFile(source) as file:
-                taken.append(_present(place, file, needed, key))
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(place, error, key) from error
+        with parquet(place, key) as file:
+            taken.append(_present(place, file, needed, key))
     return taken[0]
 
 
@@ -100,12 +93,29 @@ def count(path: str, key: str = "data.metadata") -> int:
     """Rows of the files, as their last bytes tell; errors as of `tables`."""
     rows = 0
     for place in _files(path, key):
-        try:
-            with storage.opened(place) as source:
-                rows += pq.read_metadata(source).num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(place, error, key) from error
+        with parquet(place, key) as file:
+            rows += file.metadata.num_rows
     return rows
+
+
+@contextmanager
+def parquet(place: str, key: str) -> Iterator[pq.ParquetFile]:
+    """A file of Parquet, to be read within the block.
+
+    Raises:
+        DataError: it is none, or damaged; names `key`.
+        StorageError: it is the store that cannot be read, and not the file.
+    """
+    try:
+        with storage.opened(place) as source, pq.ParquetFile(source) as file:
+            yield file
+    except pa.ArrowException as error:
+        raise _unreadable(place, error, key) from error
+    except StoreAway:
+        raise
+    except OSError as error:
+        storage.sha256(place)  # which fails too where it is the store
+        raise _unreadable(place, error.__cause__ or error, key) from error
 
 
 def read_as(path: str, key: str = "data.metadata") -> dict[str, str]:
@@ -267,7 +277,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def unreadable(place: str, error: BaseException, key: str) -> DataError:
+def _unreadable(place: str, error: BaseException, key: str) -> DataError:
     """The refusal of a file that is no Parquet, or damaged."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
     return DataError(

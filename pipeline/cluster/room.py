@@ -77,10 +77,11 @@ class Room:
         """Raise UsageError where so many ranks would wait for ever."""
         if self.config.device == "cuda" and self.device("train") == "cpu":
             raise UsageError("cluster.device=cuda, but Ray sees no GPU; use cluster.device=auto or cpu")
-        gpus, cpus = self.has("GPU"), self.has("CPU")
-        found = gpus // max(1, self.config.gpus_per_worker) if gpus and self.config.device != "cpu" else cpus
+        if self.device("train") == "cuda":
+            found, kind = self.has("GPU") // max(1, self.config.gpus_per_worker), "GPUs"
+        else:
+            found, kind = self.has("CPU"), "CPU cores"
         if workers > found and self.config.address is None:  # a cluster may still grow
-            kind = "GPUs" if found != cpus else "CPU cores"
             raise UsageError(f"workers={workers}: this machine has {kind} for {found}; lower workers")
 
     def of_rank(self, workers: int) -> dict[str, float]:

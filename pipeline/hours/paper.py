@@ -46,9 +46,9 @@ class Comparison:
 
 
 @cache
-def references(path: Path = REFERENCES) -> list[dict[str, Any]]:
+def references() -> list[dict[str, Any]]:
     """What others report, a row a model or stage, each with its source and scope."""
-    rows: list[dict[str, Any]] = yaml.safe_load(path.read_text("utf-8"))["rows"]
+    rows: list[dict[str, Any]] = yaml.safe_load(REFERENCES.read_text("utf-8"))["rows"]
     return rows
 
 
@@ -95,9 +95,15 @@ def hours_unit(kind: str) -> str:
     return "A100-hours" if "A100" in kind and "+" not in kind else f"hours on {kind.removeprefix('cuda:')}"
 
 
-def paper_kg(gpu_hours: float, kg_per_kwh: float = KG_PER_KWH, kw: float = KW) -> float:
+def paper_kg(gpu_hours: float, kg_per_kwh: float = KG_PER_KWH) -> float:
     """kg of CO2 by the paper's method: Stage C's 24,602 hours x 0.25 kW x 0.37 kg/kWh are its 2,276."""
-    return gpu_hours * kw * kg_per_kwh
+    return gpu_hours * KW * kg_per_kwh
+
+
+def kg(spent: Spent) -> float | None:
+    """The same of what was spent on GPUs; None without any: the method has no figure for CPUs."""
+    gpus = sum(seconds for kind, seconds in spent.by_kind.items() if kind != CPU)
+    return paper_kg(gpus / 3600) if gpus else None
 
 
 def energy(spent: Spent) -> str | None:

@@ -17,7 +17,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from datasets.config import ScorerConfig
 from datasets.files import storage
 from pipeline.errors import UsageError
 from pipeline.settings.config import Config
@@ -48,7 +47,6 @@ from stages.weights.pretrained import Found, Model
 if TYPE_CHECKING:
     from stages.models.compressor import Compressor
     from stages.models.text import TextTower
-    from stages.scoring.aesthetic import AestheticScorer
     from stages.training.perceptual import Perceptual
 
 M = TypeVar("M", bound=nn.Module)
@@ -165,13 +163,6 @@ def compressor_start(weights: str) -> Found:
         if model in found:
             return found[model]
     raise BadWeights(f"compressor.weights={weights} holds neither a compressor nor an EfficientNetV2 classifier")
-
-
-def scorer(config: ScorerConfig, where: torch.device) -> "AestheticScorer":
-    """The aesthetic scorer from its two files; `BadWeights`, naming key and file, where they are something else."""
-    from stages.scoring import aesthetic
-
-    return aesthetic.load(local(config.clip_weights), local(config.head_weights), config.model, str(where))
 
 
 def perceptual(loss: StageALoss, where: torch.device) -> "Perceptual | None":

@@ -1,13 +1,16 @@
 """From the config's weights to scorers in memory, under the names that they may bear."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from datasets.config import ScorerConfig
 from pipeline.models import known_weights, loading
 from pipeline.settings.config import Config
-from pipeline.settings.evaluation import Scorers
 from stages.scoring.scorers import PictureScorer, PromptScorer, Scorer, likenesses
+from stages.settings.base import Precision
 from stages.weight_files import BadWeights
 
 if TYPE_CHECKING:  # they take seconds to import: only who has such a scorer waits for it
@@ -37,31 +40,46 @@ def load(config: Config, device: str) -> dict[str, Scorer]:
     found: dict[str, Scorer] = {}
     for name, architecture in ARCHITECTURES.items():
         if name in settings.paths:
-            clip = _clip(settings, name, architecture, device)
+            key, path = f"eval.scorers.{name}", settings.paths[name]
+            clip = _clip(key, path, architecture, name, device, settings.precision)
             found[name] = PromptScorer(clip, None if name == PICKSCORE else 100.0)
     if settings.aesthetic:
         assert settings.clip_l
-        found["aesthetic"] = PictureScorer(_predictor(settings.clip_l, settings.aesthetic, device))
+        files = ("eval.scorers.clip_l", settings.clip_l), ("eval.scorers.aesthetic", settings.aesthetic)
+        found["aesthetic"] = PictureScorer(_aesthetic(*files, ARCHITECTURES["clip_l"], device))
     loss = config.stage_a.loss  # whose distance without heads is none of LPIPS
     lpips = loading.perceptual(loss, torch.device(device)) if loss.perceptual_heads else None
     return found | likenesses(lpips, device)
 
 
-def _clip(settings: Scorers, name: str, architecture: str, device: str) -> "Clip":
+def of_pictures(config: ScorerConfig, device: str) -> "AestheticScorer":
+    """The aesthetic scorer of `data.scorer`; errors as of `load`."""
+    clip, head = ("data.scorer.clip_weights", config.clip_weights), ("data.scorer.head_weights", config.head_weights)
+    return _aesthetic(clip, head, config.model, device)
+
+
+def _aesthetic(clip: tuple[str, str], head: tuple[str, str], architecture: str, device: str) -> "AestheticScorer":
+    """LAION's predictor from its two files, each by key and path; `architecture` is open_clip's name of the CLIP."""
+    from stages.scoring.aesthetic import AestheticScorer, read_head
+
+    model = _clip(*clip, architecture, "clip_l", device)
+    with _naming(head[0], "aesthetic_head"):
+        return AestheticScorer(model, read_head(loading.local(head[1]), model.width), device)
+
+
+def _clip(key: str, path: str, architecture: str, known: str, device: str, precision: Precision = "fp32") -> "Clip":
     from stages.scoring import clip
 
+    with _naming(key, known):
+        model = clip.load(loading.local(path), architecture)
+    return clip.Clip(model, device, precision)
+
+
+@contextmanager
+def _naming(key: str, known: str) -> Iterator[None]:
+    """Say of bad weights also which key names them, and what the table of weights has to give in their place."""
     try:
-        model = clip.load(loading.local(settings.paths[name]), architecture)
-    except clip.BadClipWeights as error:
-        row = known_weights.named(name)
-        raise BadWeights(f"eval.scorers.{name}: {error}; give {row.file}, from {row.source}") from error
-    return clip.Clip(model, device, settings.precision)
-
-
-def _predictor(clip: str, head: str, device: str) -> "AestheticScorer":
-    from stages.scoring import aesthetic
-
-    try:
-        return aesthetic.load(loading.local(clip), loading.local(head), ARCHITECTURES["clip_l"], device)
+        yield
     except BadWeights as error:
-        raise BadWeights(str(error).replace("data.scorer.", "eval.scorers.", 1)) from error
+        row = known_weights.named(known)
+        raise BadWeights(f"{key}: {error}; give {row.file}, from {row.source}") from error

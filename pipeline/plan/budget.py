@@ -158,8 +158,9 @@ def _parameters(training: str, config: Config) -> int:
             return parameters.stage_c(config.stage_c.model)
         case "previewer":
             return parameters.previewer(config.previewer.model)
-        case _:
+        case "baseline":
             return parameters.baseline(config.baseline.model)
+    raise AssertionError(f"{training} is no training")
 
 
 def _speeds(made: Iterable[Artifact], config: Config) -> dict[str, tuple[float, str]]:

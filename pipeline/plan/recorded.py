@@ -65,12 +65,6 @@ def last(every: Sequence[Record]) -> str:
     return f"the last runs: {names or 'none'}"
 
 
-def fingerprints(record: Record) -> dict[str, str]:
-    """What a run asked for, artifact -> fingerprint; earlier versions told only of what they built."""
-    built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
-    return {**built, **record["fingerprints"]}
-
-
 def _told(root: str, told: dict[str, Any]) -> Record:
     """A record as it is now; KeyError, TypeError or ValueError for another file."""
     run = readers.record_of(told)

@@ -17,6 +17,7 @@ from pipeline.plan.weights import gone_files, needed_files
 from pipeline.settings.config import Config
 from pipeline.settings.evaluation import RUN, samples_of
 from pipeline.store.artifacts import Store
+from pipeline.store.readers import asked_for
 
 
 def remarks(config: Config, planned: Sequence[Planned]) -> list[str]:
@@ -94,7 +95,7 @@ def with_runs(config: Config, root: str) -> Config:
 
 def _samples(root: str, run: str, asked: str, config: Config) -> dict[str, str]:
     try:
-        digests = recorded.fingerprints(recorded.record(root, run))
+        digests = asked_for(recorded.record(root, run))
     except UsageError as error:
         raise UsageError(f"{asked}: {error}") from None
     found = {

@@ -111,11 +111,10 @@ def _encoders(step: str, config: Config, ranks: int) -> int:
         """Rows at a time, none where it is not this training that encodes."""
         return min(encoding.batch, most // ranks) if encoding.online else 0
 
-    towers = {"train_b": config.stage_b.text, "train_c": config.stage_c.text, "train_baseline": config.baseline.text}
     text, a, c = (rows(getattr(config.encode, field)) for field in ("text", "latents_a", "latents_c"))
     total = 0
-    if step in towers and text:
-        total += memory_estimate.encode_text(config.text[towers[step]], text)
+    if step in config.towers and text:
+        total += memory_estimate.encode_text(config.text[config.towers[step]], text)
     if step in ("train_b", "train_baseline") and a:
         total += memory_estimate.encode_a(config.stage_a.model, side, a)
     if step in ("train_c", "train_previewer") and c:

@@ -103,9 +103,8 @@ def _row_flops(step: str, output: str, config: Config) -> dict[Frame | None, int
 
 def _seen(step: str, output: str, config: Config, trainings: Set[str]) -> dict[Frame | None, int]:
     """Pictures that those of `trainings` see that read an encoding step's output, by their frame."""
-    towers = {"train_b": config.stage_b.text, "train_c": config.stage_c.text, "train_baseline": config.baseline.text}
     readers = {
-        "encode_text": {name for name, tower in towers.items() if f"text_{tower}" == output},
+        "encode_text": {name for name, tower in config.towers.items() if f"text_{tower}" == output},
         "encode_a": {"train_b", "train_baseline"},
         "encode_c": {"train_c", "train_previewer"},
     }

@@ -79,7 +79,7 @@ def check(config: Config, planned: list[Planned]) -> None:
     if any(is_below(key, LOSS) for key in here):
         loading.perceptual(config.stage_a.loss, torch.device("cpu"))
     if config.data.scorer and any(is_below(key, "data.scorer") for key in here):
-        loading.scorer(config.data.scorer, torch.device("cpu"))
+        scorers.of_pictures(config.data.scorer, "cpu")
     if any(is_below(key, "eval.scorers") for key in here):
         scorers.load(config, "cpu")
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.plan.recorded import fingerprints
 from pipeline.results.subject import Subject
 from pipeline.settings.keys import flatten
 from pipeline.store.artifacts import Store
+from pipeline.store.readers import asked_for
 from pipeline.store.redact import redact
 
 NOT_THERE = "not there"
@@ -42,7 +42,7 @@ def _settings(root: str, record: Mapping[str, Any]) -> tuple[dict[str, Any], boo
         return flatten(dict(record["config"])), True
     store = Store(root)
     found: dict[str, Any] = {}
-    for name, digest in fingerprints(dict(record)).items():
+    for name, digest in asked_for(record).items():
         if artifact := store.find(name, digest):
             found |= flatten(redact(artifact.manifest["settings"]))
     return found, False

@@ -7,7 +7,6 @@ from pipeline.hours.spent import Spent, spent
 from pipeline.hours.table import Row, sentences, table
 from pipeline.results.subject import Subject
 from pipeline.store import ledger
-from pipeline.store.ledger import CPU
 
 
 def section(subject: Subject) -> dict[str, Any]:
@@ -53,6 +52,4 @@ def _row(row: Row) -> dict[str, Any]:
 def total(cost: Spent) -> dict[str, Any]:
     """Hours of some leases together, kg of CO2 by the paper's method where GPUs were held, energy where it was
     measured, and money where priced."""
-    gpus = sum(seconds for kind, seconds in cost.by_kind.items() if kind != CPU)
-    by_method = paper.paper_kg(gpus / 3600) if gpus else None
-    return cost.as_hours() | {"kg_co2_as_in_the_paper": by_method, "energy": paper.energy(cost)}
+    return cost.as_hours() | {"kg_co2_as_in_the_paper": paper.kg(cost), "energy": paper.energy(cost)}

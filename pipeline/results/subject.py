@@ -25,11 +25,6 @@ class Subject:
     earlier: tuple[Mapping[str, Any], ...] = ()
     config: Config | None = None
 
-    @property
-    def by_print(self) -> dict[str, Artifact]:
-        """The finished artifacts by fingerprint."""
-        return {artifact.manifest["fingerprint"]: artifact for artifact in self.artifacts.values()}
-
     def state(self, name: str) -> str:
         """`done`, `unfinished` or `missing`."""
         if name in self.artifacts:

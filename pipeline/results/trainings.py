@@ -7,21 +7,15 @@ from typing import Any
 from pipeline.plan.dag import Step
 from pipeline.plan.table import rows as steps_of
 from pipeline.results.subject import Subject
+from pipeline.settings.config import TRAININGS
 from pipeline.settings.sections import training_key
 from pipeline.store.artifacts import Artifact
 from pipeline.terminal import counted
 from pipeline.tracking.mlflow_history import History, Picture
+from pipeline.tracking.projection import SO_FAR
 
-SO_FAR = "hours/so_far"  # device-hours of the build with each entry, see `run.step_log`
 CURVES = ("loss", "validation_loss", "validation_loss_ema")
-STEPS = {  # training -> the step that does it
-    "stage_a": "train_a",
-    "compressor": "train_b",
-    "stage_b": "train_b",
-    "stage_c": "train_c",
-    "previewer": "train_previewer",
-    "baseline": "train_baseline",
-}
+STEPS = {key.partition(".")[0]: step for step, keys in TRAININGS.items() for key in keys}  # by training
 TITLES = {
     "stage_a": "Stage A",
     "compressor": "Compressor, warm-up",

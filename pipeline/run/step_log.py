@@ -12,9 +12,9 @@ from pipeline.cluster.metrics import Projection
 from pipeline.errors import STOPPED
 from pipeline.run.progress import StepProgress
 from pipeline.store import log_files
+from pipeline.tracking.projection import SO_FAR
 
 LOG_EVERY_S = 5.0  # between lines of progress in a step's log
-SO_FAR = "hours/so_far"  # device-hours of the build, so that any curve can be read against cost
 WARMUP = "compressor"  # whose steps begin anew with the training that follows it
 
 log = logging.getLogger(__name__)

@@ -209,6 +209,11 @@ class Config(Settings):
         trainings = self.trainings()
         return {key.partition(".")[0]: trainings[key] for key in TRAININGS.get(step, ()) if key in trainings}
 
+    @property
+    def towers(self) -> dict[str, str]:
+        """The text tower that a training reads, by its step."""
+        return {"train_b": self.stage_b.text, "train_c": self.stage_c.text, "train_baseline": self.baseline.text}
+
     def cut_up(self, step: str) -> list[str]:
         """The step's trainings, by dotted key, to which `micro_batch` is no manner: BatchNorm sees a piece at once."""
         normalised = {"stage_a.train", WARMUP, "previewer.train", *(["stage_b.train"] * self.compressor.joint)}

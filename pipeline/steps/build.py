@@ -195,7 +195,7 @@ class Build:
         """
         folder = folder or self.path
         finished = self.finished_shards(folder)
-        self.report.advance(sum(receipt.rows_out for receipt in finished.values()), rows, unit)
+        self.report.advance(sum(receipt.rows_in for receipt in finished.values()), rows, unit)
         todo = {shard: (shard, work) for shard, work in total.items() if shard not in finished}
         if todo:
             room = self.cluster.room

@@ -31,7 +31,7 @@ from pipeline.store import deleting
 NAMED = 3  # lost pictures of a cause, on the screen
 AWAY = 0.5  # share of a shard's pictures; of links that are dead one by one, fewer fail in ways that may pass
 POST_EVERY_S = 1.0  # of a worker, that pictures are done
-Lost = dict[str, list[str]]  # by cause: URLs with sentences, some of them
+Lost = dict[str, list[tuple[int, str]]]  # by cause: shards and URLs with sentences, some of them
 
 
 def download(build: Build) -> Facts:
@@ -49,14 +49,17 @@ def download(build: Build) -> Facts:
     lost: Lost = defaultdict(list)
     causes = {str(cause): 0 for cause in Outcome if cause != Outcome.OK}  # a counter begins with none
     build.report.lost(causes | _dropped(finished))
-    _ask(build, finished, set(range(count)) - finished.keys(), lost)
+    earlier = _earlier(build)
+    _ask(build, finished, set(range(count)) - finished.keys(), earlier, lost)
     poor = set(_away(finished, data.download.max_lost))  # at once, for the network may be back
     if _budget(_dropped(finished), planned, data.download.max_lost, lost):
         poor |= again
     if poor:
         asked = sum(finished[shard].dropped.get(cause, 0) for shard in poor for cause in PASSING)
         build.report.warning(f"download: {asked:,} pictures that were lost for a passing cause are asked for again")
-        _ask(build, finished, poor, lost)
+        for cause, named in lost.items():
+            lost[cause] = [(shard, told) for shard, told in named if shard not in poor]
+        _ask(build, finished, poor, earlier, lost)
     assert sorted(finished) == list(range(count)), "a shard of the plan has no receipt"
     dropped = _dropped(finished)
     if told := _budget(dropped, planned, data.download.max_lost, lost):
@@ -90,7 +93,9 @@ def _among(rows: pa.Table, forgotten: frozenset[str]) -> Set[str]:
     return {name for name in forgotten if name in named or shards.BODY.fullmatch(name)}
 
 
-def _ask(build: Build, finished: dict[int, Receipt], wanted: Set[int], lost: Lost) -> None:
+def _ask(
+    build: Build, finished: dict[int, Receipt], wanted: Set[int], earlier: Mapping[int, Shard], lost: Lost
+) -> None:
     """Download the wanted shards; those that are finished are asked again for what may pass."""
     metadata, data = build.inputs["metadata"], build.config.data
     limit, total = data.download, metadata.manifest["rows"]
@@ -98,7 +103,6 @@ def _ask(build: Build, finished: dict[int, Receipt], wanted: Set[int], lost: Los
     build.report.progress(done, total, "pictures")
     held_s = 2 * limit.max_seconds  # twice as long as the longest picture
     slots = build.cluster.slots(limit.per_host, limit.max_wait_s, held_s)
-    earlier = _earlier(build)
     todo = (
         (
             rows,
@@ -224,7 +228,7 @@ def _examples(rows: pa.Table, path: str, receipt: Receipt) -> Lost:
     found: Lost = defaultdict(list)
     for _, url, cause, sentence in losses(rows, index):
         if len(found[cause]) < NAMED:
-            found[cause].append(f"{url} ({sentence})" if sentence else url)
+            found[cause].append((receipt.shard, f"{url} ({sentence})" if sentence else url))
     return dict(found)
 
 
@@ -258,7 +262,8 @@ def _tell(build: Build, dropped: Counter[str], lost: Lost) -> None:
     causes = ", ".join(f"{cause} {count:,}" for cause, count in dropped.most_common())
     build.report.warning(f"download: {dropped.total():,} pictures are lost ({causes}); `data lost` lists them")
     for cause, examples in sorted(lost.items()):
-        build.report.warning(f"download: {cause}: {', '.join(examples)}")
+        if examples:
+            build.report.warning(f"download: {cause}: {', '.join(told for _, told in examples)}")
 
 
 def _budget(dropped: Counter[str], planned: int, max_lost: float, named: Lost) -> BudgetExceeded | None:
@@ -268,7 +273,7 @@ def _budget(dropped: Counter[str], planned: int, max_lost: float, named: Lost) -
     if not none and lost <= max_lost * planned:
         return None
     causes = ", ".join(f"{cause} {count}" for cause, count in dropped.most_common())
-    if first := ", ".join(f"{cause}: {found[0]}" for cause, found in sorted(named.items()) if found):
+    if first := ", ".join(f"{cause}: {found[0][1]}" for cause, found in sorted(named.items()) if found):
         causes += f" (the first: {first}; `data lost` lists all)"
     passing = sum(dropped[cause] for cause in PASSING)
     ways: list[tuple[str, str | None]] = []

@@ -39,9 +39,9 @@ class ShardScorer:
     """Makes of a shard of images a table of their scores."""
 
     def __init__(self, scorer: ScorerConfig, device: str):
-        from pipeline.models import loading
+        from pipeline.models import loading, scorers
 
-        self.batch, self.scorer = scorer.batch, loading.scorer(scorer, loading.device(device))
+        self.batch, self.scorer = scorer.batch, scorers.of_pictures(scorer, str(loading.device(device)))
 
     def __call__(self, number: int, images: Shard) -> Made:
         rows = images.images()

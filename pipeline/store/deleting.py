@@ -40,7 +40,13 @@ RESULT = f"{BUILDING}/result.json"
 ASIDE = "deleted"
 BY_SHARD = ("text_", "latents_", "captions_", "aesthetic", "duplicates")  # what is made from images, shard by shard
 OF_ALL = ("view_", "held_out")  # and at once from all of them, within seconds
+_TRAINED = ("stage_", "previewer", "baseline")
 FENCED = 256  # objects between two looks whether somebody has taken over
+
+
+def is_model(name: str) -> bool:
+    """Whether an artifact of this name is a trained model: pictures that the baseline drew are called after it too."""
+    return name.startswith(_TRAINED) and "samples" not in name
 
 
 def discard(path: str, fence: Fence) -> None:

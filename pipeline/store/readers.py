@@ -7,7 +7,7 @@ A run wants the artifacts that its config asked for, those in whose folders it r
 
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -145,8 +145,7 @@ class Wants:
 
     def _asked(self, record: dict[str, Any]) -> list[Name]:
         """What a run asked for or named by path, and the images that its unfinished download may take over."""
-        built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
-        names = {**built, **record["fingerprints"]}
+        names = asked_for(record)
         found = list(names.items())
         for path in record["paths"]:  # of any root: this one may have been moved since
             found += re.findall(f"/artifacts/([^/]+)/({DIGEST})(?=/|$)", path)
@@ -155,6 +154,12 @@ class Wants:
             metadata = names.get("metadata")
             found += [("images", it["fingerprint"]) for it in earlier if it["parents"].get("metadata") == metadata]
         return found
+
+
+def asked_for(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a run asked for, artifact -> fingerprint; earlier versions told only of what they built."""
+    built = {name: step["artifact"].rpartition("/")[2] for name, step in record["steps"].items()}
+    return {**built, **record["fingerprints"]}
 
 
 def record_of(told: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import yaml
 from datasets.files.errors import StorageError
 from pipeline.errors import STOPPED, UsageError
 from pipeline.store.artifacts import Artifact
+from pipeline.store.deleting import is_model
 from pipeline.store.process import ProcessId, user_name
 from pipeline.store.provenance import commit, versions
 from pipeline.store.redact import redact
@@ -249,7 +250,7 @@ class StepRun:
                 "profile": json.dumps({"rows": artifact.manifest["rows"], "bytes": artifact.manifest["bytes"]}),
             }
             for name, artifact in inputs.items()
-            if not name.startswith(("stage_", "baseline"))
+            if not is_model(name)
         ]
         if datasets:
             self._tracking.record("inputs", run=self.key, datasets=datasets)

@@ -7,10 +7,12 @@ went on with it. So the hours of the commands add up to the ledger's, and so do 
 from collections.abc import Mapping, Sequence
 
 from pipeline.hours.spent import grouped, spent
+from pipeline.store import phases
 from pipeline.store.ledger import Lease
 
+SO_FAR = "hours/so_far"  # device-hours of the build with each entry, so that any curve can be read against cost
 KEY = "wst.run"  # the tag that holds our key of a run: of a step's, the build in the ledger
-PHASES = ("startup", "reading", "steps", "validation", "saving", "other")
+PHASES = tuple(phase for phase in phases.PHASES if phase != phases.REPEATED)  # which is told beside them
 NAMES = ("hours/total", "hours/failed", "hours/repeated", "hours/queued", *(f"hours/{phase}" for phase in PHASES))
 
 
@@ -28,8 +30,8 @@ def hours(tags: Mapping[str, str], parents: Mapping[str, str], leases: Sequence[
     if cost.queued_s:
         values["hours/queued"] = cost.queued_s / 3600
     if tags.get("wst.kind") == "step":
-        phases = {phase: seconds for phase, seconds in cost.phases.items() if phase in PHASES}
-        told = phases if len(phases) > 1 else {}
+        told = {phase: seconds for phase, seconds in cost.phases.items() if phase in PHASES}
+        told = told if len(told) > 1 else {}
         return values | {f"hours/{phase}": seconds / 3600 for phase, seconds in told.items()}
     trainings = {step: group for (step, _), group in grouped(found).items() if step.startswith("train_")}
     return values | {f"hours/{step}": spent(group).total / 3600 for step, group in trainings.items()}

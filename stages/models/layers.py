@@ -6,8 +6,7 @@ latents at a model's borders are (B, C, H, W). Legend: B batch, H W sides, C cha
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -294,26 +293,3 @@ def damp_residuals_(module: nn.Module, depth: int) -> None:
             last.weight.mul_(depth**-0.5)
         elif isinstance(block, TimestepBlock):
             nn.init.zeros_(block.mapper.weight)
-
-
-@contextmanager
-def fresh_batch_norm(module: nn.Module) -> Iterator[None]:
-    """Measure BatchNorm statistics anew: they become the plain average over all batches that pass meanwhile.
-
-    Running averages lag behind the weights of a short training. Everything but BatchNorm is in evaluation
-    mode, and the whole module is so afterwards.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    module.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        module.eval()

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from open_clip.model import CLIP
 from torch import nn
 
-from stages.scoring import clip
 from stages.scoring.clip import Clip
 from stages.state_dicts import read
 from stages.weight_files import BadWeights
@@ -26,10 +24,10 @@ HEADS = (  # names of the linear layers, in their order
 
 
 class AestheticScorer:
-    """Scores pictures with a CLIP and a head on its embeddings; moved to `device`."""
+    """Scores pictures with a CLIP and a head on its embeddings; both on `device`."""
 
-    def __init__(self, model: CLIP, head: nn.Sequential, device: str = "cpu") -> None:
-        self._embed = Clip(model, device).pictures
+    def __init__(self, clip: Clip, head: nn.Sequential, device: str) -> None:
+        self._embed = clip.pictures
         self._head = head.float().to(device).eval()
 
     @torch.inference_mode()
@@ -37,27 +35,6 @@ class AestheticScorer:
         """float32 (N,), of pictures uint8 RGB (H, W, 3) each; one forward pass, so pass them in batches."""
         scores: np.ndarray = self._head(self._embed(pictures))[:, 0].cpu().numpy()
         return scores
-
-
-def load(clip_weights: Path, head_weights: Path, architecture: str, device: str = "cpu") -> AestheticScorer:
-    """The scorer from two files; `architecture` is open_clip's name of the CLIP.
-
-    Raises:
-        BadWeights: a file does not hold what it should, or the head is for another CLIP; it names key and file.
-    """
-    try:
-        model = clip.load(clip_weights, architecture)
-    except BadWeights as error:
-        raise BadWeights(
-            f"data.scorer.clip_weights: {error}; give model.safetensors of openai/clip-vit-large-patch14"
-        ) from error
-    width = model.visual.output_dim
-    try:
-        return AestheticScorer(model, read_head(head_weights, width), device)
-    except BadWeights as error:
-        raise BadWeights(
-            f"data.scorer.head_weights: {error}; give sac+logos+ava1-l14-linearMSE.pth, which is for ViT-L/14"
-        ) from error
 
 
 def read_head(weights: Path, width: int) -> nn.Sequential:

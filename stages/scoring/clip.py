@@ -17,32 +17,25 @@ from stages.state_dicts import read, require_finite
 from stages.weight_files import BadWeights
 
 
-class BadClipWeights(BadWeights):
-    """A file does not hold the CLIP asked for."""
-
-
 def load(weights: Path, architecture: str) -> CLIP:
     """A CLIP from a file: safetensors or torch's, with the tensors' names of open_clip or of transformers.
 
     Raises:
-        BadClipWeights: open_clip knows no such architecture, or the file is damaged or does not hold it.
+        BadWeights: open_clip knows no such architecture, or the file is damaged or does not hold it.
     """
     config = open_clip.get_model_config(architecture)
     if config is None:
-        raise BadClipWeights(f"open_clip knows no model {architecture}")
-    try:
-        state = read(weights)
-        require_finite(state, weights)
-    except BadWeights as error:
-        raise BadClipWeights(str(error)) from error
+        raise BadWeights(f"open_clip knows no model {architecture}")
+    state = read(weights)
+    require_finite(state, weights)
     with torch.device("meta"):  # the largest take minutes to make, so what the file holds is looked at first
         wanted = {name: tensor.shape for name, tensor in CLIP(**config).state_dict().items()}
     try:
         found = to_open_clip(state) if "visual_projection.weight" in state else state
     except (RuntimeError, KeyError) as error:
-        raise BadClipWeights(f"{weights} does not hold the tensors of a CLIP {architecture}") from error
+        raise BadWeights(f"{weights} does not hold the tensors of a CLIP {architecture}") from error
     if {name: tensor.shape for name, tensor in found.items()} != wanted:
-        raise BadClipWeights(f"{weights} does not hold the tensors of a CLIP {architecture}")
+        raise BadWeights(f"{weights} does not hold the tensors of a CLIP {architecture}")
     model = CLIP(**config)
     model.load_state_dict(found)
     return model
@@ -66,6 +59,7 @@ class Clip:
         self._preprocess = open_clip.image_transform(model.visual.image_size, is_train=False)
         # As transformers' processor does it, with which these models are published; open_clip's repairs texts first.
         self._tokenize = Tokenizer(model.context_length)
+        self.width: int = model.visual.output_dim  # D
         self.scale = float(model.logit_scale.detach().exp())
 
     def pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:

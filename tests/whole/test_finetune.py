@@ -1,16 +1,20 @@
 """Fine-tuning: a base model, some pictures of one's own in a folder, and what it gains on others of their kind."""
 
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets import pictures
 from datasets.config import ImageConfig
+from datasets.left_out import LeftOut
 from datasets.source_settings import FolderConfig
 from datasets.sources import folder
 from pipeline.plan import training_memory
@@ -20,7 +24,7 @@ from stages.anatomy import flops
 from stages.anatomy.memory_estimate import GIB
 from stages.draws import Draws
 from stages.models.compressor import Compressor
-from stages.models.layers import fresh_batch_norm, to_unit_range
+from stages.models.layers import to_unit_range
 from stages.models.stage_c import StageC, StageCObjective
 from stages.models.text import seeded_tower
 from stages.settings.losses import StageCLoss
@@ -61,7 +65,7 @@ def draw(path: Path, kind: str, count: int) -> Path:
 def read(path: Path) -> tuple[Tensor, list[str]]:
     """Pictures (B, 3, H, W) uint8 and captions of a folder, as its server gives them out."""
     config, image = FolderConfig(path=str(path)), ImageConfig(size=SIZE, format="png")
-    table, _ = folder.metadata(config)
+    table = pa.concat_tables(folder.tables(config, LeftOut()))
     stored = []
     with folder.serve(config.path, folder.KEY) as (host, port):
         for url in table["URL"].to_pylist():
@@ -69,6 +73,28 @@ def read(path: Path) -> tuple[Tensor, list[str]]:
             stored.append(pictures.pixels(pictures.stored(body, image).content))
     captions = [text.decode() for text in table["TEXT"].to_pylist()]
     return torch.from_numpy(np.stack(stored)).permute(0, 3, 1, 2), captions
+
+
+@contextmanager
+def fresh_batch_norm(module: nn.Module) -> Iterator[None]:
+    """Measure BatchNorm statistics anew: they become the plain average over all batches that pass meanwhile.
+
+    Everything but BatchNorm is in evaluation mode, and the whole module is so afterwards.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        module.eval()
 
 
 @torch.no_grad()

@@ -37,14 +37,13 @@ from pipeline.steps.select import held_out
 from pipeline.steps.select import make as make_view
 from pipeline.store import claims, deleting, removal_list, unfinished
 from pipeline.store.artifacts import Artifact, Store, children, descendants
-from pipeline.store.deleting import shard_folders
+from pipeline.store.deleting import BY_SHARD, is_model, shard_folders
 from pipeline.store.removal_list import names_of, requests
 from pipeline.store.removals import Removals, rewrite, tabulate
 from pipeline.terminal import console
 
 EXTRAS = ("duplicates", "aesthetic")  # of which a view may be made too, beside plan and pictures
 SHEETS = ("panel.png", "grid.png", "groups.png")  # contact sheets: which pictures they show is not written anywhere
-TRAINED = ("stage_", "previewer", "baseline")  # names of trainings
 CARD = "README.md"  # of a release: its example has the first sample's caption
 
 
@@ -191,7 +190,7 @@ def _from_everything(
     if stored:
         _from_mlflow(store.root, outcome)
     for artifact in made if stored else ():
-        if artifact.name.startswith(TRAINED) and "samples" not in artifact.name:
+        if is_model(artifact.name):
             outcome.trained.add(artifact.name)
         if artifact.name == "duplicates":
             outcome.alike |= duplicates.alike(storage.read(storage.join(artifact.path, duplicates.FILE)), stored)
@@ -200,7 +199,7 @@ def _from_everything(
             if artifact.name == "release":
                 held.rewrite(CARD, partial(_from_card, release=artifact, captions=captions))
     for artifact in (*made, images):
-        if artifact.name.startswith(("text_", "latents_", "captions_", "images", "duplicates", "aesthetic")):
+        if artifact.name.startswith(("images", *BY_SHARD)):
             with _held(store, artifact, outcome) as held:
                 folders = shard_folders(artifact)
                 for folder in folders:
@@ -343,7 +342,7 @@ def _from_torn(store: Store, keys: Set[str], captions: Set[str], outcome: Outcom
     known = captions | {row["caption"] for rows in tables for row in rows if row["key"] in keys}
     torn.sort(key=lambda artifact: artifact.name == "release")  # its card takes a caption of the samples that are left
     for artifact in torn:
-        if artifact.name.startswith(TRAINED) and "samples" not in artifact.name:
+        if is_model(artifact.name):
             outcome.trained.add(artifact.name)
         with _held(store, artifact, outcome) as held:
             if not unfinished.reopen(artifact, keys, held.fence):

@@ -16,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.plan.wanted import finished, wanted
 from pipeline.settings.config import Config
 from pipeline.store.artifacts import Artifact
+from pipeline.store.deleting import BY_SHARD
 from pipeline.store.removal_list import names_of, requests
 from pipeline.terminal import out, print_json, printable
 
@@ -87,4 +88,4 @@ def _holds(artifact: str, name: str, shard: int) -> bool:
     file = name.rpartition("/")[2]
     if artifact == "images":
         return file == shards.image_name(shard)
-    return artifact.startswith(("text_", "latents_", "captions_", "aesthetic")) and file == shards.tensor_name(shard)
+    return artifact.startswith(BY_SHARD) and file == shards.tensor_name(shard)

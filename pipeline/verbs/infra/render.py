@@ -95,7 +95,7 @@ def _values(config: Config, job: Job, nodes: Nodes, root: str, run: str) -> dict
         "ray": importlib.metadata.version("ray"),
         "folder": IMAGE_FOLDER,
         "seconds": math.ceil(job.hours * 3600),
-        "time": f"{int(job.hours)}:{round(job.hours % 1 * 60):02}:00",
+        "time": "{}:{:02}:00".format(*divmod(math.ceil(job.hours * 60), 60)),
         "pools": {WORKERS: nodes} | {name: pool.nodes for name, pool in config.cluster.pools.items()},
         "starts": config.cluster.starts_nodes,
         "label": POOL_LABEL,

@@ -17,6 +17,7 @@ from pipeline.settings.config import Config
 from pipeline.settings.resources import Tracking
 from pipeline.settings.words import Words, parse
 from pipeline.store.artifacts import Artifact, Look, Store
+from pipeline.store.readers import asked_for
 from pipeline.verbs.configured import configured
 
 DEFAULT = "stage_c"  # whose tracking stands for that of a run that does not tell its own
@@ -53,7 +54,7 @@ def subject(words: Words) -> tuple[Subject, Tracking]:
 def _of_run(root: str, record: recorded.Record) -> tuple[Subject, Tracking]:
     every = [one for one in recorded.records(root) if one["conf"] == record["conf"]]
     config = config_of(record, root)
-    prints = recorded.fingerprints(record)
+    prints = asked_for(record)
     about = {"record": record, "earlier": _before(every, record), "config": config}
     return of_prints(root, record["conf"], prints, **about), _tracking(record, config)
 
@@ -66,7 +67,7 @@ def config_of(record: recorded.Record, root: str) -> Config | None:
         now = prints_of(config, Look(root), order(table(config), config.targets))
     except (UsageError, DataError, ValueError, OSError):
         return None
-    then = recorded.fingerprints(record)
+    then = asked_for(record)
     return config if all(then.get(name, print_.digest) == print_.digest for name, print_ in now.items()) else None
 
 
@@ -84,7 +85,7 @@ def _tracking(record: dict[str, Any], config: Config | None) -> Tracking:
 
 def _asked_for(record: dict[str, Any], prints: dict[str, str]) -> bool:
     """Whether a run asked for the same: for all that both know of."""
-    then = recorded.fingerprints(record)
+    then = asked_for(record)
     return bool(then) and all(then[name] == prints[name] for name in then.keys() & prints.keys())
 
 
@@ -95,7 +96,7 @@ def artifact_of(words: Words, name: str | None) -> Artifact:
         UsageError: it asked for none of that name, or that is not finished.
     """
     record, root = _record(words), storage.absolute(words.root)
-    prints = recorded.fingerprints(record)
+    prints = asked_for(record)
     if name not in prints:
         given = f"artifact={name}: run={record['id']} has no such artifact" if name else "show needs artifact=NAME"
         raise UsageError(f"{given}; it has {', '.join(prints)}")

@@ -6,11 +6,9 @@ from rich.table import Table as Lines
 
 from pipeline.hours import paper
 from pipeline.hours.paper import hours_unit
-from pipeline.hours.spent import Spent
 from pipeline.hours.table import Row, Table, sentences, table
 from pipeline.settings import compose
 from pipeline.settings.words import Words
-from pipeline.store.ledger import CPU
 from pipeline.terminal import console, out, print_json, print_table
 from pipeline.tracking.mlflow_store import locate_store
 
@@ -40,7 +38,7 @@ def hours(root: str, as_json: bool) -> None:
 def _document(found: Table) -> dict[str, Any]:
     return {
         **found.total.as_hours(),
-        "kg_co2_as_in_the_paper": _kg(found.total),
+        "kg_co2_as_in_the_paper": paper.kg(found.total),
         "hours": [_row(row) for row in found.rows],
         "paper": [vars(row.comparison) for row in found.rows if row.comparison],
         "savings_of_the_paper": paper.savings(),
@@ -62,12 +60,6 @@ def _row(row: Row) -> dict[str, Any]:
         "foreign_weights": row.foreign,
         "mfu": row.mfu,
     }
-
-
-def _kg(spent: Spent) -> float | None:
-    """By the paper's method, of GPUs alone: it has no figure for CPUs."""
-    gpus = sum(seconds for kind, seconds in spent.by_kind.items() if kind != CPU)
-    return paper.paper_kg(gpus / 3600) if gpus else None
 
 
 def _show(found: Table) -> None:
@@ -96,7 +88,7 @@ def _sentences(found: Table) -> list[str]:
     if total.queued_s:
         said.append(f"not in these: {total.queued_s / 3600:.4f} hours of waiting for devices")
     said += [f"{row.hours.step}: {_phases(row)}" for row in found.rows if len(row.spent.phases) > 1]
-    if (kg := _kg(total)) is not None:
+    if (kg := paper.kg(total)) is not None:
         said.append(f"{kg:,.1f} kg of CO2 by the paper's method: GPU-hours x {paper.KW} kW x {paper.KG_PER_KWH} kg/kWh")
     if energy := paper.energy(total):
         said.append(energy)

@@ -52,9 +52,10 @@ def settings(path: Path, **changes: Any) -> DataConfig:
 
 def read(path: Path, **changes: Any) -> tuple[dict[str, str], dict[str, int]]:
     """Captions by URL, and the counts of what is left out."""
-    table, rejected = folder.metadata(FolderConfig(path=str(path), **changes))
+    left_out = LeftOut()
+    table = pa.concat_tables(folder.tables(FolderConfig(path=str(path), **changes), left_out))
     captions = [text.decode() for text in table["TEXT"].to_pylist()]
-    return dict(zip(table["URL"].to_pylist(), captions, strict=True)), rejected
+    return dict(zip(table["URL"].to_pylist(), captions, strict=True)), dict(left_out.counts)
 
 
 def made(path: Path) -> tuple[pa.Table, plan.Counts]:

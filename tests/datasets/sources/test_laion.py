@@ -1,11 +1,14 @@
 """LAION's Parquet as it comes: other names and types of columns, damaged pages, hidden files, links."""
 
+from contextlib import contextmanager
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from datasets.config import DataError
 from datasets.files import storage
+from datasets.files.errors import StoreAway
 from datasets.left_out import LeftOut
 from datasets.sources import laion
 
@@ -188,3 +191,18 @@ def test_suffixes_have_any_case_and_what_writers_keep_in_their_folders_is_none(t
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         written(tmp_path / name, RE_LAION)
     assert list(storage.matching(str(tmp_path), ".parquet")) == ["_c.parquet", "a.PARQUET", "y=1/b.Parquet"]
+
+
+@pytest.mark.parametrize("read", [rows, laion.columns, laion.count])
+def test_a_store_that_is_away_is_no_damaged_file(tmp_path, monkeypatch, read):
+    """What it holds may be read later: it is told as the store's, which is waited for, and not as the file's."""
+    path = written(tmp_path / "part.parquet", RE_LAION)
+
+    @contextmanager
+    def away(place):
+        raise StoreAway(None, "no answer", place)
+        yield
+
+    monkeypatch.setattr(storage, "opened", away)
+    with pytest.raises(StoreAway, match="no answer"):
+        read(path)

@@ -8,7 +8,8 @@ import pytest
 
 from datasets.files import notices
 from pipeline.errors import UsageError
-from pipeline.plan.recorded import fingerprints, record, records
+from pipeline.plan.recorded import record, records
+from pipeline.store.readers import asked_for
 from tests.experiment import BEFORE, RUN, Experiment
 
 STEP = {"state": "running", "step": "train_c", "log": "l/r/x", "artifact": "a/b/c"}
@@ -44,7 +45,7 @@ def test_old_records_tell_of_what_they_built(tmp_path: Path) -> None:
     of = Experiment(tmp_path)
     made = of.add("metadata", "fetch")
     of.record(fingerprints={})
-    assert fingerprints(record(of.root, RUN)) == {"metadata": made.manifest["fingerprint"]}
+    assert asked_for(record(of.root, RUN)) == {"metadata": made.manifest["fingerprint"]}
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,8 @@ def test_damage_of_any_weights_is_told_by_plan_and_refused_by_run(
             [word.format(file="c.pt") for word in TOWER],
             "text.clip_h.weights: c.pt holds nothing for",
         ),
-        (["eval.scorers.clip_h=c.pt"], "c.pt does not hold the tensors of a CLIP ViT-H-14"),
+        (["eval.scorers.clip_h=c.pt"], "c.pt does not hold the tensors of a CLIP ViT-H-14; give "),
+        (["eval.scorers.clip_l=c.pt", "eval.scorers.aesthetic=c.pt"], "eval.scorers.clip_l: "),
         (
             ["data.captioners={new: {weights: bert}}", "data.captions={new: 1}"],
             "data.captioners.new.weights: bert is no image-to-text model in transformers' layout",

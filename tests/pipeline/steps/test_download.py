@@ -26,7 +26,7 @@ from pipeline.steps.download import _among, _budget, _Told
     ],
 )
 def test_too_many_losses_come_with_the_ways_to_go_on(dropped, planned, ways):
-    found = _budget(Counter(dropped), planned, 0.2, {"dns": ["http://a.example/x (no such name)"]})
+    found = _budget(Counter(dropped), planned, 0.2, {"dns": [(0, "http://a.example/x (no such name)")]})
     assert (found and [override for _, override in found.ways]) == ways
     assert found is None or ("http://a.example/x (no such name)" in str(found) and "data lost" in str(found))
 
@@ -80,9 +80,13 @@ def receipt(shard: int, **dropped: int) -> Receipt:
 )
 def test_what_an_outage_took_is_asked_for_again_and_never_final(monkeypatch, before, asked, answers, ways):
     calls: list[set[int]] = []
+    told: list[str] = []
 
-    def ask(build: object, finished: dict[int, Receipt], wanted: set[int], lost: object) -> None:
-        finished |= {shard: receipt(shard, **dropped) for shard, dropped in answers[len(calls)].items()}
+    def ask(build: object, finished: dict[int, Receipt], wanted: set[int], earlier: object, lost: steps.Lost) -> None:
+        for shard, dropped in answers[len(calls)].items():
+            finished[shard] = receipt(shard, **dropped)
+            for cause in dropped:
+                lost[cause].append((shard, f"picture {len(calls)} of {shard}"))
         calls.append(set(wanted))
 
     monkeypatch.setattr(steps, "_ask", ask)
@@ -90,15 +94,21 @@ def test_what_an_outage_took_is_asked_for_again_and_never_final(monkeypatch, bef
     build: Any = SimpleNamespace(
         inputs={"metadata": metadata},
         config=SimpleNamespace(
-            data=SimpleNamespace(source="laion", shard_rows=10, download=SimpleNamespace(max_lost=0.4))
+            data=SimpleNamespace(source="laion", shard_rows=10, attempt=1, download=SimpleNamespace(max_lost=0.4))
         ),
         finished_shards=lambda path: {shard: receipt(shard, **dropped) for shard, dropped in before.items()},
         path="images",
-        report=SimpleNamespace(warning=lambda text: None, lost=lambda causes: None),
+        report=SimpleNamespace(warning=told.append, lost=lambda causes: None),
     )
     if ways is None:
         facts = steps.download(build)
         assert [one.shard for one in facts.shards[""]] == [0, 1, 2]
+        last = {shard: (place, dropped) for place, answer in enumerate(answers) for shard, dropped in answer.items()}
+        named = {f"download: {cause}: picture" for _, dropped in last.values() for cause in dropped}
+        examples = [text for text in told if ": picture" in text]  # of what was lost for good, and of nothing else
+        assert {text.partition("picture")[0] + "picture" for text in examples} == named
+        for shard, (place, _) in last.items():
+            assert not any(f"picture {earlier} of {shard}" in text for text in examples for earlier in range(place))
     else:
         with pytest.raises(BudgetExceeded, match=r"most pictures of 1 of 3 shards .* being away: shards 1") as caught:
             steps.download(build)

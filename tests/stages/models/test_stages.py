@@ -13,7 +13,7 @@ from stages import diffusion
 from stages.draws import Draws
 from stages.models.compressor import Compressor, CompressorWarmup
 from stages.models.geometry import BadImageSize, denormalise
-from stages.models.layers import fresh_batch_norm, timestep_embedding
+from stages.models.layers import timestep_embedding
 from stages.models.stage_a import StageA, StageAObjective, random_crop
 from stages.models.stage_b import StageB, StageBObjective
 from stages.models.stage_c import StageC, StageCObjective
@@ -167,20 +167,6 @@ def test_channels_last_runs_without_a_layout_change() -> None:
         blocks[-1].register_forward_hook(lambda module, args, output: seen.append(output.is_contiguous()))
     model(torch.randn(2, 4, 32, 32), torch.rand(2), torch.randn(2, 16, 3, 3))
     assert seen == [True] * 6
-
-
-def test_fresh_batch_norm_is_the_average_over_all_batches() -> None:
-    model = StageA(TINY_A).train()
-    images = torch.rand(6, 3, 16, 16)
-    norm = model.down_blocks[-1][1]
-    norm.running_mean.fill_(99.0)
-    with fresh_batch_norm(model):
-        for batch in images.split(2):
-            model.encode(batch)
-    features = model.down_blocks[-1][0](model.down_blocks[:-1](model.in_block(images)).permute(0, 3, 1, 2))
-    torch.testing.assert_close(norm.running_mean, features.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert norm.momentum == 0.1
-    assert not norm.training
 
 
 # ------------------------------------------------------------------------------------------------- objectives

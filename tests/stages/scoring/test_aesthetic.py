@@ -19,12 +19,13 @@ from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
 
-from datasets.config import DataError
+from datasets.config import DataError, ScorerConfig
 from datasets.files import storage
 from datasets.formats import shards
 from datasets.formats.shards import INDEX, Clock, ImageRow
 from datasets.planning import plan, plan_files
 from datasets.reading import aesthetic, views
+from pipeline.models import scorers
 from pipeline.plan import obstacles
 from pipeline.plan.dag import fingerprints, order
 from pipeline.plan.table import table
@@ -37,7 +38,7 @@ from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.verbs.data import funnel, trace
 from pipeline.verbs.data.forgetting import forget
 from stages.sampling.grid import png
-from stages.scoring import aesthetic as predictor
+from stages.scoring.aesthetic import AestheticScorer
 from stages.weight_files import BadWeights
 from tests.pipeline.models.test_encoders import ALONE, Here, Report
 
@@ -97,10 +98,15 @@ def expected(files: Path, head: str, pictures: list[np.ndarray]) -> list[float]:
     return values[:, 0].tolist()
 
 
+def scorer_of(clip: Path, head: Path) -> AestheticScorer:
+    config = ScorerConfig(clip_weights=str(clip), head_weights=str(head), model="tiny-scorer")
+    return scorers.of_pictures(config, "cpu")
+
+
 @pytest.mark.parametrize("head", ["first.pth", "second.pth"])
 def test_a_score_is_the_head_of_the_embedding_of_length_one(files, head):
     pictures = [picture(number) for number in range(5)]
-    scorer = predictor.load(files / "clip.safetensors", files / head, "tiny-scorer")
+    scorer = scorer_of(files / "clip.safetensors", files / head)
     scores, wanted = scorer.score(pictures), expected(files, head, pictures)
     assert scores.dtype == np.float32
     assert np.ptp(wanted) > 0.1
@@ -121,7 +127,7 @@ def test_a_score_is_the_head_of_the_embedding_of_length_one(files, head):
 )
 def test_other_weights_are_refused_by_key_and_file(files, clip, head, told):
     with pytest.raises(BadWeights, match=told):
-        predictor.load(files / clip, files / head, "tiny-scorer")
+        scorer_of(files / clip, files / head)
 
 
 class Root:

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from stages.models.text import tokenizer_files
-from stages.scoring.clip import BadClipWeights, Clip, load, to_open_clip
+from stages.scoring.clip import Clip, load, to_open_clip
 from stages.scoring.metrics import psnr, ssim
 from stages.scoring.scorers import PromptScorer, likenesses
+from stages.weight_files import BadWeights
 
 TINY = {
     "embed_dim": 24,
@@ -193,7 +194,7 @@ def test_wrong_weights_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     (tmp_path / "noise.bin").write_bytes(b"noise")
     for name in ("wrong.safetensors", "noise.safetensors", "noise.bin"):
-        with pytest.raises(BadClipWeights, match=name):
+        with pytest.raises(BadWeights, match=name):
             load(tmp_path / name, "tiny-clip")
 
 
@@ -201,7 +202,7 @@ def test_weights_with_a_nan_are_refused(weights: Path, tmp_path: Path) -> None:
     state = load_file(weights)
     state["visual_projection.weight"][0, 0] = torch.nan
     save_file(state, tmp_path / "nan.safetensors")
-    with pytest.raises(BadClipWeights, match=r"^\S*nan\.safetensors is damaged: its visual"):
+    with pytest.raises(BadWeights, match=r"^\S*nan\.safetensors is damaged: its visual"):
         load(tmp_path / "nan.safetensors", "tiny-clip")
 
 
