@@ -3,12 +3,17 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+from datasets.files import notices
 
 GROUP = stat.S_IRGRP | stat.S_IWGRP
+HALF = re.compile("[\ud800-\udfff]")  # as Python has bytes that are no UTF-8
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
@@ -41,6 +46,43 @@ def move(source: Path, target: Path) -> None:
     os.replace(source, target)
     for folder in {target.parent, source.parent}:
         _sync_folder(folder)
+
+
+class Known(NamedTuple):
+    """What a listing tells of a file; stores need not tell when it was changed."""
+
+    size: int
+    mtime_ns: int | None
+
+
+def files(folder: Path) -> dict[str, Known]:
+    """Each file below a folder by its name relative to it; none where there is no such folder.
+
+    Links are followed, but none that leads to a folder above it; names that are no UTF-8 are passed over.
+    """
+    found: dict[str, Known] = {}
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        below, above = waiting.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder / below) as entries:  # it may go meanwhile
+            here = os.stat(folder / below)
+            above |= {(here.st_dev, here.st_ino)}
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # of a link that leads nowhere
+                    about = entry.stat()
+                    if HALF.search(entry.name):
+                        path = os.fsencode(entry.path).decode(errors="backslashreplace")
+                        notices.tell(notices.PassedOver(path, "its name is no UTF-8"))
+                    elif stat.S_ISREG(about.st_mode):
+                        found[below + entry.name] = Known(about.st_size, about.st_mtime_ns)
+                    elif stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in above:
+                        waiting.append((f"{below}{entry.name}/", above))
+    return found
+
+
+def is_behind_a_link(folder: Path, name: str) -> bool:
+    """Whether a file lies elsewhere: the folder, or one between it and the file, is a link."""
+    return any(above.is_symlink() for above in (folder, *(folder / part for part in Path(name).parents)))
 
 
 def remove(target: Path) -> None:

@@ -26,6 +26,7 @@ from datasets.files import conditional, local, s3
 from datasets.files.errors import NothingThere, StorageError, StoreAway, told
 from datasets.files.fence import Fence, unfenced
 from datasets.files.filesystems import LISTING_TRIES, QUIET_TRIES, absolute, ahead, is_remote, named, open_filesystem
+from datasets.files.local import Known
 from datasets.files.retrying import persistently
 
 T = TypeVar("T")
@@ -143,8 +144,8 @@ def sha256(path: str) -> str:
 def stamps(path: str) -> dict[str, tuple[int, int] | None]:
     """Size in bytes and time of change in ns of a file (as ""), or of each file below a folder; None without a time."""
     info = _info(path)
-    files = {"": info} if info.type == pafs.FileType.File else _files(path)
-    return {name: (file.size, file.mtime_ns) if file.mtime_ns is not None else None for name, file in files.items()}
+    files = {"": Known(info.size, info.mtime_ns)} if info.type == pafs.FileType.File else _files(path)
+    return {name: None if file.mtime_ns is None else (file.size, file.mtime_ns) for name, file in files.items()}
 
 
 def age_s(path: str) -> float:
@@ -373,13 +374,16 @@ def _info(path: str) -> pafs.FileInfo:
     return _ask(path, lambda filesystem, inner: filesystem.get_file_info(inner))
 
 
-def _files(folder: str) -> dict[str, pafs.FileInfo]:
+def _files(folder: str) -> dict[str, Known]:
     """What is known of each file below a folder, by its name relative to it; none where there is no such folder."""
 
-    def found(filesystem: pafs.FileSystem, inner: str) -> dict[str, pafs.FileInfo]:
+    def found(filesystem: pafs.FileSystem, inner: str) -> dict[str, Known]:
+        if not is_remote(folder):
+            return local.files(Path(inner))
         infos = named(filesystem.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True)))
         start = len(inner.rstrip("/")) + 1
-        return {path[start:]: info for path, info in infos.items() if info.type == pafs.FileType.File}
+        kept = {path[start:]: info for path, info in infos.items() if info.type == pafs.FileType.File}
+        return {name: Known(info.size, info.mtime_ns) for name, info in kept.items()}
 
     return _ask(folder, found, LISTING_TRIES)
 

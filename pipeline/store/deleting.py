@@ -22,10 +22,10 @@ import errno
 import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from datasets.files import json_files, storage
+from datasets.files import json_files, local, storage
 from datasets.files.fence import Fence
 from datasets.files.storage import FileEntry
 from datasets.formats import shard_table, shards
@@ -223,7 +223,8 @@ def _remove(path: str, names: Collection[str], folder: str, fence: Fence) -> Non
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _remove_objects(path, names, fence)  # in place, as in a store: another disk lies there
+        own = [name for name in names if not local.is_behind_a_link(Path(path), name)]
+        _remove_objects(path, own, fence)  # in place, as in a store: another disk lies there
         fence()
         storage.remove(folder)
         return

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
 REMOTE_HEARTBEAT_S = 60.0  # on an object store each heartbeat is an upload
 WRITERS = r"[^.][^/]*\.jsonl"  # names of files
+LATEST = 2.5e11  # Unix time, s: the last years that a date can have
+MOST = 1e15  # seconds or joules, of one lease
 CPU = "cpu"  # the kind of device of what runs on CPUs, also where there are GPUs
 
 
@@ -292,7 +294,7 @@ def last_sign(root: str, name: str) -> float | None:
     path = storage.join(root, "ledger", f"{name}.jsonl")
     content = storage.read(path) if storage.exists(path) else b""
     times = [time for time in json_files.lines(content, lambda told: float(told["time"])) if time]
-    return max(times, default=None)
+    return max((time for time in times if time < LATEST), default=None)
 
 
 def _event(told: dict[str, Any]) -> dict[str, Any]:
@@ -310,8 +312,10 @@ def _event(told: dict[str, Any]) -> dict[str, Any]:
         json_files.require(told, str, "outcome")
     json_files.require(told, NUMBER, "time", *amounts)
     json_files.require(phases, NUMBER, *phases)
-    if any(amount < 0 for amount in (*phases.values(), *(told[name] for name in amounts))):
-        raise ValueError("it has held less than nothing")
+    if not all(0 <= amount < MOST for amount in (*phases.values(), *(told[name] for name in amounts))):
+        raise ValueError("it has held less than nothing, or more than there is")
+    if not 0 <= told["time"] < LATEST:
+        raise ValueError("its time is no Unix time in seconds")
     return told
 
 

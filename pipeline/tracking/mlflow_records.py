@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -25,6 +25,9 @@ from pipeline.tracking.card import RUN
 from pipeline.tracking.mlflow_store import MlflowStore, NeedsMending, connect, require_active
 from pipeline.tracking.outbox import NotTaken, Record
 from pipeline.tracking.projection import KEY
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
@@ -278,13 +281,24 @@ class Recorder:
         leases, _ = ledger.read(self._root)
         for run_id in run_ids:
             run = self._client.get_run(run_id)
-            parent = run.data.tags.get("mlflow.parentRunId")
-            above = self._client.get_run(parent).data.tags if parent else {}
-            now = projection.hours(run.data.tags, above, leases)
+            now = projection.hours(run.data.tags, self._tags_above(run), leases)
             gone = {name: 0.0 for name in run.data.metrics if name in projection.NAMES and name not in now}
             changed = {name: value for name, value in (now | gone).items() if run.data.metrics.get(name) != value}
             at = time.time_ns() // 1_000_000
             self._metrics(run_id, [(name, value, 0, at) for name, value in changed.items()])
+
+    def _tags_above(self, run: "Run") -> Mapping[str, str]:
+        """The tags of a run's parent; none where it has none, or none any more: somebody has deleted it for good."""
+        from mlflow.exceptions import MlflowException
+
+        parent = run.data.tags.get("mlflow.parentRunId")
+        try:
+            tags: dict[str, str] = self._client.get_run(parent).data.tags if parent else {}
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        return tags
 
 
 def _raise_if_mendable(error: Exception) -> None:

@@ -303,7 +303,14 @@ def send_unsent(store: MlflowStore, experiment: str, root: str | None = None) ->
 
 def _unsent(store: MlflowStore, experiment: str) -> Path:
     """Folder for records that a store has not taken yet."""
-    return store.unsent / hashlib.sha256(f"{store.uri} {experiment}".encode()).hexdigest()[:12]
+    now, before = (
+        store.unsent / hashlib.sha256(f"{name} {experiment}".encode()).hexdigest()[:12]
+        for name in (store.name, store.uri)  # earlier versions went by the path of a database
+    )
+    if not now.exists():
+        with contextlib.suppress(OSError):
+            before.rename(now)
+    return now
 
 
 def git_tags(folder: Path) -> dict[str, str]:

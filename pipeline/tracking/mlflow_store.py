@@ -48,6 +48,11 @@ class MlflowStore:
         return Path(unquote(self.uri.partition(":///")[2]))
 
     @property
+    def name(self) -> str:
+        """What it is called beside its `unsent`: of a file, with which the whole folder may be moved, no path."""
+        return self.uri if self.artifacts is None else self.database.name
+
+    @property
     def location(self) -> str | None:
         """Where a local store's runs put their files, as MLflow writes it: it takes a path for a part of a URI."""
         return str(self.artifacts).replace("%", "%25") if self.artifacts else None

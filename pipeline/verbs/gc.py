@@ -124,6 +124,9 @@ def _aside(root: str) -> list[Unwanted]:
     folder, sizes = storage.join(root, deleting.ASIDE), Counter[str]()
     for file, size in storage.sizes(folder).items():
         sizes[file.partition("/")[0]] += size
+    for name in [name for name in sizes if not re.fullmatch("[0-9a-f]{32}", name)]:
+        notices.tell(notices.PassedOver(storage.join(folder, name), "none of our files"))
+        del sizes[name]
     left = "left by a deletion"
     return [Unwanted(deleting.ASIDE, name, storage.join(folder, name), left, size) for name, size in sizes.items()]
 

@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from datasets.files import json_files, storage
 from pipeline.environment import quiet_environment
@@ -56,7 +57,7 @@ def served(store: MlflowStore) -> str | None:
         UsageError: the config names a server, and none answers there.
     """
     if store.artifacts is not None:
-        return _open_elsewhere(_note(store))
+        return _open_elsewhere(store)
     if reason := why_silent(store.uri):
         raise UsageError(f"tracking.uri={store.uri}: no MLflow server answers there ({reason})")
     return store.uri
@@ -95,7 +96,8 @@ def serve_ui(store: MlflowStore, port: int) -> Iterator[str]:
     try:
         _wait_until_healthy(url, server, output)
         if ours:
-            _note(store).write_text(json.dumps({"url": url, **vars(ProcessId.own())}))
+            told = {"url": url, "database": _real(store), **vars(ProcessId.own())}
+            _note(store).write_text(json.dumps(told))
         yield url
     finally:
         if ours:
@@ -125,10 +127,21 @@ def _note(store: MlflowStore) -> Path:
     return store.database.with_name("ui.json")
 
 
-def _open_elsewhere(note: Path) -> str | None:
+def _real(store: MlflowStore) -> str:
+    """Where a store's file lies: a note may have been copied with it, from beside another."""
+    return str(store.database.resolve())
+
+
+def _open_elsewhere(store: MlflowStore) -> str | None:
     """The URL of the server that another process of this machine keeps open on the same store."""
-    said = json_files.read(str(note), lambda told: (str(told.pop("url")), ProcessId.of(told)))
-    return said[0] if said and said[1].is_local and not said[1].is_dead() else None
+
+    def read(told: dict[str, Any]) -> tuple[str, str | None, ProcessId]:
+        return str(told.pop("url")), told.pop("database", None), ProcessId.of(told)
+
+    if (said := json_files.read(str(_note(store)), read)) is None:
+        return None
+    url, database, process = said
+    return url if database == _real(store) and process.is_local and not process.is_dead() else None
 
 
 def _check_port(port: int) -> None:

@@ -132,3 +132,22 @@ def test_a_file_system_without_rights_of_its_own_takes_files(tmp_path, monkeypat
     monkeypatch.setattr(os, "chmod", not_here)
     storage.publish(b"x", str(tmp_path / "a/x"))
     assert storage.read(str(tmp_path / "a/x")) == b"x"
+
+
+def test_a_listing_follows_links_but_in_no_circle(tmp_path):
+    """What is linked twice is there twice; what leads up would never end."""
+    (tmp_path / "here/deep").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "here/deep/a").write_bytes(b"abc")
+    (tmp_path / "other/b").write_bytes(b"b")
+    for name, target in (("up", ".."), ("deep/self", "."), ("once", "../other"), ("twice", "../other"), ("gone", "no")):
+        (tmp_path / "here" / name).symlink_to(target, target_is_directory=True)
+    (tmp_path / "other/back").symlink_to(tmp_path / "here")
+    os.mkfifo(tmp_path / "here/fifo")
+    found = {name: known.size for name, known in local.files(tmp_path / "here").items() if not name.startswith("up/")}
+    assert found == {"deep/a": 3, "once/b": 1, "twice/b": 1}
+    assert storage.sizes(str(tmp_path / "nothing")) == {}
+    (tmp_path / "here/once").unlink()
+    (tmp_path / "here/twice").unlink()
+    (tmp_path / "here/up").unlink()
+    assert storage.sizes(str(tmp_path / "here")) == {"deep/a": 3}

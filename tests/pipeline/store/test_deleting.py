@@ -152,6 +152,27 @@ def test_a_folder_on_another_disk_goes_in_place_with_its_marks_first(tmp_path, m
     assert not Path(artifact.path).exists()
 
 
+@pytest.mark.parametrize("linked", [".", "receipts"])
+def test_what_a_link_leads_to_on_another_disk_stays(tmp_path, monkeypatch, linked):
+    """The artifact, or a folder in it, may be somebody's elsewhere."""
+
+    def move(source: str, target: str) -> None:
+        raise StorageError(errno.EXDEV, "invalid cross-device link", source)
+
+    monkeypatch.setattr(storage, "move", move)
+    artifact = built(tmp_path)
+    (Path(artifact.path) / "receipts").mkdir(exist_ok=True)
+    (Path(artifact.path) / "receipts/00000.json").write_text("{}")
+    link = Path(artifact.path, linked)
+    kept = link.rename(tmp_path / "elsewhere")
+    link.symlink_to(kept)
+    before = sorted(kept.rglob("*"))
+    deleting.discard(artifact.path, open_fence)
+    assert sorted(kept.rglob("*")) == before
+    assert not Path(artifact.path).is_symlink()
+    assert not Path(artifact.path).exists()
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_who_moved_aside_what_has_passed_to_another_puts_it_back(tmp_path, begun):
     """As it was; unless that one has begun something new there by now."""

@@ -2,11 +2,13 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -229,6 +231,28 @@ def test_what_mlflow_never_takes_is_dropped_counted_and_holds_nothing_up(store: 
     assert "refused 2 records for good" in warning  # the point, and the end of the run
 
 
+def test_what_a_moved_root_could_not_send_is_sent_from_its_new_place(tmp_path: Path) -> None:
+    """Also what a version has left that called the folder by the database's path."""
+    store = locate_store(str(tmp_path / "before"), None)
+    store.database.parent.mkdir(parents=True)
+    store.database.write_bytes(b"damaged")
+    with _tracking(store):
+        pass
+    (kept,) = store.unsent.iterdir()
+    kept.rename(store.unsent / hashlib.sha256(f"{store.uri} wuerstchen".encode()).hexdigest()[:12])
+    store.database.unlink()
+    assert "has taken what earlier runs could not send" in (send_unsent(store, "wuerstchen") or "")
+    assert set(_runs(store)) == {PARENT}
+    store.database.write_bytes(b"damaged")
+    with _tracking(store):
+        pass
+    store.database.unlink()
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = locate_store(str(tmp_path / "after"), None)
+    assert "has taken what earlier runs could not send" in (send_unsent(moved, "wuerstchen") or "")
+    assert set(_runs(moved)) == {PARENT}
+
+
 def test_a_store_of_files_that_refuses_holds_up_no_figure(store: MlflowStore) -> None:
     """As that of a server whose bucket this user may not write to; the files follow once they may."""
     assert store.artifacts
@@ -385,6 +409,10 @@ def test_the_hours_are_those_of_the_ledger_and_can_be_made_anew(store: MlflowSto
     assert rebuild_hours(store, "wuerstchen", root) == 2
     metrics = _runs(store)[CHILD].data.metrics
     assert (metrics["hours/total"], metrics["hours/saving"]) == (total, 0.0)
+    with sqlite3.connect(store.database) as database:  # as `mlflow gc` deletes a run for good; its children stay
+        for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
+            database.execute(f"delete from {table} where run_uuid = ?", [_runs(store)[PARENT].info.run_id])
+    assert rebuild_hours(store, "wuerstchen", root) == 1
 
 
 def test_the_records_of_a_deleted_experiment_wait_until_it_is_back(

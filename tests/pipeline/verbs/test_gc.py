@@ -332,12 +332,16 @@ def test_leftovers_are_not_taken_from_under_a_build_that_has_begun_anew(root, ca
 
 
 def test_what_a_killed_deletion_has_moved_aside_goes(root, capsys):
-    storage.publish(bytes(10), str(root / "deleted/0123/receipts/00000.json"))
-    storage.publish(bytes(5), str(root / "deleted/0123/00000.tar"))
+    """And nothing that somebody else has put there."""
+    aside = root / "deleted" / ("0123" * 8)
+    storage.publish(bytes(10), str(aside / "receipts/00000.json"))
+    storage.publish(bytes(5), str(aside / "00000.tar"))
+    storage.publish(b"mine", str(root / "deleted/README.txt"))
     listed = [item for item in collect(root, capsys)["unwanted"] if item["name"] == "deleted"]
-    assert [(item["path"], item["bytes"]) for item in listed] == [(str(root / "deleted/0123"), 15)]
-    assert str(root / "deleted/0123") in collect(root, capsys, "--yes")["deleted"]
-    assert not (root / "deleted/0123").exists()
+    assert [(item["path"], item["bytes"]) for item in listed] == [(str(aside), 15)]
+    assert str(aside) in collect(root, capsys, "--yes")["deleted"]
+    assert not aside.exists()
+    assert (root / "deleted/README.txt").read_bytes() == b"mine"
 
 
 def test_what_was_wanted_by_its_path_stays_after_the_root_was_moved(root, capsys, two):

@@ -1,6 +1,7 @@
 """`ui` where the server is somebody else's: it says where, and ends."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -46,10 +47,15 @@ def test_a_server_of_others_is_told_and_not_waited_for(url, conf, capsys, monkey
 
 
 def test_one_that_another_process_has_opened_on_this_root_too(tmp_path: Path, url: str, capsys) -> None:
-    (tmp_path / "mlflow").mkdir()
-    (tmp_path / "mlflow/ui.json").write_text(json.dumps({"url": url, **vars(ProcessId.own())}))
-    assert main(["ui", f"root={tmp_path}"]) == 0
+    """But not the one on another root, of which this one is a copy."""
+    (tmp_path / "root/mlflow").mkdir(parents=True)
+    told = {"url": url, "database": str(tmp_path / "root/mlflow/mlflow.db"), **vars(ProcessId.own())}
+    (tmp_path / "root/mlflow/ui.json").write_text(json.dumps(told))
+    assert main(["ui", f"root={tmp_path}/root"]) == 0
     assert f"MLflow: {url}/#/experiments/7/runs" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "root", tmp_path / "copy")
+    assert main(["ui", f"root={tmp_path}/copy"]) == 2
+    assert f"there is no MLflow store {tmp_path}/copy/mlflow/mlflow.db yet" in capsys.readouterr().err
 
 
 def test_one_that_does_not_answer_is_refused(capsys):
