@@ -8,6 +8,7 @@ Values may hold colons and commas, as dates do. TDM-Reservation (W3C, TDMRep) is
 import re
 from collections.abc import Iterator, Set
 from email.message import Message
+from itertools import pairwise
 
 OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "none"]  # `none` is noindex and nofollow
 _WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
@@ -17,11 +18,11 @@ _DIRECTIVES = {
     "noml", "nopagereadaloud", "noimagepreview",
 }  # fmt: skip
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_SEPARATORS = re.compile("[,;]")  # the second is in no specification, and in no value either
-_QUOTES = re.compile("[\"']")  # nor are these, nor blanks between directives
+_SEPARATORS = re.compile("[,;]")  # the second is in no specification
+_WORD = re.compile(r"""([^\s,;:"']+)\s*(:?)""")  # blanks and quotes are not either, between directives
 _AGENT = re.compile(rf"(?!\d{{1,4}}\b)({_TOKEN}+)(/\S*)?")  # a product's name (RFC 9110); no part of a date
 _ROBOT = re.compile("bot|spider|crawl")
-_EVERYBODY = "*"
+_EVERYBODY = {"*", "all"}  # the second is in no specification, before a colon
 
 
 def products_of(user_agent: str) -> frozenset[str]:
@@ -37,25 +38,29 @@ def reservation(headers: Message, products: Set[str]) -> str | None:
     """The words of an answer's headers that forbid `products` (`products_of`) the use for training; None: none do."""
     for line in headers.get_all("X-Robots-Tag", ()):
         for agent, directive in _directives(line, products):
-            if (agent is None or agent == _EVERYBODY or agent in products) and directive in OPT_OUTS:
+            if (agent is None or agent in products) and directive in OPT_OUTS:
                 return f"X-Robots-Tag: {directive}"
-    lines = (_QUOTES.sub("", line) for line in headers.get_all("TDM-Reservation", ()))
-    reserved = (value.strip() for line in lines for value in _SEPARATORS.split(line))
-    return "TDM-Reservation: 1" if "1" in reserved else None
+    values = (
+        value.strip(" \t\"'") for line in headers.get_all("TDM-Reservation", ()) for value in _SEPARATORS.split(line)
+    )
+    return "TDM-Reservation: 1" if "1" in values else None
 
 
 def _directives(line: str, products: Set[str]) -> Iterator[tuple[str | None, str]]:
-    """Each directive of a header with whom it is meant for (None: everybody), in lower case, without its value."""
-    agent = None
-    for part in _SEPARATORS.split(_QUOTES.sub(" ", line.lower())):
-        words = [word.strip() for word in part.split(":")]
-        for word, following in zip(words, (*words[1:], None), strict=True):
-            if following is not None and (named := _agent(word, following, products)):
-                agent = named
-                continue
-            yield from ((agent, directive) for directive in word.split())
-            if word in _WITH_VALUE:
-                break
+    """Each word of a header with whom it is meant for (None: everybody), in lower case.
+
+    The words of values are among them: no value of a directive is one that forbids anything, but `none`, after a colon.
+    """
+    agent, before = None, ""
+    words = [(found[1], bool(found[2])) for found in _WORD.finditer(line.lower())]
+    for (word, named), (following, _) in pairwise((*words, ("", False))):
+        if named and word in _EVERYBODY:
+            agent = None
+        elif named and (called := _agent(word, following, products)):
+            agent = called
+        elif before not in _WITH_VALUE:
+            yield agent, word
+        before = word if named else ""
 
 
 def _agent(name: str, following: str, products: Set[str]) -> str | None:

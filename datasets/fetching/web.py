@@ -41,6 +41,7 @@ CHUNK = 1 << 16
 MAX_REDIRECTS = 5
 MAX_TRIES = 10  # of a URL, where its host has enough
 PACKED = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}  # zlib's names of the formats that a coding may mean
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a header
 PIECE = 1 << 12  # bytes that are unpacked at a time
 GZIP = b"\x1f\x8b"  # the start of a part; there may be several, one after the other (RFC 1952, 2.2)
 _STATUS = {401: Outcome.DENIED, 403: Outcome.DENIED, 404: Outcome.GONE, 410: Outcome.GONE}
@@ -241,8 +242,8 @@ class _Http(urllib.request.AbstractHTTPHandler):
             size += len(part)
             if size > limit:
                 raise Lost(Outcome.TOO_BIG, f"more than {limit} bytes")
-        announced = response.headers.get("Content-Length")
-        if announced is not None and size < int(announced):  # such reads do not complain themselves
+        announced = _announced(response.headers)
+        if announced is not None and size < announced:  # such reads do not complain themselves
             raise Lost(Outcome.TRUNCATED, f"{size} of {announced} bytes")
         body = b"".join(parts)
         if not body:  # as of redirects, whatever they say of its coding
@@ -250,6 +251,12 @@ class _Http(urllib.request.AbstractHTTPHandler):
         for coding in reversed(",".join(response.headers.get_all("Content-Encoding", ())).lower().split(",")):
             body = _unpacked(body, coding.strip(), limit)
         return body
+
+
+def _announced(headers: Message) -> int | None:
+    """The length of the body as its server tells it, once or again (RFC 9110, 8.6); None where it tells none."""
+    told = {length.strip() for line in headers.get_all("Content-Length", ()) for length in line.split(",")}
+    return int(told.pop()) if len(told) == 1 and all(map(str.isdecimal, told)) else None
 
 
 def _may_be_one_too_many(error: Exception, alone: bool, first: bool) -> bool:
@@ -350,7 +357,34 @@ def _tls() -> ssl.SSLContext:
 class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *arguments: Any, deadline: float, **options: Any):
         super().__init__(sock, *arguments, **options)
-        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock, deadline))
+        self.fp = self._answer = _Answer(_Timed(self.fp.detach(), sock, deadline))
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """The status line; what informs of an answer to come (1xx) is all as 100 is, which `begin` reads past."""
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        self._answer.in_head = True
+        return version, http.client.CONTINUE if 100 <= status < 200 else status, reason
+
+
+class _Answer(io.BufferedReader):
+    """An answer whose header lines can all be parsed: Python's parser stops at the first that it cannot.
+
+    A name ends before its colon (RFC 9112, 5.1, has a proxy remove blanks there); a line that has none stands for none.
+    """
+
+    in_head = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if not self.in_head or line[:1] in (b" ", b"\t"):  # the second goes on with the line before it
+            return line
+        if not line.strip(b"\r\n"):
+            self.in_head = False
+            return line
+        name, colon, value = line.partition(b":")
+        if not colon or not _NAME.fullmatch(name := name.rstrip(b" \t")):
+            return b"No-Header: \r\n"
+        return name + colon + value.rstrip(b"\r\n").replace(b"\r", b" ") + b"\r\n"
 
 
 class _Timed(io.RawIOBase):

@@ -68,7 +68,7 @@ class Grammar:
                 text, forbids = self.directive()
                 parts.append(f"{self.space()}{'' if place else named}{text}{self.space()}")
                 reserved = reserved or (ours and forbids)
-        return ",".join(parts), reserved
+        return self.random.choice((",", " ")).join(parts), reserved
 
     def header(self) -> tuple[list[str], bool]:
         lines = [self.line() for _ in range(self.random.randint(1, 2))]
@@ -117,6 +117,14 @@ def test_a_reservation_of_many_spellings_is_one():
         "noai:",
         "all: noai",
         "googlebot: noai, wuerstchen-pipeline: nofollow noindex",
+        "max-snippet:-1 noai",
+        "max-image-preview:large noai",
+        "max-snippet:-1, max-image-preview:large noimageai",
+        "unavailable_after: 25 Jun 2010 15:00:00 PST noai",
+        "wuerstchen-pipeline: max-snippet:-1 noai",
+        "*: max-image-preview:none noai",
+        "googlebot: nofollow, all: noai",
+        "googlebot: nofollow wuerstchen-pipeline: noai",
     ],
 )
 def test_forbidden(tag):
@@ -135,6 +143,9 @@ def test_forbidden(tag):
         "noai-not-really",
         "foobot: something-new, noai",
         "foobot: nofollow noai",
+        "foobot: max-snippet:-1 noai",
+        "max-snippet: 5 foobot: noai",
+        "max-image-preview:none nofollow",
         "max-image-preview: 'none'",
     ],
 )
