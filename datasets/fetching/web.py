@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.message import Message
-from functools import cache, partial
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.response import addinfourl
@@ -30,6 +30,7 @@ from urllib.response import addinfourl
 from datasets.addresses import Allowed, is_public
 from datasets.config import DownloadConfig
 from datasets.fetching import rights
+from datasets.fetching.connections import Connection, TlsConnection, certificates
 from datasets.fetching.names import Names, Place
 from datasets.fetching.pace import Heard, HostSlots, Pace, Patience
 from datasets.outcomes import Lost, Outcome
@@ -41,7 +42,6 @@ CHUNK = 1 << 16
 MAX_REDIRECTS = 5
 MAX_TRIES = 10  # of a URL, where its host has enough
 PACKED = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}  # zlib's names of the formats that a coding may mean
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a header
 PIECE = 1 << 12  # bytes that are unpacked at a time
 GZIP = b"\x1f\x8b"  # the start of a part; there may be several, one after the other (RFC 1952, 2.2)
 _STATUS = {401: Outcome.DENIED, 403: Outcome.DENIED, 404: Outcome.GONE, 410: Outcome.GONE}
@@ -155,10 +155,10 @@ class _Http(urllib.request.AbstractHTTPHandler):
         self._names.expect(host for host in hosts if host not in self._hosts)
 
     def http_open(self, request: Any) -> addinfourl:
-        return self._answer(_Connection, request)
+        return self._answer(Connection, request)
 
     def https_open(self, request: Any) -> addinfourl:
-        return self._answer(partial(_TlsConnection, context=_tls()), request)
+        return self._answer(partial(TlsConnection, context=certificates()), request)
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
@@ -192,15 +192,19 @@ class _Http(urllib.request.AbstractHTTPHandler):
         """One request and its whole answer."""
         deadline = time.monotonic() + request.left_s
         made = partial(connection, dial=partial(_dial, places, deadline=deadline), deadline=deadline)
-        with self.do_open(made, request) as response:
-            if response.status < 400 and (reserved := rights.reservation(response.headers, self._products)):
-                raise Lost(Outcome.OPTED_OUT, reserved)
-            body = self._body(response)
-            answer = addinfourl(io.BytesIO(body), response.headers, response.url, response.status)
-            answer.msg = response.reason  # type: ignore[attr-defined]  # read by HTTPErrorProcessor
-        if response.status not in _ENOUGH:
-            request.left_s = deadline - time.monotonic()
-        return answer
+        had_enough = False  # a host that has is asked again after a pause, which is bounded by itself
+        try:
+            with self.do_open(made, request) as response:
+                if response.status < 400 and (reserved := rights.reservation(response.headers, self._products)):
+                    raise Lost(Outcome.OPTED_OUT, reserved)
+                body = self._body(response)
+                answer = addinfourl(io.BytesIO(body), response.headers, response.url, response.status)
+                answer.msg = response.reason  # type: ignore[attr-defined]  # read by HTTPErrorProcessor
+                had_enough = response.status in _ENOUGH
+                return answer
+        finally:
+            if not had_enough:
+                request.left_s = deadline - time.monotonic()
 
     def _route(self, request: Any, host: str, port: int) -> list[Place]:
         """Where to connect: to the allowed ones of the host's addresses, or to the proxy, which is told whom to ask.
@@ -333,81 +337,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if request is not None:
             request.left_s, request.patience = req.left_s, req.patience
         return request
-
-
-class _Connection(http.client.HTTPConnection):
-    """An HTTP connection made by `dial`, whose answer must be complete by `deadline` (monotonic clock)."""
-
-    def __init__(self, host: str, *, dial: Any, deadline: float, **options: Any):
-        super().__init__(host, **options)
-        self._create_connection = dial  # what http.client connects with
-        self.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment]
-
-
-class _TlsConnection(_Connection, http.client.HTTPSConnection):
-    """The same over TLS; the certificate must be the host name's, whatever the address."""
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """The certificates that this machine trusts; reading them takes as long as fetching a picture."""
-    return ssl.create_default_context()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *arguments: Any, deadline: float, **options: Any):
-        super().__init__(sock, *arguments, **options)
-        self.fp = self._answer = _Answer(_Timed(self.fp.detach(), sock, deadline))
-
-    def _read_status(self) -> tuple[str, int, str]:
-        """The status line; what informs of an answer to come (1xx) is all as 100 is, which `begin` reads past."""
-        version, status, reason = super()._read_status()  # type: ignore[misc]
-        self._answer.in_head = True
-        return version, http.client.CONTINUE if 100 <= status < 200 else status, reason
-
-
-class _Answer(io.BufferedReader):
-    """An answer whose header lines can all be parsed: Python's parser stops at the first that it cannot.
-
-    A name ends before its colon (RFC 9112, 5.1, has a proxy remove blanks there); a line that has none stands for none.
-    """
-
-    in_head = False
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        line = super().readline(size)
-        if not self.in_head or line[:1] in (b" ", b"\t"):  # the second goes on with the line before it
-            return line
-        if not line.strip(b"\r\n"):
-            self.in_head = False
-            return line
-        name, colon, value = line.partition(b":")
-        if not colon or not _NAME.fullmatch(name := name.rstrip(b" \t")):
-            return b"No-Header: \r\n"
-        return name + colon + value.rstrip(b"\r\n").replace(b"\r", b" ") + b"\r\n"
-
-
-class _Timed(io.RawIOBase):
-    """A socket's bytes until a moment: a server that sends a byte now and then cannot keep us for ever."""
-
-    def __init__(self, raw: Any, sock: socket.socket, deadline: float):
-        self._raw, self._sock, self._deadline = raw, sock, deadline
-        self._silence = sock.gettimeout()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the answer took too long")
-        self._sock.settimeout(left if self._silence is None else min(left, self._silence))
-        count: int | None = self._raw.readinto(buffer)
-        return count
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
 
 
 def _seconds(headers: Message) -> float:

@@ -64,7 +64,10 @@ def files(folder: Path) -> dict[str, Known]:
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
         below, above = waiting.pop()
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder / below) as entries:  # it may go meanwhile
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(folder / below) as entries,
+        ):  # it may go meanwhile
             here = os.stat(folder / below)
             above |= {(here.st_dev, here.st_ino)}
             for entry in entries:

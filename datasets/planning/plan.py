@@ -17,7 +17,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from datasets.left_out import LeftOut
 from datasets.planning import filters, grouping, layout, scores
 from datasets.planning.mixture import Tally, in_shares
 from datasets.planning.spill import Cap, Spill
+from datasets.planning.urls import equal, normalised_url, with_equals
 from datasets.source_settings import Part
 from datasets.sources import laion, table
 from datasets.sources.captions import parts_of
@@ -57,8 +57,6 @@ SOURCE = pa.field("source", pa.string())  # of plans with several sources: the n
 NAMES = ("key", "url", "origin")  # by which a removal list may name a picture
 _PASSED_ON = ("width", "height", "similarity", "punsafe", "pwatermark", "aesthetic")
 _BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-_URL_CHARACTERS = "/%:@!$&'()*+,;=~-._?"  # what `quote` leaves alone: reserved characters, existing escapes
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def make(
     frame, per_picture = config.image.frame, bool(config.captions)
     sources = config.parts if sources is None else sources
     tallies = {part.name: Tally(part) for part in sources}
-    removed = removals(config.removed)
+    removed = with_equals(removals(config.removed))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-"))
         spill = stack.enter_context(Spill(folder, "lot"))
@@ -256,21 +254,6 @@ def key_of(url: str, caption: str = "") -> str:
     return hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=16).hexdigest()
 
 
-def normalised_url(url: str) -> str:
-    """One spelling for URLs that mean the same: scheme and host in lower case, no fragment, all escaped.
-
-    Raises:
-        ValueError: no http(s) URL with a host, or one that carries a password, or escapes, which hide another host.
-    """
-    parts = urlsplit(url.strip())
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not {"@", "%"}.isdisjoint(parts.netloc):
-        raise ValueError(f"{url!r} is no http(s) URL of a public file")
-    host = parts.hostname.encode("idna").decode() if ":" not in parts.hostname else f"[{parts.hostname}]"
-    port = f":{parts.port}" if parts.port not in (None, _DEFAULT_PORTS[parts.scheme]) else ""
-    path, query = (quote(part, safe=_URL_CHARACTERS) for part in (parts.path or "/", parts.query))
-    return urlunsplit((parts.scheme, host + port, path, query, ""))
-
-
 def clean_caption(caption: str) -> str:
     """NFC, without control and text-direction characters, runs of white space as one space."""
     spaced = " ".join(caption.split())
@@ -335,7 +318,7 @@ def _clean(
         row = key_of(url, caption)
         key = key_of(url) if pictures else row
         origin = _normalised_or_none(raw_origin)
-        if not removed.isdisjoint((key, row, url, origin)):
+        if removed and not removed.isdisjoint((key, row, equal(url), origin and equal(origin))):
             left_out.add("removed", url, "data.removed names it")
             continue
         places.append(place)

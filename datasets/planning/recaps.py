@@ -19,8 +19,9 @@ import pyarrow as pa
 
 from datasets.caption_settings import RecapConfig
 from datasets.config import DataError
-from datasets.planning.plan import clean_caption, normalised_url
+from datasets.planning.plan import clean_caption
 from datasets.planning.spill import Spill
+from datasets.planning.urls import normalised_url
 from datasets.sources import laion
 from datasets.sources.captions import parts_of
 from datasets.sources.files_at import files_at

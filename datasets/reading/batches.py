@@ -189,6 +189,10 @@ class Ahead:
             if number not in self._held:
                 self._held[number] = self._pool.submit(self._load, number)
 
+    def close(self) -> None:
+        """Wait for what is being loaded, and begin no more."""
+        self._pool.shutdown(cancel_futures=True)
+
     def __getitem__(self, number: int) -> Any:
         """What `load` made of a number that is held; or raises what it raised."""
         return self._held[number].result()

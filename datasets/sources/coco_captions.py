@@ -7,6 +7,7 @@ from a local folder (`datasets.sources.folder`). Each picture's licence stands i
 import codecs
 import json
 import posixpath
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -109,6 +110,7 @@ def _found(called: object, names: Local) -> list[str]:
     """The local pictures that a file_name may mean, with or without the folders that they lie in."""
     if not isinstance(called, str):
         return []
+    called = unicodedata.normalize("NFC", called)  # as `folder.listing` has names
     there = names.get(posixpath.basename(called), [])
     return [name for name in there if f"/{name}".endswith(f"/{called}") or f"/{called}".endswith(f"/{name}")]
 
@@ -128,15 +130,20 @@ def _rows(file: str, path: str, url: str, names: Local | None, left_out: LeftOut
             f"{KEY}.annotations: {path} is no JSON of COCO captions ({reason}); give captions_*.json"
         ) from error
     licences = {str(item["id"]): _licence(item) for _, item in _objects(f"{file} license", lists[0], "id")}
-    images = {image["id"]: image for _, image in _objects(f"{file} image", lists[1], "id", left_out)}
+    images: dict[int | str, dict[str, Any] | None] = {}
+    for place, listed in _objects(f"{file} image", lists[1], "id", left_out):
+        if images.setdefault(listed["id"], listed) != listed:
+            left_out.add("duplicate", place, "another picture has this id, so nobody knows whose captions those are")
+            images[listed["id"]] = None
     rows: list[dict[str, Any]] = []
     captioned = set()
     for place, annotation in _objects(f"{file} annotation", lists[2], "image_id", left_out):
+        captioned.add(annotation["image_id"])
         image = images.get(annotation["image_id"])
         if image is None:
-            left_out.add("no_picture", place, f"its image_id={annotation['image_id']} is not listed")
+            told = "that of several pictures" if annotation["image_id"] in images else "not listed"
+            left_out.add("no_picture", place, f"its image_id={annotation['image_id']} is {told}")
             continue
-        captioned.add(image["id"])
         about = _about(image, url, names, licences)
         if about is None:
             where = (

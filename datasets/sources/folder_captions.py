@@ -13,7 +13,8 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -66,9 +67,9 @@ def of_tables(
         DataError: a table is damaged, has no column of files or of captions, or no row that is one.
     """
     for table in filter(is_table, files):
-        rows = iter(_rows(table, files[table], config.encoding, left_out))
-        for place, file_name, captions in rows:
-            name = _found(file_name, posixpath.dirname(table), pictures) if isinstance(file_name, str) else None
+        rows = list(_rows(table, files[table], config.encoding, left_out))
+        meant = _meant([file_name for _, file_name, _ in rows], posixpath.dirname(table), pictures)
+        for (place, file_name, captions), name in zip(rows, meant, strict=True):
             if name is None:
                 shown = f"there is no picture {file_name}" if isinstance(file_name, str) else f"file_name={file_name!r}"
                 left_out.add("no_picture", place, f"{shown}; names are relative to the table")
@@ -143,19 +144,33 @@ def _placed(parts: Parts, place: str) -> tuple[list[str], list[Refused]]:
     return texts, [(cause, place, sentence) for cause, sentence in losses]
 
 
-def _found(file_name: str, folder: str, pictures: Mapping[str, Path]) -> str | None:
-    """The picture that a table means: relative to the table, or an absolute path, wherever its folder lay once."""
+def _meant(file_names: Sequence[object], folder: str, pictures: Mapping[str, Path]) -> list[str | None]:
+    """The pictures that the rows of a table mean; None where there is none.
+
+    Absolute paths of several folders may end in the name of one picture (train/0.png, val/0.png): it is that of the
+    folder of which most are here.
+    """
+    found = [_found(name, folder, pictures) if isinstance(name, str) else None for name in file_names]
+    most = Counter(once for _, once in filter(None, found))
+    best: dict[str, str] = {}
+    for name, once in filter(None, found):
+        if name not in best or (not once, most[once]) > (not best[name], most[best[name]]):
+            best[name] = once
+    return [one[0] if one and best[one[0]] == one[1] else None for one in found]
+
+
+def _found(file_name: str, folder: str, pictures: Mapping[str, Path]) -> tuple[str, str] | None:
+    """The picture that a table means, and where its folder lay once: "" of a name relative to the table."""
     written = unicodedata.normalize("NFC", file_name)
     for path in dict.fromkeys((written, written.replace("\\", "/"))):
         name = posixpath.normpath(posixpath.join(folder, path))
         if name in pictures:
-            return name
+            return name, ""
         if _ABSOLUTE.match(path):
             parts = path.split("/")[1:]
             ends = ("/".join(parts[start:]) for start in range(len(parts)))
-            found = next((end for end in ends if end in pictures), None)
-            if found:
-                return found
+            if end := next((end for end in ends if end in pictures), None):
+                return end, path.removesuffix(end)
     return None
 
 

@@ -136,8 +136,8 @@ def told(taken: Mapping[str, str]) -> str:
 
 
 def renamed(table: pa.Table, left_out: LeftOut | None = None) -> pa.Table:
-    """A table under our names and types: texts as bytes, numbers as float64; NaN, sizes of nothing and absent columns
-    as nulls.
+    """A table under our names and types: texts as bytes, numbers as float64; what is not finite, sizes of nothing and
+    absent columns as nulls.
 
     LAION's files differ in their number types, and some texts in them are no valid UTF-8. Where a caption is a list,
     each of its texts gets a row.
@@ -152,7 +152,8 @@ def renamed(table: pa.Table, left_out: LeftOut | None = None) -> pa.Table:
             columns[ours] = column if _is_list(column.type) else _as_bytes(column)
         else:
             column = _plain(column)
-            number = pc.cast(_digits(column) if is_text(column.type) else column, pa.float64())
+            column = _digits(column) if is_text(column.type) else column
+            number = pc.cast(column, pa.float64(), safe=False)  # of whole numbers beyond 2^53 the nearest will do
             columns[ours] = pc.if_else(_is_none(number, ours), None, number)
     return _a_row_each(pa.table(columns), left_out or LeftOut())
 
@@ -172,8 +173,8 @@ def _a_row_each(table: pa.Table, left_out: LeftOut) -> pa.Table:
 
 def _is_none(number: pa.ChunkedArray, ours: str) -> pa.ChunkedArray:
     """Where a number is none; a picture of 0 px is one whose size nobody knew."""
-    nan = pc.is_nan(number)
-    return pc.or_(nan, pc.less_equal(number, 0)) if ours in ("width", "height") else nan
+    none = pc.invert(pc.is_finite(number))
+    return pc.or_(none, pc.less_equal(number, 0)) if ours in ("width", "height") else none
 
 
 def texts(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -193,6 +194,8 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
 
 
 def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
     is_view = pa.types.is_string_view(column.type)
     texts = column if is_text(column.type) and not is_view else pc.cast(column, pa.string())  # licences may be numbers
     return pc.cast(texts, pa.large_binary())

@@ -8,6 +8,7 @@ lies in a local folder.
 import io
 import json
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -114,6 +115,7 @@ def _about(place: str, local: dict[str, Path] | None, left_out: LeftOut) -> dict
     """The columns of the picture at a URL, or of that name below the local folder."""
     if place.startswith(("http://", "https://")):
         return {"URL": place.encode(errors="replace")}
+    place = unicodedata.normalize("NFC", place)  # as `folder.listing` has names
     file = (local or {}).get(place)
     if file is None:
         left_out.add("no_picture", place, "it is not in data.localized_narratives.pictures")

@@ -1,12 +1,16 @@
 """Prompt sets: what the model is asked to draw where it is measured, and under which seed each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from datasets.formats import ranges
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datasets.formats import ranges, shards
 from datasets.formats.shard_table import Shard
+from datasets.planning import grouping, plan_files
 from datasets.reading import prompts as files
 from datasets.reading import views
 from pipeline.models.drawing import caption_seed
@@ -45,8 +49,12 @@ def read(config: Config, name: str, inputs: dict[str, Artifact]) -> tuple[list[P
     """
     place = config.drawn_sets()[name]
     if place in (HELD_OUT, TRAINING):
-        found = list(_captions(config, place, inputs, config.sample.limit))
-        return found, {"set": name, "of": place, "n": len(found)}
+        every = list(_captions(config, place, inputs, config.sample.limit))
+        captions = [prompt.caption for prompt in every]
+        trained = _trained(captions, inputs["images"], inputs["held_out"]) if place == HELD_OUT else set()
+        found = [prompt for prompt in every if prompt.caption not in trained] or every
+        left_out = {"trained": len(every) - len(found)} if len(found) < len(every) else {}
+        return found, {"set": name, "of": place, "n": len(found), **left_out}
     file = files.read(place, config.eval.limit, config.seed, f"eval.prompts.{name}")
     found = [
         Prompt(one.key, one.text, caption_seed(config.seed, one.text), None, one.category, one.challenge)
@@ -56,15 +64,36 @@ def read(config: Config, name: str, inputs: dict[str, Artifact]) -> tuple[list[P
     return found, {"set": name, "of": "file", "n": len(found), "file": PurePosixPath(place).name, **counts}
 
 
+def _trained(captions: Iterable[str], images: Artifact, held: Artifact) -> set[str]:
+    """Those of some captions that a picture has too which is not held out."""
+    if (metadata := images.parent("metadata")) is None:
+        return set()
+    named, view = pa.array(captions, pa.string()), views.read(held.read(views.FILE))
+    stored, found = images.shards(), set[str]()
+    for number, planned in plan_files.all_shards(metadata.read, metadata.files):
+        rows = grouping.a_row_each(planned)
+        meant = rows.filter(pc.is_in(rows["caption"], named))
+        if meant.num_rows and number in stored:
+            keys = views.stored_keys(stored[number].read(shards.index_name(number)))
+            seen = pa.array(set(keys.to_pylist()) - set(keys.take(view.places(number)).to_pylist()), pa.string())
+            found.update(meant.filter(pc.is_in(meant["key"], seen))["caption"].to_pylist())
+    return found
+
+
 def _captions(config: Config, of: str, inputs: dict[str, Artifact], most: int) -> Iterator[Prompt]:
-    """The first captions of the stored pictures, in their order: of those that the trainings see, or of the others."""
+    """The first captions of the stored pictures, in their order: of those that the trainings see, or of the others.
+
+    A caption that comes again has another seed: it would give the same picture, and count as another."""
     images, held = inputs["images"], inputs.get("held_out")
     view = views.read(held.read(views.FILE)) if held else None
     if view and of == TRAINING:
         view = ~view
+    seen = set[str]()
     for number, shard in images.shards().items():
         places = (range(shard.rows) if view is None else view.places(number).tolist())[:most]
         for row in ranges.read(shard, places) if places else ():
-            yield Prompt(row.key, row.caption, caption_seed(config.seed, row.caption), shard)
+            drawn = f"{row.caption}\0{row.key}" if row.caption in seen else row.caption
+            seen.add(row.caption)
+            yield Prompt(row.key, row.caption, caption_seed(config.seed, drawn), shard)
         if not (most := most - len(places)):
             return

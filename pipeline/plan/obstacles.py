@@ -16,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.plan import batch_sizes, weights
 from pipeline.plan.dag import Planned, to_do
 from pipeline.settings.config import Config
+from pipeline.settings.evaluation import HELD_OUT, TRAINING
 from pipeline.settings.keys import is_below
 from pipeline.store.artifacts import Artifact
 
@@ -110,6 +111,22 @@ def too_large_batches(config: Config, planned: list[Planned], artifacts: Mapping
     return next(filter(None, told), None)
 
 
+def missing_judges(config: Config, planned: list[Planned]) -> str | None:
+    """Of a step that is to score rivals on prompts without originals, that nothing says whose pictures are better.
+
+    For people to compare (`study`), it takes nothing.
+    """
+    files = sorted(config.prompt_sets().keys() - {HELD_OUT, TRAINING})
+    judged = config.eval.scorers.paths or config.eval.distances.inception
+    scored = any(item.step.name == "evaluate" and item.state != "done" for item in planned)
+    if judged or not (scored and config.eval.rivals and files):
+        return None
+    return (
+        f"eval.rivals: nothing can tell whose pictures for the prompt set {files[0]} are better, which has no "
+        "originals; give a scorer, such as eval.scorers.pickscore=PATH, or let people tell (study build)"
+    )
+
+
 def every(config: Config, planned: list[Planned], counts: Counts | None, ask_stores: bool = False) -> list[str]:
     """What would stop a run at once, as sentences; `counts` are those of `ahead`."""
     artifacts = {item.step.output: item.artifact for item in planned if item.artifact}
@@ -120,6 +137,7 @@ def every(config: Config, planned: list[Planned], counts: Counts | None, ask_sto
         weights.missing(config, planned),
         weights.misfit(config, planned),
         missing_scores(config, planned),
+        missing_judges(config, planned),
         too_large_batches(config, planned, artifacts),
     )
     return [sentence for sentence in found if sentence]

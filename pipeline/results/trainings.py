@@ -61,7 +61,7 @@ def section(subject: Subject, history: History | None) -> tuple[list[dict[str, A
                 "steps": sum(phase["steps"] for phase in settings["phases"]) if settings else None,
                 "pictures_seen": artifact.manifest["metrics"].get(f"{training}/images") if artifact else None,
                 "left_out": left_out(artifact.manifest["metrics"]).get(training) if artifact else None,
-                "trained_on": artifact.manifest["rows"] if artifact else None,
+                "trained_on": _trained_on(artifact, training) if artifact else None,
                 "seconds": artifact.manifest["seconds"] if artifact else None,
                 "final": _final(artifact, training),
                 "curves": _curves(points, training),
@@ -133,3 +133,9 @@ def _final(artifact: Artifact | None, training: str) -> dict[str, float]:
     start = f"{training}/"
     names = [name for name in every if name.startswith(start) and not name.startswith(f"{start}speed/")]
     return {name.removeprefix(start): every[name] for name in names}
+
+
+def _trained_on(artifact: Artifact, training: str) -> int:
+    """How many pictures a training has learned from: no more than it has seen, each once before any twice."""
+    rows: int = artifact.manifest["rows"]
+    return min(rows, int(artifact.manifest["metrics"].get(f"{training}/images", rows)))

@@ -78,7 +78,7 @@ def _retrieval(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         low, high = wilson_interval(hits, n)
         beyond = "more than chance" if low > 1 / among else "no more than chance can give"
         yield (
-            f"Of {n} captions that no training saw, {_nearest(hits)} among {among} originals: "
+            f"Of {n} captions of pictures that no training saw, {_nearest(hits)} among {among} originals: "
             f"{100 * new['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}], {beyond} (1 in {among}).",
             f"gets {hits} of {n} held-out captions right",
         )

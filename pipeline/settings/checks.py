@@ -117,8 +117,8 @@ def prompt_sets_are_there(prompts: Mapping[str, str], sets: Mapping[str, str], h
         raise ValueError("eval.prompts.held_out: nothing is held out; give data.holdout, such as 0.01, or another set")
 
 
-def rivals_can_be_judged(settings: Eval, sets: Mapping[str, str]) -> None:
-    """A rival's name is free, its prompt sets are there, and on each something says whose pictures are better."""
+def rivals_are_known(settings: Eval, sets: Mapping[str, str]) -> None:
+    """A rival's name is free, and its prompt sets are there."""
     for name, place in settings.rivals.items():
         if name in (OURS, NULL, REFERENCE):
             whose = "the real pictures" if name == REFERENCE else "our own pictures"
@@ -128,12 +128,6 @@ def rivals_can_be_judged(settings: Eval, sets: Mapping[str, str]) -> None:
     for unknown in sorted(settings.distances.references.keys() - sets.keys()):
         known = ", ".join(sets)
         raise ValueError(f"eval.distances.references.{unknown}: there is no such prompt set; there are {known}")
-    files = sorted(sets.keys() - {HELD_OUT, TRAINING})
-    if settings.rivals and files and not (settings.scorers.paths or settings.distances.inception):
-        raise ValueError(
-            f"eval.rivals: nothing can tell whose pictures for the prompt set {files[0]} are better, which has no "
-            "originals; give a scorer, such as eval.scorers.pickscore=PATH"
-        )
 
 
 # ----------------------------------------------------------------------------------------------- of the pictures

@@ -114,7 +114,7 @@ class Config(Settings):
         checks.can_be_released(self.targets, self.stage_c.model)
         checks.samples_are_squares(self.sample)
         checks.prompt_sets_are_there(self.eval.prompts, self.prompt_sets(), self.data.holds_out)
-        checks.rivals_can_be_judged(self.eval, self.prompt_sets())
+        checks.rivals_are_known(self.eval, self.prompt_sets())
         return self
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from datasets.formats import shards
 from datasets.formats.shard_table import Shard
 from datasets.formats.shards import Receipt
 from datasets.outcomes import PASSING, Outcome
-from datasets.planning import plan, plan_files
+from datasets.planning import plan, plan_files, urls
 from datasets.source_settings import MIXTURE
 from datasets.sources import table
 from pipeline.cluster.messages import Advanced
@@ -89,8 +89,11 @@ def download(build: Build) -> Facts:
 def _among(rows: pa.Table, forgotten: frozenset[str]) -> Set[str]:
     """Of what is forgotten the names of some planned rows, for a task is sent no more than it needs; and all hashes:
     whose bytes they are, nobody knows before they are there."""
-    named = {name for key in plan.NAMES for name in rows[key].to_pylist()} if forgotten else ()
-    return {name for name in forgotten if name in named or shards.BODY.fullmatch(name)}
+    if not forgotten:
+        return forgotten
+    unwanted = urls.with_equals(forgotten)
+    named = {name for key in plan.NAMES for name in rows[key].to_pylist() if name and urls.equal(name) in unwanted}
+    return named | {name for name in forgotten if shards.BODY.fullmatch(name)}
 
 
 def _ask(

@@ -76,7 +76,7 @@ def _prepare(config: Config, inputs: Mapping[str, Artifact]) -> tuple[list[Conte
     notes = {
         "prompts": sets,
         "retrieval_top1": "memory: share of the pictures for captions that were trained on whose nearest original (L2 "
-        "of RGB at 32x32) is their own; _heldout: the same of captions that no training saw, among all originals",
+        "of RGB at 32x32) is their own; _heldout: the same of pictures that no training saw, among all originals",
     }
     return found, notes
 

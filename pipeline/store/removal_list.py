@@ -23,6 +23,7 @@ from datasets.files import json_files, notices, storage
 from datasets.files.storage import CorruptFile
 from datasets.formats import removal, shards
 from datasets.planning import plan
+from datasets.planning.urls import normalised_url
 from pipeline.errors import UsageError
 from pipeline.store.artifacts import Store
 
@@ -156,7 +157,7 @@ def listed(keys: str, urls: str, file: str) -> frozenset[str]:
         found.add(key)
     for url in urls.split():
         try:
-            found.add(plan.normalised_url(url))
+            found.add(normalised_url(url))
         except ValueError as error:
             raise UsageError(f"urls={url}: {error}") from None
     return frozenset(found)

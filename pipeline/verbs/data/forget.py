@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from datasets.formats import shards
 from pipeline.errors import UsageError
 from pipeline.store.removal_list import listed, requests
 from pipeline.terminal import out, print_json
@@ -29,10 +30,10 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
         f"stored rows forgotten: {len(done.pictures)}, with every caption and copy of the pictures that are named"
     )
     if done.unplanned:
-        out.print(
-            f"in no plan here: {', '.join(sorted(done.unplanned))}; only these very captions are kept out of later "
-            "downloads, so give urls= too"
-        )
+        kept_out = "what later plans have by these names is kept out too"
+        out.print(f"in no plan here: {', '.join(sorted(done.unplanned))}; {kept_out}")
+        if any(map(shards.KEY.fullmatch, done.unplanned)):
+            out.print("of a key so only its very caption: give urls= too")
     if done.alike:
         out.print(f"what looks like them, and stays: {', '.join(sorted(done.alike))}; forget them by keys= too")
     out.print(", ".join(f"{count} files {how}" for how, count in sorted((+done.files).items())) or "no file changed")

@@ -15,11 +15,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, reduce
-from operator import or_
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,7 +29,7 @@ from datasets.files import storage
 from datasets.files.fence import Fence
 from datasets.files.storage import CorruptFile
 from datasets.formats import removal, shards
-from datasets.planning import plan, plan_files
+from datasets.planning import plan, plan_files, urls
 from datasets.reading import duplicates, holdout, views
 from pipeline.errors import LeaseHeld
 from pipeline.models.feature_sets import FEATURES
@@ -55,7 +55,7 @@ class Outcome:
     files: Counter[str] = field(default_factory=Counter)
     trained: set[str] = field(default_factory=set)
     alike: set[str] = field(default_factory=set)  # keys of what looks like them, where that was looked for; it stays
-    unplanned: set[str] = field(default_factory=set)  # keys of which no plan here tells the URL
+    unplanned: set[str] = field(default_factory=set)  # names that no plan here has
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def _pictures_of(root: str, names: Set[str], outcome: Outcome) -> set[str]:
     """The URLs and origins of the pictures that are named, as far as a plan knows them."""
     plans = Store(root).finished("metadata") if names else ()
     rows = [row for metadata in plans for row in _planned(metadata, names)]
-    outcome.unplanned = {name for name in names if shards.KEY.fullmatch(name)} - {row["key"] for row in rows}
+    there = urls.with_equals(row[name] for row in rows for name in plan.NAMES if row[name])
+    outcome.unplanned = {name for name in names if urls.equal(name) not in there}
     return {row[name] for row in rows for name in ("url", "origin") if row[name]}
 
 
@@ -157,11 +158,18 @@ def _meant(store: Store, names: Set[str]) -> tuple[list[tuple[Artifact, list[dic
 def _planned(metadata: Artifact, names: Set[str]) -> list[dict[str, Any]]:
     """Rows of a plan that are meant: key, URL, origin, caption, shard, and captions where they have several."""
     found: list[dict[str, Any]] = []
+    names = urls.with_equals(names)
     schema = plan.SCHEMA.append(plan.CAPTIONS)
     columns = [*plan.NAMES, "caption", "captions", "shard"]
     for part in plan_files.parts(metadata.files):
         rows = pq.read_table(pa.BufferReader(metadata.read(part)), columns=columns, schema=schema)
-        found += rows.filter(reduce(or_, (pc.field(name).isin(list(names)) for name in plan.NAMES))).to_pylist()
+        meant = np.zeros(rows.num_rows, bool)
+        for name in plan.NAMES:
+            meant |= pc.is_in(rows[name], pa.array(names, pa.string())).to_numpy()
+            odd = np.flatnonzero(pc.fill_null(pc.match_substring_regex(rows[name], urls.ODD), False).to_numpy())
+            equal = [urls.equal(url) in names for url in rows[name].take(pa.array(odd)).to_pylist()]
+            meant[odd] |= np.array(equal, bool)
+        found += rows.filter(pa.array(meant)).to_pylist()
     return found
 
 

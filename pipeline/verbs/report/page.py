@@ -15,7 +15,7 @@ from pipeline.verbs.report.pictures import Album
 
 TEMPLATE = "page.html"
 CHANGES = 60  # keys of the config that are listed
-SETS = {"held_out": "captions that no training saw", "training": "captions that it was trained on"}
+SETS = {"held_out": "captions of pictures that no training saw", "training": "captions that it was trained on"}
 
 
 def page(document: Mapping[str, Any], album: Album) -> str:

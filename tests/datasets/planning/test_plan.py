@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from datasets import left_out
 from datasets.config import DataConfig, DataError
-from datasets.planning import filters, layout, plan, plan_files
+from datasets.planning import filters, layout, plan, plan_files, urls
 from datasets.source_settings import FilterConfig
 from datasets.sources import laion, openmoji
 
@@ -416,7 +416,7 @@ def test_openmoji_takes_the_users_metadata_too(tmp_path):
 @pytest.mark.parametrize("host", ["example.%6frg", "a%40example.org", "example.org%2f.invalid", "example.org%3a80"])
 def test_an_escape_in_a_host_which_would_be_another_one_when_it_is_asked_makes_no_url(host):
     with pytest.raises(ValueError, match="no http"):
-        plan.normalised_url(f"http://{host}/x.jpg")
+        urls.normalised_url(f"http://{host}/x.jpg")
 
 
 @pytest.mark.parametrize(
@@ -430,8 +430,8 @@ def test_an_escape_in_a_host_which_would_be_another_one_when_it_is_asked_makes_n
     ],
 )
 def test_urls_that_mean_the_same_become_the_same(url, normal):
-    assert plan.normalised_url(url) == normal
-    assert plan.normalised_url(normal) == normal
+    assert urls.normalised_url(url) == normal
+    assert urls.normalised_url(normal) == normal
 
 
 @given(st.text(max_size=60))
@@ -457,3 +457,35 @@ def test_tables_come_in_batches_without_loss(tmp_path, monkeypatch):
     sizes = [table.num_rows for table in laion.tables(path, {"url", "caption"})]
     assert sum(sizes) == 10
     assert max(sizes) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://a.org/caf%c3%a9.jpg", "http://a.org/caf%C3%A9.jpg"),
+        ("http://a.org/%7Eann/x.jpg", "http://a.org/~ann/x.jpg"),
+        ("http://a.org/a/./b/../x.jpg", "http://a.org/a/x.jpg"),
+        ("http://a.org./x.jpg", "http://a.org/x.jpg"),
+        ("http://a.org.:81/x?q=%2f", "http://a.org:81/x?q=%2F"),
+        ("http://a.org/a/b/..", "http://a.org/a/"),
+    ],
+)
+def test_urls_that_mean_the_same_are_equal_though_their_keys_differ(tmp_path, one, other):
+    """So a removal list reaches a picture in whatever spelling either has it."""
+    assert urls.equal(one) == urls.equal(other)
+    assert urls.normalised_url(one) != urls.normalised_url(other)
+    (tmp_path / "removed.txt").write_text(one)
+    assert (
+        made(tmp_path, [{**laion_row(0), "URL": other}, laion_row(1)], removed=str(tmp_path / "removed.txt")).rejected[
+            "removed"
+        ]
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a.org//x/y.jpg", "http://a.org/a%2Fb.jpg", "http://a.org/.x.jpg", "http://a.org/x..jpg", "http://a.org/"],
+)
+def test_other_urls_stay_as_they_are(url):
+    assert urls.equal(url) == url

@@ -1,6 +1,7 @@
 """COCO's annotations as others fill them in: captions that are no texts, pictures without a name."""
 
 import json
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -78,3 +79,14 @@ def test_json_of_another_kind_is_refused_in_words(tmp_path):
     (tmp_path / "captions_x.json").write_text("[]")
     with pytest.raises(DataError, match="no JSON of COCO captions \\(it is no object\\)"):
         list(coco_captions.tables(CocoCaptionsConfig(annotations=str(tmp_path)), LeftOut()))
+
+
+def test_a_name_is_found_in_either_spelling_by_unicode_and_an_id_of_two_pictures_names_neither(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name in ("café.png", "b.png", "c.png"):
+        Image.new("L", (8, 8)).save(tmp_path / "pictures" / unicodedata.normalize("NFD", name))
+    names = [(1, unicodedata.normalize("NFD", "café.png")), (2, "b.png"), (2, "c.png"), (3, "b.png"), (3, "b.png")]
+    images = [{"id": number, "file_name": name} for number, name in names]
+    found, left_out = read(tmp_path, images, [(1, "one"), (2, "whose?"), (3, "three")], tmp_path / "pictures")
+    assert set(found) == {"one", "three"}
+    assert left_out.counts == {"duplicate": 1, "no_picture": 1}

@@ -254,3 +254,16 @@ def test_names_may_be_bytes_and_one_text_that_is_no_utf_8_costs_its_row(mine):
     found, left_out = read(mine)
     assert found == {"x.png": ["a cat"]}
     assert left_out.examples(1) == ["metadata.parquet row 2: its caption is no UTF-8 (invalid start byte at byte 1)"]
+
+
+def test_of_paths_of_several_folders_those_count_that_lay_where_most_did(tmp_path):
+    """A table of all splits lies in one of them: another's picture of the same name has another caption."""
+    for number in range(3):
+        Image.new("RGB", (8, 8 + number)).save(tmp_path / f"{number}.png")
+    rows = [f"/data/{split}/{number}.png,{split} {number}\n" for split in ("val", "train") for number in range(3)]
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(rows[1:]))
+    found, left_out = read(tmp_path)
+    assert found == {f"{number}.png": [f"train {number}"] for number in range(3)}
+    assert left_out.counts == {"no_picture": 2}
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(rows[3:]) + "0.png,here\n")
+    assert read(tmp_path)[0]["0.png"] == ["here"]

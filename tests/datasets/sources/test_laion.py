@@ -206,3 +206,12 @@ def test_a_store_that_is_away_is_no_damaged_file(tmp_path, monkeypatch, read):
     monkeypatch.setattr(storage, "opened", away)
     with pytest.raises(StoreAway, match="no answer"):
         read(path)
+
+
+def test_numbers_that_nobody_can_mean_cost_no_other_row(tmp_path):
+    """Whole ones beyond 2^53, which float64 has not all; what is not finite passes no threshold."""
+    many = {**RE_LAION, "width": pa.array([640, 2**63 - 1], pa.int64()), "punsafe": [float("-inf"), 0.1]}
+    path = written(tmp_path / "part.parquet", {**many, "LICENSE": pa.array([float("nan"), 4.0])})
+    first, second = rows(path)
+    assert (first["width"], second["width"]) == (640.0, float(2**63))
+    assert (first["punsafe"], first["licence"]) == (None, None)

@@ -23,7 +23,7 @@ def test_each_training_has_its_own_device_and_pictures(tmp_path: Path) -> None:
     assert "cpu-hours" in hours[2]
     assert "A100-hours" in hours[2]
     assert card.trained_on(found) == [
-        "Pictures that were trained on: Stage A 14, Stage C 14.",
+        "Pictures that were trained on: Stage A 14, Stage C 8.",
         "2 pictures were held out of all trainings.",
     ]
 
@@ -39,11 +39,11 @@ def test_memory_is_claimed_where_it_was_measured_alone(tmp_path: Path) -> None:
     of = experiment(tmp_path)
     said = card.limitations(told(of), random_text=True, existing=False)
     assert said[0].startswith("Its text tower has random weights")
-    assert said[1] == "Stage C has seen 14 pictures and no other, in 4 steps."
+    assert said[1] == "Stage C has seen 8 pictures and no other, in 4 steps."
     assert said[2].startswith("It knows them by heart")
-    assert "Of 3 captions that no training saw, 1 picture is" in said[3]
+    assert "Of 3 captions of pictures that no training saw, 1 picture is" in said[3]
     unscored = card.limitations(told(of, "stage_c"), random_text=False, existing=False)
-    assert unscored == ["Stage C has seen 14 pictures and no other, in 4 steps."]
+    assert unscored == ["Stage C has seen 8 pictures and no other, in 4 steps."]
     assert card.limitations(told(of, "stage_c"), random_text=False, existing=True) == []
 
 

@@ -13,7 +13,7 @@ from datasets.files import storage
 from datasets.files.storage import CorruptFile
 from datasets.formats import shard_table, shards
 from datasets.formats.shards import INDEX, Clock, ImageRow
-from datasets.planning import plan, plan_files
+from datasets.planning import plan, plan_files, urls
 from datasets.reading import captions, duplicates, views
 from datasets.reading.batches import Batches
 from pipeline.errors import LeaseHeld, UsageError
@@ -200,11 +200,20 @@ def test_a_key_stands_for_its_picture_whatever_else_is_written_about_it(store):
     images = commit(store, "images", files, 3, metadata, lost={})
     shards.publish_receipt(images.path, 0, rows_in=3, rows_out=3, files=images.files, clock=Clock())
     unknown = "f" * 32
-    outcome = forget(store.root, {GONE, unknown})
+    nowhere = "https://nowhere.invalid/x.png"
+    outcome = forget(store.root, {GONE, unknown, nowhere})
     assert outcome.pictures == {GONE, rows[0]["key"], rows[1]["key"]}
-    assert outcome.unplanned == {unknown}
+    assert outcome.unplanned == {unknown, nowhere}
     (request,) = requests(store.root)
-    assert {*request.keys, *request.urls} == {GONE, unknown, URLS[1][1], ORIGIN}
+    assert {*request.keys, *request.urls} == {GONE, unknown, nowhere, URLS[1][1], ORIGIN}
+
+
+def test_a_url_is_forgotten_in_any_spelling_that_means_the_same(store):
+    asked = URLS[1][1].replace("://", "://", 1).replace("/", "/./", 3).replace(":/.//./", "://", 1)
+    assert urls.equal(asked) == URLS[1][1] != asked
+    outcome = forget(store.root, {asked})
+    assert outcome.pictures == {GONE}
+    assert not outcome.unplanned
 
 
 def test_pictures_in_mlflow_and_on_their_way_there_are_deleted(store):
