@@ -64,23 +64,33 @@ def files(folder: Path) -> dict[str, Known]:
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
         below, above = waiting.pop()
-        with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            os.scandir(folder / below) as entries,
-        ):  # it may go meanwhile
-            here = os.stat(folder / below)
-            above |= {(here.st_dev, here.st_ino)}
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # of a link that leads nowhere
-                    about = entry.stat()
-                    if HALF.search(entry.name):
-                        path = os.fsencode(entry.path).decode(errors="backslashreplace")
-                        notices.tell(notices.PassedOver(path, "its name is no UTF-8"))
-                    elif stat.S_ISREG(about.st_mode):
-                        found[below + entry.name] = Known(about.st_size, about.st_mtime_ns)
-                    elif stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in above:
-                        waiting.append((f"{below}{entry.name}/", above))
+        place = os.path.join(folder, below)
+        if (here := _followed(place)) is None or not stat.S_ISDIR(here.st_mode):  # it may have gone meanwhile
+            continue
+        above |= {(here.st_dev, here.st_ino)}
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(place):
+                path = place + name
+                if HALF.search(name):
+                    told = os.fsencode(path).decode(errors="backslashreplace")
+                    notices.tell(notices.PassedOver(told, "its name is no UTF-8"))
+                elif (about := _followed(path)) is None:
+                    pass
+                elif stat.S_ISREG(about.st_mode):
+                    found[below + name] = Known(about.st_size, about.st_mtime_ns)
+                elif stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in above:
+                    waiting.append((f"{below}{name}/", above))
     return found
+
+
+def _followed(path: str) -> os.stat_result | None:
+    """What lies at a path or where a link there leads; None where it leads nowhere."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return None
 
 
 def is_behind_a_link(folder: Path, name: str) -> bool:

@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 
@@ -148,13 +149,19 @@ def _meant(file_names: Sequence[object], folder: str, pictures: Mapping[str, Pat
     """The pictures that the rows of a table mean; None where there is none.
 
     Absolute paths of several folders may end in the name of one picture (train/0.png, val/0.png): it is that of the
-    folder of which most are here.
+    folder of which most are here, then of which fewest are not.
     """
     found = [_found(name, folder, pictures) if isinstance(name, str) else None for name in file_names]
     most = Counter(once for _, once in filter(None, found))
+
+    @cache
+    def rank(once: str) -> tuple[bool, int, int]:
+        every = sum(isinstance(name, str) and name.replace("\\", "/").startswith(once) for name in file_names)
+        return not once, most[once], most[once] - every
+
     best: dict[str, str] = {}
     for name, once in filter(None, found):
-        if name not in best or (not once, most[once]) > (not best[name], most[best[name]]):
+        if best.setdefault(name, once) != once and rank(once) > rank(best[name]):
             best[name] = once
     return [one[0] if one and best[one[0]] == one[1] else None for one in found]
 

@@ -131,7 +131,7 @@ def sample_release(config: Config, folder: str, words: dict[str, str], overridde
 
 def _request(words: dict[str, str], sampling: Sampling) -> Request:
     """The words, checked."""
-    if not words.get("out") or not (words.get("prompt") or "image" in words):
+    if not words.get("out") or not (words.get("prompt", "").strip() or "image" in words):
         raise UsageError('sample needs prompt="..." and out=DIR; without a prompt, image=PATH is reconstructed')
     if "strength" in words and "image" not in words:
         raise UsageError(f"strength={words['strength']}: how far to go from a picture; give image=PATH too")

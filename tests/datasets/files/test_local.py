@@ -140,7 +140,15 @@ def test_a_listing_follows_links_but_in_no_circle(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "here/deep/a").write_bytes(b"abc")
     (tmp_path / "other/b").write_bytes(b"b")
-    for name, target in (("up", ".."), ("deep/self", "."), ("once", "../other"), ("twice", "../other"), ("gone", "no")):
+    for name, target in (
+        ("up", ".."),
+        ("deep/self", "."),
+        ("once", "../other"),
+        ("twice", "../other"),
+        ("gone", "no"),
+        ("me", "me"),
+        ("bad", "deep/a/no"),
+    ):
         (tmp_path / "here" / name).symlink_to(target, target_is_directory=True)
     (tmp_path / "other/back").symlink_to(tmp_path / "here")
     os.mkfifo(tmp_path / "here/fifo")

@@ -265,5 +265,8 @@ def test_of_paths_of_several_folders_those_count_that_lay_where_most_did(tmp_pat
     found, left_out = read(tmp_path)
     assert found == {f"{number}.png": [f"train {number}"] for number in range(3)}
     assert left_out.counts == {"no_picture": 2}
+    more = "".join(f"/data/val/{number}.png,val {number}\n" for number in range(3, 6))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(rows) + more)
+    assert read(tmp_path)[0] == found  # as many of either are here, but all of this one
     (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(rows[3:]) + "0.png,here\n")
     assert read(tmp_path)[0]["0.png"] == ["here"]
