@@ -18,8 +18,8 @@ _DIRECTIVES = {
     "noml", "nopagereadaloud", "noimagepreview",
 }  # fmt: skip
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_SEPARATORS = re.compile("[,;]")  # the second is in no specification
-_WORD = re.compile(r"""([^\s,;:"']+)\s*(:?)""")  # blanks and quotes are not either, between directives
+_SEPARATORS = re.compile("[,;]")  # the second is in no specification; nor are blanks and quotes alone
+_WORD = re.compile(r"""([\s,;"']*)([^\s,;:"']+)\s*(:?)""")  # commas or semicolons, blanks and quotes stand between
 _AGENT = re.compile(rf"(?!\d{{1,4}}\b)({_TOKEN}+)(/\S*)?")  # a product's name (RFC 9110); no part of a date
 _ROBOT = re.compile("bot|spider|crawl")
 _EVERYBODY = {"*", "all"}  # the second is in no specification, before a colon
@@ -52,13 +52,13 @@ def _directives(line: str, products: Set[str]) -> Iterator[tuple[str | None, str
     The words of values are among them: no value of a directive is one that forbids anything, but `none`, after a colon.
     """
     agent, before = None, ""
-    words = [(found[1], bool(found[2])) for found in _WORD.finditer(line.lower())]
-    for (word, named), (following, _) in pairwise((*words, ("", False))):
+    words = [(bool(_SEPARATORS.search(found[1])), found[2], bool(found[3])) for found in _WORD.finditer(line.lower())]
+    for (apart, word, named), (_, following, _) in pairwise((*words, (False, "", False))):
         if named and word in _EVERYBODY:
             agent = None
         elif named and (called := _agent(word, following, products)):
             agent = called
-        elif before not in _WITH_VALUE:
+        elif apart or before not in _WITH_VALUE:
             yield agent, word
         before = word if named else ""
 

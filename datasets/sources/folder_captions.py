@@ -149,7 +149,7 @@ def _meant(file_names: Sequence[object], folder: str, pictures: Mapping[str, Pat
     """The pictures that the rows of a table mean; None where there is none.
 
     Absolute paths of several folders may end in the name of one picture (train/0.png, val/0.png): it is that of the
-    folder of which most are here, then of which fewest are not.
+    folder of which most are here, then of which fewest are not; where nothing tells, of each.
     """
     found = [_found(name, folder, pictures) if isinstance(name, str) else None for name in file_names]
     most = Counter(once for _, once in filter(None, found))
@@ -163,7 +163,7 @@ def _meant(file_names: Sequence[object], folder: str, pictures: Mapping[str, Pat
     for name, once in filter(None, found):
         if best.setdefault(name, once) != once and rank(once) > rank(best[name]):
             best[name] = once
-    return [one[0] if one and best[one[0]] == one[1] else None for one in found]
+    return [one[0] if one and (best[one[0]] == one[1] or rank(best[one[0]]) == rank(one[1])) else None for one in found]
 
 
 def _found(file_name: str, folder: str, pictures: Mapping[str, Path]) -> tuple[str, str] | None:

@@ -43,18 +43,19 @@ def drawn_for(config: Config, output: str) -> str:
 
 
 def read(config: Config, name: str, inputs: dict[str, Artifact]) -> tuple[list[Prompt], dict[str, Any]]:
-    """The prompts of a set in their order, and what its artifacts note of it: how many there were, what was left out.
+    """The prompts of a set in their order, and what its artifacts note of it: how many there were, what was left out,
+    how many captions of held-out pictures others were `trained` with.
 
     `inputs` hold the images, and the view of those that are held out where there are any, for captions of the data.
     """
     place = config.drawn_sets()[name]
     if place in (HELD_OUT, TRAINING):
-        every = list(_captions(config, place, inputs, config.sample.limit))
-        captions = [prompt.caption for prompt in every]
-        trained = _trained(captions, inputs["images"], inputs["held_out"]) if place == HELD_OUT else set()
-        found = [prompt for prompt in every if prompt.caption not in trained] or every
-        left_out = {"trained": len(every) - len(found)} if len(found) < len(every) else {}
-        return found, {"set": name, "of": place, "n": len(found), **left_out}
+        found = list(_captions(config, place, inputs, config.sample.limit))
+        about = {"set": name, "of": place, "n": len(found)}
+        if place == HELD_OUT:
+            trained = _trained([prompt.caption for prompt in found], inputs["images"], inputs["held_out"])
+            about |= {"trained": sum(prompt.caption in trained for prompt in found)} if trained else {}
+        return found, about
     file = files.read(place, config.eval.limit, config.seed, f"eval.prompts.{name}")
     found = [
         Prompt(one.key, one.text, caption_seed(config.seed, one.text), None, one.category, one.challenge)

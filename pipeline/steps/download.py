@@ -86,14 +86,18 @@ def download(build: Build) -> Facts:
     )
 
 
-def _among(rows: pa.Table, forgotten: frozenset[str]) -> Set[str]:
+def _among(forgotten: frozenset[str]) -> Callable[[pa.Table], Set[str]]:
     """Of what is forgotten the names of some planned rows, for a task is sent no more than it needs; and all hashes:
     whose bytes they are, nobody knows before they are there."""
-    if not forgotten:
-        return forgotten
-    unwanted = urls.with_equals(forgotten)
-    named = {name for key in plan.NAMES for name in rows[key].to_pylist() if name and urls.equal(name) in unwanted}
-    return named | {name for name in forgotten if shards.BODY.fullmatch(name)}
+    unwanted, bodies = urls.with_equals(forgotten), {name for name in forgotten if shards.BODY.fullmatch(name)}
+
+    def among(rows: pa.Table) -> Set[str]:
+        if not unwanted:
+            return unwanted
+        names = (name for key in plan.NAMES for name in rows[key].to_pylist() if name)
+        return {name for name in names if urls.equal(name) in unwanted} | bodies
+
+    return among
 
 
 def _ask(
@@ -106,6 +110,7 @@ def _ask(
     build.report.progress(done, total, "pictures")
     held_s = 2 * limit.max_seconds  # twice as long as the longest picture
     slots = build.cluster.slots(limit.per_host, limit.max_wait_s, held_s)
+    among = _among(build.forgotten)
     todo = (
         (
             rows,
@@ -114,7 +119,7 @@ def _ask(
             build.path,
             data,
             slots,
-            _among(rows, build.forgotten),
+            among(rows),
             earlier.get(shard),
             build.claim.fence,
             build.cluster.board,

@@ -41,7 +41,14 @@ TITLES = {
 
 def sample(build: Build) -> Facts:
     """text, stages, and for captions of the data images -> samples: `generated/<key>.png` etc., `samples.parquet`."""
-    return _paint(build, _stages, TITLES)
+    facts = _paint(build, _stages, TITLES)
+    about = facts.notes["prompts"]
+    if trained := about.get("trained"):
+        build.report.warning(
+            f"{build.step.output}: of {about['n']} captions of held-out pictures {trained} are also those of pictures "
+            "that were trained on"
+        )
+    return facts
 
 
 def sample_again(build: Build) -> Facts:

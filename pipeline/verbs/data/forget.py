@@ -8,6 +8,8 @@ from pipeline.store.removal_list import listed, requests
 from pipeline.terminal import out, print_json
 from pipeline.verbs.data import forgetting
 
+NAMED = 10  # in a sentence
+
 
 def forget(root: str, words: dict[str, str], as_json: bool) -> None:
     """Remove pictures for ever: from what is stored, and from every later download.
@@ -31,7 +33,7 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
     )
     if done.unplanned:
         kept_out = "what later plans have by these names is kept out too"
-        out.print(f"in no plan here: {', '.join(sorted(done.unplanned))}; {kept_out}")
+        out.print(f"in no plan here: {_some(sorted(done.unplanned))}; {kept_out}")
         if any(map(shards.KEY.fullmatch, done.unplanned)):
             out.print("of a key so only its very caption: give urls= too")
     if done.alike:
@@ -41,3 +43,8 @@ def forget(root: str, words: dict[str, str], as_json: bool) -> None:
         out.print("not reached from here: cluster.cache.folder of nodes, MLflow at a tracking.uri, copies of a release")
     if done.trained:
         out.print(f"trained with them, and left as they are: {', '.join(sorted(done.trained))} (run --force STEP)")
+
+
+def _some(names: list[str]) -> str:
+    """The first of many names, and how many they are."""
+    return ", ".join(names[:NAMED]) + (f", ... ({len(names):,} in all; --json has them)" if len(names) > NAMED else "")

@@ -118,6 +118,8 @@ def test_a_reservation_of_many_spellings_is_one():
         "all: noai",
         "googlebot: noai, wuerstchen-pipeline: nofollow noindex",
         "max-snippet:-1 noai",
+        "max-snippet:, noai",
+        "unavailable_after:; noai",
         "max-image-preview:large noai",
         "max-snippet:-1, max-image-preview:large noimageai",
         "unavailable_after: 25 Jun 2010 15:00:00 PST noai",

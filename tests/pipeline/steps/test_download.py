@@ -48,7 +48,9 @@ def test_the_ways_are_commands_of_the_same_words(bounds, monkeypatch):
 
 def test_a_task_is_told_of_its_own_rows_that_are_forgotten_and_of_all_hashes():
     rows = pa.Table.from_pylist([{"key": "k", "url": "http://a.example/x", "origin": None}])
-    assert _among(rows, frozenset({"k", "other", "a" * 64})) == {"k", "a" * 64}
+    assert _among(frozenset({"k", "other", "a" * 64}))(rows) == {"k", "a" * 64}
+    assert _among(frozenset({"http://a.example/./x"}))(rows) == {"http://a.example/x"}  # as it is planned
+    assert not _among(frozenset())(rows)
 
 
 def test_progress_is_told_now_and_then_and_adds_up(monkeypatch):
