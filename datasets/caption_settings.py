@@ -1,5 +1,6 @@
-"""Settings of captions beside the source's own: where they come from, and how often each is drawn."""
+"""Captions as they are planned, and settings of those beside the source's own: where they come from."""
 
+import unicodedata
 from collections.abc import Mapping, Set
 from typing import Annotated, Literal
 
@@ -7,9 +8,23 @@ from pydantic import Field
 
 from settings import FILES, MANNER, TABLE, WEIGHTS, Settings, Text
 
+_BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 ALT = "alt"  # the source's own captions
 Name = Annotated[str, Field(pattern="^[a-z0-9_]+$", max_length=64)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+
+
+def clean_caption(caption: str) -> str:
+    """NFC, without control and text-direction characters, runs of white space as one space."""
+    spaced = " ".join(caption.split())
+    if spaced.isascii() and spaced.isprintable():  # most are, and going through the letters takes ten times as long
+        return spaced
+    visible = "".join(letter for letter in spaced if not _is_control(letter))
+    return " ".join(unicodedata.normalize("NFC", visible).split())
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) == "Cc" or ord(letter) in _BIDI_CONTROLS
 
 
 class RecapConfig(Settings):

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from datasets.addresses import Allowed
 from datasets.buckets import Frame
-from datasets.caption_settings import CaptionerConfig, Name, RecapConfig, Weight, check_names
+from datasets.caption_settings import CaptionerConfig, Name, RecapConfig, Weight, check_names, clean_caption
 from datasets.source_settings import MIXTURE, Bytes, MixedSource, Part, SourceConfig, Thresholds, check_mixture
 from settings import FILES, MANNER, WEIGHTS, Settings, Share, Text
 
@@ -151,7 +151,7 @@ class DataConfig(SourceConfig):
 
     They are drawn by the hashes of their URLs, the same at every seed, limit and number of workers. With each go all
     rows that show it: other captions, other URLs of the same bytes, duplicates where they are known."""
-    held_out_captions: tuple[Text, ...] = Field((), max_length=10_000)
+    held_out_captions: tuple[Annotated[Text, AfterValidator(clean_caption)], ...] = Field((), max_length=10_000)
     """Captions of which no training sees a picture, beside those of `holdout`: compositions to ask for later."""
     image: ImageConfig
     """How a picture is stored."""

@@ -19,6 +19,7 @@ _DIRECTIVES = {
 }  # fmt: skip
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _SEPARATORS = re.compile("[,;]")  # the second is in no specification; nor are blanks and quotes alone
+_QUOTES = re.compile("[\"']")
 _WORD = re.compile(r"""([\s,;"']*)([^\s,;:"']+)\s*(:?)""")  # commas or semicolons, blanks and quotes stand between
 _AGENT = re.compile(rf"(?!\d{{1,4}}\b)({_TOKEN}+)(/\S*)?")  # a product's name (RFC 9110); no part of a date
 _ROBOT = re.compile("bot|spider|crawl")
@@ -40,9 +41,8 @@ def reservation(headers: Message, products: Set[str]) -> str | None:
         for agent, directive in _directives(line, products):
             if (agent is None or agent in products) and directive in OPT_OUTS:
                 return f"X-Robots-Tag: {directive}"
-    values = (
-        value.strip(" \t\"'") for line in headers.get_all("TDM-Reservation", ()) for value in _SEPARATORS.split(line)
-    )
+    lines = (_QUOTES.sub("", line) for line in headers.get_all("TDM-Reservation", ()))
+    values = (value.strip() for line in lines for value in _SEPARATORS.split(line))
     return "TDM-Reservation: 1" if "1" in values else None
 
 

@@ -260,7 +260,7 @@ class _Http(urllib.request.AbstractHTTPHandler):
 def _announced(headers: Message) -> int | None:
     """The length of the body as its server tells it, once or again (RFC 9110, 8.6); None where it tells none."""
     told = {length.strip() for line in headers.get_all("Content-Length", ()) for length in line.split(",")}
-    return int(told.pop()) if len(told) == 1 and all(map(str.isdecimal, told)) else None
+    return int(told.pop()) if len(told) == 1 and all(re.fullmatch("[0-9]{1,18}", length) for length in told) else None
 
 
 def _may_be_one_too_many(error: Exception, alone: bool, first: bool) -> bool:

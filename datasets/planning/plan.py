@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import re
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.buckets import Frame
+from datasets.caption_settings import clean_caption
 from datasets.config import DataConfig, DataError
 from datasets.files import storage
 from datasets.left_out import LeftOut
@@ -56,7 +56,6 @@ CAPTIONS = pa.field("captions", pa.list_(pa.string()))  # of plans whose rows ar
 SOURCE = pa.field("source", pa.string())  # of plans with several sources: the name of a row's
 NAMES = ("key", "url", "origin")  # by which a removal list may name a picture
 _PASSED_ON = ("width", "height", "similarity", "punsafe", "pwatermark", "aesthetic")
-_BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 @dataclass(frozen=True)
@@ -252,19 +251,6 @@ def key_of(url: str, caption: str = "") -> str:
     Without a caption: of the picture with all its captions, none of which is empty.
     """
     return hashlib.blake2b(f"{url}\0{caption}".encode(), digest_size=16).hexdigest()
-
-
-def clean_caption(caption: str) -> str:
-    """NFC, without control and text-direction characters, runs of white space as one space."""
-    spaced = " ".join(caption.split())
-    if spaced.isascii() and spaced.isprintable():  # most are, and going through the letters takes ten times as long
-        return spaced
-    visible = "".join(letter for letter in spaced if not _is_control(letter))
-    return " ".join(unicodedata.normalize("NFC", visible).split())
-
-
-def _is_control(letter: str) -> bool:
-    return unicodedata.category(letter) == "Cc" or ord(letter) in _BIDI_CONTROLS
 
 
 def _picture_rules(part: Part, frame: Frame) -> list[filters.Rule]:

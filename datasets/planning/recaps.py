@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from datasets.caption_settings import RecapConfig
+from datasets.caption_settings import RecapConfig, clean_caption
 from datasets.config import DataError
-from datasets.planning.plan import clean_caption
 from datasets.planning.spill import Spill
 from datasets.planning.urls import normalised_url
 from datasets.sources import laion

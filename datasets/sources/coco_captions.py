@@ -132,7 +132,8 @@ def _rows(file: str, path: str, url: str, names: Local | None, left_out: LeftOut
     licences = {str(item["id"]): _licence(item) for _, item in _objects(f"{file} license", lists[0], "id")}
     images: dict[int | str, dict[str, Any] | None] = {}
     for place, listed in _objects(f"{file} image", lists[1], "id", left_out):
-        if images.setdefault(listed["id"], listed) != listed:
+        first = images.setdefault(listed["id"], listed)
+        if first is None or any(first.get(name) != listed.get(name) for name in ("file_name", url)):
             left_out.add("duplicate", place, "another picture has this id, so nobody knows whose captions those are")
             images[listed["id"]] = None
     rows: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets.caption_settings import CaptionerConfig, RecapConfig
+from datasets.caption_settings import CaptionerConfig, RecapConfig, clean_caption
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.files.fence import Fence
@@ -106,7 +106,7 @@ class ShardCaptioner:
         rows = images.images()
         parts = chunked(rows, self.batch).values()
         texts = [text for part in parts for text in self.captioner.captions([row.pixels() for row in part])]
-        found = [[clean] if (clean := plan.clean_caption(text)) else [] for text in texts]
+        found = [[clean] if (clean := clean_caption(text)) else [] for text in texts]
         return _made(number, [(row.row, row.key) for row in rows], found)
 
 

@@ -13,7 +13,6 @@ from datasets.files import storage
 from datasets.files.storage import FileEntry
 from datasets.formats import shards
 from datasets.planning import grouping, plan_files
-from datasets.planning.plan import clean_caption
 from datasets.reading import duplicates, holdout, views
 from pipeline.steps.build import Build, Facts
 from pipeline.store.artifacts import Artifact
@@ -74,7 +73,7 @@ def _hold_out(
 ) -> tuple[FileEntry, int, list[str], int]:
     found = {caption for _, caption in _captioned(captions, inputs[0])}
     view = held_out(share, captions, *inputs)
-    unknown = [caption for caption in captions if clean_caption(caption) not in found]
+    unknown = [caption for caption in captions if caption not in found]
     return storage.publish(views.dump(view), storage.join(path, views.FILE)), view.rows, unknown, os.getpid()
 
 
@@ -99,8 +98,8 @@ def held_out(
 
 
 def _captioned(captions: Sequence[str], metadata: Artifact) -> set[tuple[str, str]]:
-    """Keys of the planned pictures that have one of these captions, each with that, as it is planned."""
-    named, found = pa.array(map(clean_caption, captions), pa.string()), set[tuple[str, str]]()
+    """Keys of the planned pictures that have one of these captions, each with that."""
+    named, found = pa.array(captions, pa.string()), set[tuple[str, str]]()
     for part in plan_files.parts(metadata.files if captions else ()):
         rows = grouping.a_row_each(pq.read_table(pa.BufferReader(metadata.read(part))))
         meant = rows.filter(pc.is_in(rows["caption"], named))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from datasets.files import storage
 from datasets.formats import shards
-from datasets.planning import plan, plan_files
+from datasets.planning import plan, plan_files, urls
 from datasets.reading import captions
 from datasets.sources.table import known_as
 from pipeline.errors import UsageError
@@ -36,8 +36,10 @@ def trace(config: Config, root: str, key: str, as_json: bool) -> None:
     told: dict[str, Any] = {"key": key, "picture": known_as(planned["url"]), "planned": planned}
     if images := found.get("images"):
         told["download"] = _row(images.read(shards.index_name(planned["shard"])), key)
-    dates = names_of(request for request in requests(root) if request.done)
-    if when := next((dates[planned[name]] for name in plan.NAMES if planned.get(name) in dates), None):
+    asked = names_of(request for request in requests(root) if request.done)
+    dates = {urls.equal(name): when for name, when in asked.items()}
+    names = [urls.equal(planned[name]) for name in plan.NAMES if planned.get(name)]
+    if when := next((dates[name] for name in names if name in dates), None):
         told["forgotten"] = when
     if images and told["download"]["status"] == "ok":
         if written := _captions(found, key, planned["shard"]):

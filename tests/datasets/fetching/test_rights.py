@@ -155,7 +155,7 @@ def test_not_forbidden(tag):
     assert not forbidden(tag)
 
 
-@pytest.mark.parametrize("value", ["1", " 1 ", '"1"', "1;policy=x", "0, 1"])
+@pytest.mark.parametrize("value", ["1", " 1 ", '"1"', "1;policy=x", "0, 1", "\r\n 1", "1\xa0"])
 def test_a_reservation(value):
     assert forbidden(reservations=(value,))
 

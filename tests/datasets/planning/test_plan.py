@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from datasets import left_out
+from datasets.caption_settings import clean_caption
 from datasets.config import DataConfig, DataError
 from datasets.planning import filters, layout, plan, plan_files, urls
 from datasets.source_settings import FilterConfig
@@ -437,8 +438,8 @@ def test_urls_that_mean_the_same_become_the_same(url, normal):
 @given(st.text(max_size=60))
 @example("a\u200e\u0301")  # an accent that finds its letter only when the control between them is gone
 def test_clean_captions_are_stable_and_storable(text):
-    clean = plan.clean_caption(text)
-    assert plan.clean_caption(clean) == clean
+    clean = clean_caption(text)
+    assert clean_caption(clean) == clean
     assert clean == clean.strip()
     assert not any(ord(letter) < 32 or 0x7F <= ord(letter) < 0xA0 for letter in clean)
 

@@ -86,7 +86,7 @@ def test_a_name_is_found_in_either_spelling_by_unicode_and_an_id_of_two_pictures
     for name in ("café.png", "b.png", "c.png"):
         Image.new("L", (8, 8)).save(tmp_path / "pictures" / unicodedata.normalize("NFD", name))
     names = [(1, unicodedata.normalize("NFD", "café.png")), (2, "b.png"), (2, "c.png"), (3, "b.png"), (3, "b.png")]
-    images = [{"id": number, "file_name": name} for number, name in names]
+    images = [{"id": number, "file_name": name, "license": place} for place, (number, name) in enumerate(names)]
     found, left_out = read(tmp_path, images, [(1, "one"), (2, "whose?"), (3, "three")], tmp_path / "pictures")
     assert set(found) == {"one", "three"}
     assert left_out.counts == {"duplicate": 1, "no_picture": 1}

@@ -23,3 +23,26 @@ def test_bf16_is_refused_where_a_gpu_has_none(tmp_path):
     told = "V100 GPUs cannot compute in bf16; give stage_c.train.precision=fp32 sample.precision=fp32"
     with pytest.raises(UsageError, match=told):
         check("cuda:A100+V100", *words)
+
+
+def test_rivals_on_prompts_without_originals_want_a_judge_where_they_are_scored(tmp_path):
+    """And none where people are asked: only the step that scores is refused."""
+    (tmp_path / "mine.txt").write_text("a cat\n")
+    words = (f"eval.prompts.mine={tmp_path}/mine.txt", f"eval.rivals.other={tmp_path}")
+    told = "eval.rivals: nothing can tell whose pictures for the prompt set mine are better"
+
+    def found(*words: str, target: str = "scores") -> bool:
+        loaded = load(*words, f"targets=[{target}]")
+        planned = planned_steps(loaded, Look(str(tmp_path / "root")), Selection())
+        return (obstacles.missing_judges(loaded, planned) or "").startswith(told)
+
+    assert found(*words)
+    assert any(sentence.startswith(told) for sentence in sentences_of(tmp_path, *words, "targets=[scores]"))
+    assert not found(*words, "eval.scorers.pickscore=weights")
+    assert not found(words[0])
+    assert not found(*words, target="samples_mine")
+
+
+def sentences_of(tmp_path, *words: str) -> list[str]:
+    loaded = load(*words)
+    return obstacles.every(loaded, planned_steps(loaded, Look(str(tmp_path / "root")), Selection()), None)

@@ -209,7 +209,7 @@ def test_a_key_stands_for_its_picture_whatever_else_is_written_about_it(store):
 
 
 def test_a_url_is_forgotten_in_any_spelling_that_means_the_same(store):
-    asked = URLS[1][1].replace("://", "://", 1).replace("/", "/./", 3).replace(":/.//./", "://", 1)
+    asked = "/./".join(URLS[1][1].rsplit("/", 1))
     assert urls.equal(asked) == URLS[1][1] != asked
     outcome = forget(store.root, {asked})
     assert outcome.pictures == {GONE}
