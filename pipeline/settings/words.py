@@ -5,6 +5,7 @@ Hydra, so that a prompt may hold commas, quotes and parentheses; every other `ke
 """
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -246,6 +247,8 @@ class _Taken:
         root, conf = own.pop("root", "runs"), own.pop("conf", None)
         if not root:
             raise UsageError("root= is empty; give a folder or a URI")
+        if os.fsencode(root).decode(errors="ignore") != root:
+            raise UsageError(f"root={root!a}: its name is no UTF-8, which stores and MLflow want; give another name")
         if NAMELESS.fullmatch(root):
             raise UsageError(f"root={root} names no bucket; give a folder, or a URI such as s3://bucket/prefix")
         if is_hollow(root):

@@ -54,6 +54,7 @@ def test_flags():
         ("run --only", "--only needs a step's name"),
         ("run conf=a conf=b", "conf= is given twice"),
         ("run root=", "root= is empty"),
+        ("run root=o\udcffz", r"root='o.udcffz': its name is no UTF-8"),
         ("run root=s3://", "root=s3:// names no bucket"),
         ("run root=memory://", "root=memory:// names no bucket"),
         ("run root=s3:///x", "root=s3:///x names no bucket"),
