@@ -23,6 +23,11 @@ def clean_caption(caption: str) -> str:
     return " ".join(unicodedata.normalize("NFC", visible).split())
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text is to be seen: blanks, and characters of format alone, as a space of no width."""
+    return all(letter.isspace() or unicodedata.category(letter) == "Cf" for letter in text)
+
+
 def _is_control(letter: str) -> bool:
     return unicodedata.category(letter) == "Cc" or ord(letter) in _BIDI_CONTROLS
 

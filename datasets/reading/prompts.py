@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from datasets.caption_settings import is_blank
 from datasets.config import DataError
 from datasets.files import storage
 from datasets.sources.captions import HALF
@@ -74,7 +75,7 @@ def read(path: str, limit: int | None, seed: int, key: str) -> PromptFile:
         with io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig") as lines:
             for place, said, category, challenge in form(lines):
                 text = " ".join(said.split())
-                if not text or HALF.search(text):
+                if is_blank(text) or HALF.search(text):
                     blank.append(place)
                     continue
                 read += 1

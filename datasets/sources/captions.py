@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 
+from datasets.caption_settings import is_blank
 from datasets.left_out import LeftOut
 
 SHOWN = 60  # characters of a value in a sentence
@@ -60,7 +61,7 @@ def _one(value: object) -> str | Loss:
         if half := HALF.search(value):
             return "encoding", f"its caption has half a character (U+{ord(half[0]):04X}), which is no text"
         said = value.removeprefix(BOM)
-        return said if said.strip() else ("no_caption", "its caption is blank")
+        return ("no_caption", "its caption is blank") if is_blank(said) else said
     if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
         return "no_caption", "it has no caption"
     return "no_text", f"its caption is no text but {type(value).__name__} {repr(value)[:SHOWN]}"

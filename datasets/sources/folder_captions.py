@@ -231,10 +231,10 @@ def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator
         if HALF.search(first) or garbled(first):  # its columns would seem to be missing
             raise UnicodeError(f"it is no text in {encoding}")
         delimiter = max(_DELIMITERS, key=lambda sign: _header(first, sign).count(FILE_COLUMN))
-        header = next(csv.reader([first], delimiter=delimiter), [])
+        header = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
         file_column, caption_columns = _columns(header)
         file_at, captions_at = header.index(file_column), [header.index(column) for column in caption_columns]
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)  # or what follows a closing quote would count too
+        rows = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)  # else quotes would count
         row: list[str] | None = []
         while row is not None:
             start, unread = before + rows.line_num + 2, ""
@@ -254,7 +254,7 @@ def _of_csv(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator
 
 
 def _header(line: str, delimiter: str) -> list[str]:
-    return [field.strip().lower() for field in next(csv.reader([line], delimiter=delimiter), [])]
+    return [field.strip().lower() for field in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])]
 
 
 def _of_json(name: str, file: Path, encoding: str, left_out: LeftOut) -> Iterator[Row]:

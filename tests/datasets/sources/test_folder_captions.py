@@ -270,3 +270,20 @@ def test_of_paths_of_several_folders_those_count_that_lay_where_most_did(tmp_pat
     assert read(tmp_path)[0] == found  # as many of either are here, but all of this one
     (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(rows[3:]) + "0.png,here\n")
     assert read(tmp_path)[0]["0.png"] == ["here"]
+
+
+def test_a_blank_after_the_separator_is_none_of_the_field(mine):
+    """Quotes after it are quotes, as in `x.png, "a cat, a dog"`."""
+    (mine / "metadata.csv").write_text('file_name, text\nx.png, "a cat, a dog"\nred_foxes/y-2.png, "foxes"\n')
+    found, left_out = read(mine)
+    assert found == {"x.png": ["a cat, a dog"], "red_foxes/y-2.png": ["foxes"]}
+    assert not left_out.counts
+
+
+@pytest.mark.parametrize("blank", [" \u200b ", "\u2060", "\ufeff\u200d\t"])
+def test_what_nobody_sees_is_no_caption(mine, blank):
+    (mine / "x.txt").write_text(blank)
+    (mine / "red_foxes/y-2.txt").write_text("fox\u200bes")
+    found, left_out = read(mine)
+    assert found == {"red_foxes/y-2.png": ["fox\u200bes"]}
+    assert left_out.counts == {"no_caption": 1}
