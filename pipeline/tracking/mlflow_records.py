@@ -146,6 +146,7 @@ class Recorder:
             self._client.update_run(found, status="RUNNING")
             before = self._client.get_run(found).data
             self._furthest[found] = {metric.key: metric.step for metric in before.to_proto().metrics}
+            self._had = {key: steps for key, steps in self._had.items() if key[0] != found}  # there are more since
             if END_REASON in before.tags:  # it has not ended, after all
                 self._client.delete_tag(found, END_REASON)
             self._tags(found, tags)

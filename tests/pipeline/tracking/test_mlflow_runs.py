@@ -392,6 +392,22 @@ def test_a_release_is_a_version_of_the_one_model_and_only_once(store: MlflowStor
     assert newest.tags["wst.content"] == "two"
 
 
+def test_a_step_is_one_point_though_its_record_was_on_its_way_when_its_process_was_killed(store: MlflowStore) -> None:
+    """All that the dead one had recorded is sent again first: its start, what MLflow has, and what it has not yet."""
+    recorder = Recorder(store, "wuerstchen")
+    start: dict[str, Any] = {"kind": "start", "run": "a", "name": "a", "parent": "", "tags": {}, "time": 1}
+
+    def steps(first: int, last: int, time: int) -> dict[str, Any]:
+        return {"kind": "metrics", "run": "a", "rows": [("loss", 1.0, step, time) for step in range(first, last)]}
+
+    recorder([start, steps(1, 5, 1)])
+    after = Recorder(store, "wuerstchen")
+    after([start, steps(1, 8, 1), start, steps(5, 10, 2)])
+    client, _ = connect(store, "wuerstchen")
+    points = client.get_metric_history(next(iter(_runs(store).values())).info.run_id, "loss")
+    assert sorted((point.step, point.timestamp) for point in points) == [*((n, 1) for n in range(1, 8)), (8, 2), (9, 2)]
+
+
 def test_the_hours_are_those_of_the_ledger_and_can_be_made_anew(store: MlflowStore) -> None:
     root = str(store.database.parent.parent)
     with (
