@@ -49,7 +49,7 @@ def reservation(headers: Message, products: Set[str]) -> str | None:
 def _directives(line: str, products: Set[str]) -> Iterator[tuple[str | None, str]]:
     """Each word of a header with whom it is meant for (None: everybody), in lower case.
 
-    The words of values are among them: no value of a directive is one that forbids anything, but `none`, after a colon.
+    Of a value the first word is left out, which may be `none`; a date's others are among them, and are no directives.
     """
     agent, before = None, ""
     words = [(bool(_SEPARATORS.search(found[1])), found[2], bool(found[3])) for found in _WORD.finditer(line.lower())]

@@ -11,7 +11,7 @@ ODD = r"%|/\.|\.[/:]|\.$"  # somewhere in every URL that `equal` spells otherwis
 
 
 def normalised_url(url: str) -> str:
-    """One spelling for URLs that mean the same: scheme and host in lower case, no fragment, all escaped.
+    """A URL in the spelling that keys are made of: scheme and host in lower case, no fragment, all escaped.
 
     Raises:
         ValueError: no http(s) URL with a host, or one that carries a password, or escapes, which hide another host.
