@@ -159,6 +159,15 @@ def test_a_pool_of_aws_starts_at_none_and_has_no_gpus_nor_network_cards(tmp_path
     assert not {"docker", "NetworkInterfaces"} & (types["data"].keys() | types["data"]["node_config"].keys())
 
 
+@pytest.mark.parametrize(
+    ("hours", "told"), [("1.995", "2:00:00"), ("0.005", "0:01:00"), ("24", "24:00:00"), ("1.25", "1:15:00")]
+)
+def test_slurm_is_told_whole_minutes_and_never_fewer(tmp_path, hours, told):
+    """1:60:00 is no time, and 0:00:00 none at all."""
+    files = rendered(tmp_path, [*commands()["slurm"], f"cluster.job.hours={hours}"])
+    assert f"#SBATCH --time={told}\n" in files["job.sbatch"]
+
+
 def test_on_slurm_a_pool_is_a_job_before_the_trainings(tmp_path):
     files = rendered(tmp_path, [*commands()["slurm"], POOL])
     first, second = files["data.sbatch"], files["job.sbatch"]

@@ -152,6 +152,22 @@ def test_a_folder_on_another_disk_goes_in_place_with_its_marks_first(tmp_path, m
     assert not Path(artifact.path).exists()
 
 
+def test_what_is_a_model_is_told_by_its_name():
+    models = ("stage_a", "stage_c", "stage_c_phases", "previewer", "baseline")
+    others = (
+        "samples",
+        "samples_mine",
+        "baseline_samples",
+        "null_samples",
+        "latents_a",
+        "text_tiny",
+        "held_out",
+        "scores",
+    )
+    assert all(map(deleting.is_model, models))
+    assert not any(map(deleting.is_model, others))
+
+
 @pytest.mark.parametrize("linked", [".", "receipts"])
 def test_what_a_link_leads_to_on_another_disk_stays(tmp_path, monkeypatch, linked):
     """The artifact, or a folder in it, may be somebody's elsewhere."""
