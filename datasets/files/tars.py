@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from datasets.files import compressed
 
-TEXT_BYTES = 1 << 18  # longest header, and longest text, that is read
+TEXT_BYTES = 1 << 18  # longest header, and longest text of strangers, that is read
 _READ_AHEAD = 1 << 20
 
 

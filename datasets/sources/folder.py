@@ -29,18 +29,18 @@ from datasets.files.inputs import Named
 from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import FolderConfig
-from datasets.sources import folder_captions, loopback
+from datasets.sources import beside, folder_captions, loopback
+from datasets.sources.beside import Found, Refused, placed
 from datasets.sources.captions import parts_of
 from datasets.sources.files_at import there_are
 from datasets.sources.loopback import Address, Hosts
 
 HOST = "folder.invalid"
 KEY = "data.folder.path"
-_SCHEMA = pa.schema([("URL", pa.string()), ("TEXT", pa.binary()), ("WIDTH", pa.int64()), ("HEIGHT", pa.int64())])
 
 
 def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
-    """The folder's rows in LAION's schema, by name of the picture; scores are left out, since there are none.
+    """The folder's rows in LAION's schema, by name of the picture; scores, licence and origin as a .json has them.
 
     Left out: `no_caption` and `no_text` (`captions`), `no_picture`, `fields`, `encoding` (`folder_captions`),
     `unreadable` (of no format that we read, or damaged in its header), `duplicate` (the same bytes with the same
@@ -50,7 +50,7 @@ def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
         DataError: the folder is not there, cannot be read, or holds no picture that can be used; a table is damaged.
     """
     files = listing(config.path, KEY, left_out, config.follow_links)
-    copies = _Copies(files)
+    copies, told = _Copies(files), _Told(files, config.encoding)
     rows, sizes = [], {}
     for name, caption in sorted(_pairs(files, config, left_out)):
         if copies.seen(name, caption):
@@ -59,13 +59,14 @@ def tables(config: FolderConfig, left_out: LeftOut) -> Iterator[pa.Table]:
         if name not in sizes:
             sizes[name] = _size(name, files[name], left_out)
         if size := sizes[name]:
-            rows.append({"URL": url(name), "TEXT": caption.encode(), "WIDTH": size[0], "HEIGHT": size[1]})
+            row = {"URL": url(name), "TEXT": caption.encode(), "WIDTH": size[0], "HEIGHT": size[1]}
+            rows.append(row | told.of(name))
     if not rows:
         raise DataError(
             f"{KEY}: no picture in {config.path} can be used{there_are(left_out.counts + left_out.others)}; the first: "
             f"{'; '.join(left_out.examples(1)[:3])}; {folder_captions.HELP}"
         )
-    yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+    yield pa.Table.from_pylist(rows, schema=beside.SCHEMA)
 
 
 def hosts(config: FolderConfig) -> AbstractContextManager[Hosts]:
@@ -165,7 +166,8 @@ def listing(path: str, key: str, left_out: LeftOut | None = None, follow: bool =
                 left_out.add("link", name, told if there else f"it leads nowhere: to {os.readlink(file)}")
             elif not (is_picture(name) or _is_captions(name)) or not os.path.isfile(file):
                 kind = posixpath.splitext(name)[1].lower() or "no suffix"
-                told = f"neither picture ({' '.join(pictures.SUFFIXES)}) nor caption (.txt .caption, metadata.csv)"
+                captions = f"{' '.join(beside.TEXTS)}, metadata.csv"
+                told = f"neither picture ({' '.join(pictures.SUFFIXES)}) nor caption ({captions})"
                 left_out.pass_over(kind, name, told)
             elif name in files:
                 left_out.add("duplicate", name, "another file has this name in another spelling by Unicode; rename one")
@@ -194,12 +196,15 @@ def is_picture(name: str) -> bool:
 def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> Iterator[tuple[str, str]]:
     """Names of pictures with their captions, a pair a caption."""
     found = {name: file for name, file in files.items() if is_picture(name)}
-    captioned, refused = set[str](), dict[str, list[folder_captions.Refused]]()
+    captioned, refused = set[str](), dict[str, list[Refused]]()
 
-    def taken(said: Iterable[folder_captions.Found]) -> Iterator[tuple[str, str]]:
+    def taken(said: Iterable[Found]) -> Iterator[tuple[str, str]]:
         for name, texts, losses in said:
-            captioned.update([name] if texts else [])
-            if losses:
+            if texts:
+                captioned.add(name)
+                for loss in losses:
+                    left_out.add(*loss)
+            else:
                 refused.setdefault(name, []).extend(losses)
             yield from ((name, text) for text in texts)
 
@@ -207,19 +212,32 @@ def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> I
     for name in sorted(captioned):  # a table's rows count, each
         for loss in refused.pop(name, ()):
             left_out.add(*loss)
-    yield from taken(folder_captions.beside(files, found, captioned, config, left_out))
+    yield from taken(folder_captions.of_files(files, found, set(captioned), config, left_out))
     for name in sorted(found.keys() - captioned):
         called = "" if config.uncaptioned == "left_out" else folder_captions.of_name(name, config.uncaptioned)
-        texts, losses = parts_of(called)  # of a name of bytes that are no text there are none
+        texts, losses = placed(parts_of(called), name)  # of a name of bytes that are no text there are none
         yield from ((name, text) for text in texts)
-        if not texts:  # once a picture, by what says most
-            why = [*refused.get(name, []), *((cause, name, told) for cause, told in losses if called)]
-            why = why or [("no_caption", name, "there is no caption beside it, and none in a table")]
-            told = min(why, key=lambda loss: loss[0] == "no_caption")
-            left_out.add(*told)
-            refused[name] = [loss for loss in why if loss is not told]
-    for place, sentence in ((place, sentence) for losses in refused.values() for _, place, sentence in losses):
-        left_out.pass_over("captions", place, sentence)
+        if not texts:
+            why = [*refused.pop(name, ()), *(losses if called else ())]
+            beside.lose(why or [("no_caption", name, "there is no caption beside it, and none in a table")], left_out)
+    for losses in refused.values():
+        beside.pass_over(losses, left_out)
+
+
+class _Told:
+    """What .json files beside pictures say of these, but for captions."""
+
+    def __init__(self, files: dict[str, Path], encoding: str) -> None:
+        self._files, self._encoding = files, encoding
+        jsons = list(filter(beside.is_json, files))
+        self._beside = beside.texts_of(list(filter(is_picture, files)) if jsons else (), jsons)
+
+    def of(self, picture: str) -> dict[str, Any]:
+        """LAION's columns."""
+        for name in self._beside.get(picture, ())[:1]:
+            said, _ = folder_captions.about(self._files[name], self._encoding)
+            return beside.columns(said)
+        return {}
 
 
 def _size(name: str, file: Path, left_out: LeftOut) -> tuple[int, int] | None:
@@ -305,4 +323,4 @@ def _root(path: str, key: str) -> Path:
 
 
 def _is_captions(name: str) -> bool:
-    return folder_captions.is_text(name) or folder_captions.is_table(name)
+    return beside.is_text(name) or folder_captions.is_table(name)

@@ -1,6 +1,6 @@
-"""Captions as they lie in a folder of pictures: in text files beside them, or in tables (Hugging Face's imagefolder).
+"""Captions as they lie in a folder of pictures: in files beside them, or in tables (Hugging Face's imagefolder).
 
-x.txt, x.caption           beside x.jpg; x.jpg.txt too
+x.txt, x.json, ...         beside x.jpg (`datasets.sources.beside`)
 metadata.csv, .tsv         with a header; commas, semicolons or tabs
 metadata.jsonl, .parquet   an object or a row a picture
 """
@@ -14,7 +14,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TextIO
@@ -23,13 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.config import DataError
+from datasets.files.tars import TEXT_BYTES
 from datasets.left_out import LeftOut
 from datasets.source_settings import FolderConfig
-from datasets.sources import laion
+from datasets.sources import beside, laion
+from datasets.sources.beside import Found, placed
 from datasets.sources.captions import BOM, HALF, Parts, best, garbled, parts_of
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
-TEXTS = (".txt", ".caption")  # the first counts where a picture has several
 FILE_COLUMN = "file_name"
 CAPTION_COLUMNS = ("text", "caption", "captions")  # of those that a table has the first that says something in a row
 HELP = (
@@ -42,18 +43,11 @@ _BLANK = f" \t\r\n{BOM}"
 _LONGEST_FIELD = 1 << 24  # characters; csv's own limit refuses long captions
 
 Row = tuple[str, object, list[object]]  # where it stands, its file_name, what may be its caption, the first first
-Refused = tuple[str, str, str]  # what is no caption: the cause, where it stands, a sentence
-Found = tuple[str, list[str], list[Refused]]  # a picture, its captions in a row or a file, and what there is none
 
 
 def is_table(name: str) -> bool:
     """Whether a file is a table of captions, by its name."""
     return posixpath.basename(name).lower() in TABLES
-
-
-def is_text(name: str) -> bool:
-    """Whether a file is the caption of a picture, by its name."""
-    return name.lower().endswith(TEXTS)
 
 
 def of_tables(
@@ -76,34 +70,15 @@ def of_tables(
                 left_out.add("no_picture", place, f"{shown}; names are relative to the table")
             else:
                 parts = best(_in_encoding(caption, files[table], config.encoding) for caption in captions)
-                yield name, *_placed(parts, place)
+                yield name, *placed(parts, place)
 
 
-def beside(
-    files: Mapping[str, Path], pictures: Mapping[str, Path], done: set[str], config: FolderConfig, left_out: LeftOut
+def of_files(
+    files: Mapping[str, Path], pictures: Collection[str], done: Collection[str], config: FolderConfig, left_out: LeftOut
 ) -> Iterator[Found]:
-    """What text files say of pictures, each until one has captions; not of those that are `done`.
-
-    Left out: `no_picture`.
-    """
-    stems: dict[str, list[str]] = {}
-    for name in pictures:
-        stems.setdefault(posixpath.splitext(name)[0], []).append(name)
-    done = set(done)
-    for text in sorted(filter(is_text, files), key=_rank):
-        stem = posixpath.splitext(text)[0]
-        owners = [stem] if stem in pictures else stems.get(stem, [])
-        wanting = [owner for owner in owners if owner not in done]
-        if wanting:
-            texts, losses = _text(text, files[text], config)
-            done.update(wanting if texts else ())
-            yield from ((owner, texts, losses) for owner in wanting)
-        elif owners:
-            left_out.pass_over(
-                "captions", text, "another file has the caption of its picture: tables, then .txt, count"
-            )
-        else:
-            left_out.add("no_picture", text, "there is no picture of that name beside it")
+    """What files beside pictures say of them (`beside.found`)."""
+    texts = list(filter(beside.is_text, files))
+    yield from beside.found(pictures, texts, done, lambda name: _text(files[name], config), left_out)
 
 
 def of_name(name: str, which: str) -> str:
@@ -112,25 +87,40 @@ def of_name(name: str, which: str) -> str:
     return " ".join(re.split(r"[\s_-]+", posixpath.basename(words))).strip()
 
 
-def _rank(name: str) -> tuple[str, int, bool, str]:
-    stem, suffix = posixpath.splitext(name)
-    return stem, TEXTS.index(suffix.lower()), not suffix.islower(), name
-
-
-def _text(name: str, file: Path, config: FolderConfig) -> tuple[list[str], list[Refused]]:
+def about(file: Path, encoding: str) -> beside.About:
+    """What a .json says, of not too many bytes: others are no picture's."""
+    size = file.stat().st_size
+    if size > TEXT_BYTES:
+        return {}, ("too_big", f"it has {size:,} bytes, more than {TEXT_BYTES:,}")
     try:
-        content = file.read_bytes()
+        return beside.about(_letters(file.read_bytes(), encoding))
+    except UnicodeError as error:
+        return {}, ("encoding", str(error))
+
+
+def _text(file: Path, config: FolderConfig) -> Parts:
+    try:
+        if beside.is_json(file.name):
+            return beside.captions(about(file, config.encoding))
+        text = _letters(file.read_bytes(), config.encoding)
     except OSError as error:
-        return [], [("unreadable", name, str(error))]
+        return [], [("unreadable", str(error))]
+    except UnicodeError as error:
+        return [], [("encoding", str(error))]
+    joined = config.caption_lines == "joined"
+    lines = [] if joined else [line for line in text.splitlines() if line.strip()]
+    return parts_of(lines or text)
+
+
+def _letters(content: bytes, encoding: str) -> str:
+    """A text; UnicodeError says why it is none in its encoding, and which it may be in."""
     try:
-        text = _decoded(content, config.encoding)
+        text = _decoded(content, encoding)
         if garbled(text):
             raise UnicodeError("it is full of control characters")
     except UnicodeError as error:
-        return [], [("encoding", name, f"it is no text in {config.encoding} ({error}){_hint(content)}")]
-    joined = config.caption_lines == "joined"
-    lines = [] if joined else [line for line in text.splitlines() if line.strip()]
-    return _placed(parts_of(lines or text), name)
+        raise UnicodeError(f"it is no text in {encoding} ({error}){_hint(content)}") from error
+    return text
 
 
 def _in_encoding(value: object, file: Path, encoding: str) -> Parts:
@@ -138,11 +128,6 @@ def _in_encoding(value: object, file: Path, encoding: str) -> Parts:
     if isinstance(value, str) and HALF.search(value):
         return [], [("encoding", f"its caption is no text in {encoding}{_hint(file.read_bytes())}")]
     return parts_of(value)
-
-
-def _placed(parts: Parts, place: str) -> tuple[list[str], list[Refused]]:
-    texts, losses = parts
-    return texts, [(cause, place, sentence) for cause, sentence in losses]
 
 
 def _meant(file_names: Sequence[object], folder: str, pictures: Mapping[str, Path]) -> list[str | None]:

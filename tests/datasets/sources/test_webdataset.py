@@ -68,7 +68,7 @@ def test_every_member_is_used_or_named(tmp_path):
     captions, left_out = read(tmp_path)
     assert captions == ["a cat", "a dog"]
     assert left_out.counts == {"no_caption": 1}
-    assert left_out.examples(1) == ["x.tar/a.seg.png: it has no caption"]
+    assert left_out.examples(1) == ["x.tar/a.seg.png: there is no caption beside it"]
     assert left_out.others == {".cls": 1, "hidden": 1, "no suffix": 1}
 
 
@@ -254,7 +254,7 @@ def test_a_json_that_is_none_is_told_as_such(tmp_path):
     captions, left_out = read(tmp_path)
     assert captions == ["a cat"]
     assert left_out.counts == {"no_text": 1, "no_caption": 1}
-    assert "x.tar/b.jpg: its .json is no JSON object" in left_out.examples(1)[0]
+    assert "x.tar/b.json: it is no JSON object" in left_out.examples(1)[0]
 
 
 def test_the_first_text_that_says_something_is_the_caption(tmp_path):
