@@ -57,8 +57,8 @@ class Spent:
 
     `phases` sum to `total`. `failed` is what attempts cost that failed, `repeated` what was spent on doing steps again,
     `discarded` what earlier builds cost of artifacts that were built anew. `queued_s` are seconds in which devices were
-    waited for; they cost nothing. `goodput` is the share of the steps that lasted. `cost` is in the currency of
-    `cluster.price_per_hour`; None where some device had no price. `joules` are of the `measured` part alone.
+    waited for; they cost nothing. `goodput` is the share of the steps that lasted. `cost`, in the currency of
+    `cluster.price_per_hour`, is of the `priced` part alone, `joules` of the `measured` one; None where there is none.
     """
 
     total: float
@@ -70,8 +70,18 @@ class Spent:
     queued_s: float
     goodput: float | None
     cost: float | None
+    priced: float = 0.0
     joules: float | None = None
     measured: float = 0.0
+
+    @property
+    def money(self) -> str | None:
+        """The cost in words, with what had no price; None where nothing had one."""
+        if self.cost is None:
+            return None
+        rest = (self.total - self.priced) / 3600
+        without = f" (of {rest:.4g} device-hours no price was told)" if round(rest, 6) else ""
+        return f"cost {self.cost:,.2f} by cluster.price_per_hour{without}"
 
     def as_hours(self) -> dict[str, Any]:
         """The same in hours, as JSON values."""
@@ -81,7 +91,8 @@ class Spent:
             name: {key: value / 3600 for key, value in getattr(self, name).items()} for name in ("phases", "by_kind")
         }
         energy = {"joules": self.joules, "measured": self.measured / 3600}
-        return told | split | energy | {"goodput": self.goodput, "cost": self.cost}
+        cost = {"cost": self.cost, "priced": self.priced / 3600}
+        return told | split | energy | cost | {"goodput": self.goodput}
 
 
 def totals(root: str) -> Totals:
@@ -132,6 +143,7 @@ def spent(leases: Iterable[Lease]) -> Spent:
     phases = {phase: sum(lease.phases.get(phase, 0.0) for lease in counted) for phase in PHASES}
     total = sum(phases.values())
     lasting = sum(lease.phases.get(STEPS, 0.0) for lease in counted if lease.lasting)
+    priced = [lease for lease in counted if lease.about.price is not None]
     failed = {_try_of(lease) for lease in told if has_failed(lease)}
     of_failed = [lease for lease in counted if _try_of(lease) in failed]
     return Spent(
@@ -143,7 +155,8 @@ def spent(leases: Iterable[Lease]) -> Spent:
         discarded=_device_seconds(lease for lease in counted if not lease.lasting),
         queued_s=sum(lease.queued_s for lease in told),
         goodput=lasting / total if total and phases[STEPS] else None,
-        cost=_cost(counted),
+        cost=sum(_cost(lease) for lease in priced) if priced else None,
+        priced=_device_seconds(priced),
         joules=sum(joules) if (joules := [lease.joules for lease in counted if lease.joules is not None]) else None,
         measured=_device_seconds(lease for lease in counted if lease.joules is not None),
     )
@@ -153,11 +166,9 @@ def _device_seconds(leases: Iterable[Lease]) -> float:
     return sum(sum(lease.phases.values()) for lease in leases)
 
 
-def _cost(leases: Sequence[Lease]) -> float | None:
-    prices = [lease.about.price for lease in leases]
-    if not prices or None in prices:
-        return None
-    return sum((lease.about.price or 0.0) * sum(lease.phases.values()) / 3600 for lease in leases)
+def _cost(lease: Lease) -> float:
+    assert lease.about.price is not None
+    return lease.about.price * _device_seconds([lease]) / 3600
 
 
 def _by_kind(leases: Iterable[Lease]) -> dict[str, float]:

@@ -52,4 +52,5 @@ def _row(row: Row) -> dict[str, Any]:
 def total(cost: Spent) -> dict[str, Any]:
     """Hours of some leases together, kg of CO2 by the paper's method where GPUs were held, energy where it was
     measured, and money where priced."""
-    return cost.as_hours() | {"kg_co2_as_in_the_paper": paper.kg(cost), "energy": paper.energy(cost)}
+    told = {"kg_co2_as_in_the_paper": paper.kg(cost), "energy": paper.energy(cost), "money": cost.money}
+    return cost.as_hours() | told

@@ -108,7 +108,7 @@ def cost(spent: Spent, unit: str) -> str:
     parts = {"failed": spent.failed, "repeated": spent.repeated}
     lost = [f"{seconds / 3600:.4g} {name}" for name, seconds in parts.items() if seconds]
     share = f", {spent.goodput:.0%} in steps that lasted" if spent.goodput is not None else ""
-    money = f", cost {spent.cost:,.2f}" if spent.cost is not None else ""
+    money = f", {spent.money}" if spent.money else ""
     of_it = f" ({', '.join(lost)})" if lost else ""
     energy = f"; {told}" if (told := paper.energy(spent)) else ""
     return f"{spent.total / 3600:.4g} {unit}{of_it}{share}{money}{energy}"

@@ -92,8 +92,8 @@ def _sentences(found: Table) -> list[str]:
         said.append(f"{kg:,.1f} kg of CO2 by the paper's method: GPU-hours x {paper.KW} kW x {paper.KG_PER_KWH} kg/kWh")
     if energy := paper.energy(total):
         said.append(energy)
-    if total.cost is not None:
-        said.append(f"cost {total.cost:,.2f}, by cluster.price_per_hour")
+    if total.money:
+        said.append(total.money)
     said += sentences(found.rows)
     if found.torn_lines:
         said.append(f"{found.torn_lines} lines of the ledger are cut off, and in none of this")

@@ -62,6 +62,11 @@ class Axis:
         return [step * number for number in range(first, last + 1)]
 
 
+def _number(tick: float) -> str:
+    """A round value with all its digits: of a late part of a long training only the last ones differ."""
+    return f"{tick:,.10g}"
+
+
 def _round_step(step: float) -> float:
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * one for one in (1, 2, 2.5, 5, 10) if power * one >= step * (1 - 1e-9))
@@ -104,8 +109,8 @@ def _axes(x: Axis, y: Axis, label: str) -> list[Markup]:
     parts = []
     for tick in y.ticks():
         parts.append(tag("line", class_="grid", x1=LEFT, x2=right, y1=y(tick), y2=y(tick)))
-        parts.append(text(f"{tick:.3g}", LEFT - 6, y(tick) + 4, "end"))
-    parts += [text(f"{tick:.4g}", x(tick), HEIGHT - 18, "middle") for tick in x.ticks()]
+        parts.append(text(_number(tick), LEFT - 6, y(tick) + 4, "end"))
+    parts += [text(_number(tick), x(tick), HEIGHT - 18, "middle") for tick in x.ticks()]
     return [*parts, text(label, (LEFT + right) / 2, HEIGHT - 3, "middle")]
 
 
@@ -115,7 +120,14 @@ def _line(name: str, points: Points, x: Axis, y: Axis) -> Markup:
     if len(points) > DOTTED:
         return line
     dots = (
-        tag("circle", _hint(f"{NAMES[name]} {v:.4g} at {at:.4g}"), class_=f"dot {name}", cx=x(at), cy=y(v), r=2.5)
+        tag(
+            "circle",
+            _hint(f"{NAMES[name]} {v:.4g} at {_number(round(at, 6))}"),
+            class_=f"dot {name}",
+            cx=x(at),
+            cy=y(v),
+            r=2.5,
+        )
         for at, v in points
     )
     return line + joined(dots)

@@ -143,10 +143,13 @@ def test_what_an_earlier_version_has_begun_counts_with_the_build_that_goes_on_wi
     assert spent(ledger.leases(begun + ended)).discarded == 0.0
 
 
-def test_the_cost_is_told_where_every_hour_has_a_price():
-    dear, cheap, free = lines("a", 2, 360, price=3.0), lines("b", 1, 360, price=1.0), lines("c", 1, 1)
-    assert spent(ledger.leases(dear + cheap)).cost == 7.0
-    assert spent(ledger.leases(dear + free)).cost is None
+def test_the_cost_is_of_what_had_a_price_and_the_rest_is_told():
+    dear, cheap, free = lines("a", 2, 360, price=3.0), lines("b", 1, 360, price=1.0), lines("c", 1, 36)
+    assert spent(ledger.leases(dear + cheap)).money == "cost 7.00 by cluster.price_per_hour"
+    later = spent(ledger.leases(dear + free))
+    assert (later.cost, later.priced) == (6.0, 7200.0)
+    assert later.money == "cost 6.00 by cluster.price_per_hour (of 0.1 device-hours no price was told)"
+    assert spent(ledger.leases(free)).money is None
 
 
 def test_waiting_costs_nothing_and_is_told():
