@@ -3,24 +3,20 @@
 import contextlib
 import itertools
 import json
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 
-from datasets.files import notices, storage
+from datasets.files import storage
 from datasets.files.storage import CorruptFile
-from datasets.formats import removal, shard_table, shards
+from datasets.formats import shards
 from datasets.formats.shards import Clock
-from datasets.reading.batches import Batches, Source
-from pipeline.cluster.ranks.checkpoints import Checkpoints
 from pipeline.errors import ClaimLost, InfrastructureError
-from pipeline.store import claims, deleting
-from pipeline.store.artifacts import MANIFEST, Artifact, Fingerprint, Store
-from pipeline.store.removals import rewrite, tabulate
+from pipeline.store import claims
+from pipeline.store.artifacts import MANIFEST, Fingerprint, Store
+from pipeline.store.removals import rewrite
 
 FACTS: dict[str, Any] = {"files": {}, "timed": [], "rows": 1, "notes": {}, "created": "2026-01-01"}
 PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
@@ -29,12 +25,6 @@ PRINT = Fingerprint("train_a", 1, {"lr": 0.1}, {"images": "0" * 16})
 def commit(store: Store, content: bytes = b"weights"):
     entry = storage.publish(content, storage.join(store.path("stage_a", PRINT.digest), "weights"))
     return store.commit("stage_a", PRINT, {**FACTS, "files": {"weights": entry}})
-
-
-@pytest.fixture(params=["local", "memory"])
-def store(request, tmp_path) -> Store:
-    """A store on a local folder, and one behind a URI that fsspec serves."""
-    return Store(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
 
 
 def test_without_its_manifest_an_artifact_does_not_exist(store):
@@ -172,17 +162,6 @@ def test_a_fence_stands_before_every_change_of_a_finished_artifact(store):
     assert storage.exists(f"{artifact.path}/weights")
 
 
-def test_a_checkpoint_of_a_holder_that_lost_does_not_count(tmp_path):
-    def closed() -> None:
-        raise ClaimLost("gone")
-
-    Checkpoints(str(tmp_path), print).save(1, b"state", {})
-    lost = Checkpoints(str(tmp_path), print, fence=closed)
-    with pytest.raises(ClaimLost):
-        lost.save(2, b"state 2", {})
-    assert newest(lost) == [b"state"]
-
-
 def test_removals_from_an_earlier_build_do_not_count_for_a_later_one(store):
     artifact = commit(store)
     assert rewrite(artifact, "weights", lambda content: None)
@@ -293,197 +272,6 @@ def test_a_failed_publish_leaves_the_old_file(tmp_path):
     assert storage.listing(str(tmp_path)) == ["file"]
 
 
-def newest(states: Checkpoints) -> list[bytes] | None:
-    found = states.newest()
-    return [read() for read in found.parts] if found else None
-
-
-def test_the_newest_valid_checkpoint_wins(tmp_path):
-    warnings: list[str] = []
-    states = Checkpoints(str(tmp_path), warnings.append)
-    assert newest(states) is None
-    for step in (10, 20, 30):
-        states.save(step, b"state %d" % step, {})
-    assert newest(states) == [b"state 30"]
-    assert len(storage.listing(str(tmp_path))) == 4  # two kept, each with its marker
-    next(tmp_path.glob("000000030-*.safetensors")).write_bytes(b"state 3x")
-    assert newest(states) == [b"state 20"]
-    assert "checkpoint of step 30 skipped" in warnings[0]
-    next(tmp_path.glob("000000020-*.json")).unlink()
-    assert newest(states) is None
-
-
-def test_a_checkpoint_counts_once_all_its_parts_are_there(tmp_path):
-    warnings: list[str] = []
-    first, second = (Checkpoints(str(tmp_path), warnings.append, part, parts=2) for part in (0, 1))
-    for step in (10, 20, 30):
-        first.save(step, b"first %d" % step, {})
-        if step < 30:
-            second.save(step, b"second %d" % step, {})
-    assert len(storage.listing(str(tmp_path))) == 10  # two whole ones are kept, and the half one
-    for parts in (1, 2, 4):
-        assert newest(Checkpoints(str(tmp_path), warnings.append, 0, parts)) == [b"first 20", b"second 20"]
-    assert "checkpoint of step 30 skipped" in warnings[0]
-    second.save(30, b"second 30", {})
-    second.save(40, b"second 40", {})
-    first.save(40, b"first 40", {})
-    assert newest(Checkpoints(str(tmp_path), warnings.append)) == [b"first 40", b"second 40"]
-    assert len(storage.listing(str(tmp_path))) == 8
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "json"])
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
-def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage, suffix):
-    """40 truncations, 100 flipped bits of a file and of a marker, or they are gone: always the one before."""
-    generator = np.random.default_rng(0)
-    warnings: list[str] = []
-    states = Checkpoints(str(tmp_path), warnings.append)
-    content = generator.bytes(5000)
-    for step in (1, 2):
-        states.save(step, content + b"%d" % step, {"seed": step})
-    file = tmp_path / f"000000002-0of1.{suffix}"
-    whole = file.read_bytes()
-    for number in range({"truncate": 40, "flip": 100}.get(damage, 1)):
-        if damage == "truncate":
-            file.write_bytes(whole[: generator.integers(len(whole))])
-        elif damage == "flip":
-            place = generator.integers(len(whole))
-            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << generator.integers(8)]) + whole[place + 1 :])
-        else:
-            file.unlink()
-        assert newest(states) == [content + b"1"]
-        assert len(warnings) == (0 if (damage, suffix) == ("delete", "json") else number + 1)
-        assert list(states.recipes()) == [{"seed": 2}, {"seed": 1}][1 if suffix == "json" else 0 :]
-
-
-# ------------------------------------------------------------------------------------------------------- shards
-
-
-def in_shards(store: Store, count: int = 3, table: bool = True) -> Artifact:
-    """An artifact with shards beside a file of its own; without their table as earlier versions made it."""
-    path = store.path("text", PRINT.digest)
-    files, receipts = {"tower": storage.publish(b"tower", storage.join(path, "tower"))}, []
-    for number in range(count):
-        name = shards.tensor_name(number)
-        entry = storage.publish(b"%d" % number, storage.join(path, name))
-        receipts.append(shards.publish_receipt(path, number, rows_in=4, rows_out=4, files={name: entry}, clock=Clock()))
-        files |= {} if table else {name: entry}
-    told = {"shards": {"": receipts}} if table else {}
-    facts = {"files": files, "timed": [], "rows": 4 * count, "notes": {}, "created": "2026-01-01", **told}
-    store.commit("text", PRINT, facts)
-    found = store.find("text", PRINT.digest)
-    assert found is not None
-    return found
-
-
-@pytest.fixture
-def told() -> Iterator[list[str]]:
-    """What the storage passes over."""
-    heard: list[str] = []
-    with notices.heard_by(lambda notice: heard.append(str(notice))):
-        yield heard
-
-
-def test_files_of_shards_stand_in_a_table_and_the_manifest_stays_as_small_as_it_is(store, told):
-    few, many = in_shards(store, 2), in_shards(store, 200)
-    assert many.manifest["files"].keys() == {"tower", shard_table.FILE}
-    assert len(pickle.dumps(many)) < len(pickle.dumps(few)) + 10
-    names = {shards.tensor_name(number) for number in range(200)}
-    assert many.files.keys() == {"tower", shard_table.FILE, *names}
-    assert many.manifest["bytes"] == sum(entry.bytes for entry in many.files.values())
-    assert many.manifest["objects"] == len(many.files)
-    assert many.read("00117.parquet") == b"117"
-    assert len(pickle.dumps(many)) < len(pickle.dumps(few)) + 10  # what was read meanwhile stays here
-    assert told == []
-
-
-def test_an_artifact_of_an_earlier_version_is_the_same_by_its_receipts_which_is_told(store, told):
-    now = in_shards(store)
-    content, counts, files = now.manifest["content"], now.shards().counts(), now.files
-    deleting.discard(now.path, lambda: None)
-    earlier = in_shards(store, table=False)
-    manifest = {key: value for key, value in earlier.manifest.items() if key not in ("shards", "objects")}
-    storage.publish(json.dumps(manifest | {"format": 1}).encode(), storage.join(earlier.path, MANIFEST))
-    found = store.find("text", PRINT.digest)
-    assert (found.manifest["content"], found.shards().counts()) == (content, counts)
-    assert {**found.files, shard_table.FILE: files[shard_table.FILE]} == files
-    assert found.shards()[1].read("00001.parquet") == b"1"
-    assert len(told) == 1
-    assert "there is none; the receipts of all shards are read in its place" in told[0]
-
-
-@pytest.mark.parametrize("damage", [b"other", None], ids=["other bytes", "gone"])
-def test_a_damaged_table_of_shards_is_passed_over_and_made_anew_by_a_repair(store, told, damage):
-    artifact = in_shards(store)
-    path = storage.join(artifact.path, shard_table.FILE)
-    storage.remove(path)
-    if damage:
-        storage.publish(damage, path)
-    assert store.find("text", PRINT.digest).shards().counts() == {0: 4, 1: 4, 2: 4}
-    assert len(told) == 1
-    deleting.reopen(store.find("text", PRINT.digest), [], lambda: None)
-    assert store.started("text", PRINT.digest)
-    assert sorted(shards.finished(artifact.path)) == [0, 1, 2]
-    assert in_shards(store).shards().counts() == {0: 4, 1: 4, 2: 4}
-
-
-def test_a_table_of_shards_counts_for_nothing_from_the_first_change_of_a_shard_until_it_is_made_anew(
-    store, told, monkeypatch
-):
-    artifact = in_shards(store)
-    assert rewrite(artifact, "00001.parquet", lambda content: b"fewer", shard=True)
-    entry, receipt = storage.entry_of(b"fewer"), shards.receipt(artifact.path, 1)
-    meanwhile = store.find("text", PRINT.digest)
-    assert meanwhile.files["00001.parquet"] == entry
-    assert shard_table.FILE not in meanwhile.files
-    fewer = removal.from_receipt(receipt, {"00001.parquet": entry}, 3, downloaded=False)
-    shards.put_receipt(artifact.path, fewer, lambda: None)
-    assert store.find("text", PRINT.digest).shards().counts() == {0: 4, 1: 3, 2: 4}
-    assert len(told) == 2
-    with monkeypatch.context() as nobody:
-        nobody.setattr(shards, "receipts", lambda folder: pytest.fail("all receipts were read"))
-        tabulate(artifact, [""])
-    after = store.find("text", PRINT.digest)
-    table = storage.join(artifact.path, shard_table.FILE)
-    assert storage.read(table) == shard_table.dump({"": shards.receipts(artifact.path).values()})
-    assert after.shards().counts() == {0: 4, 1: 3, 2: 4}
-    assert after.shards()[1].read("00001.parquet") == b"fewer"
-    assert after.manifest["bytes"] == sum(entry.bytes for entry in after.files.values())
-    assert len(told) == 2
-
-
-@pytest.mark.parametrize("spoilt", [b"", b"another table", None])
-def test_a_table_of_shards_that_is_lost_is_made_anew_from_all_receipts(store, told, spoilt):
-    artifact = in_shards(store)
-    table = storage.join(artifact.path, shard_table.FILE)
-    whole = storage.read(table)
-    assert rewrite(artifact, "00001.parquet", lambda content: b"other", shard=True)
-    if spoilt is None:
-        storage.remove(table)
-    else:
-        storage.publish(spoilt, table)
-    tabulate(artifact, [""])
-    assert storage.read(table) == whole  # no receipt says otherwise yet
-    assert [line for line in told if shard_table.FILE in line and "receipts of all shards" in line] != []
-
-
-def test_who_looks_for_artifacts_lists_nothing_inside_of_them(store, monkeypatch):
-    listed: list[str] = []
-    children = storage.children
-    monkeypatch.setattr(storage, "children", lambda folder: listed.append(folder) or children(folder))
-    monkeypatch.setattr(storage, "_files", lambda folder: pytest.fail(f"{folder} was listed whole"))
-    for name in ("one", "two"):
-        entry = storage.publish(b"x", storage.join(store.path(name, PRINT.digest), "x"))
-        manifest = {"format": 2, "name": name, "fingerprint": PRINT.digest, **PRINT.as_dict()}
-        manifest |= {"files": {"x": vars(entry)}, "rows": 1, "bytes": 1, "created": name}
-        storage.publish(json.dumps(manifest).encode(), storage.join(store.path(name, PRINT.digest), MANIFEST))
-    assert [artifact.name for artifact in store.finished()] == ["one", "two"]
-    assert store.started("one", PRINT.digest)
-    assert not store.started("three", PRINT.digest)
-    folder = storage.join(store.root, "artifacts")
-    assert listed == [folder, storage.join(folder, "one"), storage.join(folder, "two")]
-
-
 @pytest.mark.parametrize(
     ("notes", "place"),
     [
@@ -503,30 +291,3 @@ def test_what_is_committed_is_what_every_reader_takes(store, notes, place):
         with pytest.raises(TypeError, match=rf"its notes\.{place} is"):
             store.commit("metadata", PRINT, {**FACTS, "notes": notes})
         assert store.find("metadata", PRINT.digest) is None
-
-
-@pytest.mark.parametrize("readers", [1, 4])
-def test_a_training_asks_a_store_as_often_for_many_shards_as_for_few_before_its_first_sample(s3, s3_root, readers):
-    """Manifest, table of the shards, removals: whoever asked once a shard would ask 50 million times at 100 million
-    pictures."""
-
-    def asked(count: int) -> list[str]:
-        store = Store(storage.join(s3_root, str(count)))
-        folder = store.path("images", PRINT.digest)
-        receipts = []
-        for number in range(count):
-            names = [shards.image_name(number), shards.index_name(number)]
-            files = {name: storage.publish(b"x", storage.join(folder, name)) for name in names}
-            receipts.append(shards.publish_receipt(folder, number, rows_in=4, rows_out=4, files=files, clock=Clock()))
-        store.commit("images", PRINT, {**FACTS, "rows": 4 * count, "shards": {"": receipts}})
-        before = len(s3.asked)
-        found = Store(store.root).find("images", PRINT.digest)
-        assert found is not None
-        sources = [Source("image", found.shards())]
-        for _ in range(readers):  # what is sent to a rank holds what was read
-            assert Batches(pickle.loads(pickle.dumps(sources)), seed=0).rows == 4 * count
-        return [method for method, _ in s3.asked[before:]]
-
-    few, many = asked(2), asked(24)
-    assert few == many
-    assert len(few) <= 5

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.files import storage
 from pipeline.cluster.ranks.checkpoints import KEEP, Checkpoints, Found
+from pipeline.errors import ClaimLost
 
 SIZE = 1000
 
@@ -224,3 +226,77 @@ def test_the_copy_that_could_be_read_outlives_those_that_could_not(tmp_path: Pat
     for step in (30, 40, 50):
         states.save(step, b"later", {})
     assert [read() for read in states.after(20).parts] == [b"good"]
+
+
+def newest(states: Checkpoints) -> list[bytes] | None:
+    found = states.newest()
+    return [read() for read in found.parts] if found else None
+
+
+def test_the_newest_valid_checkpoint_wins(tmp_path):
+    warnings: list[str] = []
+    states = Checkpoints(str(tmp_path), warnings.append)
+    assert newest(states) is None
+    for step in (10, 20, 30):
+        states.save(step, b"state %d" % step, {})
+    assert newest(states) == [b"state 30"]
+    assert len(storage.listing(str(tmp_path))) == 4  # two kept, each with its marker
+    next(tmp_path.glob("000000030-*.safetensors")).write_bytes(b"state 3x")
+    assert newest(states) == [b"state 20"]
+    assert "checkpoint of step 30 skipped" in warnings[0]
+    next(tmp_path.glob("000000020-*.json")).unlink()
+    assert newest(states) is None
+
+
+def test_a_checkpoint_counts_once_all_its_parts_are_there(tmp_path):
+    warnings: list[str] = []
+    first, second = (Checkpoints(str(tmp_path), warnings.append, part, parts=2) for part in (0, 1))
+    for step in (10, 20, 30):
+        first.save(step, b"first %d" % step, {})
+        if step < 30:
+            second.save(step, b"second %d" % step, {})
+    assert len(storage.listing(str(tmp_path))) == 10  # two whole ones are kept, and the half one
+    for parts in (1, 2, 4):
+        assert newest(Checkpoints(str(tmp_path), warnings.append, 0, parts)) == [b"first 20", b"second 20"]
+    assert "checkpoint of step 30 skipped" in warnings[0]
+    second.save(30, b"second 30", {})
+    second.save(40, b"second 40", {})
+    first.save(40, b"first 40", {})
+    assert newest(Checkpoints(str(tmp_path), warnings.append)) == [b"first 40", b"second 40"]
+    assert len(storage.listing(str(tmp_path))) == 8
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_checkpoint_is_never_loaded(tmp_path, damage, suffix):
+    """40 truncations, 100 flipped bits of a file and of a marker, or they are gone: always the one before."""
+    generator = np.random.default_rng(0)
+    warnings: list[str] = []
+    states = Checkpoints(str(tmp_path), warnings.append)
+    content = generator.bytes(5000)
+    for step in (1, 2):
+        states.save(step, content + b"%d" % step, {"seed": step})
+    file = tmp_path / f"000000002-0of1.{suffix}"
+    whole = file.read_bytes()
+    for number in range({"truncate": 40, "flip": 100}.get(damage, 1)):
+        if damage == "truncate":
+            file.write_bytes(whole[: generator.integers(len(whole))])
+        elif damage == "flip":
+            place = generator.integers(len(whole))
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << generator.integers(8)]) + whole[place + 1 :])
+        else:
+            file.unlink()
+        assert newest(states) == [content + b"1"]
+        assert len(warnings) == (0 if (damage, suffix) == ("delete", "json") else number + 1)
+        assert list(states.recipes()) == [{"seed": 2}, {"seed": 1}][1 if suffix == "json" else 0 :]
+
+
+def test_a_checkpoint_of_a_holder_that_lost_does_not_count(tmp_path):
+    def closed() -> None:
+        raise ClaimLost("gone")
+
+    Checkpoints(str(tmp_path), print).save(1, b"state", {})
+    lost = Checkpoints(str(tmp_path), print, fence=closed)
+    with pytest.raises(ClaimLost):
+        lost.save(2, b"state 2", {})
+    assert newest(lost) == [b"state"]
