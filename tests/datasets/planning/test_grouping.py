@@ -7,7 +7,7 @@ import pytest
 
 from datasets.config import DataError
 from datasets.planning import grouping, plan
-from tests.datasets.planning.test_plan import data_config, laion_row, metadata
+from tests.datasets.planning.planned import data_config, laion_row, metadata
 
 WEIGHTS = {"alt": 1.0}
 URLS = [f"https://example.org/{number}.jpg" for number in range(6)]

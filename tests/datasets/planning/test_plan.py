@@ -1,4 +1,4 @@
-"""Config, sources, filters and the plan: what is kept, why the rest is not, and what the user is told."""
+"""Config, sources and the plan: what is kept, why the rest is not, and what the user is told."""
 
 import hashlib
 import io
@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,69 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from datasets import left_out
 from datasets.caption_settings import clean_caption
-from datasets.config import DataConfig, DataError
-from datasets.planning import filters, layout, plan, plan_files, urls
-from datasets.source_settings import FilterConfig
+from datasets.config import DataError
+from datasets.planning import layout, plan, plan_files
 from datasets.sources import laion, openmoji
-
-CONF = Path(__file__).parents[3] / "conf" / "data"
-
-
-def data_config(name: str, **changes: Any) -> DataConfig:
-    """A committed data config with some keys changed (`__` for a dot)."""
-    tree = OmegaConf.create({"data": OmegaConf.load(CONF / f"{name}.yaml")})
-    for key, value in changes.items():
-        OmegaConf.update(tree, "data." + key.replace("__", "."), value)
-    return DataConfig.model_validate(OmegaConf.to_container(tree, resolve=True)["data"])
-
-
-def laion_row(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """A row that passes the filters of laion_aesthetic."""
-    row = {
-        "URL": f"https://example.org/{number}.jpg",
-        "TEXT": f"a photograph, number {number}",
-        "WIDTH": 1500,
-        "HEIGHT": 1200,
-        "similarity": 0.3,
-        "punsafe": 0.01,
-        "pwatermark": 0.1,
-        "AESTHETIC_SCORE": 6.5,
-    }
-    return row | changes
-
-
-def metadata(folder: Path, rows: list[dict[str, Any]], name: str = "part-0.parquet") -> str:
-    """Path of a Parquet file with these rows."""
-    folder.mkdir(exist_ok=True)
-    columns = list(rows[0]) if rows else list(laion_row())
-    pq.write_table(pa.table({key: [row[key] for row in rows] for key in columns}), folder / name)
-    return str(folder / name)
-
-
-class Made(NamedTuple):
-    """A plan in memory."""
-
-    rows: pa.Table
-    rejected: dict[str, int]
-    parts: list[pa.Table]
-
-
-def make(config: DataConfig, seed: int = 0) -> Made:
-    parts: list[pa.Table] = []
-    counts = plan.make(config, seed, parts.append)
-    rows = pa.concat_tables(parts)
-    assert rows.num_rows == counts.planned == counts.read - sum(counts.rejected.values())
-    return Made(rows, counts.rejected, parts)
-
-
-def made(folder: Path, rows: list[dict[str, Any]], seed: int = 0, **changes: Any) -> Made:
-    return make(data_config("laion_aesthetic", metadata=metadata(folder, rows), **changes), seed)
-
+from tests.datasets.planning.planned import CONF, data_config, laion_row, made, make, metadata
 
 # ---------------------------------------------------------------------------------------------------- config
 
@@ -156,63 +100,6 @@ def test_a_caption_named_twice_is_refused():
 def test_a_larger_picture_is_planned_for_a_larger_size():
     config = data_config("openmoji", image__size=256)
     assert set(make(config).rows["width"].to_pylist()) == {256.0}
-
-
-# --------------------------------------------------------------------------------------------------- filters
-
-
-@pytest.mark.parametrize(
-    ("rule", "change"),
-    [
-        ("min_side", {"HEIGHT": 1023}),
-        ("min_side", {"WIDTH": None}),
-        ("min_side", {"WIDTH": math.nan}),
-        ("max_side", {"WIDTH": 5000}),
-        ("max_aspect", {"WIDTH": 3000}),
-        ("min_aesthetic", {"AESTHETIC_SCORE": 4.9}),
-        ("min_aesthetic", {"AESTHETIC_SCORE": None}),
-        ("max_punsafe", {"punsafe": 0.5}),
-        ("max_punsafe", {"punsafe": math.nan}),
-        ("max_pwatermark", {"pwatermark": 0.9}),
-        ("min_similarity", {"similarity": 0.1}),
-        ("min_words", {"TEXT": "photograph"}),
-        ("max_characters", {"TEXT": "a " * 2000}),
-        ("caption", {"TEXT": None}),
-        ("caption", {"TEXT": " \x00\u202e\n"}),
-        ("url", {"URL": None}),
-        ("url", {"URL": "file:///etc/passwd"}),
-        ("url", {"URL": "https://user:secret@example.org/x.jpg"}),
-        ("url", {"URL": "https://[::1"}),
-        ("url", {"URL": "https://example.org:99999999/x.jpg"}),
-        ("url", {"URL": "not a url"}),
-    ],
-)
-def test_each_rule_rejects_what_it_names(tmp_path, rule, change):
-    result = made(tmp_path, [laion_row(0), laion_row(1, **change)], filters__min_similarity=0.2)
-    assert result.rows["url"].to_pylist() == ["https://example.org/0.jpg"]
-    assert {reason: count for reason, count in result.rejected.items() if count} == {rule: 1}
-
-
-def test_a_rule_at_its_bound_keeps_the_row(tmp_path):
-    row = laion_row(0, WIDTH=2048, HEIGHT=1024, AESTHETIC_SCORE=5.0, punsafe=0.1, pwatermark=0.5)
-    spotless = laion_row(1, punsafe=0.0, pwatermark=0.0)  # zero is a value, not a missing one
-    assert made(tmp_path, [row, spotless]).rows.num_rows == 2
-
-
-def test_a_rule_that_is_off_needs_no_column(tmp_path):
-    row = laion_row(0)
-    del row["punsafe"]
-    with pytest.raises(DataError, match=r"data\.metadata.*no column punsafe"):
-        made(tmp_path, [row])
-    assert made(tmp_path, [row], filters__max_punsafe=None).rows["punsafe"].to_pylist() == [None]
-
-
-def test_a_row_is_charged_to_one_rule_only():
-    table = pa.table({name: [1.0, 900.0] for name in ("width", "height", "aesthetic")})
-    config = FilterConfig(min_side=512, min_aesthetic=1000)
-    kept, rejected = filters.accept(table, filters.picture_rules(config))
-    assert kept.num_rows == 0
-    assert rejected == {"min_side": 1, "min_aesthetic": 1}
 
 
 # ------------------------------------------------------------------------------------------------------ plan
@@ -414,27 +301,6 @@ def test_openmoji_takes_the_users_metadata_too(tmp_path):
         make(data_config("openmoji", metadata=metadata(tmp_path, [])))
 
 
-@pytest.mark.parametrize("host", ["example.%6frg", "a%40example.org", "example.org%2f.invalid", "example.org%3a80"])
-def test_an_escape_in_a_host_which_would_be_another_one_when_it_is_asked_makes_no_url(host):
-    with pytest.raises(ValueError, match="no http"):
-        urls.normalised_url(f"http://{host}/x.jpg")
-
-
-@pytest.mark.parametrize(
-    ("url", "normal"),
-    [
-        (" HTTP://Example.ORG:80 ", "http://example.org/"),
-        ("https://example.org/a b/ü.jpg?q=ü#x", "https://example.org/a%20b/%C3%BC.jpg?q=%C3%BC"),
-        ("https://example.org/%C3%BC.jpg", "https://example.org/%C3%BC.jpg"),
-        ("https://bücher.example/", "https://xn--bcher-kva.example/"),
-        ("http://[2001:DB8::1]:8080/x", "http://[2001:db8::1]:8080/x"),
-    ],
-)
-def test_urls_that_mean_the_same_become_the_same(url, normal):
-    assert urls.normalised_url(url) == normal
-    assert urls.normalised_url(normal) == normal
-
-
 @given(st.text(max_size=60))
 @example("a\u200e\u0301")  # an accent that finds its letter only when the control between them is gone
 def test_clean_captions_are_stable_and_storable(text):
@@ -458,35 +324,3 @@ def test_tables_come_in_batches_without_loss(tmp_path, monkeypatch):
     sizes = [table.num_rows for table in laion.tables(path, {"url", "caption"})]
     assert sum(sizes) == 10
     assert max(sizes) == 3
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("http://a.org/caf%c3%a9.jpg", "http://a.org/caf%C3%A9.jpg"),
-        ("http://a.org/%7Eann/x.jpg", "http://a.org/~ann/x.jpg"),
-        ("http://a.org/a/./b/../x.jpg", "http://a.org/a/x.jpg"),
-        ("http://a.org./x.jpg", "http://a.org/x.jpg"),
-        ("http://a.org.:81/x?q=%2f", "http://a.org:81/x?q=%2F"),
-        ("http://a.org/a/b/..", "http://a.org/a/"),
-    ],
-)
-def test_urls_that_mean_the_same_are_equal_though_their_keys_differ(tmp_path, one, other):
-    """So a removal list reaches a picture in whatever spelling either has it."""
-    assert urls.equal(one) == urls.equal(other)
-    assert urls.normalised_url(one) != urls.normalised_url(other)
-    (tmp_path / "removed.txt").write_text(one)
-    assert (
-        made(tmp_path, [{**laion_row(0), "URL": other}, laion_row(1)], removed=str(tmp_path / "removed.txt")).rejected[
-            "removed"
-        ]
-        == 1
-    )
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["http://a.org//x/y.jpg", "http://a.org/a%2Fb.jpg", "http://a.org/.x.jpg", "http://a.org/x..jpg", "http://a.org/"],
-)
-def test_other_urls_stay_as_they_are(url):
-    assert urls.equal(url) == url
