@@ -111,8 +111,8 @@ def usable(
 
 
 def require(findings: Findings, key: str, path: str, prompts: str, n: int, allowed: float) -> None:
-    """Refuse a rival whose pictures for a prompt set lack more than the allowed share."""
-    if findings.lacking > allowed * n:
+    """Refuse a rival whose pictures for a prompt set lack more than the allowed share, or of which none is good."""
+    if findings.lacking > allowed * n or not findings.usable:
         rest = f", or leave them out with eval.allow_missing={_above(findings.lacking / n)}" if findings.usable else ""
         raise DataError(
             f"{key}: of {n} pictures for the prompt set {prompts} at {path}, {findings.told()}; mend them{rest}"

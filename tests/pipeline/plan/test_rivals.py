@@ -72,6 +72,10 @@ def test_a_rival_that_lacks_pictures_is_refused_beforehand_or_told(files):
     assert allowed[1] == "eval.rivals.other: of 10 pictures for mine, 1 missing ('prompt 9'); 9 are compared"
     elsewhere = told(load(files, f"eval.rivals.other.mine={files}/rival", "eval.allow_missing=0.1"), files / "root")
     assert elsewhere[1].startswith("eval.rivals.other.mine: ")
+    for picture in (files / "rival").iterdir():
+        picture.rename(picture.with_stem(f"not {picture.stem}"))
+    with pytest.raises(DataError, match=r"of 10 pictures .* 10 missing \(.*\); mend them$"):
+        told(load(files, rival, "eval.allow_missing=1"), files / "root")
 
 
 def test_a_rival_for_captions_of_the_data_is_held_to_those_that_are_drawn(files):
