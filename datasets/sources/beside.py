@@ -7,7 +7,7 @@ x.json                         captions under `caption`, `text` or `captions`; L
 
 import json
 import posixpath
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +29,37 @@ SCHEMA = pa.schema(
 Refused = tuple[str, str, str]  # what is no caption: the cause, where it stands, a sentence
 About = tuple[dict[str, Any], Loss | None]  # what a .json says, and why it says nothing
 Found = tuple[str, list[str], list[Refused]]  # a picture, its captions in a text or a row, and what of it is none
+
+
+class Said:
+    """What texts and tables say of pictures: `captions`, and what was `refused` of places that have none."""
+
+    def __init__(self, left_out: LeftOut) -> None:
+        self.captions: dict[str, list[str]] = {}
+        self.refused: dict[str, list[Refused]] = {}
+        self._left_out = left_out
+
+    def take(self, found: Iterable[Found]) -> None:
+        """Add what was found. Beside captions of one place, each part of it that is none is a row that is lost."""
+        for name, texts, losses in found:
+            if texts:
+                self.captions.setdefault(name, []).extend(texts)
+                for loss in losses:
+                    self._left_out.add(*loss)
+            else:
+                self.refused.setdefault(name, []).extend(losses)
+
+    def lose(self, name: str, why: Sequence[Refused]) -> None:
+        """Count a picture without a caption once, by what says most of what was refused, or else of `why`."""
+        refused = self.refused.pop(name, []) or list(why)
+        told = min(refused, key=lambda loss: loss[0] == "no_caption")
+        self._left_out.add(*told)
+        self.refused[name] = [loss for loss in refused if loss is not told]
+
+    def pass_over(self) -> None:
+        """Note what was refused of pictures that are counted already, or have other captions."""
+        for _, place, sentence in (loss for losses in self.refused.values() for loss in losses):
+            self._left_out.pass_over("captions", place, sentence)
 
 
 def is_text(name: str) -> bool:
@@ -86,28 +117,15 @@ def placed(parts: Parts, place: str) -> tuple[list[str], list[Refused]]:
     return texts, [(cause, place, sentence) for cause, sentence in losses]
 
 
-def lose(refused: Sequence[Refused], left_out: LeftOut) -> None:
-    """Count a picture without a caption once, by what says most of what was refused; the rest is passed over."""
-    told = min(refused, key=lambda loss: loss[0] == "no_caption")
-    left_out.add(*told)
-    pass_over([loss for loss in refused if loss is not told], left_out)
-
-
-def pass_over(refused: Sequence[Refused], left_out: LeftOut) -> None:
-    """Note what is no caption of a picture that is counted already, or has others."""
-    for _, place, sentence in refused:
-        left_out.pass_over("captions", place, sentence)
-
-
 def texts_of(pictures: Collection[str], texts: Collection[str]) -> dict[str, list[str]]:
     """The texts beside each picture that has any, the one that counts first first; names in Unicode's NFC."""
-    by_stem: dict[str, list[str]] = {}
+    there, by_stem = frozenset(pictures), dict[str, list[str]]()
     for name in sorted(texts, key=_rank):
         by_stem.setdefault(posixpath.splitext(name)[0], []).append(name)
     found = {}
     for name in pictures:
         stem = posixpath.splitext(name)[0]
-        shared = () if stem in pictures else by_stem.get(stem, ())  # a picture called x.jpg.png takes none of x.jpg's
+        shared = () if stem in there else by_stem.get(stem, ())  # a picture called x.jpg.png takes none of x.jpg's
         if own := [*by_stem.get(name, ()), *shared]:
             found[name] = own
     return found

@@ -13,7 +13,7 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import FolderConfig
 from datasets.sources import beside, folder_captions, loopback
-from datasets.sources.beside import Found, Refused, placed
+from datasets.sources.beside import Said, placed
 from datasets.sources.captions import parts_of
 from datasets.sources.files_at import there_are
 from datasets.sources.loopback import Address, Hosts
@@ -196,32 +196,22 @@ def is_picture(name: str) -> bool:
 def _pairs(files: dict[str, Path], config: FolderConfig, left_out: LeftOut) -> Iterator[tuple[str, str]]:
     """Names of pictures with their captions, a pair a caption."""
     found = {name: file for name, file in files.items() if is_picture(name)}
-    captioned, refused = set[str](), dict[str, list[Refused]]()
-
-    def taken(said: Iterable[Found]) -> Iterator[tuple[str, str]]:
-        for name, texts, losses in said:
-            if texts:
-                captioned.add(name)
-                for loss in losses:
-                    left_out.add(*loss)
-            else:
-                refused.setdefault(name, []).extend(losses)
-            yield from ((name, text) for text in texts)
-
-    yield from taken(folder_captions.of_tables(files, found, config, left_out))
-    for name in sorted(captioned):  # a table's rows count, each
-        for loss in refused.pop(name, ()):
+    said = Said(left_out)
+    said.take(folder_captions.of_tables(files, found, config, left_out))
+    for name in sorted(said.captions):  # a table's rows count, each
+        for loss in said.refused.pop(name, ()):
             left_out.add(*loss)
-    yield from taken(folder_captions.of_files(files, found, set(captioned), config, left_out))
-    for name in sorted(found.keys() - captioned):
+    said.take(folder_captions.of_files(files, found, frozenset(said.captions), config, left_out))
+    for name in sorted(found.keys() - said.captions.keys()):
         called = "" if config.uncaptioned == "left_out" else folder_captions.of_name(name, config.uncaptioned)
         texts, losses = placed(parts_of(called), name)  # of a name of bytes that are no text there are none
-        yield from ((name, text) for text in texts)
-        if not texts:
-            why = [*refused.pop(name, ()), *(losses if called else ())]
-            beside.lose(why or [("no_caption", name, "there is no caption beside it, and none in a table")], left_out)
-    for losses in refused.values():
-        beside.pass_over(losses, left_out)
+        if texts:
+            said.captions[name] = texts
+        else:
+            alone = ("no_caption", name, "there is no caption beside it, and none in a table")
+            said.lose(name, losses if called else [alone])
+    said.pass_over()
+    yield from ((name, text) for name, texts in said.captions.items() for text in texts)
 
 
 class _Told:
@@ -230,7 +220,7 @@ class _Told:
     def __init__(self, files: dict[str, Path], encoding: str) -> None:
         self._files, self._encoding = files, encoding
         jsons = list(filter(beside.is_json, files))
-        self._beside = beside.texts_of(list(filter(is_picture, files)) if jsons else (), jsons)
+        self._beside = beside.texts_of(list(filter(is_picture, files)), jsons)
 
     def of(self, picture: str) -> dict[str, Any]:
         """LAION's columns."""

@@ -34,7 +34,7 @@ from datasets.left_out import LeftOut
 from datasets.outcomes import Lost
 from datasets.source_settings import WebdatasetConfig
 from datasets.sources import beside, loopback
-from datasets.sources.beside import Refused
+from datasets.sources.beside import Said
 from datasets.sources.captions import Loss, Parts, parts_of
 from datasets.sources.files_at import files_at
 from datasets.sources.loopback import Hosts
@@ -231,29 +231,20 @@ def _rows(tar: str, held: _Held, seen: set[bytes], left_out: LeftOut) -> list[di
             return [], [content]
         return beside.captions(beside.about(content)) if beside.is_json(name) else parts_of(content)
 
-    captions, refused = dict[str, list[str]](), dict[str, list[Refused]]()
-    said = beside.found(held.pictures, held.texts, (), read, left_out, lambda name: f"{tar}/{name}")
-    for name, texts, losses in said:
-        if texts:
-            captions[name] = texts
-            for loss in losses:
-                left_out.add(*loss)
-        else:
-            refused.setdefault(name, []).extend(losses)
-    rows = []
+    said, rows = Said(left_out), []
+    said.take(beside.found(held.pictures, held.texts, (), read, left_out, lambda name: f"{tar}/{name}"))
     jsons = beside.texts_of(held.pictures, list(filter(beside.is_json, held.texts)))
     for name, picture in held.pictures.items():
-        place, why = f"{tar}/{name}", refused.get(name, [])
-        if name not in captions and not isinstance(picture, tuple):
-            beside.lose(why or [("no_caption", place, "there is no caption beside it")], left_out)
-            continue
-        beside.pass_over(why, left_out)
+        place = f"{tar}/{name}"
         if isinstance(picture, tuple):
             left_out.add(picture[0], place, picture[1])
             continue
+        if name not in said.captions:
+            said.lose(name, [("no_caption", place, "there is no caption beside it")])
+            continue
         about = next((held.texts[each] for each in jsons.get(name, ())), b"")
         columns = beside.columns(beside.about(about)[0] if isinstance(about, bytes) else {})
-        for caption in captions[name]:
+        for caption in said.captions[name]:
             row = hashlib.blake2b(picture.digest + caption.encode(), digest_size=16).digest()
             if row in seen:
                 left_out.add("duplicate", place, "another picture of the same bytes has the same caption")
@@ -261,4 +252,5 @@ def _rows(tar: str, held: _Held, seen: set[bytes], left_out: LeftOut) -> list[di
             seen.add(row)
             size = {"WIDTH": picture.size[0], "HEIGHT": picture.size[1]}
             rows.append({**columns, **size, "URL": picture.url, "TEXT": caption.encode()})
+    said.pass_over()
     return rows
