@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.datasets.fetching.guarded import resolve, watching
+from tests.datasets.fetching.servers import serving
 
 
 @pytest.fixture
@@ -30,3 +31,10 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr("datasets.fetching.web.socket.getaddrinfo", resolve)
     monkeypatch.setattr("datasets.fetching.web.socket.socket", Refusing)
     return places
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """One of `servers`."""
+    with serving() as running:
+        yield running

@@ -19,7 +19,7 @@ from datasets.fetching.download import download_shard
 from datasets.fetching.pace import CLOSED, LIFT_LONGER, Heard, HostSlots
 from datasets.planning import plan
 from datasets.sources.loopback import Address
-from tests.datasets.fetching.test_download import PICTURE
+from tests.datasets.fetching.servers import PICTURE
 
 HOST = "pictures.invalid"
 Limit = Callable[[float, int], bool]  # moment, connections now -> whether the server has enough
