@@ -33,7 +33,7 @@ from stages.scoring.clip import Clip
 from stages.scoring.scorers import PromptScorer
 from tests.bench.figures import Line, at_most
 from tests.bench.plan_memory import peak_mib
-from tests.pipeline.models.test_encoders import Root, picture
+from tests.pipeline.in_process import Root, picture
 from tests.pipeline.steps.test_sample import ready
 
 SETS = ("samples", "samples_many", "scores")  # what is made, in this order

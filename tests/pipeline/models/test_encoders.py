@@ -1,54 +1,43 @@
 """Online equals cached: what a training encodes itself differs from what a step stored by the storage's rounding.
 
-And what a training refuses, and catches up on, before its workers start.
+And what a training refuses before its workers start.
 """
 
-import io
-import json
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from datasets.files import storage
 from datasets.files.fence import unfenced
 from datasets.formats import shards
 from datasets.formats.rounding import Int8, Rounding, rounded
-from datasets.formats.shards import Clock, ImageRow
 from pipeline.cluster import board
 from pipeline.cluster.mapping import ShardActor
 from pipeline.cluster.ranks import trainings
 from pipeline.cluster.ranks.checkpoints import Checkpoints
-from pipeline.cluster.ranks.job import Job
-from pipeline.cluster.ranks.rank import Rank
-from pipeline.cluster.ranks.training_files import checkpoints_of, log_of, result
-from pipeline.cluster.room import Room
+from pipeline.cluster.ranks.training_files import checkpoints_of
 from pipeline.errors import ClaimLost, UsageError
 from pipeline.models import loading
 from pipeline.models.encoders import Encoder
-from pipeline.plan.dag import fingerprints, order
-from pipeline.plan.table import table
 from pipeline.settings import compose
 from pipeline.steps import encode, train
-from pipeline.steps.build import Build, Facts
 from pipeline.store import deleting
-from pipeline.store.artifacts import Artifact, Store
-from stages.models.compressor import Compressor
-from stages.models.stage_a import StageA
-from stages.state_dicts import Serialized
+from pipeline.store.artifacts import Artifact
+from tests.pipeline.in_process import (
+    ROWS,
+    WORDS,
+    Board,
+    Root,
+    download,
+    weigh,
+)
 
-CAPTIONS = ("red heart", "", "a very long caption of " + 20 * "many words ", "Fuß über Zürich")
-ROWS = (5, 3, 0, 4)  # of each shard
 ARTIFACTS = {"text": "text_tiny", "latents_a": "latents_a", "latents_c": "latents_c"}
 TRAININGS = {  # fields of the batches, and the tower
     "stage_b": (("image", "text", "latents_a"), "tiny"),
@@ -57,151 +46,9 @@ TRAININGS = {  # fields of the batches, and the tower
     "baseline": (("text", "latents_a"), "tiny"),
 }
 CPU = torch.device("cpu")
-ALONE: Any = SimpleNamespace(fence=unfenced, raise_if_lost=lambda: None)  # the claim where nobody else builds
-WORDS = ("scale=micro", "data.image.size=256", "targets=[stage_c,previewer,baseline]")
 ONLINE = tuple(f"encode.{field}.mode=online" for field in ARTIFACTS)
 INT8 = tuple(f"encode.{field}.dtype=int8" for field in ARTIFACTS)
 BF16 = ("encode.text.precision=bf16", "encode.latents_a.precision=bf16")
-
-
-class Board:
-    """What an actor sees of the driver."""
-
-    def stopping(self) -> bool:
-        return False
-
-    def post(self, message: dict[str, Any]) -> None:
-        pass
-
-
-class Here:
-    """A cluster that is this process."""
-
-    room = Room(compose.load("stage_c", ["scale=micro"]).cluster, lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
-    board = Board()
-
-    def call(self, function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
-        return function(*arguments)
-
-    def map_shards(
-        self, worker: type, arguments: tuple[Any, ...], items: list[Any], work: Any, tick: Any, at_once: int
-    ) -> None:
-        actor = worker(*arguments)
-        if at_once > 1:
-            with ThreadPoolExecutor(at_once) as pool:
-                list(pool.map(actor, items))
-        else:
-            for item in items:  # which ends with the first that fails
-                actor(item)
-
-
-class Report:
-    """What the user is told."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.logged: list[tuple[int, dict[str, float]]] = []
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        self.logged.append((step, values))
-
-    def advance(self, count: int, total: int, unit: str) -> None:
-        pass
-
-    def image(self, name: str, png: bytes, step: int) -> None:
-        pass
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-class Root:
-    """A root with one config's artifacts, built in this process."""
-
-    def __init__(self, path: Path, *words: str):
-        self.config, self.store = compose.load("stage_c", [*WORDS, *words]), Store(str(path))
-        self.steps = order(table(self.config), self.config.targets)
-        self.prints = fingerprints(self.steps, self.config.lookup)
-        self.report = Report()
-
-    def build(self, output: str) -> Build:
-        step = next(step for step in self.steps if step.output == output)
-        return Build(
-            config=self.config,
-            step=step,
-            path=self.store.path(output, self.prints[output].digest),
-            claim=ALONE,
-            inputs={name: self.artifact(name) for name in step.inputs},
-            cluster=Here(),
-            lease=lambda *_, **__: nullcontext(),
-            report=self.report,
-            stopped=lambda: None,
-            forgotten=frozenset(),
-        )
-
-    def commit(self, build: Build, facts: Facts) -> Artifact:
-        name = build.step.output
-        return self.store.commit(name, self.prints[name], vars(facts) | {"created": "now"})
-
-    def artifact(self, name: str) -> Artifact:
-        found = self.store.find(name, self.prints[name].digest)
-        return found or Artifact(name, "", {})
-
-
-def picture(number: int) -> bytes:
-    noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize((256, 256), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def tars() -> dict[int, tuple[bytes, int]]:
-    """Shards of pictures by number, and the rows of each."""
-    numbers = iter(range(sum(ROWS)))
-    return {
-        shard: (
-            shards.write_images(
-                ImageRow(row, f"{number:032x}", "u", CAPTIONS[number % len(CAPTIONS)], "png", picture(number))
-                for row, number in zip(range(count), numbers, strict=False)
-            ),
-            count,
-        )
-        for shard, count in enumerate(ROWS)
-    }
-
-
-def trained(make: Callable[[], torch.nn.Module], seed: int) -> Serialized:
-    """Weights of a model whose every parameter matters."""
-    torch.manual_seed(seed)
-    module = make()
-    for name, parameter in module.named_parameters():
-        if name.endswith(("gammas", "bias")) or not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return loading.weights(module)
-
-
-def weigh(root: Root, output: str, seed: int = 0) -> Artifact:
-    """Stage A, or Stage B's compressor, of random weights."""
-    make, name = {
-        "stage_a": (partial(StageA, root.config.stage_a.model), loading.STAGE_A),
-        "stage_b": (partial(Compressor, root.config.compressor.model), loading.COMPRESSOR),
-    }[output]
-    build = root.build(output)
-    files = {name: storage.publish(trained(make, seed), storage.join(build.path, name))}
-    return root.commit(build, Facts(files, rows=0, call="", workers=[]))
-
-
-def download(root: Root, tars: dict[int, tuple[bytes, int]]) -> None:
-    build = root.build("images")
-    made = []
-    for shard, (tar, count) in tars.items():
-        name = shards.image_name(shard)
-        files = {name: storage.publish(tar, storage.join(build.path, name))}
-        made.append(
-            shards.publish_receipt(build.path, shard, rows_in=count, rows_out=count, files=files, clock=Clock())
-        )
-    root.commit(build, Facts({}, rows=sum(ROWS), call="", workers=[], shards={"": made}))
 
 
 @pytest.fixture(scope="module")
@@ -394,40 +241,6 @@ def test_the_previewer_needs_no_stored_size_where_it_encodes_itself():
     assert compose.load("previewer", [*words, "encode.latents_c.mode=online"])
 
 
-def test_a_batch_larger_than_the_data_is_refused_before_any_worker_starts(prepared, monkeypatch):
-    root = prepared()
-    monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.phases.0.batch_size=64"]))
-    with pytest.raises(UsageError, match=r"train_c: a batch of 64 is larger than the data, which has 12 rows"):
-        train.train_c(root.build("stage_c"))
-
-
-def test_a_checkpoint_of_another_training_is_refused_before_any_worker_starts(prepared):
-    build = prepared().build("stage_c")
-    (training,) = build.config.trainings_of("train_c").values()
-    states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
-    states.save(1, b"a state", training.recipe(build.config.seed))
-    train._check_checkpoints(build)
-    states.save(2, b"a state", training.recipe(build.config.seed) | {"learning_rate": 7.0})
-    with pytest.raises(UsageError, match=rf"train_c: .* with learning_rate = 7.0, this .*; remove {states.folder} to"):
-        train.train_c(build)
-
-
-@pytest.mark.parametrize("settled", ["bf16", "fp32"])
-def test_a_checkpoint_of_what_auto_came_to_is_of_the_same_training(prepared, monkeypatch, settled):
-    root = prepared()
-    monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.precision=auto"]))
-    build = root.build("stage_c")
-    (training,) = build.config.trainings_of("train_c").values()
-    recipe = training.recipe(build.config.seed) | {"precision": settled}
-    states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
-    shutil.rmtree(states.folder, ignore_errors=True)  # of the test before, in the same root
-    states.save(1, b"a state", recipe)
-    train._check_checkpoints(build)
-    states.save(2, b"a state", recipe | {"learning_rate": 7.0})
-    with pytest.raises(UsageError, match=r"learning_rate = 7.0"):
-        train._check_checkpoints(build)
-
-
 def test_trainings_read_through_the_cluster_s_cache(prepared, monkeypatch, tmp_path):
     root = prepared()
     words = [*WORDS, f"cluster.cache.folder={tmp_path}/kept", "cluster.cache.gib=0.5"]
@@ -439,55 +252,6 @@ def test_trainings_read_through_the_cluster_s_cache(prepared, monkeypatch, tmp_p
     kept = [path for path in (tmp_path / "kept").glob("*/*") if path.is_file()]
     assert kept
     assert reading.cache.gib == 0.5
-
-
-def test_what_was_logged_after_the_driver_was_killed_is_caught_up_on_once(tmp_path):
-    root = Root(tmp_path, "stage_c.train.log_every=1")
-    build = root.build("stage_c")
-    build.interruptions.reached["stage_c"] = 9
-    for saved in (8, 10, 12):
-        log = {step: {"stage_c/loss": step / 10} for step in (saved - 1, saved)}
-        storage.publish(json.dumps(log).encode(), storage.join(log_of(build.building, "stage_c"), f"{saved}.json"))
-    train._catch_up(build)
-    train._catch_up(build)
-    assert root.report.logged == [(step, {"stage_c/loss": step / 10}) for step in (10, 11, 12)]
-    assert build.interruptions.resumed("stage_c", 12) == 0
-
-
-def test_a_training_counts_as_finished_while_the_files_are_there_that_it_says_it_has_published(tmp_path):
-    """A deletion may have been killed after some of them: it goes on from its last checkpoint."""
-    root = Root(tmp_path)
-    build = root.build("stage_c")
-    assert train._published(build) is None
-    files = {"stage_c.safetensors": vars(storage.publish(b"weights", f"{build.path}/stage_c.safetensors"))}
-    told = {"files": files, "rows": 1, "pids": [1], "metrics": {}}
-    storage.publish(json.dumps(told).encode(), f"{build.path}/building/result.json")
-    assert train._published(build) == told == result(build.path)
-    assert root.report.warnings == []
-    storage.publish(b"cut", f"{build.path}/stage_c.safetensors")
-    assert train._published(build) is None
-    assert result(build.path) is None
-    (warning,) = root.report.warnings
-    assert "1 of 1 files in" in warning
-    assert "are missing or cut short: stage_c.safetensors; it goes on from its last checkpoint" in warning
-
-
-def test_a_rank_whose_run_has_lost_its_claim_publishes_nothing(tmp_path):
-    def closed() -> None:
-        raise ClaimLost("gone")
-
-    one = object.__new__(Rank)
-    one.job = Job(str(tmp_path), "", closed, "", seed=0, stall_s=60.0, flops={}, bytes={})
-    one.rank, one.files, one.metrics, one.pids = 0, {}, {}, [1]
-    with pytest.raises(ClaimLost):
-        one.publish("stage_c.safetensors", lambda: b"weights")
-    with pytest.raises(ClaimLost):
-        one.finish(rows=1)
-    assert storage.listing(str(tmp_path)) == []
-    one.job = replace(one.job, fence=unfenced)
-    one.publish("stage_c.safetensors", lambda: b"weights")
-    one.finish(rows=1)
-    assert storage.listing(str(tmp_path)) == ["building/result.json", "stage_c.safetensors"]
 
 
 def test_a_shard_whose_run_has_lost_its_claim_gets_no_receipt(prepared):
@@ -544,3 +308,37 @@ def test_where_shards_are_made_anew_of_other_captions_the_tower_stays_that_of_th
     deleting.reopen(after, [deleting.Shard("", 0)], lambda: None)
     storage.publish(b"damaged", storage.join(after.path, loading.TOWER))
     assert encoded(root).read(loading.TOWER) == afresh.read(loading.TOWER)  # all that can be done
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_any_worker_starts(prepared, monkeypatch):
+    root = prepared()
+    monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.phases.0.batch_size=64"]))
+    with pytest.raises(UsageError, match=r"train_c: a batch of 64 is larger than the data, which has 12 rows"):
+        train.train_c(root.build("stage_c"))
+
+
+def test_a_checkpoint_of_another_training_is_refused_before_any_worker_starts(prepared):
+    build = prepared().build("stage_c")
+    (training,) = build.config.trainings_of("train_c").values()
+    states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
+    states.save(1, b"a state", training.recipe(build.config.seed))
+    train._check_checkpoints(build)
+    states.save(2, b"a state", training.recipe(build.config.seed) | {"learning_rate": 7.0})
+    with pytest.raises(UsageError, match=rf"train_c: .* with learning_rate = 7.0, this .*; remove {states.folder} to"):
+        train.train_c(build)
+
+
+@pytest.mark.parametrize("settled", ["bf16", "fp32"])
+def test_a_checkpoint_of_what_auto_came_to_is_of_the_same_training(prepared, monkeypatch, settled):
+    root = prepared()
+    monkeypatch.setattr(root, "config", compose.load("stage_c", [*WORDS, "stage_c.train.precision=auto"]))
+    build = root.build("stage_c")
+    (training,) = build.config.trainings_of("train_c").values()
+    recipe = training.recipe(build.config.seed) | {"precision": settled}
+    states = Checkpoints(checkpoints_of(build.building, "stage_c"), warn=print)
+    shutil.rmtree(states.folder, ignore_errors=True)  # of the test before, in the same root
+    states.save(1, b"a state", recipe)
+    train._check_checkpoints(build)
+    states.save(2, b"a state", recipe | {"learning_rate": 7.0})
+    with pytest.raises(UsageError, match=r"learning_rate = 7.0"):
+        train._check_checkpoints(build)

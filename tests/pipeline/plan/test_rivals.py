@@ -18,7 +18,7 @@ from pipeline.settings.config import Config
 from pipeline.settings.selection import Selection
 from pipeline.steps.build import Facts
 from pipeline.store.artifacts import Look
-from tests.pipeline.models.test_encoders import Root
+from tests.pipeline.in_process import Root
 
 TEXTS = [f"prompt {number}" for number in range(10)]
 

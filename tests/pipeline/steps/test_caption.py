@@ -37,8 +37,8 @@ from pipeline.store.artifacts import Artifact, Look, Store
 from pipeline.verbs.data.forgetting import forget
 from pipeline.verbs.data.trace import trace
 from stages.models.text import Tokenizer
+from tests.pipeline.in_process import Report, Root
 from tests.pipeline.models.foreign import test_captioners
-from tests.pipeline.models.test_encoders import Report, Root
 
 PICTURES, EACH = 6, 5
 WORDS = ("data=folder", "scale=micro", "targets=[stage_c]")

@@ -25,7 +25,7 @@ from pipeline.store.artifacts import Artifact
 from stages.sampling.grid import png
 from stages.scoring.metrics import psnr, ssim
 from stages.scoring.scorers import likenesses
-from tests.pipeline.models.test_encoders import Root
+from tests.pipeline.in_process import Root
 
 N, WON = 100, 70
 SIDE = 64

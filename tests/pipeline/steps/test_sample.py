@@ -29,7 +29,7 @@ from stages.models.previewer import Previewer
 from stages.models.stage_a import StageA
 from stages.models.stage_b import StageB
 from stages.models.stage_c import StageC
-from tests.pipeline.models.test_encoders import ROWS, Root, download, tars, trained  # noqa: F401
+from tests.pipeline.in_process import ROWS, Root, download, trained
 
 FOLDERS = ("original", "stage_a", "stage_b", "generated")
 HELD = tuple(f"{number:032x}" for number in (1, 6))  # keys of pictures, of shards 0 and 1
@@ -76,7 +76,7 @@ def ready(root: Root, stored: Any) -> None:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, tars: Any) -> Any:  # noqa: F811
+def prepared(tmp_path: Path, tars: Any) -> Any:
     """A root with pictures, text tower and models, two pictures held out, and a prompt set of five."""
     (tmp_path / "mine.tsv").write_text("Prompt\tCategory\n" + "".join(f"prompt {n}\tAnimals\n" for n in range(5)))
     words = ("targets=[scores]", "data.held_out_captions=[x]", f"eval.prompts.mine={tmp_path / 'mine.tsv'}")

@@ -40,7 +40,7 @@ from pipeline.verbs.data.forgetting import forget
 from stages.sampling.grid import png
 from stages.scoring.aesthetic import AestheticScorer
 from stages.weight_files import BadWeights
-from tests.pipeline.models.test_encoders import ALONE, Here, Report
+from tests.pipeline.in_process import ALONE, Here, Report
 
 TINY = {
     "embed_dim": 24,

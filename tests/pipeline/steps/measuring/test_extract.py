@@ -25,7 +25,7 @@ from stages.scoring.distribution import kernel_distance
 from stages.scoring.inception import Inception, load
 from stages.settings.scoring import Alteration
 from stages.weight_files import BadWeights
-from tests.pipeline.models.test_encoders import Root
+from tests.pipeline.in_process import Root
 from tests.pipeline.steps.test_evaluate import captions, flat, noise, prepared, put, scored
 from tests.stages.scoring.test_inception import weights  # noqa: F401
 

@@ -7,7 +7,6 @@ import pytest
 from pipeline.models import drawing_speed, loading
 from pipeline.models.drawing_speed import Timing
 from pipeline.steps.measuring import speed
-from tests.pipeline.models.test_encoders import tars  # noqa: F401
 from tests.pipeline.steps.test_sample import alone, prepared  # noqa: F401
 
 WORDS = ("eval=speed", "eval.speed.batches=[1,2]", "eval.speed.repeats=1")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from datasets.reading import prompts
-from tests.pipeline.models.test_encoders import WORDS, Root
+from tests.pipeline.in_process import WORDS, Root
 from tests.pipeline.steps.test_evaluate import flat, put
 
 PROMPTS = 24

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.__main__ import main
 from pipeline.verbs.study import page
-from tests.pipeline.models.test_encoders import WORDS, Root
+from tests.pipeline.in_process import WORDS, Root
 from tests.pipeline.steps.test_evaluate import SIDE, captions, flat, prepared, put
 
 
