@@ -107,3 +107,21 @@ def pictures(count: int, side: int = 128) -> torch.Tensor:
 def small(**changes: Any) -> SamplingConfig:
     """The settings at 128 x 128 px, and with other changes."""
     return SamplingConfig.model_validate(SETTINGS.model_dump() | {"width": 128, "height": 128} | changes)
+
+
+def draw_one(
+    models: sample.Models,
+    seed: int = 0,
+    *,
+    image: torch.Tensor | None = None,
+    strength: float | None = None,
+    preview: bool = False,
+    device: torch.device | None = None,
+    **changes: Any,
+) -> torch.Tensor:
+    """One picture of a red heart, int32 (1, 3, H, W)."""
+    drawn = sample.generate(
+        models, ["red heart"], [seed], small(negative="blurry", **changes),
+        image=image, strength=strength, preview=preview, device=device,
+    )  # fmt: skip
+    return drawn.int()
