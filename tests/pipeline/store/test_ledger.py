@@ -30,7 +30,7 @@ KEY = ("train_c", "abc123")
 
 
 def _lines(root: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in (root / "ledger").iterdir() for line in file.read_text().splitlines()]
+    return [json.loads(line) for file in (root / "ledger").glob("*.jsonl") for line in file.read_text().splitlines()]
 
 
 def test_a_lease_is_charged_from_open_to_close(tmp_path: Path) -> None:
