@@ -131,10 +131,18 @@ def texts_of(pictures: Collection[str], texts: Collection[str]) -> dict[str, lis
     return found
 
 
-def about(content: bytes | str) -> About:
-    """The object in a .json, its names in lower case; where it is none, an empty one, and why."""
+def about(content: bytes, read: Callable[[bytes], str] = bytes.decode) -> About:
+    """The object in a .json, its names in lower case; where it is none, an empty one, and why.
+
+    JSON is in UTF-8, 16 or 32, and tells which; `read` makes letters of other bytes.
+    """
     try:
-        found = json.loads(content)
+        try:
+            found = json.loads(content)
+        except UnicodeDecodeError:
+            found = json.loads(read(content))
+    except UnicodeError as error:
+        return {}, ("encoding", f"it is no text ({error})")
     except (ValueError, RecursionError) as error:
         return {}, ("no_text", f"it is no JSON object ({error})")
     if not isinstance(found, dict):

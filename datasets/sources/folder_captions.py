@@ -92,10 +92,7 @@ def about(file: Path, encoding: str) -> beside.About:
     size = file.stat().st_size
     if size > TEXT_BYTES:
         return {}, ("too_big", f"it has {size:,} bytes, more than {TEXT_BYTES:,}")
-    try:
-        return beside.about(_letters(file.read_bytes(), encoding))
-    except UnicodeError as error:
-        return {}, ("encoding", str(error))
+    return beside.about(file.read_bytes(), lambda content: _letters(content, encoding))
 
 
 def _text(file: Path, config: FolderConfig) -> Parts:

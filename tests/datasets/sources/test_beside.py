@@ -16,13 +16,21 @@ from datasets.sources.table import known_as
 
 STEMS = ["a", "b.1", "sub/c", "sub/.hidden/d", ".e", "Mu\u0308ller", "f.jpg", "g.png"]
 TEXTS = [b"a cat", b"a dog", b"\xef\xbb\xbfa fox", b" ", b"", b"\xff\xfe"]
+ABOUT = {"url": "http://a.example/1.jpg", "license": "cc0", "AESTHETIC_SCORE": 5.5}
 JSONS = [
-    {"caption": "a fish"},
-    {"caption": " ", "text": ["a bird", "two birds", 3]},
-    {"captions": 3},
-    {"url": "http://a.example/1.jpg", "license": "cc0", "AESTHETIC_SCORE": 5.5},
-    ["no object"],
-    {"caption": "long " * 60_000},
+    *(
+        json.dumps(said).encode()
+        for said in (
+            {"caption": "a fish"},
+            {"caption": " ", "text": ["a bird", "two birds", 3]},
+            {"captions": 3},
+            ABOUT,
+            ["no object"],
+            {"caption": "long " * 60_000},
+        )
+    ),
+    *('{"caption": "ein B\u00e4r"}'.encode(encoding) for encoding in ("utf-8-sig", "utf-16", "cp1252")),
+    b'{"caption": "cut',
 ]
 
 
@@ -42,8 +50,7 @@ def some_files(chance: random.Random) -> dict[str, bytes]:
                 files[f"{stem}{suffix}.txt"] = chance.choice(TEXTS)
         kinds = [".txt", ".cap", ".caption", ".text", ".json", ".TXT", ".md"]
         for suffix in chance.sample(kinds, chance.randrange(3)):
-            said = json.dumps(chance.choice(JSONS)).encode() if suffix == ".json" else chance.choice(TEXTS)
-            files[stem + suffix] = said
+            files[stem + suffix] = chance.choice(JSONS if suffix == ".json" else TEXTS)
     return files
 
 
@@ -86,10 +93,20 @@ def test_a_text_called_as_the_picture_is_its_own_and_others_are_of_all_of_that_n
 def test_a_json_beside_a_picture_tells_its_origin_and_licence(tmp_path):
     (tmp_path / "x.png").write_bytes(picture(1))
     (tmp_path / "x.txt").write_text("a cat")
-    (tmp_path / "x.json").write_text(json.dumps(JSONS[3]))
+    (tmp_path / "x.json").write_text(json.dumps(ABOUT))
     (tmp_path / "info.json").write_text("{}")
     rows, left_out = read(folder, FolderConfig(path=str(tmp_path)))
     assert [(row["TEXT"], row["ORIGINAL_URL"], row["LICENSE"], row["AESTHETIC_SCORE"]) for row in rows] == [
         (b"a cat", b"http://a.example/1.jpg", b"cc0", 5.5)
     ]
     assert not left_out
+
+
+def test_json_tells_its_encoding_and_others_are_declared(tmp_path):
+    for number, said in enumerate(JSONS[-4:-1]):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+        (tmp_path / f"{number}.json").write_bytes(said)
+    rows, left_out = read(folder, FolderConfig(path=str(tmp_path)))
+    assert ([row["URL"] for row in rows], left_out) == (["0.png", "1.png"], {"encoding": 1})
+    rows, left_out = read(folder, FolderConfig(path=str(tmp_path), encoding="cp1252"))
+    assert ([row["TEXT"].decode() for row in rows], left_out) == (3 * ["ein B\u00e4r"], {})
