@@ -49,7 +49,7 @@ class Findings:
             "missing": self.missing,
             "there more than once": self.repeated,
             "undecodable": self.undecodable,
-            "of another size": self.of_other_size,
+            f"of another size, or of less than {SMALLEST} px": self.of_other_size,
         }
         return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names)
 

@@ -102,7 +102,7 @@ def test_whatever_is_wrong_is_counted_and_named(tmp_path):
     assert found.lacking == 4
     assert found.told() == (
         f"1 missing ('prompt 0'); 1 there more than once ('{wanted[1][0]}.jpg'); 1 undecodable ('{wanted[2][0]}.png'); "
-        f"1 of another size ('{wanted[3][0]}.png')"
+        f"1 of another size, or of less than 32 px ('{wanted[3][0]}.png')"
     )
 
 
