@@ -213,7 +213,7 @@ def test_a_rival_that_lacks_pictures_is_refused_or_compared_on_the_others(bright
     Image.new("RGB", (1, 1)).save(third)
     refused = prepared(tmp_path / "refused", *words(files))
     with pytest.raises(
-        DataError, match=r"1 missing .* 1 undecodable .* 1 of another size .*eval\.allow_missing=0\.03$"
+        DataError, match=r"1 missing .* 1 undecodable .* 1 of another size, .*eval\.allow_missing=0\.03$"
     ):
         evaluate.evaluate(refused.build("scores"))
     scores = scored(prepared(tmp_path / "allowed", *words(files), "eval.allow_missing=0.03"))
