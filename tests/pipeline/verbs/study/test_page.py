@@ -36,7 +36,7 @@ def test_the_tally_is_what_was_voted(built, tmp_path, capsys):
         for number in range(VOTES + 1):
             if number == 11:
                 page.reload()
-                assert page.value("document.getElementById('said').textContent") == "Pair 12 of 21"
+                said(page, "Pair 12 of 21")
             voted(page, WAYS[number % len(WAYS)], wanted, key)
         assert page.value("document.getElementById('vote').hidden")
         page.press("Backspace")  # the last one once more, otherwise
@@ -54,6 +54,28 @@ def test_the_tally_is_what_was_voted(built, tmp_path, capsys):
     assert f"study {key['study']}: 20 answers by 1 rater\n" in capsys.readouterr().out
 
 
+@needs_chromium
+def test_what_another_tab_has_kept_is_gone_on_from_and_not_written_over(built, tmp_path):
+    file, _, key = built
+    kept = f"localStorage.getItem('study-{key['study']}')"
+    with chromium.page(tmp_path) as page:
+        page.open(file.as_uri())
+        assert page.value(kept) is None
+        page.press("ArrowLeft")
+        page.press("ArrowDown")
+        two = page.value(kept)
+        page.press("Backspace")
+        page.press("Backspace")
+        assert page.value("document.getElementById('said').textContent") == "Pair 1 of 21"
+        page.value(f"localStorage.setItem('study-{key['study']}', {json.dumps(two)})")  # of which only others hear
+        page.value(f"dispatchEvent(new StorageEvent('storage', {{key: 'study-{key['study']}'}}))")
+        assert page.value("document.getElementById('said').textContent") == "Pair 3 of 21"
+        page.press("ArrowRight")
+        (rater,) = json.loads(page.value(kept))
+        assert [one["chosen"] == "neither" for one in rater["answers"]] == [False, True, False]
+        assert page.complaints == []
+
+
 def voted(page: chromium.Page, way: str, wanted: dict[str, str], key: dict) -> None:
     """Vote; note which picture, of those that the eye sees, that is."""
     seen = page.value("[...document.querySelectorAll('.side img')].map(image => image.src)")
@@ -65,6 +87,15 @@ def voted(page: chromium.Page, way: str, wanted: dict[str, str], key: dict) -> N
         way, place = "ArrowDown", None
     wanted[pair["id"]] = "neither" if place is None else "a" if pair["a"] == seen[place] else "b"
     page.press(way) if way[0].isupper() else page.touch(way)
+
+
+def said(page: chromium.Page, wanted: str) -> None:
+    """Wait until the page says so: what was kept comes late to a page that is loaded anew on a busy machine."""
+    for _ in range(500):
+        if page.value("document.getElementById('said').textContent") == wanted:
+            return
+        page.value("new Promise(done => setTimeout(done, 20))")
+    pytest.fail(f"the page does not say {wanted}")
 
 
 def downloaded(page: chromium.Page, folder: Path) -> Path:
